@@ -1,0 +1,41 @@
+"""Starting or joining Ray with the settings that this pipeline needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+import ray.data
+
+# Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
+# a pipeline of several operators waits for ever.
+MIN_LOGICAL_CPUS = 4
+
+
+def connect() -> None:
+    """Join the cluster that `RAY_ADDRESS` names (set inside `ray job submit`), else start Ray on this machine.
+
+    Workers' output stays in Ray's own logs: stages say what users need to know.
+    """
+    if ray.is_initialized():
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    else:
+        num_cpus = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+    _quieten_ray_data()
+
+
+def _quieten_ray_data() -> None:
+    """Our stages show their own progress; Ray Data's bars would write over it."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def threads_per_worker(num_workers: int) -> int:
+    """Threads for one of `num_workers` training processes on a node (Ray sets OMP_NUM_THREADS=1 in its workers)."""
+    return max(1, (os.cpu_count() or 1) // num_workers)

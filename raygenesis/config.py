@@ -1,0 +1,340 @@
+"""The one tree of validated settings: YAML presets plus dotted overrides.
+
+Defaults are the paper's 3D numbers (Haghighi et al. 2020, section 3); presets under `jobs/presets/`
+say only what they change.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raygenesis.errors import SettingsError
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Shape = Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
+ExtentMm = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=3)]
+
+# The encoders halve each side three times (three max-poolings; METHOD: sizes divide by 8).
+NETWORK_DIVISOR = 8
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArchiveSettings(Section):
+    """Scans in, OME-Zarr out."""
+
+    subject_pattern: str | None = Field(
+        None,
+        description="Regular expression with one group, searched in a scan's path below the scans "
+        "folder; the group is the subject. Without it: BIDS `sub-…`, else one subject a file.",
+    )
+    coarse_size: Count = Field(64, description="The pyramid ends where no side is longer than this.")
+    chunk: Count = Field(64, description="Side of a Zarr chunk in voxels.")
+    shard: Count = Field(256, description="Side of a Zarr shard in voxels; a multiple of the chunk.")
+
+    @model_validator(mode="after")
+    def _shards_hold_whole_chunks(self) -> ArchiveSettings:
+        if self.shard % self.chunk:
+            raise ValueError(f"archive.shard={self.shard} must be a multiple of archive.chunk={self.chunk}")
+        return self
+
+
+class IntensitySettings(Section):
+    """How stored values become [0, 1] when they are read."""
+
+    window: tuple[float, float] | None = Field(
+        None,
+        description="Values (after rescale slope and intercept, so HU for CT) mapped to 0 and 1. "
+        "Without it: each volume's own 0.5 and 99.5 percentiles, as for MR.",
+    )
+
+    @model_validator(mode="after")
+    def _window_rises(self) -> IntensitySettings:
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"intensity.window={list(self.window)} must be [low, high] with low < high")
+        return self
+
+
+class AutoencoderSettings(Section):
+    """The auto-encoder whose latent vector says which patients are alike (paper section 2.1)."""
+
+    input_shape: Shape = Field((64, 64, 64), description="Voxels z y x (2D: y x) a whole scan is resampled to.")
+    base_width: Count = Field(16, description="Channels of the first level; each further level doubles them.")
+    latent_size: Count = Field(512, description="Length of the embedding.")
+    num_epochs: Count = 100
+    batch_size: Count = 8
+    learning_rate: Positive = 1e-3
+    patience: Count = Field(10, description="Epochs without a better validation error before stopping.")
+    max_volumes: Count = Field(10_000, description="Train on at most this many scans (a seeded sample).")
+
+
+class EmbeddingSettings(Section):
+    """Embedding the whole archive through an actor pool."""
+
+    num_actors: Count = Field(2, description="Actors in the pool.")
+    volumes_per_part: Count = Field(128, description="Scans in one Parquet part: the unit of resuming.")
+
+
+class IndexSettings(Section):
+    """Nearest neighbours among embeddings (L2)."""
+
+    method: Literal["auto", "exact", "hnsw"] = Field(
+        "auto", description="auto: exact up to `exact_limit` scans, HNSW beyond; both are built and compared."
+    )
+    exact_limit: Count = 100_000
+    volumes_per_shard: Count = Field(100_000, description="Scans in one HNSW graph.")
+    m: Annotated[int, Field(ge=2)] = 16
+    ef_construction: Count = 200
+    ef: Count = Field(200, description="Search width; at least the number of neighbours asked for.")
+
+
+class Scale(Section):
+    """One size of crop: physical extent and how much each crop departs from it at random."""
+
+    extent_mm: ExtentMm = Field(description="Extent z y x (2D: y x) in mm.")
+    extent_jitter: Fraction = Field(0.0, description="Extents vary by ± this share in-plane (not along z).")
+    shift_mm: NonNegative = Field(0.0, description="Positions vary by ± this in-plane (not along z).")
+
+
+class DiscoverySettings(Section):
+    """Self-discovery of anatomical patterns (paper section 2.1, appendix A)."""
+
+    num_references: Count = Field(1, description="R: reference patients. Labels = R × C.")
+    num_coordinates: Count = Field(44, description="C: coordinates per reference.")
+    num_neighbours: Count = Field(200, description="K: most similar patients, the reference among them.")
+    num_validation_neighbours: Count = Field(30, description="Most similar held-out patients per reference.")
+    cube_shape: Shape = Field((32, 64, 64), description="Voxels z y x (2D: y x) of a pattern.")
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (
+        Scale(extent_mm=(40.0, 45.0, 45.0)),
+        Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
+        Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
+    )
+    min_distance_mm: NonNegative = Field(10.0, description="Least distance between two coordinates.")
+    min_contrast: Fraction = Field(
+        0.3,
+        description="A crop counts as anatomy where the standard deviation of its values is at least this "
+        "share of the whole scan's; flat air and flat tissue fail in any modality.",
+    )
+    correspondence: Literal["relative", "physical"] = Field(
+        "relative",
+        description="The same coordinate in another patient: the same fraction of each side, or the same "
+        "offset in mm from the scan's centre.",
+    )
+    patterns_per_part: Count = Field(1024, description="Patterns in one Parquet part: the unit of resuming.")
+
+
+class PretrainingSettings(Section):
+    """Joint self-classification and self-restoration (paper sections 2.2, 2.3 and 3)."""
+
+    corruption: str = Field("semantic-genesis-paper", description="Corruption set.")
+    lambda_rec: NonNegative = 1.0
+    lambda_cls: NonNegative = 0.01
+    num_neighbours: Count | None = Field(None, description="Use only patterns of rank < K; all when null.")
+    num_coordinates: Count | None = Field(None, description="Use only coordinates < C; all when null.")
+    base_width: Count = Field(32, description="Width of the U-Net's first convolution (paper: 32).")
+    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="Global: shared by all workers.")
+    learning_rate: Positive = 1e-3
+    decay_epochs: Count = Field(40, description="The learning rate is multiplied by decay_factor every so many.")
+    decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    num_classification_epochs: Annotated[int, Field(ge=0)] = Field(20, description="Classification alone, first.")
+    num_joint_epochs: Annotated[int, Field(ge=0)] = Field(200, description="Then both tasks together.")
+    patience: Count = Field(50, description="Joint epochs without a better validation loss before stopping.")
+    num_workers: Count = Field(1, description="Ray Train workers; the batch is shared among them.")
+    use_gpu: bool = Field(False, description="One GPU per worker (nccl); otherwise CPU (gloo).")
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> PretrainingSettings:
+        if self.num_classification_epochs + self.num_joint_epochs == 0:
+            raise ValueError(
+                "pretraining.num_classification_epochs and pretraining.num_joint_epochs are both 0: give one of "
+                "them at least 1"
+            )
+        if self.lambda_rec == 0 and self.lambda_cls == 0:
+            raise ValueError("pretraining.lambda_rec and pretraining.lambda_cls are both 0: raise one of them")
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"pretraining.batch_size={self.batch_size} must be a multiple of "
+                f"pretraining.num_workers={self.num_workers}"
+            )
+        return self
+
+
+class SweepSettings(Section):
+    """Ray Tune over the pretraining's settings, on one pattern store."""
+
+    lambda_cls: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.01, 0.1)
+    num_neighbours: tuple[Count, ...] = Field((), description="Values of K; K/2 and K when empty.")
+    num_coordinates: tuple[Count, ...] = Field((), description="Values of C; C/2 and C when empty.")
+    num_classification_epochs: Annotated[int, Field(ge=0)] = 5
+    num_joint_epochs: Annotated[int, Field(ge=0)] = 20
+    max_concurrent_trials: Count = 2
+
+
+class FinetuneSettings(Section):
+    """Few-shot segmentation from random weights and from our encoder and decoder."""
+
+    spacing_mm: ExtentMm | None = Field(None, description="Voxel size z y x; the labelled scans' median when null.")
+    patch_shape: Shape | None = Field(None, description="Voxels z y x of a training patch; the cube's when null.")
+    num_labelled: Annotated[int, Field(ge=2)] = Field(5, description="Labelled subjects to learn from.")
+    num_test: Count = Field(20, description="Subjects to test on (never among the labelled).")
+    num_trials: Annotated[int, Field(ge=2)] = Field(10, description="Seeded trials per initialisation.")
+    num_steps: Count = 400
+    batch_size: Annotated[int, Field(ge=2)] = 8
+    learning_rate: Positive = 1e-3
+
+
+class Settings(Section):
+    """The whole tree. `raygenesis config --preset NAME` prints it resolved."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Share of the subjects held out of every training, auto-encoder included."
+    )
+    archive: ArchiveSettings = ArchiveSettings()
+    intensity: IntensitySettings = IntensitySettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    index: IndexSettings = IndexSettings()
+    discovery: DiscoverySettings = DiscoverySettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
+    sweep: SweepSettings = SweepSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+
+    @property
+    def ndim(self) -> int:
+        """Spatial dimensions: 3 or 2."""
+        return len(self.discovery.cube_shape)
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Settings:
+        shapes = {
+            "discovery.cube_shape": self.discovery.cube_shape,
+            "autoencoder.input_shape": self.autoencoder.input_shape,
+        }
+        if self.finetune.patch_shape is not None:
+            shapes["finetune.patch_shape"] = self.finetune.patch_shape
+        for key, shape in shapes.items():
+            if len(shape) != self.ndim:
+                raise ValueError(f"{key}={list(shape)} has {len(shape)} sides but discovery.cube_shape has {self.ndim}")
+            if any(side % NETWORK_DIVISOR for side in shape):
+                raise ValueError(
+                    f"{key}={list(shape)}: the network halves each side three times, so each must be a "
+                    f"multiple of {NETWORK_DIVISOR}"
+                )
+        for scale in self.discovery.scales:
+            if len(scale.extent_mm) != self.ndim:
+                raise ValueError(
+                    f"discovery.scales: extent_mm={list(scale.extent_mm)} needs {self.ndim} numbers, one a side "
+                    "of discovery.cube_shape"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _selection_is_discovered(self) -> Settings:
+        asked = {
+            "pretraining.num_neighbours": (self.pretraining.num_neighbours,),
+            "pretraining.num_coordinates": (self.pretraining.num_coordinates,),
+            "sweep.num_neighbours": self.sweep.num_neighbours,
+            "sweep.num_coordinates": self.sweep.num_coordinates,
+        }
+        for key, values in asked.items():
+            name = key.split(".")[1]
+            limit = getattr(self.discovery, name)
+            for value in values:
+                if value is not None and value > limit:
+                    raise ValueError(
+                        f"{key}={value} is more than the {limit} that are discovered: lower it or raise "
+                        f"discovery.{name}"
+                    )
+        return self
+
+
+def presets_dir() -> Path:
+    """Folder of the preset files: inside an installed package, or `jobs/presets` of a checkout."""
+    installed = Path(__file__).parent / "presets"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "jobs" / "presets"
+
+
+def load_settings(preset: str = "cpu-small", overrides: list[str] | None = None) -> Settings:
+    """Resolve a preset (a name, or a path to a YAML file) and `key.path=value` overrides.
+
+    Raises SettingsError: one sentence naming the key, the value and the remedy.
+    """
+    tree = _read_preset(preset)
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return settings_from(tree)
+
+
+def settings_from(tree: dict[str, Any]) -> Settings:
+    """Validate a plain tree. Raises SettingsError with the first fault in one sentence."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error)) from None
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_dir() / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in presets_dir().glob("*.yaml")))
+        raise SettingsError(f"preset {preset!r} is neither a YAML file nor one of: {known}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path} must hold a mapping of settings, not a {type(tree).__name__}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"{override!r} is not a setting: write key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"{key}: {text!r} is not a YAML value") from None
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{key}: {parent!r} is a value and has no settings below it")
+    tree[leaf] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}{_nearest(fault['loc'])}"
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    return f"{key}={fault['input']!r} is not allowed: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    model: Any = Settings
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    known = list(getattr(model, "model_fields", {}))
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f": did you mean {'.'.join([*map(str, location[:-1]), close[0]])!r}?"
+    return f": known here are {', '.join(known)}" if known else ""

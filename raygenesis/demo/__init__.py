@@ -1,0 +1,1 @@
+"""A data set to try everything on, made here."""

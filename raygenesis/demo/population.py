@@ -1,0 +1,294 @@
+"""A simulated population of brain scans, made from files already installed: no download.
+
+nilearn's wheel carries the MNI152 template (1 mm, skull-stripped T1 with grey- and white-matter
+maps). Each subject is that template seen through its own known, seeded deformation and its own
+acquisition, so the true place of every voxel in a common space is known exactly.
+"""
+
+import argparse
+import functools
+import gzip
+import importlib.util
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.orientations import axcodes2ornt
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from raygenesis.errors import RaygenesisError
+
+VERSION = 1
+CENTRE_MM = np.array([0.0, -17.0, 6.0])  # middle of the template's brain, MNI world
+
+MODES = 4
+SHARED_VARIANCE = 0.75  # the part of all variation that the modes explain; the rest is individual
+SCALE_SD, SCALE_LIMIT = 0.04, 0.08  # of the logarithm of each axis' scale
+ROTATION_SD_DEGREES = 4.0
+SHIFT_SD_MM = 6.0
+
+# Displacement: a cubic B-spline over 8 x 8 x 8 control vectors around the centre. The field lies in
+# the convex hull of its vectors, so it never exceeds their limit; and a limit under 0.40 of the
+# spacing makes a 3D cubic B-spline one-to-one (Choi and Lee 2000), so that nothing ever folds.
+LATTICE, SPACING_MM = 8, 40.0
+BEND_SD_MM, BEND_LIMIT_MM = 6.0, 12.0
+
+ORIENTATIONS = ("RAS", "RAS", "LAS", "RAS", "RAS", "PSR")  # by subject: every third is unusual
+BOX_MM = np.array([184.0, 220.0, 190.0])  # field of view, right x anterior x superior
+
+
+class PopulationError(RaygenesisError):
+    """A population cannot be made as asked, or where asked. A ValueError."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The smooth one-to-one map from a subject's world (RAS+ mm) to the template's (MNI mm).
+
+    template = CENTRE_MM + matrix @ (point + displacement(point) + shift_mm - CENTRE_MM)
+    """
+
+    matrix: np.ndarray  # float64[3, 3], rotation times scales
+    shift_mm: np.ndarray  # float64[3], where the head lies in the scanner
+    bends_mm: np.ndarray  # float64[LATTICE, LATTICE, LATTICE, 3], B-spline control vectors
+
+    def displacement(self, points_mm: np.ndarray) -> np.ndarray:
+        """The non-linear part at subject world points float64[n, 3]: float64[n, 3] mm.
+
+        Beyond the lattice, 140 mm from the centre, it continues as at the border.
+        """
+        lattice = ((points_mm - CENTRE_MM) / SPACING_MM + (LATTICE - 1) / 2).T
+        components = [
+            ndimage.map_coordinates(bend, lattice, order=3, mode="nearest", prefilter=False)
+            for bend in np.moveaxis(self.bends_mm, -1, 0)
+        ]
+        return np.stack(components, axis=-1)
+
+    def to_template(self, points_mm: np.ndarray) -> np.ndarray:
+        """Subject world points float64[n, 3] in mm to template world points float64[n, 3] in mm."""
+        moved = points_mm + self.displacement(points_mm) + self.shift_mm
+        return CENTRE_MM + (moved - CENTRE_MM) @ self.matrix.T
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One simulated T1 scan, in the voxel order in which it is written."""
+
+    voxels: np.ndarray  # int16[i, j, k], arbitrary units
+    labels: np.ndarray  # uint8[i, j, k]: 0 background (fluid too), 1 grey, 2 white matter
+    affine: np.ndarray  # float64[4, 4], voxel indices to world RAS+ mm
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """The MNI152 maps (T1, grey matter, white matter), each uint8[197, 233, 189] at 1 mm."""
+
+    maps: tuple[np.ndarray, ...]
+    affine: np.ndarray  # float64[4, 4], voxel indices to MNI world mm
+
+
+@functools.cache
+def load_template() -> Template:
+    """The template out of the installed nilearn package, whose code is never run.
+
+    Raises PopulationError where nilearn, or a version of it that has the maps, is missing.
+    """
+    package = importlib.util.find_spec("nilearn")
+    if package is None or package.origin is None:
+        raise PopulationError(
+            "The demonstration needs nilearn's MNI152 template: pip install raygenesis[demo]."
+        )
+    folder = Path(package.origin).parent / "datasets" / "data"
+    paths = [
+        folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+        for name in ("t1", "gm", "wm")
+    ]
+    if not all(path.exists() for path in paths):
+        raise PopulationError(
+            f"The installed nilearn has no MNI152 maps in {folder}: pip install raygenesis[demo]."
+        )
+    images = [nibabel.load(path) for path in paths]
+    return Template(tuple(np.asarray(image.dataobj) for image in images), images[0].affine)
+
+
+@functools.cache
+def _modes(seed: int) -> np.ndarray:
+    """The population's modes float64[MODES, parameters]: what its subjects vary by together."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    modes = rng.standard_normal((MODES, 9 + LATTICE**3 * 3))
+    # Unit length for each parameter: it varies as much in every population, whatever the seed.
+    return modes / np.linalg.norm(modes, axis=0)
+
+
+def _generator(seed: int, subject: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(subject, purpose)))
+
+
+def anatomy(seed: int, subject: int) -> Anatomy:
+    """The deformation of one subject (0, 1, ...) of the population with this seed (>= 0)."""
+    rng = _generator(seed, subject, 0)
+    modes = _modes(seed)
+    common = rng.standard_normal(MODES) @ modes
+    individual = rng.standard_normal(modes.shape[1])
+    unit = np.sqrt(SHARED_VARIANCE) * common + np.sqrt(1 - SHARED_VARIANCE) * individual
+
+    scales = np.exp(np.clip(SCALE_SD * unit[0:3], -SCALE_LIMIT, SCALE_LIMIT))
+    rotation = Rotation.from_euler("xyz", ROTATION_SD_DEGREES * unit[3:6], degrees=True)
+    bends = BEND_SD_MM * unit[9:].reshape(LATTICE, LATTICE, LATTICE, 3)
+    length = np.linalg.norm(bends, axis=-1, keepdims=True)
+    return Anatomy(
+        matrix=rotation.as_matrix() * scales,
+        shift_mm=SHIFT_SD_MM * unit[6:9],
+        bends_mm=bends * np.minimum(1, BEND_LIMIT_MM / length),
+    )
+
+
+def _field_of_view(
+    subject: int, rng: np.random.Generator
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine float64[4, 4] of a scan: a box of its own, cut into voxels of its own."""
+    world_axis, sign = axcodes2ornt(ORIENTATIONS[subject % len(ORIENTATIONS)]).T
+    world_axis = world_axis.astype(int)
+    in_plane, between_slices = rng.uniform(1.8, 2.4), rng.uniform(1.8, 2.8)
+    spacing = np.array([in_plane, in_plane, between_slices])  # the slice axis is written last
+    box = (BOX_MM * rng.uniform(0.9, 1.1, 3))[world_axis]
+    shape = np.rint(box / spacing).astype(int)
+
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    affine[world_axis, range(3)] = sign * spacing
+    middle = CENTRE_MM + rng.normal(0, 3, 3)
+    affine[:3, 3] = middle - affine[:3, :3] @ ((shape - 1) / 2)
+    return tuple(shape.tolist()), affine
+
+
+def _acquire(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What a scanner makes of an ideal T1, float32[i, j, k] in 0..1: int16 of the same shape."""
+    signal = signal ** rng.uniform(0.8, 1.25)
+    for axis in range(3):  # the coil's sensitivity: a slope and a bend along each axis
+        place = np.linspace(-1, 1, signal.shape[axis], dtype=np.float32)
+        slope, bend = rng.normal(0, 0.06, 2)
+        signal *= np.exp(slope * place + bend * place**2).reshape(np.roll([-1, 1, 1], axis))
+    noise = rng.standard_normal((2, *signal.shape), dtype=np.float32) * rng.uniform(0.01, 0.04)
+    rician = np.hypot(signal + noise[0], noise[1])
+    return np.rint(np.exp(rng.uniform(np.log(400), np.log(1600))) * rician).astype(np.int16)
+
+
+def simulate(seed: int, subject: int) -> Scan:
+    """The scan of one subject (0, 1, ...) of the population with this seed (>= 0).
+
+    Raises PopulationError where the template is not installed.
+    """
+    template = load_template()
+    rng = _generator(seed, subject, 1)
+    shape, affine = _field_of_view(subject, rng)
+    voxels = np.indices(shape).reshape(3, -1).T
+    points = anatomy(seed, subject).to_template(voxels @ affine[:3, :3].T + affine[:3, 3])
+    source = np.linalg.inv(template.affine)
+    places = (points @ source[:3, :3].T + source[:3, 3]).T
+
+    t1, grey, white = (
+        ndimage.map_coordinates(image, places, order=1, output=np.float32).reshape(shape) / 255
+        for image in template.maps
+    )
+    labels = np.argmax([1 - grey - white, grey, white], axis=0).astype(np.uint8)
+    return Scan(_acquire(t1, rng), labels, affine)
+
+
+def _publish(path: Path, content: bytes) -> None:
+    """Writes aside and renames, so that a killed run leaves no half-written file to be read."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+def _nifti(data: np.ndarray, affine: np.ndarray, about: str) -> bytes:
+    image = nibabel.Nifti1Image(data, affine)
+    image.set_qform(affine, code="scanner")
+    image.set_sform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = about
+    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)  # no time: same bytes again
+
+
+def _file_name(subject: int) -> str:
+    return f"sub-{subject:03d}_T1w.nii.gz"
+
+
+def _write_subject(directory: Path, seed: int, subject: int) -> None:
+    scan = simulate(seed, subject)
+    name = _file_name(subject)
+    about = f"simulated from MNI152, seed {seed} subject {subject}"
+    _publish(directory / "labels" / name, _nifti(scan.labels, scan.affine, about))
+    _publish(directory / "scans" / name, _nifti(scan.voxels, scan.affine, about))
+
+
+def _refuse_foreign_files(directory: Path, num_subjects: int) -> None:
+    """A scan left by a killed run for more subjects, or by someone else, would join this one."""
+    ours = {_file_name(subject) for subject in range(num_subjects)}
+    for folder in ("scans", "labels"):
+        for path in sorted((directory / folder).glob("*")):
+            if path.name not in ours and not path.name.endswith(".part"):
+                raise PopulationError(
+                    f"{path} is no part of this population; give an empty directory."
+                )
+
+
+def write_population(directory: Path, num_subjects: int = 48, seed: int = 0) -> None:
+    """Writes scans/ and labels/ sub-000_T1w.nii.gz and so on, then population.json.
+
+    The same arguments give the same bytes. A directory that holds this population already is left
+    as it is; one whose writing was cut short is written again.
+
+    Raises PopulationError where the directory holds anything else, an argument is out of range or
+    the template is not installed.
+    """
+    if num_subjects < 1 or seed < 0:
+        raise PopulationError(
+            f"A population needs at least 1 subject and a seed of at least 0, "
+            f"not {num_subjects} and {seed}."
+        )
+    directory = Path(directory)
+    wanted = json.dumps({"version": VERSION, "seed": seed, "num_subjects": num_subjects})
+    manifest = directory / "population.json"
+    if manifest.exists():
+        found = manifest.read_text()
+        if found != wanted:
+            raise PopulationError(f"{directory} holds the population {found}, not {wanted}.")
+        return
+    _refuse_foreign_files(directory, num_subjects)
+    load_template()
+    for folder in ("scans", "labels"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    # Threads suffice: interpolation, noise and compression all release the interpreter's lock.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        write = functools.partial(_write_subject, directory, seed)
+        list(pool.map(write, range(num_subjects)))
+    _publish(manifest, wanted.encode())
+
+
+def main() -> None:
+    """`python -m raygenesis.demo.population DIRECTORY [--subjects N] [--seed S]`."""
+    parser = argparse.ArgumentParser(description="Write a simulated population of brain scans.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--subjects", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    start = time.perf_counter()
+    try:
+        write_population(options.directory, options.subjects, options.seed)
+    except PopulationError as error:
+        parser.error(str(error))
+    seconds = time.perf_counter() - start
+    sizes = [path.stat().st_size for path in options.directory.glob("*/sub-*.nii.gz")]
+    print(f"{options.subjects} subjects, {len(sizes)} files, {sum(sizes)} bytes, {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Which patients are alike, and the anatomical patterns that recur among them."""

@@ -1,0 +1,99 @@
+"""Where in the reference patient patterns are cropped: random but fixed positions that cover the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from raygenesis.config import DiscoverySettings, Scale
+from raygenesis.errors import RaygenesisError
+
+
+class CoordinateError(RaygenesisError):
+    """The coordinates that were asked for do not fit."""
+
+
+def largest_extent(scales: Sequence[Scale]) -> tuple[float, ...]:
+    """The extent in mm that holds a crop of any scale wherever its jitter puts it; z y x, or y x."""
+    return tuple(
+        max(
+            scale.extent_mm[axis] * (1 + (scale.extent_jitter if is_in_plane(axis, len(scale.extent_mm)) else 0))
+            + 2 * (scale.shift_mm if is_in_plane(axis, len(scale.extent_mm)) else 0)
+            for scale in scales
+        )
+        for axis in range(len(scales[0].extent_mm))
+    )
+
+
+def is_in_plane(axis: int, ndim: int) -> bool:
+    """Whether an axis of z y x (or y x) lies in the slice plane."""
+    return ndim == 2 or axis > 0
+
+
+def contrast(scan: NDArray[np.float32], window: Sequence[int]) -> NDArray[np.float32]:
+    """Standard deviation of values in a window centred on each voxel, as a share of the whole scan's.
+
+    The content rule: air and flat tissue have none in any modality; wherever anatomy shows, it is near or above 1.
+    """
+    mean = ndimage.uniform_filter(scan, window, mode="nearest")
+    mean_of_squares = ndimage.uniform_filter(np.square(scan), window, mode="nearest")
+    return np.sqrt(np.maximum(mean_of_squares - np.square(mean), 0)) / max(float(scan.std()), 1e-12)
+
+
+def candidates(
+    scan: NDArray[np.float32], spacing_mm: Sequence[float], size_mm: Sequence[float], settings: DiscoverySettings
+) -> NDArray[np.float64]:
+    """Centres in mm from the scan's corner, [n, ndim], where a crop of any scale fits and shows anatomy.
+
+    scan: the reference at its coarse level, in [0, 1]; spacing_mm: of that level; size_mm: of the scan.
+    """
+    reach = np.array(largest_extent(settings.scales))
+    window = [max(1, round(extent / step)) for extent, step in zip(reach, spacing_mm, strict=True)]
+    centres = np.indices(scan.shape).reshape(scan.ndim, -1).T + 0.5
+    centres = centres * np.array(spacing_mm)
+    fits = ((centres >= reach / 2) & (centres <= np.array(size_mm) - reach / 2)).all(1)
+    shows = contrast(scan, window).ravel() >= settings.min_contrast
+    return centres[fits & shows]
+
+
+def spread(
+    places: NDArray[np.float64], count: int, min_distance_mm: float, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """`count` of the candidate places: a random first, then always the one farthest from all chosen.
+
+    Any first C of them are the coordinates for that smaller C. Raises CoordinateError if two would lie nearer than
+    `min_distance_mm`.
+    """
+    if not len(places):
+        raise CoordinateError(
+            "no place where a crop fits and shows anatomy: lower discovery.scales' extent_mm or discovery.min_contrast"
+        )
+    chosen = [int(generator.integers(len(places)))]
+    distance = np.linalg.norm(places - places[chosen[0]], axis=1)
+    while len(chosen) < count:
+        farthest = int(distance.argmax())
+        if distance[farthest] < max(min_distance_mm, 1e-9):
+            raise CoordinateError(
+                f"discovery.num_coordinates={count} does not fit: only {len(chosen)} places at least "
+                f"discovery.min_distance_mm={min_distance_mm:g} apart show anatomy; lower one of the two, or the "
+                "scales' extent_mm"
+            )
+        chosen.append(farthest)
+        distance = np.minimum(distance, np.linalg.norm(places - places[farthest], axis=1))
+    return places[chosen]
+
+
+def corresponding(
+    centre_mm: NDArray[np.float64], from_size_mm: Sequence[float], to_size_mm: Sequence[float], how: str
+) -> NDArray[np.float64]:
+    """The same coordinate in another scan: centres [..., ndim] in mm from its corner.
+
+    `relative`: the same fraction of each side; `physical`: the same offset from the scan's centre.
+    """
+    source, target = np.array(from_size_mm), np.array(to_size_mm)
+    if how == "relative":
+        return centre_mm / source * target
+    return centre_mm - source / 2 + target / 2

@@ -1,0 +1,17 @@
+"""What a user can put right: one sentence, exit code 2, no traceback."""
+
+
+class RaygenesisError(ValueError):
+    """A mistake in a file, a setting or a command. Its message names the thing, the value and the remedy."""
+
+
+class SettingsError(RaygenesisError):
+    """A setting is unknown, of the wrong type, or impossible together with another."""
+
+
+class ScanError(RaygenesisError):
+    """A scan cannot be read, or holds what the pipeline cannot use."""
+
+
+class WorkspaceError(RaygenesisError):
+    """A workspace is missing something, cannot be written, or was made by other settings."""

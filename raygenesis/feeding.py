@@ -1,0 +1,127 @@
+"""From tables of encoded cubes to batches, in an order that depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from raygenesis.archive.cells import DTYPE, STEPS, decode_steps
+
+PREFETCHED_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """cubes: float32 [n, 1, z, y, x] in [0, 1]; columns: the table's other columns, one entry a cube."""
+
+    cubes: torch.Tensor
+    columns: dict[str, NDArray[Any]]
+
+
+class Samples:
+    """Random access to the rows of Arrow tables that hold a `cube` cell.
+
+    The tables stay where they are (in Ray's shared memory, when they come from there): workers of one node share
+    one encoded copy, and only the cubes of a batch are decoded. Rows are numbered by their `key`, so that
+    the order in which tables arrive does not matter.
+    """
+
+    def __init__(self, tables: Sequence[pa.Table], key: str, shape: Sequence[int]) -> None:
+        tables = [table.combine_chunks() for table in tables if table.num_rows]
+        self.shape = tuple(shape)
+        self._cells = [table["cube"].chunk(0) for table in tables]
+        keys = np.concatenate([table[key].to_numpy() for table in tables]) if tables else np.empty(0, np.int64)
+        self._where = np.argsort(keys, kind="stable")
+        self._starts = np.cumsum([0] + [table.num_rows for table in tables])
+        names = [name for name in (tables[0].column_names if tables else []) if name != "cube"]
+        self.columns: dict[str, NDArray[Any]] = {
+            name: np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])[self._where]
+            for name in names
+        }
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def select(self, keep: NDArray[np.bool_]) -> Samples:
+        """The rows where `keep` holds; the cells are shared."""
+        chosen = object.__new__(Samples)
+        chosen.shape, chosen._cells, chosen._starts = self.shape, self._cells, self._starts
+        chosen._where = self._where[keep]
+        chosen.columns = {name: column[keep] for name, column in self.columns.items()}
+        return chosen
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """Decode some rows. Raises ValueError if a cell does not hold a cube of the expected shape."""
+        steps = np.empty((len(indices), *self.shape), DTYPE)
+        for out, row in zip(steps, self._where[indices], strict=True):
+            table = int(np.searchsorted(self._starts, row, side="right")) - 1
+            decode_steps(memoryview(self._cells[table][int(row - self._starts[table])].as_buffer()), out)
+        cubes = torch.from_numpy(steps.astype(np.float32)[:, None]).mul_(1.0 / STEPS)
+        return Batch(cubes, {name: column[indices] for name, column in self.columns.items()})
+
+
+def training_batches(
+    num_samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> list[NDArray[np.int64]]:
+    """Row numbers of one worker's share of each global batch of an epoch.
+
+    The epoch's order is one seeded permutation of all samples, whatever the number of workers; its incomplete last
+    batch is left out (other samples fall there each epoch). Fewer samples than a batch make one smaller batch.
+    """
+    order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(num_samples)
+    batch_size = min(batch_size, num_samples // world_size * world_size)
+    share = batch_size // world_size
+    return [
+        order[start + rank * share : start + (rank + 1) * share]
+        for start in range(0, num_samples - batch_size + 1, batch_size)
+    ]
+
+
+def ordered_batches(
+    num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[NDArray[np.int64]]:
+    """Row numbers of one worker's share of all samples, in order, each exactly once over the workers."""
+    mine = np.arange(rank, num_samples, world_size)
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+
+def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
+    """Decode batches in a thread of their own, a few ahead."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for indices in batches:
+                if stopped.is_set():
+                    return
+                put(samples.batch(indices))
+            put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=work, name="decode", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""The sharded store of labelled anatomical patterns."""

@@ -1,0 +1,28 @@
+"""Columns of the pattern store and of the plan that it is made from."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+TRAINING, VALIDATION = "training", "validation"
+
+_PLACE = [
+    ("pattern_id", pa.int64()),
+    ("label", pa.int32()),  # reference × C + coordinate
+    ("reference", pa.int32()),
+    ("coordinate", pa.int16()),
+    ("rank", pa.int32()),  # 0: the reference itself; held-out patients count from 1
+    ("scale", pa.int8()),
+    ("split", pa.string()),
+    ("volume_id", pa.string()),
+    ("origin_mm", pa.list_(pa.float64())),  # from the corner of the scan's voxel array, z y x (2D: y x)
+    ("extent_mm", pa.list_(pa.float64())),
+    ("origin_voxels", pa.list_(pa.float64())),  # the same in voxels of the scan's finest level
+    ("extent_voxels", pa.list_(pa.float64())),
+]
+
+PATTERN = pa.schema([*_PLACE, ("cube", pa.binary())])  # cells.encode of a cube of the manifest's shape
+PLAN = pa.schema([*_PLACE, ("part", pa.int32())])
+
+# Small enough that a batch of random patterns reads little it does not need (measured: README, results).
+ROWS_PER_GROUP = 16

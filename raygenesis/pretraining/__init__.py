@@ -1,0 +1,1 @@
+"""Pretraining: corruptions, pretext tasks, networks and the training run itself."""

@@ -1,0 +1,314 @@
+"""The epoch loop, and Ray Train around it.
+
+The loop is plain torch: the Ray worker, a sweep's trial and the benchmark call the same function.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.train
+import torch
+import torch.distributed
+from ray.data import Dataset
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raygenesis.cluster import threads_per_worker
+from raygenesis.errors import RaygenesisError
+from raygenesis.feeding import Batch, Samples, ordered_batches, prefetch, training_batches
+from raygenesis.progress import progress
+from raygenesis.workspace import write_table
+
+STATE_FILE = "state.pt"
+MAX_FAILURES = 3
+
+
+class TrainingError(RaygenesisError):
+    """Training cannot go on; the message says why."""
+
+
+class Experiment(Protocol):
+    """What is trained: everything that the epoch loop does not know. Must be picklable."""
+
+    name: str
+    seed: int
+    batch_size: int
+    num_epochs: int
+    sample_key: str
+    sample_shape: tuple[int, ...]
+
+    def build(self) -> nn.Module:
+        """The model, seeded."""
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer: ...
+
+    def begin_epoch(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> str:
+        """Set what changes between epochs (learning rate, trained parameters); returns the phase's name."""
+
+    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+        """Means over the batch; `loss` is minimised."""
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sums over the batch; `count` is the number of samples."""
+
+    def score(self, row: Mapping[str, Any]) -> float:
+        """What the best epoch has least of."""
+
+    def should_stop(self, history: list[dict[str, Any]]) -> bool: ...
+
+
+@dataclass
+class Progress:
+    """Where training stands after an epoch: enough to go on from here as if it had never stopped."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    history: list[dict[str, Any]]
+    best: dict[str, torch.Tensor]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best": self.best,
+        }
+
+
+def run_epochs(
+    experiment: Experiment,
+    train: Samples,
+    validation: Samples,
+    *,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    state: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[Progress], None] = lambda _: None,
+) -> Progress:
+    """Train to the end, from `state` when given; `on_epoch` is called after each epoch.
+
+    Raises TrainingError when a loss is not finite.
+    """
+    model = experiment.build().to(device)
+    optimizer = experiment.optimizer(model)
+    now = Progress(model, optimizer, [], copy.deepcopy(model.state_dict()))
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        now = Progress(model, optimizer, list(state["history"]), dict(state["best"]))
+    while len(now.history) < experiment.num_epochs and not experiment.should_stop(now.history):
+        row = _epoch(experiment, now, train, device, rank, world_size)
+        row.update(_validate(experiment, model, validation, device, rank, world_size))
+        now.history.append(row)
+        if experiment.score(row) <= min(experiment.score(past) for past in now.history):
+            now.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        on_epoch(now)
+    return now
+
+
+def _epoch(
+    experiment: Experiment, now: Progress, train: Samples, device: torch.device | str, rank: int, world_size: int
+) -> dict[str, Any]:
+    epoch = len(now.history)
+    phase = experiment.begin_epoch(now.model, now.optimizer, epoch)
+    now.model.train()
+    model = DistributedDataParallel(now.model) if world_size > 1 else now.model
+    batches = training_batches(len(train), experiment.batch_size, experiment.seed, epoch, rank, world_size)
+    sums: dict[str, torch.Tensor] = {}
+    num_cubes = 0
+    waited = 0.0
+    begin = mark = time.perf_counter()
+    for batch in prefetch(train, batches):
+        waited += time.perf_counter() - mark
+        losses = experiment.losses(model, _to(batch, device), epoch)
+        if not torch.isfinite(losses["loss"]):
+            raise TrainingError(
+                f"{experiment.name}: the loss became {losses['loss'].item()} in epoch {epoch + 1}: lower the learning "
+                "rate or look for damaged scans"
+            )
+        now.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        now.optimizer.step()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(batch.cubes)
+        num_cubes += len(batch.cubes)
+        mark = time.perf_counter()
+    seconds = time.perf_counter() - begin
+    sums["count"] = torch.tensor(float(num_cubes), device=device)
+    means = _means(sums, world_size)
+    return {
+        "epoch": epoch,
+        "phase": phase,
+        "learning_rate": now.optimizer.param_groups[0]["lr"],
+        **{f"train_{name}": value for name, value in means.items()},
+        "seconds": seconds,
+        "cubes_per_s": num_cubes * world_size / seconds,
+        "gap": waited / seconds,
+    }
+
+
+@torch.no_grad()
+def _validate(
+    experiment: Experiment, model: nn.Module, samples: Samples, device: torch.device | str, rank: int, world_size: int
+) -> dict[str, float]:
+    model.eval()
+    sums: dict[str, torch.Tensor] = {}
+    for batch in prefetch(samples, ordered_batches(len(samples), experiment.batch_size, rank, world_size)):
+        for name, value in experiment.evaluate(model, _to(batch, device)).items():
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+    return {f"val_{name}": value for name, value in _means(sums, world_size).items()}
+
+
+def _means(sums: dict[str, torch.Tensor], world_size: int) -> dict[str, float]:
+    """Means over the samples of all workers from each worker's sums and `count`."""
+    names = sorted(sums)
+    stacked = torch.stack([sums[name].double() for name in names]) if names else torch.zeros(0)
+    if world_size > 1:
+        torch.distributed.all_reduce(stacked)
+    totals = dict(zip(names, stacked.tolist(), strict=True))
+    count = totals.pop("count", 0.0)
+    return {name: total / count for name, total in totals.items()} if count else {}
+
+
+def _to(batch: Batch, device: torch.device | str) -> Batch:
+    return Batch(batch.cubes.to(device, non_blocking=True), batch.columns)
+
+
+def fit_with_ray(
+    experiment: Experiment,
+    datasets: Mapping[str, Dataset],
+    folder: Path,
+    *,
+    num_workers: int = 1,
+    use_gpu: bool = False,
+) -> tuple[dict[str, Any], int]:
+    """Train under Ray Train; returns the final state and the number of epochs this call ran.
+
+    `datasets` holds `train` and `validation`, each with a `cube` cell a row. `folder` receives Ray's checkpoints (an
+    interrupted run goes on from the newest) and `metrics.parquet`, one row an epoch.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    before = len(read_metrics(folder))
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"experiment": experiment, "folder": folder, "num_workers": num_workers},
+        datasets=dict(datasets),
+        dataset_config=DataConfig(datasets_to_split=[]),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            storage_path=str(folder),
+            name="checkpoints",
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=1),
+        ),
+    )
+    with _epochs_shown(experiment, folder, before):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _as_user_error(error, experiment) from error
+    state = load_state(Path(result.checkpoint.path))
+    return state, len(state["history"]) - before
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The state in a checkpoint folder."""
+    return torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of `metrics.parquet`, one an epoch; none when training has not ended its first epoch."""
+    path = folder / "metrics.parquet"
+    return pq.read_table(path).to_pylist() if path.is_file() else []
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    experiment: Experiment = config["experiment"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.set_num_threads(threads_per_worker(config["num_workers"]))
+    train, validation = (samples_of(ray.train.get_dataset_shard(name), experiment) for name in ("train", "validation"))
+    checkpoint = ray.train.get_checkpoint()
+
+    def report(now: Progress) -> None:
+        metrics = {name: value for name, value in now.history[-1].items() if not isinstance(value, str)}
+        if rank:
+            ray.train.report(metrics)
+            return
+        write_table(config["folder"] / "metrics.parquet", pa.Table.from_pylist(now.history))
+        with tempfile.TemporaryDirectory() as aside:
+            torch.save(now.state(), Path(aside, STATE_FILE))
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(aside))
+
+    run_epochs(
+        experiment,
+        train,
+        validation,
+        device=ray.train.torch.get_device(),
+        rank=rank,
+        world_size=context.get_world_size(),
+        state=load_state(Path(checkpoint.path)) if checkpoint else None,
+        on_epoch=report,
+    )
+
+
+def samples_of(shard: Any, experiment: Experiment) -> Samples:
+    """All rows of a Ray Data iterator or dataset, left in Ray's shared memory."""
+    tables = list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
+    return Samples(tables, experiment.sample_key, experiment.sample_shape)
+
+
+def _as_user_error(error: Exception, experiment: Experiment) -> Exception:
+    """The TrainingError that a worker raised, if that is why training failed."""
+    for cause in getattr(error, "worker_failures", {}).values():
+        inner = getattr(cause, "cause", cause)
+        if isinstance(inner, RaygenesisError):
+            return inner
+    return error
+
+
+@contextmanager
+def _epochs_shown(experiment: Experiment, folder: Path, before: int) -> Iterator[None]:
+    """Show epochs as they appear in the metrics table, which rank 0 writes."""
+    stopped = threading.Event()
+
+    def watch() -> None:
+        shown = before
+        with progress(experiment.name, experiment.num_epochs, "epochs") as ticker:
+            ticker.advance(before)
+            last = False
+            while not last:
+                last = stopped.wait(1.0)
+                rows = read_metrics(folder)
+                if len(rows) > shown:
+                    ticker.advance(len(rows) - shown, note=_note(rows[-1]))
+                    shown = len(rows)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    figures = [f"{name[4:]} {row[name]:.4g}" for name in row if name.startswith("val_") and row[name] is not None]
+    return f"[{row['phase']}] held out: {', '.join(figures)}; {row['cubes_per_s']:.0f} cubes/s, gap {row['gap']:.0%}"
