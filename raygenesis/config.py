@@ -286,6 +286,11 @@ def settings_from(tree: dict[str, Any]) -> Settings:
         raise SettingsError(_sentence(error)) from None
 
 
+def as_yaml(settings: Settings) -> str:
+    """The resolved tree as YAML; a file of it is a preset."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
 def _read_preset(preset: str) -> dict[str, Any]:
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_dir() / f"{preset}.yaml"
     if not path.is_file():

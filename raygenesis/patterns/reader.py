@@ -16,7 +16,7 @@ from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.workspace import manifest_of
 
 # What training needs of a row.
-TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "cube")
+TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "volume_id", "cube")
 
 
 def predicate(split: str | None = None, num_neighbours: int | None = None, num_coordinates: int | None = None) -> Any:

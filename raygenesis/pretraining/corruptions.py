@@ -162,8 +162,9 @@ def shuffle(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> tor
         code = (lanes[:, axis] >> (16 - _CODE_BITS)).to(torch.int32).add_(rows)
         jump += jumps.index_select(0, code.flatten()).view(n, voxels)
     jump *= lanes[:, -1] < law.threshold
-    source = jump.to(torch.int64).add_(torch.arange(voxels, device=cubes.device))
-    return cubes.flatten(2).gather(2, source.unsqueeze(1).expand(-1, channels, -1)).view_as(cubes)
+    source = torch.arange(cubes.numel(), dtype=torch.int32, device=cubes.device)
+    source.view(n, channels, voxels).add_(jump.unsqueeze(1))
+    return cubes.flatten().index_select(0, source).view_as(cubes)
 
 
 class ShuffleLaw(NamedTuple):

@@ -1,0 +1,154 @@
+"""`raygenesis <verb>`: thin, no logic."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raygenesis._version import __version__
+from raygenesis.errors import RaygenesisError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Scans = Annotated[Path, typer.Option(help="Folder of scans (.nii, .nii.gz), searched through.")]
+WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder for everything the run leaves behind.")]
+Preset = Annotated[str, typer.Option(help="Name of a preset, or a YAML file of settings.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.path=value]...", help="Settings to change.")]
+Name = Annotated[str, typer.Option(help="Name of the pretraining run.")]
+
+DEFAULT_PRESET = "cpu-small"
+
+
+@app.command("run")
+def run_command(
+    scans: Scans, workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    name: Name = "default",
+) -> None:  # fmt: skip
+    """The main job: scans in, pretrained encoder and report out. Run it again to continue."""
+    from raygenesis.pipeline import run
+
+    settings = _settings(preset, overrides)
+    run(scans, _open(workspace), settings, name)
+
+
+@app.command("ingest")
+def ingest_command(
+    scans: Scans, workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET
+) -> None:
+    """Scans → OME-Zarr archive with a catalogue and a failures table."""
+    from raygenesis.archive.ingest import ingest
+
+    settings = _settings(preset, overrides)
+    ingest(scans, _open(workspace), settings)
+
+
+@app.command("embed")
+def embed_command(
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET
+) -> None:
+    """Archive → embeddings; trains the auto-encoder when there is none."""
+    from raygenesis.discovery.embed import embed
+
+    embed(_existing(workspace), _settings(preset, overrides))
+
+
+@app.command("discover")
+def discover_command(
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET
+) -> None:
+    """Embeddings → neighbours → labelled pattern store."""
+    from raygenesis.discovery.discover import discover
+
+    discover(_existing(workspace), _settings(preset, overrides))
+
+
+@app.command("pretrain")
+def pretrain_command(
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET, name: Name = "default"
+) -> None:
+    """Pattern store → pretrained encoder."""
+    from raygenesis.pretraining.pretrain import pretrain
+
+    pretrain(_existing(workspace), _settings(preset, overrides), name)
+
+
+@app.command("sweep")
+def sweep_command(
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    name: Annotated[str, typer.Option(help="Name of the sweep.")] = "default",
+) -> None:  # fmt: skip
+    """Rank λcls, K and C on one pattern store."""
+    from raygenesis.sweeps.sweep import sweep
+
+    sweep(_existing(workspace), _settings(preset, overrides), name)
+
+
+@app.command("finetune")
+def finetune_command(
+    images: Annotated[Path, typer.Option(help="Folder of labelled scans (.nii, .nii.gz).")],
+    labels: Annotated[Path, typer.Option(help="Folder of their label maps, under the same names.")],
+    workspace: WorkspaceOption,
+    overrides: Overrides = None,
+    preset: Preset = DEFAULT_PRESET,
+    run: Annotated[str, typer.Option(help="Pretraining run to start from.")] = "default",
+    name: Annotated[str, typer.Option(help="Name of the target.")] = "default",
+) -> None:
+    """Few-shot segmentation of a target, from random weights and from a pretrained run."""
+    from raygenesis.transfer.finetune import finetune
+
+    finetune(images, labels, _existing(workspace), _settings(preset, overrides), run, name)
+
+
+@app.command("report")
+def report_command(
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET
+) -> None:
+    """One self-contained HTML page about everything in a workspace."""
+    from raygenesis.report.report import report
+
+    report(_existing(workspace), _settings(preset, overrides))
+
+
+@app.command("config")
+def config_command(overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
+    """Print the resolved settings as YAML."""
+    from raygenesis.config import as_yaml
+
+    typer.echo(as_yaml(_settings(preset, overrides)), nl=False)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: a user's mistake is one sentence and exit code 2."""
+    try:
+        app(arguments, standalone_mode=True)
+    except RaygenesisError as error:
+        print(f"raygenesis: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _settings(preset: str, overrides: list[str] | None):
+    from raygenesis.config import load_settings
+
+    return load_settings(preset, overrides)
+
+
+def _open(location: str):
+    from raygenesis.workspace import Workspace
+
+    return Workspace.open(location)
+
+
+def _existing(location: str):
+    from raygenesis.workspace import Workspace
+
+    return Workspace.existing(location)

@@ -1,0 +1,99 @@
+"""The main job: every stage from scans to report, each skipped when its artifact is there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raygenesis.archive.catalogue import subject_of
+from raygenesis.archive.ingest import ingest
+from raygenesis.archive.readers import ScanFile, find_scans, read_geometry
+from raygenesis.config import Settings
+from raygenesis.discovery.coordinates import largest_extent
+from raygenesis.discovery.discover import discover
+from raygenesis.discovery.embed import embed
+from raygenesis.errors import ScanError, SettingsError
+from raygenesis.pretraining.pretrain import check_corruption, pretrain
+from raygenesis.progress import say
+from raygenesis.report.report import report
+from raygenesis.workspace import Stopwatch, Workspace
+
+# Headers looked at before any work starts; of more scans an even sample.
+MAX_HEADERS = 1000
+
+
+def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "default") -> Path:
+    """ingest → auto-encoder → embed → index → discover → pretrain → report; returns the report's path.
+
+    Raises a RaygenesisError before any work starts if the settings cannot fit the scans.
+    """
+    watch = Stopwatch()
+    check_settings(find_scans(scans), scans, settings)
+    ingest(scans, workspace, settings)
+    embed(workspace, settings)
+    discover(workspace, settings)
+    pretrain(workspace, settings, name)
+    page = report(workspace, settings)
+    say("run", f"everything is in {workspace.root}, {watch.seconds:.1f} s; open {page}")
+    return page
+
+
+def check_settings(files: list[ScanFile], scans: Path, settings: Settings) -> None:
+    """Compare settings with the scans' headers. Raises SettingsError naming the key and the remedy."""
+    check_corruption(settings)
+    subjects = {subject_of(file.source, settings.archive.subject_pattern) for file in files}
+    num_training = len(subjects) - max(1, round(settings.validation_fraction * len(subjects)))
+    discovery = settings.discovery
+    for key, wanted in (("num_neighbours", discovery.num_neighbours), ("num_references", discovery.num_references)):
+        if wanted > num_training:
+            raise SettingsError(
+                f"discovery.{key}={wanted} is more than the {num_training} training subjects in {scans} "
+                f"({len(subjects)} subjects, validation_fraction={settings.validation_fraction:g} of them held out): "
+                f"lower it to at most {num_training} or add scans"
+            )
+    sizes = _sizes_mm(files, scans, settings.ndim)
+    reach = np.array(largest_extent(discovery.scales))
+    roomy = {source: size for source, size in sizes.items() if (size >= reach - 1e-6).all()}
+    if sizes and not roomy:
+        source, size = max(sizes.items(), key=lambda item: float(np.prod(item[1])))
+        raise SettingsError(
+            f"discovery.scales: the largest crop spans {_text(reach)} mm and no scan is that large (the largest, "
+            f"{source}, is {_text(size)} mm): lower extent_mm"
+        )
+    if roomy:
+        _check_room(*min(roomy.items(), key=lambda item: float(np.prod(item[1]))), reach, settings)
+
+
+def _sizes_mm(files: list[ScanFile], scans: Path, ndim: int) -> dict[str, Any]:
+    step = math.ceil(len(files) / MAX_HEADERS)
+    sizes = {}
+    for file in files[::step]:
+        try:
+            shape, spacing = read_geometry(scans / file.source, ndim)
+        except ScanError:
+            continue  # ingest records it as a failure
+        sizes[file.source] = np.array(shape) * np.array(spacing)
+    return sizes
+
+
+def _check_room(source: str, size: Any, reach: Any, settings: Settings) -> None:
+    """Refuse more coordinates than balls of their least distance can be packed where a crop's centre may lie."""
+    distance, count = settings.discovery.min_distance_mm, settings.discovery.num_coordinates
+    if distance == 0:
+        return
+    room = np.prod(size - reach + distance)
+    ball = math.pi * distance**2 / 4 if settings.ndim == 2 else math.pi * distance**3 / 6
+    most = max(1, math.floor(room / ball))
+    if count > most:
+        raise SettingsError(
+            f"discovery.num_coordinates={count} does not fit in the smallest scan ({source}, {_text(size)} mm): at "
+            f"most {most} places discovery.min_distance_mm={distance:g} apart leave room for crops of {_text(reach)} "
+            "mm; lower one of the two, or the scales' extent_mm"
+        )
+
+
+def _text(size: Any) -> str:
+    return "×".join(f"{side:.0f}" for side in size)

@@ -1,0 +1,48 @@
+"""Measures of a pretrained network that do not depend on λ, or on how many classes it was trained with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from raygenesis.feeding import Samples, ordered_batches
+from raygenesis.pretraining.networks import Encoder
+
+BATCH_SIZE = 32
+
+
+@torch.inference_mode()
+def embed_samples(encoder: Encoder, samples: Samples) -> torch.Tensor:
+    """[n, num_features]: the encoder's vector of each uncorrupted cube, in the samples' order."""
+    encoder.eval()
+    batches = ordered_batches(len(samples), BATCH_SIZE)
+    return torch.cat([encoder.embed(samples.batch(indices).cubes) for indices in batches])
+
+
+def anatomy_retrieval(encoder: Encoder, samples: Samples) -> float:
+    """Share of cubes whose nearest cube in another scan (cosine) shows the same place.
+
+    Uses every coordinate that the samples hold, so runs that were trained with different K or C can be compared;
+    chance is one over the number of places.
+    """
+    vectors = functional.normalize(embed_samples(encoder, samples))
+    similarity = vectors @ vectors.T
+    _, scan = np.unique(samples.columns["volume_id"].astype(str), return_inverse=True)
+    similarity[torch.from_numpy(scan[:, None] == scan)] = -torch.inf
+    nearest = similarity.argmax(1).numpy()
+    label = samples.columns["label"]
+    return float(np.mean(label[nearest] == label))
+
+
+def mean_image_error(train: Samples, validation: Samples) -> float:
+    """Mean squared error, on held-out cubes, of answering with the mean training cube."""
+    total = np.zeros(train.shape, np.float64)
+    for indices in ordered_batches(len(train), BATCH_SIZE):
+        total += train.batch(indices).cubes.double().sum((0, 1)).numpy()
+    mean = torch.from_numpy(total / len(train)).float()
+    errors = [
+        (validation.batch(indices).cubes[:, 0] - mean).square().flatten(1).mean(1)
+        for indices in ordered_batches(len(validation), BATCH_SIZE)
+    ]
+    return float(torch.cat(errors).mean())

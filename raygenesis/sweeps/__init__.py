@@ -1,0 +1,1 @@
+"""The search over λ, K and C on one pattern store."""
