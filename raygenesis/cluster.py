@@ -23,8 +23,13 @@ def connect() -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
     else:
-        num_cpus = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
     _quieten_ray_data()
 
 

@@ -60,8 +60,8 @@ def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     text = ", ".join(f"{value:.4f} among {split} volumes" for split, value in measured.items())
     say(
         "index",
-        f"{len(rows)} volumes in {manifest['counts']['shards']} HNSW shards, recall@{settings.discovery.num_neighbours} "
-        f"against exact search {text}, {mib(manifest['bytes'])}, {watch.seconds:.1f} s → {workspace.index}",
+        f"{len(rows)} volumes in {manifest['counts']['shards']} HNSW shards, "
+        f"recall@{settings.discovery.num_neighbours} against exact search {text}, {mib(manifest['bytes'])}, {watch.seconds:.1f} s → {workspace.index}",
     )
     return manifest
 

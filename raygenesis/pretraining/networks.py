@@ -80,7 +80,9 @@ class ClassificationHead(nn.Module):
     def __init__(self, ndim: int, num_features: int, num_classes: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            CONV[ndim](num_features, 2 * num_features, 3, padding=1), NORM[ndim](2 * num_features), nn.ReLU(inplace=True)
+            CONV[ndim](num_features, 2 * num_features, 3, padding=1),
+            NORM[ndim](2 * num_features),
+            nn.ReLU(inplace=True),
         )
         self.linear = nn.Linear(2 * num_features, num_classes)
 

@@ -20,19 +20,28 @@ def embed_samples(encoder: Encoder, samples: Samples) -> torch.Tensor:
     return torch.cat([encoder.embed(samples.batch(indices).cubes) for indices in batches])
 
 
+@torch.inference_mode()
 def anatomy_retrieval(encoder: Encoder, samples: Samples) -> float:
-    """Share of cubes whose nearest cube in another scan (cosine) shows the same place.
+    """Mean average precision of finding the same place in other scans: 1 when a cube's nearest cubes (cosine), over
+    all other scans, are those of its own place.
 
-    Uses every coordinate that the samples hold, so runs that were trained with different K or C can be compared;
-    chance is one over the number of places.
+    Uses every place that the samples hold, so runs trained with different λ, K or C can be compared; chance is near
+    one over the number of places.
     """
     vectors = functional.normalize(embed_samples(encoder, samples))
     similarity = vectors @ vectors.T
-    _, scan = np.unique(samples.columns["volume_id"].astype(str), return_inverse=True)
-    similarity[torch.from_numpy(scan[:, None] == scan)] = -torch.inf
-    nearest = similarity.argmax(1).numpy()
-    label = samples.columns["label"]
-    return float(np.mean(label[nearest] == label))
+    labels = torch.from_numpy(samples.columns["label"].astype(np.int64))
+    _, scan_numbers = np.unique(samples.columns["volume_id"].astype(str), return_inverse=True)
+    scans = torch.from_numpy(scan_numbers)
+    precisions = []
+    for query in range(len(labels)):
+        others = scans != scans[query]
+        order = similarity[query, others].argsort(descending=True, stable=True)
+        hits = (labels[others] == labels[query])[order].double()
+        if hits.any():
+            precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+            precisions.append(float((precision * hits).sum() / hits.sum()))
+    return float(np.mean(precisions)) if precisions else float("nan")
 
 
 def mean_image_error(train: Samples, validation: Samples) -> float:

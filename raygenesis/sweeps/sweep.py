@@ -168,7 +168,7 @@ class _Shown(tune.Callback):
 
 
 def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    say("sweep", f"ranked by {OBJECTIVE} on held-out subjects (the share of cubes whose nearest shows the same place)")
+    say("sweep", f"ranked by {OBJECTIVE} on held-out subjects (mean average precision of finding the same place)")
     say("sweep", "rank    λcls     K     C  retrieval  accuracy  restoration  seconds")
     for rank, row in enumerate(manifest["table"], 1):
         say(
@@ -178,7 +178,7 @@ def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]],
         )
     for row in failed:
         say("sweep", f"failed: {row}")
-    say("sweep", f"{manifest['seconds']:.1f} s → {folder / 'table.csv'}, best point as a preset: {folder / 'best.yaml'}")
+    say("sweep", f"{manifest['seconds']:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")
 
 
 def _halves(most: int) -> list[int]:
