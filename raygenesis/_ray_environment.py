@@ -12,7 +12,11 @@ if "ray" not in sys.modules:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray Tune's own banner; a sweep prints its table.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+        # Ray's C++ core reports harmless retries as errors on the driver's terminal; its log files are elsewhere.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # A Ray started on this machine accepts only its own process's token, which ends with it.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -92,7 +92,7 @@ def ingest_scan(
     """Store one scan; returns its source and either its catalogue row (JSON) or the reason it failed."""
     path = root / file["source"]
     try:
-        volume_id = _file_fingerprint(path)
+        volume_id = file_fingerprint(path)
         folder = volumes / f"{volume_id}.ome.zarr"
         record = read_record(folder)
         if record is None:
@@ -133,7 +133,8 @@ def _store(path: Path, folder: Path, volume_id: str, settings: ArchiveSettings, 
     return {**record, "stored_bytes": write_volume(folder, volume, record, settings)}
 
 
-def _file_fingerprint(path: Path) -> str:
+def file_fingerprint(path: Path) -> str:
+    """Hash of a scan file's bytes: its volume id."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 

@@ -61,7 +61,8 @@ def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     say(
         "index",
         f"{len(rows)} volumes in {manifest['counts']['shards']} HNSW shards, "
-        f"recall@{settings.discovery.num_neighbours} against exact search {text}, {mib(manifest['bytes'])}, {watch.seconds:.1f} s → {workspace.index}",
+        f"recall@{settings.discovery.num_neighbours} against exact search {text}, "
+        f"{mib(manifest['bytes'])}, {watch.seconds:.1f} s → {workspace.index}",
     )
     return manifest
 

@@ -47,9 +47,10 @@ class Draws:
         words = _counters(prod(shape), self.keys.device) ^ keys[:, :1]
         # The sample's second half-key multiplies, so that no two streams are shifts of each other.
         words.mul_(keys[:, 1:] | 1)
-        _xorshift32_(words, 15)
+        scratch = torch.empty_like(words)
+        _xorshift32_(words, 15, scratch)
         words.mul_(_MULTIPLIER_32)
-        _xorshift32_(words, 16)
+        _xorshift32_(words, 16, scratch)
         return words.view(-1, *shape)
 
     def uniform(self, tag: int | str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -77,9 +78,10 @@ def _logical_shift64(words: torch.Tensor, shift: int) -> torch.Tensor:
     return (words >> shift) & ((1 << (64 - shift)) - 1)
 
 
-def _xorshift32_(words: torch.Tensor, shift: int) -> None:
-    """In place, words ^= words >>> shift, on int32."""
-    words.bitwise_xor_((words >> shift).bitwise_and_((1 << (32 - shift)) - 1))
+def _xorshift32_(words: torch.Tensor, shift: int, scratch: torch.Tensor) -> None:
+    """In place, words ^= words >>> shift, on int32; scratch: overwritten, as large as words."""
+    torch.bitwise_right_shift(words, shift, out=scratch)
+    words.bitwise_xor_(scratch.bitwise_and_((1 << (32 - shift)) - 1))
 
 
 @lru_cache(maxsize=256)
@@ -92,8 +94,9 @@ def _tag_word(tag: int | str) -> int:
 def _counters(count: int, device: torch.device) -> torch.Tensor:
     """int32 [1, count]: 0..count-1 scattered by a bijection, shared by all samples and tags."""
     words = torch.arange(count, dtype=torch.int32, device=device)
+    scratch = torch.empty_like(words)
     for shift in (16, 15):
-        _xorshift32_(words, shift)
+        _xorshift32_(words, shift, scratch)
         words.mul_(_MULTIPLIER_32)
-    _xorshift32_(words, 16)
+    _xorshift32_(words, 16, scratch)
     return words.unsqueeze(0)

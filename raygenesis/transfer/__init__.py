@@ -1,0 +1,1 @@
+"""Target tasks: few-shot fine-tuning of the pretrained networks, beside random weights."""
