@@ -7,8 +7,9 @@ say only what they change.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -29,7 +30,7 @@ NETWORK_DIVISOR = 8
 class Section(BaseModel):
     """A part of the tree: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ArchiveSettings(Section):
@@ -43,6 +44,16 @@ class ArchiveSettings(Section):
     coarse_size: Count = Field(64, description="The pyramid ends where no side is longer than this.")
     chunk: Count = Field(64, description="Side of a Zarr chunk in voxels.")
     shard: Count = Field(256, description="Side of a Zarr shard in voxels; a multiple of the chunk.")
+
+    @model_validator(mode="after")
+    def _subject_pattern_compiles(self) -> ArchiveSettings:
+        try:
+            re.compile(self.subject_pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"archive.subject_pattern={self.subject_pattern!r} is not a regular expression: {error}"
+            ) from None
+        return self
 
     @model_validator(mode="after")
     def _shards_hold_whole_chunks(self) -> ArchiveSettings:
@@ -122,10 +133,10 @@ class DiscoverySettings(Section):
         Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
     )
     min_distance_mm: NonNegative = Field(10.0, description="Least distance between two coordinates.")
-    min_contrast: Fraction = Field(
-        0.3,
-        description="A crop counts as anatomy where the standard deviation of its values is at least this "
-        "share of the whole scan's; flat air and flat tissue fail in any modality.",
+    min_content: Fraction = Field(
+        0.6,
+        description="A crop is kept where at least this share of its voxels shows anatomy: where the values around "
+        "a voxel vary by a tenth of the whole scan's standard deviation. Air and flat tissue fail in any modality.",
     )
     correspondence: Literal["relative", "physical"] = Field(
         "relative",
@@ -239,6 +250,11 @@ class Settings(Section):
                     f"discovery.scales: extent_mm={list(scale.extent_mm)} needs {self.ndim} numbers, one a side "
                     "of discovery.cube_shape"
                 )
+        spacing = self.finetune.spacing_mm
+        if spacing is not None and len(spacing) != self.ndim:
+            raise ValueError(
+                f"finetune.spacing_mm={list(spacing)} needs {self.ndim} numbers, one a side of discovery.cube_shape"
+            )
         return self
 
     @model_validator(mode="after")
@@ -324,10 +340,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _sentence(error: ValidationError) -> str:
-    fault = error.errors()[0]
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")  # a misspelling explains the rest
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown setting {key!r}{_nearest(fault['loc'])}"
+    if fault["type"] == "missing":
+        return f"{key} is missing"
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
     return f"{key}={fault['input']!r} is not allowed: {fault['msg'][0].lower()}{fault['msg'][1:]}"
@@ -336,8 +354,11 @@ def _sentence(error: ValidationError) -> str:
 def _nearest(location: tuple[int | str, ...]) -> str:
     model: Any = Settings
     for part in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
+        if isinstance(part, int):
+            model = get_args(model)[0]
+        else:
+            field = getattr(model, "model_fields", {}).get(part)
+            model = field.annotation if field else None
     known = list(getattr(model, "model_fields", {}))
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     if close:

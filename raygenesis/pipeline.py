@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raygenesis.archive.catalogue import subject_of
+from raygenesis.archive.catalogue import held_out_subjects, subject_of
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.readers import ScanFile, find_scans, read_geometry
 from raygenesis.config import Settings
@@ -45,14 +45,19 @@ def check_settings(files: list[ScanFile], scans: Path, settings: Settings) -> No
     """Compare settings with the scans' headers. Raises SettingsError naming the key and the remedy."""
     check_corruption(settings)
     subjects = {subject_of(file.source, settings.archive.subject_pattern) for file in files}
-    num_training = len(subjects) - max(1, round(settings.validation_fraction * len(subjects)))
+    num_held_out = len(held_out_subjects(subjects, settings.validation_fraction, settings.seed))
+    num_training = len(subjects) - num_held_out
     discovery = settings.discovery
-    for key, wanted in (("num_neighbours", discovery.num_neighbours), ("num_references", discovery.num_references)):
-        if wanted > num_training:
+    for key, wanted, there, kind in (
+        ("num_neighbours", discovery.num_neighbours, num_training, "training"),
+        ("num_references", discovery.num_references, num_training, "training"),
+        ("num_validation_neighbours", discovery.num_validation_neighbours, num_held_out, "held-out"),
+    ):
+        if wanted > there:
             raise SettingsError(
-                f"discovery.{key}={wanted} is more than the {num_training} training subjects in {scans} "
-                f"({len(subjects)} subjects, validation_fraction={settings.validation_fraction:g} of them held out): "
-                f"lower it to at most {num_training} or add scans"
+                f"discovery.{key}={wanted} is more than the {there} {kind} subjects in {scans} ({len(subjects)} "
+                f"subjects, validation_fraction={settings.validation_fraction:g} of them held out): lower it to at "
+                f"most {there} or add scans"
             )
     sizes = _sizes_mm(files, scans, settings.ndim)
     reach = np.array(largest_extent(discovery.scales))

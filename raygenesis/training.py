@@ -6,6 +6,7 @@ The loop is plain torch: the Ray worker, a sweep's trial and the benchmark call 
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import threading
 import time
@@ -102,8 +103,14 @@ def run_epochs(
 ) -> Progress:
     """Train to the end, from `state` when given; `on_epoch` is called after each epoch.
 
-    Raises TrainingError when a loss is not finite.
+    Raises TrainingError when a loss is not finite, or when there are fewer samples than workers.
     """
+    for kind, samples in (("training", train), ("held-out", validation)):
+        if len(samples) < world_size:
+            raise TrainingError(
+                f"{experiment.name}: {len(samples)} {kind} samples are too few for {world_size} worker(s): add scans, "
+                "or lower num_workers"
+            )
     model = experiment.build().to(device)
     optimizer = experiment.optimizer(model)
     now = Progress(model, optimizer, [], copy.deepcopy(model.state_dict()))
@@ -114,6 +121,11 @@ def run_epochs(
     while len(now.history) < experiment.num_epochs and not experiment.should_stop(now.history):
         row = _epoch(experiment, now, train, device, rank, world_size)
         row.update(_validate(experiment, model, validation, device, rank, world_size))
+        if math.isnan(experiment.score(row)):
+            raise TrainingError(
+                f"{experiment.name}: the held-out loss became NaN after epoch {row['epoch'] + 1}: lower the learning "
+                "rate or look for damaged scans"
+            )
         now.history.append(row)
         if experiment.score(row) <= min(experiment.score(past) for past in now.history):
             now.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -136,10 +148,13 @@ def _epoch(
     for batch in prefetch(train, batches):
         waited += time.perf_counter() - mark
         losses = experiment.losses(model, _to(batch, device), epoch)
-        if not torch.isfinite(losses["loss"]):
+        total = losses["loss"].detach().clone()
+        if world_size > 1:
+            torch.distributed.all_reduce(total)  # so that all workers stop, or none
+        if not torch.isfinite(total):
             raise TrainingError(
-                f"{experiment.name}: the loss became {losses['loss'].item()} in epoch {epoch + 1}: lower the learning "
-                "rate or look for damaged scans"
+                f"{experiment.name}: the loss became {total.item()} in epoch {epoch + 1}: lower the learning rate or "
+                "look for damaged scans"
             )
         now.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -148,6 +163,10 @@ def _epoch(
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(batch.cubes)
         num_cubes += len(batch.cubes)
         mark = time.perf_counter()
+    if world_size > 1:
+        # Each worker's batch norm counted its own share last; all are judged by the one that is saved.
+        for buffer in now.model.buffers():
+            torch.distributed.broadcast(buffer, 0)
     seconds = time.perf_counter() - begin
     sums["count"] = torch.tensor(float(num_cubes), device=device)
     means = _means(sums, world_size)
@@ -218,10 +237,9 @@ def fit_with_ray(
         ),
     )
     with _epochs_shown(experiment, folder, before):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _as_user_error(error, experiment) from error
+        result = trainer.fit()
+    if isinstance(result.return_value, RaygenesisError):
+        raise result.return_value
     state = load_state(Path(result.checkpoint.path))
     return state, len(state["history"]) - before
 
@@ -237,8 +255,17 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist() if path.is_file() else []
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """One Ray Train worker."""
+def _as_table(history: list[dict[str, Any]]) -> pa.Table:
+    """One row an epoch; a figure that only some epochs have is null in the others."""
+    names = dict.fromkeys(name for row in history for name in row)
+    return pa.table({name: [row.get(name) for row in history] for name in names})
+
+
+def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
+    """One Ray Train worker.
+
+    An error that trying again cannot mend is returned, for Ray would start the workers anew for one that is raised.
+    """
     experiment: Experiment = config["experiment"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -251,36 +278,31 @@ def _train_worker(config: dict[str, Any]) -> None:
         if rank:
             ray.train.report(metrics)
             return
-        write_table(config["folder"] / "metrics.parquet", pa.Table.from_pylist(now.history))
+        write_table(config["folder"] / "metrics.parquet", _as_table(now.history))
         with tempfile.TemporaryDirectory() as aside:
             torch.save(now.state(), Path(aside, STATE_FILE))
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(aside))
 
-    run_epochs(
-        experiment,
-        train,
-        validation,
-        device=ray.train.torch.get_device(),
-        rank=rank,
-        world_size=context.get_world_size(),
-        state=load_state(Path(checkpoint.path)) if checkpoint else None,
-        on_epoch=report,
-    )
+    try:
+        run_epochs(
+            experiment,
+            train,
+            validation,
+            device=ray.train.torch.get_device(),
+            rank=rank,
+            world_size=context.get_world_size(),
+            state=load_state(Path(checkpoint.path)) if checkpoint else None,
+            on_epoch=report,
+        )
+    except RaygenesisError as error:
+        return error
+    return None
 
 
 def samples_of(shard: Any, experiment: Experiment) -> Samples:
     """All rows of a Ray Data iterator or dataset, left in Ray's shared memory."""
     tables = list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
     return Samples(tables, experiment.sample_key, experiment.sample_shape)
-
-
-def _as_user_error(error: Exception, experiment: Experiment) -> Exception:
-    """The TrainingError that a worker raised, if that is why training failed."""
-    for cause in getattr(error, "worker_failures", {}).values():
-        inner = getattr(cause, "cause", cause)
-        if isinstance(inner, RaygenesisError):
-            return inner
-    return error
 
 
 @contextmanager

@@ -125,7 +125,10 @@ class Stage:
 
     def start(self) -> None:
         """Claim the folder for these settings; what an earlier attempt of the same settings left is kept."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkspaceError(f"{self.folder} cannot be made: {error.strerror}") from None
         write_json(self.folder / "started.json", {"settings": self.settings, "inputs": self.inputs})
 
     def finish(self, counts: Mapping[str, Any], seconds: float, **facts: Any) -> dict[str, Any]:
@@ -183,11 +186,14 @@ def digest(tree: Any) -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None when there is no such file."""
     try:
-        return json.loads(path.read_text())
+        tree = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
-        raise WorkspaceError(f"{path} is damaged (not JSON): remove {path.parent} to make it anew") from None
+    except ValueError:  # not JSON, or not even text
+        tree = None
+    if not isinstance(tree, dict):
+        raise WorkspaceError(f"{path} is damaged (not a JSON object): remove {path.parent} to make it anew")
+    return tree
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
@@ -209,8 +215,8 @@ def publish(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if aside.is_dir():
             shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        elif aside.exists():
+            aside.unlink()
 
 
 def folder_bytes(folder: Path) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raygenesis.errors import WorkspaceError
@@ -36,24 +37,27 @@ CATALOGUE = pa.schema(
 
 FAILURES = pa.schema([("source", pa.string()), ("reason", pa.string())])
 
-BIDS_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)")
+BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
 
 def subject_of(source: str, pattern: str | None) -> str:
     """The subject of a scan from its path: the pattern's group, else BIDS' `sub-…`, else the path itself."""
     found = re.search(pattern, source) if pattern else BIDS_SUBJECT.search(source)
-    if found:
-        return found.group(1) if found.groups() else found.group(0)
-    return re.sub(r"\.nii(\.gz)?$", "", source)
+    subject = found and found.group(min(found.re.groups, 1))
+    return subject or re.sub(r"\.nii(\.gz)?$", "", source, flags=re.IGNORECASE)
 
 
 def read_catalogue(path: Path, volume_ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """Catalogue rows, all or those of some ids, in order of volume id."""
-    filters = None if volume_ids is None else [("volume_id", "in", list(volume_ids))]
+    wanted = None if volume_ids is None else pc.field("volume_id").isin(pa.array(volume_ids, pa.string()))
     try:
-        table = pq.read_table(path, schema=CATALOGUE, filters=filters)
+        table = pq.read_table(path, schema=CATALOGUE, filters=wanted)
     except FileNotFoundError:
         raise WorkspaceError(f"{path} is not there: run `raygenesis ingest` first") from None
+    except (pa.ArrowInvalid, OSError):
+        raise WorkspaceError(
+            f"{path} is damaged: remove it and manifest.json beside it and ingest again, stored volumes are kept"
+        ) from None
     return table.sort_by("volume_id").to_pylist()
 
 

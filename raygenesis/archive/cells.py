@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 STEPS = 4095
 DTYPE = np.dtype("<u2")
 
+# blosc's own header, which says how many bytes the cell and its content have.
+HEADER_BYTES = 16
+
 
 def encode(cube: NDArray[np.float32]) -> bytes:
     """Pack values in [0, 1] of any shape."""
@@ -20,8 +23,11 @@ def encode(cube: NDArray[np.float32]) -> bytes:
 def decode_steps(cell: bytes | memoryview, out: NDArray[np.uint16]) -> None:
     """Unpack one cell into `out` (C-contiguous uint16 of the cube's shape), in steps of 1/STEPS.
 
-    Raises ValueError if the cell does not hold exactly that many bytes.
+    Raises ValueError if the cell is cut short or does not hold exactly that many bytes.
     """
+    there = memoryview(cell).nbytes
+    if there < HEADER_BYTES or blosc._cbuffer_sizes(cell)[1] != there:
+        raise ValueError(f"cell of {there} bytes is cut short or damaged")
     num_bytes, _, _ = blosc._cbuffer_sizes(cell)
     if num_bytes != out.nbytes:
         raise ValueError(f"cell holds {num_bytes} bytes, not the {out.nbytes} of shape {out.shape}")

@@ -6,6 +6,7 @@ spans [i, i + 1) × spacing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,15 +20,15 @@ def axis_weights(
 
     `origin` and `extent` are in input voxels from the array's corner. Output voxels wider than input voxels average
     over their width (triangular kernel), so that nothing aliases; narrower ones interpolate linearly. Positions
-    beyond the outermost voxel centres take the outermost voxel.
+    beyond the outermost voxel centres count as on them.
     """
     step = extent / num_out
-    centres = origin + (np.arange(num_out) + 0.5) * step - 0.5
+    centres = np.clip(origin + (np.arange(num_out) + 0.5) * step - 0.5, 0, num_in - 1)
     width = max(step, 1.0)
-    first = int(np.clip(np.floor(centres[0] - width), 0, num_in - 1))
-    last = int(np.clip(np.ceil(centres[-1] + width), 0, num_in - 1))
+    first = max(math.floor(centres[0] - width), 0)
+    last = min(math.ceil(centres[-1] + width), num_in - 1)
     grid = np.arange(first, last + 1)
-    weights = np.maximum(0.0, 1.0 - np.abs(grid - np.clip(centres, 0, num_in - 1)[:, None]) / width)
+    weights = np.maximum(0.0, 1.0 - np.abs(grid - centres[:, None]) / width)
     weights /= weights.sum(axis=1, keepdims=True)
     return slice(first, last + 1), weights.astype(np.float32)
 

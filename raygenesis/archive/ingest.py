@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from raygenesis.archive.intensity import percentiles
 from raygenesis.archive.readers import ScanFile, find_scans, read_volume
 from raygenesis.archive.store import level_factors, read_record, write_volume
 from raygenesis.config import ArchiveSettings, Settings
-from raygenesis.errors import ScanError
+from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.progress import mib, progress, say
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, read_json, write_table
 
@@ -29,7 +30,7 @@ def ingest(scans: Path, workspace: Workspace, settings: Settings) -> dict[str, A
     """Bring every scan below `scans` into the archive; returns the manifest.
 
     Scans already there are not decoded again; new ones are added. A scan that cannot be read becomes a row of
-    `failures.parquet`. Raises ScanError if nothing at all can be read.
+    `failures.parquet`. Raises ScanError if nothing at all can be read, WorkspaceError if nothing can be stored.
     """
     files = find_scans(scans)
     stage = Stage(workspace.archive, {"ndim": settings.ndim, "archive": settings.archive.model_dump(mode="json")}, {})
@@ -57,8 +58,8 @@ def ingest(scans: Path, workspace: Workspace, settings: Settings) -> dict[str, A
     subjects = len({row["subject_id"] for row in rows})
     counts = {"scans": len(files), "volumes": len(rows), "subjects": subjects, "failures": len(failures)}
     manifest = stage.finish(
-        counts, watch.seconds, content=[row["volume_id"] for row in rows], listing=listing,
-        source_bytes=sum(file.num_bytes for file in files),
+        counts, watch.seconds, content=[[row["volume_id"], row["subject_id"]] for row in rows],
+        listing=listing, source_bytes=sum(file.num_bytes for file in files),
     )
     _summarise(manifest, failures, removed, workspace)
     return manifest
@@ -69,6 +70,8 @@ def _ingest_files(
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     cluster.connect()
     workspace.volumes.mkdir(parents=True, exist_ok=True)
+    for half_written in workspace.volumes.glob(".*"):
+        shutil.rmtree(half_written)
     num_blocks = -(-len(files) // SCANS_PER_BLOCK)
     arguments = {"root": root, "volumes": workspace.volumes, "settings": settings.archive, "ndim": settings.ndim}
     dataset = ray.data.from_items([asdict(file) for file in files], override_num_blocks=num_blocks).map(
@@ -78,6 +81,8 @@ def _ingest_files(
     failures: list[dict[str, str]] = []
     with progress("ingest", len(files), "scans") as ticker:
         for outcome in dataset.iter_rows():
+            if outcome["fault"]:
+                raise WorkspaceError(outcome["fault"])
             if outcome["reason"]:
                 failures.append({"source": outcome["source"], "reason": outcome["reason"]})
             else:
@@ -89,7 +94,11 @@ def _ingest_files(
 def ingest_scan(
     file: dict[str, Any], root: Path, volumes: Path, settings: ArchiveSettings, ndim: int
 ) -> dict[str, str]:
-    """Store one scan; returns its source and either its catalogue row (JSON) or the reason it failed."""
+    """Store one scan; returns its source and one of three.
+
+    row: its catalogue row as JSON; reason: why this scan cannot be read; fault: why no scan can be stored.
+    """
+    outcome = {"source": file["source"], "row": "", "reason": "", "fault": ""}
     path = root / file["source"]
     try:
         volume_id = file_fingerprint(path)
@@ -98,9 +107,11 @@ def ingest_scan(
         if record is None:
             record = _store(path, folder, volume_id, settings, ndim)
     except ScanError as error:
-        return {"source": file["source"], "row": "", "reason": str(error)}
+        return {**outcome, "reason": str(error)}
+    except WorkspaceError as error:
+        return {**outcome, "fault": str(error)}
     except OSError as error:
-        return {"source": file["source"], "row": "", "reason": f"cannot be read ({error.strerror or error})"}
+        return {**outcome, "reason": f"cannot be read ({error.strerror or error})"}
     row = {
         **record,
         "subject_id": subject_of(file["source"], settings.subject_pattern),
@@ -108,7 +119,7 @@ def ingest_scan(
         "source_bytes": file["num_bytes"],
         "source_mtime_ns": file["mtime_ns"],
     }
-    return {"source": file["source"], "row": json.dumps(row), "reason": ""}
+    return {**outcome, "row": json.dumps(row)}
 
 
 def _store(path: Path, folder: Path, volume_id: str, settings: ArchiveSettings, ndim: int) -> dict[str, Any]:
@@ -153,15 +164,15 @@ def _without_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]
 def _rows_of_removed_files(
     workspace: Workspace, files: list[ScanFile], rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Catalogue rows of an earlier ingest whose files are gone; their volumes stay in the archive."""
+    """Catalogue rows of an earlier ingest whose files are gone, not just renamed; their volumes stay."""
     if not workspace.catalog.is_file():
         return []
     present = {file.source for file in files}
-    known = {row["volume_id"] for row in rows}
+    known = {row["voxel_fingerprint"] for row in rows}
     return [
         row
         for row in read_catalogue(workspace.catalog)
-        if row["source"] not in present and row["volume_id"] not in known
+        if row["source"] not in present and row["voxel_fingerprint"] not in known
     ]
 
 

@@ -22,6 +22,9 @@ SUFFIXES = (".nii", ".nii.gz")
 # A header may claim any size; deflate cannot pack more than about 1,032 bytes into one.
 MAX_COMPRESSION = 1032
 
+# What nibabel, NumPy and zlib raise on damaged bytes.
+DAMAGE = (ImageFileError, HeaderDataError, EOFError, zlib.error, OSError, ValueError, OverflowError)
+
 
 @dataclass(frozen=True)
 class ScanFile:
@@ -35,7 +38,8 @@ class ScanFile:
 def find_scans(folder: Path) -> list[ScanFile]:
     """Every scan file below a folder, sorted by path.
 
-    Raises ScanError if the folder is missing or holds none. Links that lead out of the folder are not followed.
+    Raises ScanError if the folder is missing or holds none. Hidden files and folders are left out (DataLad keeps a
+    second name of every scan below `.git`), and links that lead out of the folder are not followed.
     """
     if not folder.is_dir():
         raise ScanError(f"scans folder {folder} does not exist or is not a folder")
@@ -46,24 +50,34 @@ def find_scans(folder: Path) -> list[ScanFile]:
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 continue
             stat = path.stat()
-            scans.append(ScanFile(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))
+            scans.append(ScanFile(_source(path, root), stat.st_size, stat.st_mtime_ns))
     if not scans:
         raise ScanError(f"no scan found in {folder}: expected files ending in {' or '.join(SUFFIXES)}")
     return sorted(scans, key=lambda scan: scan.source)
 
 
 def _files(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root):
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
             if path.is_file():
                 yield path
 
 
+def _source(path: Path, root: Path) -> str:
+    source = path.relative_to(root).as_posix()
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise ScanError(f"the file name {source!r} is not UTF-8, and tables cannot hold it: rename it") from None
+    return source
+
+
 def read_geometry(path: Path, ndim: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) from the header alone."""
     image = _open(path, ndim)
-    order = io_orientation(image.affine)[:, 0].astype(int)
+    order = _orientation(image, ndim)[:, 0].astype(int)
     shape = np.empty(3, int)
     spacing = np.empty(3)
     shape[order] = image.shape[:3] if len(image.shape) >= 3 else (*image.shape, 1)
@@ -79,10 +93,10 @@ def read_volume(path: Path, ndim: int) -> Volume:
     image = _open(path, ndim)
     try:
         voxels = np.asanyarray(image.dataobj.get_unscaled())
-    except (EOFError, zlib.error, OSError, ValueError) as error:
+    except DAMAGE as error:
         raise ScanError(f"the file is cut short or damaged ({_first_line(error)})") from None
     voxels = voxels.reshape(_spatial_shape(image.shape))
-    orientation = io_orientation(image.affine)
+    orientation = _orientation(image, ndim)
     affine = image.affine @ inv_ornt_aff(orientation, voxels.shape)
     voxels = apply_orientation(voxels, orientation).T
     if ndim == 2:
@@ -96,19 +110,39 @@ def read_volume(path: Path, ndim: int) -> Volume:
 def _open(path: Path, ndim: int) -> nibabel.nifti1.Nifti1Image:
     try:
         image = nibabel.load(path)
-    except (ImageFileError, HeaderDataError, EOFError, zlib.error, OSError, ValueError) as error:
+    except DAMAGE as error:
         raise ScanError(f"not readable as NIfTI ({_first_line(error)})") from None
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise ScanError(f"a {type(image).__name__}, not a NIfTI image")
     shape = _spatial_shape(image.shape)
     if ndim == 3 and min(shape) < 2:
         raise ScanError(f"shape {image.shape} is a single slice, and discovery.cube_shape asks for 3D scans")
     if ndim == 2 and shape[2] != 1:
         raise ScanError(f"shape {image.shape} is a volume, and discovery.cube_shape asks for 2D images")
     claimed = int(np.prod(shape, dtype=object)) * image.get_data_dtype().itemsize
-    if claimed > path.stat().st_size * MAX_COMPRESSION:
+    if claimed > path.stat().st_size * (MAX_COMPRESSION if path.suffix.lower() == ".gz" else 1):
         raise ScanError(f"the header claims {claimed:,} bytes of voxels, more than the file can hold")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+    if not _places_voxels(image.affine):
         raise ScanError("the affine is singular or not finite, so positions in mm are unknown")
     return image
+
+
+def _places_voxels(affine: np.ndarray) -> bool:
+    """Whether every voxel has a place of its own: finite numbers, and three axes that are not in one plane."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(
+        np.isfinite(affine).all() and (steps > 0).all() and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6
+    )
+
+
+def _orientation(image: nibabel.nifti1.Nifti1Image, ndim: int) -> np.ndarray:
+    """Canonical axis and direction of each stored axis; of a 2D image the single slice comes last, whatever plane."""
+    orientation = io_orientation(image.affine)
+    if ndim == 2:
+        across = orientation[2, 0]
+        orientation[orientation[:, 0] > across, 0] -= 1
+        orientation[2, 0] = 2
+    return orientation
 
 
 def _spatial_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """OME-Zarr 0.5 volumes: written by zarr-python, read by tensorstore.
 
-One image a folder, axes z y x (2D: y x), a pyramid of levels, lz4 + bit shuffle in chunks within shards. The
-group's own `zarr.json` is written last: a folder without it is not a volume.
+One image a folder, axes z y x (2D: y x), a pyramid of levels, lz4 + bit shuffle in chunks within shards. Written
+aside and renamed; the group's own `zarr.json` is written last: a folder without it is not a volume.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from zarr.codecs import BloscCodec
 from raygenesis._version import __version__
 from raygenesis.archive.volume import Volume
 from raygenesis.config import ArchiveSettings
-from raygenesis.errors import ScanError
+from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.workspace import folder_bytes, publish
 
 AXES = ("z", "y", "x")
 ATTRIBUTES = "raygenesis"
@@ -55,14 +56,30 @@ def halve(voxels: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
             if voxels.shape[axis] % 2:
                 voxels = np.concatenate([voxels, voxels[tuple(last)]], axis)
     blocks = voxels.reshape([n for side, step in zip(voxels.shape, steps, strict=True) for n in (side // step, step)])
-    means = blocks.mean(axis=tuple(range(1, blocks.ndim, 2)), dtype=np.float32)
-    return np.rint(means).astype(voxels.dtype) if voxels.dtype.kind in "iu" else means.astype(voxels.dtype)
+    is_integer = voxels.dtype.kind in "iu"
+    # float32 holds the sums of 16-bit integers exactly, and float64 those of 32-bit ones.
+    precision = np.float64 if is_integer and voxels.dtype.itemsize > 2 else np.float32
+    means = blocks.mean(axis=tuple(range(1, blocks.ndim, 2)), dtype=precision)
+    return np.rint(means).astype(voxels.dtype) if is_integer else means.astype(voxels.dtype)
 
 
 def write_volume(folder: Path, volume: Volume, record: Mapping[str, Any], settings: ArchiveSettings) -> int:
-    """Write a volume and its pyramid, with `record` (a catalogue row) in its attributes; returns bytes on disk."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Write a volume and its pyramid, with `record` (a catalogue row) in its attributes; returns bytes on disk.
+
+    A whole volume that is there already stays: folders are named by content. Raises WorkspaceError if it cannot be
+    written.
+    """
+    if read_record(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        publish(folder, lambda aside: _write(aside, volume, record, settings))
+    except WorkspaceError:
+        if read_record(folder) is None:
+            raise  # otherwise another task has stored a copy of the same scan meanwhile
+    return read_record(folder)["stored_bytes"]
+
+
+def _write(folder: Path, volume: Volume, record: Mapping[str, Any], settings: ArchiveSettings) -> None:
     factors = level_factors(volume.voxels.shape, settings.coarse_size)
     voxels = volume.voxels
     for level, factor in enumerate(factors):
@@ -70,13 +87,11 @@ def write_volume(folder: Path, volume: Volume, record: Mapping[str, Any], settin
             steps = tuple(now // before for now, before in zip(factor, factors[level - 1], strict=True))
             voxels = halve(voxels, steps)
         _write_level(folder / str(level), voxels, settings)
-    num_bytes = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
     attributes = {
         "ome": {"version": "0.5", "multiscales": [_multiscale(volume, factors)]},
-        ATTRIBUTES: {**record, "stored_bytes": num_bytes},
+        ATTRIBUTES: {**record, "stored_bytes": folder_bytes(folder)},
     }
     zarr.create_group(folder, zarr_format=3, attributes=attributes)
-    return num_bytes
 
 
 def _write_level(folder: Path, voxels: NDArray[Any], settings: ArchiveSettings) -> None:
@@ -119,7 +134,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """The catalogue row in a volume's attributes, or None where there is no whole volume."""
     try:
         return json.loads((folder / "zarr.json").read_text())["attributes"][ATTRIBUTES]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -137,7 +152,7 @@ def open_level(folder: Path, level: int) -> tensorstore.TensorStore:
     try:
         return tensorstore.open(spec, read=True, open=True, context=_context()).result()
     except (ValueError, OSError) as error:
-        raise ScanError(f"{folder.name} level {level} cannot be opened ({str(error).splitlines()[0]})") from None
+        raise ScanError(f"{folder.name} level {level} cannot be opened ({_fault(error)})") from None
 
 
 def read_region(folder: Path, level: int, region: tuple[slice, ...]) -> NDArray[Any]:
@@ -146,4 +161,9 @@ def read_region(folder: Path, level: int, region: tuple[slice, ...]) -> NDArray[
     try:
         return array[region].read().result()
     except (ValueError, OSError) as error:
-        raise ScanError(f"{folder.name} level {level} is damaged ({str(error).splitlines()[0]})") from None
+        raise ScanError(f"{folder.name} level {level} is damaged ({_fault(error)})") from None
+
+
+def _fault(error: Exception) -> str:
+    """What tensorstore says, without the specification that it appends."""
+    return str(error).splitlines()[0].partition(" [tensorstore_spec=")[0]

@@ -11,6 +11,9 @@ from scipy import ndimage
 from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.errors import RaygenesisError
 
+# A voxel shows anatomy where its neighbourhood varies by this share of the scan's standard deviation.
+TEXTURE = 0.1
+
 
 class CoordinateError(RaygenesisError):
     """The coordinates that were asked for do not fit."""
@@ -33,14 +36,17 @@ def is_in_plane(axis: int, ndim: int) -> bool:
     return ndim == 2 or axis > 0
 
 
-def contrast(scan: NDArray[np.float32], window: Sequence[int]) -> NDArray[np.float32]:
-    """Standard deviation of values in a window centred on each voxel, as a share of the whole scan's.
+def content(scan: NDArray[np.float32], window: Sequence[int]) -> NDArray[np.float32]:
+    """Share of the voxels in a window centred on each voxel that show anatomy, float32 in [0, 1].
 
-    The content rule: air and flat tissue have none in any modality; wherever anatomy shows, it is near or above 1.
+    The content rule: a voxel shows anatomy where the values of its 3×3×3 (2D: 3×3) neighbourhood vary by at least a
+    tenth of the whole scan's standard deviation. Air and flat tissue show none, in any modality.
     """
-    mean = ndimage.uniform_filter(scan, window, mode="nearest")
-    mean_of_squares = ndimage.uniform_filter(np.square(scan), window, mode="nearest")
-    return np.sqrt(np.maximum(mean_of_squares - np.square(mean), 0)) / max(float(scan.std()), 1e-12)
+    mean = ndimage.uniform_filter(scan, 3, mode="nearest")
+    mean_of_squares = ndimage.uniform_filter(np.square(scan), 3, mode="nearest")
+    variation = np.sqrt(np.maximum(mean_of_squares - np.square(mean), 0))
+    shows = variation >= max(TEXTURE * float(scan.std()), 1e-6)
+    return ndimage.uniform_filter(shows.astype(np.float32), window, mode="nearest")
 
 
 def candidates(
@@ -55,7 +61,7 @@ def candidates(
     centres = np.indices(scan.shape).reshape(scan.ndim, -1).T + 0.5
     centres = centres * np.array(spacing_mm)
     fits = ((centres >= reach / 2) & (centres <= np.array(size_mm) - reach / 2)).all(1)
-    shows = contrast(scan, window).ravel() >= settings.min_contrast
+    shows = content(scan, window).ravel() >= settings.min_content - 1e-6
     return centres[fits & shows]
 
 
@@ -69,7 +75,7 @@ def spread(
     """
     if not len(places):
         raise CoordinateError(
-            "no place where a crop fits and shows anatomy: lower discovery.scales' extent_mm or discovery.min_contrast"
+            "no place where a crop fits and shows anatomy: lower discovery.scales' extent_mm or discovery.min_content"
         )
     chosen = [int(generator.integers(len(places)))]
     distance = np.linalg.norm(places - places[chosen[0]], axis=1)

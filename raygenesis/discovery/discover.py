@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,57 +13,26 @@ import ray.data
 from numpy.typing import NDArray
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import FAILURES, read_catalogue, split_by_subject
+from raygenesis.archive.catalogue import FAILURES, read_catalogue
 from raygenesis.archive.cells import DTYPE, STEPS, encode
 from raygenesis.archive.source import read_coarse
 from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import CoordinateError, candidates, largest_extent, spread
 from raygenesis.discovery.crop import crop_cube, size_mm
-from raygenesis.discovery.embed import read_embeddings
-from raygenesis.discovery.index import Neighbours, build_shard, exact_search, recall, search_shards
+from raygenesis.discovery.neighbours import (
+    Patients,
+    build_index,
+    check_counts,
+    choose_references,
+    find_neighbours,
+    load_patients,
+)
 from raygenesis.discovery.plan import plan_patterns
-from raygenesis.errors import ScanError, SettingsError
+from raygenesis.errors import ScanError
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path, write_part
 from raygenesis.progress import mib, progress, say
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, write_table
-
-RECALL_QUERIES = 100
-
-
-def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
-    """HNSW shards over the embeddings of training and of held-out volumes; returns the manifest with the recall.
-
-    The two splits never share a shard, so a search in one cannot return the other.
-    """
-    embeddings = manifest_of(workspace.embeddings, "embed")
-    chosen = settings.model_dump(mode="json", include={"index", "seed", "validation_fraction"})
-    chosen["num_neighbours"] = settings.discovery.num_neighbours
-    stage = Stage(workspace.index, chosen, {"embeddings": embeddings["fingerprint"]})
-    if stage.is_finished():
-        say("index", f"nothing to do: it is in {workspace.index}")
-        return manifest_of(workspace.index, "discover")
-    watch = Stopwatch()
-    stage.start()
-    cluster.connect()
-    rows, vectors = _embedded_rows(workspace)
-    measured, shards = {}, {}
-    for split, members in _members(rows, settings).items():
-        paths = _build_shards(workspace.index, split, vectors[members], settings)
-        shards[split] = [path.name for path in paths]
-        measured[split] = _measured_recall(paths, vectors[members], settings)
-    manifest = stage.finish(
-        {"volumes": len(rows), "shards": sum(map(len, shards.values()))}, watch.seconds,
-        recall=measured, shards=shards, metric="l2",
-    )
-    text = ", ".join(f"{value:.4f} among {split} volumes" for split, value in measured.items())
-    say(
-        "index",
-        f"{len(rows)} volumes in {manifest['counts']['shards']} HNSW shards, "
-        f"recall@{settings.discovery.num_neighbours} against exact search {text}, "
-        f"{mib(manifest['bytes'])}, {watch.seconds:.1f} s → {workspace.index}",
-    )
-    return manifest
 
 
 def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
@@ -88,85 +56,42 @@ def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     return manifest
 
 
-def check_archive(workspace: Workspace, settings: Settings) -> None:
-    """Raise SettingsError if the archive has fewer subjects than discovery needs."""
-    rows = read_catalogue(workspace.catalog)
-    _check_counts(_one_a_subject(rows), settings, f"{workspace.archive}")
-
-
 def _plan(
     workspace: Workspace, settings: Settings, index: Mapping[str, Any]
 ) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, str]]]:
-    rows, vectors = _embedded_rows(workspace)
-    reach = np.array(largest_extent(settings.discovery.scales))
-    fits = np.array([(size_mm(row) >= reach - 1e-6).all() for row in rows])
-    failures = [
-        {
-            "source": row["source"],
-            "reason": f"{_mm(size_mm(row))} mm is smaller than the largest crop, {_mm(reach)} mm (discovery.scales)",
-        }
-        for row, fit in zip(rows, fits, strict=True)
-        if not fit
-    ]
-    _check_counts(_one_a_subject([row for row, fit in zip(rows, fits, strict=True) if fit]), settings, "the archive")
-    members = {split: numbers[fits[numbers]] for split, numbers in _members(rows, settings).items()}
-    anchors = _choose_references(rows, members[TRAINING], settings)
+    """The plan, what is told of each reference, and the scans that are too small."""
+    patients = load_patients(workspace, settings)
+    check_counts(patients, settings)
+    anchors = choose_references(patients, settings)
+    shards = {split: [workspace.index / name for name in names] for split, names in index["shards"].items()}
     found = [
         {
-            split: [rows[n] for n in _search(workspace, index, split, rows, vectors, members[split], anchor, settings)]
+            split: [patients.rows[n] for n in find_neighbours(patients, split, anchor, shards[split], settings)]
             for split in (TRAINING, VALIDATION)
         }
         for anchor in anchors
     ]
-    references = [rows[anchor] for anchor in anchors]
+    references = [patients.rows[anchor] for anchor in anchors]
     centres = [_coordinates(workspace, row, number, settings) for number, row in enumerate(references)]
     plan = plan_patterns(references, centres, found, settings.discovery, settings.seed)
     described = [
         {"volume_id": row["volume_id"], "source": row["source"], "centres_mm": centre.tolist()}
         for row, centre in zip(references, centres, strict=True)
     ]
-    return plan, described, failures
+    return plan, described, _too_small(patients, settings)
 
 
-def _choose_references(rows: Sequence[Mapping[str, Any]], members: NDArray[np.int64], settings: Settings) -> list[int]:
-    """R training volumes of different subjects, drawn by seed."""
-    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(1,)))
-    chosen: dict[str, int] = {}
-    for number in generator.permutation(members):
-        chosen.setdefault(rows[number]["subject_id"], int(number))
-        if len(chosen) == settings.discovery.num_references:
-            break
-    return list(chosen.values())
-
-
-def _search(
-    workspace: Workspace,
-    index: Mapping[str, Any],
-    split: str,
-    rows: Sequence[Mapping[str, Any]],
-    vectors: NDArray[np.float32],
-    members: NDArray[np.int64],
-    anchor: int,
-    settings: Settings,
-) -> list[int]:
-    """Row numbers of the nearest volumes to a reference, one a subject; in training the reference comes first."""
-    discovery = settings.discovery
-    wanted = discovery.num_neighbours if split == TRAINING else discovery.num_validation_neighbours
-    everyone = _members(rows, settings)[split]
-    query = vectors[anchor][None]
-    allowed = set(members.tolist())
-    # Scans of one subject, and scans too small to crop, take places in the list that are passed over.
-    k = min(len(everyone), wanted + len(everyone) - len(_one_a_subject([rows[n] for n in members])))
-    method = settings.index.method
-    if method == "hnsw" or (method == "auto" and len(everyone) > settings.index.exact_limit):
-        found = search_shards([workspace.index / name for name in index["shards"][split]], query, k, settings.index)
-    else:
-        found = exact_search(vectors[everyone], query, k)
-    chosen: dict[str, int] = {rows[anchor]["subject_id"]: anchor} if split == TRAINING else {}
-    for number in everyone[found.numbers[0]].tolist():
-        if number in allowed:
-            chosen.setdefault(rows[number]["subject_id"], number)
-    return list(chosen.values())[:wanted]
+def _too_small(patients: Patients, settings: Settings) -> list[dict[str, str]]:
+    """Failure rows of the scans that cannot hold the largest crop."""
+    reach = _mm(np.array(largest_extent(settings.discovery.scales)))
+    return [
+        {
+            "source": patients.rows[number]["source"],
+            "reason": f"{_mm(size_mm(patients.rows[number]))} mm is smaller than the largest crop, {reach} mm "
+            "(discovery.scales)",
+        }
+        for number in np.flatnonzero(~patients.is_roomy)
+    ]
 
 
 def _coordinates(
@@ -288,62 +213,6 @@ def _summarise(manifest: Mapping[str, Any], failures: Sequence[Mapping[str, str]
         f"{len(failures)} failures, {mib(manifest['raw_bytes'])} raw, {mib(manifest['bytes'])} stored, "
         f"{manifest['seconds']:.1f} s → {workspace.patterns}",
     )
-
-
-def _embedded_rows(workspace: Workspace) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
-    """Catalogue rows and embeddings of the volumes that could be embedded, in order of volume id."""
-    ids, vectors = read_embeddings(workspace.embeddings)
-    return read_catalogue(workspace.catalog, ids), vectors
-
-
-def _members(rows: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, NDArray[np.int64]]:
-    """Row numbers of each split."""
-    _, held_out = split_by_subject(list(rows), settings.validation_fraction, settings.seed)
-    validation = {row["volume_id"] for row in held_out}
-    is_validation = np.array([row["volume_id"] in validation for row in rows])
-    return {TRAINING: np.flatnonzero(~is_validation), VALIDATION: np.flatnonzero(is_validation)}
-
-
-def _build_shards(folder: Path, split: str, vectors: NDArray[np.float32], settings: Settings) -> list[Path]:
-    size = settings.index.volumes_per_shard
-    build = ray.remote(build_shard)
-    paths = [folder / f"shard-{split}-{number:05d}.hnsw" for number in range(-(-len(vectors) // size))]
-    ray.get(
-        [
-            build.remote(path, vectors[number * size : (number + 1) * size], number * size, settings.index,
-                         settings.seed)
-            for number, path in enumerate(paths)
-        ]
-    )
-    return paths
-
-
-def _measured_recall(paths: Sequence[Path], vectors: NDArray[np.float32], settings: Settings) -> float:
-    """Recall of the graphs at the K of discovery, against exact search, over a seeded sample of queries."""
-    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(3,)))
-    queries = vectors[generator.permutation(len(vectors))[:RECALL_QUERIES]]
-    k = min(settings.discovery.num_neighbours, len(vectors))
-    truth: Neighbours = exact_search(vectors, queries, k)
-    return recall(search_shards(paths, queries, k, settings.index), truth)
-
-
-def _one_a_subject(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return list({row["subject_id"]: row for row in rows}.values())
-
-
-def _check_counts(rows: Sequence[Mapping[str, Any]], settings: Settings, where: str) -> None:
-    training, validation = split_by_subject([dict(row) for row in rows], settings.validation_fraction, settings.seed)
-    discovery = settings.discovery
-    for key, wanted, there, kind in (
-        ("num_neighbours", discovery.num_neighbours, len(training), "training"),
-        ("num_references", discovery.num_references, len(training), "training"),
-        ("num_validation_neighbours", discovery.num_validation_neighbours, len(validation), "held-out"),
-    ):
-        if wanted > there:
-            raise SettingsError(
-                f"discovery.{key}={wanted} is more than the {there} {kind} subjects that {where} has with scans large "
-                f"enough to crop: lower it to at most {there} or add scans"
-            )
 
 
 def _mm(size: NDArray[np.float64]) -> str:

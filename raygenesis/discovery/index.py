@@ -9,6 +9,7 @@ from pathlib import Path
 import hnswlib
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from raygenesis.config import IndexSettings
 from raygenesis.errors import RaygenesisError
@@ -31,18 +32,20 @@ class Neighbours:
 
 def exact_search(embeddings: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> Neighbours:
     """The k nearest rows of `embeddings` [n, d] to each of `queries` [q, d]; of equals the lower row first."""
-    _check(embeddings, queries, k)
+    _check_count(k, len(embeddings))
+    _check_finite(embeddings, queries)
     best_numbers = np.empty((len(queries), 0), np.int64)
     best_distances = np.empty((len(queries), 0), np.float64)
     wanted = queries.astype(np.float64)
     for start in range(0, len(embeddings), EXACT_CHUNK):
         chunk = embeddings[start : start + EXACT_CHUNK].astype(np.float64)
-        squares = np.square(wanted).sum(1)[:, None] + np.square(chunk).sum(1) - 2.0 * (wanted @ chunk.T)
+        # Sums of squared differences: |a|² + |b|² − 2ab would cancel, and give equal rows unequal distances.
+        squares = cdist(wanted, chunk, "sqeuclidean")
         numbers = np.broadcast_to(np.arange(start, start + len(chunk)), squares.shape)
         best_numbers, best_distances = _nearest(
             np.concatenate([best_numbers, numbers], 1), np.concatenate([best_distances, squares], 1), k
         )
-    return Neighbours(best_numbers, np.sqrt(np.maximum(best_distances, 0)).astype(np.float32))
+    return Neighbours(best_numbers, np.sqrt(best_distances).astype(np.float32))
 
 
 def build_shard(path: Path, embeddings: NDArray[np.float32], start: int, settings: IndexSettings, seed: int) -> None:
@@ -55,6 +58,7 @@ def build_shard(path: Path, embeddings: NDArray[np.float32], start: int, setting
 
 def search_shards(paths: Sequence[Path], queries: NDArray[np.float32], k: int, settings: IndexSettings) -> Neighbours:
     """The k nearest rows over all shards: each shard's best, merged exactly."""
+    _check_finite(queries)
     numbers, squares = [], []
     for path in paths:
         graph = hnswlib.Index("l2", queries.shape[1])
@@ -64,6 +68,7 @@ def search_shards(paths: Sequence[Path], queries: NDArray[np.float32], k: int, s
         found, distances = graph.knn_query(queries, here, num_threads=1)
         numbers.append(found.astype(np.int64))
         squares.append(distances.astype(np.float64))
+    _check_count(k, sum(found.shape[1] for found in numbers))
     merged, distances = _nearest(np.concatenate(numbers, 1), np.concatenate(squares, 1), k)
     return Neighbours(merged, np.sqrt(distances).astype(np.float32))
 
@@ -81,8 +86,11 @@ def _nearest(
     return np.take_along_axis(numbers, order, 1), np.take_along_axis(squares, order, 1)
 
 
-def _check(embeddings: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> None:
-    if k > len(embeddings):
-        raise SearchError(f"{k} neighbours were asked for among {len(embeddings)} volumes: ask for fewer")
-    if not (np.isfinite(embeddings).all() and np.isfinite(queries).all()):
+def _check_count(k: int, num_volumes: int) -> None:
+    if k > num_volumes:
+        raise SearchError(f"{k} neighbours were asked for among {num_volumes} volumes: ask for fewer")
+
+
+def _check_finite(*vectors: NDArray[np.float32]) -> None:
+    if not all(np.isfinite(rows).all() for rows in vectors):
         raise SearchError("embeddings hold NaN or infinity: train the auto-encoder again")

@@ -13,6 +13,7 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
+from raygenesis.patterns.writer import part_path
 from raygenesis.workspace import manifest_of
 
 # What training needs of a row.
@@ -39,8 +40,7 @@ def read_patterns(
     folder: Path, columns: Sequence[str] = PATTERN.names, where: Any = None
 ) -> pa.Table:
     """Rows of a finished store, in its order, with the columns and predicate asked for."""
-    num_parts = manifest_of(folder, "discover")["counts"]["parts"]
-    paths = [str(path) for path in sorted(folder.glob("part-*.parquet"))[:num_parts]]
+    paths = [str(path) for path in _part_paths(folder)]
     return ds.dataset(paths, schema=PATTERN, format="parquet").to_table(columns=list(columns), filter=where)
 
 
@@ -49,8 +49,7 @@ class PatternSource(Datasource):
 
     def __init__(self, folder: Path, columns: Sequence[str] = TRAINING_COLUMNS, where: Any = None) -> None:
         super().__init__()
-        self._manifest = manifest_of(folder, "discover")
-        self._paths = sorted(folder.glob("part-*.parquet"))
+        self._paths = _part_paths(folder)
         self._columns, self._where = list(columns), where
 
     @property
@@ -81,3 +80,9 @@ class PatternSource(Datasource):
             yield ds.dataset(str(path), schema=PATTERN, format="parquet").to_table(columns=columns, filter=where)
 
         return read
+
+
+def _part_paths(folder: Path) -> list[Path]:
+    """The parts of a finished store, in order."""
+    num_parts = manifest_of(folder, "discover")["counts"]["parts"]
+    return [part_path(folder, part) for part in range(num_parts)]

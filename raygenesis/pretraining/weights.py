@@ -30,7 +30,9 @@ def export(model: SemanticGenesis, folder: Path, architecture: Mapping[str, int]
 
     architecture: `ndim`, `base_width`, `num_classes`; facts: what the card tells.
     """
-    metadata = {"format": FORMAT, "version": __version__, "architecture": json.dumps(dict(architecture))}
+    described = {"format": FORMAT, "version": __version__, "architecture": dict(architecture)}
+    # One key: safetensors writes several in an order of its own each time, and the same network must be the same bytes.
+    metadata = {"raygenesis": json.dumps(described, sort_keys=True)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     publish(folder / ENCODER_FILE, lambda aside: save_file(tensors, aside, metadata))
     publish(folder / CARD_FILE, lambda aside: aside.write_text(_card(architecture, facts)))
@@ -80,12 +82,12 @@ def _file(path: str | Path) -> Path:
 def _architecture(file: Path) -> dict[str, int]:
     try:
         with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
+            described = json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
     except (SafetensorError, OSError):
         raise WeightsError(f"{file} is not a safetensors file") from None
-    if metadata.get("format") != FORMAT:
-        raise WeightsError(f"{file} was not written by raygenesis: its format is {metadata.get('format')!r}")
-    return json.loads(metadata["architecture"])
+    if described.get("format") != FORMAT:
+        raise WeightsError(f"{file} was not written by raygenesis: its format is {described.get('format')!r}")
+    return described["architecture"]
 
 
 def _card(architecture: Mapping[str, int], facts: Mapping[str, Any]) -> str:

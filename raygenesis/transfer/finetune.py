@@ -142,7 +142,7 @@ def run_trial(
     watch = Stopwatch()
     learnt, tested = [ray.get(case) for case in labelled], []
     unet = build_unet(start, target.run_folder, target.num_classes, trial.seed)
-    train_segmenter(unet, learnt, target.settings, target.patch_shape, trial.seed, target.device)
+    losses = train_segmenter(unet, learnt, target.settings, target.patch_shape, trial.seed, target.device)
     for reference in test:
         case = ray.get(reference)
         predicted = segment(unet, case.image, target.patch_shape, target.settings.batch_size)
@@ -153,7 +153,8 @@ def run_trial(
         "initialisation": start, "trial": trial.number, "seed": trial.seed, "classes": list(range(target.num_classes)),
         "dice": float(np.mean([case["dice"] for case in tested])),
         "iou": float(np.mean([case["iou"] for case in tested])),
-        "seconds": round(watch.seconds, 3), "labelled": [case.name for case in learnt], "test": tested,
+        "loss": float(np.mean(losses[-10:])), "seconds": round(watch.seconds, 3),
+        "labelled": [case.name for case in learnt], "test": tested,
     }  # fmt: skip
     write_json(_trial_path(target.folder, start, trial.number), result)
     return f"{start} Dice {result['dice']:.3f}"
@@ -164,8 +165,8 @@ def build_unet(start: str, run_folder: Path, num_classes: int, seed: int) -> UNe
 
     The output layer's weights depend on the seed alone, so that initialisations start alike where they can.
     """
-    unet = load_unet(run_folder, num_classes)
     with torch.random.fork_rng(devices=[]):
+        unet = load_unet(run_folder, num_classes)
         torch.manual_seed(seed)
         unet.decoder.output.reset_parameters()
         if start == RANDOM:

@@ -140,14 +140,10 @@ def split_scans(scans: Sequence[LabelledScan], seen: set[str], settings: Setting
 def common_spacing(scans: Sequence[LabelledScan], settings: Settings) -> tuple[float, ...]:
     """Voxel size in mm, z y x (2D: y x), of every case: `finetune.spacing_mm`, or the scans' median."""
     chosen = settings.finetune.spacing_mm
-    if chosen is None:
-        spacings = [_named(read_geometry, scan.image, settings.ndim)[1] for scan in scans]
-        return tuple(np.median(spacings, axis=0).tolist())
-    if len(chosen) != settings.ndim:
-        raise SettingsError(
-            f"finetune.spacing_mm={list(chosen)} needs {settings.ndim} numbers, one a side of discovery.cube_shape"
-        )
-    return chosen
+    if chosen is not None:
+        return chosen
+    spacings = [_named(read_geometry, scan.image, settings.ndim)[1] for scan in scans]
+    return tuple(np.median(spacings, axis=0).tolist())
 
 
 def read_case(

@@ -1,0 +1,44 @@
+# make demo    install, pretrain on the embedded population (or SCANS=DIR), write a report
+# make test    install, run the quick tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKSPACE ?= demo-workspace
+POPULATION := $(WORKSPACE)/population
+
+.PHONY: demo test test-all bench lint install
+
+install: $(VENV)/installed
+
+# hnswlib is compiled here; without this flag its code runs only on processors like this one.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	HNSWLIB_NO_NATIVE=1 $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	touch $@
+
+ifdef SCANS
+demo: install
+	$(BIN)/raygenesis run --scans "$(SCANS)" --workspace $(WORKSPACE)
+else
+demo: install
+	@echo "demo: on a simulated population of 48 heads; for your own scans: make demo SCANS=DIR WORKSPACE=DIR"
+	$(BIN)/python -m raygenesis.demo.population $(POPULATION)
+	$(BIN)/raygenesis run --scans $(POPULATION)/scans --workspace $(WORKSPACE)
+	$(BIN)/raygenesis finetune --images $(POPULATION)/scans --labels $(POPULATION)/labels --workspace $(WORKSPACE) \
+	  --name tissue
+	$(BIN)/raygenesis report --workspace $(WORKSPACE)
+endif
+	@if [ -n "$$DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
+	  $(BIN)/python -m webbrowser "file://$(abspath $(WORKSPACE))/report/index.html"; fi
+
+test: install lint
+	$(BIN)/python -m pytest
+
+test-all: install lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: install
+	$(BIN)/ruff check .
+
+bench: install
+	$(BIN)/python -m tests.benchmarks.training

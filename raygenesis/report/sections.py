@@ -1,0 +1,360 @@
+"""What each section of the page tells, gathered from the artifacts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raygenesis.archive.catalogue import held_out_subjects, read_catalogue
+from raygenesis.archive.cells import decode
+from raygenesis.config import IntensitySettings, Settings
+from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.patterns.reader import predicate, read_patterns
+from raygenesis.patterns.schema import TRAINING, VALIDATION
+from raygenesis.pretraining.pretext import JOINT
+from raygenesis.report import figures
+from raygenesis.report.figures import Chart, Line
+from raygenesis.training import read_metrics
+from raygenesis.workspace import Workspace, read_json
+
+Row = Mapping[str, Any]
+
+MOST_FAILURES = 50
+NUMBER = re.compile(r"\d+")
+MOST_SCANS, MOST_MAPPED, MOST_HELD_OUT, MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 12, 2000, 4, 6, 3
+MOST_SCANS_COMPARED = 12
+UNIFORM = 0.05  # a cube with a smaller standard deviation shows next to nothing
+
+
+@dataclass(frozen=True)
+class Made:
+    """One artifact of the workspace: whole when it has a manifest, begun when it has a `started` record."""
+
+    name: str
+    folder: Path
+    manifest: Row | None
+    started: Row | None
+    command: str
+
+    @property
+    def record(self) -> Row:
+        return self.manifest or self.started or {}
+
+
+def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """A section, or as its `problem` the sentence that says why a damaged artifact cannot be shown."""
+    try:
+        return build(*arguments)
+    except (RaygenesisError, OSError, pa.ArrowException) as error:
+        return {"problem": str(error).splitlines()[0]}
+
+
+def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+    """Counts, ranges of shape and spacing, and a contact sheet."""
+    columns = ["volume_id", "subject_id", "shape", "spacing_mm", "dtype"]
+    table = pq.read_table(workspace.catalog, columns=columns).sort_by("volume_id")
+    shapes, spacings = (np.array(table[name].to_pylist(), float) for name in ("shape", "spacing_mm"))
+    axes = zip("zyx"[-shapes.shape[-1] :], shapes.T, spacings.T, strict=True) if table.num_rows else ()
+    ranges = [
+        {"axis": axis, "voxels": _range(voxels), "spacing in mm": _range(step), "size in mm": _range(voxels * step)}
+        for axis, voxels, step in axes
+    ]
+    chosen = _evenly(table["volume_id"].to_pylist(), MOST_SCANS)
+    rows = read_catalogue(workspace.catalog, chosen)
+    return {
+        "volumes": table.num_rows,
+        "subjects": pc.count_distinct(table["subject_id"]).as_py(),
+        "dtypes": {item["values"]: item["counts"] for item in table["dtype"].value_counts().to_pylist()},
+        "ranges": ranges,
+        "pictures": figures.contact_sheet(workspace.volumes, rows, _intensity(made, settings)),
+        "ndim": made["archive"].manifest["settings"]["ndim"],
+    }
+
+
+def failures(workspace: Workspace) -> dict[str, Any]:
+    """Failures of all stages, those of one reason but for its numbers together, most frequent first."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for stage in ("archive", "embeddings", "patterns"):
+        path = workspace.root / stage / "failures.parquet"
+        for row in pq.read_table(path).to_pylist() if path.is_file() else []:
+            groups.setdefault((stage, NUMBER.sub("…", row["reason"])), []).append(row)
+    ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
+    rows = [
+        {
+            "stage": stage, "scans": len(rows),
+            "reason": reason if len({row["reason"] for row in rows}) > 1 else rows[0]["reason"],
+            "for example": ", ".join(row["source"] for row in rows[:3]),
+        }
+        for (stage, reason), rows in ranked[:MOST_FAILURES]
+    ]  # fmt: skip
+    return {"rows": rows, "count": sum(map(len, groups.values())), "reasons_left_out": len(ranked) - len(rows)}
+
+
+def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+    """The training curve, and held-out scans beside their reconstructions."""
+    manifest = made["autoencoder"].manifest
+    history = read_metrics(workspace.autoencoder)
+    lines = [Line("training", _column(history, "train_loss")), Line("held out", _column(history, "val_mse"))]
+    rows = read_catalogue(workspace.catalog, _evenly(_split(workspace, manifest)[1], MOST_HELD_OUT))
+    return {
+        "manifest": manifest,
+        "chart": figures.curves("Mean squared error", "the auto-encoder", lines, least=0),
+        "held_out": guarded(_reconstructed, workspace, rows, manifest),
+    }
+
+
+def _reconstructed(workspace: Workspace, rows: Sequence[Row], manifest: Row) -> dict[str, Any]:
+    return {"scans": figures.reconstructions(workspace.autoencoder, workspace.volumes, rows, manifest)}
+
+
+def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+    """Reference 0 with its nearest training scans beside others at random, as the paper's Fig. 4."""
+    manifest, index = made["patterns"].manifest, made["index"].manifest
+    reference = manifest["references"][0]["volume_id"]
+    first = (pc.field("reference") == 0) & (pc.field("coordinate") == 0) & (pc.field("scale") == 0)
+    found = read_patterns(workspace.patterns, ("volume_id", "rank"), predicate(TRAINING) & first).sort_by("rank")
+    nearest = [volume_id for volume_id in found["volume_id"].to_pylist() if volume_id != reference]
+    rest = sorted(set(_split(workspace, manifest)[0]) - {reference, *nearest})
+    order = np.random.default_rng(manifest["settings"]["seed"]).permutation(len(rest))[:MOST_MAPPED]
+    vectors = _embeddings_of(workspace.embeddings, [reference, *nearest, *(rest[n] for n in order)])
+    others = [rest[n] for n in order if rest[n] in vectors]
+    titles = {reference: "Reference"}
+    titles |= {name: f"Rank {rank}" for rank, name in enumerate(nearest[: figures.MOST_COLUMNS - 1], 1)}
+    titles |= {name: f"Other {number}" for number, name in enumerate(others[: figures.MOST_COLUMNS], 1)}
+    pictures = []
+    for row in read_catalogue(workspace.catalog, titles):
+        title, file = titles[row["volume_id"]], PurePath(row["source"]).name
+        apart = np.linalg.norm(vectors[row["volume_id"]] - vectors[reference])
+        how_far = f", distance {apart:.2f}" if apart else ""
+        alt, note = f"Mid-slice of {title.lower()}, {file}", f"{title}{how_far}: {file}"
+        pictures.append(figures.scan_picture(workspace.volumes, row, _intensity(made, settings), alt, note))
+    chart, share = figures.embedding_map(vectors, reference, nearest)
+    pictures.sort(key=lambda shown: (shown.note.startswith("Rank"), shown.note))
+    return {
+        "nearest": [shown for shown in pictures if not shown.note.startswith("Other")],
+        "random": [shown for shown in pictures if shown.note.startswith("Other")],
+        "recall": index["recall"], "k": index["settings"]["num_neighbours"], "num_neighbours": len(nearest),
+        "map": chart, "first_axis": share, "source": manifest["references"][0]["source"],
+    }  # fmt: skip
+
+
+def _embeddings_of(folder: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """The embeddings of some volumes, by volume id; failed ones are left out."""
+    parts = [str(path) for path in sorted(folder.glob("part-*.parquet"))]
+    where = pc.field("volume_id").isin(list(ids)) & (pc.field("failure") == "")
+    table = ds.dataset(parts, format="parquet").to_table(columns=["volume_id", "embedding"], filter=where)
+    vectors = (np.array(cell, np.float32) for cell in table["embedding"].to_pylist())
+    return dict(zip(table["volume_id"].to_pylist(), vectors, strict=True))
+
+
+def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+    """The classes, how alike their cubes are, and where they lie in the reference."""
+    manifest = made["patterns"].manifest
+    return {
+        "manifest": manifest,
+        "classes": figures.classes(workspace.patterns, manifest),
+        "similarity": _similarity(workspace.patterns, manifest),
+        "planes": figures.coordinate_boxes(workspace, manifest),
+    }
+
+
+def _similarity(folder: Path, manifest: Row) -> dict[str, Any] | None:
+    """Mean Pearson correlation of two scans' cubes of the same class, and of different classes.
+
+    Held-out patterns when there are two scans of them, else training ones; also the share of them that is uniform.
+    """
+    shape = tuple(manifest["cube_shape"])
+    for split in (VALIDATION, TRAINING):
+        where = (pc.field("label") < figures.MOST_CLASSES) & (pc.field("scale") == 0)
+        where &= pc.field("rank") < MOST_SCANS_COMPARED
+        table = read_patterns(folder, ("label", "volume_id", "cube"), predicate(split) & where)
+        labels, volumes = table["label"].to_numpy(), np.array(table["volume_id"].to_pylist(), dtype=str)
+        if len(set(volumes)) < 2:
+            continue
+        cubes = np.stack([decode(cell, shape).ravel() for cell in table["cube"].to_pylist()])
+        spread = cubes.std(1)
+        cubes -= cubes.mean(1, keepdims=True)
+        cubes /= np.maximum(np.linalg.norm(cubes, axis=1, keepdims=True), 1e-9)
+        correlation, same = cubes @ cubes.T, labels[:, None] == labels
+        apart = volumes[:, None] != volumes
+        if (same & apart).any() and (~same & apart).any():
+            by_class = {int(label): correlation[same & apart & (labels == label)] for label in np.unique(labels)}
+            return {
+                "split": split, "scans": len(set(volumes)), "classes": len(by_class),
+                "within": float(correlation[same & apart].mean()), "between": float(correlation[~same & apart].mean()),
+                "by_class": {label: float(pairs.mean()) for label, pairs in by_class.items() if len(pairs)},
+                "uniform": float((spread < UNIFORM).mean()),
+            }  # fmt: skip
+    return None
+
+
+def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
+    """Every run, the newest first: facts, curves, restored patterns and, in plain sentences, what it did not learn."""
+    begun = [artifact for name, artifact in made.items() if name.startswith("runs/") and artifact.record]
+    # Runs that are not finished come first.
+    begun.sort(key=lambda run: run.record.get("finished", "~"), reverse=True)
+    restored = [run.name for run in begun if run.manifest][:MOST_RUNS_RESTORED]
+    out = []
+    for number, artifact in enumerate(begun):
+        out.append(
+            {
+                "name": artifact.folder.name, "artifact": artifact, "facts": artifact.manifest or {},
+                "facts_row": _facts_row(artifact) if artifact.manifest else {},
+                "curves": guarded(_run_curves, artifact, number < MOST_RUNS_DRAWN),
+                "warnings": _warnings(artifact.manifest or {}),
+                "restored": guarded(_restored, artifact, made["patterns"]) if artifact.name in restored else None,
+            }
+        )  # fmt: skip
+    return out
+
+
+def _facts_row(run: Made) -> dict[str, Any]:
+    facts = run.manifest
+    return {
+        "run": run.folder.name, "epochs": facts["counts"]["epochs"], "best epoch": facts["epoch"] + 1,
+        "accuracy": facts["accuracy"], "chance": facts["chance"], "restoration error": facts["restoration_mse"],
+        "identity": facts["identity_mse"], "mean image": facts["mean_image_mse"],
+        "anatomy retrieval": facts["retrieval"], "patterns": facts["counts"]["patterns"], "seconds": facts["seconds"],
+    }  # fmt: skip
+
+
+def _run_curves(artifact: Made, drawn: bool) -> dict[str, Any]:
+    history = read_metrics(artifact.folder)
+    charts = _run_charts(artifact.folder.name, artifact.manifest or {}, history) if history and drawn else []
+    return {"epochs": len(history), "charts": charts}
+
+
+def _restored(run: Made, patterns: Made) -> dict[str, Any]:
+    if not patterns.manifest or run.manifest["inputs"].get("patterns") != patterns.manifest["fingerprint"]:
+        raise WorkspaceError("the pattern store that this run learnt from is no longer there")
+    return {
+        "corruption": run.manifest["settings"]["pretraining"]["corruption"],
+        "rows": figures.restorations(run.folder, patterns.folder, patterns.manifest),
+    }
+
+
+def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
+    """Losses by phase, accuracy, restoration, speed. The joint loss is shown where it is what is minimised."""
+    of = f"run {name}"
+    begins = next((number for number, row in enumerate(history) if row["phase"] == JOINT), None)
+    boundary = begins + 0.5 if begins else None
+    joint = [row if row["phase"] == JOINT else {} for row in history]
+
+    def pair(key: str, rows: Sequence[Row] = history) -> list[Line]:
+        lines = (Line("training", _column(rows, f"train_{key}")), Line("held out", _column(rows, f"val_{key}")))
+        return [line for line in lines if any(value is not None for value in line.y)]
+
+    chance = {"chance": facts["chance"]} if facts else {}
+    floor = {"identity": _column(history, "val_identity")[-1]}
+    floor |= {"mean image": facts["mean_image_mse"]} if facts else {}
+    charts = [
+        figures.curves("Classification loss", of, pair("classification"), boundary=boundary, least=0),
+        figures.curves("Accuracy", of, pair("accuracy"), levels=chance, least=0, most=1, percent=True),
+        figures.curves("Restoration error", of, pair("restoration"), levels=floor, boundary=boundary, least=0),
+    ]
+    if begins is not None:
+        charts.append(figures.curves("Joint loss", of, pair("loss", joint), least=0))
+    for title, key, most in (
+        ("Training cubes per second", "cubes_per_s", None), ("Share of time waiting for data", "gap", 1),
+    ):  # fmt: skip
+        line = Line(title.lower(), _column(history, key))
+        charts.append(figures.curves(title, of, [line], least=0, most=most, percent=key == "gap"))
+    return charts
+
+
+def _warnings(facts: Row) -> list[str]:
+    """What a finished run was to learn and did not, in sentences.
+
+    Places: twice chance, or with few classes half-way from chance to 1. Restoration: better than the mean image.
+    """
+    out = []
+    if not facts:
+        return out
+    chance, asked = facts["chance"], facts["settings"]["pretraining"]
+    classifies = chance < 1 and (asked["lambda_cls"] > 0 or asked["num_classification_epochs"] > 0)
+    restores = asked["lambda_rec"] > 0 and asked["num_joint_epochs"] > 0
+    if classifies and facts["accuracy"] <= min(2 * chance, (1 + chance) / 2):
+        out.append(
+            f"The network did not learn to tell places apart: held-out accuracy {facts['accuracy']:.3f} is not well "
+            f"above chance ({chance:.3f}). Train longer, or look at the patterns by class."
+        )
+    if restores and facts["restoration_mse"] >= facts["mean_image_mse"]:
+        out.append(
+            f"The network did not learn to restore: its error {facts['restoration_mse']:.4f} is no better than "
+            f"answering with the mean image ({facts['mean_image_mse']:.4f}). Train longer."
+        )
+    return out
+
+
+def sweep(artifact: Made) -> dict[str, Any]:
+    """The ranked points, the objective by each setting, and the trials that failed."""
+    trials = [read_json(path) for path in sorted(artifact.folder.glob("trial-*.json"))]
+    objective = artifact.record.get("objective", "retrieval")
+    whole = sorted((trial for trial in trials if not trial.get("failure")), key=lambda trial: -trial[objective])
+    table = artifact.record.get("table", whole)
+    charts = []
+    for key, name in (("lambda_cls", "λcls"), ("num_neighbours", "K"), ("num_coordinates", "C")):
+        values = sorted({row[key] for row in table})
+        dots = {f"{value:g}": [row[objective] for row in table if row[key] == value] for value in values}
+        if dots:
+            charts.append(figures.strip(f"{objective.capitalize()} by {name}", name, objective, dots, joined=True))
+    failed = [trial for trial in trials if trial.get("failure")]
+    return {"name": artifact.folder.name, "artifact": artifact, "table": table, "charts": charts, "failed": failed}
+
+
+def transfer(artifact: Made) -> dict[str, Any]:
+    """The table of initialisations, the Dice of every trial and an example."""
+    trials = [read_json(path) for path in sorted(artifact.folder.glob("trial-*.json"))]
+    dots: dict[str, list[float]] = {}
+    for trial in trials:
+        dots.setdefault(trial["initialisation"], []).append(trial["dice"])
+    image = artifact.folder / "example.npz"
+    spacing = artifact.record.get("spacing_mm", (1, 1))
+    return {
+        "name": artifact.folder.name, "artifact": artifact, "table": artifact.record.get("table", []),
+        "charts": [figures.strip(f"Dice of {len(trials)} trials", "initialisation", "Dice", dots)] if dots else [],
+        "pictures": figures.example(image, spacing) if image.is_file() else [],
+    }  # fmt: skip
+
+
+def _intensity(made: Mapping[str, Made], settings: Settings) -> IntensitySettings:
+    """The intensities that the artifacts were made with."""
+    for name in ("patterns", "autoencoder"):
+        if made[name].record:
+            return IntensitySettings.model_validate(made[name].record["settings"]["intensity"])
+    return settings.intensity
+
+
+def _split(workspace: Workspace, manifest: Row) -> tuple[list[str], list[str]]:
+    """Volume ids of the training and of the held-out subjects of an artifact."""
+    table = pq.read_table(workspace.catalog, columns=["volume_id", "subject_id"]).sort_by("volume_id")
+    pairs = list(zip(table["volume_id"].to_pylist(), table["subject_id"].to_pylist(), strict=True))
+    chosen = manifest["settings"]
+    held_out = held_out_subjects((subject for _, subject in pairs), chosen["validation_fraction"], chosen["seed"])
+    training = [volume for volume, subject in pairs if subject not in held_out]
+    return training, [volume for volume, subject in pairs if subject in held_out]
+
+
+def _range(values: NDArray[np.float64]) -> str:
+    least, median, most = values.min(), np.median(values), values.max()
+    return f"{least:.4g} to {most:.4g}, median {median:.4g}" if most > least else f"{least:.4g}"
+
+
+def _column(rows: Sequence[Row], key: str) -> list[float | None]:
+    return [row.get(key) for row in rows]
+
+
+def _evenly(items: Sequence[Any], most: int) -> list[Any]:
+    return [items[n] for n in np.unique(np.linspace(0, len(items) - 1, most).astype(int))] if items else []
+
+

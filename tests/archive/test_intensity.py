@@ -1,0 +1,88 @@
+"""Intensity: what the window or the percentiles name become 0 and 1, for any stored type and slope."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raygenesis.archive.intensity import limits, normalise, percentiles
+from raygenesis.config import IntensitySettings
+
+many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+HU = IntensitySettings(window=(-1000, 1000))
+OWN = IntensitySettings()
+
+
+def row(low: float = 0.0, high: float = 1.0, slope: float = 1.0, intercept: float = 0.0) -> dict[str, float]:
+    return {"low": low, "high": high, "slope": slope, "intercept": intercept}
+
+
+@many
+@given(st.lists(st.integers(-30000, 30000), min_size=2, max_size=400))
+def test_percentiles_are_read_off_the_sorted_voxels(values) -> None:
+    ordered = np.sort(values)
+    places = np.array([0.005, 0.995]) * (len(values) - 1)
+    expected = np.interp(places, np.arange(len(values)), ordered)
+    if expected[0] == expected[1]:
+        expected = ordered[[0, -1]]
+    assert percentiles(np.array(values, np.int16)) == pytest.approx(tuple(expected))
+
+
+def test_a_mostly_empty_scan_is_scaled_by_its_extremes() -> None:
+    voxels = np.zeros(10_000, np.uint8)
+    voxels[:3] = 9
+    assert percentiles(voxels) == (0.0, 9.0)
+
+
+def test_one_hot_voxel_does_not_darken_the_scan() -> None:
+    voxels = np.append(np.arange(10_000) % 100, 30_000).astype(np.int16)
+    assert percentiles(voxels)[1] < 100
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "expected"),
+    [
+        (1.0, 0.0, (-1000.0, 1000.0)),
+        (1.0, -1024.0, (24.0, 2024.0)),
+        (2.0, -1000.0, (0.0, 1000.0)),
+        (-1.0, 0.0, (1000.0, -1000.0)),
+    ],
+)
+def test_a_window_is_in_real_values(slope: float, intercept: float, expected: tuple[float, float]) -> None:
+    assert limits(row(slope=slope, intercept=intercept), HU) == expected
+
+
+def test_without_a_window_the_scan_s_own_percentiles_count() -> None:
+    assert limits(row(3, 8), OWN) == (3, 8)
+    assert limits(row(3, 8, slope=-2), OWN) == (8, 3)
+
+
+@many
+@given(
+    slope=st.sampled_from([-3.0, -1.0, -0.25, 0.25, 1.0, 3.0]), intercept=st.floats(-2000, 2000),
+    window=st.booleans(), dtype=st.sampled_from([np.int16, np.int32, np.float32]),
+)  # fmt: skip
+def test_brighter_in_reality_is_never_darker_in_the_network(slope, intercept, window, dtype) -> None:
+    stored = np.random.default_rng(0).integers(-3000, 3000, 500).astype(dtype)
+    facts = row(*percentiles(stored), slope, intercept)
+    low, high = limits(facts, HU if window else OWN)
+    values = normalise(stored, low, high)
+    real = stored * slope + intercept
+    assert values.dtype == np.float32 and values.min() >= 0 and values.max() <= 1
+    assert (np.diff(values[np.argsort(real)]) >= 0).all()
+    ends = (-1000, 1000) if window else np.percentile(stored, (0.5, 99.5)) * slope + intercept
+    assert np.allclose(values, np.clip((real - min(ends)) / abs(ends[1] - ends[0]), 0, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8])
+def test_small_integers_do_not_wrap_round(dtype) -> None:
+    assert normalise(np.array([0, 50, 75, 100, 127], dtype), 50, 100).tolist() == [0, 0, 0.5, 1, 1]
+
+
+def test_normalising_leaves_the_stored_voxels_alone() -> None:
+    stored = np.array([0.0, 5.0, 10.0], np.float32)
+    stored.flags.writeable = False  # as arrays from Ray are
+    assert normalise(stored, 0, 10).tolist() == [0, 0.5, 1]

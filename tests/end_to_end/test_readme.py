@@ -1,0 +1,99 @@
+"""Every `raygenesis` line and the Python snippet of the README, run in their order on a small workspace."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data import HIPPOCAMPI, needs_hippocampi
+from tests.end_to_end.conftest import TINY, MainJob, raygenesis
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+FASTER = [
+    *TINY,
+    "sweep.num_classification_epochs=1",
+    "sweep.num_joint_epochs=1",
+    "finetune.num_steps=2",
+    "finetune.num_test=2",
+    "finetune.num_trials=2",
+]
+
+
+def console_lines(start: str) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith(start)]
+
+
+@pytest.fixture(scope="module")
+def followed(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Output of each README line; `WORKSPACE` is a copy of the main job's, or another where other settings make it."""
+    root = tmp_path_factory.mktemp("readme")
+    shutil.copytree(main_job.workspace, root / "workspace")
+    if not HIPPOCAMPI.is_dir():
+        pytest.skip(f"labelled hippocampi are not at {HIPPOCAMPI}")
+    outputs = {}
+    for line in console_lines("raygenesis "):
+        workspace = root / ("other" if "subject_pattern" in line else "workspace")
+        places = {
+            "SCANS": main_job.scans, "WORKSPACE": workspace, "IMAGES": HIPPOCAMPI / "images",
+            "LABELS": HIPPOCAMPI / "labels",
+        }  # fmt: skip
+        arguments = [str(places.get(word, word)) for word in shlex.split(line)[1:]]
+        done = raygenesis(*arguments, *([] if arguments[0] == "config" else FASTER))
+        assert done.returncode == 0, line + "\n" + done.stdout + done.stderr
+        outputs[line] = done.stdout
+    outputs["workspace"] = str(root / "workspace")
+    return outputs
+
+
+@needs_hippocampi
+def test_each_verb_that_the_readme_shows_runs(followed: dict[str, str]) -> None:
+    verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
+    assert verbs == {"run", "config", "sweep", "finetune", "report"}
+
+
+def test_the_sweep_ranks_eight_points_of_one_store_without_cropping(
+    followed: dict[str, str], main_job: MainJob
+) -> None:
+    workspace = Path(followed["workspace"])
+    table = json.loads((workspace / "sweeps" / "default" / "manifest.json").read_text())["table"]
+    assert {(row["lambda_cls"], row["num_neighbours"], row["num_coordinates"]) for row in table} == {
+        (weight, k, c) for weight in (0.01, 0.1) for k in (3, 6) for c in (2, 4)
+    }
+    assert all(row["patterns"] == row["num_neighbours"] * row["num_coordinates"] for row in table)
+    scores = [row["retrieval"] for row in table]
+    assert scores == sorted(scores, reverse=True)
+    for part in (main_job.workspace / "patterns").iterdir():
+        assert (workspace / "patterns" / part.name).stat().st_mtime_ns == part.stat().st_mtime_ns
+    best = raygenesis("config", "--preset", workspace / "sweeps" / "default" / "best.yaml")
+    assert f"num_neighbours: {table[0]['num_neighbours']}" in best.stdout
+
+
+def test_finetuning_compares_random_with_pretrained_weights(followed: dict[str, str]) -> None:
+    manifest = json.loads((Path(followed["workspace"]) / "transfer" / "default" / "manifest.json").read_text())
+    assert [row["initialisation"] for row in manifest["table"]] == ["random", "semantic-genesis"]
+    assert all(0 <= row["dice_mean"] <= 1 and row["trials"] == 2 for row in manifest["table"])
+
+
+def test_the_page_tells_of_the_sweep_and_the_target(followed: dict[str, str]) -> None:
+    page = (Path(followed["workspace"]) / "report" / "index.html").read_text()
+    assert "semantic-genesis" in page and "retrieval" in page
+
+
+def test_the_python_snippet_runs(followed: dict[str, str]) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    subprocess.run([sys.executable, "-c", snippet.replace("WORKSPACE", followed["workspace"])], check=True)
+
+
+def test_the_readme_claims_no_verb_that_is_missing() -> None:
+    named = set(re.findall(r"`(ingest|embed|discover|pretrain|sweep|finetune|report)`", README))
+    for verb in named:
+        assert raygenesis(verb, "--help").returncode == 0
+        assert (Path(__file__).resolve().parents[2] / "jobs" / f"{verb}.py").is_file()

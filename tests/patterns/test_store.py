@@ -1,0 +1,152 @@
+"""The pattern store: what is written is read, K and C leave out row groups, and the same rows are the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from raygenesis.archive.cells import decode, encode
+from raygenesis.errors import WorkspaceError
+from raygenesis.patterns.reader import TRAINING_COLUMNS, PatternSource, predicate, read_patterns
+from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, TRAINING, VALIDATION
+from raygenesis.patterns.writer import part_path, write_part
+from raygenesis.workspace import write_json
+from tests.synthetic import quantised
+
+K, C, V, SCALES = 12, 20, 3, 2
+SHAPE = (4, 4, 4)
+
+
+def cube(pattern_id: int) -> np.ndarray:
+    return np.random.default_rng(pattern_id).random(SHAPE, np.float32)
+
+
+def patterns(split: str, ranks: range) -> list[dict]:
+    """Rows in a plan's order: by rank, coordinate, scale."""
+    rows = []
+    for rank in ranks:
+        for coordinate in range(C):
+            for scale in range(SCALES):
+                number = ((rank * C + coordinate) * SCALES + scale) * 2 + (split == VALIDATION)
+                origin = [float(rank), coordinate / 3, scale / 7]
+                rows.append(
+                    {
+                        "pattern_id": number, "label": coordinate, "reference": 0, "coordinate": coordinate,
+                        "rank": rank, "scale": scale, "split": split, "volume_id": f"{split}-{rank}",
+                        "origin_mm": origin, "extent_mm": [1.0, 2.0, 3.0], "origin_voxels": origin,
+                        "extent_voxels": [1.0, 2.0, 3.0], "cube": encode(cube(number)),
+                    }
+                )  # fmt: skip
+    return rows
+
+
+PARTS = [patterns(TRAINING, range(0, 5)), patterns(TRAINING, range(5, K)), patterns(VALIDATION, range(1, V + 1))]
+ROWS = [row for rows in PARTS for row in rows]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("patterns")
+    for number, rows in enumerate(PARTS):
+        write_part(folder, number, pa.Table.from_pylist(rows, PATTERN))
+    write_json(folder / "manifest.json", {"counts": {"parts": len(PARTS)}})
+    return folder
+
+
+def groups_read(path: Path, where: pc.Expression) -> int:
+    """Row groups whose statistics do not rule the predicate out."""
+    fragments = ds.dataset(str(path), schema=PATTERN, format="parquet").get_fragments()
+    return sum(len(fragment.split_by_row_group(where)) for fragment in fragments)
+
+
+def test_what_is_written_is_read_to_the_bit_in_its_order(store):
+    table = read_patterns(store)
+    assert table.schema == PATTERN
+    assert table.to_pylist() == ROWS
+    for row in table.to_pylist()[::37]:
+        np.testing.assert_array_equal(decode(row["cube"], SHAPE), quantised(cube(row["pattern_id"])))
+
+
+def test_the_same_rows_are_the_same_bytes_whatever_their_chunks(store, tmp_path):
+    whole = pa.Table.from_pylist(PARTS[0], PATTERN)
+    pieces = pa.concat_tables([whole.slice(0, 7), whole.slice(7, 40), whole.slice(47)])
+    for name, table in (("a", whole), ("b", pieces)):
+        (tmp_path / name).mkdir()
+        write_part(tmp_path / name, 0, table)
+        assert part_path(tmp_path / name, 0).read_bytes() == part_path(store, 0).read_bytes()
+        assert len(list((tmp_path / name).iterdir())) == 1  # nothing is left aside
+
+
+@pytest.mark.parametrize("split", [None, TRAINING, VALIDATION])
+@pytest.mark.parametrize(("k", "c"), [(None, None), (1, None), (6, None), (None, 5), (7, 3), (K, C), (100, 100)])
+def test_predicates_select_what_filtering_in_memory_selects(store, split, k, c):
+    expected = [
+        row["pattern_id"]
+        for row in ROWS
+        if split in (None, row["split"])
+        and (k is None or row["split"] == VALIDATION or row["rank"] < k)  # held-out patients are not counted in K
+        and (c is None or row["coordinate"] < c)
+    ]
+    found = read_patterns(store, ["pattern_id"], predicate(split, k, c))
+    assert found["pattern_id"].to_pylist() == expected
+
+
+@pytest.mark.parametrize(("k", "c", "share"), [(1, None, 1 / 4), (3, None, 2 / 3), (None, 4, 2 / 3), (2, 4, 1 / 3)])
+def test_predicates_leave_out_row_groups(store, k, c, share):
+    total = pq.ParquetFile(part_path(store, 0)).num_row_groups
+    assert total == -(-len(PARTS[0]) // ROWS_PER_GROUP)
+    where = predicate(TRAINING, k, c)
+    assert 0 < groups_read(part_path(store, 0), where) <= share * total
+    if k is not None:
+        assert groups_read(part_path(store, 1), where) == 0  # of the farther neighbours nothing is read
+    assert groups_read(part_path(store, 2), where) == 0  # nor of those held out
+
+
+def test_cells_are_not_compressed_twice_and_only_what_is_filtered_has_statistics(store):
+    group = pq.ParquetFile(part_path(store, 0)).metadata.row_group(0)
+    columns = {group.column(n).path_in_schema: group.column(n) for n in range(group.num_columns)}
+    assert columns["cube"].compression == "UNCOMPRESSED"
+    assert {column.compression for name, column in columns.items() if name != "cube"} == {"ZSTD"}
+    assert columns["rank"].is_stats_set and columns["coordinate"].is_stats_set and columns["split"].is_stats_set
+    assert not columns["cube"].is_stats_set
+
+
+def test_a_part_whose_scans_were_all_damaged_is_empty_and_harmless(store, tmp_path):
+    for number, rows in enumerate([[], PARTS[1]]):
+        write_part(tmp_path, number, pa.Table.from_pylist(rows, PATTERN))
+    write_json(tmp_path / "manifest.json", {"counts": {"parts": 2}})
+    assert read_patterns(tmp_path, where=predicate(TRAINING, 6)).to_pylist() == PARTS[1][: C * SCALES]
+
+
+def test_a_store_without_a_manifest_is_none(tmp_path):
+    write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN))
+    for read in (read_patterns, PatternSource):
+        with pytest.raises(WorkspaceError, match="raygenesis discover"):
+            read(tmp_path)
+
+
+def test_the_source_for_ray_has_a_task_a_part_that_reads_the_same(store):
+    where = predicate(TRAINING, 7, 3)
+    source = PatternSource(store, where=where)
+    tasks = source.get_read_tasks(parallelism=1)
+    assert len(tasks) == source.num_parts == len(PARTS)
+    table = pa.concat_tables(table for task in tasks for table in task())
+    assert table.equals(read_patterns(store, TRAINING_COLUMNS, where))
+    assert source.estimate_inmemory_data_size() > len(ROWS) * 64
+
+
+def test_files_that_are_no_part_of_the_store_are_not_read(store, tmp_path):
+    for number, rows in enumerate(PARTS):
+        write_part(tmp_path, number, pa.Table.from_pylist(rows, PATTERN))
+    write_json(tmp_path / "manifest.json", {"counts": {"parts": 2}})
+    (tmp_path / ".part-000001.parquet.0123abcd").write_bytes(b"half a part")
+    expected = PARTS[0] + PARTS[1]
+    assert read_patterns(tmp_path).to_pylist() == expected
+    tables = [table for task in PatternSource(tmp_path).get_read_tasks(1) for table in task()]
+    assert sum(table.num_rows for table in tables) == len(expected)

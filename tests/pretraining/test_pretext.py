@@ -1,0 +1,203 @@
+"""The pretext task: its two phases, its schedule, and its losses computed again by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from raygenesis.config import PretrainingSettings
+from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
+from raygenesis.pretraining.draws import Draws
+from raygenesis.pretraining.pretext import VALIDATION_EPOCH, PretextTask
+from raygenesis.training import run_epochs
+from tests.synthetic import pattern_table, samples
+
+SHAPE = (32, 32, 32)  # the least that painting's boxes need
+
+
+def task(seed=0, num_references=1, num_coordinates=3, **settings):
+    chosen = {"base_width": 2, "batch_size": 6, "num_classification_epochs": 2, "num_joint_epochs": 3, **settings}
+    return PretextTask(PretrainingSettings(**chosen), seed, SHAPE, num_references, num_coordinates)
+
+
+def batch(num=6, first=0):
+    return samples(pattern_table(num, SHAPE, num_coordinates=3, first=first), SHAPE).batch(np.arange(num))
+
+
+def cross_entropy(logits, labels):
+    """Mean of −log softmax at the label."""
+    logits = logits.double().numpy()
+    normaliser = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+    return float(np.mean(normaliser - logits[np.arange(len(labels)), labels]))
+
+
+# --- phases and schedule --------------------------------------------------------------------------
+
+
+def test_classification_comes_first_then_both_jointly():
+    chosen = task()
+    model = chosen.build()
+    optimizer = chosen.optimizer(model)
+    assert chosen.num_epochs == 5
+    phases = [chosen.begin_epoch(model, optimizer, epoch) for epoch in range(5)]
+    assert phases == ["classification"] * 2 + ["joint"] * 3
+
+
+def test_the_learning_rate_halves_every_so_many_epochs():
+    chosen = task(decay_epochs=4, learning_rate=1e-3, num_joint_epochs=50)
+    model = chosen.build()
+    optimizer = chosen.optimizer(model)
+    rates = []
+    for epoch in (0, 3, 4, 7, 8, 40):
+        chosen.begin_epoch(model, optimizer, epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 1e-3 / 1024])
+
+
+def test_the_decoder_is_frozen_in_the_classification_phase_and_trained_after_it():
+    flat = (32, 32)
+    chosen = replace(task(num_classification_epochs=2, num_joint_epochs=1), sample_shape=flat)
+    train, held_out = (samples(pattern_table(12, flat, 3, first), flat) for first in (0, 100))
+    before = chosen.build().state_dict()
+    after: list[dict[str, torch.Tensor]] = []
+    run_epochs(
+        chosen, train, held_out,
+        on_epoch=lambda now: after.append({name: value.clone() for name, value in now.model.state_dict().items()}),
+    )  # fmt: skip
+    changed = [
+        {part for part in ("encoder", "decoder", "head")
+         if any(not torch.equal(was[name], now[name]) for name in was if name.startswith(part))}
+        for was, now in zip([before, *after], after, strict=False)
+    ]  # fmt: skip
+    # Not even the decoder's batch statistics move.
+    assert changed == [{"encoder", "head"}, {"encoder", "head"}, {"encoder", "decoder", "head"}]
+
+
+def test_without_restoration_the_decoder_is_never_trained():
+    chosen = task(lambda_rec=0)
+    model = chosen.build()
+    chosen.begin_epoch(model, chosen.optimizer(model), 4)
+    assert not any(parameter.requires_grad for parameter in model.decoder.parameters())
+    losses = chosen.losses(model, batch(), epoch=4)
+    assert "restoration" not in losses
+    assert losses["loss"].item() == pytest.approx(0.01 * losses["classification"].item())
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lambda_rec", "lambda_cls"), [(1.0, 0.01), (0.5, 2.0), (1.0, 0.0)])
+def test_the_joint_loss_is_the_weighted_sum_of_mse_and_cross_entropy(lambda_rec, lambda_cls):
+    chosen = task(seed=7, lambda_rec=lambda_rec, lambda_cls=lambda_cls)
+    model, cubes = chosen.build().eval(), batch()
+    ids = torch.from_numpy(cubes.columns["pattern_id"])
+    corrupted, original = corrupt(cubes.cubes, Draws.of(7, ids, 3), CORRUPTIONS["semantic-genesis-paper"])
+    with torch.no_grad():
+        losses = chosen.losses(model, cubes, epoch=3)
+        logits, restored = model(corrupted)
+    mse = float(np.mean((restored.numpy().astype(np.float64) - original.numpy()) ** 2))
+    entropy = cross_entropy(logits, cubes.columns["coordinate"])
+    assert losses["restoration"].item() == pytest.approx(mse, rel=1e-4)
+    assert losses["classification"].item() == pytest.approx(entropy, rel=1e-4)
+    assert losses["loss"].item() == pytest.approx(lambda_rec * mse + lambda_cls * entropy, rel=1e-4)
+    hits = logits.argmax(1).numpy() == cubes.columns["coordinate"]
+    assert losses["accuracy"].item() == pytest.approx(hits.mean())
+
+
+def test_the_classification_phase_minimises_cross_entropy_alone():
+    chosen = task()
+    losses = chosen.losses(chosen.build().eval(), batch(), epoch=0)
+    assert losses["loss"].item() == losses["classification"].item()
+    assert "restoration" not in losses
+
+
+def test_labels_count_the_references_and_the_coordinates_in_use():
+    """With fewer coordinates than were discovered the stored label is not the class."""
+    chosen = task(num_references=2, num_coordinates=2)
+    cubes = batch(4)
+    cubes.columns["reference"] = np.array([0, 0, 1, 1], np.int32)
+    cubes.columns["coordinate"] = np.array([0, 1, 0, 1], np.int16)
+    cubes.columns["label"] = np.array([0, 1, 3, 4], np.int32)  # as stored, of C = 3
+    model = chosen.build().eval()
+    assert chosen.num_classes == model.head.linear.out_features == 4
+    corrupted, _, labels = chosen._prepare(cubes, 0)
+    assert labels.tolist() == [0, 1, 2, 3]
+    with torch.no_grad():
+        expected = cross_entropy(model(corrupted).logits, [0, 1, 2, 3])
+        assert chosen.losses(model, cubes, 0)["classification"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_evaluation_sums_what_training_averages():
+    chosen = task(lambda_rec=0.7, lambda_cls=0.3)
+    model, cubes = chosen.build().eval(), batch()
+    with torch.no_grad():
+        sums = {name: value.item() for name, value in chosen.evaluate(model, cubes).items()}
+        means = {name: value.item() for name, value in chosen.losses(model, cubes, VALIDATION_EPOCH).items()}
+        parts = [chosen.evaluate(model, batch(3, first)) for first in (0, 3)]
+    assert sums.pop("count") == 6
+    draws = Draws.of(0, torch.arange(6), VALIDATION_EPOCH)
+    corrupted, original = corrupt(cubes.cubes, draws, CORRUPTIONS["semantic-genesis-paper"])
+    identity = float(((corrupted - original) ** 2).mean())
+    assert sums.pop("identity") / 6 == pytest.approx(identity, rel=1e-4)
+    # Epoch −1 counts as the classification phase in training: the joint loss is made up here.
+    joint = 0.7 * sums["restoration"] + 0.3 * sums["classification"]
+    assert sums.pop("loss") == pytest.approx(joint, rel=1e-5)
+    for name in ("classification", "accuracy"):
+        assert sums[name] / 6 == pytest.approx(means[name], rel=1e-4)
+    assert parts[0]["count"] == 3
+
+
+def test_held_out_cubes_are_corrupted_alike_in_every_epoch_and_training_cubes_are_not():
+    chosen, cubes = task(), batch()
+    held_out = [chosen._prepare(cubes, VALIDATION_EPOCH)[0] for _ in range(2)]
+    assert torch.equal(*held_out)
+    training = [chosen._prepare(cubes, epoch)[0] for epoch in range(4)]
+    assert len({tensor.numpy().tobytes() for tensor in [held_out[0], *training]}) == 5
+    reversed_rows = samples(pattern_table(6, SHAPE, 3), SHAPE).batch(np.arange(5, -1, -1))
+    assert torch.equal(chosen._prepare(reversed_rows, VALIDATION_EPOCH)[0].flip(0), held_out[0])
+
+
+def test_an_evaluated_model_scores_the_same_twice():
+    chosen, cubes = task(), batch()
+    model = chosen.build().eval()
+    with torch.no_grad():
+        first, second = (chosen.evaluate(model, cubes) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_unlearnt_network_is_near_chance():
+    chosen = task(num_coordinates=3)
+    with torch.no_grad():
+        losses = chosen.losses(chosen.build().eval(), batch(), 0)
+    assert losses["classification"].item() == pytest.approx(math.log(3), rel=0.2)
+
+
+# --- the best epoch -------------------------------------------------------------------------------
+
+
+def row(phase, loss, classification=1.0):
+    return {"phase": phase, "val_loss": loss, "val_classification": classification}
+
+
+def test_no_epoch_of_the_classification_phase_is_better_than_a_joint_one():
+    chosen = task()
+    assert chosen.score(row("classification", 0.001)) > chosen.score(row("joint", 1000.0))
+    alone = task(num_joint_epochs=0)
+    assert alone.score(row("classification", 5.0, 0.4)) == 0.4
+
+
+def test_patience_counts_joint_epochs_only():
+    chosen = task(patience=2, num_joint_epochs=20)
+    rows = [row("classification", 0.1)] * 5 + [row("joint", loss) for loss in (3.0, 2.0, 2.5, 2.0, 2.2)]
+    stops = [chosen.should_stop(rows[:n]) for n in range(len(rows) + 1)]
+    assert stops == [False] * 9 + [True, True]
+
+
+def test_the_seed_decides_the_weights():
+    same, again, other = (task(seed).build().state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(same[name], again[name]) for name in same)
+    assert not torch.equal(same["encoder.levels.0.0.weight"], other["encoder.levels.0.0.weight"])

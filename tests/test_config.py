@@ -1,0 +1,258 @@
+"""Settings: published numbers, and mistakes answered by one sentence that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from raygenesis.config import Settings, as_yaml, load_settings, presets_dir, settings_from
+from raygenesis.errors import SettingsError
+
+PRESETS = sorted(path.stem for path in presets_dir().glob("*.yaml"))
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+DEFAULTS = leaves(Settings().model_dump(mode="json"))
+
+
+def values(settings: Settings, *keys: str) -> list[Any]:
+    flat = leaves(settings.model_dump())
+    return [flat[key] for key in keys]
+
+
+def refusal(*overrides: str, preset: str = "cpu-small") -> str:
+    with pytest.raises(SettingsError) as error:
+        load_settings(preset, list(overrides))
+    sentence = str(error.value)
+    assert "\n" not in sentence and len(sentence) < 250
+    return sentence
+
+
+def test_the_published_settings_are_presets() -> None:
+    assert {"paper-3d", "released-3d", "paper-2d", "cpu-small"} <= set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", ["paper-3d", "released-3d", "paper-2d"])
+def test_schedule_and_losses_are_the_paper_s(preset: str) -> None:
+    pretraining = load_settings(preset).pretraining
+    assert (pretraining.lambda_rec, pretraining.lambda_cls) == (1, 0.01)
+    assert (pretraining.learning_rate, pretraining.batch_size) == (1e-3, 64)
+    assert (pretraining.decay_epochs, pretraining.decay_factor) == (40, 0.5)
+    assert (pretraining.num_classification_epochs, pretraining.patience) == (20, 50)
+    assert pretraining.base_width == 32
+
+
+def test_paper_3d_is_44_coordinates_of_one_reference_in_200_patients() -> None:
+    settings = load_settings("paper-3d")
+    discovery = settings.discovery
+    assert (discovery.num_references, discovery.num_coordinates, discovery.num_neighbours) == (1, 44, 200)
+    assert discovery.cube_shape == (32, 64, 64) and settings.ndim == 3
+    assert settings.intensity.window == (-1000, 1000)
+    assert settings.pretraining.corruption == "semantic-genesis-paper"
+
+
+def test_paper_3d_is_the_default_but_for_the_window_and_the_gpu() -> None:
+    tree = load_settings("paper-3d").model_dump()
+    tree["intensity"]["window"], tree["pretraining"]["use_gpu"] = None, False
+    assert tree == Settings().model_dump()
+
+
+def test_released_3d_is_one_coordinate_of_each_of_44_references() -> None:
+    settings = load_settings("released-3d")
+    discovery = settings.discovery
+    assert (discovery.num_references, discovery.num_coordinates) == (44, 1)
+    assert (discovery.num_neighbours, discovery.num_validation_neighbours) == (200, 30)
+    assert discovery.cube_shape == (32, 64, 64)
+    assert settings.pretraining.corruption == "semantic-genesis-released"
+
+
+def test_paper_2d_is_100_coordinates_in_1000_patients() -> None:
+    settings = load_settings("paper-2d")
+    discovery = settings.discovery
+    assert (discovery.num_references, discovery.num_coordinates, discovery.num_neighbours) == (1, 100, 1000)
+    assert discovery.cube_shape == (224, 224) and settings.ndim == 2
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_s_corruption_exists(preset: str) -> None:
+    from raygenesis.pretraining.pretrain import check_corruption
+
+    check_corruption(load_settings(preset))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_says_only_what_it_changes(preset: str) -> None:
+    said = leaves(yaml.safe_load((presets_dir() / f"{preset}.yaml").read_text()))
+    assert said and said.keys() <= DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_resolved_tree_is_a_preset_of_itself(preset: str, tmp_path: Path) -> None:
+    overrides = ["seed=7", "pretraining.learning_rate=1e-7", r"archive.subject_pattern='(sub-\d+)_λ'"]
+    for settings in (load_settings(preset), load_settings(preset, overrides)):
+        path = tmp_path / "resolved.yaml"
+        path.write_text(as_yaml(settings))
+        assert load_settings(str(path)) == settings
+        assert as_yaml(load_settings(str(path))) == as_yaml(settings)
+        assert leaves(yaml.safe_load(path.read_text())).keys() == DEFAULTS.keys()
+
+
+def test_without_a_preset_s_keys_the_defaults_stand(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_settings(str(tmp_path / "empty.yaml")) == Settings() == settings_from({})
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_every_setting_can_be_given_on_the_command_line(key: str) -> None:
+    text = yaml.safe_dump(DEFAULTS[key], default_flow_style=True).removesuffix("\n...\n").strip()
+    assert values(load_settings("paper-3d", [f"{key}={text}"]), key) == values(Settings(), key)
+
+
+def test_the_last_override_counts_and_the_others_stay() -> None:
+    settings = load_settings("cpu-small", ["archive.chunk=32", "seed=1", "archive.chunk=16"])
+    assert values(settings, "archive.chunk", "seed") == [16, 1]
+    before = leaves(load_settings("cpu-small").model_dump())
+    changed = {key for key, value in leaves(settings.model_dump()).items() if value != before[key]}
+    assert changed == {"archive.chunk", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("pretraining.learning_rate=1e-4", 1e-4),  # a string in YAML 1.1
+        ("pretraining.use_gpu=true", True),
+        ("intensity.window=[-160, 240]", (-160.0, 240.0)),
+        ("intensity.window=null", None),
+        ("archive.subject_pattern=a=b", "a=b"),
+        ("sweep.num_neighbours=[]", ()),
+    ],
+)
+def test_an_override_s_value_is_yaml(override: str, value: Any) -> None:
+    assert values(load_settings("cpu-small", [override]), override.partition("=")[0]) == [value]
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValidationError):
+        Settings().archive.chunk = 3
+    assert load_settings("cpu-small", ["seed=5"]) != load_settings("cpu-small")
+
+
+@pytest.mark.parametrize("key", [key for key in DEFAULTS if len(key.split(".")[-1]) > 3])
+def test_a_misspelt_key_is_answered_by_the_right_one(key: str) -> None:
+    misspelt = key[:-2] + key[-1] + key[-2] if key[-1] != key[-2] else key + "x"
+    assert refusal(f"{misspelt}=1") == f"unknown setting {misspelt!r}: did you mean {key!r}?"
+
+
+def test_a_misspelt_key_within_a_list_too() -> None:
+    sentence = refusal("discovery.scales=[{extent: [9, 9, 9]}]")
+    assert sentence == "unknown setting 'discovery.scales.0.extent': did you mean 'discovery.scales.0.extent_mm'?"
+
+
+def test_a_key_like_no_other_is_answered_by_all_of_its_place() -> None:
+    sentence = refusal("archive.zzz=1")
+    assert sentence == "unknown setting 'archive.zzz': known here are subject_pattern, coarse_size, chunk, shard"
+    assert "'nonsense': known here are seed, validation_fraction, archive" in refusal("nonsense=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("archive.chunk=wide", "archive.chunk='wide' is not allowed: input should be a valid integer"),
+        ("archive.chunk=0", "archive.chunk=0 is not allowed: input should be greater than or equal to 1"),
+        ("archive.chunk=1.5", "archive.chunk=1.5 is not allowed: input should be a valid integer"),
+        ("archive=5", "archive=5 is not allowed"),
+        ("seed=-1", "seed=-1 is not allowed"),
+        ("seed=null", "seed=None is not allowed"),
+        ("validation_fraction=1", "validation_fraction=1 is not allowed: input should be less than 1"),
+        ("pretraining.learning_rate=0", "pretraining.learning_rate=0 is not allowed: input should be greater than 0"),
+        ("pretraining.learning_rate=.nan", "pretraining.learning_rate=nan is not allowed"),
+        ("pretraining.learning_rate=.inf", "pretraining.learning_rate=inf is not allowed"),
+        ("intensity.window=[.nan, 1]", "intensity.window.0=nan is not allowed"),
+        ("intensity.window=[1]", "intensity.window"),
+        ("pretraining.use_gpu=maybe", "pretraining.use_gpu='maybe' is not allowed"),
+        ("pretraining.batch_size=1", "pretraining.batch_size=1 is not allowed"),
+        ("index.method=flat", "index.method='flat' is not allowed: input should be 'auto', 'exact' or 'hnsw'"),
+        ("discovery.cube_shape=32", "discovery.cube_shape=32 is not allowed"),
+        ("discovery.cube_shape=[32]", "discovery.cube_shape=[32] is not allowed: tuple should have at least 2"),
+        ("discovery.scales=[]", "discovery.scales=[] is not allowed"),
+        ("discovery.scales=[{shift_mm: 1}]", "discovery.scales.0.extent_mm is missing"),
+        ("discovery.min_content=1", "discovery.min_content=1 is not allowed"),
+        ("archive.chunk.side=3", "archive.chunk={'side': 3} is not allowed"),
+    ],
+)
+def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) -> None:
+    assert refusal(override).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["archive.chunk=48"], ["archive.shard=256", "archive.chunk=48"]),
+        (["archive.subject_pattern='(sub'"], ["archive.subject_pattern='(sub'", "regular expression"]),
+        (["intensity.window=[5, 5]"], ["intensity.window=[5.0, 5.0]", "low < high"]),
+        (
+            ["pretraining.num_classification_epochs=0", "pretraining.num_joint_epochs=0"],
+            ["pretraining.num_classification_epochs", "pretraining.num_joint_epochs"],
+        ),
+        (
+            ["pretraining.lambda_rec=0", "pretraining.lambda_cls=0"],
+            ["pretraining.lambda_rec", "pretraining.lambda_cls"],
+        ),
+        (["pretraining.num_workers=3"], ["pretraining.batch_size=16", "pretraining.num_workers=3"]),
+        (["autoencoder.input_shape=[64, 64]"], ["autoencoder.input_shape=[64, 64]", "discovery.cube_shape"]),
+        (["discovery.cube_shape=[32, 30, 32]"], ["discovery.cube_shape=[32, 30, 32]", "multiple of 8"]),
+        (["autoencoder.input_shape=[32, 30, 32]"], ["autoencoder.input_shape=[32, 30, 32]", "multiple of 8"]),
+        (["finetune.patch_shape=[32, 32]"], ["finetune.patch_shape=[32, 32]", "discovery.cube_shape"]),
+        (["finetune.patch_shape=[32, 32, 12]"], ["finetune.patch_shape=[32, 32, 12]", "multiple of 8"]),
+        (["finetune.spacing_mm=[1, 1]"], ["finetune.spacing_mm=[1.0, 1.0]", "discovery.cube_shape"]),
+        (["discovery.scales=[{extent_mm: [9, 9]}]"], ["discovery.scales", "extent_mm=[9.0, 9.0]", "cube_shape"]),
+        (["pretraining.num_neighbours=25"], ["pretraining.num_neighbours=25", "the 24", "discovery.num_neighbours"]),
+        (["pretraining.num_coordinates=9"], ["pretraining.num_coordinates=9", "the 8", "discovery.num_coordinates"]),
+        (["sweep.num_neighbours=[4, 25]"], ["sweep.num_neighbours=25", "the 24", "discovery.num_neighbours"]),
+        (["sweep.num_coordinates=[9, 2]"], ["sweep.num_coordinates=9", "the 8", "discovery.num_coordinates"]),
+    ],
+)
+def test_an_impossible_combination_names_its_keys(overrides: list[str], keys: list[str]) -> None:
+    sentence = refusal(*overrides)
+    assert all(key in sentence for key in keys), sentence
+
+
+@pytest.mark.parametrize("override", ["", "seed", "=1", "archive.chunk 3"])
+def test_what_is_not_an_override_is_said(override: str) -> None:
+    assert refusal(override) == f"{override!r} is not a setting: write key.path=value"
+
+
+def test_bad_yaml_and_keys_below_values_are_said() -> None:
+    assert refusal("seed=[1") == "seed: '[1' is not a YAML value"
+    assert refusal("discovery.scales.0.shift_mm=1").startswith("discovery.scales.0.shift_mm: 'scales' is a value")
+
+
+def test_a_preset_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
+    for preset in ("paper3d", str(tmp_path / "mine.yaml"), str(tmp_path), ""):
+        assert "is neither a YAML file nor one of: cpu-small, paper-2d" in refusal(preset=preset)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [", "is not valid YAML"),
+        (b"\xff", "is not valid YAML"),
+        (b"- 1", "must hold a mapping of settings, not a list"),
+        (b"1: 2", "keys should be strings"),
+        (b"archive: {chnk: 3}", "unknown setting 'archive.chnk': did you mean 'archive.chunk'?"),
+    ],
+)
+def test_a_preset_file_s_mistakes_are_said(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    assert words in refusal(preset=str(path))
