@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import raygenesis as package
+from raygenesis.cli import main
 from tests.end_to_end.conftest import BAD_SCANS, NUM_HEADS, TINY, MainJob, raygenesis
 
 
@@ -109,18 +110,23 @@ def test_other_settings_are_refused_with_the_keys_that_differ(main_job: MainJob)
         (["discovery.num_neighbours=many"], "discovery.num_neighbours='many'"),
         (["discovery.num_neighbours=40"], "more than the 14 training subjects"),
         (["discovery.cube_shape=[30,32,32]"], "multiple of 8"),
-        (["discovery.num_coordinates=5000", "discovery.num_neighbours=6"], "does not fit in the smallest scan"),
+        ([*TINY, "discovery.num_coordinates=5000"], "does not fit in the smallest scan"),
         (["pretraining.corruption=magic"], "choose one of models-genesis"),
     ],
 )
 def test_an_impossible_setting_is_one_sentence_before_any_work(
-    main_job: MainJob, tmp_path: Path, settings: list[str], sentence: str
+    main_job: MainJob,
+    tmp_path: Path,
+    settings: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = raygenesis("run", "--scans", main_job.scans, "--workspace", tmp_path / "workspace", *settings)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not list((tmp_path / "workspace").glob("*")) if (tmp_path / "workspace").exists() else True
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--scans", str(main_job.scans), "--workspace", str(tmp_path / "workspace"), *settings])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+    assert not (tmp_path / "workspace").exists() or not list((tmp_path / "workspace").iterdir())
 
 
 def test_an_empty_folder_and_a_folder_without_a_readable_scan(tmp_path: Path) -> None:
