@@ -110,6 +110,8 @@ def ingest_scan(
         return {**outcome, "reason": str(error)}
     except WorkspaceError as error:
         return {**outcome, "fault": str(error)}
+    except MemoryError:
+        return {**outcome, "reason": "its voxels do not fit in memory"}
     except OSError as error:
         return {**outcome, "reason": f"cannot be read ({error.strerror or error})"}
     row = {

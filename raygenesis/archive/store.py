@@ -69,7 +69,7 @@ def write_volume(folder: Path, volume: Volume, record: Mapping[str, Any], settin
     A whole volume that is there already stays: folders are named by content. Raises WorkspaceError if it cannot be
     written.
     """
-    if read_record(folder) is None:
+    if folder.exists() and read_record(folder) is None:
         shutil.rmtree(folder, ignore_errors=True)
     try:
         publish(folder, lambda aside: _write(aside, volume, record, settings))

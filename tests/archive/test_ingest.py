@@ -234,6 +234,15 @@ def test_an_archive_that_cannot_be_written_stops_the_ingest(scans: Path, workspa
     assert ingest(scans, workspace, SETTINGS)["counts"] == {"scans": 3, "volumes": 3, "subjects": 3, "failures": 0}
 
 
+def test_a_stored_scan_is_not_decoded_again(mixed, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans, workspace, _ = mixed
+    row = read_catalogue(workspace.catalog)[0]
+    file = {"source": row["source"], "num_bytes": row["source_bytes"], "mtime_ns": row["source_mtime_ns"]}
+    monkeypatch.setattr("raygenesis.archive.ingest.read_volume", lambda *_: pytest.fail("decoded"))
+    outcome = ingest_scan(file, scans, workspace.volumes, SETTINGS.archive, 3)
+    assert json.loads(outcome["row"]) == row
+
+
 def test_a_file_that_vanishes_is_a_failure_of_its_own(tmp_path: Path) -> None:
     file = {"source": "gone.nii", "num_bytes": 1, "mtime_ns": 0}
     outcome = ingest_scan(file, tmp_path, tmp_path / "volumes", SETTINGS.archive, 3)

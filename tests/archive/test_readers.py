@@ -155,7 +155,7 @@ FAULTS = {
     "constant": (nifti_bytes(np.full((4, 4, 4), 7, np.int16)), ".nii", "every voxel is 7"),
     "10^12 voxels": (nifti_bytes(SMALL, **HUGE), ".nii", "claims 2,000,000,000,000 bytes"),
     "10^12 voxels, packed": (gz(nifti_bytes(SMALL, **HUGE)), ".nii.gz", "claims 2,000,000,000,000 bytes"),
-    "what only packing could hold": (nifti_bytes(SMALL, dim=[3, 40, 40, 40, 1, 1, 1, 1]), ".nii", "claims 128,000 bytes"),
+    "1,000 times its size": (nifti_bytes(SMALL, dim=[3, 40, 40, 40, 1, 1, 1, 1]), ".nii", "claims 128,000 bytes"),
     "no voxels": (nifti_bytes(SMALL, dim=[3, 4, 0, 4, 1, 1, 1, 1]), ".nii", "shape"),
     "negative side": (nifti_bytes(SMALL, dim=[3, -4, -4, 4, 1, 1, 1, 1]), ".nii", "shape"),
     "RGB": (nifti_bytes(RGB), ".nii", "not grey values"),
