@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
@@ -36,7 +35,7 @@ SETTINGS = load_settings(
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     pytest.importorskip("nilearn", reason="the population is made from nilearn's template")
     root = tmp_path_factory.mktemp("population")
     write_population(root, NUM_SUBJECTS, SEED)
@@ -44,7 +43,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     ingest(root / "scans", made, SETTINGS)
     embed(made, SETTINGS)
     discover(made, SETTINGS)
-    ray.shutdown()
     return made
 
 

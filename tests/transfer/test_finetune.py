@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import nibabel
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from torch import nn
 
-from raygenesis import cluster
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_subject
 from raygenesis.archive.ingest import file_fingerprint
 from raygenesis.config import FinetuneSettings, IntensitySettings, Settings, settings_from
@@ -78,13 +75,6 @@ def flat(module: nn.Module) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("run") / "default")
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    cluster.connect()
-    yield
-    ray.shutdown()
 
 
 def test_initialisations_share_the_output_layer_and_nothing_else(run_folder: Path) -> None:
@@ -218,7 +208,7 @@ class Target:
         return read_json(self.folder / f"trial-{start}-{number}.json")
 
 
-def test_from_labelled_scans_to_the_table(tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_labelled_scans_to_the_table(tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
     target = Target(tmp_path)
     manifest = target.finetune()
     _check_manifest(target, manifest)
@@ -290,7 +280,7 @@ def _check_it_goes_on_where_it_was_cut(target: Target, manifest: dict[str, Any])
     assert [row["dice_mean"] for row in again["table"]] == [row["dice_mean"] for row in manifest["table"]]
 
 
-def test_a_mistake_found_in_a_task_is_one_sentence(tmp_path: Path, local_ray: None) -> None:
+def test_a_mistake_found_in_a_task_is_one_sentence(tmp_path: Path, ray_cluster: None) -> None:
     target = Target(tmp_path)
     for path in target.labels.iterdir():
         label = np.asarray(nibabel.load(path).dataobj)
@@ -306,7 +296,7 @@ def test_a_mistake_found_in_a_task_is_one_sentence(tmp_path: Path, local_ray: No
     assert str(error.value).startswith(str(target.labels)) and "\n" not in str(error.value)
 
 
-def test_a_gpu_that_is_not_there_is_one_sentence(tmp_path: Path, local_ray: None) -> None:
+def test_a_gpu_that_is_not_there_is_one_sentence(tmp_path: Path, ray_cluster: None) -> None:
     target = Target(tmp_path)
     if ray.cluster_resources().get("GPU"):
         pytest.skip("this machine has a GPU")
