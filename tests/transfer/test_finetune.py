@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from torch import nn
 
@@ -208,7 +209,9 @@ class Target:
         return read_json(self.folder / f"trial-{start}-{number}.json")
 
 
-def test_from_labelled_scans_to_the_table(tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_labelled_scans_to_the_table(
+    tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = Target(tmp_path)
     manifest = target.finetune()
     _check_manifest(target, manifest)
