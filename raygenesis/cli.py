@@ -11,7 +11,9 @@ import typer
 from raygenesis._version import __version__
 from raygenesis.errors import RaygenesisError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = "Self-supervised pretraining of medical-image encoders by Semantic Genesis, on Ray."
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 Scans = Annotated[Path, typer.Option(help="Folder of scans (.nii, .nii.gz), searched through.")]
 WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder for everything the run leaves behind.")]

@@ -209,7 +209,7 @@ class FinetuneSettings(Section):
 class Settings(Section):
     """The whole tree. `raygenesis config --preset NAME` prints it resolved."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="Share of the subjects held out of every training, auto-encoder included."
     )

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from raygenesis.archive.catalogue import held_out_subjects, subject_of
-from raygenesis.archive.ingest import ingest
+from raygenesis.archive.ingest import ingest, listing_of
 from raygenesis.archive.readers import ScanFile, find_scans, read_geometry
 from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
-from raygenesis.errors import ScanError, SettingsError
+from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import check_corruption, pretrain
 from raygenesis.progress import say
 from raygenesis.report.report import report
-from raygenesis.workspace import Stopwatch, Workspace
+from raygenesis.workspace import Stopwatch, Workspace, read_json
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000
@@ -31,7 +31,10 @@ def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "defa
     Raises a RaygenesisError before any work starts if the settings cannot fit the scans.
     """
     watch = Stopwatch()
-    check_settings(find_scans(scans), scans, settings)
+    workspace.run(name)  # a name that is no name is refused before any work
+    files = find_scans(scans)
+    check_settings(files, scans, settings)
+    _check_same_scans(files, scans, workspace)
     ingest(scans, workspace, settings)
     embed(workspace, settings)
     discover(workspace, settings)
@@ -39,6 +42,18 @@ def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "defa
     page = report(workspace, settings)
     say("run", f"everything is in {workspace.root}, {watch.seconds:.1f} s; open {page}")
     return page
+
+
+def _check_same_scans(files: list[ScanFile], scans: Path, workspace: Workspace) -> None:
+    """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
+    archive = read_json(workspace.archive / "manifest.json")
+    stages = (workspace.autoencoder, workspace.embeddings, workspace.index, workspace.patterns, workspace.root / "runs")
+    built = [folder.name for folder in stages if folder.exists()]
+    if archive is not None and built and archive.get("listing") != listing_of(files):
+        raise WorkspaceError(
+            f"the scans in {scans} are not those that {workspace.root} was made from: choose another workspace, or, to "
+            f"make everything after the archive anew, remove {', '.join(built)} from it first"
+        )
 
 
 def check_settings(files: list[ScanFile], scans: Path, settings: Settings) -> None:

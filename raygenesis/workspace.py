@@ -119,6 +119,11 @@ class Stage:
         for name in ("manifest.json", "started.json"):
             record = read_json(self.folder / name)
             if record is not None:
+                if not all(isinstance(record.get(key), dict) for key in ("settings", "inputs")):
+                    raise WorkspaceError(
+                        f"{self.folder / name} is damaged (settings or inputs are missing): remove {self.folder} to "
+                        "make it anew"
+                    )
                 self._compare(record)
                 return name == "manifest.json"
         return False
@@ -130,6 +135,8 @@ class Stage:
         except OSError as error:
             raise WorkspaceError(f"{self.folder} cannot be made: {error.strerror}") from None
         write_json(self.folder / "started.json", {"settings": self.settings, "inputs": self.inputs})
+        # From here on the artifact is being changed: nothing may be built on it until it is whole again.
+        (self.folder / "manifest.json").unlink(missing_ok=True)
 
     def finish(self, counts: Mapping[str, Any], seconds: float, **facts: Any) -> dict[str, Any]:
         """Write the manifest, last of all, and return it."""
@@ -165,8 +172,8 @@ class Stage:
         stale = [name for name, value in self.inputs.items() if record["inputs"].get(name) != value]
         if stale:
             raise WorkspaceError(
-                f"{self.folder} was made from {' and '.join(stale)} that have changed since: remove that folder "
-                "to make it anew, or choose another workspace"
+                f"{self.folder} was not made from the present {' and '.join(stale)}: remove that folder, and "
+                "those made from it, to make them anew, or choose another workspace"
             )
 
 

@@ -152,7 +152,7 @@ def test_settings_that_only_look_other_in_json_are_the_same(tmp_path: Path) -> N
 def test_changed_inputs_are_refused_by_name(tmp_path: Path, is_finished: bool) -> None:
     inputs = {"archive": "1", "index": "2"}
     finished(tmp_path, inputs) if is_finished else stage(tmp_path, inputs).start()
-    with pytest.raises(WorkspaceError, match="made from index that have changed since"):
+    with pytest.raises(WorkspaceError, match="was not made from the present index"):
         stage(tmp_path, {"archive": "1", "index": "3"}).is_finished()
 
 

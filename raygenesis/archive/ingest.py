@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from raygenesis.archive.intensity import percentiles
 from raygenesis.archive.readers import ScanFile, find_scans, read_volume
 from raygenesis.archive.store import level_factors, read_record, write_volume
 from raygenesis.config import ArchiveSettings, Settings
-from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, read_json, write_table
 
@@ -33,11 +34,12 @@ def ingest(scans: Path, workspace: Workspace, settings: Settings) -> dict[str, A
     `failures.parquet`. Raises ScanError if nothing at all can be read, WorkspaceError if nothing can be stored.
     """
     files = find_scans(scans)
+    _check_subject_pattern(files, settings.archive.subject_pattern)
     stage = Stage(workspace.archive, {"ndim": settings.ndim, "archive": settings.archive.model_dump(mode="json")}, {})
-    listing = digest([asdict(file) for file in files])
+    listing = listing_of(files)
     if stage.is_finished():
         manifest = read_json(workspace.archive / "manifest.json")
-        if manifest is not None and manifest["listing"] == listing:
+        if manifest is not None and manifest.get("listing") == listing:
             say("ingest", f"nothing to do: all {len(files)} scans are in {workspace.archive}")
             return manifest
     watch = Stopwatch()
@@ -65,12 +67,31 @@ def ingest(scans: Path, workspace: Workspace, settings: Settings) -> dict[str, A
     return manifest
 
 
+def listing_of(files: list[ScanFile]) -> str:
+    """Identity of a folder's scans: their paths, sizes and modification times."""
+    return digest([asdict(file) for file in files])
+
+
+def _check_subject_pattern(files: list[ScanFile], pattern: str | None) -> None:
+    """Raise SettingsError if the pattern finds a subject in no path; say how many paths it passes by."""
+    if pattern is None:
+        return
+    passed_by = [file.source for file in files if not re.search(pattern, file.source)]
+    if len(passed_by) == len(files):
+        raise SettingsError(
+            f"archive.subject_pattern={pattern!r} matches none of the {len(files)} paths, the first {passed_by[0]}: "
+            "correct it, or leave it out for one subject a file"
+        )
+    if passed_by:
+        say("ingest", f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {passed_by[0]}")
+
+
 def _ingest_files(
     root: Path, files: list[ScanFile], workspace: Workspace, settings: Settings
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     cluster.connect()
     workspace.volumes.mkdir(parents=True, exist_ok=True)
-    for half_written in workspace.volumes.glob(".*"):
+    for half_written in workspace.volumes.glob(".*.ome.zarr.*"):
         shutil.rmtree(half_written)
     num_blocks = -(-len(files) // SCANS_PER_BLOCK)
     arguments = {"root": root, "volumes": workspace.volumes, "settings": settings.archive, "ndim": settings.ndim}

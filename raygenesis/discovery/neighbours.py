@@ -21,7 +21,7 @@ from raygenesis.discovery.index import build_shard, exact_search, recall, search
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.progress import mib, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of
+from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, read_json
 
 RECALL_QUERIES = 100
 
@@ -55,6 +55,7 @@ def load_patients(workspace: Workspace, settings: Settings) -> Patients:
     Who is held out follows from the whole catalogue, as in every other stage: a scan that could not be embedded must
     not move a subject from one split to the other.
     """
+    _check_same_split(workspace, settings)
     ids, vectors = read_embeddings(workspace.embeddings)
     catalogue = read_catalogue(workspace.catalog)
     held_out = held_out_subjects((row["subject_id"] for row in catalogue), settings.validation_fraction, settings.seed)
@@ -68,6 +69,17 @@ def load_patients(workspace: Workspace, settings: Settings) -> Patients:
     reach = np.array(largest_extent(settings.discovery.scales))
     is_roomy = np.array([(size_mm(row) >= reach - 1e-6).all() for row in rows], bool)
     return Patients(rows, vectors, splits, is_roomy)
+
+
+def _check_same_split(workspace: Workspace, settings: Settings) -> None:
+    """Raise SettingsError if the auto-encoder held out other subjects than these settings would."""
+    made = read_json(workspace.autoencoder / "manifest.json")
+    for key in ("seed", "validation_fraction"):
+        if made is not None and made["settings"][key] != getattr(settings, key):
+            raise SettingsError(
+                f"{key}={getattr(settings, key)} would hold out other subjects than {workspace.autoencoder}, made with "
+                f"{key}={made['settings'][key]}: give that, or choose another workspace"
+            )
 
 
 def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path
 from raygenesis.workspace import manifest_of
@@ -44,12 +46,24 @@ def read_patterns(
     return ds.dataset(paths, schema=PATTERN, format="parquet").to_table(columns=list(columns), filter=where)
 
 
+def _check_part(path: Path) -> None:
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise WorkspaceError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): remove it and {path.parent / 'manifest.json'}, then "
+            "run `raygenesis discover`"
+        ) from None
+
+
 class PatternSource(Datasource):
     """A pattern store for Ray Data: one read task per part, cells left encoded."""
 
     def __init__(self, folder: Path, columns: Sequence[str] = TRAINING_COLUMNS, where: Any = None) -> None:
         super().__init__()
         self._paths = _part_paths(folder)
+        for path in self._paths:
+            _check_part(path)
         self._columns, self._where = list(columns), where
 
     @property

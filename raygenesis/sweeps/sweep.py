@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from raygenesis.pretraining.pretext import PretextTask
 from raygenesis.pretraining.pretrain import check_corruption, pretext_task
 from raygenesis.pretraining.probe import anatomy_retrieval
 from raygenesis.progress import Ticker, progress, say
-from raygenesis.training import run_epochs
+from raygenesis.training import TrainingError, run_epochs
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json, write_json
 
 # The ranking must not depend on λ, K or C, so it is not a training loss: see `anatomy_retrieval`.
@@ -50,20 +51,18 @@ def sweep(workspace: Workspace, settings: Settings, name: str = "default") -> di
         say("sweep", f"nothing to do: the table is in {folder}")
         return manifest_of(folder, "sweep")
     points = points_of(settings, patterns["counts"])
-    tasks = [pretext_task(at_point(settings, point), patterns) for point in points]
+    tasks = [pretext_task(at_point(settings, point, patterns["counts"]), patterns) for point in points]
     watch = Stopwatch()
     stage.start()
     missing = [(point, task) for point, task in zip(points, tasks, strict=True) if not _path(folder, point).is_file()]
     say("sweep", f"{len(points)} points, {len(missing)} to train, one pattern store, 0 bytes cropped")
-    if missing:
-        _train_points(workspace, settings, folder, missing)
+    failed = _train_points(workspace, settings, folder, missing) if missing else []
     rows = [row for point in points if (row := read_json(_path(folder, point))) is not None]
-    failed = [row for row in rows if row.get("failure")]
-    ranked = sorted((row for row in rows if not row.get("failure")), key=lambda row: -row[OBJECTIVE])
+    ranked = sorted(rows, key=lambda row: -math.inf if math.isnan(row[OBJECTIVE]) else row[OBJECTIVE], reverse=True)
     if not ranked:
-        raise RuntimeError(f"every point of the sweep failed; the first: {failed[0]['failure']}")
+        raise TrainingError(f"every point of the sweep failed; the first: {failed[0]}")
     publish(folder / "table.csv", lambda aside: aside.write_text(_as_csv(ranked)))
-    best = at_point(settings, {key: ranked[0][key] for key in points[0]})
+    best = at_point(settings, {key: ranked[0][key] for key in points[0]}, patterns["counts"])
     publish(folder / "best.yaml", lambda aside: aside.write_text(as_yaml(best)))
     counts = {"points": len(points), "failures": len(failed), "bytes_cropped": 0}
     manifest = stage.finish(counts, watch.seconds, objective=OBJECTIVE, table=ranked)
@@ -81,20 +80,23 @@ def points_of(settings: Settings, counts: Mapping[str, int]) -> list[Point]:
     ]
 
 
-def at_point(settings: Settings, point: Point) -> Settings:
-    """The settings with the pretraining of one point."""
+def at_point(settings: Settings, point: Point, counts: Mapping[str, int]) -> Settings:
+    """The settings with the pretraining of one point, on a store of these counts."""
     epochs = {
         "num_classification_epochs": settings.sweep.num_classification_epochs,
         "num_joint_epochs": settings.sweep.num_joint_epochs,
     }
     tree = settings.model_dump(mode="json")
+    tree["discovery"] |= {"num_neighbours": counts["neighbours"], "num_coordinates": counts["coordinates"]}
+    tree["sweep"] |= {"num_neighbours": [], "num_coordinates": []}
     tree["pretraining"] |= {**point, **epochs, "num_workers": 1}
     return settings_from(tree)
 
 
 def _train_points(
     workspace: Workspace, settings: Settings, folder: Path, missing: Sequence[tuple[Point, PretextTask]]
-) -> None:
+) -> list[str]:
+    """Train points; each leaves its file. Returns what is told of those that failed, which a rerun tries again."""
     cluster.connect()
     source = PatternSource(workspace.patterns, columns=(*TRAINING_COLUMNS, "split"))
     store = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
@@ -117,9 +119,11 @@ def _train_points(
             ),
         )  # fmt: skip
         results = tuner.fit()
-    for (point, _), result in zip(missing, results, strict=True):
-        if result.error is not None and not _path(folder, point).is_file():
-            write_json(_path(folder, point), {**point, "failure": str(result.error).strip().splitlines()[-1]})
+    return [
+        f"{point}: {str(result.error).strip().splitlines()[-1]}"
+        for (point, _), result in zip(missing, results, strict=True)
+        if result.error is not None and not _path(folder, point).is_file()
+    ]
 
 
 def _train_point(
@@ -167,7 +171,7 @@ class _Shown(tune.Callback):
         self._ticker.advance(note="failed")
 
 
-def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def _summarise(manifest: Mapping[str, Any], failed: Sequence[str], folder: Path) -> None:
     say("sweep", f"ranked by {OBJECTIVE} on held-out subjects (mean average precision of finding the same place)")
     say("sweep", "rank    λcls     K     C  retrieval  accuracy  restoration  seconds")
     for rank, row in enumerate(manifest["table"], 1):
@@ -176,8 +180,8 @@ def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]],
             f"{rank:4d} {row['lambda_cls']:7g} {row['num_neighbours']:5d} {row['num_coordinates']:5d} "
             f"{row['retrieval']:10.3f} {row['accuracy']:9.3f} {row['restoration']:12.5f} {row['seconds']:8.1f}",
         )
-    for row in failed:
-        say("sweep", f"failed: {row}")
+    for failure in failed:
+        say("sweep", f"failed: {failure}")
     say("sweep", f"{manifest['seconds']:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")
 
 

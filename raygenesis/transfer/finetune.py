@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+import yaml
 from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
 from raygenesis import cluster
-from raygenesis.config import FinetuneSettings, Settings
+from raygenesis.config import FinetuneSettings, Settings, settings_from
 from raygenesis.errors import RaygenesisError, SettingsError
 from raygenesis.pretraining.networks import UNet
 from raygenesis.pretraining.weights import load_unet
@@ -62,6 +63,7 @@ def finetune(
     Results go to `transfer/<name>/` (the run's name by default). Trials that an interrupted call finished are kept.
     """
     pretrained = manifest_of(workspace.run(run), "pretrain")
+    settings = _as_pretrained(settings, workspace.run(run))
     scans = find_labelled(images, labels, settings.archive.subject_pattern)
     folder = workspace.transfer(name or run)
     stage = Stage(folder, _chosen(settings), {"run": pretrained["fingerprint"], "target": _digest_of(scans)})
@@ -89,6 +91,18 @@ def finetune(
     )  # fmt: skip
     _summarise(table, manifest, folder)
     return manifest
+
+
+def _as_pretrained(settings: Settings, run_folder: Path) -> Settings:
+    """The settings, with intensity, cube shape, split and subjects as the run's `config.yaml` has them."""
+    path = run_folder / "config.yaml"
+    if not path.is_file():
+        return settings
+    run = settings_from(yaml.safe_load(path.read_text()))
+    shared = {"intensity": run.intensity, "discovery": run.discovery, "validation_fraction": run.validation_fraction}
+    if settings.archive.subject_pattern is None:
+        shared["archive"] = run.archive
+    return settings.model_copy(update=shared)
 
 
 def _run_missing_trials(

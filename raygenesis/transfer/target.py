@@ -77,6 +77,9 @@ def find_labelled(images: Path, labels: Path, subject_pattern: str | None) -> li
 
     Raises ScanError if a label map has no image.
     """
+    for kind, folder in (("images", images), ("labels", labels)):
+        if not folder.is_dir():
+            raise ScanError(f"{kind} folder {folder} does not exist or is not a folder: check --{kind}")
     there = {file.source for file in find_scans(images)}
     labelled = [file.source for file in find_scans(labels)]
     alone = [source for source in labelled if source not in there]
@@ -94,7 +97,7 @@ def find_labelled(images: Path, labels: Path, subject_pattern: str | None) -> li
 
 
 def pretrained_on(scans: Sequence[LabelledScan], workspace: Workspace, settings: Settings) -> set[str]:
-    """Subjects of whom a scan's very file is among the archive's training volumes; they must not be tested on."""
+    """Subjects who must not be tested on: whose scan's very file, or whose name, is among the training volumes'."""
     rows = read_catalogue(workspace.catalog)
     training, _ = split_by_subject(rows, settings.validation_fraction, settings.seed)
     seen = {row["volume_id"] for row in training}
@@ -103,10 +106,11 @@ def pretrained_on(scans: Sequence[LabelledScan], workspace: Workspace, settings:
         seen |= set(read_patterns(workspace.patterns, ["volume_id"], predicate(TRAINING))["volume_id"].to_pylist())
     # Only a file of a known size can be a known file: the others need no hashing.
     sizes = {row["source_bytes"] for row in rows}
+    names = {row["subject_id"] for row in rows if row["volume_id"] in seen}
     return {
         scan.subject
         for scan in scans
-        if scan.image.stat().st_size in sizes and file_fingerprint(scan.image) in seen
+        if scan.subject in names or (scan.image.stat().st_size in sizes and file_fingerprint(scan.image) in seen)
     }
 
 
