@@ -79,9 +79,15 @@ def submit(environment: dict[str, str], *entrypoint: str) -> subprocess.Complete
         "ray", "job", "submit", "--working-dir", ".", "--runtime-env", "jobs/runtime-env.yaml", "--", "python",
         *entrypoint,
     ]  # fmt: skip
-    return subprocess.run(
-        command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        # The dashboard answers a little before the agent that takes jobs is up.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
 
 
 def test_pretrain_as_a_job(main_job: MainJob, cluster: dict[str, str], tmp_path: Path) -> None:
