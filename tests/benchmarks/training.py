@@ -31,7 +31,7 @@ from raygenesis.training import fit_with_ray, read_metrics, samples_of
 from raygenesis.workspace import write_json
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8
-EPOCHS, ROUNDS = 3, 3
+EPOCHS, ROUNDS = 3, 2
 
 
 def main() -> None:
