@@ -15,6 +15,7 @@ from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
+from raygenesis.discovery.neighbours import check_counts
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import check_corruption, pretrain
 from raygenesis.progress import say
@@ -61,19 +62,10 @@ def check_settings(files: list[ScanFile], scans: Path, settings: Settings) -> No
     check_corruption(settings)
     subjects = {subject_of(file.source, settings.archive.subject_pattern) for file in files}
     num_held_out = len(held_out_subjects(subjects, settings.validation_fraction, settings.seed))
-    num_training = len(subjects) - num_held_out
+    share = f"validation_fraction={settings.validation_fraction:g} of them held out"
+    where = f"in {scans} ({len(subjects)} subjects, {share})"
+    check_counts(len(subjects) - num_held_out, num_held_out, where, settings)
     discovery = settings.discovery
-    for key, wanted, there, kind in (
-        ("num_neighbours", discovery.num_neighbours, num_training, "training"),
-        ("num_references", discovery.num_references, num_training, "training"),
-        ("num_validation_neighbours", discovery.num_validation_neighbours, num_held_out, "held-out"),
-    ):
-        if wanted > there:
-            raise SettingsError(
-                f"discovery.{key}={wanted} is more than the {there} {kind} subjects in {scans} ({len(subjects)} "
-                f"subjects, validation_fraction={settings.validation_fraction:g} of them held out): lower it to at "
-                f"most {there} or add scans"
-            )
     sizes = _sizes_mm(files, scans, settings.ndim)
     reach = np.array(largest_extent(discovery.scales))
     roomy = {source: size for source, size in sizes.items() if (size >= reach - 1e-6).all()}

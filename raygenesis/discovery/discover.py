@@ -61,7 +61,8 @@ def _plan(
 ) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, str]]]:
     """The plan, what is told of each reference, and the scans that are too small."""
     patients = load_patients(workspace, settings)
-    check_counts(patients, settings)
+    where = "that the archive has with scans large enough to crop"
+    check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), where, settings)
     anchors = choose_references(patients, settings)
     shards = {split: [workspace.index / name for name in names] for split, names in index["shards"].items()}
     found = [

@@ -150,19 +150,18 @@ def find_neighbours(
     return list(chosen.values())[:wanted]
 
 
-def check_counts(patients: Patients, settings: Settings) -> None:
-    """Raise SettingsError if discovery asks for more patients than there are."""
-    training, held_out = patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION)
+def check_counts(num_training: int, num_held_out: int, where: str, settings: Settings) -> None:
+    """Raise SettingsError if discovery asks for more patients than there are `where`."""
     discovery = settings.discovery
     for key, wanted, there, kind in (
-        ("num_neighbours", discovery.num_neighbours, training, "training"),
-        ("num_references", discovery.num_references, training, "training"),
-        ("num_validation_neighbours", discovery.num_validation_neighbours, held_out, "held-out"),
+        ("num_neighbours", discovery.num_neighbours, num_training, "training"),
+        ("num_references", discovery.num_references, num_training, "training"),
+        ("num_validation_neighbours", discovery.num_validation_neighbours, num_held_out, "held-out"),
     ):
         if wanted > there:
             raise SettingsError(
-                f"discovery.{key}={wanted} is more than the {there} {kind} subjects that the archive has with scans "
-                f"large enough to crop: lower it to at most {there} or add scans"
+                f"discovery.{key}={wanted} is more than the {there} {kind} subjects {where}: lower it to at most "
+                f"{there} or add scans"
             )
 
 

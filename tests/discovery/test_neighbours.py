@@ -63,12 +63,17 @@ def test_references_are_training_subjects_of_their_own_large_enough_and_the_same
     assert len(seeds) > 3
 
 
+def count(people, chosen):
+    where = "that the archive has with scans large enough to crop"
+    check_counts(people.num_subjects(TRAINING), people.num_subjects(VALIDATION), where, chosen)
+
+
 def test_what_is_asked_for_is_counted_in_subjects_with_a_large_enough_scan():
-    check_counts(patients(), settings(neighbours=5, held_out=4, references=5))
+    count(patients(), settings(neighbours=5, held_out=4, references=5))
     for counts, sentence in (
         ({"neighbours": 6}, "discovery.num_neighbours=6 is more than the 5 training subjects"),
         ({"references": 6}, "discovery.num_references=6 is more than the 5 training subjects"),
         ({"held_out": 5}, "discovery.num_validation_neighbours=5 is more than the 4 held-out subjects"),
     ):
         with pytest.raises(SettingsError, match=sentence):
-            check_counts(patients(), settings(**counts))
+            count(patients(), settings(**counts))
