@@ -47,6 +47,8 @@ def cluster() -> Iterator[dict[str, str]]:
     command = [
         bin_folder / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={port}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        # The Ray that other tests share holds the usual port, and without one of its own this agent takes no jobs.
+        f"--dashboard-agent-listen-port={free_port()}",
     ]  # fmt: skip
     head = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
