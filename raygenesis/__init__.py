@@ -1,7 +1,30 @@
 """raygenesis: self-supervised pretraining of medical-image encoders by Semantic Genesis, on Ray."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from raygenesis import _ray_environment as _ray_environment  # before anything imports ray
 from raygenesis._version import __version__
-from raygenesis.pretraining.weights import load_encoder, load_network, load_unet
 
-__all__ = ["__version__", "load_encoder", "load_network", "load_unet"]
+if TYPE_CHECKING:
+    from raygenesis.archive.source import read_archive, voxels_of
+    from raygenesis.pretraining.weights import load_encoder, load_network, load_unet
+
+__all__ = ["__version__", "load_encoder", "load_network", "load_unet", "read_archive", "voxels_of"]
+
+_MODULES = {
+    "load_encoder": "raygenesis.pretraining.weights",
+    "load_network": "raygenesis.pretraining.weights",
+    "load_unet": "raygenesis.pretraining.weights",
+    "read_archive": "raygenesis.archive.source",
+    "voxels_of": "raygenesis.archive.source",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: Ray's workers that decode scans need not wait for torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -14,9 +14,12 @@ from raygenesis.errors import RaygenesisError
 HELP = "Self-supervised pretraining of medical-image encoders by Semantic Genesis, on Ray."
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+archive_app = typer.Typer(no_args_is_help=True, help="Look into an archive.")
+app.add_typer(archive_app, name="archive")
 
-Scans = Annotated[Path, typer.Option(help="Folder of scans (.nii, .nii.gz), searched through.")]
+Scans = Annotated[Path, typer.Option(help="Folder of scans (DICOM, NIfTI, …), searched through.")]
 WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder for everything the run leaves behind.")]
+KeepIds = Annotated[bool, typer.Option("--keep-ids", help="Keep subjects' names and paths instead of keyed hashes.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.path=value]...", help="Settings to change.")]
 Name = Annotated[str, typer.Option(help="Name of the pretraining run.")]
@@ -27,24 +30,55 @@ DEFAULT_PRESET = "cpu-small"
 @app.command("run")
 def run_command(
     scans: Scans, workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
-    name: Name = "default",
+    name: Name = "default", keep_ids: KeepIds = False,
 ) -> None:  # fmt: skip
     """The main job: scans in, pretrained encoder and report out. Run it again to continue."""
     from raygenesis.pipeline import run
 
-    settings = _settings(preset, overrides)
+    settings = _settings(preset, overrides, keep_ids)
     run(scans, _open(workspace), settings, name)
 
 
 @app.command("ingest")
 def ingest_command(
-    scans: Scans, workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET
-) -> None:
-    """Scans → OME-Zarr archive with a catalogue and a failures table."""
+    scans: Scans, workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    keep_ids: KeepIds = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove volumes whose files are gone.")] = False,
+) -> None:  # fmt: skip
+    """Scans → OME-Zarr archive with a catalogue and a failures table. Run it again to add what is new."""
     from raygenesis.archive.ingest import ingest
 
-    settings = _settings(preset, overrides)
-    ingest(scans, _open(workspace), settings)
+    settings = _settings(preset, overrides, keep_ids)
+    ingest(scans, _open(workspace), settings, prune)
+
+
+@archive_app.command("info")
+def archive_info_command(workspace: WorkspaceOption) -> None:
+    """Counts, sizes, spacings, modalities, and failures by cause."""
+    from raygenesis.archive.inspection import info
+
+    for line in info(_existing(workspace)):
+        typer.echo(line)
+
+
+@archive_app.command("verify")
+def archive_verify_command(workspace: WorkspaceOption) -> None:
+    """Read every volume again and compare it with the catalogue."""
+    from raygenesis.archive.inspection import verify
+
+    verify(_existing(workspace))
+
+
+@archive_app.command("show")
+def archive_show_command(
+    workspace: WorkspaceOption,
+    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("archive.png"),
+    volumes: Annotated[int, typer.Option(min=1, help="At most so many volumes.")] = 64,
+) -> None:
+    """A contact sheet of mid-slices."""
+    from raygenesis.archive.inspection import show
+
+    show(_existing(workspace), output, volumes)
 
 
 @app.command("embed")
@@ -138,10 +172,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _settings(preset: str, overrides: list[str] | None):
+def _settings(preset: str, overrides: list[str] | None, keep_ids: bool = False):
     from raygenesis.config import load_settings
 
-    return load_settings(preset, overrides)
+    return load_settings(preset, [*(overrides or []), *(["archive.keep_ids=true"] if keep_ids else [])])
 
 
 def _open(location: str):

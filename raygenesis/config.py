@@ -39,8 +39,17 @@ class ArchiveSettings(Section):
     subject_pattern: str | None = Field(
         None,
         description="Regular expression with one group, searched in a scan's path below the scans "
-        "folder; the group is the subject. Without it: BIDS `sub-…`, else one subject a file.",
+        "folder; the group is the subject. Without it: DICOM's patient id, else BIDS `sub-…`, else one subject a file.",
     )
+    keep_ids: bool = Field(False, description="Keep subjects' names and scans' paths instead of keyed hashes.")
+    fourth_axis: Literal["refuse", "split", "channels"] = Field(
+        "refuse", description="Scans with a fourth axis: a failure, one volume a time point, or channels."
+    )
+    spacing_mm: ExtentMm | None = Field(
+        None, description="Resample every scan to this voxel size, z y x (2D: y x); the scanner's own when null."
+    )
+    crop_to_body: bool = Field(False, description="Leave out the air around the body.")
+    max_scan_gib: Positive = Field(16.0, description="A scan of more voxel bytes than this is refused.")
     coarse_size: Count = Field(64, description="The pyramid ends where no side is longer than this.")
     chunk: Count = Field(64, description="Side of a Zarr chunk in voxels.")
     shard: Count = Field(256, description="Side of a Zarr shard in voxels; a multiple of the chunk.")
@@ -70,6 +79,7 @@ class IntensitySettings(Section):
         description="Values (after rescale slope and intercept, so HU for CT) mapped to 0 and 1. "
         "Without it: each volume's own 0.5 and 99.5 percentiles, as for MR.",
     )
+    channel: Annotated[int, Field(ge=0)] = Field(0, description="Which channel of scans that have several, from 0.")
 
     @model_validator(mode="after")
     def _window_rises(self) -> IntensitySettings:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raygenesis.archive.catalogue import held_out_subjects, subject_of
-from raygenesis.archive.ingest import ingest, listing_of
-from raygenesis.archive.readers import ScanFile, find_scans, read_geometry
+from raygenesis.archive.catalogue import num_held_out
+from raygenesis.archive.identity import subject_of
+from raygenesis.archive.ingest import Found, find, ingest
+from raygenesis.archive.readers import read_scan_geometry
+from raygenesis.archive.scans import Scan
 from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.discover import discover
@@ -33,10 +36,10 @@ def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "defa
     """
     watch = Stopwatch()
     workspace.run(name)  # a name that is no name is refused before any work
-    files = find_scans(scans)
-    check_settings(files, scans, settings)
-    _check_same_scans(files, scans, workspace)
-    ingest(scans, workspace, settings)
+    found = find(scans, workspace)
+    check_settings(found.survey.scans, scans, settings)
+    _check_same_scans(found, scans, workspace)
+    ingest(scans, workspace, settings, found=found)
     embed(workspace, settings)
     discover(workspace, settings)
     pretrain(workspace, settings, name)
@@ -45,28 +48,28 @@ def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "defa
     return page
 
 
-def _check_same_scans(files: list[ScanFile], scans: Path, workspace: Workspace) -> None:
+def _check_same_scans(found: Found, scans: Path, workspace: Workspace) -> None:
     """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
     archive = read_json(workspace.archive / "manifest.json")
     stages = (workspace.autoencoder, workspace.embeddings, workspace.index, workspace.patterns, workspace.root / "runs")
     built = [folder.name for folder in stages if folder.exists()]
-    if archive is not None and built and archive.get("listing") != listing_of(files):
+    if archive is not None and built and archive.get("listing") != found.listing:
         raise WorkspaceError(
             f"the scans in {scans} are not those that {workspace.root} was made from: choose another workspace, or, to "
             f"make everything after the archive anew, remove {', '.join(built)} from it first"
         )
 
 
-def check_settings(files: list[ScanFile], scans: Path, settings: Settings) -> None:
+def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> None:
     """Compare settings with the scans' headers. Raises SettingsError naming the key and the remedy."""
     check_corruption(settings)
-    subjects = {subject_of(file.source, settings.archive.subject_pattern) for file in files}
-    num_held_out = len(held_out_subjects(subjects, settings.validation_fraction, settings.seed))
+    subjects = {subject_of(scan, settings.archive.subject_pattern) for scan in found}
+    held_out = num_held_out(len(subjects), settings.validation_fraction)
     share = f"validation_fraction={settings.validation_fraction:g} of them held out"
     where = f"in {scans} ({len(subjects)} subjects, {share})"
-    check_counts(len(subjects) - num_held_out, num_held_out, where, settings)
+    check_counts(len(subjects) - held_out, held_out, where, settings)
     discovery = settings.discovery
-    sizes = _sizes_mm(files, scans, settings.ndim)
+    sizes = _sizes_mm(found, scans, settings)
     reach = np.array(largest_extent(discovery.scales))
     roomy = {source: size for source, size in sizes.items() if (size >= reach - 1e-6).all()}
     if sizes and not roomy:
@@ -79,15 +82,18 @@ def check_settings(files: list[ScanFile], scans: Path, settings: Settings) -> No
         _check_room(*min(roomy.items(), key=lambda item: float(np.prod(item[1]))), reach, settings)
 
 
-def _sizes_mm(files: list[ScanFile], scans: Path, ndim: int) -> dict[str, Any]:
-    step = math.ceil(len(files) / MAX_HEADERS)
+def _sizes_mm(found: Sequence[Scan], scans: Path, settings: Settings) -> dict[str, Any]:
+    """Physical sizes of the scans of the wanted dimension, by source."""
+    step = math.ceil(len(found) / MAX_HEADERS)
     sizes = {}
-    for file in files[::step]:
+    for scan in found[::step]:
         try:
-            shape, spacing = read_geometry(scans / file.source, ndim)
-        except ScanError:
+            geometry = read_scan_geometry([scans / file.path for file in scan.files], settings.archive.fourth_axis)
+        except (ScanError, OSError):
             continue  # ingest records it as a failure
-        sizes[file.source] = np.array(shape) * np.array(spacing)
+        for shape, spacing in geometry:
+            if len(shape) == settings.ndim:
+                sizes[scan.source] = np.array(shape) * np.array(spacing)
     return sizes
 
 

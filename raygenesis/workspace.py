@@ -7,12 +7,15 @@ A stage is (artifacts in, settings) → artifact out. Its folder holds `started.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,24 +26,28 @@ import pyarrow.parquet as pq
 
 from raygenesis._version import __version__
 from raygenesis.errors import WorkspaceError
+from raygenesis.remote import RemotePath, remote
+
+Place = Path | RemotePath
 
 
 @dataclass(frozen=True)
 class Workspace:
     """The folder of everything that a run leaves behind."""
 
-    root: Path
+    root: Place
 
     @classmethod
     def open(cls, location: str | Path) -> Workspace:
-        """The workspace at `location`, made when absent. Raises WorkspaceError if it cannot be written."""
-        if "://" in str(location):
-            raise WorkspaceError(f"workspace {location}: only folders of a mounted file system are supported so far")
-        root = Path(location).expanduser().absolute()
+        """The workspace at `location`, a folder or s3://bucket/prefix, made when absent.
+
+        Raises WorkspaceError if it cannot be written.
+        """
+        root = place(location)
         probe = root / f".write-test-{uuid.uuid4().hex}"
         try:
             root.mkdir(parents=True, exist_ok=True)
-            probe.touch()
+            probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
             raise WorkspaceError(
@@ -51,50 +58,63 @@ class Workspace:
     @classmethod
     def existing(cls, location: str | Path) -> Workspace:
         """The workspace at `location`, which must be there already."""
-        if not Path(location).expanduser().is_dir():
+        if not place(location).is_dir():
             raise WorkspaceError(f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`")
         return cls.open(location)
 
     @property
-    def archive(self) -> Path:
+    def private(self) -> Place:
+        """What identifies patients: never part of what is shared."""
+        return self.root / "private"
+
+    @property
+    def archive(self) -> Place:
         return self.root / "archive"
 
     @property
-    def volumes(self) -> Path:
+    def volumes(self) -> Place:
         return self.archive / "volumes"
 
     @property
-    def catalog(self) -> Path:
+    def catalog(self) -> Place:
         return self.archive / "catalog.parquet"
 
     @property
     def autoencoder(self) -> Path:
-        return self.root / "autoencoder"
+        return self._local("autoencoder")
 
     @property
     def embeddings(self) -> Path:
-        return self.root / "embeddings"
+        return self._local("embeddings")
 
     @property
     def index(self) -> Path:
-        return self.root / "index"
+        return self._local("index")
 
     @property
     def patterns(self) -> Path:
-        return self.root / "patterns"
+        return self._local("patterns")
 
     @property
     def report(self) -> Path:
-        return self.root / "report"
+        return self._local("report")
 
     def run(self, name: str) -> Path:
-        return self.root / "runs" / _checked_name(name)
+        return self._local("runs") / _checked_name(name)
 
     def sweep(self, name: str) -> Path:
-        return self.root / "sweeps" / _checked_name(name)
+        return self._local("sweeps") / _checked_name(name)
 
     def transfer(self, name: str) -> Path:
-        return self.root / "transfer" / _checked_name(name)
+        return self._local("transfer") / _checked_name(name)
+
+    def _local(self, name: str) -> Path:
+        if isinstance(self.root, RemotePath):
+            raise WorkspaceError(
+                f"workspace {self.root}: an object store can hold the archive (`ingest`, `archive`), but so far {name} "
+                "needs a folder of a mounted file system"
+            )
+        return self.root / name
 
 
 def _checked_name(name: str) -> str:
@@ -107,7 +127,7 @@ def _checked_name(name: str) -> str:
 class Stage:
     """One artifact folder being made from `settings` and `inputs` (name → fingerprint of an earlier artifact)."""
 
-    folder: Path
+    folder: Place
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
 
@@ -177,7 +197,7 @@ class Stage:
             )
 
 
-def manifest_of(folder: Path, made_by: str) -> dict[str, Any]:
+def manifest_of(folder: Place, made_by: str) -> dict[str, Any]:
     """The manifest of a finished artifact. Raises WorkspaceError naming the verb that makes it when absent."""
     manifest = read_json(folder / "manifest.json")
     if manifest is None:
@@ -190,7 +210,7 @@ def digest(tree: Any) -> str:
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Place) -> dict[str, Any] | None:
     """The JSON object in a file, or None when there is no such file."""
     try:
         tree = json.loads(path.read_text())
@@ -203,31 +223,70 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return tree
 
 
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+def write_json(path: Place, tree: Mapping[str, Any]) -> None:
     publish(path, lambda aside: aside.write_text(json.dumps(tree, indent=2) + "\n"))
 
 
-def write_table(path: Path, table: pa.Table, **options: Any) -> None:
+def write_table(path: Place, table: pa.Table, **options: Any) -> None:
     publish(path, lambda aside: pq.write_table(table, aside, **options))
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a name aside, then rename: readers see the whole file or none. Failure leaves nothing."""
+def read_table(path: Place, **options: Any) -> pa.Table:
+    """A Parquet file as a table."""
+    if isinstance(path, RemotePath):
+        return pq.read_table(io.BytesIO(path.read_bytes()), **options)
+    return pq.read_table(path, **options)
+
+
+def publish(path: Place, write: Callable[[Path], object]) -> None:
+    """Call `write` with a name aside, then rename: readers see the whole file or none. Failure leaves nothing.
+
+    To a remote place `write` writes on this machine, and the result is uploaded, a folder's `zarr.json` last.
+    """
+    with _aside(path) as aside:
+        try:
+            write(aside)
+            if isinstance(path, RemotePath):
+                path.upload(aside)
+            else:
+                os.replace(aside, path)
+        except OSError as error:
+            raise WorkspaceError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _aside(path: Place) -> Iterator[Path]:
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch, path.name)
+        return
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        write(aside)
-        os.replace(aside, path)
-    except OSError as error:
-        raise WorkspaceError(f"{path} cannot be written: {error.strerror or error}") from error
+        yield aside
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        elif aside.exists():
-            aside.unlink()
+        if aside.exists():
+            remove_tree(aside)
 
 
-def folder_bytes(folder: Path) -> int:
+def place(location: str | Path) -> Place:
+    """A folder on this machine, or a remote one where the location is a URL."""
+    return remote(str(location)) if "://" in str(location) else Path(location).expanduser().absolute()
+
+
+def remove_tree(path: Place) -> None:
+    """Remove a file, or a folder with all that is in it; nothing may be there."""
+    if isinstance(path, RemotePath):
+        path.remove_tree()
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def folder_bytes(folder: Place) -> int:
     """Bytes of all files below a folder."""
+    if isinstance(folder, RemotePath):
+        return folder.folder_bytes()
     return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raygenesis.archive.cells import STEPS, encode
-from raygenesis.archive.store import level_factors, write_volume
+from raygenesis.archive.store import level_factors, volume_folder, write_volume
 from raygenesis.archive.volume import Volume
 from raygenesis.config import ArchiveSettings
 from raygenesis.feeding import Samples
@@ -25,30 +25,38 @@ def archived(
     coarse_size: int = 64,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Write a volume and its pyramid, as ingest does; returns its catalogue row. Values 0..1 stay as they are."""
-    affine = np.diag([*reversed(spacing_mm), *[1.0] * (4 - len(spacing_mm))])
+    """Write a volume and its pyramid, as ingest does; returns its catalogue row. Values 0..1 stay as they are.
+
+    Voxels of one axis more than `spacing_mm` has numbers are channels first.
+    """
+    ndim = len(spacing_mm)
+    volume = Volume(voxels, np.diag([*reversed(spacing_mm), *[1.0] * (4 - ndim)]), ndim=ndim)
+    levels = level_factors(volume.shape, coarse_size)
     row = {
         "volume_id": volume_id,
         "subject_id": volume_id,
         "source": f"{volume_id}.nii",
         "source_bytes": 0,
-        "source_mtime_ns": 0,
-        "shape": list(voxels.shape),
+        "modality": "",
+        "shape": list(volume.shape),
+        "num_channels": volume.num_channels,
         "spacing_mm": list(spacing_mm),
-        "affine": affine.ravel().tolist(),
+        "affine": volume.affine.ravel().tolist(),
         "dtype": voxels.dtype.name,
         "slope": 1.0,
         "intercept": 0.0,
-        "low": 0.0,
-        "high": 1.0,
-        "levels": [list(factor) for factor in level_factors(voxels.shape, coarse_size)],
+        "low": [0.0] * volume.num_channels,
+        "high": [1.0] * volume.num_channels,
+        "levels": [list(factor) for factor in levels],
+        "tags": "{}",
+        "corrections": [],
         "voxel_fingerprint": volume_id,
         "stored_bytes": 0,
         **facts,
     }
     settings = ArchiveSettings(coarse_size=coarse_size, chunk=32, shard=64)
-    write_volume(volumes / f"{volume_id}.ome.zarr", Volume(voxels, affine), row, settings)
-    return row
+    stored = write_volume(volume_folder(volumes, volume_id), volume, row, settings)
+    return row | {"stored_bytes": stored}
 
 
 def imaged(

@@ -61,12 +61,12 @@ def test_where_things_lie_is_a_contract(tmp_path: Path) -> None:
     paths = [
         workspace.archive, workspace.volumes, workspace.catalog, workspace.autoencoder, workspace.embeddings,
         workspace.index, workspace.patterns, workspace.run("a"), workspace.sweep("a"), workspace.transfer("a"),
-        workspace.report,
+        workspace.report, workspace.private,
     ]  # fmt: skip
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         "archive", "archive/volumes", "archive/catalog.parquet", "autoencoder", "embeddings",
         "index", "patterns", "runs/a", "sweeps/a", "transfer/a",
-        "report",
+        "report", "private",
     ]  # fmt: skip
 
 
@@ -75,8 +75,8 @@ def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for location in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(WorkspaceError, match=r"cannot be written .*: choose a folder that you may write"):
             Workspace.open(location)
-    with pytest.raises(WorkspaceError, match="s3://bucket/x: only folders"):
-        Workspace.open("s3://bucket/x")
+    with pytest.raises(WorkspaceError, match="ftp:// is not supported: give a folder, s3://bucket/prefix"):
+        Workspace.open("ftp://bucket/x")
 
 
 def test_a_workspace_to_read_must_be_there(tmp_path: Path) -> None:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raygenesis.errors import WorkspaceError
+from raygenesis.workspace import Place, read_table
 
 CATALOGUE = pa.schema(
     [
-        ("volume_id", pa.string()),  # hash of the source file's bytes; names the volume's folder
-        ("subject_id", pa.string()),
-        ("source", pa.string()),  # path below the scans folder
+        ("volume_id", pa.string()),  # hash of the source files' bytes; names the volume's folder
+        ("subject_id", pa.string()),  # keyed hash, or the name itself with archive.keep_ids
+        ("source", pa.string()),  # of the scan's path, likewise
         ("source_bytes", pa.int64()),
-        ("source_mtime_ns", pa.int64()),
+        ("modality", pa.string()),  # DICOM's code, empty where the files do not say
         ("shape", pa.list_(pa.int32())),  # z y x (2D: y x)
+        ("num_channels", pa.int32()),
         ("spacing_mm", pa.list_(pa.float64())),  # z y x (2D: y x)
         ("affine", pa.list_(pa.float64())),  # 16 numbers, row by row: index (x, y, z, 1) to RAS+ mm
         ("dtype", pa.string()),
         ("slope", pa.float64()),
         ("intercept", pa.float64()),
-        ("low", pa.float64()),  # stored value at the 0.5 percentile
-        ("high", pa.float64()),  # and at the 99.5
+        ("low", pa.list_(pa.float64())),  # per channel: stored value at the 0.5 percentile
+        ("high", pa.list_(pa.float64())),  # and at the 99.5
         ("levels", pa.list_(pa.list_(pa.int32()))),  # per pyramid level: scan voxels per voxel, z y x
+        ("tags", pa.string()),  # JSON object of acquisition facts
+        ("corrections", pa.list_(pa.string())),  # what was changed on the way into the archive
         ("voxel_fingerprint", pa.string()),  # hash of type, shape and voxels: finds duplicates
         ("stored_bytes", pa.int64()),
     ]
@@ -37,44 +38,58 @@ CATALOGUE = pa.schema(
 
 FAILURES = pa.schema([("source", pa.string()), ("reason", pa.string())])
 
-BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
-
-def subject_of(source: str, pattern: str | None) -> str:
-    """The subject of a scan from its path: the pattern's group, else BIDS' `sub-…`, else the path itself."""
-    found = re.search(pattern, source) if pattern else BIDS_SUBJECT.search(source)
-    subject = found and found.group(min(found.re.groups, 1))
-    return subject or re.sub(r"\.nii(\.gz)?$", "", source, flags=re.IGNORECASE)
-
-
-def read_catalogue(path: Path, volume_ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
-    """Catalogue rows, all or those of some ids, in order of volume id."""
+def read_catalogue(
+    path: Place, volume_ids: Iterable[str] | None = None, ndim: int | None = None
+) -> list[dict[str, Any]]:
+    """Catalogue rows, all or those of some ids or of some number of spatial dimensions, in order of volume id."""
     wanted = None if volume_ids is None else pc.field("volume_id").isin(pa.array(volume_ids, pa.string()))
     try:
-        table = pq.read_table(path, schema=CATALOGUE, filters=wanted)
+        table = read_table(path, schema=CATALOGUE, filters=wanted)
     except FileNotFoundError:
         raise WorkspaceError(f"{path} is not there: run `raygenesis ingest` first") from None
     except (pa.ArrowInvalid, OSError):
         raise WorkspaceError(
             f"{path} is damaged: remove it and manifest.json beside it and ingest again, stored volumes are kept"
         ) from None
-    return table.sort_by("volume_id").to_pylist()
+    rows = table.sort_by("volume_id").to_pylist()
+    if ndim is None:
+        return rows
+    chosen = [row for row in rows if len(row["shape"]) == ndim]
+    if rows and not chosen:
+        raise WorkspaceError(f"the archive has no {ndim}D scans, and discovery.cube_shape asks for {ndim}D")
+    return chosen
 
 
-def held_out_subjects(subject_ids: Iterable[str], fraction: float, seed: int) -> frozenset[str]:
-    """The validation subjects: the `fraction` whose hashes come first, at least one and never all.
+def num_held_out(num_subjects: int, fraction: float) -> int:
+    """How many of so many subjects are held out: at least one and never all."""
+    return min(max(1, round(fraction * num_subjects)), num_subjects - 1)
 
-    Depends on the set of subjects and the seed alone, so every stage holds out the same.
+
+def first_volumes(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The first volume id of each subject: it stands for the subject, whatever the subject is called."""
+    first: dict[str, str] = {}
+    for row in rows:
+        subject, volume = row["subject_id"], row["volume_id"]
+        first[subject] = min(volume, first.get(subject, volume))
+    return first
+
+
+def held_out_subjects(rows: Iterable[Mapping[str, Any]], fraction: float, seed: int) -> frozenset[str]:
+    """The validation subjects among catalogue rows: the `fraction` whose hashes come first.
+
+    Depends on the seed and on the content of the scans alone, not on what the subjects are called here: every stage,
+    and every workspace of the same scans, holds out the same.
     """
-    ranked = sorted(set(subject_ids), key=lambda subject: hashlib.sha256(f"{seed}/{subject}".encode()).digest())
-    count = min(max(1, round(fraction * len(ranked))), len(ranked) - 1)
-    return frozenset(ranked[:count])
+    first = first_volumes(rows)
+    ranked = sorted(first, key=lambda subject: hashlib.sha256(f"{seed}/{first[subject]}".encode()).digest())
+    return frozenset(ranked[: num_held_out(len(ranked), fraction)])
 
 
 def split_by_subject(
     rows: list[dict[str, Any]], fraction: float, seed: int
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Catalogue rows of the training subjects and of the validation subjects."""
-    held_out = held_out_subjects((row["subject_id"] for row in rows), fraction, seed)
+    held_out = held_out_subjects(rows, fraction, seed)
     training = [row for row in rows if row["subject_id"] not in held_out]
     return training, [row for row in rows if row["subject_id"] in held_out]

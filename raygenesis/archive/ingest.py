@@ -2,221 +2,322 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import shutil
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue, subject_of
-from raygenesis.archive.intensity import percentiles
-from raygenesis.archive.readers import ScanFile, find_scans, read_volume
-from raygenesis.archive.store import level_factors, read_record, write_volume
+from raygenesis.archive.catalogue import CATALOGUE, FAILURES, first_volumes, read_catalogue
+from raygenesis.archive.dicom import Header
+from raygenesis.archive.identity import Identity, open_identity, subject_of
+from raygenesis.archive.intake import Outcome, take_in
+from raygenesis.archive.scans import File, Scan, Survey, read_headers, survey
+from raygenesis.archive.sources import read_known_headers, read_sources, stamp_of, write_headers, write_sources
+from raygenesis.archive.store import volume_folder
 from raygenesis.config import ArchiveSettings, Settings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, read_json, write_table
+from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, read_json, remove_tree, write_table
 
-SCANS_PER_BLOCK = 4
+# Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
+SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
+
+# DICOM headers are read here, or where there are more, by Ray.
+HEADERS_PER_BLOCK = 2000
 
 
-def ingest(scans: Path, workspace: Workspace, settings: Settings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Found:
+    """A folder's scans, and what their DICOM headers said."""
+
+    survey: Survey
+    headers: Mapping[File, Header]
+
+    @property
+    def listing(self) -> str:
+        """Identity of the folder's scans: their paths, sizes and modification times."""
+        return digest([[asdict(file) for scan in self.survey.scans for file in scan.files],
+                       [file.source for file in self.survey.aside]])  # fmt: skip
+
+
+def find(scans: Path, workspace: Workspace) -> Found:
+    """Every scan below a folder. DICOM headers that an earlier ingest looked into are not read again."""
+    known = read_known_headers(workspace.private)
+    headers: dict[File, Header] = {}
+
+    def read(root: Path, files: Sequence[File]) -> Iterator[Header | str]:
+        unknown = [file for file in files if file not in known]
+        fresh = iter(_read_headers(root, unknown))
+        for file in files:
+            header = known[file] if file in known else next(fresh)
+            if isinstance(header, Header):
+                headers[file] = header
+            yield header
+
+    return Found(survey(scans, read), headers)
+
+
+def _read_headers(root: Path, files: Sequence[File]) -> Iterator[Header | str]:
+    if len(files) <= HEADERS_PER_BLOCK:
+        yield from read_headers(root, files)
+        return
+    cluster.connect()
+    blocks = [
+        {"number": start, "files": [asdict(file) for file in files[start : start + HEADERS_PER_BLOCK]]}
+        for start in range(0, len(files), HEADERS_PER_BLOCK)
+    ]
+
+    def read(block: dict[str, Any]) -> dict[str, Any]:
+        found = read_headers(root, [File(**file) for file in block["files"]])
+        texts = [json.dumps(asdict(header) if isinstance(header, Header) else header) for header in found]
+        return {"number": block["number"], "headers": texts}
+
+    done: dict[int, list[str]] = {}
+    with progress("ingest", len(files), "headers") as ticker:
+        for row in ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(read).iter_rows():
+            done[row["number"]] = list(row["headers"])
+            ticker.advance(len(row["headers"]))
+    for number in sorted(done):
+        for text in done[number]:
+            header = json.loads(text)
+            yield header if isinstance(header, str) else Header(**header)
+
+
+def ingest(
+    scans: Path, workspace: Workspace, settings: Settings, prune: bool = False, found: Found | None = None
+) -> dict[str, Any]:
     """Bring every scan below `scans` into the archive; returns the manifest.
 
-    Scans already there are not decoded again; new ones are added. A scan that cannot be read becomes a row of
+    Files that an earlier ingest knows by path, size and modification time are passed by; new and changed ones are
+    taken in. Volumes whose files are gone stay, unless `prune`. A scan that cannot be read becomes a row of
     `failures.parquet`. Raises ScanError if nothing at all can be read, WorkspaceError if nothing can be stored.
     """
-    files = find_scans(scans)
-    _check_subject_pattern(files, settings.archive.subject_pattern)
-    stage = Stage(workspace.archive, {"ndim": settings.ndim, "archive": settings.archive.model_dump(mode="json")}, {})
-    listing = listing_of(files)
+    found = found or find(scans, workspace)
+    _check_subject_pattern(found.survey.scans, settings.archive.subject_pattern)
+    stage = Stage(workspace.archive, {"archive": settings.archive.model_dump(mode="json")}, {})
+    earlier = _earlier_rows(workspace)
     if stage.is_finished():
         manifest = read_json(workspace.archive / "manifest.json")
-        if manifest is not None and manifest.get("listing") == listing:
-            say("ingest", f"nothing to do: all {len(files)} scans are in {workspace.archive}")
+        is_whole = len(earlier) == manifest["counts"]["volumes"]
+        if manifest.get("listing") == found.listing and is_whole and not (prune and manifest["counts"]["removed"]):
+            say("ingest", f"nothing to do: all {found.survey.num_found} scans are in {workspace.archive}")
             return manifest
     watch = Stopwatch()
+    identity = open_identity(workspace.private, settings.archive.keep_ids)
+    known = read_sources(workspace.private)
     stage.start()
-    rows, failures = _ingest_files(scans.resolve(), files, workspace, settings)
-    rows, repeated = _without_duplicates(rows)
-    failures += repeated
-    removed = _rows_of_removed_files(workspace, files, rows)
-    failures.sort(key=lambda failure: failure["source"])
+    outcomes = _known_outcomes(found.survey.scans, known, earlier)
+    num_known = len(outcomes)
+    fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
+    outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
+    rows, removed, failures = _tables(found.survey, outcomes, earlier, identity, settings.archive)
+    if prune:
+        removed = []
     write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
     if not rows:
-        raise ScanError(
-            f"none of the {len(files)} scans in {scans} can be read; the first: "
-            f"{failures[0]['source']}: {failures[0]['reason']}"
-        )
+        raise _nothing_readable(scans, found.survey, outcomes)
+    _remember(workspace, found, outcomes, identity)
     rows = sorted(rows + removed, key=lambda row: row["volume_id"])
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
-    subjects = len({row["subject_id"] for row in rows})
-    counts = {"scans": len(files), "volumes": len(rows), "subjects": subjects, "failures": len(failures)}
+    _sweep(workspace, {row["volume_id"] for row in rows})
+    counts = {
+        "scans": found.survey.num_found, "volumes": len(rows), "subjects": len({row["subject_id"] for row in rows}),
+        "failures": len(failures), "known": num_known, "removed": len(removed), "other_files": found.survey.num_others,
+    }  # fmt: skip
+    first = first_volumes(rows)
     manifest = stage.finish(
-        counts, watch.seconds, content=[[row["volume_id"], row["subject_id"]] for row in rows],
-        listing=listing, source_bytes=sum(file.num_bytes for file in files),
-    )
-    _summarise(manifest, failures, removed, workspace)
+        counts, watch.seconds,
+        content=[[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows],
+        listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
+        stored_bytes=sum(row["stored_bytes"] for row in rows),
+    )  # fmt: skip
+    _summarise(manifest, found.survey, outcomes, workspace)
     return manifest
 
 
-def listing_of(files: list[ScanFile]) -> str:
-    """Identity of a folder's scans: their paths, sizes and modification times."""
-    return digest([asdict(file) for file in files])
-
-
-def _check_subject_pattern(files: list[ScanFile], pattern: str | None) -> None:
+def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:
     """Raise SettingsError if the pattern finds a subject in no path; say how many paths it passes by."""
-    if pattern is None:
+    if pattern is None or not scans:
         return
-    passed_by = [file.source for file in files if not re.search(pattern, file.source)]
-    if len(passed_by) == len(files):
+    passed_by = [scan.source for scan in scans if not re.search(pattern, scan.source)]
+    if len(passed_by) == len(scans):
         raise SettingsError(
-            f"archive.subject_pattern={pattern!r} matches none of the {len(files)} paths, the first {passed_by[0]}: "
+            f"archive.subject_pattern={pattern!r} matches none of the {len(scans)} paths, the first {passed_by[0]}: "
             "correct it, or leave it out for one subject a file"
         )
     if passed_by:
         say("ingest", f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {passed_by[0]}")
 
 
-def _ingest_files(
-    root: Path, files: list[ScanFile], workspace: Workspace, settings: Settings
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def _earlier_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """The catalogue's rows of an earlier ingest by volume id, those whose volumes are still there."""
+    if not workspace.catalog.is_file() or not workspace.volumes.is_dir():
+        return {}
+    stored = {folder.name for folder in workspace.volumes.iterdir()}
+    rows = read_catalogue(workspace.catalog)
+    there = (row for row in rows if volume_folder(workspace.volumes, row["volume_id"]).name in stored)
+    return {row["volume_id"]: row for row in there}
+
+
+def _known_outcomes(
+    scans: Sequence[Scan], known: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, dict[str, Any]]
+) -> dict[str, Outcome]:
+    """Outcomes of the scans whose files have not changed since an earlier ingest took them in, or refused them."""
+    outcomes = {}
+    for scan in scans:
+        row = known.get(scan.source)
+        if row is None or row["stamp"] != stamp_of(scan):
+            continue
+        if row["reason"] and row["is_lasting"]:
+            outcomes[scan.source] = Outcome(reason=row["reason"])
+        elif row["volume_ids"] and all(volume_id in earlier for volume_id in row["volume_ids"]):
+            outcomes[scan.source] = Outcome(tuple(earlier[volume_id] for volume_id in row["volume_ids"]))
+    return outcomes
+
+
+def _take_in_all(
+    root: Path, scans: Sequence[Scan], workspace: Workspace, settings: ArchiveSettings
+) -> dict[str, Outcome]:
+    """Outcomes of scans by their source. Raises WorkspaceError if they cannot be stored."""
+    if not scans:
+        return {}
     cluster.connect()
-    workspace.volumes.mkdir(parents=True, exist_ok=True)
-    for half_written in workspace.volumes.glob(".*.ome.zarr.*"):
-        shutil.rmtree(half_written)
-    num_blocks = -(-len(files) // SCANS_PER_BLOCK)
-    arguments = {"root": root, "volumes": workspace.volumes, "settings": settings.archive, "ndim": settings.ndim}
-    dataset = ray.data.from_items([asdict(file) for file in files], override_num_blocks=num_blocks).map(
-        ingest_scan, fn_kwargs=arguments
-    )
-    rows: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    with progress("ingest", len(files), "scans") as ticker:
-        for outcome in dataset.iter_rows():
-            if outcome["fault"]:
-                raise WorkspaceError(outcome["fault"])
-            if outcome["reason"]:
-                failures.append({"source": outcome["source"], "reason": outcome["reason"]})
-            else:
-                rows.append(json.loads(outcome["row"]))
-            ticker.advance(note=f"{len(failures)} failed")
-    return rows, failures
-
-
-def ingest_scan(
-    file: dict[str, Any], root: Path, volumes: Path, settings: ArchiveSettings, ndim: int
-) -> dict[str, str]:
-    """Store one scan; returns its source and one of three.
-
-    row: its catalogue row as JSON; reason: why this scan cannot be read; fault: why no scan can be stored.
-    """
-    outcome = {"source": file["source"], "row": "", "reason": "", "fault": ""}
-    path = root / file["source"]
     try:
-        volume_id = file_fingerprint(path)
-        folder = volumes / f"{volume_id}.ome.zarr"
-        record = read_record(folder)
-        if record is None:
-            record = _store(path, folder, volume_id, settings, ndim)
-    except ScanError as error:
-        return {**outcome, "reason": str(error)}
-    except WorkspaceError as error:
-        return {**outcome, "fault": str(error)}
-    except MemoryError:
-        return {**outcome, "reason": "its voxels do not fit in memory"}
+        workspace.volumes.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return {**outcome, "reason": f"cannot be read ({error.strerror or error})"}
-    row = {
-        **record,
-        "subject_id": subject_of(file["source"], settings.subject_pattern),
-        "source": file["source"],
-        "source_bytes": file["num_bytes"],
-        "source_mtime_ns": file["mtime_ns"],
-    }
-    return {**outcome, "row": json.dumps(row)}
+        raise WorkspaceError(f"{workspace.volumes} cannot be made: {error.strerror}") from None
+    remove_tree(workspace.archive / "attempts")
+    for half_written in workspace.volumes.glob(".*.ome.zarr.*"):
+        remove_tree(half_written)
+    blocks = _blocks(scans)
+    arguments = {"root": root, "volumes": workspace.volumes, "settings": settings}
+    dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks)).flat_map(take_in_block, fn_kwargs=arguments)
+    outcomes: dict[str, Outcome] = {}
+    num_failed = 0
+    with progress("ingest", len(scans), "scans") as ticker:
+        for row in dataset.iter_rows():
+            outcome = Outcome(**json.loads(row["outcome"]))
+            if outcome.fault:
+                raise WorkspaceError(outcome.fault)
+            outcomes[row["source"]] = replace(outcome, records=tuple(outcome.records))
+            num_failed += bool(outcome.reason)
+            ticker.advance(note=f"{num_failed} failed")
+    remove_tree(workspace.archive / "attempts")
+    return outcomes
 
 
-def _store(path: Path, folder: Path, volume_id: str, settings: ArchiveSettings, ndim: int) -> dict[str, Any]:
-    volume = read_volume(path, ndim)
-    low, high = percentiles(volume.voxels)
-    voxels = volume.voxels
-    fingerprint = hashlib.blake2b(f"{voxels.dtype.str}{voxels.shape}".encode(), digest_size=16)
-    fingerprint.update(voxels.tobytes())
-    record = {
-        "volume_id": volume_id,
-        "shape": list(voxels.shape),
-        "spacing_mm": list(volume.spacing_mm),
-        "affine": volume.affine.ravel().tolist(),
-        "dtype": voxels.dtype.name,
-        "slope": volume.slope,
-        "intercept": volume.intercept,
-        "low": low,
-        "high": high,
-        "levels": [list(factor) for factor in level_factors(voxels.shape, settings.coarse_size)],
-        "voxel_fingerprint": fingerprint.hexdigest(),
-    }
-    return {**record, "stored_bytes": write_volume(folder, volume, record, settings)}
+def _blocks(scans: Sequence[Scan]) -> list[dict[str, Any]]:
+    """Scans in blocks of about equal bytes, small enough that every worker gets several."""
+    most = min(BYTES_PER_BLOCK, sum(scan.num_bytes for scan in scans) // 16)
+    blocks: list[list[Scan]] = []
+    size = 0
+    for scan in scans:
+        if not blocks or size + scan.num_bytes > most or len(blocks[-1]) == SCANS_PER_BLOCK:
+            blocks.append([])
+            size = 0
+        blocks[-1].append(scan)
+        size += scan.num_bytes
+    return [{"scans": [[file.path for file in scan.files] for scan in block]} for block in blocks]
 
 
-def file_fingerprint(path: Path) -> str:
-    """Hash of a scan file's bytes: its volume id."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+def take_in_block(
+    block: Mapping[str, Any], root: Path, volumes: Any, settings: ArchiveSettings
+) -> Iterator[dict[str, str]]:
+    """Outcomes, as JSON, of the scans of one block, each with its source."""
+    for files in block["scans"]:
+        outcome = take_in([root / path for path in files], volumes, settings)
+        yield {"source": str(files[0]), "outcome": json.dumps(asdict(outcome))}
 
 
-def _without_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Of scans with the same voxels the first by path stays; the others become failures that name it."""
+def _tables(
+    found: Survey,
+    outcomes: Mapping[str, Outcome],
+    earlier: Mapping[str, dict[str, Any]],
+    identity: Identity,
+    settings: ArchiveSettings,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
+    """Catalogue rows, those of earlier files that are gone, and failure rows, each by source."""
+    rows: list[dict[str, Any]] = []
+    failures = [{"source": identity.source(file.source), "reason": file.reason} for file in found.aside]
     first: dict[str, dict[str, Any]] = {}
-    repeated = []
-    for row in sorted(rows, key=lambda row: row["source"]):
-        original = first.setdefault(row["voxel_fingerprint"], row)
-        if original is not row:
-            repeated.append({"source": row["source"], "reason": f"same voxels as {original['source']}"})
-    return list(first.values()), repeated
+    for scan in found.scans:
+        outcome = outcomes[scan.source]
+        source = identity.source(scan.source)
+        if outcome.reason:
+            failures.append({"source": source, "reason": outcome.reason})
+        subject = identity.subject(subject_of(scan, settings.subject_pattern))
+        for record in outcome.records:
+            row = {**record, "subject_id": subject, "source": source, "source_bytes": scan.num_bytes}
+            original = first.setdefault(row["voxel_fingerprint"], row)
+            if original is row:
+                rows.append(row)
+            else:
+                failures.append({"source": source, "reason": f"same voxels as {original['source']}"})
+    present = {identity.source(scan.source) for scan in found.scans}
+    gone = [row for row in earlier.values() if row["source"] not in present]
+    removed = [row for row in gone if row["voxel_fingerprint"] not in first]
+    return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
 
 
-def _rows_of_removed_files(
-    workspace: Workspace, files: list[ScanFile], rows: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Catalogue rows of an earlier ingest whose files are gone, not just renamed; their volumes stay."""
-    if not workspace.catalog.is_file():
-        return []
-    present = {file.source for file in files}
-    known = {row["voxel_fingerprint"] for row in rows}
-    return [
-        row
-        for row in read_catalogue(workspace.catalog)
-        if row["source"] not in present and row["voxel_fingerprint"] not in known
-    ]
+def _nothing_readable(scans: Path, found: Survey, outcomes: Mapping[str, Outcome]) -> ScanError:
+    reasons = [(file.source, file.reason) for file in found.aside]
+    reasons += [(source, outcome.reason) for source, outcome in outcomes.items() if outcome.reason]
+    source, reason = min(reasons)
+    return ScanError(f"none of the {found.num_found} scans in {scans} can be read; the first: {source}: {reason}")
+
+
+def _remember(workspace: Workspace, found: Found, outcomes: Mapping[str, Outcome], identity: Identity) -> None:
+    """Write the private tables."""
+    rows = [
+        {
+            "source": identity.source(scan.source), "path": scan.source, "stamp": stamp_of(scan),
+            "volume_ids": [record["volume_id"] for record in outcomes[scan.source].records],
+            "reason": outcomes[scan.source].reason, "is_lasting": outcomes[scan.source].is_lasting,
+        }
+        for scan in found.survey.scans
+    ]  # fmt: skip
+    rows += [
+        {
+            "source": identity.source(file.source), "path": file.source, "stamp": "", "volume_ids": [],
+            "reason": file.reason, "is_lasting": True,
+        }
+        for file in found.survey.aside
+    ]  # fmt: skip
+    write_sources(workspace.private, rows)
+    write_headers(workspace.private, found.headers)
+
+
+def _sweep(workspace: Workspace, volume_ids: set[str]) -> None:
+    """Remove stored volumes that no row names: duplicates, and what changed or pruned files had become."""
+    suffix = volume_folder(workspace.volumes, "").name
+    for folder in workspace.volumes.iterdir():
+        if folder.name.removesuffix(suffix) not in volume_ids:
+            remove_tree(folder)
 
 
 def _summarise(
-    manifest: dict[str, Any], failures: list[dict[str, str]], removed: list[dict[str, Any]], workspace: Workspace
+    manifest: dict[str, Any], found: Survey, outcomes: Mapping[str, Outcome], workspace: Workspace
 ) -> None:
     counts = manifest["counts"]
-    if removed:
-        say("ingest", f"{len(removed)} volumes stay whose files are no longer in the scans folder")
-    for failure in failures[:5]:
-        say("ingest", f"skipped {failure['source']}: {failure['reason']}")
-    if len(failures) > 5:
-        say("ingest", f"and {len(failures) - 5} more, all in {workspace.archive / 'failures.parquet'}")
+    if counts["known"]:
+        say("ingest", f"{counts['known']} scans were known already and not read again")
+    if counts["removed"]:
+        say("ingest", f"{counts['removed']} volumes stay whose files are gone: --prune removes them")
+    failed = [(file.source, file.reason) for file in found.aside]
+    failed += [(source, outcome.reason) for source, outcome in outcomes.items() if outcome.reason]
+    for source, reason in sorted(failed)[:5]:
+        say("ingest", f"skipped {source}: {reason}")
+    if len(failed) > 5:
+        say("ingest", f"and {len(failed) - 5} more: `raygenesis archive info --workspace {workspace.root}` lists them")
     say(
         "ingest",
         f"{counts['volumes']} volumes of {counts['subjects']} subjects, {counts['failures']} failures, "
-        f"{mib(manifest['source_bytes'])} read, {mib(manifest['bytes'])} stored, {manifest['seconds']:.1f} s "
+        f"{mib(manifest['source_bytes'])} read, {mib(manifest['stored_bytes'])} stored, {manifest['seconds']:.1f} s "
         f"→ {workspace.archive}",
     )
-
-
-def read_failures(workspace: Workspace) -> list[dict[str, str]]:
-    """Rows of the archive's failures table."""
-    return pq.read_table(workspace.archive / "failures.parquet", schema=FAILURES).to_pylist()

@@ -9,23 +9,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis.config import IntensitySettings
+from raygenesis.errors import ScanError
 
 # Percentiles recorded for every volume at ingest.
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+MOST_VOXELS = 2**19
 
 
 def percentiles(voxels: NDArray[np.generic]) -> tuple[float, float]:
-    """The recorded percentiles of stored values; the extremes where most voxels are equal."""
-    low, high = np.percentile(voxels, (LOW_PERCENTILE, HIGH_PERCENTILE))
+    """The recorded percentiles of one channel's stored values; the extremes where most voxels are equal.
+
+    Linear between order statistics; of more than MOST_VOXELS an even sample.
+    """
+    sample = voxels.reshape(-1)[:: -(-voxels.size // MOST_VOXELS)]
+    ranks = np.array([LOW_PERCENTILE, HIGH_PERCENTILE]) / 100 * (sample.size - 1)
+    below, above = _order_statistics(sample, np.array([np.floor(ranks), np.ceil(ranks)]).astype(int))
+    low, high = below + (above - below) * (ranks - np.floor(ranks))
     if low == high:
         low, high = voxels.min(), voxels.max()
     return float(low), float(high)
 
 
+def _order_statistics(values: NDArray[np.generic], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        least = int(values.min())
+        counts = np.bincount(values.astype(np.intp) - least)  # a fifth of the time of sorting
+        return (np.searchsorted(np.cumsum(counts), ranks, side="right") + least).astype(np.float64)
+    return np.partition(values, ranks.ravel())[ranks].astype(np.float64)
+
+
 def limits(row: Mapping[str, Any], settings: IntensitySettings) -> tuple[float, float]:
     """The stored values of one catalogue row that become 0 and 1; exchanged where the rescale slope is negative."""
     if settings.window is None:
-        low, high = row["low"], row["high"]
+        channel = settings.channel if len(row["low"]) > 1 else 0
+        if channel >= len(row["low"]):
+            raise ScanError(f"it has {len(row['low'])} channels, and intensity.channel={channel} asks for another")
+        low, high = row["low"][channel], row["high"][channel]
         return (low, high) if row["slope"] > 0 else (high, low)
     low, high = ((value - row["intercept"]) / row["slope"] for value in settings.window)
     return low, high

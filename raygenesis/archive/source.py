@@ -1,27 +1,36 @@
-"""The archive as a Ray Data source: whole scans at the coarse level, resampled to one shape."""
+"""The archive as a Ray Data source: volumes as they are stored, or whole scans resampled to one shape."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray.data
 from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
 from raygenesis.archive.cells import DTYPE, encode
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.store import read_region
+from raygenesis.archive.store import open_level, read_array, read_region, volume_folder
 from raygenesis.config import IntensitySettings
-from raygenesis.errors import ScanError
+from raygenesis.errors import ScanError, SettingsError
+from raygenesis.workspace import Place, Workspace
 
-SCHEMA = pa.schema(
+COARSE_SCHEMA = pa.schema(
     [("number", pa.int64()), ("volume_id", pa.string()), ("cube", pa.binary()), ("failure", pa.string())]
 )
+
+# Blocks of volumes hold about so many bytes, and are at least so many where there are volumes enough.
+BLOCK_BYTES = 64 * 2**20
+MIN_BLOCKS = 64
 
 Part = tuple[int, Sequence[Mapping[str, Any]]]
 
@@ -32,14 +41,15 @@ def parts_of(rows: Sequence[Mapping[str, Any]], rows_per_part: int) -> list[Part
 
 
 def read_coarse(
-    volumes: Path, row: Mapping[str, Any], shape: Sequence[int], intensity: IntensitySettings
+    volumes: Place, row: Mapping[str, Any], shape: Sequence[int], intensity: IntensitySettings
 ) -> NDArray[np.float32]:
     """The whole scan of a catalogue row, from its coarsest level, as float32 [z, y, x] in [0, 1] of `shape`.
 
     The field of view is stretched to the shape. Raises ScanError if a chunk is damaged.
     """
     level = len(row["levels"]) - 1
-    voxels = read_region(volumes / f"{row['volume_id']}.ome.zarr", level, (slice(None),) * len(shape))
+    folder = volume_folder(volumes, row["volume_id"])
+    voxels = read_region(folder, level, (slice(None),) * len(shape), intensity.channel)
     # A coarse voxel at an odd end reaches beyond the scan: the extent is the scan's own.
     extents = [side / factor for side, factor in zip(row["shape"], row["levels"][level], strict=True)]
     weights = [
@@ -49,50 +59,164 @@ def read_coarse(
     return resample(normalise(voxels, *limits(row, intensity)), weights)
 
 
-class CoarseSource(Datasource):
-    """Rows `number`, `volume_id`, `cube` (a cell of `shape`) and `failure`.
+class ArchiveSource(Datasource):
+    """Rows made from catalogue rows, one read task, and so one block, per part.
 
-    One read task, and so one block, per part: the number of its first row, and its catalogue rows. A damaged volume
-    has an empty cube and says why in `failure`.
+    read_row: number of a row in the catalogue, and the row → a row of `schema`; may raise ScanError, and then the row
+        has `number`, `volume_id` and the reason in `failure`, and every other column is null.
+    bytes_of: size in memory of what `read_row` makes, so that Ray can plan.
     """
 
     def __init__(
         self,
-        volumes: Path,
         parts: Sequence[Part],
-        shape: Sequence[int],
-        intensity: IntensitySettings,
+        schema: pa.Schema,
+        read_row: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+        bytes_of: Callable[[Mapping[str, Any]], int],
     ) -> None:
         super().__init__()
-        self._volumes, self._parts, self._shape, self._intensity = volumes, parts, tuple(shape), intensity
+        self._parts, self._schema, self._read_row = parts, schema, read_row
+        self._sizes = [sum(map(bytes_of, rows)) for _, rows in parts]
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(self._bytes(len(rows)) for _, rows in self._parts)
-
-    def _bytes(self, num_rows: int) -> int:
-        return num_rows * int(np.prod(self._shape)) * DTYPE.itemsize
+        return sum(self._sizes)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One task per block whatever the parallelism asked for: blocks are the units of resuming."""
-        tasks = []
-        for start, rows in self._parts:
-            metadata = BlockMetadata(len(rows), self._bytes(len(rows)), input_files=None, exec_stats=None)
-            tasks.append(ReadTask(self._reader(start, rows), metadata, SCHEMA, per_task_row_limit))
-        return tasks
+        """One task per part whatever the parallelism asked for: parts are the units of resuming."""
+        return [
+            ReadTask(
+                self._reader(start, rows),
+                BlockMetadata(len(rows), size, input_files=None, exec_stats=None),
+                self._schema,
+                per_task_row_limit,
+            )
+            for (start, rows), size in zip(self._parts, self._sizes, strict=True)
+        ]
 
     def _reader(self, start: int, rows: Sequence[Mapping[str, Any]]) -> Callable[[], Iterator[pa.Table]]:
-        volumes, shape, intensity = self._volumes, self._shape, self._intensity
+        schema, read_row = self._schema, self._read_row
 
         def read() -> Iterator[pa.Table]:
             out = []
             for number, row in enumerate(rows, start):
+                names = {"number": number, "volume_id": row["volume_id"]}
                 try:
-                    cube, failure = encode(read_coarse(volumes, row, shape, intensity)), ""
+                    out.append(names | read_row(number, row) | {"failure": ""})
                 except ScanError as error:
-                    cube, failure = b"", str(error)
-                out.append({"number": number, "volume_id": row["volume_id"], "cube": cube, "failure": failure})
-            yield pa.Table.from_pylist(out, SCHEMA)
+                    out.append(dict.fromkeys(schema.names) | names | {"failure": str(error)})
+            yield pa.Table.from_pylist(out, schema)
 
         return read
+
+
+def coarse_cubes(
+    volumes: Place, parts: Sequence[Part], shape: Sequence[int], intensity: IntensitySettings
+) -> ArchiveSource:
+    """Rows `number`, `volume_id`, `cube` (a cell of `shape`, of the whole scan) and `failure`."""
+
+    def read(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
+
+    num_bytes = int(np.prod(shape)) * DTYPE.itemsize
+    return ArchiveSource(parts, COARSE_SCHEMA, read, lambda row: num_bytes)
+
+
+def read_archive(
+    workspace: str | Path | Workspace,
+    columns: Sequence[str] = (),
+    level: int = 0,
+    region_mm: tuple[Sequence[float], Sequence[float]] | None = None,
+    volume_ids: Sequence[str] | None = None,
+) -> ray.data.Dataset:
+    """The archive of a workspace as a Ray Dataset, one row a volume, in order of volume id.
+
+    columns: of the catalogue, beside `number`, `volume_id`, `failure` (why a damaged volume has no voxels) and the
+        voxels as they are stored: `voxels` (bytes, C order), `voxels_shape` (c z y x, z y x or y x), `voxels_dtype`;
+        `voxels_of(row)` makes an array of them.
+    level: of the pyramid, 0 the finest; -1 the coarsest; volumes of fewer levels give their coarsest.
+    region_mm: origin and extent along z y x (2D: y x) from the scan's corner; the whole scan when None. Voxels are read
+        that lie in it at least in part.
+    Raises WorkspaceError if there is no archive, SettingsError for a column or an id that it does not have.
+    """
+    from raygenesis import cluster
+
+    archive = workspace if isinstance(workspace, Workspace) else Workspace.existing(workspace)
+    unknown = sorted(set(columns) - set(CATALOGUE.names))
+    if unknown:
+        raise SettingsError(f"columns: the catalogue has no {unknown[0]!r}; it has {', '.join(CATALOGUE.names)}")
+    rows = read_catalogue(archive.catalog, volume_ids)
+    missing = sorted(set(volume_ids or ()) - {row["volume_id"] for row in rows})
+    if missing:
+        raise SettingsError(f"volume_ids: the archive has no volume {missing[0]!r}")
+    cluster.connect()
+    source = volume_rows(archive.volumes, rows, columns, level, region_mm)
+    return ray.data.read_datasource(source, override_num_blocks=len(source.get_read_tasks(1)))
+
+
+def volume_rows(
+    volumes: Place,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] = (),
+    level: int = 0,
+    region_mm: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> ArchiveSource:
+    """The source behind `read_archive`: blocks of about BLOCK_BYTES each, however large the volumes."""
+
+    def bytes_of(row: Mapping[str, Any]) -> int:
+        shape = [part.stop - part.start for part in _region(row, level, region_mm)]
+        return int(np.prod(shape)) * row["num_channels"] * np.dtype(row["dtype"]).itemsize
+
+    def read(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        array = open_level(volume_folder(volumes, row["volume_id"]), _level(row, level))
+        channels = [slice(None)] * (array.ndim - len(row["shape"]))
+        (voxels,) = read_array(array, [channels + list(_region(row, level, region_mm))], row["volume_id"])
+        chosen = {name: row[name] for name in columns}
+        return chosen | {"voxels": voxels.tobytes(), "voxels_shape": voxels.shape, "voxels_dtype": row["dtype"]}
+
+    schema = pa.schema(
+        [("number", pa.int64()), ("volume_id", pa.string())]
+        + [CATALOGUE.field(name) for name in columns if name != "volume_id"]
+        + [("voxels", pa.large_binary()), ("voxels_shape", pa.list_(pa.int32())), ("voxels_dtype", pa.string())]
+        + [("failure", pa.string())]
+    )
+    return ArchiveSource(_even_parts(rows, bytes_of), schema, read, bytes_of)
+
+
+def voxels_of(row: Mapping[str, Any]) -> NDArray[np.generic]:
+    """The voxels of a row of `read_archive`, read-only."""
+    return np.frombuffer(row["voxels"], row["voxels_dtype"]).reshape(row["voxels_shape"])
+
+
+def _level(row: Mapping[str, Any], level: int) -> int:
+    return min(level, len(row["levels"]) - 1) % len(row["levels"])
+
+
+def _region(
+    row: Mapping[str, Any], level: int, region_mm: tuple[Sequence[float], Sequence[float]] | None
+) -> tuple[slice, ...]:
+    """Voxels of a level that a region in mm touches."""
+    factors = row["levels"][_level(row, level)]
+    sides = [-(-side // factor) for side, factor in zip(row["shape"], factors, strict=True)]
+    if region_mm is None:
+        return tuple(slice(0, side) for side in sides)
+    region = []
+    for side, factor, fine, origin, extent in zip(sides, factors, row["spacing_mm"], *region_mm, strict=True):
+        step = fine * factor
+        first = min(max(math.floor(origin / step + 1e-6), 0), side)
+        region.append(slice(first, max(first, min(math.ceil((origin + extent) / step - 1e-6), side))))
+    return tuple(region)
+
+
+def _even_parts(rows: Sequence[Mapping[str, Any]], bytes_of: Callable[[Mapping[str, Any]], int]) -> list[Part]:
+    """Parts of consecutive rows of about equal bytes: BLOCK_BYTES, or less where that leaves workers idle."""
+    sizes = [bytes_of(row) for row in rows]
+    most = min(BLOCK_BYTES, max(sum(sizes) // MIN_BLOCKS, 1))
+    starts, filled = [], most + 1  # the first row starts the first part even where it has no bytes
+    for number, size in enumerate(sizes):
+        if filled + size > most:
+            starts.append(number)
+            filled = 0
+        filled += size
+    return [(first, rows[first:last]) for first, last in itertools.pairwise([*starts, len(rows)])]

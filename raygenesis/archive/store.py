@@ -1,32 +1,36 @@
-"""OME-Zarr 0.5 volumes: written by zarr-python, read by tensorstore.
+"""OME-Zarr 0.5 volumes.
 
-One image a folder, axes z y x (2D: y x), a pyramid of levels, lz4 + bit shuffle in chunks within shards. Written
-aside and renamed; the group's own `zarr.json` is written last: a folder without it is not a volume.
+One image a folder, axes z y x (2D: y x; c first where there are channels), a pyramid of levels. Written aside and
+renamed; the group's own `zarr.json` is written last: a folder without it is not a volume.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
 from raygenesis._version import __version__
+from raygenesis.archive.shards import Array, open_array, write_array
 from raygenesis.archive.volume import Volume
 from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError, WorkspaceError
-from raygenesis.workspace import folder_bytes, publish
+from raygenesis.workspace import Place, folder_bytes, publish, remove_tree
 
 AXES = ("z", "y", "x")
 ATTRIBUTES = "raygenesis"
+
+# Voxels of the first axis that a pyramid level is made from at a time.
+SLAB = 64
+
+
+def volume_folder(volumes: Place, volume_id: str) -> Place:
+    """Where a volume of the archive lies."""
+    return volumes / f"{volume_id}.ome.zarr"
 
 
 def level_factors(shape: tuple[int, ...], coarse_size: int) -> list[tuple[int, ...]]:
@@ -48,29 +52,46 @@ def level_factors(shape: tuple[int, ...], coarse_size: int) -> list[tuple[int, .
 
 
 def halve(voxels: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
-    """Mean over blocks of `steps` (1 or 2 per axis); an odd side repeats its last voxel; the type is kept."""
-    for axis, step in enumerate(steps):
-        if step == 2:
-            last = [slice(None)] * voxels.ndim
-            last[axis] = slice(-1, None)
-            if voxels.shape[axis] % 2:
-                voxels = np.concatenate([voxels, voxels[tuple(last)]], axis)
-    blocks = voxels.reshape([n for side, step in zip(voxels.shape, steps, strict=True) for n in (side // step, step)])
+    """Mean over blocks of `steps` (1 or 2 per axis); an odd side repeats its last voxel; the type is kept.
+
+    Goes through the first spatial axis in slabs, so that what it holds beside input and output stays small.
+    """
+    shape = tuple(-(-side // step) for side, step in zip(voxels.shape, steps, strict=True))
+    out = np.empty(shape, voxels.dtype)
+    axis = max(0, voxels.ndim - 3)
+    for first in range(0, shape[axis], SLAB):
+        last = min(first + SLAB, shape[axis])
+        before = (slice(None),) * axis
+        out[(*before, slice(first, last))] = _block_means(
+            voxels[(*before, slice(first * steps[axis], last * steps[axis]))], steps
+        )
+    return out
+
+
+def _block_means(voxels: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
+    odd = [(0, side % step) for side, step in zip(voxels.shape, steps, strict=True)]
+    if any(after for _, after in odd):
+        voxels = np.pad(voxels, odd, mode="edge")
     is_integer = voxels.dtype.kind in "iu"
-    # float32 holds the sums of 16-bit integers exactly, and float64 those of 32-bit ones.
-    precision = np.float64 if is_integer and voxels.dtype.itemsize > 2 else np.float32
-    means = blocks.mean(axis=tuple(range(1, blocks.ndim, 2)), dtype=precision)
-    return np.rint(means).astype(voxels.dtype) if is_integer else means.astype(voxels.dtype)
+    # Exact sums: of up to 16 bits in 32, of more in float64's 53.
+    precision = np.float32 if not is_integer else np.int32 if voxels.dtype.itemsize <= 2 else np.float64
+    total: NDArray[Any] = voxels
+    for axis in reversed(range(voxels.ndim)):  # the last first: what follows runs along memory
+        if steps[axis] == 2:
+            even, odd = ((slice(None),) * axis + (slice(start, None, 2),) for start in (0, 1))
+            total = np.add(total[even], total[odd], dtype=precision)
+    means = total * (1 / np.prod(steps))
+    return np.rint(means, out=means).astype(voxels.dtype) if is_integer else means.astype(voxels.dtype)
 
 
-def write_volume(folder: Path, volume: Volume, record: Mapping[str, Any], settings: ArchiveSettings) -> int:
+def write_volume(folder: Place, volume: Volume, record: Mapping[str, Any], settings: ArchiveSettings) -> int:
     """Write a volume and its pyramid, with `record` (a catalogue row) in its attributes; returns bytes on disk.
 
     A whole volume that is there already stays: folders are named by content. Raises WorkspaceError if it cannot be
     written.
     """
     if folder.exists() and read_record(folder) is None:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     try:
         publish(folder, lambda aside: _write(aside, volume, record, settings))
     except WorkspaceError:
@@ -80,48 +101,48 @@ def write_volume(folder: Path, volume: Volume, record: Mapping[str, Any], settin
 
 
 def _write(folder: Path, volume: Volume, record: Mapping[str, Any], settings: ArchiveSettings) -> None:
-    factors = level_factors(volume.voxels.shape, settings.coarse_size)
+    factors = level_factors(volume.shape, settings.coarse_size)
     voxels = volume.voxels
+    channel = (1,) * (voxels.ndim - volume.ndim)
     for level, factor in enumerate(factors):
         if level:
             steps = tuple(now // before for now, before in zip(factor, factors[level - 1], strict=True))
-            voxels = halve(voxels, steps)
-        _write_level(folder / str(level), voxels, settings)
+            voxels = halve(voxels, channel + steps)
+        _write_level(folder / str(level), voxels, volume.ndim, settings)
     attributes = {
         "ome": {"version": "0.5", "multiscales": [_multiscale(volume, factors)]},
         ATTRIBUTES: {**record, "stored_bytes": folder_bytes(folder)},
     }
-    zarr.create_group(folder, zarr_format=3, attributes=attributes)
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    (folder / "zarr.json").write_text(json.dumps(group))
 
 
-def _write_level(folder: Path, voxels: NDArray[Any], settings: ArchiveSettings) -> None:
-    chunks = tuple(min(settings.chunk, side) for side in voxels.shape)
-    shards = tuple(
-        chunk * -(-min(settings.shard, side) // chunk) for chunk, side in zip(chunks, voxels.shape, strict=True)
-    )
-    array = zarr.create_array(
-        folder,
-        shape=voxels.shape,
-        dtype=voxels.dtype,
-        chunks=chunks,
-        shards=shards,
-        compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
-        dimension_names=AXES[-voxels.ndim :],
-        zarr_format=3,
-    )
-    array[...] = voxels
+def _write_level(folder: Path, voxels: NDArray[Any], ndim: int, settings: ArchiveSettings) -> None:
+    channel = [1] * (voxels.ndim - ndim)
+    chunks = [min(settings.chunk, side) for side in voxels.shape[-ndim:]]
+    shards = [
+        chunk * -(-min(settings.shard, side) // chunk) for chunk, side in zip(chunks, voxels.shape[-ndim:], strict=True)
+    ]
+    write_array(folder, voxels, channel + chunks, channel + shards, axes_of(voxels.ndim, ndim))
+
+
+def axes_of(num_axes: int, ndim: int) -> tuple[str, ...]:
+    """Names of an array's axes: z y x or y x, after c where there are channels."""
+    return ("c",) * (num_axes - ndim) + AXES[-ndim:]
 
 
 def _multiscale(volume: Volume, factors: list[tuple[int, ...]]) -> dict[str, Any]:
     spacing = volume.spacing_mm
+    num_channel_axes = volume.voxels.ndim - volume.ndim
     datasets = []
     for level, factor in enumerate(factors):
-        scale = [step * n for step, n in zip(spacing, factor, strict=True)]
+        scale = [1.0] * num_channel_axes + [step * n for step, n in zip(spacing, factor, strict=True)]
         # The centre of a coarse voxel lies half a voxel of its own, less half a fine one, from the first centre.
-        shift = [step * (n - 1) / 2 for step, n in zip(spacing, factor, strict=True)]
+        shift = [0.0] * num_channel_axes + [step * (n - 1) / 2 for step, n in zip(spacing, factor, strict=True)]
         transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
-    axes = [{"name": name, "type": "space", "unit": "millimeter"} for name in AXES[-volume.voxels.ndim :]]
+    axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] * num_channel_axes
+    axes += [{"name": name, "type": "space", "unit": "millimeter"} for name in AXES[-volume.ndim :]]
     return {
         "axes": axes,
         "datasets": datasets,
@@ -130,7 +151,7 @@ def _multiscale(volume: Volume, factors: list[tuple[int, ...]]) -> dict[str, Any
     }
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Place) -> dict[str, Any] | None:
     """The catalogue row in a volume's attributes, or None where there is no whole volume."""
     try:
         return json.loads((folder / "zarr.json").read_text())["attributes"][ATTRIBUTES]
@@ -138,32 +159,33 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-@functools.cache
-def _context() -> tensorstore.Context:
-    return tensorstore.Context({"cache_pool": {"total_bytes_limit": 64 * 2**20}})
-
-
-def open_level(folder: Path, level: int) -> tensorstore.TensorStore:
-    """A lazy array of one pyramid level: slice it, then `.read().result()`.
-
-    Raises ScanError if the level is missing or its metadata is damaged.
-    """
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder / str(level)}/"}}
+def open_level(folder: Place, level: int) -> Array:
+    """One pyramid level, to read regions of. Raises ScanError if it is missing or its metadata are damaged."""
     try:
-        return tensorstore.open(spec, read=True, open=True, context=_context()).result()
-    except (ValueError, OSError) as error:
-        raise ScanError(f"{folder.name} level {level} cannot be opened ({_fault(error)})") from None
+        return open_array(folder / str(level))
+    except ScanError as error:
+        raise ScanError(f"{folder.name} level {level} cannot be opened ({error})") from None
 
 
-def read_region(folder: Path, level: int, region: tuple[slice, ...]) -> NDArray[Any]:
-    """Voxels of a region of one level. Raises ScanError if a chunk is damaged."""
+def read_region(folder: Place, level: int, region: Sequence[slice], channel: int = 0) -> NDArray[Any]:
+    """Voxels of a spatial region of one level and channel. Raises ScanError if a chunk is damaged."""
+    return read_regions(folder, level, [region], channel)[0]
+
+
+def read_regions(folder: Place, level: int, regions: Sequence[Sequence[slice]], channel: int = 0) -> list[NDArray[Any]]:
+    """Voxels of several regions of one level and channel; what they share is read once."""
     array = open_level(folder, level)
+    if array.ndim == len(regions[0]):
+        return read_array(array, regions, f"{folder.name} level {level}")
+    if channel >= array.shape[0]:
+        raise ScanError(f"it has {array.shape[0]} channels, and intensity.channel={channel} asks for another")
+    chosen = [(slice(channel, channel + 1), *region) for region in regions]
+    return [voxels[0] for voxels in read_array(array, chosen, f"{folder.name} level {level}")]
+
+
+def read_array(array: Array, regions: Sequence[Sequence[slice] | None], name: str) -> list[NDArray[Any]]:
+    """Voxels of regions of an opened level, all of it where None. Raises ScanError if a chunk is damaged."""
     try:
-        return array[region].read().result()
-    except (ValueError, OSError) as error:
-        raise ScanError(f"{folder.name} level {level} is damaged ({_fault(error)})") from None
-
-
-def _fault(error: Exception) -> str:
-    """What tensorstore says, without the specification that it appends."""
-    return str(error).splitlines()[0].partition(" [tensorstore_spec=")[0]
+        return array.read_many(regions)
+    except ScanError as error:
+        raise ScanError(f"{name} is damaged ({error})") from None

@@ -2,29 +2,123 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
+
+from raygenesis.errors import ScanError
 
 
 @dataclass(frozen=True)
 class Volume:
     """Voxels as the scanner stored them, and where they lie.
 
-    voxels: [z, y, x] (2D: [y, x]), any integer type or float32; the indices rise towards superior, anterior and
-        right (canonical RAS+ axes, slowest first).
+    voxels: [z, y, x] (2D: [y, x]), with channels first where there are several ([c, z, y, x]); any integer type or
+        float32; the spatial indices rise towards superior, anterior and right (canonical RAS+ axes, slowest first).
     affine: float64 [4, 4], from voxel index (x, y, z) to RAS+ mm, as NIfTI has it.
     slope, intercept: real value = voxel × slope + intercept (Hounsfield units for CT).
+    ndim: spatial dimensions, 3 or 2.
+    modality: DICOM's code (CT, MR, DX …), empty where the file does not say.
+    tags: acquisition facts that identify nobody.
+    corrections: what was changed on the way, in words.
     """
 
     voxels: NDArray[np.generic]
     affine: NDArray[np.float64]
     slope: float = 1.0
     intercept: float = 0.0
+    ndim: int = 3
+    modality: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    corrections: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial sides in voxels: z y x, or y x."""
+        return self.voxels.shape[-self.ndim :]
+
+    @property
+    def num_channels(self) -> int:
+        return self.voxels.shape[0] if self.voxels.ndim > self.ndim else 1
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
-        """Distance between voxel centres along each axis of `voxels` (z y x, or y x), in mm."""
-        xyz = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return tuple(float(step) for step in xyz[: self.voxels.ndim][::-1])
+        """Distance between voxel centres along each spatial axis (z y x, or y x), in mm."""
+        return spacing_of(self.affine, self.ndim)
+
+
+def spacing_of(affine: NDArray[np.float64], ndim: int) -> tuple[float, ...]:
+    """Lengths of the affine's columns, slowest axis first, in mm."""
+    xyz = np.linalg.norm(affine[:3, :3], axis=0)
+    return tuple(float(step) for step in xyz[:ndim][::-1])
+
+
+def canonical(
+    voxels: NDArray[np.generic], affine: NDArray[np.float64], ndim: int
+) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    """Turn [x, y, z] or [x, y, z, c] in any orientation into a Volume's order of axes; a view where possible.
+
+    `affine` leads from stored indices to RAS+ mm. With ndim 2 the z side must be 1 and is dropped. Raises ScanError
+    if the affine places voxels nowhere.
+    """
+    orientation = orientation_of(affine, ndim)
+    affine = affine @ inv_ornt_aff(orientation, voxels.shape[:3])
+    voxels = apply_orientation(voxels, orientation)
+    voxels = voxels.T  # [z, y, x], or [c, z, y, x]
+    return (voxels[..., 0, :, :] if ndim == 2 else voxels), affine
+
+
+def orientation_of(affine: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:
+    """Canonical axis and direction of each stored axis; of a 2D image the single slice comes last, whatever plane."""
+    if not _places_voxels(affine):
+        raise ScanError("the affine is singular or not finite, so positions in mm are unknown")
+    orientation = io_orientation(affine)
+    if ndim == 2:
+        across = orientation[2, 0]
+        orientation[orientation[:, 0] > across, 0] -= 1
+        orientation[2, 0] = 2
+    return orientation
+
+
+def _places_voxels(affine: NDArray[np.float64]) -> bool:
+    """Whether every voxel has a place of its own: finite numbers, and three axes that are not in one plane."""
+    if not np.isfinite(affine).all():
+        return False
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool((steps > 0).all() and np.isfinite(steps).all() and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6)
+
+
+def checked(volume: Volume) -> Volume:
+    """The volume with a plain type of voxels: native byte order, integers as they came, floats as float32.
+
+    Raises ScanError for colour and complex voxels, values that are not finite, and images of a single value.
+    """
+    voxels = volume.voxels
+    if voxels.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            voxels = voxels.astype(np.float32, copy=False)
+        bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
+        if bad:
+            raise ScanError(f"{bad:,} of {voxels.size:,} voxels are NaN or infinite")
+    elif voxels.dtype.kind in "iu":
+        voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    else:
+        raise ScanError(f"voxels of type {voxels.dtype} are not grey values: expected integers or floats")
+    if not voxels.size:
+        raise ScanError(f"shape {volume.voxels.shape} holds no voxels")
+    if voxels.min() == voxels.max():
+        raise ScanError(f"every voxel is {voxels.min()}: there is no image")
+    if not (np.isfinite(volume.slope) and np.isfinite(volume.intercept)) or volume.slope == 0:
+        raise ScanError(f"rescale slope {volume.slope} and intercept {volume.intercept} give no values")
+    spacing = np.array(volume.spacing_mm)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise ScanError(f"spacing {spacing.tolist()} mm: expected positive numbers")
+    # Straight in memory, once: everything after this goes through all voxels.
+    voxels = np.ascontiguousarray(voxels)
+    return Volume(
+        voxels, volume.affine, float(volume.slope), float(volume.intercept), volume.ndim, volume.modality,
+        volume.tags, volume.corrections,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.geometry import axis_weights, best_level, resample
 from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.store import read_region
+from raygenesis.archive.store import read_region, volume_folder
 from raygenesis.config import IntensitySettings
 
 
@@ -49,5 +49,5 @@ def crop_cube(
         ),
         strict=True,
     )
-    voxels = read_region(volumes / f"{row['volume_id']}.ome.zarr", level, region)
+    voxels = read_region(volume_folder(volumes, row["volume_id"]), level, region, intensity.channel)
     return resample(normalise(voxels, *limits(row, intensity)), weights)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from raygenesis import cluster
 from raygenesis.archive.catalogue import FAILURES, read_catalogue, split_by_subject
 from raygenesis.archive.cells import decode
-from raygenesis.archive.source import CoarseSource, parts_of
+from raygenesis.archive.source import coarse_cubes, parts_of
 from raygenesis.config import AutoencoderSettings, Settings
 from raygenesis.discovery.autoencoder import Autoencoder, IdentityMapping
 from raygenesis.errors import WorkspaceError
@@ -40,7 +40,7 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> dict[str, Any
         say("auto-encoder", f"nothing to do: it is in {workspace.autoencoder}")
         return manifest_of(workspace.autoencoder, "embed")
     watch = Stopwatch()
-    rows = read_catalogue(workspace.catalog)
+    rows = read_catalogue(workspace.catalog, ndim=settings.ndim)
     training, validation = split_by_subject(rows, settings.validation_fraction, settings.seed)
     if not training or not validation:
         raise WorkspaceError(
@@ -81,7 +81,7 @@ def embed(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         return manifest_of(workspace.embeddings, "embed")
     watch = Stopwatch()
     stage.start()
-    parts = parts_of(read_catalogue(workspace.catalog), settings.embedding.volumes_per_part)
+    parts = parts_of(read_catalogue(workspace.catalog, ndim=settings.ndim), settings.embedding.volumes_per_part)
     missing = [part for part in parts if not _part_path(workspace, part[0]).is_file()]
     if missing:
         _embed_parts(workspace, settings, missing)
@@ -128,7 +128,7 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, part: pa.Table) -> pa.Table:
-        """Arrow rows of a `CoarseSource` part → one row: how many volumes it holds."""
+        """Arrow rows of a `coarse_cubes` part → one row: how many volumes it holds."""
         empty = np.zeros(self.settings.input_shape, np.float32)
         cubes = [decode(cell, self.settings.input_shape) if cell else empty for cell in part["cube"].to_pylist()]
         latent = self._model.encode(torch.from_numpy(np.stack(cubes)[:, None])).numpy()
@@ -150,7 +150,7 @@ class Embedder:
 
 def _embed_parts(workspace: Workspace, settings: Settings, parts: Sequence[tuple[int, Any]]) -> None:
     cluster.connect()
-    source = CoarseSource(workspace.volumes, parts, settings.autoencoder.input_shape, settings.intensity)
+    source = coarse_cubes(workspace.volumes, parts, settings.autoencoder.input_shape, settings.intensity)
     done = ray.data.read_datasource(source, override_num_blocks=len(parts)).map_batches(
         Embedder,
         fn_constructor_args=(workspace.autoencoder, settings.autoencoder, workspace.embeddings),
@@ -169,7 +169,7 @@ def _coarse_dataset(
 ) -> ray.data.Dataset:
     """Whole scans at the coarse level, in Ray's object store; damaged volumes are left out."""
     parts = parts_of(rows, VOLUMES_PER_BLOCK)
-    source = CoarseSource(workspace.volumes, parts, settings.autoencoder.input_shape, settings.intensity)
+    source = coarse_cubes(workspace.volumes, parts, settings.autoencoder.input_shape, settings.intensity)
     dataset = ray.data.read_datasource(source, override_num_blocks=len(parts)).map_batches(
         lambda table: table.filter(pa.compute.equal(table["failure"], "")), batch_size=None, batch_format="pyarrow"
     )

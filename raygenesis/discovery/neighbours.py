@@ -57,8 +57,8 @@ def load_patients(workspace: Workspace, settings: Settings) -> Patients:
     """
     _check_same_split(workspace, settings)
     ids, vectors = read_embeddings(workspace.embeddings)
-    catalogue = read_catalogue(workspace.catalog)
-    held_out = held_out_subjects((row["subject_id"] for row in catalogue), settings.validation_fraction, settings.seed)
+    catalogue = read_catalogue(workspace.catalog, ndim=settings.ndim)
+    held_out = held_out_subjects(catalogue, settings.validation_fraction, settings.seed)
     embedded = set(ids)
     rows = [row for row in catalogue if row["volume_id"] in embedded]
     is_held_out = np.array([row["subject_id"] in held_out for row in rows], bool)

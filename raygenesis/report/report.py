@@ -22,7 +22,7 @@ from raygenesis.report.sections import Made, Row
 from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
 
 PACKAGES = (
-    "raygenesis", "ray", "torch", "zarr", "tensorstore", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
+    "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
 )  # fmt: skip
 WORDS = {
     "lambda_cls": "λcls", "num_neighbours": "K", "num_coordinates": "C", "dice": "Dice", "iou": "IoU", "sd": "s.d.",

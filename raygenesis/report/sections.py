@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raygenesis.archive.catalogue import held_out_subjects, read_catalogue
+from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.cells import decode
 from raygenesis.config import IntensitySettings, Settings
 from raygenesis.errors import RaygenesisError, WorkspaceError
@@ -63,12 +63,13 @@ def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) 
     """Counts, ranges of shape and spacing, and a contact sheet."""
     columns = ["volume_id", "subject_id", "shape", "spacing_mm", "dtype"]
     table = pq.read_table(workspace.catalog, columns=columns).sort_by("volume_id")
-    shapes, spacings = (np.array(table[name].to_pylist(), float) for name in ("shape", "spacing_mm"))
-    axes = zip("zyx"[-shapes.shape[-1] :], shapes.T, spacings.T, strict=True) if table.num_rows else ()
-    ranges = [
-        {"axis": axis, "voxels": _range(voxels), "spacing in mm": _range(step), "size in mm": _range(voxels * step)}
-        for axis, voxels, step in axes
-    ]
+    ranges = []
+    for ndim in (3, 2):
+        members = [row for row in table.select(["shape", "spacing_mm"]).to_pylist() if len(row["shape"]) == ndim]
+        shapes, spacings = (np.array([row[name] for row in members], float) for name in ("shape", "spacing_mm"))
+        for axis, voxels, step in zip("zyx"[-ndim:], shapes.T, spacings.T, strict=True) if members else ():
+            sizes = {"voxels": _range(voxels), "spacing in mm": _range(step), "size in mm": _range(voxels * step)}
+            ranges.append({"axis": f"{axis} ({ndim}D)", **sizes})
     chosen = _evenly(table["volume_id"].to_pylist(), MOST_SCANS)
     rows = read_catalogue(workspace.catalog, chosen)
     return {
@@ -77,7 +78,6 @@ def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) 
         "dtypes": {item["values"]: item["counts"] for item in table["dtype"].value_counts().to_pylist()},
         "ranges": ranges,
         "pictures": figures.contact_sheet(workspace.volumes, rows, _intensity(made, settings)),
-        "ndim": made["archive"].manifest["settings"]["ndim"],
     }
 
 
@@ -337,12 +337,12 @@ def _intensity(made: Mapping[str, Made], settings: Settings) -> IntensitySetting
 
 def _split(workspace: Workspace, manifest: Row) -> tuple[list[str], list[str]]:
     """Volume ids of the training and of the held-out subjects of an artifact."""
-    table = pq.read_table(workspace.catalog, columns=["volume_id", "subject_id"]).sort_by("volume_id")
-    pairs = list(zip(table["volume_id"].to_pylist(), table["subject_id"].to_pylist(), strict=True))
     chosen = manifest["settings"]
-    held_out = held_out_subjects((subject for _, subject in pairs), chosen["validation_fraction"], chosen["seed"])
-    training = [volume for volume, subject in pairs if subject not in held_out]
-    return training, [volume for volume, subject in pairs if subject in held_out]
+    shape = chosen["autoencoder"]["input_shape"] if "autoencoder" in chosen else chosen["discovery"]["cube_shape"]
+    rows = read_catalogue(workspace.catalog, ndim=len(shape))
+    split = split_by_subject(rows, chosen["validation_fraction"], chosen["seed"])
+    training, held_out = ([row["volume_id"] for row in part] for part in split)
+    return training, held_out
 
 
 def _range(values: NDArray[np.float64]) -> str:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis.archive.catalogue import read_catalogue, split_by_subject, subject_of
+from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.geometry import axis_weights, resample
-from raygenesis.archive.ingest import file_fingerprint
+from raygenesis.archive.identity import open_identity, subject_in
+from raygenesis.archive.intake import file_fingerprint
 from raygenesis.archive.intensity import limits, normalise, percentiles
-from raygenesis.archive.readers import find_scans, read_geometry, read_volume
+from raygenesis.archive.readers import read_geometry, read_volume
+from raygenesis.archive.scans import survey
 from raygenesis.archive.volume import Volume
 from raygenesis.config import IntensitySettings, Settings
 from raygenesis.errors import ScanError, SettingsError
@@ -80,8 +82,8 @@ def find_labelled(images: Path, labels: Path, subject_pattern: str | None) -> li
     for kind, folder in (("images", images), ("labels", labels)):
         if not folder.is_dir():
             raise ScanError(f"{kind} folder {folder} does not exist or is not a folder: check --{kind}")
-    there = {file.source for file in find_scans(images)}
-    labelled = [file.source for file in find_scans(labels)]
+    there = {scan.source for scan in survey(images).scans}
+    labelled = [scan.source for scan in survey(labels).scans]
     alone = [source for source in labelled if source not in there]
     if alone:
         raise ScanError(
@@ -91,7 +93,7 @@ def find_labelled(images: Path, labels: Path, subject_pattern: str | None) -> li
     if len(there) > len(labelled):
         say("finetune", f"{len(there) - len(labelled)} of {len(there)} images have no label map and are not used")
     return [
-        LabelledScan(source, subject_of(source, subject_pattern), images / source, labels / source)
+        LabelledScan(source, subject_in(source, subject_pattern), images / source, labels / source)
         for source in labelled
     ]
 
@@ -107,10 +109,12 @@ def pretrained_on(scans: Sequence[LabelledScan], workspace: Workspace, settings:
     # Only a file of a known size can be a known file: the others need no hashing.
     sizes = {row["source_bytes"] for row in rows}
     names = {row["subject_id"] for row in rows if row["volume_id"] in seen}
+    identity = open_identity(workspace.private, settings.archive.keep_ids)
     return {
         scan.subject
         for scan in scans
-        if scan.subject in names or (scan.image.stat().st_size in sizes and file_fingerprint(scan.image) in seen)
+        if identity.subject(scan.subject) in names
+        or (scan.image.stat().st_size in sizes and file_fingerprint(scan.image) in seen)
     }
 
 
@@ -162,7 +166,7 @@ def read_case(
     label = _named(read_volume, scan.label, len(patch_shape))
     _check_aligned(scan, image, label)
     low, high = percentiles(image.voxels)
-    row = {"low": low, "high": high, "slope": image.slope, "intercept": image.intercept}
+    row = {"low": [low], "high": [high], "slope": image.slope, "intercept": image.intercept}
     voxels = normalise(image.voxels, *limits(row, intensity))
     shape = voxels.shape
     wanted = [

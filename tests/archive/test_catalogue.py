@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue, split_by_subject, subject_of
+from raygenesis.archive.catalogue import (
+    CATALOGUE,
+    held_out_subjects,
+    num_held_out,
+    read_catalogue,
+    split_by_subject,
+)
+from raygenesis.archive.identity import Identity, open_identity, subject_in, subject_of
+from raygenesis.archive.scans import File, Scan
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace import write_table
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-subjects = st.sets(st.integers(0, 10_000).map("sub-{}".format), min_size=2, max_size=60)
+subjects = st.sets(st.integers(0, 10_000), min_size=2, max_size=60)
 fractions = st.floats(0.01, 0.99)
 
 
@@ -36,51 +46,98 @@ fractions = st.floats(0.01, 0.99)
     ],
 )
 def test_the_subject_of_a_scan(source: str, pattern: str | None, subject: str) -> None:
-    assert subject_of(source, pattern) == subject
+    assert subject_in(source, pattern) == subject
+    assert subject_of(Scan((File(source, 1, 0),)), pattern) == subject
+
+
+def test_a_dicom_patient_id_counts_before_the_path_and_a_pattern_before_it() -> None:
+    scan = Scan((File("sub-01/IM1", 1, 0), File("sub-01/IM2", 1, 0)), "P7")
+    assert subject_of(scan, None) == "P7"
+    assert subject_of(scan, r"sub-(\d+)") == "01"
+
+
+def test_names_become_keyed_hashes_that_only_the_key_can_repeat(tmp_path: Path) -> None:
+    identity = open_identity(tmp_path / "private", keep_ids=False)
+    hashed = identity.subject("sub-01")
+    assert re.fullmatch("[0-9a-f]{16}", hashed)
+    assert hashed == open_identity(tmp_path / "private", keep_ids=False).subject("sub-01")
+    others = identity.source("sub-01"), identity.subject("sub-02"), Identity(bytes(32)).subject("sub-01")
+    assert len({hashed, *others}) == 4
+    kept = open_identity(tmp_path / "private", keep_ids=True)
+    assert (kept.subject("sub-01"), kept.source("a/b.nii")) == ("sub-01", "a/b.nii")
+    assert (tmp_path / "private/key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("damaged", ["", "00" * 31, "zz" * 32])
+def test_a_damaged_key_is_not_replaced(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "key").write_text(damaged)
+    with pytest.raises(WorkspaceError, match=r"is damaged .*put the right one back"):
+        open_identity(tmp_path, keep_ids=False)
+    assert (tmp_path / "key").read_text() == damaged
+
+
+def rows_of(numbers: Iterable[int], name: str = "sub-{}") -> list[dict[str, str]]:
+    """One scan a subject; the volume id, a hash of the scan, does not follow from the name."""
+    return [{"subject_id": name.format(n), "volume_id": hashlib.md5(b"%d" % n).hexdigest()} for n in numbers]
 
 
 @many
 @given(subjects, fractions, st.integers(0, 5))
 def test_held_out_are_the_first_by_hash(ids, fraction, seed) -> None:
-    by_hash = sorted(ids, key=lambda subject: hashlib.sha256(f"{seed}/{subject}".encode()).hexdigest())
-    held_out = held_out_subjects(ids, fraction, seed)
-    assert held_out == set(by_hash[: len(held_out)])
-    assert 1 <= len(held_out) < len(ids)
+    rows = rows_of(ids)
+    by_hash = sorted(rows, key=lambda row: hashlib.sha256(f"{seed}/{row['volume_id']}".encode()).hexdigest())
+    held_out = held_out_subjects(rows, fraction, seed)
+    assert held_out == {row["subject_id"] for row in by_hash[: len(held_out)]}
+    assert 1 <= len(held_out) == num_held_out(len(ids), fraction) < len(ids)
     assert abs(len(held_out) - fraction * len(ids)) <= 1
 
 
 @many
 @given(subjects, fractions)
 def test_held_out_do_not_depend_on_order_or_on_how_many_scans_each_has(ids, fraction) -> None:
-    assert held_out_subjects(sorted(ids), fraction, 3) == held_out_subjects([*ids, *sorted(ids)[::-1]], fraction, 3)
+    """A subject's first scan by id places it, wherever in the table it stands."""
+    rows = rows_of(ids)
+    more = [{**row, "volume_id": f"{row['volume_id']}-{number}"} for row in rows for number in range(2)]
+    expected = held_out_subjects(rows, fraction, 3)
+    assert expected == held_out_subjects(rows[::-1] + more, fraction, 3) == held_out_subjects(more + rows, fraction, 3)
+
+
+@many
+@given(subjects, fractions)
+def test_held_out_do_not_depend_on_what_subjects_are_called(ids, fraction) -> None:
+    """Every workspace of the same scans holds out the same, whatever its key makes of the names."""
+    plain, hashed = (held_out_subjects(rows_of(ids, name), fraction, 3) for name in ("sub-{}", "pseudonym-{}"))
+    assert {name.replace("sub", "pseudonym") for name in plain} == hashed
 
 
 @many
 @given(subjects, st.integers(0, 10_000))
 def test_one_more_subject_exchanges_at_most_one(ids, newcomer) -> None:
-    before, after = (held_out_subjects(who, 0.3, 0) for who in (ids, ids | {f"sub-{newcomer}"}))
+    before, after = (held_out_subjects(rows_of(who), 0.3, 0) for who in (ids, ids | {newcomer}))
     assert len(before - after) <= 1
 
 
 def test_another_seed_holds_out_others() -> None:
-    ids = [f"sub-{number}" for number in range(100)]
-    assert len({held_out_subjects(ids, 0.2, seed) for seed in range(5)}) == 5
+    rows = rows_of(range(100))
+    assert len({held_out_subjects(rows, 0.2, seed) for seed in range(5)}) == 5
 
 
 def test_never_changes_between_versions() -> None:
-    assert held_out_subjects("0123456789", 0.3, 7) == set("025")
+    rows = [{"subject_id": f"s{name}", "volume_id": name} for name in "0123456789"]
+    assert held_out_subjects(rows, 0.3, 7) == {"s0", "s2", "s5"}
 
 
 def test_all_scans_of_a_subject_are_on_one_side() -> None:
-    rows = [{"subject_id": f"s{number % 7}", "scan": number} for number in range(40)]
+    rows = [{"subject_id": f"s{number % 7}", "volume_id": f"{number:02d}"} for number in range(40)]
     training, validation = split_by_subject(rows, 0.3, 1)
-    assert sorted(row["scan"] for row in training + validation) == list(range(40))
+    assert sorted(row["volume_id"] for row in training + validation) == [row["volume_id"] for row in rows]
     assert not {row["subject_id"] for row in training} & {row["subject_id"] for row in validation}
-    assert {row["subject_id"] for row in validation} == held_out_subjects(map("s{}".format, range(7)), 0.3, 1)
+    assert {row["subject_id"] for row in validation} == held_out_subjects(rows[:7], 0.3, 1)
 
 
 def test_of_one_subject_nobody_is_held_out() -> None:
-    assert held_out_subjects(["a", "a"], 0.5, 0) == frozenset()
+    rows = [{"subject_id": "a", "volume_id": name} for name in "xy"]
+    assert held_out_subjects(rows, 0.5, 0) == frozenset()
 
 
 @pytest.fixture
@@ -106,3 +163,13 @@ def test_a_missing_or_damaged_catalogue_says_what_to_do(path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(WorkspaceError, match="is damaged: remove it"):
             read_catalogue(path)
+
+
+def test_volumes_of_one_dimension_are_chosen_and_none_at_all_is_said(path: Path) -> None:
+    rows = [{"volume_id": str(n), "shape": [2] * ndim} for n, ndim in enumerate((3, 2, 3))]
+    write_table(path, pa.Table.from_pylist(rows, CATALOGUE))
+    assert [row["volume_id"] for row in read_catalogue(path, ndim=3)] == ["0", "2"]
+    assert [row["volume_id"] for row in read_catalogue(path, ["1", "2"], ndim=2)] == ["1"]
+    write_table(path, pa.Table.from_pylist(rows[1:2], CATALOGUE))
+    with pytest.raises(WorkspaceError, match=r"no 3D scans, and discovery\.cube_shape asks for 3D"):
+        read_catalogue(path, ndim=3)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.archive.intensity import limits, normalise, percentiles
+from raygenesis.archive.intensity import MOST_VOXELS, limits, normalise, percentiles
 from raygenesis.config import IntensitySettings
+from raygenesis.errors import ScanError
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -16,8 +19,8 @@ HU = IntensitySettings(window=(-1000, 1000))
 OWN = IntensitySettings()
 
 
-def row(low: float = 0.0, high: float = 1.0, slope: float = 1.0, intercept: float = 0.0) -> dict[str, float]:
-    return {"low": low, "high": high, "slope": slope, "intercept": intercept}
+def row(low: float = 0.0, high: float = 1.0, slope: float = 1.0, intercept: float = 0.0) -> dict[str, Any]:
+    return {"low": [low], "high": [high], "slope": slope, "intercept": intercept}
 
 
 @many
@@ -86,3 +89,28 @@ def test_normalising_leaves_the_stored_voxels_alone() -> None:
     stored = np.array([0.0, 5.0, 10.0], np.float32)
     stored.flags.writeable = False  # as arrays from Ray are
     assert normalise(stored, 0, 10).tolist() == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_percentiles_of_a_large_scan_come_from_an_even_sample(dtype) -> None:
+    voxels = np.random.default_rng(0).normal(0, 300, (100, 150, 200)).astype(dtype)
+    assert voxels.size > 5 * MOST_VOXELS
+    assert percentiles(voxels) == pytest.approx(tuple(np.percentile(voxels, (0.5, 99.5))), rel=0.03)
+    assert percentiles(voxels) == percentiles(voxels)
+    sample = voxels.ravel()[:: -(-voxels.size // MOST_VOXELS)]
+    assert percentiles(voxels) == pytest.approx(tuple(np.percentile(sample, (0.5, 99.5))), rel=1e-5)
+
+
+def test_a_large_scan_with_little_in_it_is_scaled_by_the_extremes_of_all_voxels() -> None:
+    voxels = np.zeros(3 * MOST_VOXELS, np.uint8)
+    voxels[[1, 2]] = 3, 9  # between those that are sampled
+    assert percentiles(voxels) == (0.0, 9.0)
+
+
+def test_each_channel_has_limits_of_its_own() -> None:
+    facts = {"low": [1.0, 2.0], "high": [5.0, 6.0], "slope": 1.0, "intercept": 0.0}
+    assert limits(facts, OWN) == (1, 5)
+    assert limits(facts, IntensitySettings(channel=1)) == (2, 6)
+    assert limits(row(3, 8), IntensitySettings(channel=1)) == (3, 8)  # what has one channel is read by that
+    with pytest.raises(ScanError, match=r"2 channels, and intensity\.channel=2 asks for another"):
+        limits(facts, IntensitySettings(channel=2))

@@ -17,7 +17,8 @@ from nibabel import cifti2
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from raygenesis.archive.readers import find_scans, read_geometry, read_volume
+from raygenesis.archive.readers import read_geometry, read_scan, read_scan_geometry, read_volume
+from raygenesis.archive.scans import SetAside, survey
 from raygenesis.errors import ScanError
 from tests.archive.nifti import grey, nifti_bytes, write_nifti
 from tests.data import HEADS, needs_heads
@@ -136,29 +137,34 @@ def with_one_nan() -> bytes:
 SCAN = nifti_bytes(grey((8, 8, 8)))
 SMALL = grey((4, 4, 4))
 NOISE = nifti_bytes(np.random.default_rng(0).integers(0, 30000, (8, 8, 8)).astype(np.int16))
-RGB = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+RGB = grey((4, 4, 12), np.uint8).view([("R", "u1"), ("G", "u1"), ("B", "u1")])
 HUGE = {"dim": [3, 10_000, 10_000, 10_000, 1, 1, 1, 1]}
 FLAT_AFFINE = {"sform_code": 1, "srow_x": [1, 2, 0, 0], "srow_y": [2, 4, 0, 0], "srow_z": [0, 0, 1, 0]}
 LOST_AFFINE = {"sform_code": 1, "srow_x": [np.nan, 0, 0, 0]}
 
 FAULTS = {
     "cut short, packed": (gz(NOISE)[:-300], ".nii.gz", "cut short or damaged"),
-    "cut short in its header": (gz(SCAN)[:40], ".nii.gz", "not readable as NIfTI"),
+    "cut short in its header": (gz(SCAN)[:40], ".nii.gz", "cut short or damaged"),
     "cut short": (SCAN[:-1], ".nii", "cut short or damaged"),
-    "damaged deflate": (gz(NOISE)[:500] + b"\x55" * 300 + gz(NOISE)[800:], ".nii.gz", "decompressing"),
+    "damaged deflate": (gz(NOISE)[:500] + b"\x55" * 300 + gz(NOISE)[800:], ".nii.gz", "cut short or damaged"),
     "no bytes": (b"", ".nii", "not readable as NIfTI"),
     "text": (b"not a scan" * 100, ".nii", "not readable as NIfTI"),
     "text called gz": (b"not a scan" * 100, ".nii.gz", "not readable as NIfTI"),
     "NaN": (with_one_nan(), ".nii", "1 of 64 voxels are NaN or infinite"),
     "float64 beyond float32": (nifti_bytes(grey((3, 3, 3), "f8") * 1e300), ".nii", "NaN or infinite"),
-    "4-D": (nifti_bytes(grey((4, 4, 4, 3))), ".nii", "4 dimensions: split time points"),
+    "4-D": (nifti_bytes(grey((4, 4, 4, 3))), ".nii", "choose archive.fourth_axis=split (time points) or channels"),
     "constant": (nifti_bytes(np.full((4, 4, 4), 7, np.int16)), ".nii", "every voxel is 7"),
     "10^12 voxels": (nifti_bytes(SMALL, **HUGE), ".nii", "claims 2,000,000,000,000 bytes"),
     "10^12 voxels, packed": (gz(nifti_bytes(SMALL, **HUGE)), ".nii.gz", "claims 2,000,000,000,000 bytes"),
     "1,000 times its size": (nifti_bytes(SMALL, dim=[3, 40, 40, 40, 1, 1, 1, 1]), ".nii", "claims 128,000 bytes"),
     "no voxels": (nifti_bytes(SMALL, dim=[3, 4, 0, 4, 1, 1, 1, 1]), ".nii", "shape"),
     "negative side": (nifti_bytes(SMALL, dim=[3, -4, -4, 4, 1, 1, 1, 1]), ".nii", "shape"),
-    "RGB": (nifti_bytes(RGB), ".nii", "not grey values"),
+    "5-D": (nifti_bytes(grey((4, 4, 2, 3, 2))), ".nii", "5 dimensions: split it into 3D files"),
+    "RGB where grey is asked for": (nifti_bytes(RGB), ".nii", "it has 3 channels"),
+    "RGBA where grey is asked for": (nifti_bytes(SMALL, datatype=2304, bitpix=32, dim=[3, 4, 4, 2, 1, 1, 1, 1]), ".nii",
+                                  "it has 3 channels"),
+    "a stack along the first axis": (nifti_bytes(grey((1, 4, 4))), ".nii", "along its first or second axis"),
+    "one half of a pair": (nifti_bytes(SMALL, magic=b"ni1"), ".nii", "save it as a single .nii"),
     "complex": (nifti_bytes(grey((4, 4, 4), np.complex64)), ".nii", "not grey values"),
     "axes in one plane": (nifti_bytes(SMALL, **FLAT_AFFINE), ".nii", "affine is singular"),
     "affine of NaN": (nifti_bytes(SMALL, **LOST_AFFINE), ".nii", "affine is singular"),
@@ -179,7 +185,7 @@ def test_a_faulty_file_is_refused_in_one_sentence(tmp_path: Path, fault: str) ->
 
 
 def test_a_volume_is_refused_where_images_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ScanError, match="is a volume"):
+    with pytest.raises(ScanError, match="are a volume"):
         read_volume(write_nifti(tmp_path / "a.nii", grey((4, 4, 4))), 2)
 
 
@@ -188,8 +194,13 @@ def test_a_surface_file_is_not_a_scan(tmp_path: Path) -> None:
     path = tmp_path / "a.dscalar.nii"
     cifti2.Cifti2Image(grey((2, 8), np.float32), axes).to_filename(path)
     for ndim in (2, 3):
-        with pytest.raises(ScanError, match="Cifti2Image"):
+        with pytest.raises(ScanError, match="CIFTI: values on the brain's surface and no image"):
             read_volume(path, ndim)
+    for fourth_axis in ("refuse", "split", "channels"):
+        with pytest.raises(ScanError, match="CIFTI"):
+            read_scan([path], fourth_axis)
+        with pytest.raises(ScanError, match="CIFTI"):
+            read_scan_geometry([path], fourth_axis)
 
 
 def test_sizes_of_micrometres_and_of_metres_are_not_singular(tmp_path: Path) -> None:
@@ -221,10 +232,11 @@ def test_finds_every_scan_below_the_folder_in_order(tmp_path: Path) -> None:
     paths = [write_nifti(tmp_path / name, grey((3, 3, 3))) for name in names]
     for other in ("notes.txt", "a/scan.nii.gz.part", "a/._z.nii.gz", "nii"):
         (tmp_path / other).write_bytes(b"x")
-    found = find_scans(tmp_path)
-    assert [scan.source for scan in found] == sorted(names)
-    assert {scan.num_bytes for scan in found} == {path.stat().st_size for path in paths}
-    assert all(read_volume(tmp_path / scan.source, 3).voxels.shape == (3, 3, 3) for scan in found)
+    found = survey(tmp_path)
+    assert [scan.source for scan in found.scans] == sorted(names)
+    assert {scan.num_bytes for scan in found.scans} == {path.stat().st_size for path in paths}
+    assert all(read_volume(tmp_path / scan.source, 3).voxels.shape == (3, 3, 3) for scan in found.scans)
+    assert (found.aside, found.num_others, found.num_found) == ((), 3, 4)  # what is hidden is not even counted
 
 
 def test_hidden_folders_are_left_out_and_links_to_them_followed(tmp_path: Path) -> None:
@@ -232,7 +244,8 @@ def test_hidden_folders_are_left_out_and_links_to_them_followed(tmp_path: Path) 
     write_nifti(tmp_path / ".git/annex/objects/MD5E.nii.gz", grey((3, 3, 3)))
     (tmp_path / "sub-01").mkdir()
     (tmp_path / "sub-01/T1w.nii.gz").symlink_to("../.git/annex/objects/MD5E.nii.gz")
-    assert [scan.source for scan in find_scans(tmp_path)] == ["sub-01/T1w.nii.gz"]
+    found = survey(tmp_path)
+    assert [scan.source for scan in found.scans] == ["sub-01/T1w.nii.gz"] and not found.aside
 
 
 def test_links_that_lead_out_or_nowhere_are_not_followed(tmp_path: Path) -> None:
@@ -245,7 +258,9 @@ def test_links_that_lead_out_or_nowhere_are_not_followed(tmp_path: Path) -> None
     (tmp_path / "scans/within.nii").symlink_to(inside)
     (tmp_path / "there").symlink_to("scans")
     for folder in (tmp_path / "scans", tmp_path / "there"):
-        assert [scan.source for scan in find_scans(folder)] == ["a.nii", "within.nii"]
+        found = survey(folder)
+        assert [scan.source for scan in found.scans] == ["a.nii", "within.nii"]
+        assert found.aside == (SetAside("out.nii", "a link that leads out of the scans folder"),)
 
 
 def test_no_folder_and_no_scans_are_said_plainly(tmp_path: Path) -> None:
@@ -253,12 +268,52 @@ def test_no_folder_and_no_scans_are_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "empty/below").mkdir(parents=True)
     for folder in (tmp_path / "missing", tmp_path / "file.nii"):
         with pytest.raises(ScanError, match="does not exist or is not a folder"):
-            find_scans(folder)
+            survey(folder)
     with pytest.raises(ScanError, match="no scan found"):
-        find_scans(tmp_path / "empty")
+        survey(tmp_path / "empty")
 
 
-def test_a_name_that_no_table_can_hold_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_no_table_can_hold_is_set_aside_and_the_others_are_found(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.nii")).write_bytes(SCAN)
-    with pytest.raises(ScanError, match="not UTF-8"):
-        find_scans(tmp_path)
+    (tmp_path / "a.nii").write_bytes(SCAN)
+    found = survey(tmp_path)
+    assert [scan.source for scan in found.scans] == ["a.nii"]
+    (aside,) = found.aside
+    assert aside.source == "caf?.nii" and "not UTF-8" in aside.reason
+
+
+def test_what_looks_like_a_scan_and_is_none_is_said(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.hdr", "c.nhdr", "d.mhd", "e.csv", "f"):
+        (tmp_path / name).write_text("no scan")
+    found = survey(tmp_path)
+    assert not found.scans and found.num_others == 2
+    assert [file.source for file in found.aside] == ["a.dcm", "b.hdr", "c.nhdr", "d.mhd"]
+    words = ("not DICOM", "save each as a single .nii", "save it as a single .nrrd", "ElementDataFile must name one")
+    assert all(word in file.reason for word, file in zip(words, found.aside, strict=True))
+
+
+def test_what_belongs_to_a_scan_is_part_of_it(tmp_path: Path) -> None:
+    """A change in a side-car or a data file is a change of the scan; a .json beside a NIfTI file is BIDS' own."""
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = b.raw\n"
+    (tmp_path / "b.mhd").write_text(header)
+    for name in ("a.npy", "a.json", "b.raw", "c.nii", "c.json", "d.png", "d.json", "e.json"):
+        (tmp_path / name).write_bytes(b"12345678")
+    found = survey(tmp_path)
+    parts = [[file.path for file in scan.files] for scan in found.scans]
+    assert parts == [["a.npy", "a.json"], ["b.mhd", "b.raw"], ["c.nii"], ["d.png", "d.json"]]
+    assert found.scans[0].num_bytes == 16
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may read everything cannot make one, so the listing is made to fail."""
+    (tmp_path / "a.nii").write_bytes(SCAN)
+    (tmp_path / "locked").mkdir()
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert survey(tmp_path).aside == (SetAside("locked", "a folder that cannot be read (Permission denied)"),)

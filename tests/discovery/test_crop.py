@@ -102,7 +102,7 @@ def test_the_saved_cube_is_normalised_as_the_settings_say(tmp_path):
     """The published code normalised the volume it looked at, and saved cubes of the other."""
     hounsfield = np.linspace(-2000, 2000, 16**3).reshape(16, 16, 16)
     stored = np.rint((hounsfield + 1024) / 2).astype(np.int16)
-    row = archived(tmp_path, "a", stored, (1, 1, 1), slope=2.0, intercept=-1024.0, low=-400.0, high=900.0)
+    row = archived(tmp_path, "a", stored, (1, 1, 1), slope=2.0, intercept=-1024.0, low=[-400.0], high=[900.0])
     box = ((0, 0, 0), (16, 16, 16), (16, 16, 16))
     windowed = crop_cube(tmp_path, row, *box, IntensitySettings(window=(-1000, 1000)))
     values = stored.astype(np.float64) * 2 - 1024

@@ -47,7 +47,7 @@ class MainJob:
 BAD_SCANS = {
     "truncated.nii.gz": "cut short or damaged",
     "with-nan.nii.gz": "NaN or infinite",
-    "four-dimensional.nii.gz": "4 dimensions",
+    "four-dimensional.nii.gz": "choose archive.fourth_axis",
     "not-nifti.nii.gz": "not readable as NIfTI",
     "zz-copy-of-the-first.nii.gz": "same voxels as",
 }

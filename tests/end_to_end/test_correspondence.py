@@ -25,6 +25,7 @@ NUM_SUBJECTS, SEED = 40, 3
 SETTINGS = load_settings(
     "cpu-small",
     [
+        "archive.keep_ids=true",
         "autoencoder.num_epochs=15",
         "discovery.num_references=4",
         "discovery.num_coordinates=4",

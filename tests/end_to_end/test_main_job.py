@@ -27,6 +27,12 @@ def snapshot(folder: Path) -> dict[str, int]:
     }
 
 
+def paths_of(workspace: Path) -> dict[str, str]:
+    """What the archive calls a scan, and its path: the private table alone knows."""
+    rows = pq.read_table(workspace / "private" / "sources.parquet").to_pylist()
+    return {row["source"]: row["path"] for row in rows}
+
+
 def test_every_stage_leaves_its_artifact(main_job: MainJob) -> None:
     for name in ("archive", "autoencoder", "embeddings", "index", "patterns", "runs/default"):
         manifest = json.loads((main_job.workspace / name / "manifest.json").read_text())
@@ -37,7 +43,8 @@ def test_every_stage_leaves_its_artifact(main_job: MainJob) -> None:
 
 def test_bad_scans_are_listed_with_their_reasons_and_the_run_goes_on(main_job: MainJob) -> None:
     failures = pq.read_table(main_job.workspace / "archive" / "failures.parquet").to_pylist()
-    reasons = {row["source"]: row["reason"] for row in failures}
+    paths = paths_of(main_job.workspace)
+    reasons = {paths[row["source"]]: row["reason"] for row in failures}
     assert reasons.keys() == BAD_SCANS.keys()
     for source, reason in BAD_SCANS.items():
         assert reason in reasons[source]
@@ -47,7 +54,7 @@ def test_bad_scans_are_listed_with_their_reasons_and_the_run_goes_on(main_job: M
 
 def test_a_scan_smaller_than_a_crop_is_left_out_of_discovery(main_job: MainJob) -> None:
     failures = pq.read_table(main_job.workspace / "patterns" / "failures.parquet").to_pylist()
-    assert [row["source"] for row in failures] == ["tiny.nii.gz"]
+    assert [paths_of(main_job.workspace)[row["source"]] for row in failures] == ["tiny.nii.gz"]
     assert "smaller than the largest crop" in failures[0]["reason"]
 
 

@@ -62,6 +62,9 @@ def test_killed_in_every_stage_the_main_job_ends_as_if_undisturbed(tmp_path: Pat
     for head in sorted(HEADS.glob("*.nii.gz"))[:12]:
         shutil.copy(head, scans)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for workspace in (undisturbed, killed):  # one key, so that subjects have one name in both
+        (workspace / "private").mkdir(parents=True)
+        (workspace / "private" / "key").write_text("5e" * 32)
     assert start(scans, undisturbed).wait() == 0
     for point, reached in POINTS.items():
         kill_when(start(scans, killed), lambda reached=reached: reached(killed))

@@ -93,7 +93,7 @@ def make_archive(workspace: Workspace, ndim: int = 3, failures: Sequence[dict[st
     ]
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
     write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(list(failures), FAILURES))
-    Stage(workspace.archive, {"ndim": ndim}, {}).finish({"volumes": 6, "subjects": 6}, 1.0)
+    Stage(workspace.archive, chosen(settings_of(ndim), "archive"), {}).finish({"volumes": 6, "subjects": 6}, 1.0)
 
 
 def make_discovery(workspace: Workspace, settings: Settings) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_subject
-from raygenesis.archive.ingest import file_fingerprint
+from raygenesis.archive.intake import file_fingerprint
 from raygenesis.config import FinetuneSettings, IntensitySettings, Settings, settings_from
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.networks import SemanticGenesis, UNet

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
-from raygenesis.archive.ingest import file_fingerprint
+from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue
+from raygenesis.archive.identity import open_identity
+from raygenesis.archive.intake import file_fingerprint
 from raygenesis.config import IntensitySettings, Settings, settings_from
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import PATTERN
@@ -154,11 +155,29 @@ def archive(tmp_path: Path) -> tuple[Workspace, list[LabelledScan]]:
 
 def test_files_of_the_archives_training_split_are_recognised_by_their_bytes(archive) -> None:
     workspace, scans = archive
-    held_out = held_out_subjects([f"sub-t{n}" for n in range(8)], 0.25, seed=4)
+    held_out = held_out_subjects(read_catalogue(workspace.catalog), 0.25, seed=4)
     tree = settings_from({"seed": 4, "validation_fraction": 0.25})
     expected = {f"t{n}" for n in range(8)} - {subject.removeprefix("sub-") for subject in held_out}
     assert len(expected) == 6
     assert pretrained_on(scans, workspace, tree) == expected
+
+
+@pytest.mark.parametrize("keep_ids", [False, True])
+def test_another_scan_of_a_training_subject_is_recognised_by_the_name(archive, keep_ids: bool) -> None:
+    """Also where the archive holds a keyed hash of it; under another key nobody is recognised."""
+    workspace, scans = archive
+    identity = open_identity(workspace.private, keep_ids)
+    rows = read_catalogue(workspace.catalog)
+    changed = [{**row, "subject_id": identity.subject(row["subject_id"].removeprefix("sub-")), "source_bytes": -1}
+               for row in rows]  # fmt: skip
+    write_table(workspace.catalog, pa.Table.from_pylist(changed, CATALOGUE))
+    tree = settings_from({"seed": 4, "validation_fraction": 0.25, "archive": {"keep_ids": keep_ids}})
+    seen = pretrained_on(scans, workspace, tree)
+    held_out = held_out_subjects(changed, 0.25, seed=4)
+    assert {identity.subject(name) for name in seen} == {row["subject_id"] for row in changed} - held_out
+    assert len(seen) == 6
+    (workspace.private / "key").write_text("00" * 32)
+    assert len(pretrained_on(scans, workspace, tree)) == (6 if keep_ids else 0)
 
 
 def test_what_the_pattern_store_holds_counts_as_seen_even_if_the_seed_has_changed(archive) -> None:

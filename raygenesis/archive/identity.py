@@ -1,0 +1,78 @@
+"""Names that identify patients, kept apart from the archive.
+
+The archive holds keyed hashes only. What links them to patients and files, the key and the table of sources, lies in
+the workspace's `private/` folder: an archive can be shared without it, and without it nobody finds the way back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from raygenesis.archive.scans import Scan
+from raygenesis.errors import WorkspaceError
+from raygenesis.workspace import Place, publish
+
+KEY_BYTES = 32
+BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Turns names into what the archive may hold: a keyed hash, or with `keep_ids` the name itself."""
+
+    key: bytes
+    keep_ids: bool = False
+
+    def subject(self, name: str) -> str:
+        return self._hashed("subject", name)
+
+    def source(self, path: str) -> str:
+        return self._hashed("source", path)
+
+    def _hashed(self, kind: str, name: str) -> str:
+        if self.keep_ids:
+            return name
+        return hashlib.blake2b(name.encode(), key=self.key, person=kind.encode(), digest_size=8).hexdigest()
+
+
+def open_identity(folder: Place, keep_ids: bool) -> Identity:
+    """The identity of a workspace's `private/` folder; its key is made, for its owner alone, when absent."""
+    path = folder / "key"
+    try:
+        key = bytes.fromhex(path.read_text())
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        key = secrets.token_bytes(KEY_BYTES)
+        publish(path, lambda aside: _write_private(aside, key.hex()))
+        key = bytes.fromhex(path.read_text())
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise WorkspaceError(
+            f"{path} is damaged (expected {2 * KEY_BYTES} hex digits): put the right one back, or start a new "
+            "workspace; another key would give every subject another name"
+        )
+    return Identity(key, keep_ids)
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def subject_of(scan: Scan, pattern: str | None) -> str:
+    """Whose scan it is: the pattern's group in its path, else DICOM's patient id, else BIDS' `sub-…`, else the path."""
+    if pattern is None and scan.patient:
+        return scan.patient
+    return subject_in(scan.source, pattern)
+
+
+def subject_in(source: str, pattern: str | None) -> str:
+    """The subject that a path names: the pattern's group, else BIDS' `sub-…`, else the path without its ending."""
+    found = re.search(pattern, source) if pattern else BIDS_SUBJECT.search(source)
+    subject = found and found.group(min(found.re.groups, 1))
+    return subject or re.sub(r"(\.nii)?\.[A-Za-z]+$", "", source)

@@ -1,0 +1,188 @@
+"""Looking into an archive: what it holds, whether it is whole, and what it looks like."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from raygenesis import cluster
+from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
+from raygenesis.archive.intake import voxel_fingerprint
+from raygenesis.archive.intensity import limits, normalise
+from raygenesis.archive.sources import read_sources
+from raygenesis.archive.store import halve, open_level, read_array, read_record, read_region, volume_folder
+from raygenesis.config import IntensitySettings
+from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.progress import mib, progress, say
+from raygenesis.workspace import Place, Workspace, manifest_of, read_table
+
+VOLUMES_PER_BLOCK = 8
+TILE_PIXELS = 128
+# What differs between failures of one cause: hashes and numbers.
+NUMBER = re.compile(r"\b[0-9a-f]{16}\b|\d[\d,.]*")
+
+
+def info(workspace: Workspace) -> list[str]:
+    """Lines that say what an archive holds: counts, modalities, sizes, spacings, and failures by cause."""
+    manifest = manifest_of(workspace.archive, "ingest")
+    rows = read_catalogue(workspace.catalog)
+    counts = manifest["counts"]
+    stored, voxels = sum(row["stored_bytes"] for row in rows), sum(_voxel_bytes(row) for row in rows)
+    lines = [
+        f"{len(rows)} volumes of {counts['subjects']} subjects, {counts['failures']} failures; "
+        f"{mib(manifest['source_bytes'])} of files, {mib(voxels)} of voxels, {mib(stored)} stored with pyramids",
+    ]
+    for ndim in (3, 2):
+        members = [row for row in rows if len(row["shape"]) == ndim]
+        if members:
+            lines.append(f"{ndim}D: {len(members)} volumes")
+            lines += [f"  {axis}: {_span(members, number)}" for number, axis in enumerate("zyx"[-ndim:])]
+    for title, key in (("modality", "modality"), ("type", "dtype"), ("channels", "num_channels")):
+        found = Counter(str(row[key] or "not said") for row in rows)
+        lines.append(f"{title}: " + ", ".join(f"{value} {count}" for value, count in found.most_common()))
+    corrected = Counter(NUMBER.sub("…", text) for row in rows for text in row["corrections"])
+    lines += [f"corrected: {count} × {text}" for text, count in corrected.most_common()]
+    return lines + _failure_lines(workspace)
+
+
+def _voxel_bytes(row: Mapping[str, Any]) -> int:
+    return int(np.prod(row["shape"])) * row["num_channels"] * np.dtype(row["dtype"]).itemsize
+
+
+def _span(rows: Sequence[Mapping[str, Any]], axis: int) -> str:
+    voxels, spacing = (np.array([row[name][axis] for row in rows]) for name in ("shape", "spacing_mm"))
+
+    def text(values: NDArray[Any]) -> str:
+        least, median, most = values.min(), np.median(values), values.max()
+        return f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g} (median {median:.4g})"
+
+    return f"{text(voxels)} voxels of {text(spacing)} mm, {text(voxels * spacing)} mm"
+
+
+def _failure_lines(workspace: Workspace) -> list[str]:
+    """Failures by cause, numbers aside, with the first file of each where the private table still knows it."""
+    paths: dict[str, str] = {}
+    for row in read_sources(workspace.private).values():
+        paths.setdefault(row["source"], row["path"])
+    causes: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in read_table(workspace.archive / "failures.parquet", schema=FAILURES).to_pylist():
+        causes[NUMBER.sub("…", row["reason"])].append(row)
+    lines = []
+    for rows in sorted(causes.values(), key=len, reverse=True):
+        first = min(rows, key=lambda row: paths.get(row["source"], row["source"]))
+        where = paths.get(first["source"], first["source"])
+        reason = NUMBER.sub(lambda found: paths.get(found[0], found[0]), first["reason"])
+        lines.append(f"failed: {len(rows)} × {reason} [{where}{', …' if len(rows) > 1 else ''}]")
+    return lines
+
+
+def verify(workspace: Workspace) -> int:
+    """Read everything again and compare it with the catalogue; returns the number of volumes.
+
+    Checks each volume's record, every chunk's checksum, the voxels' fingerprint, and every level against the one below.
+    Raises WorkspaceError naming what is damaged.
+    """
+    manifest_of(workspace.archive, "ingest")
+    rows = read_catalogue(workspace.catalog)
+    cluster.connect()
+    volumes = workspace.volumes
+    blocks = [{"rows": rows[start : start + VOLUMES_PER_BLOCK]} for start in range(0, len(rows), VOLUMES_PER_BLOCK)]
+
+    def check(block: dict[str, Any]) -> list[dict[str, str]]:
+        return [{"volume_id": row["volume_id"], "fault": fault_of(volumes, row)} for row in block["rows"]]
+
+    faults = []
+    with progress("verify", len(rows), "volumes") as ticker:
+        for row in ray.data.from_items(blocks, override_num_blocks=len(blocks)).flat_map(check).iter_rows():
+            if row["fault"]:
+                faults.append(f"{row['volume_id']}: {row['fault']}")
+            ticker.advance(note=f"{len(faults)} damaged")
+    known = {volume_folder(volumes, row["volume_id"]).name for row in rows}
+    strangers = sorted({folder.name for folder in volumes.iterdir()} - known)
+    for fault in sorted(faults):
+        say("verify", fault)
+    for stranger in strangers:
+        say("verify", f"{stranger} is not in the catalogue: the next ingest that changes anything removes it")
+    if faults:
+        raise WorkspaceError(
+            f"{len(faults)} of {len(rows)} volumes in {workspace.archive} are damaged, {min(faults)}: remove their "
+            "folders below volumes/ and ingest again"
+        )
+    say("verify", f"{len(rows)} volumes are whole, {mib(sum(map(_voxel_bytes, rows)))} of voxels read")
+    return len(rows)
+
+
+def fault_of(volumes: Place, row: Mapping[str, Any]) -> str:
+    """What is wrong with a stored volume, or an empty string."""
+    folder = volume_folder(volumes, row["volume_id"])
+    record = read_record(folder)
+    if record is None:
+        return "its zarr.json is missing or damaged"
+    differing = [name for name in record.keys() & set(CATALOGUE.names) if record[name] != row[name]]
+    if differing:
+        return f"its record and the catalogue differ in {', '.join(sorted(differing))}"
+    try:
+        below: NDArray[Any] | None = None
+        for level, factors in enumerate(row["levels"]):
+            (voxels,) = read_array(open_level(folder, level), [None], f"level {level}")
+            if below is None:
+                if voxel_fingerprint(voxels) != row["voxel_fingerprint"]:
+                    return "its voxels are not those that were stored"
+            else:
+                steps = [now // before for now, before in zip(factors, row["levels"][level - 1], strict=True)]
+                if not np.array_equal(voxels, halve(below, (1,) * (voxels.ndim - len(steps)) + tuple(steps))):
+                    return f"level {level} is not made from level {level - 1}"
+            below = voxels
+    except ScanError as error:
+        return str(error)
+    return ""
+
+
+def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
+    """Write a contact sheet (PNG) of the axial mid-slices of volumes evenly chosen by id; returns how many."""
+    manifest_of(workspace.archive, "ingest")
+    rows = read_catalogue(workspace.catalog)
+    chosen = [rows[n] for n in np.unique(np.linspace(0, len(rows) - 1, num_volumes).astype(int))]
+    columns = max(1, int(np.ceil(np.sqrt(len(chosen)))))
+    step = TILE_PIXELS + 14
+    sheet = Image.new("L", (columns * (TILE_PIXELS + 2), -(-len(chosen) // columns) * step))
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(chosen):
+        corner = (number % columns * (TILE_PIXELS + 2), number // columns * step)
+        try:
+            tile = Image.fromarray(mid_slice(workspace.volumes, row))
+            sheet.paste(tile, (corner[0] + (TILE_PIXELS - tile.width) // 2, corner[1]))
+        except ScanError:
+            draw.text((corner[0] + 2, corner[1] + 2), "damaged", fill=255)
+        draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), f"{row['volume_id'][:16]} {row['modality']}", fill=200)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+    say("show", f"{len(chosen)} of {len(rows)} volumes → {path}")
+    return len(chosen)
+
+
+def mid_slice(volumes: Place, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The axial mid-slice of a volume (2D: the image) as displayed: front up, the patient's right on the left."""
+    spacing, levels = row["spacing_mm"], row["levels"]
+    fine = [n for n, level in enumerate(levels) if min(np.array(row["shape"]) / level) >= TILE_PIXELS]
+    level = max(fine, default=0)
+    sides = [-(-side // factor) for side, factor in zip(row["shape"], levels[level], strict=True)]
+    region = [slice(0, side) for side in sides]
+    if len(sides) == 3:
+        region[0] = slice(sides[0] // 2, sides[0] // 2 + 1)
+    voxels = read_region(volume_folder(volumes, row["volume_id"]), level, tuple(region))
+    image = normalise(voxels.reshape(voxels.shape[-2:]), *limits(row, IntensitySettings()))
+    size_mm = [side * step * factor for side, step, factor in zip(sides, spacing, levels[level], strict=True)]
+    height, width = size_mm[-2:]
+    scale = TILE_PIXELS / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shown = Image.fromarray((image[::-1, ::-1] * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(shown)

@@ -1,0 +1,190 @@
+"""NIfTI-1 and NIfTI-2: nibabel reads the header, the voxels come straight out of the file or its gzip stream."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from isal import igzip, isal_zlib
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from raygenesis.archive.volume import Volume, canonical, orientation_of, spacing_of
+from raygenesis.errors import ScanError
+
+# What nibabel, NumPy and zlib raise on damaged bytes.
+DAMAGE = (
+    ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, isal_zlib.error, OSError, ValueError,
+    OverflowError, KeyError,
+)  # fmt: skip
+
+# Deflate cannot pack more than about so many bytes into one.
+MAX_COMPRESSION = 1032
+
+# nibabel mends small faults of a header and logs each: nobody reads that ten thousand times.
+QUIET = logging.getLogger("raygenesis.nifti")
+QUIET.addHandler(logging.NullHandler())
+QUIET.propagate = False
+
+HEADERS = {348: Nifti1Header, 540: Nifti2Header}
+# Hundreds of the intent codes that are CIFTI's own.
+CIFTI_INTENTS = 30
+
+MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+
+
+def read_geometry(path: Path, fourth_axis: str) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) of each volume, from the header alone."""
+    with _open(path) as file:
+        header = _read_header(file)
+    shape, affine = _squeezed(header)
+    layout = _layout(header, shape, fourth_axis)
+    ndim = 2 if shape[2] == 1 else 3
+    order = orientation_of(affine, ndim)[:, 0].astype(int)
+    sides, spacing = np.empty(3, int), np.empty(3)
+    sides[order] = shape[:3]
+    spacing[order] = spacing_of(affine, 3)[::-1]
+    found = tuple(sides[:ndim][::-1].tolist()), tuple(spacing[:ndim][::-1].tolist())
+    return [found] * (shape[3] if layout == "split" else 1)
+
+
+def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
+    """The volumes of a file: one, or with fourth_axis "split" one a time point.
+
+    Raises ScanError saying what is wrong with the file, or that it claims more than `max_bytes` of voxels.
+    """
+    with _open(path) as file:
+        header = _read_header(file)
+        shape, affine = _squeezed(header)
+        layout = _layout(header, shape, fourth_axis)
+        voxels = _read_voxels(path, file, header, max_bytes).reshape(shape, order="F")
+    slope, intercept = _rescaling(header)
+    ndim = 2 if shape[2] == 1 else 3
+    if voxels.dtype.names:  # RGB and RGBA: colours become channels, transparency is no image
+        voxels = np.stack([voxels[name] for name in voxels.dtype.names[:3]], -1)
+        layout = "channels"
+    parts = [voxels[..., number] for number in range(shape[3])] if layout == "split" else [voxels]
+    volumes = []
+    for part in parts:
+        turned, place = canonical(part, affine, ndim)
+        volumes.append(Volume(turned, place, slope, intercept, ndim))
+    return volumes
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return igzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
+
+
+def _read_header(file: BinaryIO) -> Any:
+    try:
+        begin = file.read(540)
+    except DAMAGE as error:
+        raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
+    try:
+        sizes = {int.from_bytes(begin[:4], order) for order in ("little", "big")} & HEADERS.keys()
+        if not sizes:
+            raise ScanError("not readable as NIfTI (its first number is neither 348 nor 540)")
+        size = sizes.pop()
+        header = HEADERS[size](begin[:size], check=False)
+        header.check_fix(logger=QUIET)
+    except DAMAGE as error:
+        if isinstance(error, ScanError):
+            raise
+        raise ScanError(f"not readable as NIfTI ({first_line(error)})") from None
+    if int(header["intent_code"]) // 100 == CIFTI_INTENTS:
+        raise ScanError("CIFTI: values on the brain's surface and no image")
+    if not header["magic"].item().startswith((b"n+1", b"n+2")):
+        raise ScanError("one half of a NIfTI pair (.hdr and .img): save it as a single .nii")
+    return header
+
+
+def _squeezed(header: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Stored shape as x y z or x y z and one more axis, and the affine to RAS+ mm; a single slice has z = 1."""
+    shape = tuple(int(side) for side in header.get_data_shape())
+    if any(side < 1 for side in shape) or not shape:
+        raise ScanError(f"shape {shape} holds no voxels")
+    full = shape
+    shape = shape[:3] + (1,) * (3 - len(shape)) + tuple(side for side in shape[3:] if side > 1)
+    if len(shape) > 4:
+        raise ScanError(f"shape {full} has {len(full)} dimensions: split it into 3D files")
+    if shape[2] != 1 and 1 in shape[:2]:
+        raise ScanError(f"shape {full} is a single slice along its first or second axis: store it along the third")
+    affine = header.get_best_affine().astype(np.float64)
+    affine[:3] *= MM_PER_UNIT.get(_space_unit(header), 1.0)
+    return shape, affine
+
+
+def _space_unit(header: Any) -> str:
+    try:
+        return header.get_xyzt_units()[0]
+    except KeyError:  # a code that the standard does not have
+        return "unknown"
+
+
+def _layout(header: Any, shape: tuple[int, ...], fourth_axis: str) -> str:
+    """What the fourth axis is: "split" into volumes, "channels", or "" where there is none."""
+    if len(shape) == 3:
+        return ""
+    if header["dim"][4] == 1:  # the fifth axis is that of vectors
+        return "channels"
+    if fourth_axis == "refuse":
+        raise ScanError(
+            f"shape {shape} has a fourth axis: choose archive.fourth_axis=split (time points) or channels"
+        )
+    return fourth_axis
+
+
+def _rescaling(header: Any) -> tuple[float, float]:
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise ScanError(f"not readable as NIfTI ({first_line(error)})") from None
+    return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
+
+
+def _read_voxels(path: Path, file: BinaryIO, header: Any, max_bytes: int) -> NDArray[np.generic]:
+    """The stored values, flat; of a file that is not packed a view that reads as it is used."""
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iufV" or (dtype.names is not None and "R" not in dtype.names):
+        raise ScanError(f"voxels of type {dtype} are not grey values: expected integers or floats")
+    count = int(np.prod(header.get_data_shape(), dtype=object))
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= path.stat().st_size * MAX_COMPRESSION:
+        raise ScanError(f"the header says that voxels begin at byte {offset:g}, beyond what the file can hold")
+    offset = int(offset)
+    check_claim(count * dtype.itemsize, path, max_bytes, packed=isinstance(file, igzip.IGzipFile))
+    try:
+        if not isinstance(file, igzip.IGzipFile):
+            return np.memmap(path, dtype, "r", offset, (count,))
+        file.seek(offset)
+        buffer = np.empty(count * dtype.itemsize, np.uint8)
+        view, there = memoryview(buffer), 0
+        while there < len(view) and (got := file.readinto(view[there:])):
+            there += got
+    except DAMAGE as error:
+        raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
+    if there < len(view):
+        raise ScanError(f"the file is cut short or damaged (it ends after {there:,} of {len(view):,} bytes of voxels)")
+    return buffer.view(dtype)
+
+
+def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
+    """Refuse a header whose voxels the file cannot hold, or that would not fit where a scan should."""
+    if claimed > path.stat().st_size * (MAX_COMPRESSION if packed else 1):
+        raise ScanError(f"the header claims {claimed:,} bytes of voxels, more than the file can hold")
+    if claimed > max_bytes:
+        raise ScanError(f"{claimed:,} bytes of voxels are more than archive.max_scan_gib={max_bytes / 2**30:g}")
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

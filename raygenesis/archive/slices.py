@@ -1,0 +1,251 @@
+"""Stacks of parallel slices: which slices belong together, in what order, and on which regular grid they lie.
+
+Positions and directions come as DICOM has them (LPS: they rise towards left, posterior, superior), in mm. Affines are
+RAS+, as NIfTI has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygenesis.errors import ScanError
+
+# Fewer slices are not a volume.
+MIN_SLICES = 4
+
+# Headers round: slices whose direction cosines and relative pixel spacings differ by less are alike.
+SAME_DIRECTION = 1e-3
+SAME_SPACING = 1e-3
+
+# Share of a pixel within which two slices lie at the same position.
+SAME_POSITION = 0.01
+
+# Below this the affine carries the tilt exactly, and voxels are right-angled to within 0.004 %.
+SMALLEST_TILT_DEGREES = 0.5
+LARGEST_TILT_DEGREES = 45.0
+
+# Steps between slices may differ from their mean by this factor and still be interpolated.
+LARGEST_UNEVENNESS = 1.5
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where one slice lies. Raises ScanError where the numbers give no place.
+
+    position: centre of the first pixel, mm.
+    orientation: direction cosines of rising columns (three), then of rising rows (three).
+    spacing: distance between rows, then between columns, mm.
+    shape: rows, columns.
+    """
+
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.position)):
+            raise ScanError("the slice position is not finite")
+        if not all(math.isfinite(step) and step > 0 for step in self.spacing):
+            raise ScanError("the pixel spacing is not a positive number of mm")
+        across, down = self.orientation[:3], self.orientation[3:]
+        lengths = math.hypot(*across), math.hypot(*down)
+        if not all(abs(length - 1) < 0.02 for length in lengths) or abs(float(np.dot(across, down))) > 0.02:
+            raise ScanError("the slice orientation is not two perpendicular directions")
+
+    @property
+    def axes(self) -> NDArray[np.float64]:
+        """Unit vectors [3, 3]: along columns, along rows, along the normal."""
+        across, down = np.array(self.orientation, np.float64).reshape(2, 3)
+        across, normal = across / np.linalg.norm(across), np.cross(across, down)
+        normal /= np.linalg.norm(normal)
+        return np.array([across, np.cross(normal, across), normal])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The regular grid that a stack of slices fills.
+
+    shape: slices, rows, columns.
+    affine: float64 [4, 4], from (column, row, slice) to RAS+ mm.
+    moves: rows and columns [n, 2] by which each slice is moved on the grid, in pixels; None without gantry tilt.
+    sources: where along the n slices, as a fraction of an index, each slice of the grid is taken; None if even.
+    corrections: what that changes, in words.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    moves: NDArray[np.float64] | None
+    sources: NDArray[np.float64] | None
+    corrections: tuple[str, ...]
+
+
+def difference(one: Plane, other: Plane) -> str:
+    """What keeps two slices from being in one stack; empty if nothing does."""
+    if one.shape != other.shape:
+        return "matrix size"
+    if any(abs(a - b) > SAME_DIRECTION for a, b in zip(one.orientation, other.orientation, strict=True)):
+        return "orientation"
+    if any(abs(a - b) > SAME_SPACING * a for a, b in zip(one.spacing, other.spacing, strict=True)):
+        return "pixel spacing"
+    return ""
+
+
+def stacks(planes: Sequence[Plane]) -> list[list[int]]:
+    """Indices of the slices that share matrix size, orientation and pixel spacing; the stack of most slices first."""
+    found: list[list[int]] = []
+    for index, plane in enumerate(planes):
+        stack = next((stack for stack in found if not difference(planes[stack[0]], plane)), None)
+        if stack is None:
+            found.append([index])
+        else:
+            stack.append(index)
+    return sorted(found, key=len, reverse=True)
+
+
+def positions(planes: Sequence[Plane]) -> list[list[int]]:
+    """Indices of one stack's slices, those at the same position together, in order along the normal."""
+    depths = _depths(planes)
+    tolerance = SAME_POSITION * min(planes[0].spacing)
+    found: list[list[int]] = []
+    for index in np.argsort(depths, kind="stable").tolist():
+        if found and depths[index] - depths[found[-1][0]] <= tolerance:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found
+
+
+def _depths(planes: Sequence[Plane]) -> NDArray[np.float64]:
+    return np.array([plane.position for plane in planes]) @ planes[0].axes[2]
+
+
+def image_affine(plane: Plane) -> NDArray[np.float64]:
+    """Affine of a slice alone, as if 1 mm thick."""
+    across, down, normal = plane.axes
+    return _affine(across * plane.spacing[1], down * plane.spacing[0], normal, np.array(plane.position))
+
+
+def _affine(*columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Steps along column, row and slice, then the origin, all LPS mm, as an affine to RAS+."""
+    affine = np.eye(4)
+    affine[:3] = LPS_TO_RAS @ np.stack(columns, axis=1)
+    return affine
+
+
+def lay_out(planes: Sequence[Plane]) -> Grid:
+    """The grid of one stack's slices, in order along the normal, no two at one position.
+
+    Raises ScanError where slices are missing, lie too unevenly to interpolate, or are shifted against each other.
+    """
+    first = planes[0]
+    axes, (row_mm, column_mm) = first.axes, first.spacing
+    depths = _depths(planes) - _depths(planes[:1])
+    spacing = depths[-1] / (len(planes) - 1)
+    sources, corrections = _even(depths)
+    drift = _drift(planes, depths)
+    angle = math.degrees(math.atan(float(np.linalg.norm(drift))))
+    if angle > LARGEST_TILT_DEGREES:
+        raise ScanError(f"the slices are staggered at {angle:.0f}°, too far for a gantry tilt")
+    if angle <= SMALLEST_TILT_DEGREES:
+        step, moves, first_row, first_column = axes[2] + drift @ axes[[1, 0]], None, 0, 0
+        rows, columns = first.shape
+    else:
+        moves = np.round(depths[:, None] * drift / first.spacing, 6)
+        first_row, first_column = np.floor(moves.min(axis=0)).astype(int).tolist()
+        rows, columns = (np.array(first.shape) + np.ceil(np.ptp(moves, axis=0))).astype(int).tolist()
+        if rows > 2 * first.shape[0] or columns > 2 * first.shape[1]:
+            raise ScanError(f"the first and the last slice do not overlap: they are tilted by {angle:.1f}°")
+        moves -= (first_row, first_column)
+        step = axes[2]
+        corrections = (f"gantry tilt of {angle:.1f}° removed by linear resampling in the slices", *corrections)
+    across, down = axes[0] * column_mm, axes[1] * row_mm
+    origin = np.array(first.position) + first_column * across + first_row * down
+    affine = _affine(across, down, step * spacing, origin)
+    return Grid((len(planes), rows, columns), affine, moves, sources, corrections)
+
+
+def _drift(planes: Sequence[Plane], depths: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far slices move along rows and columns per mm along the normal; ScanError if not in a straight line."""
+    across, down, _ = planes[0].axes
+    moved = (np.array([plane.position for plane in planes]) - planes[0].position) @ np.stack([down, across], axis=1)
+    drift = depths @ moved / (depths @ depths)
+    astray = float(np.abs(moved - depths[:, None] * drift).max())
+    if astray > 0.5 * min(planes[0].spacing):
+        raise ScanError(f"slices are shifted against each other by up to {astray:.2f} mm in their plane")
+    return drift
+
+
+def _even(depths: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
+    """Where to take evenly spaced slices (None: where they are), and what that changes. ScanError if impossible.
+
+    Steps may differ from their median by 1 % or 0.02 mm, whichever is more, but by no more than 10 %.
+    """
+    steps = np.diff(depths)
+    usual = float(np.median(steps))
+    tolerance = min(max(0.01 * usual, 0.02), 0.1 * usual)
+    if (np.abs(steps - usual) <= tolerance).all():
+        return None, ()
+    times = np.rint(steps / usual)
+    if (np.abs(steps - times * usual) <= tolerance * np.maximum(times, 1)).all() and times.min() >= 1:
+        missing, gap = int(times.sum()) - len(times), int(np.argmax(times > 1))
+        raise ScanError(
+            f"{missing} slice{'s are' if missing > 1 else ' is'} missing: after slice {gap + 1} of {len(depths)} the "
+            f"next is {steps[gap]:.2f} mm away, where {usual:.2f} mm is usual"
+        )
+    between = f"the slices are {steps.min():.2f} to {steps.max():.2f} mm apart"
+    if steps.max() >= LARGEST_UNEVENNESS * usual or steps.min() <= usual / LARGEST_UNEVENNESS:
+        raise ScanError(f"{between}, too uneven to interpolate")
+    # The mean, not the median: as many slices as there were, and both ends stay where they are.
+    even = np.linspace(0, depths[-1], len(depths))
+    sources = np.interp(even, depths, np.arange(len(depths)))
+    return sources, (f"{between}: resampled linearly to {depths[-1] / len(steps):.2f} mm",)
+
+
+def fill(grid: Grid, slices: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+    """Slices [rows, columns, ...] on the grid [slices, rows, columns, ...], of the same type.
+
+    Places that no slice covers get the smallest value of the stack.
+    """
+    if grid.moves is not None:
+        smallest = min(pixels.min() for pixels in slices)
+        slices = [
+            _moved(pixels, move, grid.shape[1:], smallest) for pixels, move in zip(slices, grid.moves, strict=True)
+        ]
+    if grid.sources is None:
+        return np.stack(slices)
+    before = np.minimum(grid.sources.astype(int), len(slices) - 2)
+    shares = (grid.sources - before).astype(np.float32)
+    voxels = np.empty((len(shares), *slices[0].shape), slices[0].dtype)
+    for number, (index, share) in enumerate(zip(before.tolist(), shares, strict=True)):
+        voxels[number] = _blend(slices[index], slices[index + 1], share)
+    return voxels
+
+
+def _moved(
+    pixels: NDArray[np.generic], move: NDArray[np.float64], shape: tuple[int, ...], fill_value: np.generic
+) -> NDArray[np.generic]:
+    """A slice moved by a fraction of pixels into a larger one, linearly."""
+    whole = np.floor(move).astype(int)
+    for axis, share in enumerate(move - whole):
+        if share > 0:
+            ahead = np.moveaxis(pixels, axis, 0)
+            pixels = np.moveaxis(_blend(ahead[1:], ahead[:-1], np.float32(share)), 0, axis)
+            whole[axis] += 1
+    moved = np.full((*shape, *pixels.shape[2:]), fill_value, pixels.dtype)
+    row, column = whole
+    moved[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
+    return moved
+
+
+def _blend(one: NDArray[np.generic], other: NDArray[np.generic], share: np.float32) -> NDArray[np.generic]:
+    """`share` of the other and the rest of the one, in their own type."""
+    mixed = one * (1 - share) + other * share
+    return (np.rint(mixed) if one.dtype.kind in "iu" else mixed).astype(one.dtype)

@@ -1,0 +1,254 @@
+"""Artifacts in object stores: what the project asks of a `pathlib.Path`, at `s3://bucket/prefix` or `gs://bucket/prefix`.
+
+The standard environment says where and who: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION or AWS_DEFAULT_REGION,
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE; for gs:// the application default credentials.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from raygenesis.errors import WorkspaceError
+
+ATTEMPTS = 7  # waits of up to 1, 2, 4, 8, 16 and 20 s lie between them: about half a minute until a fault is lasting
+CONNECT_SECONDS, STALL_SECONDS = 2, 10  # of one attempt: to reach the server, and without a byte from or to it
+MARKER = "zarr.json"  # a folder without it is not a volume
+UPLOADS = 8  # files of a folder at a time
+
+
+class Size(NamedTuple):
+    st_size: int
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """A place in a bucket. Folders are only prefixes: making one does nothing, and one without files is not there.
+
+    Whatever the store fails in, after retries, is a WorkspaceError; an object that is not there a FileNotFoundError.
+    """
+
+    scheme: str
+    bucket: str
+    parts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{'/'.join((self.bucket, *self.parts))}"
+
+    def __truediv__(self, below: str) -> RemotePath:
+        names = [name for name in below.split("/") if name not in ("", ".")]
+        if ".." in names:
+            raise WorkspaceError(f"{self}: '..' in {below!r} has no meaning in an object store: give the whole URL")
+        return RemotePath(self.scheme, self.bucket, (*self.parts, *names))
+
+    @property
+    def name(self) -> str:
+        return self.parts[-1] if self.parts else ""
+
+    @property
+    def parent(self) -> RemotePath:
+        return RemotePath(self.scheme, self.bucket, self.parts[:-1])
+
+    def with_name(self, name: str) -> RemotePath:
+        return self.parent / name
+
+    def exists(self) -> bool:
+        return self._info().type != pafs.FileType.NotFound
+
+    def is_file(self) -> bool:
+        return self._info().type == pafs.FileType.File
+
+    def is_dir(self) -> bool:
+        return self._info().type == pafs.FileType.Directory
+
+    def stat(self) -> Size:
+        info = self._info()
+        if info.type == pafs.FileType.NotFound:
+            raise FileNotFoundError(f"{self} does not exist")
+        return Size(info.size or 0)
+
+    def folder_bytes(self) -> int:
+        """Bytes of all files below, from one listing."""
+        return sum(info.size or 0 for info in self._below(recursive=True))
+
+    def read_bytes(self) -> bytes:
+        with self.open() as file:
+            return file.read()
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    @contextmanager
+    def open(self, mode: str = "rb") -> Iterator[pa.NativeFile]:
+        """A seekable file to read in a `with` block; only what is read of it is fetched."""
+        if mode != "rb":
+            raise ValueError(f"mode {mode!r}: a remote file is opened with 'rb'")
+        with self._store() as store, store.open_input_file(self._key) as file:
+            yield file
+
+    def write_bytes(self, content: bytes | pa.Buffer) -> None:
+        """Readers see the whole content or what was there before."""
+        with self._store() as store, store.open_output_stream(self._key) as file:
+            file.write(content)
+
+    def write_text(self, text: str, encoding: str = "utf-8") -> None:
+        self.write_bytes(text.encode(encoding))
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a folder is there once a file is in it."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        with suppress(FileNotFoundError) if missing_ok else nullcontext(), self._store() as store:
+            store.delete_file(self._key)
+
+    def remove_tree(self) -> None:
+        """Remove a folder, if it is there; a volume stops being one first of all."""
+        (self / MARKER).unlink(missing_ok=True)
+        with suppress(FileNotFoundError), self._store() as store:
+            store.delete_dir(self._key)
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        return self.glob("*")
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """What lies directly below and has a name like `pattern`, which names no folders."""
+        return self._matching(pattern, recursive=False)
+
+    def rglob(self, pattern: str) -> Iterator[RemotePath]:
+        """The same at any depth."""
+        return self._matching(pattern, recursive=True)
+
+    def upload(self, local: Path) -> None:
+        """Copy a file, or a folder with its MARKER last of all, to here."""
+        if not local.is_dir():
+            self.write_bytes(pa.memory_map(str(local)).read_buffer())
+            return
+        files = sorted(path for path in local.rglob("*") if path.is_file() and path != local / MARKER)
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            list(pool.map(lambda file: (self / file.relative_to(local).as_posix()).upload(file), files))
+        if (local / MARKER).is_file():
+            (self / MARKER).upload(local / MARKER)
+
+    @property
+    def _key(self) -> str:
+        return "/".join((self.bucket, *self.parts))
+
+    def _info(self) -> pafs.FileInfo:
+        with self._store() as store:
+            return store.get_file_info(self._key)
+
+    def _below(self, recursive: bool) -> list[pafs.FileInfo]:
+        with self._store() as store:
+            return store.get_file_info(pafs.FileSelector(self._key, allow_not_found=True, recursive=recursive))
+
+    def _matching(self, pattern: str, recursive: bool) -> Iterator[RemotePath]:
+        for info in self._below(recursive):
+            if fnmatchcase(info.base_name, pattern):
+                yield RemotePath(self.scheme, self.bucket, tuple(info.path.split("/")[1:]))
+
+    @contextmanager
+    def _store(self) -> Iterator[pafs.FileSystem]:
+        """The file system of the bucket, with what it fails in told in one sentence."""
+        settings = _settings(self.scheme)
+        try:
+            _require_bucket(self.bucket, *settings)
+            yield _filesystem(*settings)
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            fault = _store_fault(self, error)
+            if fault is None:
+                raise  # of a local file, or of what the object holds
+            raise fault from error
+
+
+def remote(url: str) -> RemotePath:
+    """The place that a URL names. Raises WorkspaceError for another scheme, no bucket, '..', or credentials in it."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("s3", "gs"):
+        raise WorkspaceError(f"{scheme}:// is not supported: give a folder, s3://bucket/prefix or gs://bucket/prefix")
+    bucket, _, key = rest.partition("/")
+    if ":" in bucket or set(rest) & set("@?#"):  # not repeated, as a secret may be in it
+        raise WorkspaceError(
+            f"a {scheme}:// URL may hold no credentials or options (no ':' in the bucket, no '@', '?' or '#'): "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment"
+        )
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", bucket):
+        raise WorkspaceError(f"{url}: {bucket!r} is not the name of a bucket: give {scheme}://bucket/prefix")
+    return RemotePath(scheme, bucket) / key
+
+
+def _store_fault(path: RemotePath, error: Exception) -> WorkspaceError | None:
+    """What to put right where the store failed, by what pyarrow says; None if something else did."""
+    message = str(error).splitlines()[0]
+    for said, fault in _FAULTS.items():
+        if re.search(said, message):
+            store = _settings(path.scheme)[1] or "the store"
+            return WorkspaceError(
+                f"{path}: " + fault.format(store=store, bucket=path.bucket, tries=ATTEMPTS, message=message)
+            )
+    return None
+
+
+_FAULTS = {
+    r"AWS Error NO_SUCH_BUCKET|: NoSuchBucket": (
+        "{store} has no bucket {bucket}: make it, or correct the URL or AWS_ENDPOINT_URL"
+    ),
+    r"AWS Error (ACCESS_DENIED|SIGNATURE|INVALID_ACCESS_KEY|EXPIRED)|"
+    r"\b(PERMISSION_DENIED|UNAUTHENTICATED): |OAuth2 access token": (
+        "{store} denies access: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (for gs:// "
+        "GOOGLE_APPLICATION_CREDENTIALS), to those of an account that may read and write there"
+    ),
+    r"AWS Error (NETWORK|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|REQUEST_TIMEOUT|\w+ \(HTTP status 5)|"
+    r"retry attempts failed: |\b(UNAVAILABLE|DEADLINE_EXCEEDED): ": (
+        "{store} did not answer properly in {tries} attempts: check AWS_ENDPOINT_URL, the network and the server"
+    ),
+    r"AWS Error|google::cloud": "{message}: check the URL, AWS_ENDPOINT_URL and AWS_REGION",
+}
+
+
+def _settings(scheme: str) -> tuple[str, str | None, str | None, int]:
+    """Scheme, endpoint, region and attempts: what a file system is made of, but no secret."""
+    if scheme == "gs":
+        return scheme, None, None, ATTEMPTS
+    endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
+    if endpoint and ("@" in endpoint or not endpoint.startswith(("http://", "https://"))):
+        raise WorkspaceError("AWS_ENDPOINT_URL must be a URL like https://host:port, without credentials")
+    # Without an endpoint pyarrow asks the profile; other servers than Amazon's take any.
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
+    return scheme, endpoint or None, region, ATTEMPTS
+
+
+@functools.cache  # one a process: it holds connections and threads, and so is never part of a path
+def _filesystem(scheme: str, endpoint: str | None, region: str | None, attempts: int) -> pafs.FileSystem:
+    if scheme == "gs":
+        return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=5 * attempts))
+    if endpoint:  # SeaweedFS, for one, keeps the encoding of a checksummed upload, which not every reader can undo
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    return pafs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=region,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=STALL_SECONDS,
+        allow_delayed_open=True,  # small files in one request
+    )
+
+
+@functools.cache
+def _require_bucket(bucket: str, *settings: Any) -> None:
+    """A wrong bucket would otherwise look like one in which nothing is there."""
+    if _filesystem(*settings).get_file_info(bucket).type == pafs.FileType.NotFound:
+        raise OSError("AWS Error NO_SUCH_BUCKET")
