@@ -149,7 +149,8 @@ def main(name: str, first: int, last: int, folder: Path) -> None:
         write_damaged(files, number, folder)
         counts[read_all(folder)] += 1
     # Not getrusage: its peak is inherited from the process that started this one.
-    (peak_kib,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    (peak_kib,) = (line.split()[1] for line in status if line.startswith("VmHWM:"))
     print(json.dumps({"refused": counts[0], "read": counts[1], "peak_mib": int(peak_kib) // 1024}))
 
 

@@ -13,7 +13,7 @@ from tests.archive.mutations import FORMATS, NEED_REAL
 from tests.data import SHARED
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-QUICK, THOROUGH = 40, 800  # damaged inputs of each format; 15 formats
+QUICK, THOROUGH = 40, 1200  # damaged inputs of each of 15 formats
 MOST_MIB = 1024
 
 
