@@ -43,10 +43,10 @@ def followed(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> dic
         workspace = root / ("other" if "subject_pattern" in line else "workspace")
         places = {
             "SCANS": main_job.scans, "WORKSPACE": workspace, "IMAGES": HIPPOCAMPI / "images",
-            "LABELS": HIPPOCAMPI / "labels",
+            "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png",
         }  # fmt: skip
         arguments = [str(places.get(word, word)) for word in shlex.split(line)[1:]]
-        done = raygenesis(*arguments, *([] if arguments[0] == "config" else FASTER))
+        done = raygenesis(*arguments, *([] if arguments[0] in ("config", "archive") else FASTER))
         assert done.returncode == 0, line + "\n" + done.stdout + done.stderr
         outputs[line] = done.stdout
     outputs["workspace"] = str(root / "workspace")
@@ -56,7 +56,7 @@ def followed(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> dic
 @needs_hippocampi
 def test_each_verb_that_the_readme_shows_runs(followed: dict[str, str]) -> None:
     verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
-    assert verbs == {"run", "config", "sweep", "finetune", "report"}
+    assert verbs == {"run", "ingest", "archive", "config", "sweep", "finetune", "report"}
 
 
 def test_the_sweep_ranks_eight_points_of_one_store_without_cropping(
@@ -87,9 +87,11 @@ def test_the_page_tells_of_the_sweep_and_the_target(followed: dict[str, str]) ->
     assert "semantic-genesis" in page and "retrieval" in page
 
 
-def test_the_python_snippet_runs(followed: dict[str, str]) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    subprocess.run([sys.executable, "-c", snippet.replace("WORKSPACE", followed["workspace"])], check=True)
+def test_the_python_snippets_run(followed: dict[str, str]) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        subprocess.run([sys.executable, "-c", snippet.replace("WORKSPACE", followed["workspace"])], check=True)
 
 
 def test_the_readme_claims_no_verb_that_is_missing() -> None:
