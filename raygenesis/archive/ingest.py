@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, read_json,
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
+
+# Files of more bytes are large; a byte of them may need so many of memory, unpacked and turned into canonical axes.
+LARGE_BYTES, MEMORY_PER_BYTE = 64 * 2**20, 8
 
 # DICOM headers are read here, or where there are more, by Ray.
 HEADERS_PER_BLOCK = 2000
@@ -195,13 +199,12 @@ def _take_in_all(
     remove_tree(workspace.archive / "attempts")
     for half_written in workspace.volumes.glob(".*.ome.zarr.*"):
         remove_tree(half_written)
-    blocks = _blocks(scans)
     arguments = {"root": root, "volumes": workspace.volumes, "settings": settings}
-    dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks)).flat_map(take_in_block, fn_kwargs=arguments)
+    rows = itertools.chain.from_iterable(dataset.iter_rows() for dataset in _datasets(scans, arguments))
     outcomes: dict[str, Outcome] = {}
     num_failed = 0
     with progress("ingest", len(scans), "scans") as ticker:
-        for row in dataset.iter_rows():
+        for row in rows:
             outcome = Outcome(**json.loads(row["outcome"]))
             if outcome.fault:
                 raise WorkspaceError(outcome.fault)
@@ -210,6 +213,21 @@ def _take_in_all(
             ticker.advance(note=f"{num_failed} failed")
     remove_tree(workspace.archive / "attempts")
     return outcomes
+
+
+def _datasets(scans: Sequence[Scan], arguments: dict[str, Any]) -> Iterator[ray.data.Dataset]:
+    """Outcomes of ordinary scans, then of large ones, of which as many are decoded at once as fit in memory."""
+    large = [scan for scan in scans if scan.num_bytes > LARGE_BYTES]
+    ordinary = [scan for scan in scans if scan.num_bytes <= LARGE_BYTES]
+    for group in filter(None, (ordinary, large)):
+        blocks = _blocks(group)
+        memory = None
+        if group is large:
+            most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+            memory = min(MEMORY_PER_BYTE * max(scan.num_bytes for scan in large), 0.9 * most)
+        yield ray.data.from_items(blocks, override_num_blocks=len(blocks)).flat_map(
+            take_in_block, fn_kwargs=arguments, memory=memory
+        )
 
 
 def _blocks(scans: Sequence[Scan]) -> list[dict[str, Any]]:

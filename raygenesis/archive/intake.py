@@ -46,7 +46,7 @@ def take_in(paths: Sequence[Path], volumes: Place, settings: ArchiveSettings) ->
         known = _known_records(volumes, scan_id)
         if known:
             return Outcome(known)
-        attempt = volumes.parent / "attempts" / scan_id
+        attempt = attempt_note(volumes, paths)
         crashed = attempt.read_text() if attempt.exists() else ""
         num_crashes = len(crashed.splitlines())
         if num_crashes >= MOST_CRASHES:
@@ -66,6 +66,11 @@ def take_in(paths: Sequence[Path], volumes: Place, settings: ArchiveSettings) ->
         return Outcome(reason=f"cannot be read ({error.strerror or type(error).__name__})", is_lasting=False)
     except Exception as error:  # a decoder's own bug must not end the ingest of ten thousand other scans
         return Outcome(reason=f"cannot be decoded (unexpected {type(error).__name__})")
+
+
+def attempt_note(volumes: Place, paths: Sequence[Path]) -> Place:
+    """The file that counts the attempts at a scan: of these very paths, as a copy may be decoded at the same time."""
+    return volumes.parent / "attempts" / xxhash.xxh3_64_hexdigest("\n".join(map(str, paths)).encode())
 
 
 def _write_note(attempt: Place, processes: str) -> None:

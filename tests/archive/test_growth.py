@@ -18,7 +18,7 @@ import pytest
 from raygenesis.archive import intake
 from raygenesis.archive.catalogue import FAILURES, read_catalogue
 from raygenesis.archive.ingest import ingest
-from raygenesis.archive.intake import MOST_CRASHES, scan_fingerprint, take_in
+from raygenesis.archive.intake import MOST_CRASHES, attempt_note, take_in
 from raygenesis.archive.sources import read_sources
 from raygenesis.config import Settings, load_settings
 from raygenesis.workspace import Workspace, read_table
@@ -191,8 +191,8 @@ def slow(tmp_path: Path) -> Path:
 
 def test_a_worker_killed_once_costs_nothing_but_time(slow: Path, tmp_path: Path) -> None:
     workspace = workspace_with_key(tmp_path / "ws")
-    bad = scan_fingerprint([slow / "sub-slow_T1w.nii.gz"])
-    with Crash(workspace.archive / "attempts" / bad, times=1) as crash:
+    bad = attempt_note(workspace.volumes, [(slow / "sub-slow_T1w.nii.gz").resolve()])
+    with Crash(bad, times=1) as crash:
         manifest = ingest(slow, workspace, SETTINGS)
     assert crash.killed == 1 and manifest["counts"]["failures"] == 0
     assert contents(workspace) == in_one_go(slow, tmp_path / "fresh")
@@ -200,8 +200,8 @@ def test_a_worker_killed_once_costs_nothing_but_time(slow: Path, tmp_path: Path)
 
 def test_a_scan_that_crashes_its_decoder_is_a_failure_and_not_the_end(slow: Path, tmp_path: Path) -> None:
     workspace = workspace_with_key(tmp_path / "ws")
-    bad = scan_fingerprint([slow / "sub-slow_T1w.nii.gz"])
-    with Crash(workspace.archive / "attempts" / bad, times=100) as crash:
+    bad = attempt_note(workspace.volumes, [(slow / "sub-slow_T1w.nii.gz").resolve()])
+    with Crash(bad, times=100) as crash:
         manifest = ingest(slow, workspace, SETTINGS)
     assert crash.killed == MOST_CRASHES
     assert (manifest["counts"]["volumes"], manifest["counts"]["failures"]) == (6, 1)

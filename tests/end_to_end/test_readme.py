@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -12,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from raygenesis.cli import main
 from tests.data import HIPPOCAMPI, needs_hippocampi
-from tests.end_to_end.conftest import TINY, MainJob, raygenesis
+from tests.end_to_end.conftest import TINY, MainJob
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 FASTER = [
@@ -31,8 +34,19 @@ def console_lines(start: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.startswith(start)]
 
 
+def follow(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of a command line, on the Ray that tests share: a start for each line would cost minutes."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            main(list(arguments))
+        except SystemExit as ended:
+            return int(ended.code or 0), output.getvalue()
+    return 0, output.getvalue()
+
+
 @pytest.fixture(scope="module")
-def followed(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Output of each README line; `WORKSPACE` is a copy of the main job's, or another where other settings make it."""
     root = tmp_path_factory.mktemp("readme")
     shutil.copytree(main_job.workspace, root / "workspace")
@@ -46,9 +60,9 @@ def followed(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> dic
             "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png",
         }  # fmt: skip
         arguments = [str(places.get(word, word)) for word in shlex.split(line)[1:]]
-        done = raygenesis(*arguments, *([] if arguments[0] in ("config", "archive") else FASTER))
-        assert done.returncode == 0, line + "\n" + done.stdout + done.stderr
-        outputs[line] = done.stdout
+        code, output = follow(*arguments, *([] if arguments[0] in ("config", "archive") else FASTER))
+        assert code == 0, line + "\n" + output
+        outputs[line] = output
     outputs["workspace"] = str(root / "workspace")
     return outputs
 
@@ -72,8 +86,8 @@ def test_the_sweep_ranks_eight_points_of_one_store_without_cropping(
     assert scores == sorted(scores, reverse=True)
     for part in (main_job.workspace / "patterns").iterdir():
         assert (workspace / "patterns" / part.name).stat().st_mtime_ns == part.stat().st_mtime_ns
-    best = raygenesis("config", "--preset", workspace / "sweeps" / "default" / "best.yaml")
-    assert f"num_neighbours: {table[0]['num_neighbours']}" in best.stdout
+    _, best = follow("config", "--preset", str(workspace / "sweeps" / "default" / "best.yaml"))
+    assert f"num_neighbours: {table[0]['num_neighbours']}" in best
 
 
 def test_finetuning_compares_random_with_pretrained_weights(followed: dict[str, str]) -> None:
@@ -97,5 +111,5 @@ def test_the_python_snippets_run(followed: dict[str, str]) -> None:
 def test_the_readme_claims_no_verb_that_is_missing() -> None:
     named = set(re.findall(r"`(ingest|embed|discover|pretrain|sweep|finetune|report)`", README))
     for verb in named:
-        assert raygenesis(verb, "--help").returncode == 0
+        assert follow(verb, "--help")[0] == 0
         assert (Path(__file__).resolve().parents[2] / "jobs" / f"{verb}.py").is_file()
