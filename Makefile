@@ -41,4 +41,6 @@ lint: install
 	$(BIN)/ruff check .
 
 bench: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m tests.benchmarks.archive
 	$(BIN)/python -m tests.benchmarks.training

@@ -53,11 +53,14 @@ def ingest_command(
 
 
 @archive_app.command("info")
-def archive_info_command(workspace: WorkspaceOption) -> None:
+def archive_info_command(
+    workspace: WorkspaceOption,
+    failures: Annotated[bool, typer.Option("--failures", help="List every failure, with its file.")] = False,
+) -> None:
     """Counts, sizes, spacings, modalities, and failures by cause."""
     from raygenesis.archive.inspection import info
 
-    for line in info(_existing(workspace)):
+    for line in info(_existing(workspace), failures):
         typer.echo(line)
 
 

@@ -48,6 +48,9 @@ class ArchiveSettings(Section):
     spacing_mm: ExtentMm | None = Field(
         None, description="Resample every scan to this voxel size, z y x (2D: y x); the scanner's own when null."
     )
+    fill_nan: float | None = Field(
+        None, description="Stored in place of NaN and infinity; a scan that has them is a failure when null."
+    )
     crop_to_body: bool = Field(False, description="Leave out the air around the body.")
     max_scan_gib: Positive = Field(16.0, description="A scan of more voxel bytes than this is refused.")
     coarse_size: Count = Field(64, description="The pyramid ends where no side is longer than this.")

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -60,7 +61,7 @@ class Workspace:
         """The workspace at `location`, which must be there already."""
         if not place(location).is_dir():
             raise WorkspaceError(f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`")
-        return cls.open(location)
+        return cls(place(location))
 
     @property
     def private(self) -> Place:
@@ -270,6 +271,8 @@ def _aside(path: Place) -> Iterator[Path]:
 
 def place(location: str | Path) -> Place:
     """A folder on this machine, or a remote one where the location is a URL."""
+    if re.match(r"(s3|gs):/(?!/)", str(location)):
+        raise WorkspaceError(f"workspace {location}: a URL has two slashes, as in s3://bucket/prefix")
     return remote(str(location)) if "://" in str(location) else Path(location).expanduser().absolute()
 
 

@@ -50,7 +50,8 @@ def read_catalogue(
         raise WorkspaceError(f"{path} is not there: run `raygenesis ingest` first") from None
     except (pa.ArrowInvalid, OSError):
         raise WorkspaceError(
-            f"{path} is damaged: remove it and manifest.json beside it and ingest again, stored volumes are kept"
+            f"{path} is damaged: remove it and manifest.json beside it and ingest again; volumes of files that are "
+            "still there are not decoded anew"
         ) from None
     rows = table.sort_by("volume_id").to_pylist()
     if ndim is None:

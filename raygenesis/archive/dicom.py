@@ -102,7 +102,7 @@ def read_series(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse") -> li
     `fourth_axis` says what becomes of time points and echoes, that is of different slices at one position: refused,
     a volume each, or channels of one volume. Raises ScanError saying why the series is not a volume.
     """
-    slices = [one for path in paths for one in read_slices(path, pixels=True)]
+    slices = [one for number, path in enumerate(paths, 1) for one in _numbered(path, number, len(paths))]
     if _are_images(slices):
         return [_image(one) for one in slices]
     slices, notes = _without_copies(slices)
@@ -155,12 +155,28 @@ def _image(one: Slice) -> Volume:
     return _described(xyz, image_affine(plane), 2, [one], one.rescale, (*notes, *more))
 
 
+def _numbered(path: Path, number: int, count: int) -> list[Slice]:
+    """The slices of a file; what is wrong with it is said of the file's place among its series' sorted names."""
+    try:
+        return list(read_slices(path, pixels=True))
+    except ScanError as error:
+        raise error if count == 1 else ScanError(f"file {number} of {count} in order of name: {error}") from None
+
+
 def _without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], tuple[str, ...]]:
-    """The slices but for those that come twice under one SOPInstanceUID."""
-    first: dict[object, Slice] = {}
+    """The slices but for those that come twice: under one SOPInstanceUID, in one place, with the same pixels."""
+    kept: list[Slice] = []
+    known: dict[object, list[Slice]] = {}
     for one in slices:
-        first.setdefault(one.identity if one.identity[0] else id(one), one)
-    return list(first.values()), _dropped(len(slices) - len(first))
+        copies = known.setdefault(one.identity if one.identity[0] else id(one), [])
+        if not any(_same(one, other) for other in copies):
+            copies.append(one)
+            kept.append(one)
+    return kept, _dropped(len(slices) - len(kept))
+
+
+def _same(one: Slice, other: Slice) -> bool:
+    return one.plane == other.plane and np.array_equal(one.pixels, other.pixels)
 
 
 def _dropped(copies: int) -> tuple[str, ...]:

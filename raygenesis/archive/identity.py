@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raygenesis.archive.scans import Scan
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace import Place, publish
+from raygenesis.workspace import Place, Workspace, publish
 
 KEY_BYTES = 32
 BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
@@ -30,8 +30,9 @@ class Identity:
     def subject(self, name: str) -> str:
         return self._hashed("subject", name)
 
-    def source(self, path: str) -> str:
-        return self._hashed("source", path)
+    def source(self, name: str, path: str = "") -> str:
+        """What the archive calls a scan of that name; with `keep_ids` its path, where that is not its name."""
+        return path or name if self.keep_ids else self._hashed("source", name)
 
     def _hashed(self, kind: str, name: str) -> str:
         if self.keep_ids:
@@ -39,13 +40,23 @@ class Identity:
         return hashlib.blake2b(name.encode(), key=self.key, person=kind.encode(), digest_size=8).hexdigest()
 
 
-def open_identity(folder: Place, keep_ids: bool) -> Identity:
-    """The identity of a workspace's `private/` folder; its key is made, for its owner alone, when absent."""
+def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
+    """The identity of a workspace; its key is made, for its owner alone, as long as there is no catalogue.
+
+    Raises WorkspaceError if the key is damaged or lost: another one would give every subject another name.
+    """
+    if keep_ids:
+        return Identity(b"", keep_ids)
+    folder = workspace.private
     path = folder / "key"
     try:
         key = bytes.fromhex(path.read_text())
     except FileNotFoundError:
-        folder.mkdir(parents=True, exist_ok=True)
+        if workspace.catalog.is_file():
+            raise WorkspaceError(
+                f"{path} is gone, and the archive's subjects are named by it: put it back, or start a new workspace"
+            ) from None
+        make_private(folder)
         key = secrets.token_bytes(KEY_BYTES)
         publish(path, lambda aside: _write_private(aside, key.hex()))
         key = bytes.fromhex(path.read_text())
@@ -53,10 +64,16 @@ def open_identity(folder: Place, keep_ids: bool) -> Identity:
         key = b""
     if len(key) != KEY_BYTES:
         raise WorkspaceError(
-            f"{path} is damaged (expected {2 * KEY_BYTES} hex digits): put the right one back, or start a new "
-            "workspace; another key would give every subject another name"
+            f"{path} is damaged (expected {2 * KEY_BYTES} hex digits): put the right one back, or start a new workspace"
         )
-    return Identity(key, keep_ids)
+    return Identity(key)
+
+
+def make_private(folder: Place) -> None:
+    """Make a folder that, on a disk, nobody but its owner may look into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(folder, Path):
+        folder.chmod(0o700)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ import ray
 from raygenesis import cluster
 from raygenesis.archive.catalogue import CATALOGUE, FAILURES, first_volumes, read_catalogue
 from raygenesis.archive.dicom import Header
-from raygenesis.archive.identity import Identity, open_identity, subject_of
+from raygenesis.archive.identity import Identity, make_private, open_identity, subject_of
 from raygenesis.archive.intake import Outcome, take_in
 from raygenesis.archive.scans import File, Scan, Survey, read_headers, survey
 from raygenesis.archive.sources import read_known_headers, read_sources, stamp_of, write_headers, write_sources
@@ -24,13 +24,16 @@ from raygenesis.archive.store import volume_folder
 from raygenesis.config import ArchiveSettings, Settings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, read_json, remove_tree, write_table
+from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, publish, read_json, remove_tree, write_table
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
 
 # Files of more bytes are large; a byte of them may need so many of memory, unpacked and turned into canonical axes.
 LARGE_BYTES, MEMORY_PER_BYTE = 64 * 2**20, 8
+
+# Where `private/` says which folder the archive was made from.
+FOLDER_NOTE = "scans-folder"
 
 # DICOM headers are read here, or where there are more, by Ray.
 HEADERS_PER_BLOCK = 2000
@@ -106,30 +109,37 @@ def ingest(
     _check_subject_pattern(found.survey.scans, settings.archive.subject_pattern)
     stage = Stage(workspace.archive, {"archive": settings.archive.model_dump(mode="json")}, {})
     earlier = _earlier_rows(workspace)
+    known = read_sources(workspace.private)
     if stage.is_finished():
         manifest = read_json(workspace.archive / "manifest.json")
-        is_whole = len(earlier) == manifest["counts"]["volumes"]
-        if manifest.get("listing") == found.listing and is_whole and not (prune and manifest["counts"]["removed"]):
-            say("ingest", f"nothing to do: all {found.survey.num_found} scans are in {workspace.archive}")
+        if _is_up_to_date(manifest, found, earlier, known) and not (prune and manifest["counts"]["removed"]):
+            counts = manifest["counts"]
+            what = f"{counts['volumes']} volumes, {counts['failures']} failures"
+            say("ingest", f"nothing to do: all {found.survey.num_found} scans are in {workspace.archive} ({what})")
             return manifest
+    _check_same_folder(scans, found.survey, known, workspace)
+    if not found.survey.scans:
+        raise _nothing_readable(scans, found.survey, {})
     watch = Stopwatch()
-    identity = open_identity(workspace.private, settings.archive.keep_ids)
-    known = read_sources(workspace.private)
+    identity = open_identity(workspace, settings.archive.keep_ids)
     stage.start()
     outcomes = _known_outcomes(found.survey.scans, known, earlier)
     num_known = len(outcomes)
     fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
     outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
     rows, removed, failures = _tables(found.survey, outcomes, earlier, identity, settings.archive)
-    if prune:
+    if prune and removed:
+        say("ingest", f"{len(removed)} volumes removed whose files are gone or no longer readable")
         removed = []
     write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
     if not rows:
         raise _nothing_readable(scans, found.survey, outcomes)
-    _remember(workspace, found, outcomes, identity)
     rows = sorted(rows + removed, key=lambda row: row["volume_id"])
+    _remember(workspace, scans, found, outcomes, identity, rows, known)
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
-    _sweep(workspace, {row["volume_id"] for row in rows})
+    seen = earlier.keys() | {record["volume_id"] for outcome in outcomes.values() for record in outcome.records}
+    for volume_id in sorted(seen - {row["volume_id"] for row in rows}):  # duplicates, superseded and pruned ones
+        remove_tree(volume_folder(workspace.volumes, volume_id))
     counts = {
         "scans": found.survey.num_found, "volumes": len(rows), "subjects": len({row["subject_id"] for row in rows}),
         "failures": len(failures), "known": num_known, "removed": len(removed), "other_files": found.survey.num_others,
@@ -167,6 +177,30 @@ def _earlier_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
     rows = read_catalogue(workspace.catalog)
     there = (row for row in rows if volume_folder(workspace.volumes, row["volume_id"]).name in stored)
     return {row["volume_id"]: row for row in there}
+
+
+def _is_up_to_date(
+    manifest: Mapping[str, Any], found: Found, earlier: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    """Whether the folder is as it was, every volume is there, and no failure may have passed by itself."""
+    may_have_passed = any(row["reason"] and not row["is_lasting"] for row in known.values())
+    is_whole = len(earlier) == manifest["counts"]["volumes"]
+    return manifest.get("listing") == found.listing and is_whole and not may_have_passed
+
+
+def _check_same_folder(
+    scans: Path, found: Survey, known: Mapping[str, Mapping[str, Any]], workspace: Workspace
+) -> None:
+    """Refuse another folder than the archive's, whose paths would be taken for the same files; it may have moved."""
+    path = workspace.private / FOLDER_NOTE
+    if not known or not path.is_file() or path.read_text() == str(scans.resolve()):
+        return
+    stamps = {row["stamp"] for row in known.values()}
+    if not any(stamp_of(scan) in stamps for scan in found.scans):
+        raise WorkspaceError(
+            f"{workspace.archive} was made from {path.read_text()}, and no scan in {scans} is one of that folder: give "
+            "that folder, or choose another workspace"
+        )
 
 
 def _known_outcomes(
@@ -264,11 +298,14 @@ def _tables(
     rows: list[dict[str, Any]] = []
     failures = [{"source": identity.source(file.source), "reason": file.reason} for file in found.aside]
     first: dict[str, dict[str, Any]] = {}
+    readable = set()
     for scan in found.scans:
         outcome = outcomes[scan.source]
-        source = identity.source(scan.source)
+        source = identity.source(scan.name, scan.source)
         if outcome.reason:
             failures.append({"source": source, "reason": outcome.reason})
+        else:
+            readable.add(source)
         subject = identity.subject(subject_of(scan, settings.subject_pattern))
         for record in outcome.records:
             row = {**record, "subject_id": subject, "source": source, "source_bytes": scan.num_bytes}
@@ -277,8 +314,8 @@ def _tables(
                 rows.append(row)
             else:
                 failures.append({"source": source, "reason": f"same voxels as {original['source']}"})
-    present = {identity.source(scan.source) for scan in found.scans}
-    gone = [row for row in earlier.values() if row["source"] not in present]
+    # Also of a file that is there and cannot be read any more: half a copy must not cost the whole one.
+    gone = [row for row in earlier.values() if row["source"] not in readable]
     removed = [row for row in gone if row["voxel_fingerprint"] not in first]
     return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
 
@@ -290,12 +327,22 @@ def _nothing_readable(scans: Path, found: Survey, outcomes: Mapping[str, Outcome
     return ScanError(f"none of the {found.num_found} scans in {scans} can be read; the first: {source}: {reason}")
 
 
-def _remember(workspace: Workspace, found: Found, outcomes: Mapping[str, Outcome], identity: Identity) -> None:
-    """Write the private tables."""
+def _remember(
+    workspace: Workspace,
+    scans: Path,
+    found: Found,
+    outcomes: Mapping[str, Outcome],
+    identity: Identity,
+    catalogue: Sequence[Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write the private tables: every file of the folder, and those that are gone and whose volumes stay."""
+    kept = {row["voxel_fingerprint"]: row["volume_id"] for row in catalogue}
     rows = [
         {
-            "source": identity.source(scan.source), "path": scan.source, "stamp": stamp_of(scan),
-            "volume_ids": [record["volume_id"] for record in outcomes[scan.source].records],
+            "source": identity.source(scan.name, scan.source), "path": scan.source, "stamp": stamp_of(scan),
+            # Of a duplicate the volume that stays.
+            "volume_ids": [kept[record["voxel_fingerprint"]] for record in outcomes[scan.source].records],
             "reason": outcomes[scan.source].reason, "is_lasting": outcomes[scan.source].is_lasting,
         }
         for scan in found.survey.scans
@@ -307,16 +354,12 @@ def _remember(workspace: Workspace, found: Found, outcomes: Mapping[str, Outcome
         }
         for file in found.survey.aside
     ]  # fmt: skip
+    present, ids = {row["path"] for row in rows}, {row["volume_id"] for row in catalogue}
+    rows += [row for path, row in known.items() if path not in present and ids & set(row["volume_ids"])]
+    make_private(workspace.private)
     write_sources(workspace.private, rows)
     write_headers(workspace.private, found.headers)
-
-
-def _sweep(workspace: Workspace, volume_ids: set[str]) -> None:
-    """Remove stored volumes that no row names: duplicates, and what changed or pruned files had become."""
-    suffix = volume_folder(workspace.volumes, "").name
-    for folder in workspace.volumes.iterdir():
-        if folder.name.removesuffix(suffix) not in volume_ids:
-            remove_tree(folder)
+    publish(workspace.private / FOLDER_NOTE, lambda aside: aside.write_text(str(scans.resolve())))
 
 
 def _summarise(
@@ -326,13 +369,17 @@ def _summarise(
     if counts["known"]:
         say("ingest", f"{counts['known']} scans were known already and not read again")
     if counts["removed"]:
-        say("ingest", f"{counts['removed']} volumes stay whose files are gone: --prune removes them")
+        say(
+            "ingest",
+            f"{counts['removed']} volumes stay whose files are gone or no longer readable: --prune removes them",
+        )
     failed = [(file.source, file.reason) for file in found.aside]
     failed += [(source, outcome.reason) for source, outcome in outcomes.items() if outcome.reason]
     for source, reason in sorted(failed)[:5]:
         say("ingest", f"skipped {source}: {reason}")
     if len(failed) > 5:
-        say("ingest", f"and {len(failed) - 5} more: `raygenesis archive info --workspace {workspace.root}` lists them")
+        listed = f"`raygenesis archive info --failures --workspace {workspace.root}` lists them"
+        say("ingest", f"and {len(failed) - 5} more: {listed}")
     say(
         "ingest",
         f"{counts['volumes']} volumes of {counts['subjects']} subjects, {counts['failures']} failures, "

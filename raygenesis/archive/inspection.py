@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -20,7 +21,7 @@ from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.sources import read_sources
 from raygenesis.archive.store import halve, open_level, read_array, read_record, read_region, volume_folder
 from raygenesis.config import IntensitySettings
-from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
 from raygenesis.workspace import Place, Workspace, manifest_of, read_table
 
@@ -30,8 +31,8 @@ TILE_PIXELS = 128
 NUMBER = re.compile(r"\b[0-9a-f]{16}\b|\d[\d,.]*")
 
 
-def info(workspace: Workspace) -> list[str]:
-    """Lines that say what an archive holds: counts, modalities, sizes, spacings, and failures by cause."""
+def info(workspace: Workspace, every_failure: bool = False) -> list[str]:
+    """Lines that say what an archive holds: counts, modalities, sizes, spacings, and failures by cause, or each."""
     manifest = manifest_of(workspace.archive, "ingest")
     rows = read_catalogue(workspace.catalog)
     counts = manifest["counts"]
@@ -50,7 +51,7 @@ def info(workspace: Workspace) -> list[str]:
         lines.append(f"{title}: " + ", ".join(f"{value} {count}" for value, count in found.most_common()))
     corrected = Counter(NUMBER.sub("…", text) for row in rows for text in row["corrections"])
     lines += [f"corrected: {count} × {text}" for text, count in corrected.most_common()]
-    return lines + _failure_lines(workspace)
+    return lines + _failure_lines(workspace, every_failure)
 
 
 def _voxel_bytes(row: Mapping[str, Any]) -> int:
@@ -67,14 +68,19 @@ def _span(rows: Sequence[Mapping[str, Any]], axis: int) -> str:
     return f"{text(voxels)} voxels of {text(spacing)} mm, {text(voxels * spacing)} mm"
 
 
-def _failure_lines(workspace: Workspace) -> list[str]:
-    """Failures by cause, numbers aside, with the first file of each where the private table still knows it."""
+def _failure_lines(workspace: Workspace, every_failure: bool) -> list[str]:
+    """Each failure, or those of a cause together with the first; by its path where the private table knows it."""
     paths: dict[str, str] = {}
     for row in read_sources(workspace.private).values():
         paths.setdefault(row["source"], row["path"])
     causes: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in read_table(workspace.archive / "failures.parquet", schema=FAILURES).to_pylist():
-        causes[NUMBER.sub("…", row["reason"])].append(row)
+    path = workspace.archive / "failures.parquet"
+    try:
+        failures = read_table(path, schema=FAILURES).to_pylist()
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
+        raise WorkspaceError(f"{path} is missing or damaged: remove manifest.json beside it and ingest again") from None
+    for row in failures:
+        causes[row["source"] if every_failure else NUMBER.sub("…", row["reason"])].append(row)
     lines = []
     for rows in sorted(causes.values(), key=len, reverse=True):
         first = min(rows, key=lambda row: paths.get(row["source"], row["source"]))
@@ -110,7 +116,7 @@ def verify(workspace: Workspace) -> int:
     for fault in sorted(faults):
         say("verify", fault)
     for stranger in strangers:
-        say("verify", f"{stranger} is not in the catalogue: the next ingest that changes anything removes it")
+        say("verify", f"{stranger} is not in the catalogue: remove it if nobody needs it")
     if faults:
         raise WorkspaceError(
             f"{len(faults)} of {len(rows)} volumes in {workspace.archive} are damaged, {min(faults)}: remove their "
@@ -163,8 +169,11 @@ def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
         except ScanError:
             draw.text((corner[0] + 2, corner[1] + 2), "damaged", fill=255)
         draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), f"{row['volume_id'][:16]} {row['modality']}", fill=200)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format="PNG")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        raise SettingsError(f"--output {path} cannot be written ({error.strerror}): give the name of a PNG") from None
     say("show", f"{len(chosen)} of {len(rows)} volumes → {path}")
     return len(chosen)
 

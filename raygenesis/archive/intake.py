@@ -111,7 +111,7 @@ def _known_records(volumes: Place, scan_id: str) -> tuple[dict[str, Any], ...]:
 def _store(
     paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings
 ) -> tuple[dict[str, Any], ...]:
-    found = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30))
+    found = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30), settings.fill_nan)
     records = []
     for number, volume in enumerate(found):
         volume_id = scan_id if len(found) == 1 else f"{scan_id}-{number:04d}"

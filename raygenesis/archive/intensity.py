@@ -14,6 +14,7 @@ from raygenesis.errors import ScanError
 # Percentiles recorded for every volume at ingest.
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 MOST_VOXELS = 2**19
+GOLDEN = (5**0.5 - 1) / 2
 
 
 def percentiles(voxels: NDArray[np.generic]) -> tuple[float, float]:
@@ -21,7 +22,10 @@ def percentiles(voxels: NDArray[np.generic]) -> tuple[float, float]:
 
     Linear between order statistics; of more than MOST_VOXELS an even sample.
     """
-    sample = voxels.reshape(-1)[:: -(-voxels.size // MOST_VOXELS)]
+    sample = voxels.reshape(-1)
+    if sample.size > MOST_VOXELS:
+        # Multiples of the golden section, modulo one, fill a scan of any sides evenly: strides may miss the body.
+        sample = sample[(np.arange(MOST_VOXELS) * GOLDEN % 1.0 * sample.size).astype(np.int64)]
     ranks = np.array([LOW_PERCENTILE, HIGH_PERCENTILE]) / 100 * (sample.size - 1)
     below, above = _order_statistics(sample, np.array([np.floor(ranks), np.ceil(ranks)]).astype(int))
     low, high = below + (above - below) * (ranks - np.floor(ranks))

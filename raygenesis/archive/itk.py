@@ -66,7 +66,8 @@ def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
     size, affine, ndim = _geometry(reader)
     if len(size) == 4 and fourth_axis == "refuse":
         raise ScanError(f"shape {size} has a fourth axis: choose archive.fourth_axis=split (time points) or channels")
-    itemsize = 8 if "64" in sitk.GetPixelIDValueAsString(reader.GetPixelID()) else 1  # at least
+    bits = re.search(r"8|16|32|64", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    itemsize = int(bits[0]) // 8 if bits else 1
     count = int(np.prod(size, dtype=object)) * reader.GetNumberOfComponents()
     check_claim(count * itemsize, data_file(path) or path, max_bytes, packed=True)
     try:

@@ -71,10 +71,12 @@ def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
         voxels = np.stack([voxels[name] for name in voxels.dtype.names[:3]], -1)
         layout = "channels"
     parts = [voxels[..., number] for number in range(shape[3])] if layout == "split" else [voxels]
+    placed = header["sform_code"] > 0 or header["qform_code"] > 0
+    notes = () if placed else ("no orientation is stored: axes taken as right to left, anterior and superior",)
     volumes = []
     for part in parts:
         turned, place = canonical(part, affine, ndim)
-        volumes.append(Volume(turned, place, slope, intercept, ndim))
+        volumes.append(Volume(turned, place, slope, intercept, ndim, corrections=notes))
     return volumes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,12 @@ class Scan:
 
     files: tuple[File, ...]
     patient: str = ""  # DICOM's patient id
+    series: str = ""  # and series; a series may grow by a file that comes first
+
+    @property
+    def name(self) -> str:
+        """What it is called from one survey to the next."""
+        return self.series or self.source
 
     @property
     def source(self) -> str:
@@ -95,8 +102,10 @@ def survey(folder: Path, headers: ReadHeaders = read_headers) -> Survey:
     Hidden files and folders are left out (DataLad keeps a second name of every scan below `.git`), and links that
     lead out of the folder are not followed. `headers` reads those of many DICOM files, in their order.
     """
+    if re.match(r"[a-z0-9]+:/", str(folder)):
+        raise ScanError(f"scans folder {folder}: scans are read from a folder of a mounted file system")
     if not folder.is_dir():
-        raise ScanError(f"scans folder {folder} does not exist or is not a folder")
+        raise ScanError(f"scans folder {folder} does not exist or is not a folder: give the one that holds the scans")
     root = folder.resolve()
     scans: list[Scan] = []
     aside: list[SetAside] = []
@@ -141,6 +150,10 @@ def _files(root: Path, aside: list[SetAside]) -> Iterator[Path]:
         aside.append(SetAside(_printable(below), f"a folder that cannot be read ({error.strerror})"))
 
     for folder, below, names in os.walk(root, onerror=unreadable):
+        linked = [name for name in below if Path(folder, name).is_symlink() and not name.startswith(".")]
+        for name in linked:
+            source = os.path.relpath(Path(folder, name), root)
+            aside.append(SetAside(_printable(source), "a linked folder, and those are not followed"))
         below[:] = [name for name in below if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
@@ -186,8 +199,7 @@ def _series(
 ) -> tuple[list[Scan], list[SetAside]]:
     """Files by series; projections each for itself; what is no image set aside, one row a series and reason."""
     scans, aside = [], []
-    groups: dict[str, list[File]] = defaultdict(list)
-    patients: dict[str, str] = {}
+    groups: dict[tuple[str, str], list[File]] = defaultdict(list)
     no_images: dict[tuple[str, str], list[File]] = defaultdict(list)
     for file, header in zip(files, headers, strict=True):
         if isinstance(header, str):
@@ -197,11 +209,10 @@ def _series(
         elif header.is_projection:
             scans.append(Scan((file,), header.patient))
         else:
-            groups[header.series].append(file)
-            patients[header.series] = header.patient
+            groups[header.series, header.patient].append(file)
     for (_, reason), members in no_images.items():
         more = f" (and {len(members) - 1} more files of its series)" if len(members) > 1 else ""
         aside.append(SetAside(members[0].path, f"{reason}{more}"))
-    scans += [Scan(tuple(members), patients[series]) for series, members in groups.items()]
+    scans += [Scan(tuple(members), patient, series) for (series, patient), members in groups.items()]
     return scans, aside
 

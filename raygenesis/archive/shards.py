@@ -180,7 +180,11 @@ class Array:
 def open_array(folder: Place) -> Array:
     """An array's shape and type. Raises ScanError if it is not there, or not one that `write_array` wrote."""
     try:
-        tree = json.loads((folder / "zarr.json").read_text())
+        text = (folder / "zarr.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ScanError("its zarr.json is missing") from None
+    try:
+        tree = json.loads(text)
         (sharding,) = tree["codecs"]
         inner = sharding["configuration"]
         array = Array(
@@ -197,8 +201,6 @@ def open_array(folder: Place) -> Array:
         if is_ours and is_sound and divides and array.dtype.kind in "iuf":
             return array
         reason = "its zarr.json describes another kind of array"
-    except FileNotFoundError:
-        reason = "its zarr.json is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         reason = "its zarr.json is damaged"
     raise ScanError(reason)

@@ -36,7 +36,7 @@ HEADERS = pa.schema(
 
 
 def stamp_of(scan: Scan) -> str:
-    """Changes when a file of the scan does, or the code that reads it."""
+    """Changes when a file of the scan does, or our version: what failed may then be readable."""
     return digest([__version__, [asdict(file) for file in scan.files]])
 
 
@@ -70,5 +70,5 @@ def write_headers(folder: Place, headers: Mapping[File, Header]) -> None:
 def _rows(path: Place, schema: pa.Schema) -> list[dict[str, Any]]:
     try:
         return read_table(path, schema=schema).to_pylist()
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
         return []  # it only spares work: without it everything is looked at again

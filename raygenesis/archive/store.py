@@ -154,8 +154,12 @@ def _multiscale(volume: Volume, factors: list[tuple[int, ...]]) -> dict[str, Any
 def read_record(folder: Place) -> dict[str, Any] | None:
     """The catalogue row in a volume's attributes, or None where there is no whole volume."""
     try:
-        return json.loads((folder / "zarr.json").read_text())["attributes"][ATTRIBUTES]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        text = (folder / "zarr.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return json.loads(text)["attributes"][ATTRIBUTES]
+    except (ValueError, KeyError, TypeError):
         return None
 
 

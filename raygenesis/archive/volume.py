@@ -91,18 +91,27 @@ def _places_voxels(affine: NDArray[np.float64]) -> bool:
     return bool((steps > 0).all() and np.isfinite(steps).all() and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6)
 
 
-def checked(volume: Volume) -> Volume:
+def checked(volume: Volume, fill_nan: float | None = None) -> Volume:
     """The volume with a plain type of voxels: native byte order, integers as they came, floats as float32.
+
+    Values that are not finite become `fill_nan`, or a fault when None.
 
     Raises ScanError for colour and complex voxels, values that are not finite, and images of a single value.
     """
-    voxels = volume.voxels
+    voxels, corrections = volume.voxels, volume.corrections
     if voxels.dtype.kind == "f":
+        if voxels.dtype.itemsize > 4:
+            corrections += ("64-bit values kept as 32-bit ones",)
         with np.errstate(over="ignore"):
             voxels = voxels.astype(np.float32, copy=False)
         bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
+        if bad and fill_nan is None:
+            raise ScanError(
+                f"{bad:,} of {voxels.size:,} voxels are NaN or infinite: give archive.fill_nan a value to store instead"
+            )
         if bad:
-            raise ScanError(f"{bad:,} of {voxels.size:,} voxels are NaN or infinite")
+            voxels = np.where(np.isfinite(voxels), voxels, np.float32(fill_nan))
+            corrections += (f"{bad:,} voxels that were NaN or infinite set to {fill_nan:g}",)
     elif voxels.dtype.kind in "iu":
         voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     else:
@@ -120,5 +129,5 @@ def checked(volume: Volume) -> Volume:
     voxels = np.ascontiguousarray(voxels)
     return Volume(
         voxels, volume.affine, float(volume.slope), float(volume.intercept), volume.ndim, volume.modality,
-        volume.tags, volume.corrections,
+        volume.tags, corrections,
     )  # fmt: skip

@@ -109,7 +109,7 @@ def pretrained_on(scans: Sequence[LabelledScan], workspace: Workspace, settings:
     # Only a file of a known size can be a known file: the others need no hashing.
     sizes = {row["source_bytes"] for row in rows}
     names = {row["subject_id"] for row in rows if row["volume_id"] in seen}
-    identity = open_identity(workspace.private, settings.archive.keep_ids)
+    identity = open_identity(workspace, settings.archive.keep_ids)
     return {
         scan.subject
         for scan in scans

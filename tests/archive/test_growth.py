@@ -19,9 +19,11 @@ from raygenesis.archive import intake
 from raygenesis.archive.catalogue import FAILURES, read_catalogue
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.intake import MOST_CRASHES, attempt_note, take_in
-from raygenesis.archive.sources import read_sources
+from raygenesis.archive.sources import read_sources, write_sources
 from raygenesis.config import Settings, load_settings
+from raygenesis.errors import WorkspaceError
 from raygenesis.workspace import Workspace, read_table
+from tests.archive import dicom_series
 from tests.archive.nifti import grey, write_nifti
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -102,7 +104,7 @@ def test_removed_files_are_reported_and_pruned_only_when_asked(tmp_path: Path, c
     (scans / "sub-01_T1w.nii.gz").unlink()
     manifest = ingest(scans, workspace, SETTINGS)
     assert (manifest["counts"]["removed"], manifest["counts"]["volumes"]) == (1, 3)
-    assert "1 volumes stay whose files are gone: --prune removes them" in capsys.readouterr().out
+    assert "1 volumes stay whose files are gone or no longer readable: --prune removes them" in capsys.readouterr().out
     manifest = ingest(scans, workspace, SETTINGS, prune=True)
     assert (manifest["counts"]["removed"], manifest["counts"]["volumes"]) == (0, 2)
     assert contents(workspace) == in_one_go(scans, tmp_path / "fresh")
@@ -243,3 +245,66 @@ def test_killed_with_all_of_ray_it_goes_on_where_it_was(slow: Path, tmp_path: Pa
     assert not (workspace.archive / "manifest.json").exists()
     ingest(slow, workspace, SETTINGS)
     assert contents(workspace) == in_one_go(slow, tmp_path / "fresh")
+
+
+def test_half_a_copy_does_not_cost_the_whole_one(tmp_path: Path) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    add(scans, 0, 1, 2)
+    ingest(scans, workspace, SETTINGS)
+    path = scans / "sub-01_T1w.nii.gz"
+    path.write_bytes(path.read_bytes()[:300])
+    counts = ingest(scans, workspace, SETTINGS)["counts"]
+    assert (counts["volumes"], counts["failures"], counts["removed"]) == (3, 1, 1)
+    assert len(list(workspace.volumes.iterdir())) == 3
+    add(scans, 1)
+    assert ingest(scans, workspace, SETTINGS)["counts"]["removed"] == 0
+    assert contents(workspace) == in_one_go(scans, tmp_path / "fresh")
+
+
+def test_what_failed_for_now_is_tried_again_although_the_folder_is_the_same(tmp_path: Path) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    add(scans, 0, 1)
+    ingest(scans, workspace, SETTINGS)
+    rows = list(read_sources(workspace.private).values())
+    rows[0] |= {"volume_ids": [], "reason": "cannot be read", "is_lasting": False}
+    write_sources(workspace.private, rows)
+    assert ingest(scans, workspace, SETTINGS)["counts"]["failures"] == 0
+    assert contents(workspace) == in_one_go(scans, tmp_path / "fresh")
+
+
+def test_another_folder_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    add(scans, 0, 1)
+    ingest(scans, workspace, SETTINGS)
+    whole = contents(workspace)
+    write_nifti(tmp_path / "other" / "sub-00_T1w.nii.gz", grey((9, 12, 10), seed=50))
+    with pytest.raises(WorkspaceError, match=r"no scan in .*other is one of that folder"):
+        ingest(tmp_path / "other", workspace, SETTINGS)
+    assert contents(workspace) == whole and (workspace.archive / "manifest.json").is_file()
+    scans.rename(tmp_path / "moved")
+    add(tmp_path / "moved", 2)
+    assert ingest(tmp_path / "moved", workspace, SETTINGS)["counts"]["known"] == 2
+
+
+def test_a_series_that_grows_by_its_first_file_is_still_one_volume(tmp_path: Path) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    voxels = np.random.default_rng(0).integers(0, 4096, (6, 16, 16)).astype(np.uint16)
+    first = min(dicom_series.write_all(scans, dicom_series.series(voxels)))
+    aside = first.read_bytes()
+    first.unlink()
+    ingest(scans, workspace, SETTINGS)
+    (scans / "0000.dcm").write_bytes(aside)
+    counts = ingest(scans, workspace, SETTINGS)["counts"]
+    assert (counts["volumes"], counts["removed"]) == (1, 0)
+
+
+def test_duplicates_are_known_too_and_their_paths_stay_listed(tmp_path: Path) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    add(scans, 0, 1)
+    write_nifti(scans / "unpacked.nii", grey((9, 12, 10), seed=0))
+    ingest(scans, workspace, SETTINGS)
+    add(scans, 2)
+    (scans / "sub-01_T1w.nii.gz").unlink()
+    counts = ingest(scans, workspace, SETTINGS)["counts"]
+    assert (counts["known"], counts["volumes"], counts["failures"], counts["removed"]) == (2, 3, 1, 1)
+    assert "sub-01_T1w.nii.gz" in read_sources(workspace.private)

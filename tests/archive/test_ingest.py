@@ -152,7 +152,8 @@ def test_a_second_ingest_does_nothing_and_says_so(mixed, capsys: pytest.CaptureF
     before = times(workspace.root)
     assert ingest(scans, workspace, SETTINGS) == manifest
     assert times(workspace.root) == before
-    assert capsys.readouterr().out == f"ingest: nothing to do: all 13 scans are in {workspace.archive}\n"
+    done = f"ingest: nothing to do: all 13 scans are in {workspace.archive} (5 volumes, 8 failures)\n"
+    assert capsys.readouterr().out == done
 
 
 def test_other_settings_are_refused_by_name(mixed) -> None:
@@ -235,7 +236,7 @@ def test_a_removed_scan_s_volume_stays_until_it_is_pruned(scans: Path, workspace
         manifest = ingest(scans, workspace, SETTINGS)
         assert manifest["counts"] == counts(scans=2, volumes=3, subjects=3, known=2, removed=1)
         assert read_catalogue(workspace.catalog) == rows and len(list(workspace.volumes.iterdir())) == 3
-    assert "1 volumes stay whose files are gone: --prune removes them" in capsys.readouterr().out
+    assert "1 volumes stay whose files are gone or no longer readable: --prune removes them" in capsys.readouterr().out
     for _ in range(2):
         manifest = ingest(scans, workspace, SETTINGS, prune=True)
         assert manifest["counts"] == counts(scans=2, volumes=2, subjects=2, known=2)

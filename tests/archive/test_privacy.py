@@ -115,7 +115,18 @@ def test_pseudonyms_depend_on_the_key_and_the_split_does_not(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("damage", ["", "zz" * 32, "5a" * 31])
 def test_a_damaged_key_is_refused_and_not_replaced(tmp_path: Path, damage: str) -> None:
-    (tmp_path / "key").write_text(damage)
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text(damage)
     with pytest.raises(WorkspaceError, match="expected 64 hex digits"):
-        open_identity(tmp_path, keep_ids=False)
-    assert (tmp_path / "key").read_text() == damage
+        open_identity(Workspace(tmp_path), keep_ids=False)
+    assert (tmp_path / "private" / "key").read_text() == damage
+
+
+def test_a_lost_key_is_not_replaced_where_subjects_are_named_by_it(scans: Path, tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path / "ws")
+    ingest(scans, workspace, SETTINGS)
+    assert stat.S_IMODE((workspace.root / "private").stat().st_mode) == 0o700
+    (workspace.root / "private" / "key").unlink()
+    write_nifti(scans / "new.nii", grey((8, 9, 11)))
+    with pytest.raises(WorkspaceError, match="key is gone"):
+        ingest(scans, workspace, SETTINGS)

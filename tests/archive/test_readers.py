@@ -260,7 +260,10 @@ def test_links_that_lead_out_or_nowhere_are_not_followed(tmp_path: Path) -> None
     for folder in (tmp_path / "scans", tmp_path / "there"):
         found = survey(folder)
         assert [scan.source for scan in found.scans] == ["a.nii", "within.nii"]
-        assert found.aside == (SetAside("out.nii", "a link that leads out of the scans folder"),)
+        assert found.aside == (
+            SetAside("folder", "a linked folder, and those are not followed"),
+            SetAside("out.nii", "a link that leads out of the scans folder"),
+        )
 
 
 def test_no_folder_and_no_scans_are_said_plainly(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
 from scipy import ndimage
 
@@ -35,6 +34,8 @@ EPOCHS, ROUNDS = 3, 2
 
 
 def main() -> None:
+    import ray.data  # after raygenesis, which gives it its settings
+
     settings = load_settings(
         "cpu-small",
         ["pretraining.num_classification_epochs=0", f"pretraining.num_joint_epochs={EPOCHS}"],

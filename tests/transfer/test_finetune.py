@@ -279,7 +279,9 @@ def _check_it_goes_on_where_it_was_cut(target: Target, manifest: dict[str, Any])
     before = {path: path.stat().st_mtime_ns for path in target.folder.glob("trial-*.json")}
     again = target.finetune()
     assert len(before) == 3 and all(path.stat().st_mtime_ns == time for path, time in before.items())
-    assert {**read_json(lost), "seconds": 0} == {**result, "seconds": 0}
+    # Another process may sum in another order.
+    about = {"seconds": 0, "loss": pytest.approx(result["loss"], rel=1e-4)}
+    assert {**read_json(lost), "seconds": 0} == {**result, **about}
     assert [row["dice_mean"] for row in again["table"]] == [row["dice_mean"] for row in manifest["table"]]
 
 

@@ -149,6 +149,7 @@ def archive(tmp_path: Path) -> tuple[Workspace, list[LabelledScan]]:
         for scan in scans[:8]
     ]  # fmt: skip
     workspace.archive.mkdir(parents=True)
+    open_identity(workspace, keep_ids=False)
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
     return workspace, scans
 
@@ -166,7 +167,7 @@ def test_files_of_the_archives_training_split_are_recognised_by_their_bytes(arch
 def test_another_scan_of_a_training_subject_is_recognised_by_the_name(archive, keep_ids: bool) -> None:
     """Also where the archive holds a keyed hash of it; under another key nobody is recognised."""
     workspace, scans = archive
-    identity = open_identity(workspace.private, keep_ids)
+    identity = open_identity(workspace, keep_ids)
     rows = read_catalogue(workspace.catalog)
     changed = [{**row, "subject_id": identity.subject(row["subject_id"].removeprefix("sub-")), "source_bytes": -1}
                for row in rows]  # fmt: skip
