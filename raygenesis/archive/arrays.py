@@ -41,6 +41,8 @@ def read_side_car(path: Path) -> SideCar | None:
         return None
     except ValidationError as error:
         fault = error.errors()[0]
+        if not fault["loc"]:
+            raise ScanError('its side-car (.json) must be an object such as {"spacing_mm": [1.0, 0.7, 0.7]}') from None
         key = ".".join(str(part) for part in fault["loc"])
         raise ScanError(f"its side-car (.json): {key}: {fault['msg'].lower()}") from None
     except (ValueError, OSError) as error:

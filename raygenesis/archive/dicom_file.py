@@ -31,15 +31,13 @@ from pydicom.uid import (
 )
 
 from raygenesis.archive.slices import Plane
+from raygenesis.archive.volume import MAX_COMPRESSION
 from raygenesis.errors import ScanError
 
 # What pydicom logs quotes values of the file.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 HEAD_BYTES = 132
-
-# A header may claim any size; no compression is expected to pack more than this into one byte.
-MAX_COMPRESSION = 1032
 
 JPEG = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
 

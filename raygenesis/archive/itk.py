@@ -10,12 +10,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from raygenesis.archive.nifti import check_claim
-from raygenesis.archive.volume import Volume, canonical, orientation_of, spacing_of
+from raygenesis.archive.volume import LPS_TO_RAS, Volume, canonical, orientation_of, spacing_of
 from raygenesis.errors import ScanError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 # Bytes of a header that name the data file, at most.
 HEADER_BYTES = 65536

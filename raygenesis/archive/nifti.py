@@ -16,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from raygenesis.archive.volume import Volume, canonical, orientation_of, spacing_of
+from raygenesis.archive.volume import MAX_COMPRESSION, Volume, canonical, orientation_of, spacing_of
 from raygenesis.errors import ScanError
 
 # What nibabel, NumPy and zlib raise on damaged bytes.
@@ -24,9 +24,6 @@ DAMAGE = (
     ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, isal_zlib.error, OSError, ValueError,
     OverflowError, KeyError,
 )  # fmt: skip
-
-# Deflate cannot pack more than about so many bytes into one.
-MAX_COMPRESSION = 1032
 
 # nibabel mends small faults of a header and logs each: nobody reads that ten thousand times.
 QUIET = logging.getLogger("raygenesis.nifti")

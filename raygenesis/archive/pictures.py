@@ -57,7 +57,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(path, formats=("PNG", "JPEG"))
-    except (*DAMAGE, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ScanError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except DAMAGE as error:
         raise ScanError(f"not readable as a PNG or JPEG picture ({type(error).__name__})") from None
     with picture:
         try:

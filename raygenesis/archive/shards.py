@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ SEPARATOR = "."
 
 # What is fetched of a remote shard at once.
 WINDOW_BYTES = 4 * 2**20
+
+# Fewer chunks than this are not worth a thread.
+MIN_CHUNKS = 8
 
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -137,14 +141,24 @@ class Array:
         for number, box in enumerate(boxes):
             for shard, chunk in self._touched(box) if out[number].size else ():
                 wanted.setdefault(shard, {}).setdefault(chunk, []).append(number)
-        for shard, chunks in wanted.items():
-            for place, chunk in self._unpack(shard, list(chunks)):
+
+        def fill(shard: tuple[int, ...], places: Sequence[tuple[int, ...]]) -> None:
+            for place, chunk in self._unpack(shard, places):
                 origin = [
                     n * side + m * length
                     for n, side, m, length in zip(shard, self.shards, place, self.chunks, strict=True)
                 ]
-                for number in chunks[place]:
+                for number in wanted[shard][place]:
                     _copy(chunk, origin, out[number], boxes[number])
+
+        num_threads = _num_threads() if isinstance(self.folder, Path) else 1
+        for shard, chunks in wanted.items():
+            places, num_parts = list(chunks), min(num_threads, len(chunks) // MIN_CHUNKS)
+            if num_parts <= 1:
+                fill(shard, places)
+            else:
+                parts = [places[first::num_parts] for first in range(num_parts)]
+                list(_pool(num_threads).map(functools.partial(fill, shard), parts))
         return out
 
     def _touched(self, box: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -222,6 +236,19 @@ def _copy(chunk: NDArray[Any], origin: Sequence[int], out: NDArray[Any], box: Se
         source.append(slice(low - begin, high - begin))
         target.append(slice(low - first, high - first))
     out[tuple(target)] = chunk[tuple(source)]
+
+
+def _num_threads() -> int:
+    """As many as the process may use, or as OMP_NUM_THREADS says: one in Ray's workers, each of which has a core."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, "shards")
 
 
 def _places(box: Sequence[tuple[int, int]], sides: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raygenesis.archive.volume import LPS_TO_RAS
 from raygenesis.errors import ScanError
 
 # Fewer slices are not a volume.
@@ -31,8 +32,6 @@ LARGEST_TILT_DEGREES = 45.0
 
 # Steps between slices may differ from their mean by this factor and still be interpolated.
 LARGEST_UNEVENNESS = 1.5
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)

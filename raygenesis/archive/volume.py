@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 from raygenesis.errors import ScanError
 
+# ITK and DICOM count towards left and posterior, NIfTI and this project towards right and anterior.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+
+# A header may claim any size; deflate cannot pack more than about so many bytes into one, and no other format does.
+MAX_COMPRESSION = 1032
+
 
 @dataclass(frozen=True)
 class Volume:

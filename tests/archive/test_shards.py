@@ -129,3 +129,17 @@ def test_the_same_array_is_the_same_bytes(tmp_path: Path) -> None:
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 3
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+@pytest.mark.parametrize("threads", ["1", "3", "7", ""])
+def test_threads_read_the_same(tmp_path: Path, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    voxels = grey((37, 29, 31))
+    write_array(tmp_path / "a", voxels, (8, 8, 8), (24, 16, 16), "zyx")
+    array = open_array(tmp_path / "a")
+    region = (slice(3, 30), slice(1, 28), slice(2, 31))
+    assert np.array_equal(array.read(), voxels) and np.array_equal(array.read(region), voxels[region])
+    path = tmp_path / "a" / "c.0.0.0"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ScanError):
+        array.read()

@@ -136,16 +136,21 @@ def test_an_impossible_setting_is_one_sentence_before_any_work(
     assert not (tmp_path / "workspace").exists() or not list((tmp_path / "workspace").iterdir())
 
 
-def test_an_empty_folder_and_a_folder_without_a_readable_scan(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    done = raygenesis("run", "--scans", tmp_path / "empty", "--workspace", tmp_path / "workspace")
-    assert done.returncode == 2
-    assert "no scan found in" in done.stderr and "Traceback" not in done.stderr
+def test_an_empty_folder_and_a_folder_without_a_readable_scan(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "scan.nii").write_text("nothing")
-    done = raygenesis("ingest", "--scans", tmp_path / "bad", "--workspace", tmp_path / "workspace")
-    assert done.returncode == 2
-    assert "none of the 1 scans" in done.stderr and "scan.nii: not readable as NIfTI" in done.stderr
+    (tmp_path / "empty").mkdir()
+    for verb, folder, sentences in (
+        ("run", "empty", ["no scan found in"]),
+        ("ingest", "bad", ["none of the 1 scans", "scan.nii: not readable as NIfTI"]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([verb, "--scans", str(tmp_path / folder), "--workspace", str(tmp_path / "workspace")])
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert all(sentence in said for sentence in sentences) and "Traceback" not in said
 
 
 def test_an_unwritable_workspace_is_one_sentence(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_subject
+from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import file_fingerprint
 from raygenesis.config import FinetuneSettings, IntensitySettings, Settings, settings_from
 from raygenesis.errors import SettingsError, WorkspaceError
@@ -66,6 +67,7 @@ def write_catalogue(workspace: Workspace, scans: dict[str, Path]) -> None:
         for subject, path in scans.items()
     ]  # fmt: skip
     workspace.archive.mkdir(parents=True)
+    open_identity(workspace, keep_ids=False)
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
 
 
