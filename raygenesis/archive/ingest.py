@@ -320,10 +320,15 @@ def _tables(
     return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
 
 
+def _failed(found: Survey, outcomes: Mapping[str, Outcome]) -> list[tuple[str, str]]:
+    """Path and reason of what became no volume, by path."""
+    failed = [(file.source, file.reason) for file in found.aside]
+    failed += [(source, outcome.reason) for source, outcome in outcomes.items() if outcome.reason]
+    return sorted(failed)
+
+
 def _nothing_readable(scans: Path, found: Survey, outcomes: Mapping[str, Outcome]) -> ScanError:
-    reasons = [(file.source, file.reason) for file in found.aside]
-    reasons += [(source, outcome.reason) for source, outcome in outcomes.items() if outcome.reason]
-    source, reason = min(reasons)
+    source, reason = _failed(found, outcomes)[0]
     return ScanError(f"none of the {found.num_found} scans in {scans} can be read; the first: {source}: {reason}")
 
 
@@ -373,9 +378,8 @@ def _summarise(
             "ingest",
             f"{counts['removed']} volumes stay whose files are gone or no longer readable: --prune removes them",
         )
-    failed = [(file.source, file.reason) for file in found.aside]
-    failed += [(source, outcome.reason) for source, outcome in outcomes.items() if outcome.reason]
-    for source, reason in sorted(failed)[:5]:
+    failed = _failed(found, outcomes)
+    for source, reason in failed[:5]:
         say("ingest", f"skipped {source}: {reason}")
     if len(failed) > 5:
         listed = f"`raygenesis archive info --failures --workspace {workspace.root}` lists them"

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from raygenesis.archive.nifti import check_claim
-from raygenesis.archive.volume import LPS_TO_RAS, Volume, canonical, orientation_of, spacing_of
+from raygenesis.archive.volume import LPS_TO_RAS, Volume, canonical, canonical_geometry
 from raygenesis.errors import ScanError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -51,11 +51,7 @@ def read_geometry(path: Path, fourth_axis: str) -> list[tuple[tuple[int, ...], t
     """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) of each volume, from the header alone."""
     reader = _header(path)
     size, affine, ndim = _geometry(reader)
-    order = orientation_of(affine, ndim)[:, 0].astype(int)
-    sides, spacing = np.empty(3, int), np.empty(3)
-    sides[order] = size[:3]
-    spacing[order] = spacing_of(affine, 3)[::-1]
-    found = tuple(sides[:ndim][::-1].tolist()), tuple(spacing[:ndim][::-1].tolist())
+    found = canonical_geometry(size[:3], affine, ndim)
     return [found] * (size[3] if len(size) == 4 and fourth_axis == "split" else 1)
 
 

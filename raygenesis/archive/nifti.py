@@ -16,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from raygenesis.archive.volume import MAX_COMPRESSION, Volume, canonical, orientation_of, spacing_of
+from raygenesis.archive.volume import MAX_COMPRESSION, Volume, canonical, canonical_geometry
 from raygenesis.errors import ScanError
 
 # What nibabel, NumPy and zlib raise on damaged bytes.
@@ -44,11 +44,7 @@ def read_geometry(path: Path, fourth_axis: str) -> list[tuple[tuple[int, ...], t
     shape, affine = _squeezed(header)
     layout = _layout(header, shape, fourth_axis)
     ndim = 2 if shape[2] == 1 else 3
-    order = orientation_of(affine, ndim)[:, 0].astype(int)
-    sides, spacing = np.empty(3, int), np.empty(3)
-    sides[order] = shape[:3]
-    spacing[order] = spacing_of(affine, 3)[::-1]
-    found = tuple(sides[:ndim][::-1].tolist()), tuple(spacing[:ndim][::-1].tolist())
+    found = canonical_geometry(shape[:3], affine, ndim)
     return [found] * (shape[3] if layout == "split" else 1)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
 from raygenesis.archive import arrays, dicom, itk, nifti, pictures
 from raygenesis.archive.volume import Volume, checked
 from raygenesis.errors import ScanError
@@ -70,5 +68,5 @@ def read_geometry(path: Path, ndim: int) -> Geometry:
 def _check_ndim(shape: tuple[int, ...], ndim: int) -> None:
     if len(shape) != ndim:
         kind = "a single slice" if len(shape) == 2 else "a volume"
-        sides = " × ".join(str(side) for side in np.array(shape))
+        sides = " × ".join(str(side) for side in shape)
         raise ScanError(f"{sides} voxels are {kind}, and discovery.cube_shape asks for {ndim}D")

@@ -62,8 +62,8 @@ def read_coarse(
 class ArchiveSource(Datasource):
     """Rows made from catalogue rows, one read task, and so one block, per part.
 
-    read_row: number of a row in the catalogue, and the row → a row of `schema`; may raise ScanError, and then the row
-        has `number`, `volume_id` and the reason in `failure`, and every other column is null.
+    read_row: a catalogue row → the columns of `schema` beside `number`, `volume_id` and `failure`; may raise ScanError,
+        and then `failure` has the reason, and these columns are null.
     bytes_of: size in memory of what `read_row` makes, so that Ray can plan.
     """
 
@@ -71,7 +71,7 @@ class ArchiveSource(Datasource):
         self,
         parts: Sequence[Part],
         schema: pa.Schema,
-        read_row: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+        read_row: Callable[[Mapping[str, Any]], dict[str, Any]],
         bytes_of: Callable[[Mapping[str, Any]], int],
     ) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class ArchiveSource(Datasource):
             for number, row in enumerate(rows, start):
                 names = {"number": number, "volume_id": row["volume_id"]}
                 try:
-                    out.append(names | read_row(number, row) | {"failure": ""})
+                    out.append(names | read_row(row) | {"failure": ""})
                 except ScanError as error:
                     out.append(dict.fromkeys(schema.names) | names | {"failure": str(error)})
             yield pa.Table.from_pylist(out, schema)
@@ -116,7 +116,7 @@ def coarse_cubes(
 ) -> ArchiveSource:
     """Rows `number`, `volume_id`, `cube` (a cell of `shape`, of the whole scan) and `failure`."""
 
-    def read(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    def read(row: Mapping[str, Any]) -> dict[str, Any]:
         return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
 
     num_bytes = int(np.prod(shape)) * DTYPE.itemsize
@@ -168,7 +168,7 @@ def volume_rows(
         shape = [part.stop - part.start for part in _region(row, level, region_mm)]
         return int(np.prod(shape)) * row["num_channels"] * np.dtype(row["dtype"]).itemsize
 
-    def read(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    def read(row: Mapping[str, Any]) -> dict[str, Any]:
         array = open_level(volume_folder(volumes, row["volume_id"]), _level(row, level))
         channels = [slice(None)] * (array.ndim - len(row["shape"]))
         (voxels,) = read_array(array, [channels + list(_region(row, level, region_mm))], row["volume_id"])

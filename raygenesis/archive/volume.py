@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,6 +75,17 @@ def canonical(
     voxels = apply_orientation(voxels, orientation)
     voxels = voxels.T  # [z, y, x], or [c, z, y, x]
     return (voxels[..., 0, :, :] if ndim == 2 else voxels), affine
+
+
+def canonical_geometry(
+    sides: Sequence[int], affine: NDArray[np.float64], ndim: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape in voxels and spacing in mm (z y x, or y x) that `canonical` will give voxels of these sides x y z."""
+    order = orientation_of(affine, ndim)[:, 0].astype(int)
+    shape, spacing = np.empty(3, int), np.empty(3)
+    shape[order] = sides
+    spacing[order] = spacing_of(affine, 3)[::-1]
+    return tuple(shape[:ndim][::-1].tolist()), tuple(spacing[:ndim][::-1].tolist())
 
 
 def orientation_of(affine: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:
