@@ -6,12 +6,14 @@ A stage is (artifacts in, settings) → artifact out. Its folder holds `started.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -149,15 +151,21 @@ class Stage:
                 return name == "manifest.json"
         return False
 
-    def start(self) -> None:
-        """Claim the folder for these settings; what an earlier attempt of the same settings left is kept."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder is this job's while the block runs; what an earlier attempt of the same settings left is kept.
+
+        Raises WorkspaceError if another job holds it.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkspaceError(f"{self.folder} cannot be made: {error.strerror}") from None
-        write_json(self.folder / "started.json", {"settings": self.settings, "inputs": self.inputs})
-        # From here on the artifact is being changed: nothing may be built on it until it is whole again.
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+        with _locked(self.folder):
+            write_json(self.folder / "started.json", {"settings": self.settings, "inputs": self.inputs})
+            # From here on the artifact is being changed: nothing may be built on it until it is whole again.
+            (self.folder / "manifest.json").unlink(missing_ok=True)
+            yield
 
     def finish(self, counts: Mapping[str, Any], seconds: float, **facts: Any) -> dict[str, Any]:
         """Write the manifest, last of all, and return it."""
@@ -267,6 +275,29 @@ def _aside(path: Place) -> Iterator[Path]:
     finally:
         if aside.exists():
             remove_tree(aside)
+
+
+@contextmanager
+def _locked(folder: Place) -> Iterator[None]:
+    """Hold a folder's lock, a file beside it; the operating system gives it back however the process ends."""
+    if isinstance(folder, RemotePath):  # object stores have no locks
+        yield
+        return
+    path = folder.with_name(f".{folder.name}.lock")
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise WorkspaceError(
+                f"{folder} is being written by another job ({file.read().strip()}): wait until it ends, or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
+        file.flush()
+        yield
 
 
 def place(location: str | Path) -> Place:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,14 @@ def stage(folder: Path, inputs: dict[str, str] | None = None, **changes: Any) ->
 
 def finished(folder: Path, inputs: dict[str, str] | None = None, **changes: Any) -> dict[str, Any]:
     made = stage(folder, inputs, **changes)
-    made.start()
+    begin(made)
     return made.finish({"rows": 3}, 1.23456, note="fact")
+
+
+def begin(made: Stage) -> None:
+    """As a job that is cut off at once."""
+    with made.claimed():
+        pass
 
 
 def names(folder: Path) -> list[str]:
@@ -99,7 +107,7 @@ def test_plain_names_are_allowed(tmp_path: Path) -> None:
 def test_a_stage_is_finished_when_its_manifest_is_there(tmp_path: Path) -> None:
     made = stage(tmp_path)
     assert not made.is_finished()
-    made.start()
+    begin(made)
     assert not made.is_finished() and names(made.folder) == ["started.json"]
     with pytest.raises(WorkspaceError, match="not there or not finished: run `raygenesis embed` first"):
         manifest_of(made.folder, "embed")
@@ -119,15 +127,15 @@ def test_a_manifest_says_what_was_made_of_what_and_by_what(tmp_path: Path) -> No
 
 def test_starting_again_keeps_what_an_earlier_attempt_made(tmp_path: Path) -> None:
     made = stage(tmp_path)
-    made.start()
+    begin(made)
     (made.folder / "part-0").write_text("done")
-    stage(tmp_path).start()
+    begin(stage(tmp_path))
     assert not made.is_finished() and (made.folder / "part-0").read_text() == "done"
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_other_settings_are_refused_and_the_keys_named(tmp_path: Path, is_finished: bool) -> None:
-    finished(tmp_path) if is_finished else stage(tmp_path).start()
+    finished(tmp_path) if is_finished else begin(stage(tmp_path))
     other = stage(tmp_path, archive={"chunk": 32, "shard": 256}, seed=1)
     with pytest.raises(WorkspaceError) as refusal:
         other.is_finished()
@@ -151,7 +159,7 @@ def test_settings_that_only_look_other_in_json_are_the_same(tmp_path: Path) -> N
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_changed_inputs_are_refused_by_name(tmp_path: Path, is_finished: bool) -> None:
     inputs = {"archive": "1", "index": "2"}
-    finished(tmp_path, inputs) if is_finished else stage(tmp_path, inputs).start()
+    finished(tmp_path, inputs) if is_finished else begin(stage(tmp_path, inputs))
     with pytest.raises(WorkspaceError, match="was not made from the present index"):
         stage(tmp_path, {"archive": "1", "index": "3"}).is_finished()
 
@@ -159,7 +167,7 @@ def test_changed_inputs_are_refused_by_name(tmp_path: Path, is_finished: bool) -
 @pytest.mark.parametrize("name", ["manifest.json", "started.json"])
 @pytest.mark.parametrize("content", [b"", b'{"settings": {', b"\x00\x00", b"\xff\xfe\xfd", b"[]", b"null"])
 def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path: Path, name: str, content: bytes) -> None:
-    stage(tmp_path).start()
+    begin(stage(tmp_path))
     (tmp_path / "artifact" / "started.json").unlink()
     (tmp_path / "artifact" / name).write_bytes(content)
     with pytest.raises(WorkspaceError, match=rf"{name} is damaged .*: remove {tmp_path / 'artifact'} to make it anew"):
@@ -169,7 +177,7 @@ def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path: Path, name: str, 
 def test_an_artifact_that_cannot_be_made_is_an_error_of_the_workspace(tmp_path: Path) -> None:
     (tmp_path / "artifact").write_text("in the way")
     with pytest.raises(WorkspaceError, match="artifact cannot be made: File exists"):
-        stage(tmp_path).start()
+        begin(stage(tmp_path))
 
 
 def test_the_fingerprint_is_of_settings_inputs_and_content_alone(tmp_path: Path) -> None:
@@ -266,3 +274,24 @@ def test_bytes_of_a_folder_are_those_of_its_files(tmp_path: Path) -> None:
 
 def test_a_user_s_mistake_is_told_apart_from_a_bug() -> None:
     assert issubclass(WorkspaceError, RaygenesisError) and issubclass(RaygenesisError, ValueError)
+
+
+def test_a_folder_that_another_job_writes_is_refused_and_free_again_when_it_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    hold = (
+        "import sys; from pathlib import Path; from raygenesis.workspace import Stage\n"
+        "with Stage(Path(sys.argv[1]), {}, {}).claimed(): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(WorkspaceError, match=rf"artifact is being written by another job \(process {other.pid} on"):
+            begin(Stage(folder, {}, {}))
+        other.kill()
+    begin(Stage(folder, {}, {}))
+
+
+def test_a_failed_job_leaves_its_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), stage(tmp_path).claimed():
+        raise RuntimeError
+    begin(stage(tmp_path))

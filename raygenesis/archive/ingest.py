@@ -122,37 +122,38 @@ def ingest(
         raise _nothing_readable(scans, found.survey, {})
     watch = Stopwatch()
     identity = open_identity(workspace, settings.archive.keep_ids)
-    stage.start()
-    outcomes = _known_outcomes(found.survey.scans, known, earlier)
-    num_known = len(outcomes)
-    fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
-    outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
-    rows, removed, failures = _tables(found.survey, outcomes, earlier, identity, settings.archive)
-    if prune and removed:
-        say("ingest", f"{len(removed)} volumes removed whose files are gone or no longer readable")
-        removed = []
-    write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
-    if not rows:
-        raise _nothing_readable(scans, found.survey, outcomes)
-    rows = sorted(rows + removed, key=lambda row: row["volume_id"])
-    _remember(workspace, scans, found, outcomes, identity, rows, known)
-    write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
-    seen = earlier.keys() | {record["volume_id"] for outcome in outcomes.values() for record in outcome.records}
-    for volume_id in sorted(seen - {row["volume_id"] for row in rows}):  # duplicates, superseded and pruned ones
-        remove_tree(volume_folder(workspace.volumes, volume_id))
-    counts = {
-        "scans": found.survey.num_found, "volumes": len(rows), "subjects": len({row["subject_id"] for row in rows}),
-        "failures": len(failures), "known": num_known, "removed": len(removed), "other_files": found.survey.num_others,
-    }  # fmt: skip
-    first = first_volumes(rows)
-    manifest = stage.finish(
-        counts, watch.seconds,
-        content=[[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows],
-        listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
-        stored_bytes=sum(row["stored_bytes"] for row in rows),
-    )  # fmt: skip
-    _summarise(manifest, found.survey, outcomes, workspace)
-    return manifest
+    with stage.claimed():
+        outcomes = _known_outcomes(found.survey.scans, known, earlier)
+        num_known = len(outcomes)
+        fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
+        outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
+        rows, removed, failures = _tables(found.survey, outcomes, earlier, identity, settings.archive)
+        if prune and removed:
+            say("ingest", f"{len(removed)} volumes removed whose files are gone or no longer readable")
+            removed = []
+        write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
+        if not rows:
+            raise _nothing_readable(scans, found.survey, outcomes)
+        rows = sorted(rows + removed, key=lambda row: row["volume_id"])
+        _remember(workspace, scans, found, outcomes, identity, rows, known)
+        write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
+        seen = earlier.keys() | {record["volume_id"] for outcome in outcomes.values() for record in outcome.records}
+        for volume_id in sorted(seen - {row["volume_id"] for row in rows}):  # duplicates, superseded and pruned ones
+            remove_tree(volume_folder(workspace.volumes, volume_id))
+        counts = {
+            "scans": found.survey.num_found, "volumes": len(rows),
+            "subjects": len({row["subject_id"] for row in rows}), "failures": len(failures), "known": num_known,
+            "removed": len(removed), "other_files": found.survey.num_others,
+        }  # fmt: skip
+        first = first_volumes(rows)
+        manifest = stage.finish(
+            counts, watch.seconds,
+            content=[[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows],
+            listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
+            stored_bytes=sum(row["stored_bytes"] for row in rows),
+        )  # fmt: skip
+        _summarise(manifest, found.survey, outcomes, workspace)
+        return manifest
 
 
 def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:

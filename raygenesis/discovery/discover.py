@@ -45,15 +45,15 @@ def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         return manifest_of(workspace.patterns, "discover")
     watch = Stopwatch()
     plan, references, failures = _plan(workspace, settings, index)
-    stage.start()
-    write_table(workspace.patterns / "plan.parquet", plan, row_group_size=4096)
-    outcomes = _crop_parts(workspace, settings, plan)
-    failures += [failure for outcome in outcomes for failure in outcome["failures"]]
-    write_table(workspace.patterns / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
-    (workspace.patterns / "plan.parquet").unlink()
-    manifest = _finish(stage, workspace, settings, outcomes, references, failures, watch)
-    _summarise(manifest, failures, workspace)
-    return manifest
+    with stage.claimed():
+        write_table(workspace.patterns / "plan.parquet", plan, row_group_size=4096)
+        outcomes = _crop_parts(workspace, settings, plan)
+        failures += [failure for outcome in outcomes for failure in outcome["failures"]]
+        write_table(workspace.patterns / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
+        (workspace.patterns / "plan.parquet").unlink()
+        manifest = _finish(stage, workspace, settings, outcomes, references, failures, watch)
+        _summarise(manifest, failures, workspace)
+        return manifest
 
 
 def _plan(

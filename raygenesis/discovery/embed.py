@@ -47,21 +47,21 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> dict[str, Any
             f"{workspace.archive} holds {archive['counts']['subjects']} subject: training and validation need at "
             "least 2; add scans, or check archive.subject_pattern"
         )
-    stage.start()
-    cluster.connect()
-    datasets = {
-        "train": _coarse_dataset(workspace, _sample(training, settings), settings),
-        "validation": _coarse_dataset(workspace, _sample(validation, settings), settings),
-    }
-    say("auto-encoder", f"{len(training)} training volumes, {len(validation)} held out")
-    experiment = IdentityMapping(settings.autoencoder, settings.seed)
-    state, num_epochs = fit_with_ray(experiment, datasets, workspace.autoencoder)
-    publish(workspace.autoencoder / WEIGHTS, lambda aside: save_file(state["best"], aside))
-    best = min(row["val_mse"] for row in state["history"])
-    counts = {"epochs": len(state["history"]), "training": len(training), "validation": len(validation)}
-    manifest = stage.finish(counts, watch.seconds, val_mse=best)
-    say("auto-encoder", f"{num_epochs} epochs, held-out error {best:.5f}, {watch.seconds:.1f} s → {stage.folder}")
-    return manifest
+    with stage.claimed():
+        cluster.connect()
+        datasets = {
+            "train": _coarse_dataset(workspace, _sample(training, settings), settings),
+            "validation": _coarse_dataset(workspace, _sample(validation, settings), settings),
+        }
+        say("auto-encoder", f"{len(training)} training volumes, {len(validation)} held out")
+        experiment = IdentityMapping(settings.autoencoder, settings.seed)
+        state, num_epochs = fit_with_ray(experiment, datasets, workspace.autoencoder)
+        publish(workspace.autoencoder / WEIGHTS, lambda aside: save_file(state["best"], aside))
+        best = min(row["val_mse"] for row in state["history"])
+        counts = {"epochs": len(state["history"]), "training": len(training), "validation": len(validation)}
+        manifest = stage.finish(counts, watch.seconds, val_mse=best)
+        say("auto-encoder", f"{num_epochs} epochs, held-out error {best:.5f}, {watch.seconds:.1f} s → {stage.folder}")
+        return manifest
 
 
 def embed(workspace: Workspace, settings: Settings) -> dict[str, Any]:
@@ -80,23 +80,23 @@ def embed(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         say("embed", f"nothing to do: embeddings are in {workspace.embeddings}")
         return manifest_of(workspace.embeddings, "embed")
     watch = Stopwatch()
-    stage.start()
-    parts = parts_of(read_catalogue(workspace.catalog, ndim=settings.ndim), settings.embedding.volumes_per_part)
-    missing = [part for part in parts if not _part_path(workspace, part[0]).is_file()]
-    if missing:
-        _embed_parts(workspace, settings, missing)
-    tables = [pq.read_table(_part_path(workspace, start), columns=["volume_id", "failure"]) for start, _ in parts]
-    table = pa.concat_tables(tables)
-    failed = [row for row in table.to_pylist() if row["failure"]]
-    _write_failures(workspace, failed)
-    counts = {"volumes": table.num_rows - len(failed), "failures": len(failed), "parts": len(parts)}
-    manifest = stage.finish(counts, watch.seconds)
-    say(
-        "embed",
-        f"{counts['volumes']} volumes × {settings.autoencoder.latent_size} numbers, {len(failed)} failures, "
-        f"{mib(manifest['bytes'])}, {watch.seconds:.1f} s → {stage.folder}",
-    )
-    return manifest
+    with stage.claimed():
+        parts = parts_of(read_catalogue(workspace.catalog, ndim=settings.ndim), settings.embedding.volumes_per_part)
+        missing = [part for part in parts if not _part_path(workspace, part[0]).is_file()]
+        if missing:
+            _embed_parts(workspace, settings, missing)
+        tables = [pq.read_table(_part_path(workspace, start), columns=["volume_id", "failure"]) for start, _ in parts]
+        table = pa.concat_tables(tables)
+        failed = [row for row in table.to_pylist() if row["failure"]]
+        _write_failures(workspace, failed)
+        counts = {"volumes": table.num_rows - len(failed), "failures": len(failed), "parts": len(parts)}
+        manifest = stage.finish(counts, watch.seconds)
+        say(
+            "embed",
+            f"{counts['volumes']} volumes × {settings.autoencoder.latent_size} numbers, {len(failed)} failures, "
+            f"{mib(manifest['bytes'])}, {watch.seconds:.1f} s → {stage.folder}",
+        )
+        return manifest
 
 
 def read_embeddings(folder: Path) -> tuple[list[str], NDArray[np.float32]]:

@@ -96,22 +96,22 @@ def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         return manifest_of(workspace.index, "discover")
     watch = Stopwatch()
     patients = load_patients(workspace, settings)
-    stage.start()
-    cluster.connect()
-    measured, shards = {}, {}
-    for split, members in patients.splits.items():
-        paths = _build_shards(workspace.index, split, patients.vectors[members], settings)
-        shards[split] = [path.name for path in paths]
-        measured[split] = _measured_recall(paths, patients.vectors[members], settings)
-    counts = {"volumes": len(patients.rows), "shards": sum(map(len, shards.values()))}
-    manifest = stage.finish(counts, watch.seconds, recall=measured, shards=shards, metric="l2")
-    text = ", ".join(f"{value:.4f} among {split} volumes" for split, value in measured.items())
-    say(
-        "index",
-        f"{counts['volumes']} volumes in {counts['shards']} HNSW shards, recall@{k} against exact search {text}, "
-        f"{mib(manifest['bytes'])}, {watch.seconds:.1f} s → {workspace.index}",
-    )
-    return manifest
+    with stage.claimed():
+        cluster.connect()
+        measured, shards = {}, {}
+        for split, members in patients.splits.items():
+            paths = _build_shards(workspace.index, split, patients.vectors[members], settings)
+            shards[split] = [path.name for path in paths]
+            measured[split] = _measured_recall(paths, patients.vectors[members], settings)
+        counts = {"volumes": len(patients.rows), "shards": sum(map(len, shards.values()))}
+        manifest = stage.finish(counts, watch.seconds, recall=measured, shards=shards, metric="l2")
+        text = ", ".join(f"{value:.4f} among {split} volumes" for split, value in measured.items())
+        say(
+            "index",
+            f"{counts['volumes']} volumes in {counts['shards']} HNSW shards, recall@{k} against exact search {text}, "
+            f"{mib(manifest['bytes'])}, {watch.seconds:.1f} s → {workspace.index}",
+        )
+        return manifest
 
 
 def choose_references(patients: Patients, settings: Settings) -> list[int]:

@@ -39,30 +39,30 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default") ->
         return manifest_of(folder, "pretrain")
     task = pretext_task(settings, patterns)
     watch = Stopwatch()
-    stage.start()
-    publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
-    cluster.connect()
-    _check_resources(settings)
-    datasets = pattern_datasets(workspace.patterns, settings)
-    say(
-        "pretrain",
-        f"{datasets['train'].count()} patterns, {datasets['validation'].count()} held out, {task.num_classes} classes; "
-        f"{settings.pretraining.num_workers} worker(s), {num_parameters(task.build()):,} parameters",
-    )
-    state, num_epochs = fit_with_ray(
-        task, datasets, folder, num_workers=settings.pretraining.num_workers, use_gpu=settings.pretraining.use_gpu
-    )
-    model = task.build()
-    model.load_state_dict(state["best"])
-    facts = _facts(task, state, model, datasets)
-    architecture = {
-        "ndim": settings.ndim, "base_width": settings.pretraining.base_width, "num_classes": task.num_classes,
-    }  # fmt: skip
-    exported = export(model, folder, architecture, {**facts, "patterns": patterns["counts"]["patterns"]})
-    counts = {"epochs": len(state["history"]), "patterns": datasets["train"].count(), "classes": task.num_classes}
-    manifest = stage.finish(counts, watch.seconds, architecture=architecture, **facts)
-    _summarise(manifest, num_epochs, exported)
-    return manifest
+    with stage.claimed():
+        publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
+        cluster.connect()
+        _check_resources(settings)
+        datasets = pattern_datasets(workspace.patterns, settings)
+        say(
+            "pretrain",
+            f"{datasets['train'].count()} patterns, {datasets['validation'].count()} held out, "
+            f"{task.num_classes} classes; {settings.pretraining.num_workers} worker(s), {num_parameters(task.build()):,} parameters",
+        )
+        state, num_epochs = fit_with_ray(
+            task, datasets, folder, num_workers=settings.pretraining.num_workers, use_gpu=settings.pretraining.use_gpu
+        )
+        model = task.build()
+        model.load_state_dict(state["best"])
+        facts = _facts(task, state, model, datasets)
+        architecture = {
+            "ndim": settings.ndim, "base_width": settings.pretraining.base_width, "num_classes": task.num_classes,
+        }  # fmt: skip
+        exported = export(model, folder, architecture, {**facts, "patterns": patterns["counts"]["patterns"]})
+        counts = {"epochs": len(state["history"]), "patterns": datasets["train"].count(), "classes": task.num_classes}
+        manifest = stage.finish(counts, watch.seconds, architecture=architecture, **facts)
+        _summarise(manifest, num_epochs, exported)
+        return manifest
 
 
 def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask:

@@ -53,21 +53,22 @@ def sweep(workspace: Workspace, settings: Settings, name: str = "default") -> di
     points = points_of(settings, patterns["counts"])
     tasks = [pretext_task(at_point(settings, point, patterns["counts"]), patterns) for point in points]
     watch = Stopwatch()
-    stage.start()
-    missing = [(point, task) for point, task in zip(points, tasks, strict=True) if not _path(folder, point).is_file()]
-    say("sweep", f"{len(points)} points, {len(missing)} to train, one pattern store, 0 bytes cropped")
-    failed = _train_points(workspace, settings, folder, missing) if missing else []
-    rows = [row for point in points if (row := read_json(_path(folder, point))) is not None]
-    ranked = sorted(rows, key=lambda row: -math.inf if math.isnan(row[OBJECTIVE]) else row[OBJECTIVE], reverse=True)
-    if not ranked:
-        raise TrainingError(f"every point of the sweep failed; the first: {failed[0]}")
-    publish(folder / "table.csv", lambda aside: aside.write_text(_as_csv(ranked)))
-    best = at_point(settings, {key: ranked[0][key] for key in points[0]}, patterns["counts"])
-    publish(folder / "best.yaml", lambda aside: aside.write_text(as_yaml(best)))
-    counts = {"points": len(points), "failures": len(failed), "bytes_cropped": 0}
-    manifest = stage.finish(counts, watch.seconds, objective=OBJECTIVE, table=ranked)
-    _summarise(manifest, failed, folder)
-    return manifest
+    with stage.claimed():
+        planned = zip(points, tasks, strict=True)
+        missing = [(point, task) for point, task in planned if not _path(folder, point).is_file()]
+        say("sweep", f"{len(points)} points, {len(missing)} to train, one pattern store, 0 bytes cropped")
+        failed = _train_points(workspace, settings, folder, missing) if missing else []
+        rows = [row for point in points if (row := read_json(_path(folder, point))) is not None]
+        ranked = sorted(rows, key=lambda row: -math.inf if math.isnan(row[OBJECTIVE]) else row[OBJECTIVE], reverse=True)
+        if not ranked:
+            raise TrainingError(f"every point of the sweep failed; the first: {failed[0]}")
+        publish(folder / "table.csv", lambda aside: aside.write_text(_as_csv(ranked)))
+        best = at_point(settings, {key: ranked[0][key] for key in points[0]}, patterns["counts"])
+        publish(folder / "best.yaml", lambda aside: aside.write_text(as_yaml(best)))
+        counts = {"points": len(points), "failures": len(failed), "bytes_cropped": 0}
+        manifest = stage.finish(counts, watch.seconds, objective=OBJECTIVE, table=ranked)
+        _summarise(manifest, failed, folder)
+        return manifest
 
 
 def points_of(settings: Settings, counts: Mapping[str, int]) -> list[Point]:

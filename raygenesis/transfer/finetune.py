@@ -75,22 +75,24 @@ def finetune(
     spacing = common_spacing(scans, settings)
     _check_network(workspace.run(run), settings)
     _say_plan(scans, split, spacing)
-    stage.start()
-    _run_missing_trials(folder, workspace.run(run), split, spacing, settings)
-    results = {start: [_read_trial(folder, start, trial, split) for trial in split.trials] for start in INITIALISATIONS}
-    table = compare(results, RANDOM)
-    publish(folder / "table.csv", lambda aside: aside.write_text(_as_csv(table)))
-    _join_examples(folder)
-    counts = {
-        "labelled_scans": len(scans), "test_scans": len(split.test), "pool_subjects": split.num_pool_subjects,
-        "initialisations": len(INITIALISATIONS), "trials": len(split.trials),
-    }  # fmt: skip
-    manifest = stage.finish(
-        counts, watch.seconds, classes=results[RANDOM][0]["classes"], spacing_mm=list(spacing), run=run,
-        table=[asdict(row) for row in table],
-    )  # fmt: skip
-    _summarise(table, manifest, folder)
-    return manifest
+    with stage.claimed():
+        _run_missing_trials(folder, workspace.run(run), split, spacing, settings)
+        results = {
+            start: [_read_trial(folder, start, trial, split) for trial in split.trials] for start in INITIALISATIONS
+        }
+        table = compare(results, RANDOM)
+        publish(folder / "table.csv", lambda aside: aside.write_text(_as_csv(table)))
+        _join_examples(folder)
+        counts = {
+            "labelled_scans": len(scans), "test_scans": len(split.test), "pool_subjects": split.num_pool_subjects,
+            "initialisations": len(INITIALISATIONS), "trials": len(split.trials),
+        }  # fmt: skip
+        manifest = stage.finish(
+            counts, watch.seconds, classes=results[RANDOM][0]["classes"], spacing_mm=list(spacing), run=run,
+            table=[asdict(row) for row in table],
+        )  # fmt: skip
+        _summarise(table, manifest, folder)
+        return manifest
 
 
 def _as_pretrained(settings: Settings, run_folder: Path) -> Settings:

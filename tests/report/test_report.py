@@ -138,12 +138,18 @@ def pattern_of(split: str, rank: int, coordinate: int, volume_id: str, shape: tu
     }  # fmt: skip
 
 
+def begin(made: Stage) -> None:
+    """As a job that is cut off at once."""
+    with made.claimed():
+        pass
+
+
 def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: bool = True, **facts: float) -> None:
     folder = workspace.run(name)
     patterns = manifest_of(workspace.patterns, "discover")
     model = pretext_task(settings, patterns).build()
     stage = Stage(folder, chosen(settings, "pretraining", "seed"), {"patterns": patterns["fingerprint"]})
-    stage.start()
+    begin(stage)
     publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
     row = {key: 0.5 for key in ("val_loss", "val_accuracy", "val_classification", "val_restoration", "val_identity")}
     row |= {"train_loss": 0.4, "train_accuracy": 0.5, "train_classification": 0.4, "cubes_per_s": 9.0, "gap": 0.1}
@@ -161,14 +167,14 @@ def make_sweep(workspace: Workspace) -> None:
     folder = workspace.sweep("default")
     points = [{"lambda_cls": w, "num_neighbours": 3, "num_coordinates": 2} for w in (0.01, 0.1)]
     table = [{**point, "retrieval": 0.9, "seconds": 1.0} for point in points]
-    Stage(folder, {}, {}).start()
+    begin(Stage(folder, {}, {}))
     write_json(folder / "trial-broken.json", {**points[0], "failure": f"OSError: {HOSTILE}"})
     Stage(folder, {}, {}).finish({"points": 2, "failures": 1}, 1.0, objective="retrieval", table=table)
 
 
 def make_transfer(workspace: Workspace, ndim: int) -> None:
     folder = workspace.transfer("tissue")
-    Stage(folder, {}, {}).start()
+    begin(Stage(folder, {}, {}))
     starts = ("random", "semantic-genesis")
     for start in starts:
         for number in range(2):
