@@ -47,7 +47,8 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default") ->
         say(
             "pretrain",
             f"{datasets['train'].count()} patterns, {datasets['validation'].count()} held out, "
-            f"{task.num_classes} classes; {settings.pretraining.num_workers} worker(s), {num_parameters(task.build()):,} parameters",
+            f"{task.num_classes} classes; {settings.pretraining.num_workers} worker(s), "
+            f"{num_parameters(task.build()):,} parameters",
         )
         state, num_epochs = fit_with_ray(
             task, datasets, folder, num_workers=settings.pretraining.num_workers, use_gpu=settings.pretraining.use_gpu
