@@ -43,4 +43,6 @@ lint: install
 bench: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks.archive
+	$(BIN)/python -m tests.benchmarks.discovery
+	$(BIN)/python -m tests.benchmarks.scale
 	$(BIN)/python -m tests.benchmarks.training

@@ -16,6 +16,8 @@ HELP = "Self-supervised pretraining of medical-image encoders by Semantic Genesi
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 archive_app = typer.Typer(no_args_is_help=True, help="Look into an archive.")
 app.add_typer(archive_app, name="archive")
+patterns_app = typer.Typer(no_args_is_help=True, help="Look into a pattern store.")
+app.add_typer(patterns_app, name="patterns")
 
 Scans = Annotated[Path, typer.Option(help="Folder of scans (DICOM, NIfTI, …), searched through.")]
 WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder for everything the run leaves behind.")]
@@ -86,12 +88,17 @@ def archive_show_command(
 
 @app.command("embed")
 def embed_command(
-    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET
-) -> None:
-    """Archive → embeddings; trains the auto-encoder when there is none."""
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    encoder: Annotated[
+        str | None, typer.Option(help="autoencoder, pca, or the path of weights of ours; embedding.encoder.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the embeddings instead of the workspace's.")] = None,
+) -> None:  # fmt: skip
+    """Archive → embeddings; trains the auto-encoder when there is none. Run it again for an archive that has grown."""
     from raygenesis.discovery.embed import embed
 
-    embed(_existing(workspace), _settings(preset, overrides))
+    chosen = [] if encoder is None else [f"embedding.encoder={encoder}"]
+    embed(_existing(workspace), _settings(preset, [*(overrides or []), *chosen]), output and output.absolute())
 
 
 @app.command("discover")
@@ -102,6 +109,35 @@ def discover_command(
     from raygenesis.discovery.discover import discover
 
     discover(_existing(workspace), _settings(preset, overrides))
+
+
+@patterns_app.command("info")
+def patterns_info_command(workspace: WorkspaceOption) -> None:
+    """Counts, classes, scales, bytes, speed of writing, and failures by reason."""
+    from raygenesis.patterns.inspection import info
+
+    for line in info(_existing(workspace)):
+        typer.echo(line)
+
+
+@patterns_app.command("verify")
+def patterns_verify_command(workspace: WorkspaceOption) -> None:
+    """Read every part again and compare it with the manifest."""
+    from raygenesis.patterns.inspection import verify
+
+    verify(_existing(workspace))
+
+
+@patterns_app.command("show")
+def patterns_show_command(
+    workspace: WorkspaceOption,
+    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("patterns.png"),
+    classes: Annotated[int, typer.Option(min=1, help="At most so many classes.")] = 12,
+) -> None:
+    """A contact sheet: each class's reference and its nearest neighbours."""
+    from raygenesis.patterns.inspection import show
+
+    show(_existing(workspace), output, classes)
 
 
 @app.command("pretrain")

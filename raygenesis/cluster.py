@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayError, RayTaskError
+
+from raygenesis.errors import RaygenesisError
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
 # a pipeline of several operators waits for ever.
@@ -44,3 +51,31 @@ def _quieten_ray_data() -> None:
 def threads_per_worker(num_workers: int) -> int:
     """Threads for one of `num_workers` training processes on a node (Ray sets OMP_NUM_THREADS=1 in its workers)."""
     return max(1, (os.cpu_count() or 1) // num_workers)
+
+
+def each(function: Callable[..., Any], items: Iterable[Any], *shared: Any) -> Iterator[Any]:
+    """Call `function(item, *shared)` in a task of its own for every item; yields results as they are ready.
+
+    A task whose worker dies is run again; a mistake that a user can put right is raised as itself.
+    """
+    connect()
+    task, waiting = ray.remote(function), iter(items)
+    shared = tuple(ray.put(value) for value in shared)
+    most = 4 * int(ray.cluster_resources().get("CPU", 1))
+    running = [task.remote(item, *shared) for item in itertools.islice(waiting, most)]
+    try:
+        while running:
+            (done,), running = ray.wait(running)
+            running += [task.remote(item, *shared) for item in itertools.islice(waiting, 1)]
+            yield ray.get(done)
+    except RayTaskError as error:
+        if isinstance(error.cause, RaygenesisError):
+            raise error.cause from None
+        raise
+    finally:
+        # Nothing may still be writing when the caller has gone.
+        for unfinished in running:
+            ray.cancel(unfinished)
+        for unfinished in running:
+            with suppress(RayError):
+                ray.get(unfinished)

@@ -107,7 +107,13 @@ class AutoencoderSettings(Section):
 class EmbeddingSettings(Section):
     """Embedding the whole archive through an actor pool."""
 
+    encoder: str = Field(
+        "autoencoder",
+        description="What describes a whole scan: `autoencoder` (trained on the archive), `pca` (the linear baseline "
+        "of the same sizes), or the path of weights of ours: an auto-encoder's or PCA's file, or a run's folder.",
+    )
     num_actors: Count = Field(2, description="Actors in the pool.")
+    num_gpus: NonNegative = Field(0.0, description="GPUs for each actor; a fraction lets several share one.")
     volumes_per_part: Count = Field(128, description="Scans in one Parquet part: the unit of resuming.")
 
 
@@ -115,13 +121,15 @@ class IndexSettings(Section):
     """Nearest neighbours among embeddings (L2)."""
 
     method: Literal["auto", "exact", "hnsw"] = Field(
-        "auto", description="auto: exact up to `exact_limit` scans, HNSW beyond; both are built and compared."
+        "auto", description="auto: whichever of exact search and HNSW is cheaper for these references and scans."
     )
-    exact_limit: Count = 100_000
     volumes_per_shard: Count = Field(100_000, description="Scans in one HNSW graph.")
-    m: Annotated[int, Field(ge=2)] = 16
-    ef_construction: Count = 200
-    ef: Count = Field(200, description="Search width; at least the number of neighbours asked for.")
+    m: Annotated[int, Field(ge=2)] = Field(16, description="Links of a scan in a graph.")
+    ef_construction: Count = Field(200, description="Width of the search that places a scan in a graph.")
+    ef: Count = Field(200, description="Width of a search, to begin with; doubled until min_recall is met.")
+    min_recall: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.99, description="Share of the true neighbours that the graphs must find, measured on a sample of searches."
+    )
 
 
 class Scale(Section):
@@ -139,6 +147,14 @@ class DiscoverySettings(Section):
     num_coordinates: Count = Field(44, description="C: coordinates per reference.")
     num_neighbours: Count = Field(200, description="K: most similar patients, the reference among them.")
     num_validation_neighbours: Count = Field(30, description="Most similar held-out patients per reference.")
+    reference_choice: Literal["random", "spread"] = Field(
+        "random", description="References drawn at random, or each the patient least like those before it."
+    )
+    duplicate_distance: Fraction = Field(
+        0.1,
+        description="Of patients whose embeddings lie nearer to each other than this share of the distance between two "
+        "random patients only the first counts: the same scan under two names. 0 keeps all but exact copies.",
+    )
     cube_shape: Shape = Field((32, 64, 64), description="Voxels z y x (2D: y x) of a pattern.")
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (
         Scale(extent_mm=(40.0, 45.0, 45.0)),
@@ -151,12 +167,29 @@ class DiscoverySettings(Section):
         description="A crop is kept where at least this share of its voxels shows anatomy: where the values around "
         "a voxel vary by a tenth of the whole scan's standard deviation. Air and flat tissue fail in any modality.",
     )
+    box: tuple[tuple[float, float], ...] | None = Field(
+        None,
+        description="Coordinates lie in this part of the reference: [from, to] as fractions of each side, z y x (2D: "
+        "y x), such as [[0.2, 0.8], [0, 0.5], [0, 1]]; anywhere when null.",
+    )
     correspondence: Literal["relative", "physical"] = Field(
         "relative",
         description="The same coordinate in another patient: the same fraction of each side, or the same "
-        "offset in mm from the scan's centre.",
+        "offset in mm from the centre of the body.",
+    )
+    alignment: Literal["none", "rigid", "affine"] = Field(
+        "none",
+        description="Register each patient to the reference instead, at the coarse level: for archives in which "
+        "patients lie differently.",
     )
     patterns_per_part: Count = Field(1024, description="Patterns in one Parquet part: the unit of resuming.")
+
+    @model_validator(mode="after")
+    def _box_is_inside(self) -> DiscoverySettings:
+        for low, high in self.box or ():
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"discovery.box={[list(side) for side in self.box]}: needs 0 <= from < to <= 1 a side")
+        return self
 
 
 class PretrainingSettings(Section):
@@ -263,6 +296,9 @@ class Settings(Section):
                     f"discovery.scales: extent_mm={list(scale.extent_mm)} needs {self.ndim} numbers, one a side "
                     "of discovery.cube_shape"
                 )
+        box = self.discovery.box
+        if box is not None and len(box) != self.ndim:
+            raise ValueError(f"discovery.box has {len(box)} sides but discovery.cube_shape has {self.ndim}")
         spacing = self.finetune.spacing_mm
         if spacing is not None and len(spacing) != self.ndim:
             raise ValueError(

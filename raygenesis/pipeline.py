@@ -18,7 +18,7 @@ from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
-from raygenesis.discovery.neighbours import check_counts
+from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import check_corruption, pretrain
 from raygenesis.progress import say

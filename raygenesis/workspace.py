@@ -87,6 +87,10 @@ class Workspace:
         return self._local("autoencoder")
 
     @property
+    def pca(self) -> Path:
+        return self._local("pca")
+
+    @property
     def embeddings(self) -> Path:
         return self._local("embeddings")
 
@@ -260,7 +264,8 @@ def publish(path: Place, write: Callable[[Path], object]) -> None:
             else:
                 os.replace(aside, path)
         except OSError as error:
-            raise WorkspaceError(f"{path} cannot be written: {error.strerror or error}") from error
+            reason = os.strerror(error.errno) if error.errno else error
+            raise WorkspaceError(f"{path} cannot be written: {reason}") from error
 
 
 @contextmanager

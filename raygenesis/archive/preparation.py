@@ -88,9 +88,14 @@ def crop_to_body(volume: Volume) -> Volume:
     return replace(volume, voxels=voxels, affine=affine, corrections=(*volume.corrections, said))
 
 
+def body(image: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where the largest connected object lies that is brighter than Otsu's threshold; everywhere if there is none."""
+    bright = sitk.OtsuThreshold(sitk.GetImageFromArray(image), 0, 1)
+    parts = sitk.GetArrayFromImage(sitk.RelabelComponent(sitk.ConnectedComponent(bright), sortByObjectSize=True))
+    largest = parts == 1
+    return largest if largest.any() else np.ones(image.shape, bool)
+
+
 def _body_box(image: NDArray[np.float32]) -> list[tuple[int, int]]:
-    """First and last index along each axis of the largest connected bright object."""
-    body = sitk.OtsuThreshold(sitk.GetImageFromArray(image), 0, 1)
-    parts = sitk.GetArrayFromImage(sitk.RelabelComponent(sitk.ConnectedComponent(body), sortByObjectSize=True))
-    where = np.nonzero(parts == 1)
-    return [(int(axis.min()), int(axis.max())) for axis in where]
+    """First and last index along each axis of the body."""
+    return [(int(axis.min()), int(axis.max())) for axis in np.nonzero(body(image))]

@@ -33,6 +33,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], base_width: int, latent_size: int) -> None:
         super().__init__()
+        self.input_shape = tuple(input_shape)
         ndim = len(input_shape)
         num_levels = _num_levels(input_shape)
         widths = [base_width * 2**level for level in range(num_levels)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from raygenesis.archive.preparation import body
 from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.errors import RaygenesisError
 
@@ -54,13 +56,16 @@ def candidates(
 ) -> NDArray[np.float64]:
     """Centres in mm from the scan's corner, [n, ndim], where a crop of any scale fits and shows anatomy.
 
-    scan: the reference at its coarse level, in [0, 1]; spacing_mm: of that level; size_mm: of the scan.
+    scan: the reference at its coarse level, in [0, 1]; spacing_mm: of that level; size_mm: of the scan. Centres lie in
+    `settings.box`.
     """
     reach = np.array(largest_extent(settings.scales))
     window = [max(1, round(extent / step)) for extent, step in zip(reach, spacing_mm, strict=True)]
     centres = np.indices(scan.shape).reshape(scan.ndim, -1).T + 0.5
     centres = centres * np.array(spacing_mm)
     fits = ((centres >= reach / 2) & (centres <= np.array(size_mm) - reach / 2)).all(1)
+    for axis, (low, high) in enumerate(settings.box or ()):
+        fits &= (centres[:, axis] >= low * size_mm[axis]) & (centres[:, axis] <= high * size_mm[axis])
     shows = content(scan, window).ravel() >= settings.min_content - 1e-6
     return centres[fits & shows]
 
@@ -75,7 +80,8 @@ def spread(
     """
     if not len(places):
         raise CoordinateError(
-            "no place where a crop fits and shows anatomy: lower discovery.scales' extent_mm or discovery.min_content"
+            "no place where a crop fits and shows anatomy: lower discovery.scales' extent_mm or discovery.min_content, "
+            "or widen discovery.box"
         )
     chosen = [int(generator.integers(len(places)))]
     distance = np.linalg.norm(places - places[chosen[0]], axis=1)
@@ -92,14 +98,27 @@ def spread(
     return places[chosen]
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What positions in a scan are told by: its size and the centre of the body, float64 [ndim] in mm, z y x."""
+
+    size_mm: NDArray[np.float64]
+    body_mm: NDArray[np.float64]
+
+
+def frame_of(scan: NDArray[np.float32], size_mm: NDArray[np.float64]) -> Frame:
+    """The frame of a scan of so many mm from its coarse level: the body is what is brighter than Otsu's threshold."""
+    where = np.argwhere(body(scan))
+    return Frame(size_mm, (where.mean(0) + 0.5) / np.array(scan.shape) * size_mm)
+
+
 def corresponding(
-    centre_mm: NDArray[np.float64], from_size_mm: Sequence[float], to_size_mm: Sequence[float], how: str
+    centre_mm: NDArray[np.float64], source: Frame, target: Frame, how: str
 ) -> NDArray[np.float64]:
     """The same coordinate in another scan: centres [..., ndim] in mm from its corner.
 
-    `relative`: the same fraction of each side; `physical`: the same offset from the scan's centre.
+    `relative`: the same fraction of each side; `physical`: the same offset from the centre of the body.
     """
-    source, target = np.array(from_size_mm), np.array(to_size_mm)
     if how == "relative":
-        return centre_mm / source * target
-    return centre_mm - source / 2 + target / 2
+        return centre_mm / source.size_mm * target.size_mm
+    return centre_mm - source.body_mm + target.body_mm

@@ -1,9 +1,8 @@
-"""Cropping one pattern from the archive."""
+"""Cropping the patterns of one scan: its levels are read once, however many patterns they give."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,12 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.geometry import axis_weights, best_level, resample
 from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.store import read_region, volume_folder
+from raygenesis.archive.store import read_regions, volume_folder
 from raygenesis.config import IntensitySettings
+from raygenesis.workspace import Place
+
+# Origin and extent of a box in mm from the scan's corner, z y x (2D: y x).
+Box = tuple[Sequence[float], Sequence[float]]
 
 
 def size_mm(row: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -25,29 +28,33 @@ def place(centre_mm: NDArray[np.float64], extent_mm: NDArray[np.float64], size: 
     return np.clip(centre_mm - extent_mm / 2, 0.0, size - extent_mm)
 
 
-def crop_cube(
-    volumes: Path,
-    row: Mapping[str, Any],
-    origin_mm: Sequence[float],
-    extent_mm: Sequence[float],
-    shape: Sequence[int],
-    intensity: IntensitySettings,
-) -> NDArray[np.float32]:
-    """One box of a scan as float32 of `shape` in [0, 1], read from the coarsest level that is fine enough.
+def crop_cubes(
+    volumes: Place, row: Mapping[str, Any], boxes: Sequence[Box], shape: Sequence[int], intensity: IntensitySettings
+) -> list[NDArray[np.float32]]:
+    """Boxes of a scan as float32 of `shape` in [0, 1], each read from the coarsest level that is fine enough.
 
     Raises ScanError if a chunk is damaged.
     """
-    step = [extent / side for extent, side in zip(extent_mm, shape, strict=True)]
-    level = best_level(row["levels"], row["spacing_mm"], step)
-    factors = row["levels"][level]
-    spacing = [fine * factor for fine, factor in zip(row["spacing_mm"], factors, strict=True)]
-    sides = [-(-side // factor) for side, factor in zip(row["shape"], factors, strict=True)]
-    region, weights = zip(
-        *(
-            axis_weights(num_in, num_out, origin / unit, extent / unit)
-            for num_in, num_out, origin, extent, unit in zip(sides, shape, origin_mm, extent_mm, spacing, strict=True)
-        ),
-        strict=True,
-    )
-    voxels = read_region(volume_folder(volumes, row["volume_id"]), level, region, intensity.channel)
-    return resample(normalise(voxels, *limits(row, intensity)), weights)
+    low, high = limits(row, intensity)
+    cubes: list[Any] = [None] * len(boxes)
+    levels = [best_level(row["levels"], row["spacing_mm"], np.array(extent) / shape) for _, extent in boxes]
+    for level in sorted(set(levels)):
+        chosen = [number for number, other in enumerate(levels) if other == level]
+        regions, weights = zip(*(_region(row, level, boxes[number], shape) for number in chosen), strict=True)
+        voxels = read_regions(volume_folder(volumes, row["volume_id"]), level, regions, intensity.channel)
+        for number, region, weight in zip(chosen, voxels, weights, strict=True):
+            cubes[number] = resample(normalise(region, low, high), weight)
+    return cubes
+
+
+def _region(
+    row: Mapping[str, Any], level: int, box: Box, shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[NDArray[np.float32], ...]]:
+    """The voxels of a level that a box needs, and the weights that make a cube of them."""
+    spacing = [fine * factor for fine, factor in zip(row["spacing_mm"], row["levels"][level], strict=True)]
+    sides = [-(-side // factor) for side, factor in zip(row["shape"], row["levels"][level], strict=True)]
+    axes = [
+        axis_weights(num_in, num_out, origin / unit, extent / unit)
+        for num_in, num_out, origin, extent, unit in zip(sides, shape, *box, spacing, strict=True)
+    ]
+    return tuple(region for region, _ in axes), tuple(weight for _, weight in axes)

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
 from numpy.typing import NDArray
 
 from raygenesis import cluster
 from raygenesis.archive.catalogue import FAILURES, read_catalogue
 from raygenesis.archive.cells import DTYPE, STEPS, encode
-from raygenesis.archive.source import read_coarse
 from raygenesis.config import Settings
-from raygenesis.discovery.coordinates import CoordinateError, candidates, largest_extent, spread
-from raygenesis.discovery.crop import crop_cube, size_mm
-from raygenesis.discovery.neighbours import (
-    Patients,
-    build_index,
-    check_counts,
-    choose_references,
-    find_neighbours,
-    load_patients,
-)
-from raygenesis.discovery.plan import plan_patterns
-from raygenesis.errors import ScanError
+from raygenesis.discovery.coordinates import largest_extent
+from raygenesis.discovery.crop import crop_cubes, place, size_mm
+from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.neighbours import build_index, find_neighbours, searcher, typical_distance
+from raygenesis.discovery.patients import Patients, check_counts, choose_references, load_patients
+from raygenesis.discovery.plan import patterns_of, plan_visits
+from raygenesis.discovery.quality import MOST_COORDINATES, MOST_REFERENCES, NUM_RANDOM, likeness, rank_groups, sampled
+from raygenesis.discovery.quality import summary as quality_summary
+from raygenesis.discovery.quality import warning as quality_warning
+from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates, mm
+from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
-from raygenesis.patterns.writer import part_path, write_part
+from raygenesis.patterns.writer import checksum, part_path, write_part
 from raygenesis.progress import mib, progress, say
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, write_table
+
+# Cubes of one scan made at a time, so that many references do not fill the memory.
+MOST_BOXES = 256
+
+Found = list[dict[str, list[int]]]
 
 
 def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
@@ -44,146 +47,228 @@ def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         say("discover", f"nothing to do: patterns are in {workspace.patterns}")
         return manifest_of(workspace.patterns, "discover")
     watch = Stopwatch()
-    plan, references, failures = _plan(workspace, settings, index)
+    patients = load_patients(workspace, settings)
+    numbers, found = _search(workspace, settings, patients, index)
+    references = _references(workspace, settings, patients.names(numbers))
+    names = [{split: patients.names(members) for split, members in one.items()} for one in found]
+    discovery = settings.discovery
+    per_visit = discovery.num_coordinates * len(discovery.scales)
+    plan = plan_visits(names, per_visit, discovery.patterns_per_part)
     with stage.claimed():
-        write_table(workspace.patterns / "plan.parquet", plan, row_group_size=4096)
-        outcomes = _crop_parts(workspace, settings, plan)
+        quality = _quality(workspace, settings, patients, references, found)
+        write_table(workspace.patterns / "plan.parquet", plan)
+        failures = _too_small(workspace, patients, settings)
+        outcomes = _crop_parts(workspace, settings, plan, references, per_visit)
         failures += [failure for outcome in outcomes for failure in outcome["failures"]]
         write_table(workspace.patterns / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
         (workspace.patterns / "plan.parquet").unlink()
-        manifest = _finish(stage, workspace, settings, outcomes, references, failures, watch)
-        _summarise(manifest, failures, workspace)
-        return manifest
+        manifest = _finish(stage, settings, outcomes, references, failures, quality, watch)
+    _summarise(manifest, failures, workspace)
+    return manifest
 
 
-def _plan(
-    workspace: Workspace, settings: Settings, index: Mapping[str, Any]
-) -> tuple[pa.Table, list[dict[str, Any]], list[dict[str, str]]]:
-    """The plan, what is told of each reference, and the scans that are too small."""
-    patients = load_patients(workspace, settings)
+def _search(
+    workspace: Workspace, settings: Settings, patients: Patients, index: Mapping[str, Any]
+) -> tuple[list[int], Found]:
+    """The references, and each one's neighbours by split, itself the first of the training ones."""
     where = "that the archive has with scans large enough to crop"
     check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), where, settings)
-    anchors = choose_references(patients, settings)
-    shards = {split: [workspace.index / name for name in names] for split, names in index["shards"].items()}
-    found = [
-        {
-            split: [patients.rows[n] for n in find_neighbours(patients, split, anchor, shards[split], settings)]
-            for split in (TRAINING, VALIDATION)
-        }
-        for anchor in anchors
-    ]
-    references = [patients.rows[anchor] for anchor in anchors]
-    centres = [_coordinates(workspace, row, number, settings) for number, row in enumerate(references)]
-    plan = plan_patterns(references, centres, found, settings.discovery, settings.seed)
-    described = [
-        {"volume_id": row["volume_id"], "source": row["source"], "centres_mm": centre.tolist()}
-        for row, centre in zip(references, centres, strict=True)
-    ]
-    return plan, described, _too_small(patients, settings)
+    discovery, embeddings, search = settings.discovery, Embeddings(workspace.embeddings), searcher(workspace, index)
+    references = choose_references(patients, embeddings, settings)
+    least = discovery.duplicate_distance * typical_distance(embeddings, patients, settings)
+    found: Found = [{TRAINING: [number], VALIDATION: []} for number in references]
+    for split, wanted in (
+        (TRAINING, discovery.num_neighbours - 1), (VALIDATION, discovery.num_validation_neighbours),
+    ):  # fmt: skip
+        # No held-out scan is a copy of one that is learnt from.
+        seen = [one[TRAINING] for one in found]
+        picked = find_neighbours(patients, embeddings, search, references, split, wanted, least, seen)
+        for one, numbers in zip(found, picked, strict=True):
+            if len(numbers) < wanted:
+                raise SettingsError(
+                    f"only {len(numbers)} of {wanted} {split} neighbours are left when near-duplicates are counted "
+                    "once: lower discovery.num_neighbours or discovery.duplicate_distance"
+                )
+            one[split] = one[split] + numbers
+    return references, found
 
 
-def _too_small(patients: Patients, settings: Settings) -> list[dict[str, str]]:
+def _references(workspace: Workspace, settings: Settings, names: Sequence[str]) -> list[Reference]:
+    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, names)}
+    return [
+        choose_coordinates(workspace.volumes, rows[name], number, settings) for number, name in enumerate(names)
+    ]
+
+
+def _too_small(workspace: Workspace, patients: Patients, settings: Settings) -> list[dict[str, str]]:
     """Failure rows of the scans that cannot hold the largest crop."""
-    reach = _mm(np.array(largest_extent(settings.discovery.scales)))
+    reach = mm(np.array(largest_extent(settings.discovery.scales)))
+    names = patients.names(np.flatnonzero(~patients.is_roomy & patients.is_there))
     return [
         {
-            "source": patients.rows[number]["source"],
-            "reason": f"{_mm(size_mm(patients.rows[number]))} mm is smaller than the largest crop, {reach} mm "
-            "(discovery.scales)",
+            "source": row["source"],
+            "reason": f"{mm(size_mm(row))} mm is smaller than the largest crop, {reach} mm (discovery.scales)",
         }
-        for number in np.flatnonzero(~patients.is_roomy)
+        for row in read_catalogue(workspace.catalog, names)
     ]
 
 
-def _coordinates(
-    workspace: Workspace, row: Mapping[str, Any], number: int, settings: Settings
-) -> NDArray[np.float64]:
-    """The coordinates of one reference, in mm from its corner."""
-    size = size_mm(row)
-    shape = [-(-side // factor) for side, factor in zip(row["shape"], row["levels"][-1], strict=True)]
-    scan = read_coarse(workspace.volumes, row, shape, settings.intensity)
-    places = candidates(scan, size / np.array(shape), size, settings.discovery)
-    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(2, number)))
+def _quality(
+    workspace: Workspace, settings: Settings, patients: Patients, references: Sequence[Reference], found: Found
+) -> dict[str, Any]:
+    """How alike the patterns of neighbours are, and of random patients, on a sample."""
+    visits = []
+    for number, one in enumerate(found[:MOST_REFERENCES]):
+        generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(6, number)))
+        others = patients.eligible(TRAINING) & ~np.isin(patients.subjects, patients.subjects[one[TRAINING]])
+        random = generator.permutation(np.flatnonzero(others))[:NUM_RANDOM]
+        near = [rank for ranks in rank_groups(len(one[TRAINING])) for rank in sampled(ranks)]
+        pairs = [(rank, one[TRAINING][rank]) for rank in near] + [(-1, int(other)) for other in random]
+        names = patients.names([patient for _, patient in pairs])
+        visits += [(number, rank, name) for (rank, _), name in zip(pairs, names, strict=True)]
+    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {name for *_, name in visits})}
+    asked = [(number, rank, rows[name]) for number, rank, name in visits]
+    compared = [(one, _anchors(one, workspace, settings)) for one in references[:MOST_REFERENCES]]
+    told = []
+    with progress("quality", len(asked), "patients") as ticker:
+        for measured in cluster.each(_measure, asked, compared, workspace, settings):
+            told += measured
+            ticker.advance()
+    told.sort(key=lambda visit: (visit["reference"], visit["rank"], visit["within"]))
+    quality = quality_summary(told, settings.discovery.num_neighbours)
+    near, random = quality["neighbours"], quality["random"]
+    if near["num_patients"]:
+        others = f", random patients' by {random['within']:.3f}" if random["num_patients"] else ""
+        say(
+            "discover",
+            f"patterns of one class correlate with the reference's by {near['within']:.3f}{others}; "
+            f"of different classes by {near['between']:.3f}",
+        )
+    if (sentence := quality_warning(quality)) is not None:
+        say("discover", f"warning: {sentence}")
+    return {**quality, "warning": sentence}
+
+
+def _anchors(reference: Reference, workspace: Workspace, settings: Settings) -> NDArray[np.float32] | None:
     try:
-        return spread(places, settings.discovery.num_coordinates, settings.discovery.min_distance_mm, generator)
-    except CoordinateError as error:
-        raise CoordinateError(f"reference scan {row['source']} ({_mm(size)} mm): {error}") from None
+        return _plain_cubes(reference.row, reference, workspace, settings)
+    except ScanError:
+        return None  # cropping tells of it
 
 
-def _crop_parts(workspace: Workspace, settings: Settings, plan: pa.Table) -> list[dict[str, Any]]:
+def _measure(
+    asked: tuple[int, int, Mapping[str, Any]],
+    references: Sequence[tuple[Reference, NDArray[np.float32] | None]],
+    workspace: Workspace,
+    settings: Settings,
+) -> list[dict[str, Any]]:
+    """Likeness of one patient's patterns to a reference's; nothing of a scan that is damaged."""
+    number, rank, row = asked
+    reference, anchors = references[number]
+    if anchors is None:
+        return []
+    try:
+        within, between = likeness(anchors, _plain_cubes(row, reference, workspace, settings))
+    except ScanError:
+        return []  # cropping tells of it
+    return [{"reference": number, "rank": rank, "within": within, "between": between}]
+
+
+def _plain_cubes(
+    row: Mapping[str, Any], reference: Reference, workspace: Workspace, settings: Settings
+) -> NDArray[np.float32]:
+    """The first coordinates' cubes of a scan without jitter, [C, voxels]."""
+    extent = np.array(settings.discovery.scales[0].extent_mm)
+    correspondence = Correspondence(workspace.volumes, row, settings)
+    centres = correspondence.centres_mm(reference)[:MOST_COORDINATES]
+    boxes = [(place(centre, extent, size_mm(row)), extent) for centre in centres]
+    cubes = crop_cubes(workspace.volumes, row, boxes, settings.discovery.cube_shape, settings.intensity)
+    return np.stack([cube.ravel() for cube in cubes])
+
+
+def _crop_parts(
+    workspace: Workspace, settings: Settings, plan: pa.Table, references: Sequence[Reference], per_visit: int
+) -> list[dict[str, Any]]:
     """Crop and write every part, one task each; returns what each task says of its part."""
-    cluster.connect()
-    parts = np.unique(plan["part"].to_numpy())
-    arguments = {"workspace": workspace, "settings": settings}
-    tasks = ray.data.from_items([{"part": int(part)} for part in parts], override_num_blocks=len(parts))
+    parts = np.unique(plan["part"].to_numpy()).tolist()
     outcomes = []
-    with progress("discover", plan.num_rows, "patterns") as ticker:
-        for outcome in tasks.map(crop_part, fn_kwargs=arguments).iter_rows():
+    with progress("discover", plan.num_rows * per_visit, "patterns") as ticker:
+        for outcome in cluster.each(crop_part, parts, workspace, settings, list(references)):
             outcomes.append(outcome)
             ticker.advance(outcome["planned"])
     return sorted(outcomes, key=lambda outcome: outcome["part"])
 
 
-def crop_part(task: Mapping[str, int], workspace: Workspace, settings: Settings) -> dict[str, Any]:
+def crop_part(
+    part: int, workspace: Workspace, settings: Settings, references: Sequence[Reference]
+) -> dict[str, Any]:
     """Crop the patterns of one part, volume by volume, and publish it. A damaged volume loses its patterns."""
-    part = int(task["part"])
     plan = pq.read_table(workspace.patterns / "plan.parquet", filters=[("part", "=", part)])
     path = part_path(workspace.patterns, part)
-    planned = plan.to_pylist()
-    catalogue = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {p["volume_id"] for p in planned})}
+    visits = sorted(plan.to_pylist(), key=lambda visit: visit["volume_id"])
+    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {v["volume_id"] for v in visits})}
     failures: dict[str, str] = {}
-    if not path.is_file():
-        cells = _crop_cells(planned, catalogue, failures, workspace, settings)
-        kept = [{**pattern, "cube": cell} for pattern, cell in zip(planned, cells, strict=True) if cell]
-        write_part(workspace.patterns, part, pa.Table.from_pylist(kept, PATTERN))
+    if not _is_whole(path):
+        patterns: list[dict[str, Any]] = []
+        for volume_id, there in itertools.groupby(visits, key=lambda visit: visit["volume_id"]):
+            try:
+                patterns += _cropped(list(there), rows[volume_id], workspace, settings, references)
+            except ScanError as error:
+                failures[volume_id] = str(error)
+        patterns.sort(key=lambda row: (row["rank"], row["reference"], row["coordinate"], row["scale"]))
+        write_part(workspace.patterns, part, pa.Table.from_pylist(patterns, PATTERN))
     stored = pq.read_table(path, columns=["split", "volume_id"])
-    lost = set(catalogue) - set(stored["volume_id"].to_pylist())
+    lost = set(rows) - set(stored["volume_id"].to_pylist())
     return {
         "part": part,
-        "planned": len(planned),
+        "planned": len(visits) * settings.discovery.num_coordinates * len(settings.discovery.scales),
         "patterns": stored.num_rows,
         "validation": stored["split"].to_pylist().count(VALIDATION),
-        "volumes": len(catalogue) - len(lost),
+        "volumes": len(rows) - len(lost),
+        "checksum": checksum(path),
         "failures": [
-            {"source": catalogue[volume]["source"], "reason": failures.get(volume, "damaged when it was cropped")}
+            {"source": rows[volume]["source"], "reason": failures.get(volume, "damaged when it was cropped")}
             for volume in sorted(lost)
         ],
     }
 
 
-def _crop_cells(
-    planned: Sequence[Mapping[str, Any]],
-    catalogue: Mapping[str, Mapping[str, Any]],
-    failures: dict[str, str],
+def _is_whole(path: Path) -> bool:
+    try:
+        return pq.read_metadata(path) is not None
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
+
+
+def _cropped(
+    visits: Sequence[Mapping[str, Any]],
+    row: Mapping[str, Any],
     workspace: Workspace,
     settings: Settings,
-) -> list[bytes]:
-    """The encoded cube of each planned pattern, empty for damaged volumes, which are added to `failures`."""
-    cells = [b""] * len(planned)
-    # One scan after the other, so that its chunks are decoded once and stay in the cache.
-    for number in sorted(range(len(planned)), key=lambda n: planned[n]["volume_id"]):
-        pattern = planned[number]
-        volume_id = pattern["volume_id"]
-        if volume_id in failures:
-            continue
-        try:
-            cube = crop_cube(
-                workspace.volumes, catalogue[volume_id], pattern["origin_mm"], pattern["extent_mm"],
-                settings.discovery.cube_shape, settings.intensity,
-            )
-            cells[number] = encode(cube)
-        except ScanError as error:
-            failures[volume_id] = str(error)
-    return [b"" if pattern["volume_id"] in failures else cell for pattern, cell in zip(planned, cells, strict=True)]
+    references: Sequence[Reference],
+) -> list[dict[str, Any]]:
+    """The patterns of one scan for all its visits, with their encoded cubes. Raises ScanError if it is damaged."""
+    correspondence = Correspondence(workspace.volumes, row, settings)
+    patterns = []
+    for visit in visits:
+        centres = correspondence.centres_mm(references[visit["reference"]])
+        patterns += patterns_of(visit, row, centres, settings.discovery, settings.seed)
+    for start in range(0, len(patterns), MOST_BOXES):
+        some = patterns[start : start + MOST_BOXES]
+        boxes = [(pattern["origin_mm"], pattern["extent_mm"]) for pattern in some]
+        cubes = crop_cubes(workspace.volumes, row, boxes, settings.discovery.cube_shape, settings.intensity)
+        for pattern, cube in zip(some, cubes, strict=True):
+            pattern["cube"] = encode(cube)
+    return patterns
 
 
 def _finish(
     stage: Stage,
-    workspace: Workspace,
     settings: Settings,
     outcomes: Sequence[Mapping[str, Any]],
-    references: list[dict[str, Any]],
+    references: Sequence[Reference],
     failures: Sequence[Mapping[str, str]],
+    quality: Mapping[str, Any],
     watch: Stopwatch,
 ) -> dict[str, Any]:
     total = {key: sum(outcome[key] for outcome in outcomes) for key in ("patterns", "validation", "volumes")}
@@ -196,25 +281,26 @@ def _finish(
         "neighbours": settings.discovery.num_neighbours,
     }
     shape = settings.discovery.cube_shape
+    described = [
+        {"volume_id": one.row["volume_id"], "source": one.row["source"], "centres_mm": one.centres_mm.tolist()}
+        for one in references
+    ]
     raw_bytes = total["patterns"] * int(np.prod(shape)) * DTYPE.itemsize
     return stage.finish(
-        counts, watch.seconds, cube_shape=list(shape), cube_dtype=DTYPE.str, cube_steps=STEPS,
-        raw_bytes=raw_bytes, references=references,
-    )
+        counts, watch.seconds, cube_shape=list(shape), cube_dtype=DTYPE.str, cube_steps=STEPS, raw_bytes=raw_bytes,
+        references=described, quality=quality, parts=[outcome["checksum"] for outcome in outcomes],
+    )  # fmt: skip
 
 
 def _summarise(manifest: Mapping[str, Any], failures: Sequence[Mapping[str, str]], workspace: Workspace) -> None:
     counts = manifest["counts"]
     for failure in failures[:5]:
         say("discover", f"skipped {failure['source']}: {failure['reason']}")
+    rate = counts["patterns"] / max(manifest["seconds"], 1e-9)
     say(
         "discover",
         f"{counts['patterns'] - counts['validation']} patterns and {counts['validation']} held-out ones of "
         f"{counts['references'] * counts['coordinates']} classes from {counts['volumes']} scans, "
         f"{len(failures)} failures, {mib(manifest['raw_bytes'])} raw, {mib(manifest['bytes'])} stored, "
-        f"{manifest['seconds']:.1f} s → {workspace.patterns}",
+        f"{manifest['seconds']:.1f} s ({rate:.0f} patterns/s) → {workspace.patterns}",
     )
-
-
-def _mm(size: NDArray[np.float64]) -> str:
-    return "×".join(f"{side:.0f}" for side in size)

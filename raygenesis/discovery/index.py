@@ -1,96 +1,109 @@
-"""Nearest neighbours among embeddings by L2: exactly, and by shards of HNSW graphs."""
+"""Shards of HNSW graphs: built in parallel, merged exactly, grown without rebuilding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import hnswlib
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
 from raygenesis.config import IndexSettings
-from raygenesis.errors import RaygenesisError
+from raygenesis.discovery.exact import Neighbours, SearchError, check_finite, nearest
 from raygenesis.workspace import publish
-
-EXACT_CHUNK = 8192
-
-
-class SearchError(RaygenesisError):
-    """A search that cannot be answered."""
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """numbers: int64 [queries, k], rows of the searched embeddings, nearest first; distances: float32 [queries, k]."""
+class Shard:
+    """One graph: the file's name and checksum, the number of its first volume, and how many it holds."""
 
-    numbers: NDArray[np.int64]
-    distances: NDArray[np.float32]
+    name: str
+    first: int
+    count: int
+    xxh3: str
 
-
-def exact_search(embeddings: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> Neighbours:
-    """The k nearest rows of `embeddings` [n, d] to each of `queries` [q, d]; of equals the lower row first."""
-    _check_count(k, len(embeddings))
-    _check_finite(embeddings, queries)
-    best_numbers = np.empty((len(queries), 0), np.int64)
-    best_distances = np.empty((len(queries), 0), np.float64)
-    wanted = queries.astype(np.float64)
-    for start in range(0, len(embeddings), EXACT_CHUNK):
-        chunk = embeddings[start : start + EXACT_CHUNK].astype(np.float64)
-        # Sums of squared differences: |a|² + |b|² − 2ab would cancel, and give equal rows unequal distances.
-        squares = cdist(wanted, chunk, "sqeuclidean")
-        numbers = np.broadcast_to(np.arange(start, start + len(chunk)), squares.shape)
-        best_numbers, best_distances = _nearest(
-            np.concatenate([best_numbers, numbers], 1), np.concatenate([best_distances, squares], 1), k
-        )
-    return Neighbours(best_numbers, np.sqrt(best_distances).astype(np.float32))
+    def as_record(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def build_shard(path: Path, embeddings: NDArray[np.float32], start: int, settings: IndexSettings, seed: int) -> None:
-    """Write one HNSW graph over rows numbered from `start`; one thread and a fixed seed, so that it is repeatable."""
-    graph = hnswlib.Index("l2", embeddings.shape[1])
-    graph.init_index(len(embeddings), settings.m, settings.ef_construction, random_seed=seed)
-    graph.add_items(embeddings, np.arange(start, start + len(embeddings)), num_threads=1)
+def planned_shards(num_volumes: int, shards: Sequence[Shard], volumes_per_shard: int) -> list[tuple[int, int]]:
+    """First and last number of each shard to write for volumes that `shards` lack; one with room is filled up."""
+    full = [shard for shard in shards if shard.count == volumes_per_shard]
+    starts = range(len(full) * volumes_per_shard, num_volumes, volumes_per_shard)
+    return [(first, min(first + volumes_per_shard, num_volumes)) for first in starts]
+
+
+def build_shard(
+    folder: Path,
+    vectors: NDArray[np.float32],
+    first: int,
+    settings: IndexSettings,
+    seed: int,
+    grown: Shard | None = None,
+) -> Shard:
+    """Write one graph over volumes numbered from `first`, or `grown` with those after its own.
+
+    vectors: float32 [n, d], of the new volumes. One thread and a fixed seed: the same history gives the same bytes.
+    """
+    graph = hnswlib.Index("l2", vectors.shape[1])
+    there = 0 if grown is None else grown.count
+    last = first + there + len(vectors)
+    if grown is None:
+        graph.init_index(len(vectors), settings.m, settings.ef_construction, random_seed=seed)
+    else:
+        _load(graph, folder, grown, last - first)
+    graph.add_items(vectors, np.arange(first + there, last), num_threads=1)
+    path = folder / f"shard-{first:09d}-{last:09d}.hnsw"
     publish(path, lambda aside: graph.save_index(str(aside)))
+    return Shard(path.name, first, last - first, _checksum(path))
 
 
-def search_shards(paths: Sequence[Path], queries: NDArray[np.float32], k: int, settings: IndexSettings) -> Neighbours:
-    """The k nearest rows over all shards: each shard's best, merged exactly."""
-    _check_finite(queries)
-    numbers, squares = [], []
-    for path in paths:
-        graph = hnswlib.Index("l2", queries.shape[1])
-        graph.load_index(str(path))
-        here = min(k, graph.get_current_count())
-        graph.set_ef(max(settings.ef, here))
-        found, distances = graph.knn_query(queries, here, num_threads=1)
-        numbers.append(found.astype(np.int64))
-        squares.append(distances.astype(np.float64))
-    _check_count(k, sum(found.shape[1] for found in numbers))
-    merged, distances = _nearest(np.concatenate(numbers, 1), np.concatenate(squares, 1), k)
-    return Neighbours(merged, np.sqrt(distances).astype(np.float32))
+def search_shard(folder: Path, shard: Shard, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
+    """The k nearest volumes of one shard, or fewer where it holds or reaches fewer.
+
+    Raises SearchError if its file is damaged.
+    """
+    check_finite(queries)
+    graph = hnswlib.Index("l2", queries.shape[1])
+    _load(graph, folder, shard, shard.count)
+    here = min(k, shard.count)
+    graph.set_ef(max(ef, here))
+    while True:
+        try:
+            numbers, squares = graph.knn_query(queries, here, num_threads=1)
+            break
+        except RuntimeError:  # from where the search begins fewer can be reached
+            if here == 1:
+                raise
+            here = max(1, here * 9 // 10)
+    return Neighbours(numbers.astype(np.int64), np.sqrt(squares))
 
 
-def recall(found: Neighbours, truth: Neighbours) -> float:
-    """Share of the true neighbours that were found."""
-    hits = [len(np.intersect1d(a, b)) for a, b in zip(found.numbers, truth.numbers, strict=True)]
-    return float(np.sum(hits) / truth.numbers.size)
+def merge(found: Sequence[Neighbours], k: int) -> Neighbours:
+    """The k nearest of several shards' nearest."""
+    numbers = np.concatenate([one.numbers for one in found], 1)
+    squares = np.concatenate([np.square(one.distances, dtype=np.float64) for one in found], 1)
+    if k > numbers.shape[1]:
+        raise SearchError(f"{k} neighbours were asked for among {numbers.shape[1]} volumes: ask for fewer")
+    numbers, squares = nearest(numbers, squares, k)
+    return Neighbours(numbers, np.sqrt(squares).astype(np.float32))
 
 
-def _nearest(
-    numbers: NDArray[np.int64], squares: NDArray[np.float64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    order = np.lexsort((numbers, squares), axis=1)[:, :k]
-    return np.take_along_axis(numbers, order, 1), np.take_along_axis(squares, order, 1)
+def _load(graph: hnswlib.Index, folder: Path, shard: Shard, capacity: int) -> None:
+    path = folder / shard.name
+    if not path.is_file() or _checksum(path) != shard.xxh3:
+        what = "damaged" if path.is_file() else "missing"
+        raise SearchError(f"{path} is {what}: remove {folder} and run `raygenesis discover` to build it anew")
+    graph.load_index(str(path), max_elements=capacity)
 
 
-def _check_count(k: int, num_volumes: int) -> None:
-    if k > num_volumes:
-        raise SearchError(f"{k} neighbours were asked for among {num_volumes} volumes: ask for fewer")
-
-
-def _check_finite(*vectors: NDArray[np.float32]) -> None:
-    if not all(np.isfinite(rows).all() for rows in vectors):
-        raise SearchError("embeddings hold NaN or infinity: train the auto-encoder again")
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()

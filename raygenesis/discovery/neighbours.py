@@ -1,187 +1,245 @@
-"""Who is like whom: the patients of an archive, the index over their embeddings, and the search for neighbours."""
+"""Who is like whom: the index over the embeddings, and the search for each reference's neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import held_out_subjects, read_catalogue
 from raygenesis.config import Settings
-from raygenesis.discovery.coordinates import largest_extent
-from raygenesis.discovery.crop import size_mm
-from raygenesis.discovery.embed import read_embeddings
-from raygenesis.discovery.index import build_shard, exact_search, recall, search_shards
-from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.progress import mib, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, read_json
+from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
+from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
+from raygenesis.discovery.patients import Patients
+from raygenesis.patterns.schema import TRAINING
+from raygenesis.progress import mib, progress, say
+from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of
 
 RECALL_QUERIES = 100
+TYPICAL_VOLUMES = 500
 
+# Asked for beyond K, for a subject's further scans and for duplicates; doubled until there are enough.
+SPARE = 32
 
-@dataclass(frozen=True)
-class Patients:
-    """The embedded volumes of an archive.
-
-    rows: catalogue rows in order of volume id; vectors: float32 [n, d]; splits: row numbers of each split, as they
-    are indexed; is_roomy: bool [n], whether a scan holds the largest crop.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    vectors: NDArray[np.float32]
-    splits: Mapping[str, NDArray[np.int64]]
-    is_roomy: NDArray[np.bool_]
-
-    def roomy(self, split: str) -> NDArray[np.int64]:
-        """Row numbers of a split's scans that are large enough to crop."""
-        members = self.splits[split]
-        return members[self.is_roomy[members]]
-
-    def num_subjects(self, split: str) -> int:
-        """Subjects of a split that have a scan large enough to crop."""
-        return len({self.rows[number]["subject_id"] for number in self.roomy(split)})
-
-
-def load_patients(workspace: Workspace, settings: Settings) -> Patients:
-    """Read catalogue and embeddings.
-
-    Who is held out follows from the whole catalogue, as in every other stage: a scan that could not be embedded must
-    not move a subject from one split to the other.
-    """
-    _check_same_split(workspace, settings)
-    ids, vectors = read_embeddings(workspace.embeddings)
-    catalogue = read_catalogue(workspace.catalog, ndim=settings.ndim)
-    held_out = held_out_subjects(catalogue, settings.validation_fraction, settings.seed)
-    embedded = set(ids)
-    rows = [row for row in catalogue if row["volume_id"] in embedded]
-    is_held_out = np.array([row["subject_id"] in held_out for row in rows], bool)
-    splits = {TRAINING: np.flatnonzero(~is_held_out), VALIDATION: np.flatnonzero(is_held_out)}
-    for split, members in splits.items():
-        if not len(members):
-            raise WorkspaceError(f"no {split} volume has an embedding: see {workspace.embeddings / 'failures.parquet'}")
-    reach = np.array(largest_extent(settings.discovery.scales))
-    is_roomy = np.array([(size_mm(row) >= reach - 1e-6).all() for row in rows], bool)
-    return Patients(rows, vectors, splits, is_roomy)
-
-
-def _check_same_split(workspace: Workspace, settings: Settings) -> None:
-    """Raise SettingsError if the auto-encoder held out other subjects than these settings would."""
-    made = read_json(workspace.autoencoder / "manifest.json")
-    for key in ("seed", "validation_fraction"):
-        if made is not None and made["settings"][key] != getattr(settings, key):
-            raise SettingsError(
-                f"{key}={getattr(settings, key)} would hold out other subjects than {workspace.autoencoder}, made with "
-                f"{key}={made['settings'][key]}: give that, or choose another workspace"
-            )
+# (queries [q, d], how many, which volumes: bool [n]) → the nearest of these, and as many where the index has them.
+Search = Callable[[NDArray[np.float32], int, NDArray[np.bool_]], Neighbours]
 
 
 def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
-    """HNSW shards over the embeddings of training and of held-out volumes; returns the manifest with the recall.
+    """HNSW shards over the embeddings, where they are cheaper than exact search or asked for; returns the manifest.
 
-    The two splits never share a shard, so a search in one cannot return the other.
+    An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met.
     """
-    embeddings = manifest_of(workspace.embeddings, "embed")
-    k = settings.discovery.num_neighbours
-    chosen = settings.model_dump(mode="json", include={"index", "seed", "validation_fraction"})
-    stage = Stage(workspace.index, {**chosen, "num_neighbours": k}, {"embeddings": embeddings["fingerprint"]})
+    made = manifest_of(workspace.embeddings, "embed")
+    chosen = settings.model_dump(mode="json", include={"index", "seed"})
+    wanted = {name: getattr(settings.discovery, name) for name in ("num_neighbours", "num_references")}
+    stage = Stage(workspace.index, {**chosen, **wanted}, {})
+    earlier: dict[str, Any] = {}
     if stage.is_finished():
-        say("index", f"nothing to do: it is in {workspace.index}")
-        return manifest_of(workspace.index, "discover")
+        earlier = manifest_of(workspace.index, "discover")
+        if earlier["embeddings"] == made["fingerprint"]:
+            say("index", f"nothing to do: it is in {workspace.index}")
+            return earlier
     watch = Stopwatch()
-    patients = load_patients(workspace, settings)
+    embeddings = Embeddings(workspace.embeddings)
+    ids, encoder = embeddings.ids().to_pylist(), made["inputs"].get("encoder")
+    num_volumes = len(ids)
+    shards = [Shard(**record) for record in earlier.get("shards", [])]
+    num_indexed = sum(shard.count for shard in shards)
+    if earlier.get("encoder") != encoder or earlier.get("ids") != digest(ids[:num_indexed]):
+        shards, num_indexed = [], 0  # of other embeddings, or in another order
+    facts = {"embeddings": made["fingerprint"], "encoder": encoder, "ids": digest(ids), "metric": "l2"}
+    method = settings.index.method
+    if method == "auto":
+        k = settings.discovery.num_neighbours + SPARE
+        sizes = (num_volumes, settings.discovery.num_references, num_indexed, embeddings.size, k)
+        method = "exact" if is_exact_cheaper(*sizes, settings.index) else "hnsw"
     with stage.claimed():
-        cluster.connect()
-        measured, shards = {}, {}
-        for split, members in patients.splits.items():
-            paths = _build_shards(workspace.index, split, patients.vectors[members], settings)
-            shards[split] = [path.name for path in paths]
-            measured[split] = _measured_recall(paths, patients.vectors[members], settings)
-        counts = {"volumes": len(patients.rows), "shards": sum(map(len, shards.values()))}
-        manifest = stage.finish(counts, watch.seconds, recall=measured, shards=shards, metric="l2")
-        text = ", ".join(f"{value:.4f} among {split} volumes" for split, value in measured.items())
-        say(
-            "index",
-            f"{counts['volumes']} volumes in {counts['shards']} HNSW shards, recall@{k} against exact search {text}, "
-            f"{mib(manifest['bytes'])}, {watch.seconds:.1f} s → {workspace.index}",
+        measured = {"shards": [], "ef": None, "recall": 1.0}
+        if method == "hnsw":
+            shards = _grow(workspace, embeddings, num_volumes, shards, settings)
+            ef, found = _measure(workspace, embeddings, num_volumes, shards, settings)
+            measured = {"shards": [shard.as_record() for shard in shards], "ef": ef, "recall": found}
+        counts = {"volumes": num_volumes, "shards": len(measured["shards"]), "indexed_before": num_indexed}
+        manifest = stage.finish(
+            counts, watch.seconds, content=[made["fingerprint"], method], method=method, **facts, **measured
         )
-        return manifest
+    _summarise(manifest, settings, workspace)
+    return manifest
 
 
-def choose_references(patients: Patients, settings: Settings) -> list[int]:
-    """Row numbers of R training volumes of different subjects, drawn by seed."""
-    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(1,)))
-    chosen: dict[str, int] = {}
-    for number in generator.permutation(patients.roomy(TRAINING)):
-        chosen.setdefault(patients.rows[number]["subject_id"], int(number))
-        if len(chosen) == settings.discovery.num_references:
-            break
-    return list(chosen.values())
+def searcher(workspace: Workspace, index: Mapping[str, Any]) -> Search:
+    """What answers searches among the embeddings as the index's manifest says."""
+    embeddings = Embeddings(workspace.embeddings)
+    if index["method"] == "exact":
+        return lambda queries, k, among: exact_search(embeddings.blocks(among), queries, k)
+    shards = [Shard(**record) for record in index["shards"]]
+
+    def search(queries: NDArray[np.float32], k: int, among: NDArray[np.bool_]) -> Neighbours:
+        share = max(float(among.mean()), 1e-9)
+        asked = min(len(among), round(k / share * 1.1) + SPARE)
+        while True:
+            found = search_shards(workspace, shards, queries, asked, index["ef"])
+            is_among = among[found.numbers]
+            fewest = int(is_among.sum(1).min())
+            if fewest >= k or asked == len(among):
+                break
+            asked = min(len(among), 2 * asked)
+        # The first `fewest` or k of each row: stable, so the nearest stay first.
+        order = np.argsort(~is_among, axis=1, kind="stable")[:, : min(k, fewest)]
+        return Neighbours(*(np.take_along_axis(one, order, 1) for one in (found.numbers, found.distances)))
+
+    return search
+
+
+def search_shards(
+    workspace: Workspace, shards: Sequence[Shard], queries: NDArray[np.float32], k: int, ef: int
+) -> Neighbours:
+    """The k nearest over all shards, each searched by a task of its own."""
+    found = list(cluster.each(_search_one, shards, workspace.index, queries, k, ef))
+    return merge(found, min(k, sum(one.numbers.shape[1] for one in found)))
+
+
+def typical_distance(embeddings: Embeddings, patients: Patients, settings: Settings) -> float:
+    """The median distance between two training patients, of a sample drawn by seed."""
+    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(5,)))
+    drawn = generator.permutation(np.flatnonzero(patients.eligible(TRAINING)))[:TYPICAL_VOLUMES]
+    vectors = embeddings.take(drawn).astype(np.float64)
+    half = len(vectors) // 2
+    distances = np.linalg.norm(vectors[:half] - vectors[half : 2 * half], axis=1)
+    return float(np.median(distances)) if half else 0.0
 
 
 def find_neighbours(
-    patients: Patients, split: str, reference: int, shards: Sequence[Path], settings: Settings
-) -> list[int]:
-    """Row numbers of the volumes of a split nearest to a reference, one a subject, nearest first.
+    patients: Patients,
+    embeddings: Embeddings,
+    search: Search,
+    references: Sequence[int],
+    split: str,
+    wanted: int,
+    least_distance: float,
+    seen: Sequence[Sequence[int]],
+) -> list[list[int]]:
+    """Numbers of the volumes of a split nearest to each reference, nearest first, at most `wanted`.
 
-    In training the reference itself comes first. Scans too small to crop are passed over.
+    One volume a subject; none at `least_distance` or nearer to another one, or to those in `seen` (one list a
+    reference, such as the reference itself), whose subjects are passed over as well.
     """
-    discovery = settings.discovery
-    wanted = discovery.num_neighbours if split == TRAINING else discovery.num_validation_neighbours
-    members, roomy = patients.splits[split], set(patients.roomy(split).tolist())
-    query = patients.vectors[reference][None]
-    # A subject's further scans, and scans that are too small, take places in the list.
-    k = min(len(members), wanted + len(members) - patients.num_subjects(split))
-    method = settings.index.method
-    if method == "hnsw" or (method == "auto" and len(members) > settings.index.exact_limit):
-        found = search_shards(shards, query, k, settings.index)
-    else:
-        found = exact_search(patients.vectors[members], query, k)
-    chosen: dict[str, int] = {patients.rows[reference]["subject_id"]: reference} if split == TRAINING else {}
-    for number in members[found.numbers[0]].tolist():
-        if number in roomy:
-            chosen.setdefault(patients.rows[number]["subject_id"], number)
-    return list(chosen.values())[:wanted]
+    among = patients.eligible(split)
+    num_among = int(among.sum())
+    vectors = embeddings.take(np.array(references))
+    found: list[list[int]] = [[] for _ in references]
+    open_ones, k = list(range(len(references))), wanted + SPARE
+    while open_ones:
+        k = min(k, num_among)
+        numbers = search(vectors[open_ones], k, among).numbers
+        everyone = np.unique(np.concatenate([numbers.ravel(), *map(np.asarray, seen)]))
+        known = {int(number): place for place, number in enumerate(everyone)}
+        there = embeddings.take(everyone)
+        for row, one in zip(numbers, open_ones, strict=True):
+            found[one] = _picked(row.tolist(), seen[one], patients, known, there, wanted, least_distance)
+        open_ones = [one for one in open_ones if len(found[one]) < wanted and k < num_among]
+        k *= 2
+    return found
 
 
-def check_counts(num_training: int, num_held_out: int, where: str, settings: Settings) -> None:
-    """Raise SettingsError if discovery asks for more patients than there are `where`."""
-    discovery = settings.discovery
-    for key, wanted, there, kind in (
-        ("num_neighbours", discovery.num_neighbours, num_training, "training"),
-        ("num_references", discovery.num_references, num_training, "training"),
-        ("num_validation_neighbours", discovery.num_validation_neighbours, num_held_out, "held-out"),
-    ):
-        if wanted > there:
-            raise SettingsError(
-                f"discovery.{key}={wanted} is more than the {there} {kind} subjects {where}: lower it to at most "
-                f"{there} or add scans"
-            )
+def _picked(
+    candidates: Sequence[int],
+    seen: Sequence[int],
+    patients: Patients,
+    places: Mapping[int, int],
+    vectors: NDArray[np.float32],
+    wanted: int,
+    least_distance: float,
+) -> list[int]:
+    """The first candidates of subjects of their own that are no copies of those before them."""
+    subjects = {int(patients.subjects[number]) for number in seen}
+    kept = np.empty((len(seen) + wanted, vectors.shape[1]), np.float32)
+    kept[: len(seen)] = vectors[[places[number] for number in seen]]
+    chosen: list[int] = []
+    for number in candidates:
+        if len(chosen) == wanted:
+            break
+        subject, vector = int(patients.subjects[number]), vectors[places[number]]
+        before = kept[: len(seen) + len(chosen)]
+        if subject in subjects or (np.linalg.norm(before - vector, axis=1) <= least_distance).any():
+            continue
+        kept[len(before)] = vector
+        subjects.add(subject)
+        chosen.append(number)
+    return chosen
 
 
-def _build_shards(folder: Path, split: str, vectors: NDArray[np.float32], settings: Settings) -> list[Path]:
-    size = settings.index.volumes_per_shard
-    build = ray.remote(build_shard)
-    paths = [folder / f"shard-{split}-{number:05d}.hnsw" for number in range(-(-len(vectors) // size))]
-    starts = range(0, len(vectors), size)
-    ray.get(
-        [
-            build.remote(path, vectors[start : start + size], start, settings.index, settings.seed)
-            for path, start in zip(paths, starts, strict=True)
-        ]
-    )
-    return paths
+def _grow(
+    workspace: Workspace, embeddings: Embeddings, num_volumes: int, shards: Sequence[Shard], settings: Settings
+) -> list[Shard]:
+    """Build the shards that are missing, fill the last one up, one task each; returns all, in order."""
+    by_first = {shard.first: shard for shard in shards}
+    limit = settings.index.volumes_per_shard
+    planned = planned_shards(num_volumes, shards, limit)
+    whole = {first: shard for first, shard in by_first.items() if first not in {first for first, _ in planned}}
+    missing = [(first, last, by_first.get(first)) for first, last in planned]
+    with progress("index", sum(last - first for first, last in planned), "volumes") as ticker:
+        for shard in cluster.each(_build_one, missing, workspace.index, embeddings, settings):
+            whole[shard.first] = shard
+            ticker.advance(shard.count)
+    kept = {shard.name for shard in whole.values()}
+    for path in workspace.index.glob("shard-*.hnsw"):
+        if path.name not in kept:
+            path.unlink()  # one that was grown, or of other embeddings
+    return [whole[first] for first in sorted(whole)]
 
 
-def _measured_recall(paths: Sequence[Path], vectors: NDArray[np.float32], settings: Settings) -> float:
-    """Recall of the graphs at the K of discovery, against exact search, over a seeded sample of queries."""
+def _search_one(shard: Shard, folder: Path, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
+    return search_shard(folder, shard, queries, k, ef)
+
+
+def _build_one(
+    missing: tuple[int, int, Shard | None], folder: Path, embeddings: Embeddings, settings: Settings
+) -> Shard:
+    first, last, grown = missing
+    vectors = embeddings.span(first if grown is None else first + grown.count, last)
+    return build_shard(folder, vectors, first, settings.index, settings.seed, grown)
+
+
+def _measure(
+    workspace: Workspace, embeddings: Embeddings, num_volumes: int, shards: Sequence[Shard], settings: Settings
+) -> tuple[int, float]:
+    """The least `ef` of the settings', doubled, that meets the demanded recall at K, and that recall, on a sample.
+
+    Raises SearchError if no `ef` does.
+    """
     generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(3,)))
-    queries = vectors[generator.permutation(len(vectors))[:RECALL_QUERIES]]
-    k = min(settings.discovery.num_neighbours, len(vectors))
-    return recall(search_shards(paths, queries, k, settings.index), exact_search(vectors, queries, k))
+    queries = embeddings.take(generator.permutation(num_volumes)[:RECALL_QUERIES])
+    k = min(settings.discovery.num_neighbours, num_volumes)
+    truth = exact_search(embeddings.blocks(), queries, k)
+    ef = settings.index.ef
+    most = max(shard.count for shard in shards)
+    while True:
+        found = recall(search_shards(workspace, shards, queries, k, ef), truth)
+        if found >= settings.index.min_recall:
+            return ef, found
+        if ef >= most:
+            raise SearchError(
+                f"HNSW finds {found:.4f} of the {k} nearest even at ef={ef}, and index.min_recall="
+                f"{settings.index.min_recall:g}: raise index.m, or give index.method=exact"
+            )
+        say("index", f"recall@{k} {found:.4f} at ef={ef} is less than {settings.index.min_recall:g}: twice the ef")
+        ef = min(2 * ef, most)
+
+
+def _summarise(manifest: Mapping[str, Any], settings: Settings, workspace: Workspace) -> None:
+    counts = manifest["counts"]
+    if manifest["method"] == "exact":
+        say("index", f"none needed: exact search among {counts['volumes']} volumes is cheaper (recall 1)")
+        return
+    say(
+        "index",
+        f"{counts['volumes']} volumes in {counts['shards']} HNSW shards ({counts['indexed_before']} were there), "
+        f"recall@{settings.discovery.num_neighbours} against exact search {manifest['recall']:.4f} at "
+        f"ef={manifest['ef']}, {mib(manifest['bytes'])}, {manifest['seconds']:.1f} s → {workspace.index}",
+    )

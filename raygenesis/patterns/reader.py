@@ -1,17 +1,14 @@
-"""Reading patterns: K, C and the split are predicates that leave out row groups."""
+"""Reading patterns: K, C, scales and the split are predicates that leave out row groups, and with them whole parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
 
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
@@ -22,8 +19,16 @@ from raygenesis.workspace import manifest_of
 TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "volume_id", "cube")
 
 
-def predicate(split: str | None = None, num_neighbours: int | None = None, num_coordinates: int | None = None) -> Any:
-    """The rows of a split with `rank < num_neighbours` (training only) and `coordinate < num_coordinates`."""
+def predicate(
+    split: str | None = None,
+    num_neighbours: int | None = None,
+    num_coordinates: int | None = None,
+    scales: Sequence[int] | None = None,
+) -> Any:
+    """The rows of a split, of K neighbours (training only), of C coordinates and of some scales; None is all.
+
+    Ranks and coordinates lie together and spare reading; scales alternate from row to row, and spare hardly any.
+    """
     terms = []
     if split is not None:
         terms.append(pc.field("split") == split)
@@ -32,71 +37,54 @@ def predicate(split: str | None = None, num_neighbours: int | None = None, num_c
         terms.append(within if split == TRAINING else within | (pc.field("split") == VALIDATION))
     if num_coordinates is not None:
         terms.append(pc.field("coordinate") < num_coordinates)
+    if scales is not None:
+        terms.append(pc.field("scale").isin(pa.array(scales, pa.int8())))
     expression = None
     for term in terms:
         expression = term if expression is None else expression & term
     return expression
 
 
-def read_patterns(
-    folder: Path, columns: Sequence[str] = PATTERN.names, where: Any = None
-) -> pa.Table:
-    """Rows of a finished store, in its order, with the columns and predicate asked for."""
-    paths = [str(path) for path in _part_paths(folder)]
-    return ds.dataset(paths, schema=PATTERN, format="parquet").to_table(columns=list(columns), filter=where)
+def read_patterns(folder: Path, columns: Sequence[str] = PATTERN.names, where: Any = None) -> pa.Table:
+    """Rows of a finished store, in its order, with the columns and predicate asked for.
 
-
-def _check_part(path: Path) -> None:
+    Of parts and row groups that the predicate rules out nothing is read but a part's footer. Raises WorkspaceError if
+    a part is missing or damaged.
+    """
+    paths = part_paths(folder)
     try:
-        pq.read_metadata(path)
+        store = ds.dataset([str(path) for path in paths], schema=PATTERN, format="parquet")
+        return store.to_table(columns=list(columns), filter=where)
     except (pa.ArrowInvalid, OSError) as error:
-        raise WorkspaceError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): remove it and {path.parent / 'manifest.json'}, then "
-            "run `raygenesis discover`"
-        ) from None
+        for path in paths:
+            row_groups(path)  # names the part, where its footer shows the damage
+        if isinstance(error, OSError):
+            raise WorkspaceError(
+                f"{folder} is damaged ({str(error).splitlines()[0]}): `raygenesis patterns verify` names the part"
+            ) from None
+        raise
 
 
-class PatternSource(Datasource):
-    """A pattern store for Ray Data: one read task per part, cells left encoded."""
-
-    def __init__(self, folder: Path, columns: Sequence[str] = TRAINING_COLUMNS, where: Any = None) -> None:
-        super().__init__()
-        self._paths = _part_paths(folder)
-        for path in self._paths:
-            _check_part(path)
-        self._columns, self._where = list(columns), where
-
-    @property
-    def num_parts(self) -> int:
-        return len(self._paths)
-
-    def estimate_inmemory_data_size(self) -> int:
-        return sum(path.stat().st_size for path in self._paths)
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        schema = pa.schema([PATTERN.field(name) for name in self._columns])
-        return [
-            ReadTask(
-                self._reader(path),
-                BlockMetadata(None, path.stat().st_size, input_files=[str(path)], exec_stats=None),
-                schema,
-                per_task_row_limit,
-            )
-            for path in self._paths
-        ]
-
-    def _reader(self, path: Path) -> Callable[[], Iterator[pa.Table]]:
-        columns, where = self._columns, self._where
-
-        def read() -> Iterator[pa.Table]:
-            yield ds.dataset(str(path), schema=PATTERN, format="parquet").to_table(columns=columns, filter=where)
-
-        return read
+def row_groups(path: Path, where: Any = None) -> list[ds.RowGroupInfo]:
+    """The row groups of a part whose statistics do not rule the predicate out. Raises WorkspaceError if damaged."""
+    try:
+        (fragment,) = ds.dataset(str(path), schema=PATTERN, format="parquet").get_fragments()
+        return list((fragment if where is None else fragment.subset(where)).row_groups)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise damaged(path, error) from None
 
 
-def _part_paths(folder: Path) -> list[Path]:
+def damaged(path: Path, error: Exception) -> WorkspaceError:
+    """What to say, and how to mend it, when a part cannot be read."""
+    manifest = path.parent / "manifest.json"
+    if not path.is_file():
+        return WorkspaceError(f"{path} is missing: remove {manifest}, then run `raygenesis discover`")
+    return WorkspaceError(
+        f"{path} is damaged ({str(error).splitlines()[0]}): remove it and {manifest}, then run `raygenesis discover`"
+    )
+
+
+def part_paths(folder: Path) -> list[Path]:
     """The parts of a finished store, in order."""
     num_parts = manifest_of(folder, "discover")["counts"]["parts"]
     return [part_path(folder, part) for part in range(num_parts)]

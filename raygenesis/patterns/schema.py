@@ -1,4 +1,4 @@
-"""Columns of the pattern store and of the plan that it is made from."""
+"""Columns of the pattern store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ _PLACE = [
 ]
 
 PATTERN = pa.schema([*_PLACE, ("cube", pa.binary())])  # cells.encode of a cube of the manifest's shape
-PLAN = pa.schema([*_PLACE, ("part", pa.int32())])
 
 # Small enough that a batch of random patterns reads little it does not need (measured: README, results).
 ROWS_PER_GROUP = 16

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import xxhash
 
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP
 from raygenesis.workspace import write_table
+
+# Of a part that is read to be checked.
+BLOCK_BYTES = 2**20
 
 
 def part_path(folder: Path, part: int) -> Path:
@@ -28,6 +33,16 @@ def write_part(folder: Path, part: int, patterns: pa.Table) -> Path:
         write_statistics=["rank", "coordinate", "scale", "reference", "split", "pattern_id", "label"],
     )
     return path
+
+
+def checksum(path: Path) -> dict[str, Any]:
+    """What the manifest keeps of a part: {"bytes": its size, "xxh3": xxh3_64 of its content, 16 hex digits}."""
+    content, num_bytes = xxhash.xxh3_64(), 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            content.update(block)
+            num_bytes += len(block)
+    return {"bytes": num_bytes, "xxh3": content.hexdigest()}
 
 
 def _leaf(column: str) -> str:

@@ -12,8 +12,9 @@ import ray.data
 from raygenesis import cluster
 from raygenesis.config import Settings, as_yaml
 from raygenesis.errors import SettingsError
-from raygenesis.patterns.reader import PatternSource, predicate
+from raygenesis.patterns.reader import predicate
 from raygenesis.patterns.schema import TRAINING, VALIDATION
+from raygenesis.patterns.source import PatternSource
 from raygenesis.pretraining.corruptions import CORRUPTIONS
 from raygenesis.pretraining.networks import SemanticGenesis
 from raygenesis.pretraining.pretext import PretextTask

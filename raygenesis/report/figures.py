@@ -22,15 +22,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 
 from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.cells import decode
 from raygenesis.archive.source import read_coarse
-from raygenesis.config import AutoencoderSettings, IntensitySettings, Settings, settings_from
-from raygenesis.discovery.crop import crop_cube, size_mm
-from raygenesis.discovery.embed import load_autoencoder
-from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.config import IntensitySettings, Settings, settings_from
+from raygenesis.discovery.crop import crop_cubes, size_mm
+from raygenesis.discovery.embed import WEIGHTS
+from raygenesis.discovery.encoders import load_scan_encoder, restore
+from raygenesis.errors import ScanError
 from raygenesis.feeding import Samples
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
@@ -220,7 +220,7 @@ def scan_picture(
     shape, origin, extent = np.maximum(1, np.rint(size / step)).astype(int), np.zeros(len(size)), size.copy()
     if len(size) == 3:
         origin[plane], extent[plane], shape[plane] = (size[plane] - step) / 2, step, 1
-    cube = crop_cube(volumes, row, origin, extent, shape.tolist(), intensity)
+    (cube,) = crop_cubes(volumes, row, [(origin, extent)], shape.tolist(), intensity)
     if len(size) == 3:
         cube, size = cube.take(0, plane), np.delete(size, plane)
     return picture(cube[::-1], alt, note, extent=size, pixels=SCAN_PIXELS)
@@ -236,19 +236,14 @@ def contact_sheet(volumes: Path, rows: Sequence[Row], intensity: IntensitySettin
     return out
 
 
-@torch.inference_mode()
 def reconstructions(folder: Path, volumes: Path, rows: Sequence[Row], manifest: Row) -> list[dict[str, Any]]:
     """Held-out scans as the auto-encoder sees them, and as it restores them from their embeddings."""
-    settings = AutoencoderSettings.model_validate(manifest["settings"]["autoencoder"])
     intensity = IntensitySettings.model_validate(manifest["settings"]["intensity"])
-    try:
-        model = load_autoencoder(folder, settings)
-    except (RuntimeError, SafetensorError) as error:
-        raise WorkspaceError(f"{folder}: damaged, or made by other code ({str(error).splitlines()[0]})") from None
+    model = load_scan_encoder(folder / WEIGHTS)
     out = []
     for row in rows:
-        scan = read_coarse(volumes, row, settings.input_shape, intensity)
-        restored = model(torch.from_numpy(scan)[None, None])[0, 0].numpy()
+        scan = read_coarse(volumes, row, model.input_shape, intensity)
+        restored = restore(model, scan)
         size, name = size_mm(row)[[0, -1]], PurePath(row["source"]).name
         shown = [
             picture(mid_slice(voxels), f"{what} of {name}", extent=size, pixels=SCAN_PIXELS)

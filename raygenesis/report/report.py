@@ -18,6 +18,7 @@ from raygenesis.config import Settings, as_yaml
 from raygenesis.errors import WorkspaceError
 from raygenesis.progress import mib, say
 from raygenesis.report import sections
+from raygenesis.report.cost import cost
 from raygenesis.report.sections import Made, Row
 from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
 
@@ -96,6 +97,7 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         "runs": runs,
         "sweeps": each("sweeps", sections.sweep),
         "transfers": each("transfer", sections.transfer),
+        "cost": section(cost, "archive"),
         "provenance": _provenance(made, runs, settings),
     }  # fmt: skip
 
@@ -152,6 +154,8 @@ def _render(context: Mapping[str, Any]) -> str:
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 24 * 60:
+        return f"{minutes // 60 // 24:,} d {minutes // 60 % 24:02d} h"
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
@@ -166,7 +170,11 @@ def _number(value: Any) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    return mib(num_bytes) if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
+    for unit in ("KiB", "MiB", "GiB"):
+        num_bytes /= 2**10
+        if num_bytes < 2**10:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 2**10:,.1f} TiB"
 
 
 def _counted(counts: Mapping[str, int]) -> str:

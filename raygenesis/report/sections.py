@@ -143,9 +143,18 @@ def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, Made
     return {
         "nearest": [shown for shown in pictures if not shown.note.startswith("Other")],
         "random": [shown for shown in pictures if shown.note.startswith("Other")],
-        "recall": index["recall"], "k": index["settings"]["num_neighbours"], "num_neighbours": len(nearest),
+        "index": index, "num_neighbours": len(nearest), "quality": made["patterns"].manifest["quality"],
+        "likeness": _likeness(made["patterns"].manifest["quality"]),
         "map": chart, "first_axis": share, "source": manifest["references"][0]["source"],
     }  # fmt: skip
+
+
+def _likeness(quality: Row) -> Chart:
+    """How alike patients' patterns are to the reference's, by rank, and random patients' (the paper's Fig. 4)."""
+    dots = {"–".join(map(str, group["ranks"])): group["values"] for group in quality["by_rank"]}
+    if quality["random"]["num_patients"]:
+        dots["random"] = quality["random"]["values"]
+    return figures.strip("Likeness to the reference's patterns", "patient's rank", "correlation", dots, joined=True)
 
 
 def _embeddings_of(folder: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:

@@ -18,8 +18,9 @@ from ray import tune
 from raygenesis import cluster
 from raygenesis.config import Settings, as_yaml, settings_from
 from raygenesis.feeding import Samples
-from raygenesis.patterns.reader import TRAINING_COLUMNS, PatternSource
+from raygenesis.patterns.reader import TRAINING_COLUMNS
 from raygenesis.patterns.schema import TRAINING, VALIDATION
+from raygenesis.patterns.source import PatternSource
 from raygenesis.pretraining.pretext import PretextTask
 from raygenesis.pretraining.pretrain import check_corruption, pretext_task
 from raygenesis.pretraining.probe import anatomy_retrieval

@@ -22,8 +22,9 @@ from raygenesis import cluster
 from raygenesis.archive.cells import DTYPE, STEPS, encode
 from raygenesis.config import load_settings
 from raygenesis.feeding import Samples, training_batches
-from raygenesis.patterns.reader import PatternSource, predicate
+from raygenesis.patterns.reader import predicate
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
+from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.pretext import PretextTask
 from raygenesis.training import fit_with_ray, read_metrics, samples_of

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.discovery.coordinates import (
     CoordinateError,
+    Frame,
     candidates,
     content,
     corresponding,
+    frame_of,
     largest_extent,
     spread,
 )
@@ -55,6 +57,35 @@ def test_a_scan_that_just_fits_has_its_centre_as_the_only_candidate():
     chosen = DiscoverySettings(scales=(Scale(extent_mm=(30, 30, 30)),), min_content=0)
     scan = generator().random((3, 3, 3)).astype(np.float32)
     assert candidates(scan, (10, 10, 10), (30, 30, 30), chosen).tolist() == [[15, 15, 15]]
+
+
+# --- the box ------------------------------------------------------------------------------------
+
+
+def test_candidates_lie_in_the_box_of_the_settings():
+    """Fractions of the scan's own sides, not of the coarse level's, whose last voxels reach beyond the scan."""
+    scan = generator().random((10, 20, 30)).astype(np.float32)
+    spacing, size = (6.0, 3.0, 2.0), np.array([57.0, 60.0, 59.0])
+    chosen = DiscoverySettings(scales=(Scale(extent_mm=(2, 2, 2)),), min_content=0)
+    anywhere = candidates(scan, spacing, size, chosen)
+    for box in (((0.2, 0.8), (0, 0.5), (0, 1)), ((0, 1), (0.5, 1), (0.9, 1)), ((0, 1), (0, 1), (0, 1))):
+        low, high = np.array(box).T * size
+        inside = candidates(scan, spacing, size, chosen.model_copy(update={"box": box}))
+        expected = [place for place in anywhere if (place >= low).all() and (place <= high).all()]
+        assert len(inside) and inside.tolist() == np.array(expected).tolist()
+
+
+def test_a_box_of_a_picture_has_two_sides_and_an_empty_one_is_refused_naming_it():
+    scan = generator().random((40, 40)).astype(np.float32)
+    chosen = DiscoverySettings(
+        cube_shape=(8, 8), scales=(Scale(extent_mm=(10, 10)),), min_content=0, box=((0, 0.3), (0.4, 0.6))
+    )
+    places = candidates(scan, (1, 1), (40, 40), chosen)
+    assert places[:, 0].min() == 5.5 and places[:, 0].max() == 11.5
+    assert places[:, 1].min() == 16.5 and places[:, 1].max() == 23.5
+    edge = chosen.model_copy(update={"box": ((0, 0.1), (0, 1))})  # where no crop fits
+    with pytest.raises(CoordinateError, match=r"widen discovery\.box"):
+        spread(candidates(scan, (1, 1), (40, 40), edge), 1, 0, generator())
 
 
 # --- the content rule -----------------------------------------------------------------------------
@@ -162,7 +193,8 @@ def test_too_many_coordinates_are_refused_naming_the_keys_and_how_many_fit():
 
 # --- correspondence -------------------------------------------------------------------------------
 
-HERE, THERE = (100.0, 200.0, 160.0), (150.0, 180.0, 160.0)
+HERE = Frame(np.array([100.0, 200, 160]), np.array([50.0, 100, 80]))
+THERE = Frame(np.array([150.0, 180, 160]), np.array([60.0, 95, 80]))
 
 
 def test_relative_is_the_same_fraction_of_each_side():
@@ -170,9 +202,9 @@ def test_relative_is_the_same_fraction_of_each_side():
     assert corresponding(places, HERE, THERE, "relative").tolist() == [[75, 90, 80], [15, 18, 40]]
 
 
-def test_physical_is_the_same_offset_from_the_centre():
+def test_physical_is_the_same_offset_from_the_centre_of_the_body():
     places = np.array([[50.0, 100, 80], [10, 20, 40]])
-    assert corresponding(places, HERE, THERE, "physical").tolist() == [[75, 90, 80], [35, 10, 40]]
+    assert corresponding(places, HERE, THERE, "physical").tolist() == [[60, 95, 80], [20, 15, 40]]
 
 
 @pytest.mark.parametrize("how", ["relative", "physical"])
@@ -180,3 +212,37 @@ def test_correspondence_goes_both_ways_and_leaves_the_reference_where_it_is(how)
     places = generator().uniform(0, 100, (20, 3))
     np.testing.assert_allclose(corresponding(places, HERE, HERE, how), places)
     np.testing.assert_allclose(corresponding(corresponding(places, HERE, THERE, how), THERE, HERE, how), places)
+
+
+def ball(centre, radius, shape=(24, 30, 36), step=4.0):
+    """A noisy ball of tissue in noisy air, [z, y, x], told in mm."""
+    places = (np.indices(shape) + 0.5) * step
+    inside = np.square(places - np.array(centre).reshape(-1, *[1] * len(shape))).sum(0) <= radius**2
+    return (0.7 * inside + 0.1 * generator().random(shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("centre", [(48.0, 60.0, 72.0), (40.0, 50.0, 100.0), (60.0, 84.0, 40.0)])
+def test_the_frame_follows_the_body_and_not_the_field_of_view(centre):
+    size = np.array([96.0, 120.0, 144.0])
+    frame = frame_of(ball(centre, 30), size)
+    assert frame.size_mm.tolist() == size.tolist()
+    np.testing.assert_allclose(frame.body_mm, centre, atol=0.5)
+    dusty = ball(centre, 30)
+    dusty[:2, :2, :2] = 1  # something in a corner of the table
+    np.testing.assert_allclose(frame_of(dusty, size).body_mm, centre, atol=0.5)
+
+
+def test_the_body_of_a_picture_and_of_a_scan_that_shows_nothing():
+    frame = frame_of(ball((40.0, 70.0), 20, (30, 36)), np.array([120.0, 144.0]))
+    np.testing.assert_allclose(frame.body_mm, (40, 70), atol=0.5)
+    flat = frame_of(np.full((8, 8, 8), 0.5, np.float32), np.array([80.0, 90, 100]))
+    assert flat.body_mm.tolist() == [40, 45, 50]  # the middle
+
+
+def test_places_move_with_the_body():
+    """A patient who lies 20 mm lower has every place 20 mm lower, whatever the field of view."""
+    size, places = np.array([96.0, 120.0, 144.0]), generator().uniform(30, 80, (6, 3))
+    here, there = frame_of(ball((48.0, 60, 72), 30), size), frame_of(ball((48.0, 80, 64), 30), size)
+    moved = corresponding(places, here, there, "physical") - places
+    np.testing.assert_allclose(moved, np.tile([0.0, 20, -8], (6, 1)), atol=0.5)
+    np.testing.assert_allclose(corresponding(places, here, there, "relative"), places)

@@ -6,10 +6,17 @@ from scipy import ndimage
 
 from raygenesis.archive.geometry import best_level
 from raygenesis.config import IntensitySettings
-from raygenesis.discovery.crop import crop_cube, place, size_mm
+from raygenesis.discovery import crop
+from raygenesis.discovery.crop import crop_cubes, place, size_mm
 from tests.synthetic import archived, imaged
 
 AS_IT_IS = IntensitySettings()
+
+
+def crop_cube(volumes, row, origin, extent, shape, intensity):
+    """One box alone."""
+    (cube,) = crop_cubes(volumes, row, [(origin, extent)], shape, intensity)
+    return cube
 
 
 def noise(shape, seed=0):
@@ -136,3 +143,34 @@ def test_crops_at_the_edges_of_a_small_scan_are_whole(tmp_path):
         cube = crop_cube(tmp_path, row, origin, extent, (8, 16, 8), AS_IT_IS)
         assert cube.shape == (8, 16, 8)
         np.testing.assert_allclose(cube, interpolated(voxels, (1.5,) * 3, origin, extent, (8, 16, 8)), atol=2e-5)
+
+
+# --- several boxes at once ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_boxes_cropped_together_are_those_cropped_alone(tmp_path, channels):
+    row = archived(tmp_path, "a", noise((*channels, 64, 60, 66)), (1.0, 1.1, 0.9), coarse_size=16)
+    generator = np.random.default_rng(0)
+    boxes = []
+    for extent in generator.uniform(6, 50, (12, 3)):  # of several levels
+        boxes.append((place(generator.uniform(0, 60, 3), extent, size_mm(row)), extent))
+    levels = {best_level(row["levels"], row["spacing_mm"], extent / 8) for _, extent in boxes}
+    assert len(levels) > 1
+    chosen = IntensitySettings(channel=len(channels))
+    cubes = crop_cubes(tmp_path, row, boxes, (8, 8, 8), chosen)
+    for cube, box in zip(cubes, boxes, strict=True):
+        np.testing.assert_array_equal(cube, crop_cube(tmp_path, row, *box, (8, 8, 8), chosen))
+
+
+def test_each_level_is_read_once_however_many_boxes(tmp_path, monkeypatch):
+    row = archived(tmp_path, "a", noise((64, 60, 66)), (1.0, 1.0, 1.0), coarse_size=16)
+    asked = []
+    plain = crop.read_regions
+    monkeypatch.setattr(
+        crop, "read_regions", lambda folder, level, *rest: asked.append(level) or plain(folder, level, *rest)
+    )
+    boxes = [((n, n, n), (extent,) * 3) for n in range(8) for extent in (6, 20, 40)]
+    crop_cubes(tmp_path, row, boxes, (8, 8, 8), AS_IT_IS)
+    assert asked == sorted(set(asked)) and len(asked) > 1
+    assert crop_cubes(tmp_path, row, [], (8, 8, 8), AS_IT_IS) == []

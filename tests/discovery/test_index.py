@@ -1,15 +1,21 @@
-"""Nearest neighbours: exact search against a plain loop and scikit-learn, HNSW shards against exact search."""
+"""HNSW shards: against exact search, repeatable, grown as if built at once, merged exactly, damage told."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import hnswlib
 import numpy as np
 import pytest
-from sklearn.neighbors import NearestNeighbors
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raygenesis.config import IndexSettings
-from raygenesis.discovery import index
-from raygenesis.discovery.index import Neighbours, SearchError, build_shard, exact_search, recall, search_shards
+from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, recall
+from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
 
 
-def embeddings(n, d=8, seed=0):
+def vectors(n, d=8, seed=0):
     return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
 
 
@@ -19,126 +25,168 @@ def clustered(n, d=16, seed=0):
     return (centres[generator.integers(0, 20, n)] + generator.standard_normal((n, d))).astype(np.float32)
 
 
-def one_by_one(rows, query, k):
-    """Squared distances summed number by number; of equals the lower row."""
-    squares = [sum((float(a) - float(b)) ** 2 for a, b in zip(row, query, strict=True)) for row in rows]
-    nearest = sorted(range(len(rows)), key=lambda number: (squares[number], number))[:k]
-    return nearest, [squares[number] ** 0.5 for number in nearest]
+def sharded(folder: Path, rows, size, chosen, seed=0, shards=()) -> list[Shard]:
+    """The shards over all rows, those that `shards` lack built or grown, as `build_index` does."""
+    by_first = {shard.first: shard for shard in shards}
+    for first, last in planned_shards(len(rows), shards, size):
+        grown = by_first.get(first)
+        start = first if grown is None else first + grown.count
+        by_first[first] = build_shard(folder, rows[start:last], first, chosen, seed, grown)
+    return [by_first[first] for first in sorted(by_first)]
 
 
-def sharded(folder, rows, size, settings, seed=0):
-    paths = []
-    for start in range(0, len(rows), size):
-        paths.append(folder / f"{start}.hnsw")
-        build_shard(paths[-1], rows[start : start + size], start, settings, seed)
-    return paths
+def search(folder, shards, queries, k, chosen) -> Neighbours:
+    return merge([search_shard(folder, shard, queries, k, chosen.ef) for shard in shards], k)
 
 
-# --- exact search ---------------------------------------------------------------------------------
+def exactly(rows, queries, k) -> Neighbours:
+    return exact_search([(np.arange(len(rows)), rows)], queries, k)
 
 
-@pytest.mark.parametrize("n", [1, 6, 7, 8, 20])
-def test_exact_search_is_the_plain_loop_whatever_the_chunks(n, monkeypatch):
-    monkeypatch.setattr(index, "EXACT_CHUNK", 7)
-    rows, queries = embeddings(n), embeddings(5, seed=1)
-    for k in (1, n):
-        found = exact_search(rows, queries, k)
-        assert found.numbers.shape == found.distances.shape == (5, k)
-        for query, numbers, distances in zip(queries, found.numbers, found.distances, strict=True):
-            expected, lengths = one_by_one(rows, query, k)
-            assert numbers.tolist() == expected
-            np.testing.assert_allclose(distances, lengths, rtol=1e-6)
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_exact_search_agrees_with_scikit_learn_across_a_chunk_boundary():
-    rows = embeddings(index.EXACT_CHUNK + 3)
-    rows[-3:] = embeddings(3, seed=2) / 10  # the last chunk holds near ones
-    queries = np.concatenate([embeddings(20, seed=1) / 10, rows[:5]])
-    distances, numbers = NearestNeighbors(n_neighbors=50, algorithm="brute").fit(rows).kneighbors(queries)
-    found = exact_search(rows, queries, 50)
-    np.testing.assert_array_equal(found.numbers, numbers)
-    np.testing.assert_allclose(found.distances, distances, atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_equal_rows_come_in_their_order_and_lie_at_distance_nought(seed, monkeypatch):
-    monkeypatch.setattr(index, "EXACT_CHUNK", 64)
-    kinds = embeddings(30, d=48 + seed, seed=seed)
-    rows = kinds[np.random.default_rng(seed).integers(0, 30, 150)]
-    found = exact_search(rows, rows[:20], 150)
-    for query, numbers, distances in zip(rows[:20], found.numbers, found.distances, strict=True):
-        assert numbers.tolist() == one_by_one(rows, query, 150)[0]
-        assert (distances == 0).sum() == (rows == query).all(1).sum()
-
-
-def test_vectors_far_from_the_origin_are_told_apart():
-    rows = embeddings(50, d=64) + np.float32(10_000)
-    assert exact_search(rows, rows, 1).numbers.ravel().tolist() == list(range(50))
-    for query, numbers in zip(rows, exact_search(rows, rows, 50).numbers, strict=True):
-        assert numbers.tolist() == one_by_one(rows, query, 50)[0]
-
-
-def test_more_neighbours_than_volumes_is_refused():
-    with pytest.raises(SearchError, match="11 neighbours were asked for among 10 volumes"):
-        exact_search(embeddings(10), embeddings(1), 11)
-
-
-@pytest.mark.parametrize("damage", [np.nan, np.inf])
-def test_embeddings_that_are_not_finite_are_refused(damage):
-    damaged = embeddings(10)
-    damaged[3, 2] = damage
-    for rows, queries in ((damaged, embeddings(2)), (embeddings(10), damaged)):
-        with pytest.raises(SearchError, match="NaN or infinity"):
-            exact_search(rows, queries, 2)
-
-
-def test_recall_is_the_share_of_true_neighbours():
-    truth = Neighbours(np.array([[1, 2, 3], [4, 5, 6]]), np.zeros((2, 3), np.float32))
-    found = Neighbours(np.array([[3, 9, 1], [6, 5, 4]]), np.zeros((2, 3), np.float32))
-    assert recall(found, truth) == pytest.approx(5 / 6)
-
-
-# --- HNSW -----------------------------------------------------------------------------------------
+# --- building -------------------------------------------------------------------------------------
 
 
 def test_a_shard_is_the_same_bytes_each_time_and_another_with_another_seed(tmp_path):
-    rows = clustered(2000)
+    rows, made = clustered(2000), []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        build_shard(tmp_path / name, rows, 0, IndexSettings(), seed)
-    first, second, other = ((tmp_path / name).read_bytes() for name in "abc")
-    assert first == second
-    assert first != other
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]  # nothing is left aside
+        (tmp_path / name).mkdir()
+        shard = build_shard(tmp_path / name, rows, 40, IndexSettings(), seed)
+        assert (shard.first, shard.count, shard.name) == (40, 2000, "shard-000000040-000002040.hnsw")
+        assert [path.name for path in (tmp_path / name).iterdir()] == [shard.name]  # nothing is left aside
+        made.append(((tmp_path / name / shard.name).read_bytes(), shard.xxh3))
+    assert made[0] == made[1]
+    assert made[0][0] != made[2][0] and made[0][1] != made[2][1]
+
+
+def test_a_shards_record_makes_it_again(tmp_path):
+    shard = build_shard(tmp_path, vectors(20), 0, IndexSettings(), 0)
+    assert Shard(**shard.as_record()) == shard
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(1, 12))
+def test_planned_shards_hold_every_volume_once_and_leave_the_full_alone(additions, limit):
+    """However volumes come, no shard but the last has room, and none that is full is planned again."""
+    shards, total = {}, 0
+    for more in additions:
+        total += more
+        planned = planned_shards(total, [shards[first] for first in sorted(shards)], limit)
+        assert not {first for first, _ in planned} & {s.first for s in shards.values() if s.count == limit}
+        shards |= {first: Shard("", first, last - first, "") for first, last in planned}
+        told = [number for first in sorted(shards) for number in range(first, first + shards[first].count)]
+        assert told == list(range(total))
+        assert all(shard.count == limit for shard in list(shards.values())[:-1])
+
+
+# --- searching ------------------------------------------------------------------------------------
 
 
 def test_shards_find_the_neighbours_of_clustered_volumes(tmp_path):
-    rows, queries = clustered(4000), clustered(50, seed=1)
-    truth = exact_search(rows, queries, 40)
+    rows, queries, chosen = clustered(4000), clustered(50, seed=1), IndexSettings()
+    truth = exactly(rows, queries, 40)
     for size in (4000, 900):
-        found = search_shards(sharded(tmp_path, rows, size, IndexSettings()), queries, 40, IndexSettings())
+        found = search(tmp_path, sharded(tmp_path, rows, size, chosen), queries, 40, chosen)
         assert recall(found, truth) > 0.99
         np.testing.assert_allclose(found.distances[:, 0], truth.distances[:, 0], rtol=1e-4)
         assert (np.diff(found.distances, axis=1) >= 0).all()
 
 
 def test_every_volume_is_found_where_more_are_asked_for_than_a_shard_holds(tmp_path):
-    rows = embeddings(25)
-    settings = IndexSettings(ef=1)  # raised to what is asked for
-    paths = sharded(tmp_path, rows, 10, settings)  # of 10, 10 and 5
+    rows, chosen = vectors(25), IndexSettings(ef=1)  # raised to what is asked for
+    shards = sharded(tmp_path, rows, 10, chosen)  # of 10, 10 and 5
     for k in (7, 12, 25):
-        found = search_shards(paths, rows, k, settings)
-        np.testing.assert_array_equal(found.numbers, exact_search(rows, rows, k).numbers)
+        np.testing.assert_array_equal(
+            search(tmp_path, shards, rows, k, chosen).numbers, exactly(rows, rows, k).numbers
+        )
 
 
 def test_shards_refuse_what_exact_search_refuses(tmp_path):
-    paths = sharded(tmp_path, embeddings(10), 5, IndexSettings())
+    shards = sharded(tmp_path, vectors(10), 5, IndexSettings())
     with pytest.raises(SearchError, match="11 neighbours were asked for among 10 volumes"):
-        search_shards(paths, embeddings(1), 11, IndexSettings())
+        search(tmp_path, shards, vectors(1), 11, IndexSettings())
     with pytest.raises(SearchError, match="NaN or infinity"):
-        search_shards(paths, np.full((1, 8), np.nan, np.float32), 2, IndexSettings())
+        search(tmp_path, shards, np.full((1, 8), np.nan, np.float32), 2, IndexSettings())
 
 
 def test_equal_volumes_make_a_graph_that_still_answers(tmp_path):
     rows = np.ones((300, 4), np.float32)
-    found = search_shards(sharded(tmp_path, rows, 300, IndexSettings()), rows[:2], 300, IndexSettings())
+    found = search(tmp_path, sharded(tmp_path, rows, 300, IndexSettings()), rows[:2], 300, IndexSettings())
     assert [sorted(numbers) for numbers in found.numbers.tolist()] == [list(range(300))] * 2
+
+
+def test_merging_gives_the_nearest_of_all_and_of_equals_the_lower_number():
+    one = Neighbours(np.array([[5, 1], [2, 9]]), np.array([[0.5, 2], [1, 3]], np.float32))
+    other = Neighbours(np.array([[4, 8, 3], [7, 6, 0]]), np.array([[0.5, 1, 2], [1, 2, 3]], np.float32))
+    found = merge([one, other], 4)
+    assert found.numbers.tolist() == [[4, 5, 8, 1], [2, 7, 6, 0]]
+    assert found.distances.tolist() == [[0.5, 0.5, 1, 2], [1, 1, 2, 3]]
+    assert merge([other, one], 4).numbers.tolist() == found.numbers.tolist()
+
+
+# --- growing --------------------------------------------------------------------------------------
+
+
+def test_a_grown_index_answers_like_one_built_at_once_and_keeps_full_shards(tmp_path):
+    rows, queries, chosen = clustered(3000), clustered(50, seed=1), IndexSettings(m=12, ef=100)
+    truth = exactly(rows, queries, 30)
+    shards, before = [], {}
+    for total in (700, 1100, 2600, 3000):
+        shards = sharded(tmp_path, rows[:total], 1000, chosen, shards=shards)
+        now = contents(tmp_path)
+        full = [shard.name for shard in shards if shard.count == 1000]
+        assert {name: now[name] for name in full if name in before} == {n: before[n] for n in full if n in before}
+        for name in before.keys() & {shard.name for shard in shards}:
+            assert now[name] == before[name]
+        before = now
+    assert [(shard.first, shard.count) for shard in shards] == [(0, 1000), (1000, 1000), (2000, 1000)]
+    at_once = tmp_path / "at-once"
+    at_once.mkdir()
+    grown = search(tmp_path, shards, queries, 30, chosen)
+    built = search(at_once, sharded(at_once, rows, 1000, chosen), queries, 30, chosen)
+    assert recall(grown, truth) > 0.99 and recall(built, truth) > 0.99
+    assert recall(grown, built) > 0.99
+
+
+def test_growing_is_repeatable(tmp_path):
+    rows, ends = clustered(600), []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        first = build_shard(tmp_path / name, rows[:400], 0, IndexSettings(), 3)
+        ends.append(build_shard(tmp_path / name, rows[400:], 0, IndexSettings(), 3, first))
+    assert ends[0] == ends[1] and ends[0].count == 600
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_grown_shard_numbers_its_volumes_on(tmp_path):
+    rows = vectors(30)
+    first = build_shard(tmp_path, rows[:10], 70, IndexSettings(), 0)
+    grown = build_shard(tmp_path, rows[10:], 70, IndexSettings(), 0, first)
+    assert (grown.first, grown.count) == (70, 30) and grown.name != first.name
+    found = search_shard(tmp_path, grown, rows, 1, 50)
+    assert found.numbers.ravel().tolist() == list(range(70, 100))
+    assert search_shard(tmp_path, first, rows[:10], 1, 50).numbers.ravel().tolist() == list(range(70, 80))
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [0, 1000, -1])
+def test_a_flipped_bit_or_a_missing_file_is_one_sentence_before_the_graph_is_opened(tmp_path, where, monkeypatch):
+    shard = build_shard(tmp_path, clustered(100), 0, IndexSettings(), 0)
+    path = tmp_path / shard.name
+    content = bytearray(path.read_bytes())
+    content[where] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr(hnswlib.Index, "load_index", lambda *_: pytest.fail("opened"), raising=False)
+    for words in ("is damaged", "is missing"):
+        for ask in (
+            lambda: search_shard(tmp_path, shard, clustered(1), 1, 10),
+            lambda: build_shard(tmp_path, clustered(5), 0, IndexSettings(), 0, shard),
+        ):
+            with pytest.raises(SearchError, match=rf"{shard.name} {words}: remove .* and run `raygenesis discover`"):
+                ask()
+        path.unlink(missing_ok=True)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from raygenesis.config import DiscoverySettings, Scale
-from raygenesis.discovery.coordinates import corresponding
+from raygenesis.discovery.coordinates import Frame, corresponding
 from raygenesis.discovery.crop import size_mm
-from raygenesis.discovery.plan import _pack, plan_patterns
-from raygenesis.patterns.schema import PLAN, TRAINING, VALIDATION
+from raygenesis.discovery.plan import VISIT, pack, patterns_of, plan_visits
+from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 
 R, C, K, V = 2, 3, 6, 4
 SCALES = (Scale(extent_mm=(20, 24, 28)), Scale(extent_mm=(20, 24, 28), extent_jitter=0.2, shift_mm=3))
@@ -25,28 +25,46 @@ HELD_OUT_ORDERS = {0: [2, 0, 4, 1, 3], 1: [1, 2, 3, 0, 4]}
 CENTRES = [np.random.default_rng(n).uniform(30, 45, (5, 3)) for n in range(R)]
 
 
-def plan(r=R, c=C, k=K, v=V, seed=0, **settings):
-    chosen = DiscoverySettings(cube_shape=(8, 8, 8), **{"scales": SCALES, "patterns_per_part": 30, **settings})
-    references = [TRAINING_VOLUMES[ORDERS[n][0]] for n in range(r)]
+def frame(row):
+    return Frame(size_mm(row), size_mm(row) / 2)
+
+
+def settings_of(**chosen):
+    return DiscoverySettings(cube_shape=(8, 8, 8), **{"scales": SCALES, "patterns_per_part": 30, **chosen})
+
+
+def visits(r=R, c=C, k=K, v=V, **chosen):
+    settings = settings_of(**chosen)
     neighbours = [
-        {
-            TRAINING: [TRAINING_VOLUMES[m] for m in ORDERS[n][:k]],
-            VALIDATION: [HELD_OUT[m] for m in HELD_OUT_ORDERS[n][:v]],
-        }
+        {TRAINING: [f"t{m}" for m in ORDERS[n][:k]], VALIDATION: [f"v{m}" for m in HELD_OUT_ORDERS[n][:v]]}
         for n in range(r)
     ]
-    return plan_patterns(references, [centres[:c] for centres in CENTRES[:r]], neighbours, chosen, seed)
+    return plan_visits(neighbours, c * len(settings.scales), settings.patterns_per_part).to_pylist()
 
 
-def by_id(table):
-    return {row["pattern_id"]: row for row in table.to_pylist()}
+def planned(r=R, c=C, k=K, v=V, seed=0, **chosen):
+    """The patterns of every visit, and the part that each is stored in."""
+    settings = settings_of(**chosen)
+    rows = {row["volume_id"]: row for row in TRAINING_VOLUMES + HELD_OUT}
+    found = []
+    for visit in visits(r, c, k, v, **chosen):
+        reference, there = TRAINING_VOLUMES[ORDERS[visit["reference"]][0]], rows[visit["volume_id"]]
+        centres = corresponding(
+            CENTRES[visit["reference"]][:c], frame(reference), frame(there), settings.correspondence
+        )
+        found += [{**row, "part": visit["part"]} for row in patterns_of(visit, there, centres, settings, seed)]
+    return found
+
+
+def by_id(rows):
+    return {row["pattern_id"]: row for row in rows}
 
 
 def test_every_reference_neighbour_coordinate_and_scale_is_planned_once():
-    table = plan()
-    assert table.schema == PLAN
+    rows = planned()
+    assert list(rows[0]) == [name for name in PATTERN.names if name != "cube"] + ["part"]
     keys = ["split", "reference", "rank", "coordinate", "scale"]
-    found = [tuple(row[key] for key in keys) for row in table.to_pylist()]
+    found = [tuple(row[key] for key in keys) for row in rows]
     ranks = [(TRAINING, rank) for rank in range(K)] + [(VALIDATION, rank) for rank in range(1, V + 1)]
     assert sorted(found) == sorted(
         (split, r, rank, c, s) for split, rank in ranks for r in range(R) for c in range(C) for s in range(len(SCALES))
@@ -57,13 +75,20 @@ def test_every_reference_neighbour_coordinate_and_scale_is_planned_once():
 def test_nothing_is_lost_whatever_the_counts(counts):
     """The published code dropped the last row of each fold, and saved only multiples of 50 classes."""
     r, c, k, v = counts
-    table = plan(*counts)
-    assert table.num_rows == r * c * (k + v) * len(SCALES)
-    assert set(table["label"].to_pylist()) == set(range(r * c))
+    rows = planned(*counts)
+    assert len(by_id(rows)) == len(rows) == r * c * (k + v) * len(SCALES)
+    assert {row["label"] for row in rows} == set(range(r * c))
+
+
+def test_a_plan_of_any_number_of_classes_is_whole():
+    """The published code saved nothing unless the classes were a multiple of 50."""
+    for count in (1, 7, 49, 50, 51):
+        table = plan_visits([{TRAINING: [f"t{n}"], VALIDATION: []} for n in range(count)], 2, 30)
+        assert table.schema == VISIT and sorted(table["reference"].to_pylist()) == list(range(count))
 
 
 def test_ranks_follow_the_neighbours_and_rank_0_is_the_reference_itself():
-    for row in plan().to_pylist():
+    for row in planned():
         if row["split"] == TRAINING:
             assert row["volume_id"] == f"t{ORDERS[row['reference']][row['rank']]}"
         else:
@@ -71,12 +96,12 @@ def test_ranks_follow_the_neighbours_and_rank_0_is_the_reference_itself():
 
 
 def test_labels_are_reference_times_c_plus_coordinate():
-    for row in plan().to_pylist():
+    for row in planned():
         assert row["label"] == row["reference"] * C + row["coordinate"]
 
 
 def test_numbers_are_unique_and_a_pattern_keeps_its_number_and_place_as_r_k_and_c_grow():
-    small, large = by_id(plan(r=1, c=2, k=3, v=2)), by_id(plan(r=2, c=5, k=8, v=5))
+    small, large = by_id(planned(r=1, c=2, k=3, v=2)), by_id(planned(r=2, c=5, k=8, v=5))
     assert len(large) == 2 * 5 * (8 + 5) * 2
     assert small.keys() < large.keys()
     for number, row in small.items():
@@ -86,15 +111,14 @@ def test_numbers_are_unique_and_a_pattern_keeps_its_number_and_place_as_r_k_and_
 def test_numbers_stay_unique_at_the_ends_of_their_ranges():
     ends = [(s, r, k, c, z) for s in (False, True) for r in (0, 2**16 - 1) for k in (0, 2**24 - 1)
             for c in (0, 2**15 - 1) for z in (0, 2**7 - 1)]  # fmt: skip
-    numbers = {_pack(*end) for end in ends}
+    numbers = {pack(*end) for end in ends}
     assert len(numbers) == len(ends)
     assert max(numbers) < 2**63
 
 
 @pytest.mark.parametrize("patterns_per_part", [1, 30, 50, 10_000])
 def test_every_volume_is_in_one_part_and_splits_never_share_one(patterns_per_part):
-    table = plan(patterns_per_part=patterns_per_part)
-    rows = table.to_pylist()
+    rows = planned(patterns_per_part=patterns_per_part)
     parts_of, splits_of, sizes = {}, {}, {}
     for row in rows:
         parts_of.setdefault(row["volume_id"], set()).add(row["part"])
@@ -112,10 +136,12 @@ def test_every_volume_is_in_one_part_and_splits_never_share_one(patterns_per_par
         assert len(sizes) == len(parts_of)
 
 
-def test_rows_lie_in_reading_order_with_the_nearest_first():
-    rows = plan().to_pylist()
-    order = [(row["part"], row["rank"], row["reference"], row["coordinate"], row["scale"]) for row in rows]
+def test_visits_lie_in_reading_order_with_the_nearest_first():
+    rows = visits()
+    order = [(row["part"], row["rank"], row["reference"]) for row in rows]
     assert order == sorted(order)
+    within = [(row["coordinate"], row["scale"]) for row in planned(r=1, k=1, v=0)]
+    assert within == sorted(within)
     nearest = {}
     for row in rows:
         key = (row["split"], row["part"])
@@ -126,8 +152,8 @@ def test_rows_lie_in_reading_order_with_the_nearest_first():
 
 
 def test_the_same_plan_each_time_and_another_jitter_with_another_seed():
-    assert plan().equals(plan())
-    one, other = by_id(plan()), by_id(plan(seed=1))
+    assert planned() == planned()
+    one, other = by_id(planned()), by_id(planned(seed=1))
     assert one.keys() == other.keys()
     for number, row in one.items():
         assert (row["origin_mm"] == other[number]["origin_mm"]) == (row["scale"] == 0)
@@ -135,11 +161,11 @@ def test_the_same_plan_each_time_and_another_jitter_with_another_seed():
 
 def test_patterns_without_jitter_lie_at_the_corresponding_coordinate():
     for how in ("relative", "physical"):
-        for row in plan(correspondence=how, scales=(Scale(extent_mm=(8, 10, 12)),)).to_pylist():
+        for row in planned(correspondence=how, scales=(Scale(extent_mm=(8, 10, 12)),)):
             reference = TRAINING_VOLUMES[ORDERS[row["reference"]][0]]
             there = next(v for v in TRAINING_VOLUMES + HELD_OUT if v["volume_id"] == row["volume_id"])
             centre = CENTRES[row["reference"]][row["coordinate"]]
-            expected = corresponding(centre, size_mm(reference), size_mm(there), how)
+            expected = corresponding(centre, frame(reference), frame(there), how)
             np.testing.assert_allclose(np.array(row["origin_mm"]) + np.array(row["extent_mm"]) / 2, expected)
             assert row["extent_mm"] == [8, 10, 12]
 
@@ -147,7 +173,7 @@ def test_patterns_without_jitter_lie_at_the_corresponding_coordinate():
 def test_jitter_stays_within_its_bounds_in_plane_and_spares_z():
     roomy = (Scale(extent_mm=(8, 10, 12), extent_jitter=0.2, shift_mm=3),)
     extents, shifts = [], []
-    for row in plan(c=5, k=8, v=5, scales=roomy, correspondence="physical").to_pylist():
+    for row in planned(c=5, k=8, v=5, scales=roomy, correspondence="physical"):
         reference = TRAINING_VOLUMES[ORDERS[row["reference"]][0]]
         there = next(v for v in TRAINING_VOLUMES + HELD_OUT if v["volume_id"] == row["volume_id"])
         centre = CENTRES[row["reference"]][row["coordinate"]] + (size_mm(there) - size_mm(reference)) / 2
@@ -166,7 +192,7 @@ def test_boxes_lie_inside_their_scans_in_mm_and_in_voxels():
     wide = (Scale(extent_mm=(60, 40, 50), extent_jitter=0.2, shift_mm=5),)
     sizes = {v["volume_id"]: size_mm(v) for v in TRAINING_VOLUMES + HELD_OUT}
     touching = 0
-    for row in plan(scales=wide).to_pylist():
+    for row in planned(scales=wide):
         origin, extent = np.array(row["origin_mm"]), np.array(row["extent_mm"])
         assert (origin >= 0).all() and (origin + extent <= sizes[row["volume_id"]] + 1e-9).all()
         np.testing.assert_allclose(np.array(row["origin_voxels"]) * (2.0, 1.0, 1.5), origin)
@@ -180,8 +206,20 @@ def test_flat_images_are_jittered_along_both_axes():
     chosen = DiscoverySettings(
         cube_shape=(8, 8), scales=(Scale(extent_mm=(50, 40), extent_jitter=0.2, shift_mm=9),)
     )
-    centres = np.full((20, 2), 100.0)
-    table = plan_patterns([flat], [centres], [{TRAINING: [flat], VALIDATION: []}], chosen, 0)
-    origins, extents = (np.array(table[name].to_pylist()) for name in ("origin_mm", "extent_mm"))
+    visit = {"part": 0, "split": TRAINING, "reference": 0, "rank": 0, "volume_id": "t0"}
+    rows = patterns_of(visit, flat, np.full((20, 2), 100.0), chosen, 0)
+    origins, extents = (np.array([row[name] for row in rows]) for name in ("origin_mm", "extent_mm"))
     assert (np.std(origins + extents / 2, axis=0) > 2).all()
     assert (np.std(extents, axis=0) > 2).all()
+
+
+def test_jitter_follows_from_the_seed_alone_not_from_the_global_generators():
+    """The published code seeded one of the two random generators that it drew from."""
+    import random
+
+    found = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        random.seed(seed)
+        found.append(planned())
+    assert found[0] == found[1]

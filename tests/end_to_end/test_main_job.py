@@ -58,10 +58,18 @@ def test_a_scan_smaller_than_a_crop_is_left_out_of_discovery(main_job: MainJob) 
     assert "smaller than the largest crop" in failures[0]["reason"]
 
 
-def test_the_measured_recall_is_printed_and_recorded(main_job: MainJob) -> None:
-    assert "recall@6 against exact search 1.0000 among training volumes" in main_job.output
-    recall = json.loads((main_job.workspace / "index" / "manifest.json").read_text())["recall"]
-    assert recall == {"training": 1.0, "validation": 1.0}
+def test_a_small_archive_is_searched_exactly_and_says_so(main_job: MainJob) -> None:
+    assert "exact search among 13 volumes is cheaper (recall 1)" in main_job.output
+    index = json.loads((main_job.workspace / "index" / "manifest.json").read_text())
+    assert (index["method"], index["recall"], index["shards"]) == ("exact", 1.0, [])
+
+
+def test_whether_discovery_found_anatomy_is_said_and_recorded(main_job: MainJob) -> None:
+    assert "patterns of one class correlate with the reference's by" in main_job.output
+    quality = json.loads((main_job.workspace / "patterns" / "manifest.json").read_text())["quality"]
+    near, random = quality["neighbours"], quality["random"]
+    assert near["num_patients"] == 5 and random["num_patients"] == 4
+    assert near["within"] > random["within"] > near["between"]
 
 
 def test_validation_subjects_are_never_training_subjects(main_job: MainJob) -> None:

@@ -55,10 +55,11 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
         workspace = root / ("other" if "subject_pattern" in line else "workspace")
         places = {
             "SCANS": main_job.scans, "WORKSPACE": workspace, "IMAGES": HIPPOCAMPI / "images",
-            "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png",
+            "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png", "EMBEDDINGS": root / "embeddings",
+            "patterns.png": root / "patterns.png", "WORKSPACE/runs/default": workspace / "runs" / "default",
         }  # fmt: skip
         arguments = [str(places.get(word, word)) for word in shlex.split(line)[1:]]
-        code, output = follow(*arguments, *([] if arguments[0] in ("config", "archive") else FASTER))
+        code, output = follow(*arguments, *([] if arguments[0] in ("config", "archive", "patterns") else FASTER))
         assert code == 0, line + "\n" + output
         outputs[line] = output
     outputs["workspace"] = str(root / "workspace")
@@ -68,7 +69,7 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
 @needs_hippocampi
 def test_each_verb_that_the_readme_shows_runs(followed: dict[str, str]) -> None:
     verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
-    assert verbs == {"run", "ingest", "archive", "config", "sweep", "finetune", "report"}
+    assert verbs == {"run", "ingest", "archive", "config", "embed", "patterns", "sweep", "finetune", "report"}
 
 
 def test_the_sweep_ranks_eight_points_of_one_store_without_cropping(
@@ -101,7 +102,7 @@ def test_the_page_tells_of_the_sweep_and_the_target(followed: dict[str, str]) ->
 
 def test_the_python_snippets_run(followed: dict[str, str]) -> None:
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
         exec(snippet.replace("WORKSPACE", followed["workspace"]), {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from raygenesis.archive.cells import decode, encode
 from raygenesis.errors import WorkspaceError
-from raygenesis.patterns.reader import TRAINING_COLUMNS, PatternSource, predicate, read_patterns
+from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, TRAINING, VALIDATION
-from raygenesis.patterns.writer import part_path, write_part
+from raygenesis.patterns.source import PatternSource
+from raygenesis.patterns.writer import BLOCK_BYTES, checksum, part_path, write_part
 from raygenesis.workspace import write_json
 from tests.synthetic import quantised
 
@@ -84,16 +87,23 @@ def test_the_same_rows_are_the_same_bytes_whatever_their_chunks(store, tmp_path)
 
 
 @pytest.mark.parametrize("split", [None, TRAINING, VALIDATION])
-@pytest.mark.parametrize(("k", "c"), [(None, None), (1, None), (6, None), (None, 5), (7, 3), (K, C), (100, 100)])
-def test_predicates_select_what_filtering_in_memory_selects(store, split, k, c):
+@pytest.mark.parametrize(
+    ("k", "c", "scales"),
+    [
+        (None, None, None), (1, None, None), (6, None, None), (None, 5, None), (7, 3, None), (K, C, None),
+        (100, 100, (0, 1)), (None, None, [1]), (3, 2, [0]), (None, 4, []),
+    ],
+)  # fmt: skip
+def test_predicates_select_what_filtering_in_memory_selects(store, split, k, c, scales):
     expected = [
         row["pattern_id"]
         for row in ROWS
         if split in (None, row["split"])
         and (k is None or row["split"] == VALIDATION or row["rank"] < k)  # held-out patients are not counted in K
         and (c is None or row["coordinate"] < c)
+        and (scales is None or row["scale"] in scales)
     ]
-    found = read_patterns(store, ["pattern_id"], predicate(split, k, c))
+    found = read_patterns(store, ["pattern_id"], predicate(split, k, c, scales))
     assert found["pattern_id"].to_pylist() == expected
 
 
@@ -131,14 +141,51 @@ def test_a_store_without_a_manifest_is_none(tmp_path):
             read(tmp_path)
 
 
-def test_the_source_for_ray_has_a_task_a_part_that_reads_the_same(store):
-    where = predicate(TRAINING, 7, 3)
+@pytest.mark.parametrize(
+    ("where", "num_parts"),
+    [
+        (None, 3), (predicate(TRAINING, 7, 3), 2), (predicate(TRAINING, 5), 1), (predicate(VALIDATION, 1), 1),
+        (predicate(TRAINING, K, 0), 1),
+    ],
+)  # fmt: skip
+def test_the_source_for_ray_has_a_task_for_each_part_that_is_needed_and_reads_the_same(store, where, num_parts):
     source = PatternSource(store, where=where)
     tasks = source.get_read_tasks(parallelism=1)
-    assert len(tasks) == source.num_parts == len(PARTS)
+    assert len(tasks) == source.num_parts == num_parts
     table = pa.concat_tables(table for task in tasks for table in task())
     assert table.equals(read_patterns(store, TRAINING_COLUMNS, where))
-    assert source.estimate_inmemory_data_size() > len(ROWS) * 64
+    assert source.estimate_inmemory_data_size() >= table.num_rows * 64
+
+
+@pytest.mark.parametrize("read", [read_patterns, PatternSource])
+def test_a_part_that_is_cut_short_or_missing_is_named_with_the_remedy(store, tmp_path, read):
+    shutil.copytree(store, tmp_path / "patterns")
+    part = part_path(tmp_path / "patterns", 1)
+    part.write_bytes(part.read_bytes()[:-100])
+    remedy = rf"remove it and {part.parent / 'manifest.json'}, then run `raygenesis discover`"
+    with pytest.raises(WorkspaceError, match=rf"{part} is damaged \(.*\): {remedy}"):
+        read(part.parent)
+    part.unlink()
+    with pytest.raises(WorkspaceError, match=rf"{part} is missing: remove .*manifest.json, then run `raygenesis disc"):
+        read(part.parent)
+
+
+def test_damage_that_no_footer_shows_sends_to_verify(store, tmp_path):
+    shutil.copytree(store, tmp_path / "patterns")
+    part = part_path(tmp_path / "patterns", 1)
+    content = bytearray(part.read_bytes())
+    content[4:40] = bytes(36)  # the first page's header
+    part.write_bytes(content)
+    with pytest.raises(WorkspaceError, match=r"is damaged \(.*\): `raygenesis patterns verify` names the part"):
+        read_patterns(tmp_path / "patterns")
+
+
+def test_a_checksum_is_of_the_whole_file(tmp_path):
+    content = np.random.default_rng(0).bytes(BLOCK_BYTES + 1234)
+    (tmp_path / "part").write_bytes(content)
+    assert checksum(tmp_path / "part") == {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
+    (tmp_path / "part").write_bytes(b"")
+    assert checksum(tmp_path / "part") == {"bytes": 0, "xxh3": "2d06800538d394c2"}  # of nothing, by the specification
 
 
 def test_files_that_are_no_part_of_the_store_are_not_read(store, tmp_path):

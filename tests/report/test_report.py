@@ -12,19 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from safetensors.torch import save_file
 
 from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
 from raygenesis.archive.cells import encode
 from raygenesis.config import Settings, as_yaml, settings_from
 from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.discovery.embed import WEIGHTS
+from raygenesis.discovery.encoders import save_encoder
+from raygenesis.discovery.quality import summary, warning
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.weights import export
 from raygenesis.report import figures
-from raygenesis.report.report import report
+from raygenesis.report.report import _duration, _size, report
 from raygenesis.workspace import Stage, Workspace, manifest_of, publish, write_json, write_table
 from tests.synthetic import archived
 
@@ -93,7 +95,8 @@ def make_archive(workspace: Workspace, ndim: int = 3, failures: Sequence[dict[st
     ]
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
     write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(list(failures), FAILURES))
-    Stage(workspace.archive, chosen(settings_of(ndim), "archive"), {}).finish({"volumes": 6, "subjects": 6}, 1.0)
+    counts = {"scans": 6, "volumes": 6, "subjects": 6, "known": 0}
+    Stage(workspace.archive, chosen(settings_of(ndim), "archive"), {}).finish(counts, 1.0)
 
 
 def make_discovery(workspace: Workspace, settings: Settings) -> None:
@@ -102,7 +105,8 @@ def make_discovery(workspace: Workspace, settings: Settings) -> None:
     for folder in (workspace.autoencoder, workspace.embeddings, workspace.index, workspace.patterns):
         folder.mkdir()
     model = IdentityMapping(settings.autoencoder, 0).build()
-    save_file(model.state_dict(), workspace.autoencoder / "autoencoder.safetensors")
+    architecture = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
+    save_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", model.state_dict(), architecture)
     history = [{"epoch": n, "train_loss": 0.2 / (n + 1), "val_mse": 0.3 / (n + 1)} for n in range(3)]
     write_table(workspace.autoencoder / "metrics.parquet", pa.Table.from_pylist(history))
     counts = {"epochs": 3, "training": 4, "validation": 2}
@@ -112,16 +116,21 @@ def make_discovery(workspace: Workspace, settings: Settings) -> None:
     cells = pa.FixedSizeListArray.from_arrays(vectors.ravel(), 4)
     embedded = pa.table({"volume_id": ids, "embedding": cells, "failure": [""] * 6})
     write_table(workspace.embeddings / "part-00000000.parquet", embedded)
-    Stage(workspace.embeddings, {}, {}).finish({"volumes": 6}, 1.0)
-    Stage(workspace.index, {"num_neighbours": 3}, {}).finish({"volumes": 6}, 1.0, recall={TRAINING: 1.0})
+    Stage(workspace.embeddings, chosen(settings, "embedding"), {}).finish({"volumes": 6}, 1.0)
+    indexed = {**chosen(settings, "index"), "num_neighbours": 3}
+    Stage(workspace.index, indexed, {}).finish({"volumes": 6}, 1.0, method="exact", recall=1.0, ef=None)
     shape, facts = settings.discovery.cube_shape, chosen(settings, "discovery", *keys)
     counts = {"patterns": 10, "validation": 4, "parts": 2, "references": 1, "coordinates": 2, "neighbours": 3}
     for part, (split, members) in enumerate(((TRAINING, ids[:3]), (VALIDATION, ids[4:]))):
         rows = [pattern_of(split, rank, c, name, shape) for rank, name in enumerate(members) for c in (0, 1)]
         write_part(workspace.patterns, part, pa.Table.from_pylist(rows, PATTERN))
+    visits = [(1, 0.2), (2, 0.1), (-1, 0.15), (-1, 0.3)]
+    told = summary([{"reference": 0, "rank": rank, "within": like, "between": 0.0} for rank, like in visits], 3)
     Stage(workspace.patterns, {**facts, "method": "auto"}, {}).finish(
-        counts, 1.0, cube_shape=list(shape), references=[{"volume_id": ids[0], "source": HOSTILE}]
-    )
+        counts, 1.0, cube_shape=list(shape), raw_bytes=20 * 16 ** len(shape),
+        quality={**told, "warning": warning(told)},
+        references=[{"volume_id": ids[0], "source": HOSTILE}],
+    )  # fmt: skip
 
 
 def pattern_of(split: str, rank: int, coordinate: int, volume_id: str, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -153,6 +162,7 @@ def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: b
     publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
     row = {key: 0.5 for key in ("val_loss", "val_accuracy", "val_classification", "val_restoration", "val_identity")}
     row |= {"train_loss": 0.4, "train_accuracy": 0.5, "train_classification": 0.4, "cubes_per_s": 9.0, "gap": 0.1}
+    row["seconds"] = 0.5
     history = [{"epoch": 0, "phase": "classification", **row}, {"epoch": 1, "phase": "joint", **row}]
     write_table(folder / "metrics.parquet", pa.Table.from_pylist(history))
     if finished:
@@ -210,6 +220,9 @@ def test_an_archive_alone_gives_a_page_that_names_the_next_commands(workspace: W
     assert len(page.images) == 6
     for verb in ("embed", "discover", "pretrain", "sweep", "finetune"):
         assert f"raygenesis {verb}" in page.text
+    for verb, stages in (("ingest", 0), ("embed", 2), ("discover", 2), ("pretrain", 1)):
+        assert len(re.findall(rf"not measured:\s+raygenesis {verb}\s+gives the rate", page.text)) == stages
+    assert "1 d 22 h" in page.text  # a million scans at 6 a second
     assert "70 scans were left out" in page.text and "damaged & cut short after …" in page.text
     line = capsys.readouterr().out.strip()
     assert line.startswith("report: ") and line.endswith(f"→ {path}") and "\n" not in line
@@ -228,7 +241,7 @@ def test_names_of_files_are_escaped(workspace: Workspace) -> None:
 def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace) -> None:
     make_archive(workspace)
     make_discovery(workspace, settings_of(3))
-    (workspace.autoencoder / "autoencoder.safetensors").write_bytes(b"nothing")
+    (workspace.autoencoder / WEIGHTS).write_bytes(b"nothing")
     (workspace.patterns / "part-000000.parquet").write_bytes(b"nothing")
     page = Page(report(workspace, settings_of(3)))
     assert page.text.count("This cannot be shown") == 3  # reconstructions, neighbours, patterns
@@ -264,11 +277,14 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     assert path.stat().st_size < 3e6
 
     # It says what was learnt and what was not.
+    assert "warning: neighbours" not in page.text and "Neighbours cannot be told from random patients" in page.text
+    assert "random patients by 0.225 (p = 0.8" in page.text and "They were searched exactly." in page.text
     assert "Cubes of the same class correlate by" in page.text and "This cannot be shown" not in page.text
     assert page.text.count("did not learn to tell places apart") == 2  # at the top and at the run
     assert page.text.count("no better than answering with the mean image") == 2
     assert "Begun, not finished" in page.text and "--name half" in page.text
     assert "OSError: <script>" in page.text and "semantic-genesis" in page.text
+    assert "1,000,000 scans" in page.text and "gives the rate" not in page.text
     restored = [image for image in page.images if image["alt"].startswith("Restored")]
     assert len(restored) == 2 * 4
 
@@ -279,6 +295,30 @@ def test_cubes_of_a_class_are_more_alike_than_others(workspace: Workspace) -> No
     page = Page(report(workspace, settings_of(3)))
     within, between = re.search(r"correlate by (\S+) between scans, .* by (\S+)\s", page.text).groups()
     assert float(within) > 0.5 > abs(float(between))
+
+
+def test_nothing_is_priced_by_a_call_that_took_in_nothing(workspace: Workspace) -> None:
+    make_archive(workspace)
+    again = {"scans": 6, "volumes": 6, "subjects": 6, "known": 6}
+    Stage(workspace.archive, chosen(settings_of(3), "archive"), {}).finish(again, 0.1)
+    page = Page(report(workspace, settings_of(3)))
+    assert re.search(r"nothing was added by the last call:\s+raygenesis ingest in a new workspace", page.text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12.34, "12.3 s"), (75, "1 min 15 s"), (3600, "1 h 00 min"), (86_399, "23 h 59 min"), (90_000, "1 d 01 h")],
+)
+def test_times_for_people(value: float, text: str) -> None:
+    assert _duration(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(512, "0.5 KiB"), (2**20, "1.0 MiB"), (1.5 * 2**30, "1.5 GiB"), (2**40, "1.0 TiB"), (2**51, "2,048.0 TiB")],
+)
+def test_sizes_for_people(value: float, text: str) -> None:
+    assert _size(value) == text
 
 
 def test_slices_stand_upright() -> None:

@@ -1,0 +1,105 @@
+"""The table of embeddings, in blocks: a million vectors pass through without being held.
+
+A volume's number is its place among all embedded volumes in the order of the parts; parts are only ever added, so
+numbers stay as an archive grows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+BLOCK_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The embeddings in a folder; volumes that failed are left out."""
+
+    folder: Path
+
+    def ids(self) -> pa.StringArray:
+        """Volume ids by number."""
+        table = self._dataset().to_table(columns=["volume_id"], filter=pc.field("failure") == "")
+        return table["volume_id"].combine_chunks()
+
+    @property
+    def size(self) -> int:
+        """Length of a vector."""
+        return self._dataset().schema.field("embedding").type.list_size
+
+    def blocks(self, keep: NDArray[np.bool_] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Numbers [m] and vectors [m, d], about BLOCK_ROWS at a time, in order; those where `keep` holds."""
+        first, size = 0, self.size
+        held: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        num_held = 0
+        wanted = pc.field("failure") == ""
+        for batch in self._dataset().to_batches(columns=["embedding"], filter=wanted, batch_size=BLOCK_ROWS):
+            vectors = batch["embedding"].flatten().to_numpy().reshape(-1, size)
+            numbers = np.arange(first, first + len(vectors))
+            first += len(vectors)
+            if keep is not None:
+                chosen = keep[numbers]
+                numbers, vectors = numbers[chosen], vectors[chosen]
+            held.append((numbers, vectors))
+            num_held += len(numbers)
+            if num_held >= BLOCK_ROWS:
+                yield _joined(held)
+                held, num_held = [], 0
+        if num_held:
+            yield _joined(held)
+
+    def take(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors of some numbers, in the order asked for; the table is read once."""
+        wanted, back = np.unique(numbers, return_inverse=True)
+        out = np.empty((len(wanted), self.size), np.float32)
+        if len(wanted):
+            keep = np.zeros(int(wanted[-1]) + 1, bool)
+            keep[wanted] = True
+            filled = 0
+            for _, vectors in self._up_to(keep):
+                out[filled : filled + len(vectors)] = vectors
+                filled += len(vectors)
+        return out[back]
+
+    def span(self, first: int, last: int) -> NDArray[np.float32]:
+        """The vectors numbered first to last - 1."""
+        return self.take(np.arange(first, last))
+
+    def _up_to(self, keep: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Blocks of the parts that hold the kept numbers."""
+        first = 0
+        for path, count in zip(self._paths(), self._counts, strict=True):
+            chosen = np.flatnonzero(keep[first : first + count])
+            if len(chosen):
+                table = ds.dataset(str(path)).to_table(columns=["embedding"], filter=pc.field("failure") == "")
+                vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(count, -1)
+                yield chosen + first, vectors[chosen]
+            first += count
+
+    @functools.cached_property
+    def _counts(self) -> list[int]:
+        """How many numbers each part has."""
+        table = self._dataset().to_table(columns=["__fragment_index"], filter=pc.field("failure") == "")
+        return np.bincount(table["__fragment_index"].to_numpy(), minlength=len(self._paths())).tolist()
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def _dataset(self) -> ds.Dataset:
+        return ds.dataset([str(path) for path in self._paths()], format="parquet")
+
+
+def _joined(
+    held: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    numbers, vectors = zip(*held, strict=True)
+    return np.concatenate(numbers), np.concatenate(vectors)

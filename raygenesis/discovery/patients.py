@@ -1,0 +1,131 @@
+"""The patients of an archive as columns: who has an embedding, who is held out, whose scan can hold a crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raygenesis.archive.catalogue import held_out_subjects, read_columns
+from raygenesis.config import Settings
+from raygenesis.discovery.coordinates import largest_extent
+from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.patterns.schema import TRAINING, VALIDATION
+from raygenesis.workspace import Workspace, read_json
+
+
+@dataclass(frozen=True)
+class Patients:
+    """The embedded volumes, by their number among the embeddings.
+
+    ids: volume ids; subjects: int64 [n], one number a subject; is_held_out, is_roomy (holds the largest crop),
+    is_there (still in the archive): bool [n].
+    """
+
+    ids: Sequence[str] | pa.StringArray
+    subjects: NDArray[np.int64]
+    is_held_out: NDArray[np.bool_]
+    is_roomy: NDArray[np.bool_]
+    is_there: NDArray[np.bool_]
+
+    def eligible(self, split: str) -> NDArray[np.bool_]:
+        """Whether each volume is of a split, and its patterns can be cropped."""
+        return self.is_there & self.is_roomy & (self.is_held_out == (split == VALIDATION))
+
+    def num_subjects(self, split: str) -> int:
+        """Subjects of a split that have a scan large enough to crop."""
+        return len(np.unique(self.subjects[self.eligible(split)]))
+
+    def names(self, numbers: Sequence[int]) -> list[str]:
+        """Volume ids of some numbers."""
+        return [str(self.ids[int(number)]) for number in numbers]
+
+
+def load_patients(workspace: Workspace, settings: Settings) -> Patients:
+    """Read catalogue and embeddings, a few columns of each.
+
+    Who is held out follows from the whole catalogue, as in every other stage: a scan that could not be embedded must
+    not move a subject from one split to the other.
+    """
+    _check_same_split(workspace, settings)
+    ids = Embeddings(workspace.embeddings).ids()
+    columns = ["volume_id", "subject_id", "shape", "spacing_mm"]
+    table = read_columns(workspace.catalog, columns, ndim=settings.ndim)
+    volumes, subjects = table["volume_id"].to_pylist(), table["subject_id"].combine_chunks()
+    pairs = zip(subjects.to_pylist(), volumes, strict=True)
+    rows = ({"subject_id": subject, "volume_id": volume} for subject, volume in pairs)
+    held_out = held_out_subjects(rows, settings.validation_fraction, settings.seed)
+    sizes = _flat(table["shape"], settings.ndim) * _flat(table["spacing_mm"], settings.ndim)
+    is_roomy = (sizes >= np.array(largest_extent(settings.discovery.scales)) - 1e-6).all(1)
+    is_held_out = pc.is_in(subjects, value_set=pa.array(held_out, pa.string())).to_numpy(zero_copy_only=False)
+    where = pc.index_in(ids, value_set=table["volume_id"].combine_chunks())
+    is_there = pc.is_valid(where).to_numpy(zero_copy_only=False)
+    row = pc.fill_null(where, 0).to_numpy()
+    numbered = subjects.dictionary_encode().indices.to_numpy().astype(np.int64)
+    patients = Patients(ids, numbered[row], is_held_out[row], is_roomy[row], is_there)
+    for split in (TRAINING, VALIDATION):
+        if not (is_there & (patients.is_held_out == (split == VALIDATION))).any():
+            raise WorkspaceError(f"no {split} volume has an embedding: see {workspace.embeddings / 'failures.parquet'}")
+    return patients
+
+
+def choose_references(patients: Patients, embeddings: Embeddings, settings: Settings) -> list[int]:
+    """Numbers of R training volumes of different subjects, drawn by seed; the first few are those for a smaller R.
+
+    `spread`: the first is drawn, and each further one is the patient farthest from all before it (among at most
+    MOST_SPREAD drawn ones).
+    """
+    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(1,)))
+    drawn = generator.permutation(np.flatnonzero(patients.eligible(TRAINING)))
+    _, first = np.unique(patients.subjects[drawn], return_index=True)
+    drawn = drawn[np.sort(first)]
+    count = settings.discovery.num_references
+    if settings.discovery.reference_choice == "random":
+        return drawn[:count].tolist()
+    drawn = drawn[:MOST_SPREAD]
+    vectors = embeddings.take(drawn)
+    chosen, distance = [0], np.full(len(drawn), np.inf)
+    while len(chosen) < min(count, len(drawn)):
+        distance = np.minimum(distance, np.square(vectors - vectors[chosen[-1]]).sum(1))
+        distance[chosen[-1]] = -np.inf  # never again, though all be alike
+        chosen.append(int(distance.argmax()))
+    return drawn[chosen].tolist()
+
+
+MOST_SPREAD = 20_000
+
+
+def check_counts(num_training: int, num_held_out: int, where: str, settings: Settings) -> None:
+    """Raise SettingsError if discovery asks for more patients than there are `where`."""
+    discovery = settings.discovery
+    for key, wanted, there, kind in (
+        ("num_neighbours", discovery.num_neighbours, num_training, "training"),
+        ("num_references", discovery.num_references, num_training, "training"),
+        ("num_validation_neighbours", discovery.num_validation_neighbours, num_held_out, "held-out"),
+    ):
+        if wanted > there:
+            raise SettingsError(
+                f"discovery.{key}={wanted} is more than the {there} {kind} subjects {where}: lower it to at most "
+                f"{there} or add scans"
+            )
+
+
+def _check_same_split(workspace: Workspace, settings: Settings) -> None:
+    """Raise SettingsError if what embeds held out other subjects than these settings would."""
+    for folder in (workspace.autoencoder, workspace.pca):
+        made = read_json(folder / "manifest.json")
+        for key in ("seed", "validation_fraction"):
+            if made is not None and made["settings"][key] != getattr(settings, key):
+                raise SettingsError(
+                    f"{key}={getattr(settings, key)} would hold out other subjects than {folder}, made with "
+                    f"{key}={made['settings'][key]}: give that, or choose another workspace"
+                )
+
+
+def _flat(column: pa.ChunkedArray, ndim: int) -> NDArray[np.float64]:
+    return column.combine_chunks().flatten().to_numpy().astype(np.float64).reshape(-1, ndim)

@@ -1,0 +1,103 @@
+"""Did discovery find anatomy that recurs? Patterns of neighbours against those of random patients (paper Fig. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+
+MOST_REFERENCES = 4
+MOST_COORDINATES = 12
+PATIENTS_PER_GROUP = 8
+NUM_RANDOM = 24
+SIGNIFICANT = 0.05
+
+
+def rank_groups(num_neighbours: int) -> list[tuple[int, int]]:
+    """First and last rank of groups that double in width: 1–3, 4–7, 8–15 and so on, up to K - 1."""
+    groups, first = [], 1
+    width = 3
+    while first < num_neighbours:
+        groups.append((first, min(first + width, num_neighbours) - 1))
+        first, width = first + width, 4 if width == 3 else 2 * width
+    return groups
+
+
+def sampled(ranks: tuple[int, int]) -> list[int]:
+    """At most PATIENTS_PER_GROUP ranks of a group, evenly."""
+    first, last = ranks
+    return np.unique(np.linspace(first, last, min(PATIENTS_PER_GROUP, last - first + 1)).round().astype(int)).tolist()
+
+
+def likeness(anchors: NDArray[np.float32], cubes: NDArray[np.float32]) -> tuple[float, float]:
+    """Mean Pearson correlation of a patient's cubes [C, voxels] with the reference's [C, voxels].
+
+    Of the same coordinate (within a class), and of different ones (between classes).
+    """
+    correlation = _standard(anchors) @ _standard(cubes).T
+    same = np.eye(len(anchors), dtype=bool)
+    between = correlation[~same]
+    return float(correlation[same].mean()), float(between.mean()) if between.size else 0.0
+
+
+def summary(visits: Sequence[Mapping[str, Any]], num_neighbours: int) -> dict[str, Any]:
+    """The numbers of a discovery's quality.
+
+    visits: one a patient and reference, with `reference`, `rank` (-1: a random patient), `within` and `between`.
+    `p_value`: one-sided Mann-Whitney test that neighbours are more alike within a class than random patients, after
+    each reference's mean is taken off; None where there is nobody to compare with.
+    """
+    near = [visit for visit in visits if visit["rank"] > 0]
+    random = [visit for visit in visits if visit["rank"] < 0]
+    told: dict[str, Any] = {
+        "neighbours": _means(near), "random": _means(random),
+        "by_rank": [
+            {"ranks": list(ranks), **_means([v for v in near if ranks[0] <= v["rank"] <= ranks[1]])}
+            for ranks in rank_groups(num_neighbours)
+        ],
+        "p_value": None,
+    }  # fmt: skip
+    if near and random:
+        means = {
+            number: np.mean([visit["within"] for visit in visits if visit["reference"] == number])
+            for number in {visit["reference"] for visit in visits}
+        }
+        groups = [[visit["within"] - means[visit["reference"]] for visit in group] for group in (near, random)]
+        told["p_value"] = float(mannwhitneyu(*groups, alternative="greater").pvalue)
+    return told
+
+
+def warning(told: Mapping[str, Any]) -> str | None:
+    """What a user should know before spending GPU-days on these patterns, or None."""
+    if told["p_value"] is not None and told["p_value"] > SIGNIFICANT:
+        return (
+            f"neighbours cannot be told from random patients: their patterns of a class correlate with the reference's "
+            f"by {told['neighbours']['within']:.3f}, random patients' by {told['random']['within']:.3f} "
+            f"(p = {told['p_value']:.2g}); train the auto-encoder longer, lower discovery.num_neighbours or add scans"
+        )
+    near = told["neighbours"]
+    if near["num_patients"] and near["within"] <= near["between"]:
+        return (
+            f"places are not told apart: patterns of one class correlate by {near['within']:.3f}, of different classes "
+            f"by {near['between']:.3f}; the scans may not show the same body part, or lie differently "
+            "(discovery.alignment=rigid)"
+        )
+    return None
+
+
+def _means(visits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    within, between = ([visit[key] for visit in visits] for key in ("within", "between"))
+    return {
+        "num_patients": len(visits),
+        "values": within,
+        "within": float(np.mean(within)) if visits else None,
+        "between": float(np.mean(between)) if visits else None,
+    }
+
+
+def _standard(cubes: NDArray[np.float32]) -> NDArray[np.float32]:
+    cubes = cubes - cubes.mean(1, keepdims=True)
+    return cubes / np.maximum(np.linalg.norm(cubes, axis=1, keepdims=True), 1e-9)

@@ -1,0 +1,255 @@
+"""Looking into a pattern store: what it holds, whether it is whole, and what its patterns look like."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from raygenesis.archive.catalogue import FAILURES
+from raygenesis.archive.cells import DTYPE, decode, decode_steps
+from raygenesis.archive.inspection import NUMBER, TILE_PIXELS
+from raygenesis.archive.sources import read_sources
+from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.patterns.reader import predicate, read_patterns
+from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
+from raygenesis.patterns.writer import checksum, part_path
+from raygenesis.progress import mib, progress, say
+from raygenesis.workspace import Workspace, manifest_of, read_table
+
+MOST_RANKS = 10  # columns of a contact sheet
+CAPTION_PIXELS = 14
+MARGIN_PIXELS = 96
+
+CHECKED_COLUMNS = ["pattern_id", "label", "reference", "coordinate", "split", "cube"]
+
+
+def info(workspace: Workspace) -> list[str]:
+    """Lines that say what a store holds: counts, classes, scales, bytes, speed of writing, failures by reason."""
+    manifest = manifest_of(workspace.patterns, "discover")
+    counts, raw, stored = manifest["counts"], manifest["raw_bytes"], manifest["bytes"]
+    seconds = max(manifest["seconds"], 1e-3)
+    scales = manifest["settings"]["discovery"]["scales"]
+    lines = [
+        f"{counts['patterns']} patterns: {counts['patterns'] - counts['validation']} training, "
+        f"{counts['validation']} validation",
+        f"{counts['references'] * counts['coordinates']} classes: {counts['references']} references × "
+        f"{counts['coordinates']} coordinates; {counts['neighbours']} neighbours",
+        f"{len(scales)} scales: " + ", ".join(f"{_sides(scale['extent_mm'])} mm" for scale in scales),
+        f"cubes of {_sides(manifest['cube_shape'])}, {manifest['cube_dtype']} in {manifest['cube_steps']} steps",
+        f"{counts['volumes']} volumes, {counts['parts']} parts",
+        f"{mib(raw)} raw, {mib(stored)} on disk, {raw / max(stored, 1):.2f} to 1",
+        f"{manifest['seconds']:.1f} s: {counts['patterns'] / seconds:.1f} patterns/s, {mib(raw / seconds)}/s raw",
+        f"{counts['failures']} failures",
+    ]
+    return lines + _failure_lines(workspace)
+
+
+def _sides(sides: Sequence[float]) -> str:
+    return "×".join(f"{side:g}" for side in sides)
+
+
+def _failure_lines(workspace: Workspace) -> list[str]:
+    """Failures of one reason together, with the first; by its path where the private table knows it."""
+    path = workspace.patterns / "failures.parquet"
+    try:
+        failures = read_table(path, schema=FAILURES).to_pylist()
+    except (OSError, pa.ArrowException):
+        raise WorkspaceError(
+            f"{path} is missing or damaged: remove manifest.json beside it and run `raygenesis discover`"
+        ) from None
+    paths = {row["source"]: row["path"] for row in read_sources(workspace.private).values()} if failures else {}
+    reasons: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in failures:
+        reasons[NUMBER.sub("…", row["reason"])].append(row)
+    lines = []
+    for rows in sorted(reasons.values(), key=len, reverse=True):
+        first = rows[0]
+        where = paths.get(first["source"], first["source"])
+        lines.append(f"failed: {len(rows)} × {first['reason']} [{where}{', …' if len(rows) > 1 else ''}]")
+    return lines
+
+
+@dataclass(frozen=True)
+class PartCheck:
+    """What reading a part again showed: what is wrong with it, if anything, and what it holds."""
+
+    fault: str = ""
+    pattern_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    num_validation: int = 0
+
+
+def verify(workspace: Workspace) -> int:
+    """Read every part again and compare it with the manifest; returns the number of patterns.
+
+    Checks each part's checksum, columns, labels and cells, that ids are unique, and the counts. Raises WorkspaceError
+    naming what is damaged and how to mend it.
+    """
+    folder = workspace.patterns
+    manifest = manifest_of(folder, "discover")
+    counts, written = manifest["counts"], manifest.get("parts")
+    if not isinstance(written, list) or len(written) != counts["parts"]:
+        raise WorkspaceError(
+            f"{folder / 'manifest.json'} does not hold a checksum of each of its {counts['parts']} parts (an earlier "
+            "version wrote it, or it was changed): remove it and run `raygenesis discover`"
+        )
+    paths = [part_path(folder, part) for part in range(len(written))]
+    checks = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("verify", len(paths), "parts") as ticker:
+        for check in pool.map(check_part, paths, written, [manifest] * len(paths)):
+            checks.append(check)
+            ticker.advance(note=f"{sum(bool(check.fault) for check in checks)} damaged")
+    faults = {path.name: check.fault for path, check in zip(paths, checks, strict=True) if check.fault}
+    for part in _parts_that_repeat([check.pattern_ids for check in checks]):
+        faults.setdefault(paths[part].name, "ids of its patterns are there twice")
+    for name, fault in faults.items():
+        say("verify", f"{name}: {fault}")
+    for stranger in sorted({path.name for path in folder.glob("part-*.parquet")} - {path.name for path in paths}):
+        say("verify", f"{stranger} is no part of the store: remove it if nobody needs it")
+    if faults:
+        first = min(faults)
+        raise WorkspaceError(
+            f"{len(faults)} of {len(paths)} parts in {folder} are damaged, {first}: {faults[first]}: remove the parts "
+            "named above and manifest.json there, then run `raygenesis discover`"
+        )
+    _check_counts(folder, counts, checks)
+    cubes = mib(manifest["raw_bytes"])
+    say("verify", f"{counts['patterns']} patterns in {len(paths)} parts are whole, {cubes} of cubes read")
+    return counts["patterns"]
+
+
+def check_part(path: Path, written: Mapping[str, Any], manifest: Mapping[str, Any]) -> PartCheck:
+    """Read one part again; `written` is what the manifest says of the file."""
+    try:
+        return _read_again(path, written, manifest)
+    except FileNotFoundError:
+        return PartCheck("it is missing")
+    except (ValueError, RuntimeError, OSError) as error:
+        return PartCheck(str(error).splitlines()[0])
+
+
+def _read_again(path: Path, written: Mapping[str, Any], manifest: Mapping[str, Any]) -> PartCheck:
+    """Raises ValueError, or what Arrow and blosc raise, saying what is wrong."""
+    found = checksum(path)
+    if found["bytes"] != written["bytes"]:
+        raise ValueError(f"it has {found['bytes']} bytes, and {written['bytes']} were written")
+    if found["xxh3"] != written["xxh3"]:
+        raise ValueError(f"its checksum is {found['xxh3']}, and {written['xxh3']} was written")
+    file = pq.ParquetFile(path)
+    if not file.schema_arrow.equals(PATTERN):
+        raise ValueError("its columns are not those of a pattern store")
+    steps = np.empty(manifest["cube_shape"], DTYPE)
+    ids, num_validation = [np.empty(0, np.int64)], 0
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=CHECKED_COLUMNS, use_threads=False)
+        _check_labels(table, manifest["counts"])
+        for pattern_id, cell in zip(table["pattern_id"], table["cube"], strict=True):
+            try:
+                decode_steps(memoryview(cell.as_buffer()), steps)
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(f"pattern {pattern_id}: {error}") from None
+        ids.append(table["pattern_id"].to_numpy())
+        num_validation += table["split"].to_pylist().count(VALIDATION)
+    return PartCheck("", np.concatenate(ids), num_validation)
+
+
+def _check_labels(table: pa.Table, counts: Mapping[str, int]) -> None:
+    """Raise ValueError if a label is not that of its reference and coordinate, or a split is unknown."""
+    ids, labels, references, coordinates = (table[name].to_numpy() for name in CHECKED_COLUMNS[:4])
+    right = labels == references.astype(np.int64) * counts["coordinates"] + coordinates
+    right &= (references >= 0) & (references < counts["references"])
+    right &= (coordinates >= 0) & (coordinates < counts["coordinates"])
+    if not right.all():
+        wrong = int(np.argmin(right))
+        raise ValueError(
+            f"pattern {ids[wrong]} of reference {references[wrong]} and coordinate {coordinates[wrong]} has the label "
+            f"{labels[wrong]}"
+        )
+    unknown = set(table["split"].to_pylist()) - {TRAINING, VALIDATION}
+    if unknown:
+        raise ValueError(f"split {min(unknown, key=str)!r} is unknown")
+
+
+def _parts_that_repeat(pattern_ids: Sequence[NDArray[np.int64]]) -> list[int]:
+    """Numbers of the parts that hold an id which they, or an earlier part, hold already."""
+    ids = np.concatenate(pattern_ids)
+    owners = np.repeat(np.arange(len(pattern_ids)), [len(part) for part in pattern_ids])
+    order = np.argsort(ids, kind="stable")
+    repeated = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
+    return np.unique(owners[order][repeated]).tolist()
+
+
+def _check_counts(folder: Path, counts: Mapping[str, int], checks: Sequence[PartCheck]) -> None:
+    """Raise WorkspaceError if the manifest counts other patterns than the parts hold."""
+    held = {
+        "patterns": sum(len(check.pattern_ids) for check in checks),
+        "validation": sum(check.num_validation for check in checks),
+    }
+    for name, number in held.items():
+        if counts[name] != number:
+            raise WorkspaceError(
+                f"{folder / 'manifest.json'} counts {counts[name]} {name}, and its parts hold {number}: remove it and "
+                "run `raygenesis discover`"
+            )
+
+
+def show(workspace: Workspace, path: Path, num_classes: int = 12) -> int:
+    """Write a contact sheet (PNG): a row a class, evenly chosen, of the mid-slices of the reference and its neighbours.
+
+    Returns the number of classes. A pattern that was not cropped leaves its tile black.
+    """
+    folder = workspace.patterns
+    manifest = manifest_of(folder, "discover")
+    counts = manifest["counts"]
+    all_classes = counts["references"] * counts["coordinates"]
+    labels = np.unique(np.linspace(0, all_classes - 1, num_classes).astype(int)).tolist()
+    num_ranks = min(MOST_RANKS, counts["neighbours"])
+    where = predicate(TRAINING, num_ranks, scales=[0]) & pc.field("label").isin(pa.array(labels, pa.int32()))
+    patterns = read_patterns(folder, ("label", "rank", "extent_mm", "cube"), where).to_pylist()
+    step = TILE_PIXELS + 2
+    sheet = Image.new("L", (MARGIN_PIXELS + num_ranks * step, CAPTION_PIXELS + len(labels) * step))
+    draw = ImageDraw.Draw(sheet)
+    for rank in range(num_ranks):
+        draw.text((MARGIN_PIXELS + rank * step + 2, 1), f"neighbour {rank}" if rank else "reference", fill=200)
+    for number, label in enumerate(labels):
+        reference, coordinate = divmod(label, counts["coordinates"])
+        text = f"class {label}\nreference {reference}\ncoordinate {coordinate}"
+        draw.text((2, CAPTION_PIXELS + number * step + 2), text, fill=200)
+    for pattern in patterns:
+        tile = Image.fromarray(_tile(pattern, manifest["cube_shape"], folder))
+        column, row = MARGIN_PIXELS + pattern["rank"] * step, CAPTION_PIXELS + labels.index(pattern["label"]) * step
+        sheet.paste(tile, (column + (TILE_PIXELS - tile.width) // 2, row + (TILE_PIXELS - tile.height) // 2))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        raise SettingsError(f"--output {path} cannot be written ({error.strerror}): give the name of a PNG") from None
+    say("show", f"{len(labels)} of {all_classes} classes → {path}")
+    return len(labels)
+
+
+def _tile(pattern: Mapping[str, Any], shape: Sequence[int], folder: Path) -> NDArray[np.uint8]:
+    """The axial mid-slice of a cube (2D: the image), in its true proportions: front up, right on the left."""
+    try:
+        cube = decode(pattern["cube"], tuple(shape))
+    except (ValueError, RuntimeError) as error:
+        raise WorkspaceError(
+            f"{folder} is damaged ({error}): `raygenesis patterns verify` names the part"
+        ) from None
+    image = cube[len(cube) // 2] if cube.ndim == 3 else cube
+    height, width = pattern["extent_mm"][-2:]
+    scale = TILE_PIXELS / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shown = Image.fromarray(np.rint(image[::-1, ::-1] * 255).astype(np.uint8))
+    return np.asarray(shown.resize(size, Image.Resampling.BILINEAR))
