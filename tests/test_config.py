@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -59,6 +60,46 @@ def test_paper_3d_is_44_coordinates_of_one_reference_in_200_patients() -> None:
     assert discovery.cube_shape == (32, 64, 64) and settings.ndim == 3
     assert settings.intensity.window == (-1000, 1000)
     assert settings.pretraining.corruption == "semantic-genesis-paper"
+
+
+LUNA16_MM = np.array([1.25, 0.7, 0.7])  # the usual voxel of the scans that the published numbers are about
+
+# METHOD.md, "Self-discovery": R, C, K, held-out neighbours (None: not told), cube z y x.
+PUBLISHED = {
+    "paper-3d": (1, 44, 200, 30, (32, 64, 64)),
+    "released-3d": (44, 1, 200, 30, (32, 64, 64)),
+    "paper-2d": (1, 100, 1000, None, (224, 224)),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_self_discovery_is_as_published(preset: str) -> None:
+    discovery = load_settings(preset).discovery
+    references, coordinates, neighbours, held_out, shape = PUBLISHED[preset]
+    assert (discovery.num_references, discovery.num_coordinates) == (references, coordinates)
+    assert discovery.num_references * discovery.num_coordinates == (100 if preset == "paper-2d" else 44)  # classes
+    assert discovery.num_neighbours == neighbours and discovery.cube_shape == shape
+    assert held_out is None or discovery.num_validation_neighbours == held_out
+    assert len(discovery.scales) == 3 and all(len(scale.extent_mm) == len(shape) for scale in discovery.scales)
+    assert [bool(scale.shift_mm) for scale in discovery.scales] == [False, True, True]
+    assert discovery.alignment == "none" and discovery.box is None
+
+
+@pytest.mark.parametrize("preset", ["paper-3d", "released-3d"])
+def test_the_three_scales_are_those_of_the_published_code_in_mm(preset: str) -> None:
+    """One exact 64×64×32; two of 50–79 voxels in-plane, shifted by −10..+9, of the same z."""
+    exact, *jittered = load_settings(preset).discovery.scales
+    assert np.array(exact.extent_mm) == pytest.approx(np.array([32, 64, 64]) * LUNA16_MM, abs=0.5)
+    assert (exact.extent_jitter, exact.shift_mm) == (0, 0)
+    for scale in jittered:
+        assert scale.extent_mm[0] == exact.extent_mm[0]
+        for sign, voxels in ((-1, 50), (1, 79)):
+            assert scale.extent_mm[1] * (1 + sign * scale.extent_jitter) / 0.7 == pytest.approx(voxels, abs=1)
+        assert scale.shift_mm / 0.7 == pytest.approx(10, abs=0.5)
+
+
+def test_released_3d_keeps_coordinates_five_voxels_apart() -> None:
+    assert load_settings("released-3d").discovery.min_distance_mm == pytest.approx(5 * 0.7)
 
 
 def test_paper_3d_is_the_default_but_for_the_window_and_the_gpu() -> None:
@@ -135,6 +176,10 @@ def test_the_last_override_counts_and_the_others_stay() -> None:
         ("intensity.window=null", None),
         ("archive.subject_pattern=a=b", "a=b"),
         ("sweep.num_neighbours=[]", ()),
+        ("discovery.box=[[0.2, 0.8], [0, 0.5], [0, 1]]", ((0.2, 0.8), (0, 0.5), (0, 1))),
+        ("discovery.box=null", None),
+        ("embedding.encoder=runs/default", "runs/default"),
+        ("embedding.num_gpus=0.25", 0.25),
     ],
 )
 def test_an_override_s_value_is_yaml(override: str, value: Any) -> None:
@@ -185,6 +230,14 @@ def test_a_key_like_no_other_is_answered_by_all_of_its_place() -> None:
         ("pretraining.use_gpu=maybe", "pretraining.use_gpu='maybe' is not allowed"),
         ("pretraining.batch_size=1", "pretraining.batch_size=1 is not allowed"),
         ("index.method=flat", "index.method='flat' is not allowed: input should be 'auto', 'exact' or 'hnsw'"),
+        ("index.min_recall=0", "index.min_recall=0 is not allowed: input should be greater than 0"),
+        ("index.min_recall=1.1", "index.min_recall=1.1 is not allowed: input should be less than or equal to 1"),
+        ("index.exact_limit=5", "unknown setting 'index.exact_limit'"),
+        ("embedding.num_gpus=-1", "embedding.num_gpus=-1 is not allowed"),
+        ("discovery.reference_choice=best", "discovery.reference_choice='best' is not allowed: input should be 'rand"),
+        ("discovery.duplicate_distance=1", "discovery.duplicate_distance=1 is not allowed: input should be less"),
+        ("discovery.alignment=deformable", "discovery.alignment='deformable' is not allowed: input should be 'none', "),
+        ("discovery.box=[[0, 1, 2]]", "discovery.box.0=[0, 1, 2] is not allowed"),
         ("discovery.cube_shape=32", "discovery.cube_shape=32 is not allowed"),
         ("discovery.cube_shape=[32]", "discovery.cube_shape=[32] is not allowed: tuple should have at least 2"),
         ("discovery.scales=[]", "discovery.scales=[] is not allowed"),
@@ -218,6 +271,10 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["finetune.patch_shape=[32, 32]"], ["finetune.patch_shape=[32, 32]", "discovery.cube_shape"]),
         (["finetune.patch_shape=[32, 32, 12]"], ["finetune.patch_shape=[32, 32, 12]", "multiple of 8"]),
         (["finetune.spacing_mm=[1, 1]"], ["finetune.spacing_mm=[1.0, 1.0]", "discovery.cube_shape"]),
+        (["discovery.box=[[0, 1], [0, 1]]"], ["discovery.box has 2 sides", "discovery.cube_shape has 3"]),
+        (["discovery.box=[[0, 1], [0.5, 0.5], [0, 1]]"], ["discovery.box=[[0.0, 1.0], [0.5, 0.5]", "from < to"]),
+        (["discovery.box=[[0, 1], [0, 1.2], [0, 1]]"], ["discovery.box=", "<= 1"]),
+        (["discovery.box=[[-0.1, 1], [0, 1], [0, 1]]"], ["discovery.box=", "0 <= from"]),
         (["discovery.scales=[{extent_mm: [9, 9]}]"], ["discovery.scales", "extent_mm=[9.0, 9.0]", "cube_shape"]),
         (["pretraining.num_neighbours=25"], ["pretraining.num_neighbours=25", "the 24", "discovery.num_neighbours"]),
         (["pretraining.num_coordinates=9"], ["pretraining.num_coordinates=9", "the 8", "discovery.num_coordinates"]),

@@ -217,6 +217,7 @@ def test_one_worker_of_ray_trains_as_the_plain_loop_does(undisturbed):
             assert row[name] == pytest.approx(expected[name], rel=1e-3)  # of other threads, so of other roundings
 
 
+@pytest.mark.slow
 def test_a_second_call_after_the_end_trains_nothing(undisturbed, datasets):
     state, folder = undisturbed
     again, num_epochs = fit_with_ray(Experiment(), datasets, folder)
@@ -256,6 +257,7 @@ def held_out_error(model: torch.nn.Module) -> float:
         return float(torch.cat([(model(cubes) - cubes).square().flatten(1).mean(1) for cubes in batches]).mean())
 
 
+@pytest.mark.slow
 def test_an_error_of_the_users_ends_the_run_without_trying_again(datasets, tmp_path):
     """Though one of the two workers alone sees it: the other does not wait for it."""
     experiment = Experiment(nan_in_epoch=1)

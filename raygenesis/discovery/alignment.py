@@ -7,7 +7,8 @@ not the same anatomy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +57,7 @@ def align(
     scan_spacing_mm: Sequence[float],
     how: How,
 ) -> Alignment:
-    """Register a scan to a reference by their coarse images; the same arguments give the same bits.
+    """Register a scan to a reference by their coarse images: the same bits each time, on any number of cores.
 
     reference, scan: [z, y, x] (2D: [y, x]) in [0, 1]; spacings along the same axes.
     how: `rigid` turns and shifts; `affine` scales and shears as well.
@@ -71,19 +72,34 @@ def align(
     steps = [float(np.prod(size)) ** (1 / reference.ndim) / side for side in SIDES[reference.ndim]]
     # Registered in voxels of the middle level and not in mm: the optimiser's steps suit a mouse as they do a man.
     unit = steps[MIDDLE]
-    transform, correlation = None, 0.0
-    for step in steps:
-        fixed = _coarser(reference, own / unit, step / unit)
-        moving = _coarser(scan, other / unit, step / unit)
-        if transform is None:
-            transform = _best_start(fixed, moving)
-        elif how == "affine":
-            # Turned and shifted first: scales and shears are sought where they are needed no more to make up for it.
+    levels = [
+        (_coarser(reference, own / unit, step / unit), _coarser(scan, other / unit, step / unit)) for step in steps
+    ]
+    with _one_thread():
+        transform = _best_start(*levels[0])
+        correlation = _register(*levels[0], transform)
+        if how == "affine":
+            # Turned and shifted first: scales and shears need not make up for how the patient lies.
             transform = _as_affine(transform)
-        correlation = _register(fixed, moving, transform)
+        for fixed, moving in levels[1:]:
+            correlation = _register(fixed, moving, transform)
     found = _alignment(transform, unit)
     _check(found, correlation, size, scan_size)
     return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """SimpleITK on one thread, so that sums are made in one order whatever the machine's number of cores.
+
+    For the whole process while it lasts: the correlation metric does not heed the registration's own setting.
+    """
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _coarser(image: NDArray[np.float32], spacing: NDArray[np.float64], step: float) -> sitk.Image:
@@ -152,10 +168,8 @@ def _register(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) 
 
 
 def _method() -> sitk.ImageRegistrationMethod:
-    """Correlation over every voxel, by gradient descent, on one thread: sums are made in one order."""
+    """Correlation over every voxel, by gradient descent; nothing is drawn at random."""
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
-    method.SetNumberOfWorkUnits(1)
     method.SetMetricAsCorrelation()
     method.SetMetricSamplingStrategy(method.NONE)
     method.MetricUseFixedImageGradientFilterOff()

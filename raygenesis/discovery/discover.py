@@ -85,9 +85,10 @@ def _search(
         picked = find_neighbours(patients, embeddings, search, references, split, wanted, least, seen)
         for one, numbers in zip(found, picked, strict=True):
             if len(numbers) < wanted:
+                key = "num_neighbours" if split == TRAINING else "num_validation_neighbours"
                 raise SettingsError(
                     f"only {len(numbers)} of {wanted} {split} neighbours are left when near-duplicates are counted "
-                    "once: lower discovery.num_neighbours or discovery.duplicate_distance"
+                    f"once: lower discovery.{key} or discovery.duplicate_distance"
                 )
             one[split] = one[split] + numbers
     return references, found

@@ -268,7 +268,9 @@ def _embed_parts(
     shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
     source = coarse_cubes(workspace.volumes, parts, shape, settings.intensity)
     num_gpus = settings.embedding.num_gpus
-    done = ray.data.read_datasource(source, override_num_blocks=len(parts)).map_batches(
+    scans = ray.data.read_datasource(source, override_num_blocks=len(parts))
+    scans.context.target_max_block_size = None  # a block is a part, however large
+    done = scans.map_batches(
         Embedder,
         fn_constructor_args=(weights, shape, folder, "cuda" if num_gpus else "cpu"),
         batch_size=None,

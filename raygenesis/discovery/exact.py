@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from raygenesis.config import IndexSettings
 from raygenesis.errors import RaygenesisError
 
-# Seconds on two threads of one core, measured by tests/benchmarks/discovery.py and scale.py: for an exact search by query,
-# vector and number of a vector; for reading a vector's number; for building and searching a graph by number and ef.
+# Seconds on two threads of one core, measured by tests/benchmarks/discovery.py and scale.py: for an exact search by
+# query, vector and number of a vector; for reading a vector's number; for building and searching a graph by number
+# and ef.
 EXACT_S = 7e-11
 READ_S = 1e-8
 BUILD_S = 1e-8

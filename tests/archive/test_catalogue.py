@@ -17,6 +17,7 @@ from raygenesis.archive.catalogue import (
     held_out_subjects,
     num_held_out,
     read_catalogue,
+    read_columns,
     split_by_subject,
 )
 from raygenesis.archive.identity import Identity, open_identity, subject_in, subject_of
@@ -165,3 +166,33 @@ def test_volumes_of_one_dimension_are_chosen_and_none_at_all_is_said(path: Path)
     write_table(path, pa.Table.from_pylist(rows[1:2], CATALOGUE))
     with pytest.raises(WorkspaceError, match=r"no 3D scans, and discovery\.cube_shape asks for 3D"):
         read_catalogue(path, ndim=3)
+
+
+def test_some_columns_come_in_the_order_asked_for_with_the_same_rows(path: Path) -> None:
+    table = read_columns(path, ["subject_id", "volume_id"])
+    assert table.column_names == ["subject_id", "volume_id"] and table["volume_id"].to_pylist() == ["a", "b", "c"]
+    alone = read_columns(path, ["subject_id"], ["c", "a", "not there"])
+    assert alone.column_names == ["subject_id"] and alone.num_rows == 2
+    assert read_columns(path, CATALOGUE.names).to_pylist() == read_catalogue(path)
+
+
+def test_columns_of_one_dimension_are_those_of_its_rows(path: Path) -> None:
+    rows = [{"volume_id": str(n), "shape": [n + 2] * ndim} for n, ndim in enumerate((3, 2, 3))]
+    write_table(path, pa.Table.from_pylist(rows, CATALOGUE))
+    assert read_columns(path, ["shape"], ndim=3)["shape"].to_pylist() == [[2, 2, 2], [4, 4, 4]]
+    assert read_columns(path, ["volume_id"], ["0", "1"], ndim=2)["volume_id"].to_pylist() == ["1"]
+    assert read_columns(path, ["volume_id"], [], ndim=2).num_rows == 0
+    with pytest.raises(WorkspaceError, match=r"no 2D scans, and discovery\.cube_shape asks for 2D"):
+        read_columns(path, ["volume_id"], ["0"], ndim=2)
+
+
+def test_only_the_columns_asked_for_are_decoded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raygenesis.archive import catalogue
+
+    asked: list[list[str]] = []
+    plain = catalogue.read_table
+    monkeypatch.setattr(
+        catalogue, "read_table", lambda *given, **options: asked.append(options["columns"]) or plain(*given, **options)
+    )
+    read_columns(path, ["subject_id"], ndim=3)
+    assert sorted(asked[0]) == ["shape", "subject_id", "volume_id"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from raygenesis.archive.preparation import MARGIN_MM, crop_to_body, prepare, to_spacing
+from raygenesis.archive.preparation import MARGIN_MM, body, crop_to_body, prepare, to_spacing
 from raygenesis.archive.volume import Volume
 from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError
@@ -159,6 +159,19 @@ def test_a_body_in_air_stays_whole_and_where_it_is(shape: tuple[int, ...], slope
         assert min(room) >= MARGIN_MM - 1e-6 or part.start == 0 or part.stop == shape[axis]
         assert max(room) < MARGIN_MM + 3 * step * (1 + max(shape) // 64)
     assert "cropped to the body from" in out.corrections[0]
+
+
+@pytest.mark.parametrize("shape", [(40, 45, 50), (60, 80)])
+def test_the_body_is_the_largest_bright_object(shape: tuple[int, ...]) -> None:
+    inside = ellipsoid(shape, (1.0,) * len(shape))
+    image = inside * 0.6 + 0.05 * np.random.default_rng(0).random(shape)
+    image[(slice(0, 3),) * len(shape)] = 1  # brighter, and smaller
+    assert np.array_equal(body(image.astype(np.float32)), inside)
+
+
+def test_where_nothing_is_brighter_all_is_body() -> None:
+    assert body(np.full((6, 7, 8), 0.3, np.float32)).all()
+    assert body(np.zeros((6, 7), np.float32)).all()
 
 
 def test_every_channel_is_cut_alike() -> None:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -147,6 +148,21 @@ def test_the_same_images_give_the_same_bits(ndim, how):
     first, second = align(*arguments, how), align(*arguments, how)
     assert first.matrix.tobytes() == second.matrix.tobytes()
     assert first.offset_mm.tobytes() == second.offset_mm.tobytes()
+
+
+def test_the_number_of_cores_changes_no_bit_and_the_callers_number_of_threads_is_left_as_it_was():
+    arguments, _ = case(3, turned(3, 9), (8, -9, 7))
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    found = []
+    try:
+        for num_threads in (1, 2, 5):
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(num_threads)
+            aligned = align(*arguments, "affine")
+            found.append(aligned.matrix.tobytes() + aligned.offset_mm.tobytes())
+            assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == num_threads
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    assert found[0] == found[1] == found[2]
 
 
 def test_centres_of_any_number_of_axes_are_mapped():

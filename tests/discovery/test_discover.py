@@ -15,8 +15,10 @@ from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
 from raygenesis.archive.cells import encode
 from raygenesis.config import AutoencoderSettings, DiscoverySettings, IndexSettings, Scale, Settings
 from raygenesis.discovery.coordinates import CoordinateError
-from raygenesis.discovery.crop import crop_cube
+from raygenesis.discovery.crop import crop_cubes, size_mm
 from raygenesis.discovery.discover import crop_part, discover
+from raygenesis.discovery.plan import VISIT
+from raygenesis.discovery.reference import Reference, choose_coordinates
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
@@ -75,9 +77,10 @@ def make_workspace(root: Path) -> Workspace:
             "failure": ["damaged" if row["subject_id"] == NOT_EMBEDDED else "" for row in rows],
         }
     )
-    pq.write_table(table.slice(10), workspace.embeddings / "part-00000010.parquet")
-    pq.write_table(table.slice(0, 10), workspace.embeddings / "part-00000000.parquet")
-    write_json(workspace.embeddings / "manifest.json", {"fingerprint": "given", "counts": {"volumes": 17}})
+    pq.write_table(table.slice(10), workspace.embeddings / "part-000000010.parquet")
+    pq.write_table(table.slice(0, 10), workspace.embeddings / "part-000000000.parquet")
+    told = {"fingerprint": "given", "inputs": {"encoder": "given"}, "counts": {"volumes": 17}}
+    write_json(workspace.embeddings / "manifest.json", told)
     return workspace
 
 
@@ -143,6 +146,7 @@ def test_who_is_held_out_follows_from_the_catalogue_alone(workspace):
 
 
 def test_a_scan_smaller_than_a_crop_is_refused_with_its_reason(workspace):
+    """The published code crashed of scans thinner than 96 slices."""
     failures = pq.read_table(workspace.patterns / "failures.parquet").to_pylist()
     small = next(row for row in catalogue(workspace).values() if row["subject_id"] == SMALL)
     assert [row["source"] for row in failures] == [small["source"]]
@@ -153,7 +157,7 @@ def test_a_scan_smaller_than_a_crop_is_refused_with_its_reason(workspace):
 def test_hnsw_shards_give_the_same_store(workspace, tmp_path):
     other = make_workspace(tmp_path)
     discover(other, settings_with("hnsw"))
-    assert len(list(other.index.glob("shard-training-*.hnsw"))) == 3
+    assert len(list(other.index.glob("shard-*.hnsw"))) == 4
     assert parts(other) == parts(workspace)
 
 
@@ -172,16 +176,15 @@ def test_every_pattern_is_stored_and_counted(workspace):
 
 
 def test_saved_cubes_are_the_normalised_crops_at_their_places(workspace):
+    """The published code normalised the volumes it chose from, and saved cubes of others."""
     rows = catalogue(workspace)
     brightest = 0.0
     for pattern in read_patterns(workspace.patterns).to_pylist():
-        cube = crop_cube(
-            workspace.volumes, rows[pattern["volume_id"]], pattern["origin_mm"], pattern["extent_mm"], (8, 8, 8),
-            SETTINGS.intensity,
-        )
+        box = (pattern["origin_mm"], pattern["extent_mm"])
+        (cube,) = crop_cubes(workspace.volumes, rows[pattern["volume_id"]], [box], (8, 8, 8), SETTINGS.intensity)
         assert pattern["cube"] == encode(cube)
         brightest = max(brightest, float(cube.max()))
-    assert brightest == 1  # the brightest values lie above the window
+    assert brightest == pytest.approx(1, abs=1e-6)  # the brightest values lie above the window
 
 
 def test_the_manifest_says_how_to_read_a_cell(workspace):
@@ -195,6 +198,17 @@ def test_coordinates_of_a_reference_keep_their_distance(workspace):
         centres = np.array(reference["centres_mm"])
         gaps = np.linalg.norm(centres[:, None] - centres, axis=2)[np.triu_indices(3, 1)]
         assert gaps.min() >= SETTINGS.discovery.min_distance_mm
+
+
+def test_patterns_without_jitter_lie_at_the_same_fraction_of_each_side(workspace):
+    rows = catalogue(workspace)
+    references = manifest(workspace)["references"]
+    for pattern in read_patterns(workspace.patterns, where=predicate(scales=[0])).to_pylist():
+        reference = references[pattern["reference"]]
+        size, there = size_mm(rows[reference["volume_id"]]), size_mm(rows[pattern["volume_id"]])
+        centre = np.array(reference["centres_mm"][pattern["coordinate"]]) / size * there
+        expected = np.clip(centre - 8, 0, there - 16)
+        np.testing.assert_allclose(pattern["origin_mm"], expected, atol=1e-9)
 
 
 # --- again, and after a kill ----------------------------------------------------------------------
@@ -223,26 +237,131 @@ def test_after_a_kill_only_the_missing_parts_are_cropped_and_nothing_differs(wor
     assert manifest(killed)["counts"] == told["counts"]
 
 
-def test_a_damaged_scan_loses_its_patterns_alone(workspace, tmp_path):
+def damage(workspace: Workspace, volume_id: str) -> None:
+    """Cut the finest level of a scan short; the coarse one stays whole."""
+    shards = [path for path in (workspace.volumes / f"{volume_id}.ome.zarr" / "0").glob("c.*") if path.is_file()]
+    assert shards
+    for shard in shards:
+        shard.write_bytes(shard.read_bytes()[:50])
+
+
+def references_of(workspace: Workspace) -> list[Reference]:
+    rows = catalogue(workspace)
+    names = [reference["volume_id"] for reference in manifest(workspace)["references"]]
+    return [choose_coordinates(workspace.volumes, rows[name], n, SETTINGS) for n, name in enumerate(names)]
+
+
+def test_a_part_without_a_damaged_scan_is_told_alike_when_it_is_resumed(workspace, tmp_path):
     other = make_workspace(tmp_path)
     other.patterns.mkdir()
-    planned = read_patterns(workspace.patterns).drop(["cube"])
-    pq.write_table(planned.append_column("part", pa.array([0] * len(planned), pa.int32())),
-                   other.patterns / "plan.parquet")  # fmt: skip
-    damaged = planned["volume_id"][0].as_py()
-    for shard in (other.volumes / f"{damaged}.ome.zarr" / "0").glob("c.*"):
-        if shard.is_file():
-            shard.write_bytes(shard.read_bytes()[:50])
-    outcome = crop_part({"part": 0}, other, SETTINGS)
+    rows = read_patterns(workspace.patterns).to_pylist()
+    visits = {(row["split"], row["reference"], row["rank"]): row for row in rows}.values()
+    plan = [{name: row.get(name, 0) for name in VISIT.names} for row in visits]
+    pq.write_table(pa.Table.from_pylist(plan, VISIT), other.patterns / "plan.parquet")
+    damaged = rows[0]["volume_id"]
+    damage(other, damaged)
+    references = references_of(workspace)
+    outcome = crop_part(0, other, SETTINGS, references)
     stored = pq.read_table(other.patterns / "part-000000.parquet")
-    everyone = planned["volume_id"].to_pylist()
+    everyone = [row["volume_id"] for row in rows]
     assert stored.num_rows == outcome["patterns"] == len(everyone) - everyone.count(damaged)
     assert damaged not in stored["volume_id"].to_pylist()
     assert [failure["source"] for failure in outcome["failures"]] == [f"{damaged}.nii"]
     assert "damaged" in outcome["failures"][0]["reason"]
-    again = crop_part({"part": 0}, other, SETTINGS)  # resumed: the part is there, and still tells who is missing
-    assert again["patterns"] == outcome["patterns"]
+    again = crop_part(0, other, SETTINGS, references)  # resumed: the part is there, and still tells who is missing
+    assert {**again, "failures": 0} == {**outcome, "failures": 0}
     assert [failure["source"] for failure in again["failures"]] == [f"{damaged}.nii"]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_scan_damaged_since_ingest_loses_its_patterns_alone(workspace, tmp_path, rank, capsys):
+    """A neighbour, or a reference itself, whose coarse level is whole: measured without it, the rest is the same."""
+    rows = read_patterns(workspace.patterns).to_pylist()
+    damaged = next(row["volume_id"] for row in rows if row["reference"] == 0 and row["rank"] == rank)
+    other = make_workspace(tmp_path)
+    damage(other, damaged)
+    told = discover(other, SETTINGS)
+    keys = ("pattern_id", "volume_id", "cube")
+    expected = sorted([row[key] for key in keys] for row in rows if row["volume_id"] != damaged)
+    stored = read_patterns(other.patterns).to_pylist()
+    assert sorted([row[key] for key in keys] for row in stored) == expected
+    failures = pq.read_table(other.patterns / "failures.parquet").to_pylist()
+    assert f"{damaged}.nii" in [row["source"] for row in failures] and len(failures) == 2
+    assert f"skipped {damaged}.nii: " in capsys.readouterr().out
+    whole = manifest(workspace)["quality"]
+    lost = {(row["reference"], row["rank"]) for row in rows if row["volume_id"] == damaged and row["rank"] > 0}
+    if rank:
+        lost = {one for one in lost if one[0] in (0, 1)}
+    else:
+        lost |= {(0, n) for n in range(1, 9)}
+    assert told["quality"]["neighbours"]["num_patients"] == whole["neighbours"]["num_patients"] - len(lost)
+
+
+# --- whether it worked ----------------------------------------------------------------------------
+
+
+def numbers_in(tree: object) -> list[float]:
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        return [number for branch in tree for number in numbers_in(branch)]
+    return [tree] if isinstance(tree, int | float) else []
+
+
+def test_the_manifest_says_how_alike_neighbours_and_random_patients_are(workspace):
+    quality = manifest(workspace)["quality"]
+    assert all(np.isfinite(numbers_in(quality)))
+    assert quality["neighbours"]["num_patients"] == 2 * 8 and quality["random"]["num_patients"] == 2 * 2
+    assert [group["ranks"] for group in quality["by_rank"]] == [[1, 3], [4, 7], [8, 8]]
+    assert 0 <= quality["p_value"] <= 1 and {"neighbours", "random", "by_rank", "p_value", "warning"} == set(quality)
+    # Of scans that are noise no two are alike at any place.
+    assert all(abs(quality[who][key]) < 0.2 for who in ("neighbours", "random") for key in ("within", "between"))
+
+
+NUM_FAMILIES, PER_FAMILY = 3, 12
+
+
+def families(root: Path, telling: bool) -> Workspace:
+    """Three kinds of patients whose scans are alike, with embeddings that tell of it, or of nothing."""
+    workspace = Workspace.open(root)
+    generator, rows, vectors = np.random.default_rng(5), [], []
+    for number in range(NUM_FAMILIES * PER_FAMILY):
+        voxels = 0.7 * scan(1000 + number % NUM_FAMILIES, (24, 24, 24)) + 0.3 * scan(number, (24, 24, 24))
+        rows.append(archived(workspace.volumes, f"{number:02d}", voxels, (1.0, 1.0, 1.0), coarse_size=24))
+        vectors.append(20.0 * telling * np.eye(4)[number % NUM_FAMILIES] + generator.standard_normal(4))
+    pq.write_table(pa.Table.from_pylist(rows, CATALOGUE), workspace.catalog)
+    workspace.embeddings.mkdir()
+    table = pa.table(
+        {
+            "volume_id": [row["volume_id"] for row in rows],
+            "embedding": pa.FixedSizeListArray.from_arrays(np.float32(vectors).ravel(), 4),
+            "failure": [""] * len(rows),
+        }
+    )
+    pq.write_table(table, workspace.embeddings / "part-000000000.parquet")
+    told = {"fingerprint": "given", "inputs": {"encoder": "given"}, "counts": {}}
+    write_json(workspace.embeddings / "manifest.json", told)
+    return workspace
+
+
+@pytest.mark.parametrize("telling", [True, False])
+def test_neighbours_by_embeddings_that_tell_nothing_are_warned_of(ray_cluster, tmp_path, telling, capsys):
+    made = families(tmp_path, telling)
+    settings = settings_with(
+        num_neighbours=7, num_validation_neighbours=1, scales=(Scale(extent_mm=(12, 12, 12)),), duplicate_distance=0.001
+    )
+    quality = discover(made, settings)["quality"]
+    said = capsys.readouterr().out
+    assert quality["random"]["num_patients"] == 2 * (27 - 7)
+    if telling:
+        assert quality["p_value"] < 1e-3 and quality["warning"] is None and "warning" not in said
+        assert quality["neighbours"]["within"] > 0.6 > 0.4 > quality["random"]["within"]
+        assert quality["neighbours"]["between"] < 0.3
+    else:
+        assert quality["p_value"] > 0.05
+        assert quality["warning"].startswith("neighbours cannot be told from random patients")
+        assert f"discover: warning: {quality['warning']}" in said
+    assert manifest(made)["quality"] == quality
 
 
 # --- what cannot be discovered --------------------------------------------------------------------
@@ -256,6 +375,19 @@ def test_more_than_the_archive_holds_is_refused_naming_the_key(ray_cluster, tmp_
     with pytest.raises(SettingsError, match=rf"discovery\.num_{key}={number} is more than the {there} subjects"):
         discover(make_workspace(tmp_path), settings_with(**{f"num_{key}": number}))
     assert not (tmp_path / "patterns").exists()
+
+
+def test_near_duplicates_that_leave_too_few_are_refused_naming_the_keys(ray_cluster, tmp_path):
+    settings = settings_with(duplicate_distance=0.99)
+    with pytest.raises(SettingsError, match=r"only \d of 8 training neighbours are left .*discovery\.num_neigh.* or"):
+        discover(make_workspace(tmp_path), settings)
+
+
+def test_the_reference_alone_is_a_class_too(ray_cluster, tmp_path):
+    """K = 1: nobody to compare with, and patterns of the reference and of held-out patients."""
+    told = discover(make_workspace(tmp_path), settings_with(num_neighbours=1))
+    assert told["counts"]["patterns"] == 2 * 3 * 2 * (1 + 3)
+    assert told["quality"]["neighbours"]["num_patients"] == 0 and told["quality"]["warning"] is None
 
 
 def test_coordinates_that_do_not_fit_are_refused_naming_scan_and_key(ray_cluster, tmp_path):

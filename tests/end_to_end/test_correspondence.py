@@ -21,12 +21,12 @@ from raygenesis.discovery.reference import Correspondence, Reference, choose_coo
 from raygenesis.patterns.reader import read_patterns
 from raygenesis.workspace import Workspace
 
-NUM_SUBJECTS, SEED = 30, 3
+NUM_SUBJECTS, SEED = 26, 3
 SETTINGS = load_settings(
     "cpu-small",
     [
         "archive.keep_ids=true",
-        "autoencoder.num_epochs=15",
+        "autoencoder.num_epochs=10",
         "discovery.num_references=4",
         "discovery.num_coordinates=4",
         "discovery.num_neighbours=8",

@@ -129,6 +129,7 @@ def test_a_killed_cropping_task_costs_nothing(archive, settings, undisturbed, tm
     assert len(ids) == len(set(ids)) == 12 * 2 * (30 + 8)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_a_folder_that_the_next_one_finishes(archive, settings, undisturbed, tmp_path):
     workspace = copy_of(archive, tmp_path)
     shutil.copytree(undisturbed.embeddings, workspace.embeddings)
@@ -155,7 +156,7 @@ def test_a_killed_driver_leaves_a_folder_that_the_next_one_finishes(archive, set
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted, which needs root")
-@pytest.mark.parametrize("stage", ["embeddings", "patterns"])
+@pytest.mark.parametrize("stage", [pytest.param("embeddings", marks=pytest.mark.slow), "patterns"])
 def test_a_full_disk_is_one_sentence_and_room_mends_it(stage, archive, settings, undisturbed, tmp_path):
     workspace = copy_of(archive, tmp_path)
     folder = workspace.root / stage

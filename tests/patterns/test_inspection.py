@@ -152,7 +152,8 @@ def cell_cut_short(rows: list[dict[str, Any]]) -> None:
 
 
 def bad_payload(rows: list[dict[str, Any]]) -> None:
-    rows[9]["cube"] = rows[9]["cube"][:16] + bytes(len(rows[9]["cube"]) - 16)
+    cell = encode(np.zeros((4, 6, 8), np.float32))  # noise would be stored as it is, where any payload is one
+    rows[9]["cube"] = cell[:16] + b"\xff" * (len(cell) - 16)
 
 
 def wrong_split(rows: list[dict[str, Any]]) -> None:
