@@ -51,7 +51,8 @@ def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "defa
 def _check_same_scans(found: Found, scans: Path, workspace: Workspace) -> None:
     """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
     archive = read_json(workspace.archive / "manifest.json")
-    stages = (workspace.autoencoder, workspace.embeddings, workspace.index, workspace.patterns, workspace.root / "runs")
+    built_from = (workspace.autoencoder, workspace.pca, workspace.embeddings, workspace.index, workspace.patterns)
+    stages = (*built_from, workspace.root / "runs")
     built = [folder.name for folder in stages if folder.exists()]
     if archive is not None and built and archive.get("listing") != found.listing:
         raise WorkspaceError(

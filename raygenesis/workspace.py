@@ -166,6 +166,7 @@ class Stage:
         except OSError as error:
             raise WorkspaceError(f"{self.folder} cannot be made: {error.strerror}") from None
         with _locked(self.folder):
+            self.is_finished()  # raises if another job has meanwhile made it with other settings
             write_json(self.folder / "started.json", {"settings": self.settings, "inputs": self.inputs})
             # From here on the artifact is being changed: nothing may be built on it until it is whole again.
             (self.folder / "manifest.json").unlink(missing_ok=True)
@@ -289,7 +290,12 @@ def _locked(folder: Place) -> Iterator[None]:
         yield
         return
     path = folder.with_name(f".{folder.name}.lock")
-    with path.open("a+") as file:
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        reason = f"{path} cannot be written ({error.strerror})"
+        raise WorkspaceError(f"{reason}: choose a folder that you may write") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -291,6 +291,15 @@ def test_a_folder_that_another_job_writes_is_refused_and_free_again_when_it_ends
     begin(Stage(folder, {}, {}))
 
 
+def test_what_another_job_made_meanwhile_with_other_settings_is_not_mixed_with_ours(tmp_path: Path) -> None:
+    waiting = stage(tmp_path, seed=1)
+    assert not waiting.is_finished()
+    finished(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"made with other settings \(seed was 0 and is now 1\)"):
+        begin(waiting)
+    assert stage(tmp_path).is_finished()
+
+
 def test_a_failed_job_leaves_its_folder_free(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), stage(tmp_path).claimed():
         raise RuntimeError

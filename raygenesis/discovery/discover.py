@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,20 @@ from raygenesis import cluster
 from raygenesis.archive.catalogue import FAILURES, read_catalogue
 from raygenesis.archive.cells import DTYPE, STEPS, encode
 from raygenesis.config import Settings
+from raygenesis.discovery.alignment import AlignmentError
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.crop import crop_cubes, place, size_mm
 from raygenesis.discovery.embeddings import Embeddings
-from raygenesis.discovery.neighbours import build_index, find_neighbours, searcher, typical_distance
+from raygenesis.discovery.neighbours import Search, build_index, find_neighbours, searcher, typical_distance
 from raygenesis.discovery.patients import Patients, check_counts, choose_references, load_patients
 from raygenesis.discovery.plan import patterns_of, plan_visits
-from raygenesis.discovery.quality import MOST_COORDINATES, MOST_REFERENCES, NUM_RANDOM, likeness, rank_groups, sampled
+from raygenesis.discovery.quality import MOST_COORDINATES, MOST_REFERENCES, NUM_RANDOM, likeness, sampled_ranks
 from raygenesis.discovery.quality import summary as quality_summary
 from raygenesis.discovery.quality import warning as quality_warning
 from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates, mm
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
-from raygenesis.patterns.writer import checksum, part_path, write_part
+from raygenesis.patterns.writer import checksum, is_sealed, part_path, write_part
 from raygenesis.progress import mib, progress, say
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, write_table
 
@@ -40,16 +40,29 @@ Found = list[dict[str, list[int]]]
 
 def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     """Plan and write the pattern store; returns its manifest. Parts that are there already are not cropped again."""
-    index = build_index(workspace, settings)
+    embedded = manifest_of(workspace.embeddings, "embed")
     chosen = settings.model_dump(mode="json", include={"discovery", "intensity", "seed", "validation_fraction"})
-    stage = Stage(workspace.patterns, {**chosen, "method": settings.index.method}, {"index": index["fingerprint"]})
+    inputs = {"embeddings": embedded["fingerprint"]}
+    stage = Stage(workspace.patterns, {**chosen, "method": settings.index.method}, inputs)
     if stage.is_finished():
         say("discover", f"nothing to do: patterns are in {workspace.patterns}")
         return manifest_of(workspace.patterns, "discover")
     watch = Stopwatch()
     patients = load_patients(workspace, settings)
-    numbers, found = _search(workspace, settings, patients, index)
+    where = "that the archive has with scans large enough to crop"
+    check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), where, settings)
+    embeddings = Embeddings(workspace.embeddings)
+    least = settings.discovery.duplicate_distance * typical_distance(embeddings, patients, settings)
+    numbers = choose_references(patients, embeddings, least, settings)
+    if len(numbers) < settings.discovery.num_references:
+        raise SettingsError(
+            f"only {len(numbers)} of discovery.num_references={settings.discovery.num_references} references are no "
+            "near-duplicates of each other: lower it or discovery.duplicate_distance"
+        )
     references = _references(workspace, settings, patients.names(numbers))
+    # What cannot fit was refused before anything is built.
+    search = searcher(workspace, build_index(workspace, settings))
+    found = _neighbours(settings, patients, embeddings, search, numbers, least)
     names = [{split: patients.names(members) for split, members in one.items()} for one in found]
     discovery = settings.discovery
     per_visit = discovery.num_coordinates * len(discovery.scales)
@@ -67,21 +80,23 @@ def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     return manifest
 
 
-def _search(
-    workspace: Workspace, settings: Settings, patients: Patients, index: Mapping[str, Any]
-) -> tuple[list[int], Found]:
-    """The references, and each one's neighbours by split, itself the first of the training ones."""
-    where = "that the archive has with scans large enough to crop"
-    check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), where, settings)
-    discovery, embeddings, search = settings.discovery, Embeddings(workspace.embeddings), searcher(workspace, index)
-    references = choose_references(patients, embeddings, settings)
-    least = discovery.duplicate_distance * typical_distance(embeddings, patients, settings)
+def _neighbours(
+    settings: Settings,
+    patients: Patients,
+    embeddings: Embeddings,
+    search: Search,
+    references: Sequence[int],
+    least: float,
+) -> Found:
+    """Each reference's neighbours by split, itself the first of the training ones; `least`: nearer ones are copies."""
+    discovery = settings.discovery
     found: Found = [{TRAINING: [number], VALIDATION: []} for number in references]
     for split, wanted in (
         (TRAINING, discovery.num_neighbours - 1), (VALIDATION, discovery.num_validation_neighbours),
     ):  # fmt: skip
-        # No held-out scan is a copy of one that is learnt from.
         seen = [one[TRAINING] for one in found]
+        if split == VALIDATION:  # no held-out scan is a copy of one that is learnt from, for whichever reference
+            seen = [sorted({number for one in found for number in one[TRAINING]})] * len(found)
         picked = find_neighbours(patients, embeddings, search, references, split, wanted, least, seen)
         for one, numbers in zip(found, picked, strict=True):
             if len(numbers) < wanted:
@@ -91,7 +106,7 @@ def _search(
                     f"once: lower discovery.{key} or discovery.duplicate_distance"
                 )
             one[split] = one[split] + numbers
-    return references, found
+    return found
 
 
 def _references(workspace: Workspace, settings: Settings, names: Sequence[str]) -> list[Reference]:
@@ -123,7 +138,7 @@ def _quality(
         generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(6, number)))
         others = patients.eligible(TRAINING) & ~np.isin(patients.subjects, patients.subjects[one[TRAINING]])
         random = generator.permutation(np.flatnonzero(others))[:NUM_RANDOM]
-        near = [rank for ranks in rank_groups(len(one[TRAINING])) for rank in sampled(ranks)]
+        near = sampled_ranks(len(one[TRAINING]))
         pairs = [(rank, one[TRAINING][rank]) for rank in near] + [(-1, int(other)) for other in random]
         names = patients.names([patient for _, patient in pairs])
         visits += [(number, rank, name) for (rank, _), name in zip(pairs, names, strict=True)]
@@ -139,7 +154,9 @@ def _quality(
     quality = quality_summary(told, settings.discovery.num_neighbours)
     near, random = quality["neighbours"], quality["random"]
     if near["num_patients"]:
-        others = f", random patients' by {random['within']:.3f}" if random["num_patients"] else ""
+        others = ", with no other patients to compare"
+        if random["num_patients"]:
+            others = f", other random patients' by {random['within']:.3f}"
         say(
             "discover",
             f"patterns of one class correlate with the reference's by {near['within']:.3f}{others}; "
@@ -208,37 +225,49 @@ def crop_part(
     path = part_path(workspace.patterns, part)
     visits = sorted(plan.to_pylist(), key=lambda visit: visit["volume_id"])
     rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {v["volume_id"] for v in visits})}
-    failures: dict[str, str] = {}
-    if not _is_whole(path):
+    failures: dict[tuple[str, int | None], str] = {}
+    if not is_sealed(path):
         patterns: list[dict[str, Any]] = []
         for volume_id, there in itertools.groupby(visits, key=lambda visit: visit["volume_id"]):
             try:
-                patterns += _cropped(list(there), rows[volume_id], workspace, settings, references)
+                patterns += _cropped(list(there), rows[volume_id], workspace, settings, references, failures)
             except ScanError as error:
-                failures[volume_id] = str(error)
+                failures[volume_id, None] = str(error)
         patterns.sort(key=lambda row: (row["rank"], row["reference"], row["coordinate"], row["scale"]))
         write_part(workspace.patterns, part, pa.Table.from_pylist(patterns, PATTERN))
-    stored = pq.read_table(path, columns=["split", "volume_id"])
-    lost = set(rows) - set(stored["volume_id"].to_pylist())
+    stored = pq.read_table(path, columns=["split", "volume_id", "reference"])
+    there = set(zip(stored["volume_id"].to_pylist(), stored["reference"].to_pylist(), strict=True))
     return {
         "part": part,
         "planned": len(visits) * settings.discovery.num_coordinates * len(settings.discovery.scales),
         "patterns": stored.num_rows,
         "validation": stored["split"].to_pylist().count(VALIDATION),
-        "volumes": len(rows) - len(lost),
+        "volumes": len({volume for volume, _ in there}),
         "checksum": checksum(path),
-        "failures": [
-            {"source": rows[volume]["source"], "reason": failures.get(volume, "damaged when it was cropped")}
-            for volume in sorted(lost)
-        ],
+        "failures": _failures(visits, there, rows, failures),
     }
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        return pq.read_metadata(path) is not None
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return False
+def _failures(
+    visits: Sequence[Mapping[str, Any]],
+    there: set[tuple[str, int]],
+    rows: Mapping[str, Mapping[str, Any]],
+    reasons: Mapping[tuple[str, int | None], str],
+) -> list[dict[str, str]]:
+    """Failure rows of the visits that left nothing: one for a scan that is damaged, one each for those not aligned."""
+    stored = {volume for volume, _ in there}
+    out = {}
+    for visit in visits:
+        volume, reference = visit["volume_id"], visit["reference"]
+        if (volume, reference) in there:
+            continue
+        is_aligned = volume not in stored and (volume, reference) not in reasons
+        reason = reasons.get((volume, None), "damaged when it was cropped")
+        if not is_aligned:
+            said = reasons.get((volume, reference), "it could not be aligned when it was cropped")
+            reason = f"{said} (reference {reference})"
+        out[volume, None if is_aligned else reference] = {"source": rows[volume]["source"], "reason": reason}
+    return list(out.values())
 
 
 def _cropped(
@@ -247,12 +276,20 @@ def _cropped(
     workspace: Workspace,
     settings: Settings,
     references: Sequence[Reference],
+    failures: dict[tuple[str, int | None], str],
 ) -> list[dict[str, Any]]:
-    """The patterns of one scan for all its visits, with their encoded cubes. Raises ScanError if it is damaged."""
+    """The patterns of one scan for all its visits, with their encoded cubes. Raises ScanError if it is damaged.
+
+    A visit whose registration fails goes to `failures`, by volume and reference.
+    """
     correspondence = Correspondence(workspace.volumes, row, settings)
     patterns = []
     for visit in visits:
-        centres = correspondence.centres_mm(references[visit["reference"]])
+        try:
+            centres = correspondence.centres_mm(references[visit["reference"]])
+        except AlignmentError as error:
+            failures[row["volume_id"], visit["reference"]] = str(error)
+            continue
         patterns += patterns_of(visit, row, centres, settings.discovery, settings.seed)
     for start in range(0, len(patterns), MOST_BOXES):
         some = patterns[start : start + MOST_BOXES]

@@ -87,7 +87,8 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         cluster.connect()
         experiment = IdentityMapping(settings.autoencoder, settings.seed)
         fitted = _sample(training, settings)[:MAX_FITTED]
-        samples = [samples_of(_coarse_dataset(workspace, rows, settings), experiment) for rows in (fitted, validation)]
+        judged = _sample(validation, settings)[:MAX_FITTED]
+        samples = [samples_of(_coarse_dataset(workspace, rows, settings), experiment) for rows in (fitted, judged)]
         model = fit_components(samples[0], settings.autoencoder.latent_size, settings.seed)
         architecture = {"input_shape": list(model.input_shape), "latent_size": model.latent_size}
         save_encoder(workspace.pca / PCA_WEIGHTS, "pca", model.state_dict(), architecture)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from raygenesis.errors import WorkspaceError
 
 BLOCK_ROWS = 8192
 
@@ -28,16 +32,25 @@ class Embeddings:
 
     def ids(self) -> pa.StringArray:
         """Volume ids by number."""
-        table = self._dataset().to_table(columns=["volume_id"], filter=pc.field("failure") == "")
+        with self._damage_named():
+            table = self._dataset().to_table(columns=["volume_id"], filter=pc.field("failure") == "")
         return table["volume_id"].combine_chunks()
 
     @property
     def size(self) -> int:
         """Length of a vector."""
-        return self._dataset().schema.field("embedding").type.list_size
+        with self._damage_named():
+            return self._dataset().schema.field("embedding").type.list_size
 
     def blocks(self, keep: NDArray[np.bool_] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Numbers [m] and vectors [m, d], about BLOCK_ROWS at a time, in order; those where `keep` holds."""
+        """Numbers [m] and vectors [m, d], about BLOCK_ROWS at a time, in order; those where `keep` holds.
+
+        Raises WorkspaceError if a part is damaged.
+        """
+        with self._damage_named():
+            yield from self._blocks(keep)
+
+    def _blocks(self, keep: NDArray[np.bool_] | None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         first, size = 0, self.size
         held: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         num_held = 0
@@ -65,9 +78,10 @@ class Embeddings:
             keep = np.zeros(int(wanted[-1]) + 1, bool)
             keep[wanted] = True
             filled = 0
-            for _, vectors in self._up_to(keep):
-                out[filled : filled + len(vectors)] = vectors
-                filled += len(vectors)
+            with self._damage_named():
+                for _, vectors in self._up_to(keep):
+                    out[filled : filled + len(vectors)] = vectors
+                    filled += len(vectors)
         return out[back]
 
     def span(self, first: int, last: int) -> NDArray[np.float32]:
@@ -91,11 +105,28 @@ class Embeddings:
         table = self._dataset().to_table(columns=["__fragment_index"], filter=pc.field("failure") == "")
         return np.bincount(table["__fragment_index"].to_numpy(), minlength=len(self._paths())).tolist()
 
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowInvalid, OSError):
+            damaged = next((path for path in self._paths() if not _opens(path)), self.folder)
+            raise WorkspaceError(
+                f"{damaged} is damaged: remove it and manifest.json beside it, then run `raygenesis embed`"
+            ) from None
+
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def _dataset(self) -> ds.Dataset:
         return ds.dataset([str(path) for path in self._paths()], format="parquet")
+
+
+def _opens(path: Path) -> bool:
+    try:
+        return pq.read_metadata(path) is not None
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 def _joined(

@@ -108,10 +108,10 @@ def load_scan_encoder(path: str | Path, input_shape: Sequence[int] | None = None
     if described.get("format") != FORMAT:
         return _pretrained(file, input_shape or ())
     kinds = {"autoencoder": Autoencoder, "pca": PrincipalComponents}
-    model = kinds[described["kind"]](**described["architecture"])
     try:
+        model = kinds[described["kind"]](**described["architecture"])
         model.load_state_dict(load_file(file))
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, SafetensorError, KeyError, TypeError) as error:
         raise EncoderError(f"{file} does not match its own description: {str(error).splitlines()[0]}") from None
     return model.eval()
 
@@ -140,6 +140,7 @@ def _described(file: Path) -> dict[str, Any]:
         raise EncoderError(f"encoder {file} does not exist: give the file of an encoder, or the folder of a run")
     try:
         with safe_open(file, "pt") as opened:
-            return json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
+            described = json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
+            return described if isinstance(described, dict) else {}
     except (SafetensorError, OSError, ValueError):
         raise EncoderError(f"encoder {file} is not a safetensors file of raygenesis") from None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from raygenesis import cluster
 from raygenesis.config import Settings
@@ -35,31 +36,32 @@ def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met.
     """
     made = manifest_of(workspace.embeddings, "embed")
-    chosen = settings.model_dump(mode="json", include={"index", "seed"})
-    wanted = {name: getattr(settings.discovery, name) for name in ("num_neighbours", "num_references")}
-    stage = Stage(workspace.index, {**chosen, **wanted}, {})
-    earlier: dict[str, Any] = {}
-    if stage.is_finished():
-        earlier = manifest_of(workspace.index, "discover")
-        if earlier["embeddings"] == made["fingerprint"]:
-            say("index", f"nothing to do: it is in {workspace.index}")
-            return earlier
+    stage = Stage(workspace.index, settings.model_dump(mode="json", include={"index", "seed"}), {})
+    earlier = manifest_of(workspace.index, "discover") if stage.is_finished() else {}
+    # How many are searched for, and for whom, decides what is cheaper and what is measured, not what is built.
+    asked = [settings.discovery.num_neighbours, settings.discovery.num_references]
+    if earlier.get("embeddings") == made["fingerprint"] and earlier["asked"] == asked:
+        say("index", f"nothing to do: it is in {workspace.index}")
+        return earlier
     watch = Stopwatch()
     embeddings = Embeddings(workspace.embeddings)
-    ids, encoder = embeddings.ids().to_pylist(), made["inputs"].get("encoder")
+    ids, encoder = embeddings.ids().to_pylist(), digest([made["inputs"], made.get("settings")])
     num_volumes = len(ids)
     shards = [Shard(**record) for record in earlier.get("shards", [])]
     num_indexed = sum(shard.count for shard in shards)
     if earlier.get("encoder") != encoder or earlier.get("ids") != digest(ids[:num_indexed]):
         shards, num_indexed = [], 0  # of other embeddings, or in another order
-    facts = {"embeddings": made["fingerprint"], "encoder": encoder, "ids": digest(ids), "metric": "l2"}
+    facts = {
+        "embeddings": made["fingerprint"], "encoder": encoder, "ids": digest(ids), "metric": "l2", "asked": asked,
+    }  # fmt: skip
     method = settings.index.method
     if method == "auto":
         k = settings.discovery.num_neighbours + SPARE
-        sizes = (num_volumes, settings.discovery.num_references, num_indexed, embeddings.size, k)
+        sizes = (num_volumes, asked[1], num_indexed, embeddings.size, k)
         method = "exact" if is_exact_cheaper(*sizes, settings.index) else "hnsw"
     with stage.claimed():
-        measured = {"shards": [], "ef": None, "recall": 1.0}
+        # Graphs that are there stay, searched or not.
+        measured = {"shards": [shard.as_record() for shard in shards], "ef": None, "recall": 1.0}
         if method == "hnsw":
             shards = _grow(workspace, embeddings, num_volumes, shards, settings)
             ef, found = _measure(workspace, embeddings, num_volumes, shards, settings)
@@ -158,20 +160,29 @@ def _picked(
 ) -> list[int]:
     """The first candidates of subjects of their own that are no copies of those before them."""
     subjects = {int(patients.subjects[number]) for number in seen}
-    kept = np.empty((len(seen) + wanted, vectors.shape[1]), np.float32)
-    kept[: len(seen)] = vectors[[places[number] for number in seen]]
+    asked, known = (vectors[[places[number] for number in group]] for group in (candidates, seen))
+    is_copy = _nearest_of(asked, known) <= least_distance
+    kept = np.empty((wanted, vectors.shape[1]), np.float32)
     chosen: list[int] = []
-    for number in candidates:
+    for place, number in enumerate(candidates):
         if len(chosen) == wanted:
             break
         subject, vector = int(patients.subjects[number]), vectors[places[number]]
-        before = kept[: len(seen) + len(chosen)]
-        if subject in subjects or (np.linalg.norm(before - vector, axis=1) <= least_distance).any():
+        before = kept[: len(chosen)]
+        if subject in subjects or is_copy[place] or (np.linalg.norm(before - vector, axis=1) <= least_distance).any():
             continue
         kept[len(before)] = vector
         subjects.add(subject)
         chosen.append(number)
     return chosen
+
+
+def _nearest_of(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The distance of each vector from the nearest of the others; infinite where there are none."""
+    if not len(others):
+        return np.full(len(vectors), np.inf)
+    slices = (others[start : start + 1024] for start in range(0, len(others), 1024))
+    return np.min([cdist(vectors, some).min(1) for some in slices], axis=0)
 
 
 def _grow(
@@ -215,7 +226,7 @@ def _measure(
     """
     generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(3,)))
     queries = embeddings.take(generator.permutation(num_volumes)[:RECALL_QUERIES])
-    k = min(settings.discovery.num_neighbours, num_volumes)
+    k = min(settings.discovery.num_neighbours + 1, num_volumes)  # each is its own nearest
     truth = exact_search(embeddings.blocks(), queries, k)
     ef = settings.index.ef
     most = max(shard.count for shard in shards)

@@ -18,6 +18,10 @@ from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.workspace import Workspace, read_json
 
+# References are spread among at most so many patients, and drawn among this many more than are needed.
+MOST_SPREAD = 20_000
+SPARE = 32
+
 
 @dataclass(frozen=True)
 class Patients:
@@ -74,9 +78,12 @@ def load_patients(workspace: Workspace, settings: Settings) -> Patients:
     return patients
 
 
-def choose_references(patients: Patients, embeddings: Embeddings, settings: Settings) -> list[int]:
+def choose_references(
+    patients: Patients, embeddings: Embeddings, least_distance: float, settings: Settings
+) -> list[int]:
     """Numbers of R training volumes of different subjects, drawn by seed; the first few are those for a smaller R.
 
+    None is a near-duplicate, at `least_distance` or nearer, of one before it; there may then be fewer than R.
     `spread`: the first is drawn, and each further one is the patient farthest from all before it (among at most
     MOST_SPREAD drawn ones).
     """
@@ -86,7 +93,12 @@ def choose_references(patients: Patients, embeddings: Embeddings, settings: Sett
     drawn = drawn[np.sort(first)]
     count = settings.discovery.num_references
     if settings.discovery.reference_choice == "random":
-        return drawn[:count].tolist()
+        drawn = drawn[: 2 * count + SPARE]
+        vectors, kept = embeddings.take(drawn), []
+        for number, vector in enumerate(vectors):
+            if len(kept) < count and not (np.linalg.norm(vectors[kept] - vector, axis=1) <= least_distance).any():
+                kept.append(number)
+        return drawn[kept].tolist()
     drawn = drawn[:MOST_SPREAD]
     vectors = embeddings.take(drawn)
     chosen, distance = [0], np.full(len(drawn), np.inf)
@@ -95,9 +107,6 @@ def choose_references(patients: Patients, embeddings: Embeddings, settings: Sett
         distance[chosen[-1]] = -np.inf  # never again, though all be alike
         chosen.append(int(distance.argmax()))
     return drawn[chosen].tolist()
-
-
-MOST_SPREAD = 20_000
 
 
 def check_counts(num_training: int, num_held_out: int, where: str, settings: Settings) -> None:

@@ -14,6 +14,7 @@ MOST_COORDINATES = 12
 PATIENTS_PER_GROUP = 8
 NUM_RANDOM = 24
 SIGNIFICANT = 0.05
+FEW_PATIENTS = 10
 
 
 def rank_groups(num_neighbours: int) -> list[tuple[int, int]]:
@@ -30,6 +31,18 @@ def sampled(ranks: tuple[int, int]) -> list[int]:
     """At most PATIENTS_PER_GROUP ranks of a group, evenly."""
     first, last = ranks
     return np.unique(np.linspace(first, last, min(PATIENTS_PER_GROUP, last - first + 1)).round().astype(int)).tolist()
+
+
+def even_ranks(num_neighbours: int) -> list[int]:
+    """At most NUM_RANDOM ranks of 1 to K - 1, evenly: what all neighbours are judged by."""
+    count = min(NUM_RANDOM, num_neighbours - 1)
+    return np.unique(np.linspace(1, num_neighbours - 1, count).round().astype(int)).tolist() if count else []
+
+
+def sampled_ranks(num_neighbours: int) -> list[int]:
+    """All ranks that are looked at: evenly, and of each group."""
+    of_groups = [rank for ranks in rank_groups(num_neighbours) for rank in sampled(ranks)]
+    return sorted({*even_ranks(num_neighbours), *of_groups})
 
 
 def likeness(anchors: NDArray[np.float32], cubes: NDArray[np.float32]) -> tuple[float, float]:
@@ -50,12 +63,13 @@ def summary(visits: Sequence[Mapping[str, Any]], num_neighbours: int) -> dict[st
     `p_value`: one-sided Mann-Whitney test that neighbours are more alike within a class than random patients, after
     each reference's mean is taken off; None where there is nobody to compare with.
     """
-    near = [visit for visit in visits if visit["rank"] > 0]
+    even = set(even_ranks(num_neighbours))
+    near = [visit for visit in visits if visit["rank"] in even]
     random = [visit for visit in visits if visit["rank"] < 0]
     told: dict[str, Any] = {
         "neighbours": _means(near), "random": _means(random),
         "by_rank": [
-            {"ranks": list(ranks), **_means([v for v in near if ranks[0] <= v["rank"] <= ranks[1]])}
+            {"ranks": list(ranks), **_means([v for v in visits if ranks[0] <= v["rank"] <= ranks[1]])}
             for ranks in rank_groups(num_neighbours)
         ],
         "p_value": None,
@@ -73,10 +87,14 @@ def summary(visits: Sequence[Mapping[str, Any]], num_neighbours: int) -> dict[st
 def warning(told: Mapping[str, Any]) -> str | None:
     """What a user should know before spending GPU-days on these patterns, or None."""
     if told["p_value"] is not None and told["p_value"] > SIGNIFICANT:
+        few = min(told["neighbours"]["num_patients"], told["random"]["num_patients"])
+        advice = "train the auto-encoder longer, lower discovery.num_neighbours or add scans"
+        if few < FEW_PATIENTS:
+            advice = f"{few} patients may be too few to tell; otherwise {advice}"
         return (
             f"neighbours cannot be told from random patients: their patterns of a class correlate with the reference's "
             f"by {told['neighbours']['within']:.3f}, random patients' by {told['random']['within']:.3f} "
-            f"(p = {told['p_value']:.2g}); train the auto-encoder longer, lower discovery.num_neighbours or add scans"
+            f"(p = {told['p_value']:.2g}); {advice}"
         )
     near = told["neighbours"]
     if near["num_patients"] and near["within"] <= near["between"]:

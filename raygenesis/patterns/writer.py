@@ -9,7 +9,7 @@ import pyarrow as pa
 import xxhash
 
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP
-from raygenesis.workspace import write_table
+from raygenesis.workspace import read_json, write_json, write_table
 
 # Of a part that is read to be checked.
 BLOCK_BYTES = 2**20
@@ -32,7 +32,18 @@ def write_part(folder: Path, part: int, patterns: pa.Table) -> Path:
         compression={**{_leaf(name): "zstd" for name in columns}, "cube": "none"},
         write_statistics=["rank", "coordinate", "scale", "reference", "split", "pattern_id", "label"],
     )
+    write_json(_seal(path), checksum(path))
     return path
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a part is there, as it was written."""
+    return path.is_file() and read_json(_seal(path)) == checksum(path)
+
+
+def _seal(path: Path) -> Path:
+    """Where a part's checksum is kept beside it, so that one that was damaged is not taken for whole."""
+    return path.with_suffix(".json")
 
 
 def checksum(path: Path) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def index(run: Measured, num_scans: int) -> Cost | None:
     made = run.manifests["index"]
     counts = made["counts"]
     indexed = counts["volumes"] - counts.get("indexed_before", 0)
+    if made.get("method") == "exact":
+        return Cost(0, 0, 0)
     if not indexed:
         return None
     stored = made["bytes"] / counts["volumes"]

@@ -16,7 +16,7 @@ from raygenesis.archive.cells import encode
 from raygenesis.config import AutoencoderSettings, DiscoverySettings, IndexSettings, Scale, Settings
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.crop import crop_cubes, size_mm
-from raygenesis.discovery.discover import crop_part, discover
+from raygenesis.discovery.discover import _failures, crop_part, discover
 from raygenesis.discovery.plan import VISIT
 from raygenesis.discovery.reference import Reference, choose_coordinates
 from raygenesis.errors import SettingsError, WorkspaceError
@@ -217,7 +217,7 @@ def test_patterns_without_jitter_lie_at_the_same_fraction_of_each_side(workspace
 def test_a_second_call_does_nothing_and_says_so(workspace, capsys):
     before = {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*")}
     discover(workspace, SETTINGS)
-    assert capsys.readouterr().out.count("nothing to do") == 2
+    assert capsys.readouterr().out.count("nothing to do") == 1
     assert {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*")} == before
 
 
@@ -406,3 +406,17 @@ def test_a_store_at_larger_k_and_c_holds_the_smaller_one(workspace, tmp_path):
     columns = ("pattern_id", "rank", "volume_id", "origin_mm", "extent_mm", "cube")
     within = read_patterns(workspace.patterns, columns, predicate(None, 4, 2)).sort_by("pattern_id")
     assert within.equals(read_patterns(smaller.patterns, columns).sort_by("pattern_id"))
+
+
+def test_a_registration_that_failed_costs_its_visit_alone_and_is_told_with_its_reference():
+    visits = [{"volume_id": name, "reference": reference} for name in "abc" for reference in (0, 1)]
+    rows = {name: {"source": f"{name}.nii"} for name in "abc"}
+    there = {("a", 0), ("a", 1), ("b", 1)}
+    reasons = {("b", 0): "it cannot be aligned: it turns it by 90 degrees", ("c", None): "a chunk is damaged"}
+    told = _failures(visits, there, rows, reasons)
+    assert told == [
+        {"source": "b.nii", "reason": "it cannot be aligned: it turns it by 90 degrees (reference 0)"},
+        {"source": "c.nii", "reason": "a chunk is damaged"},
+    ]
+    again = _failures(visits, there, rows, {})  # resumed: the reasons are not known any more
+    assert [row["source"] for row in again] == ["b.nii", "c.nii"] and "aligned" in again[0]["reason"]

@@ -151,6 +151,7 @@ def test_principal_components_of_the_training_scans_embed(archive, ray_cluster, 
     assert np.abs(np.mean([expected[row["volume_id"]] for row in validation], 0)).max() > 0.05
 
 
+@pytest.mark.slow
 def test_the_auto_encoder_is_trained_where_it_is_to_embed_and_there_is_none(
     archive, ray_cluster, tmp_path, capsys, monkeypatch
 ):

@@ -258,6 +258,9 @@ def test_an_index_grows_by_the_new_volumes_and_answers_for_all(ray_cluster, tmp_
     everyone, queries = np.ones(900, bool), gaussian(20, 8, seed=9)
     truth = exact_search([(np.arange(900), vectors)], queries, 10).numbers
     np.testing.assert_array_equal(searcher(made, index)(queries, 10, everyone).numbers, truth)
+    more = chosen.discovery.model_copy(update={"num_neighbours": chosen.discovery.num_neighbours + 5})
+    again = build_index(made, chosen.model_copy(update={"discovery": more}))
+    assert again["shards"] == index["shards"] and shards_of(made) == after  # another K is measured, not built
 
 
 @pytest.mark.parametrize("change", ["encoder", "order"])

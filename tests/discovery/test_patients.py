@@ -61,12 +61,13 @@ def on_a_line(folder: Path) -> Embeddings:
 
 def test_references_are_training_subjects_of_their_own_large_enough_and_the_same_as_more_are_asked_for(tmp_path):
     known, table = patients(), on_a_line(tmp_path)
-    five = choose_references(known, table, settings(references=5))
+    five = choose_references(known, table, 0.0, settings(references=5))
     assert {SUBJECTS[number] for number in five} == set("abcef")
     assert TOO_SMALL not in five
     for fewer in range(1, 5):
-        assert choose_references(known, table, settings(references=fewer)) == five[:fewer]
-    seeds = {choose_references(known, table, settings().model_copy(update={"seed": seed}))[0] for seed in range(20)}
+        assert choose_references(known, table, 0.0, settings(references=fewer)) == five[:fewer]
+    others = [settings().model_copy(update={"seed": seed}) for seed in range(20)]
+    seeds = {choose_references(known, table, 0.0, chosen)[0] for chosen in others}
     assert len(seeds) > 3
 
 
@@ -87,9 +88,9 @@ def test_spread_references_are_each_the_farthest_from_those_before(tmp_path, see
     known = Patients([f"{n:02d}" for n in range(40)], np.arange(40), held_out, everyone, everyone)
     table = embedded(tmp_path, known.ids, vectors)
     chosen = settings(references=8, reference_choice="spread").model_copy(update={"seed": seed})
-    eight = choose_references(known, table, chosen)
+    eight = choose_references(known, table, 0.0, chosen)
     assert eight == farthest_first(vectors, eight[0], np.flatnonzero(~held_out).tolist(), 8)
-    drawn = choose_references(known, table, settings(references=8).model_copy(update={"seed": seed}))
+    drawn = choose_references(known, table, 0.0, settings(references=8).model_copy(update={"seed": seed}))
     assert eight[0] == drawn[0] and eight != drawn
     gaps = [
         min(np.linalg.norm(vectors[a] - vectors[b]) for a in some for b in some if a != b) for some in (eight, drawn)
@@ -97,12 +98,12 @@ def test_spread_references_are_each_the_farthest_from_those_before(tmp_path, see
     assert gaps[0] > gaps[1]
     for fewer in range(1, 8):
         asked = settings(references=fewer, reference_choice="spread").model_copy(update={"seed": seed})
-        assert choose_references(known, table, asked) == eight[:fewer]
+        assert choose_references(known, table, 0.0, asked) == eight[:fewer]
 
 
 def test_spread_references_are_different_subjects_though_all_be_alike(tmp_path):
     table = embedded(tmp_path, patients().ids, np.ones((len(SUBJECTS), 3)))
-    chosen = choose_references(patients(), table, settings(references=5, reference_choice="spread"))
+    chosen = choose_references(patients(), table, 0.0, settings(references=5, reference_choice="spread"))
     assert {SUBJECTS[number] for number in chosen} == set("abcef")
 
 
@@ -176,7 +177,7 @@ def test_volumes_that_the_archive_no_longer_has_are_never_chosen(workspace):
     for choice in ("random", "spread"):
         asked = settings(references=10, reference_choice=choice, scales=CHOSEN.discovery.scales)
         asked = asked.model_copy(update={"validation_fraction": 0.3})
-        assert not set(choose_references(known, Embeddings(workspace.embeddings), asked)) & set(gone)
+        assert not set(choose_references(known, Embeddings(workspace.embeddings), 0.0, asked)) & set(gone)
 
 
 @pytest.mark.parametrize("folder", ["autoencoder", "pca"])
@@ -199,3 +200,12 @@ def test_a_split_without_any_embedding_is_refused(workspace):
     embedded(workspace.embeddings, ids, np.ones((len(ids), 3)), failed)
     with pytest.raises(WorkspaceError, match=r"no validation volume has an embedding: see .*failures\.parquet"):
         load_patients(workspace, CHOSEN)
+
+
+def test_a_copy_of_a_reference_is_no_second_reference(tmp_path):
+    known = patients()
+    table = on_a_line(tmp_path)
+    first, second, _ = choose_references(known, table, 0.0, settings(references=3))
+    far = float(np.linalg.norm(table.take(np.array([first])) - table.take(np.array([second]))))
+    chosen = choose_references(known, table, far, settings(references=3))
+    assert chosen[0] == first and second not in chosen

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from raygenesis.discovery.quality import PATIENTS_PER_GROUP, likeness, rank_groups, sampled, summary, warning
+from raygenesis.discovery.quality import (
+    NUM_RANDOM,
+    PATIENTS_PER_GROUP,
+    even_ranks,
+    likeness,
+    rank_groups,
+    sampled,
+    summary,
+    warning,
+)
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -34,6 +43,14 @@ def test_a_sample_of_a_group_holds_its_ends_and_lies_evenly(first, more):
     assert ranks[0] == first and ranks[-1] == first + more
     if len(ranks) > 2:
         assert 0 < min(np.diff(ranks)) >= max(np.diff(ranks)) - 1
+
+
+@pytest.mark.parametrize("num_neighbours", [1, 2, 3, 24, 200, 1000])
+def test_all_neighbours_are_judged_by_ranks_that_lie_evenly(num_neighbours):
+    ranks = even_ranks(num_neighbours)
+    assert len(ranks) == min(NUM_RANDOM, num_neighbours - 1)
+    if ranks:
+        assert np.mean(ranks) == pytest.approx(num_neighbours / 2, rel=0.02)
 
 
 # --- likeness -------------------------------------------------------------------------------------
