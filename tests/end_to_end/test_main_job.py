@@ -106,7 +106,7 @@ def test_a_second_run_does_nothing_and_says_so(main_job: MainJob) -> None:
     before = snapshot(main_job.workspace)
     done = raygenesis("run", "--scans", main_job.scans, "--workspace", main_job.workspace, *TINY)
     assert done.returncode == 0, done.stderr
-    for stage in ("ingest", "auto-encoder", "embed", "index", "discover", "pretrain"):
+    for stage in ("ingest", "auto-encoder", "embed", "discover", "pretrain"):
         assert f"{stage}: nothing to do" in done.stdout
     assert snapshot(main_job.workspace) == before
 
