@@ -19,6 +19,7 @@ from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
+from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import check_corruption, pretrain
 from raygenesis.progress import say
@@ -76,8 +77,8 @@ def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> No
     if sizes and not roomy:
         source, size = max(sizes.items(), key=lambda item: float(np.prod(item[1])))
         raise SettingsError(
-            f"discovery.scales: the largest crop spans {_text(reach)} mm and no scan is that large (the largest, "
-            f"{source}, is {_text(size)} mm): lower extent_mm"
+            f"discovery.scales: the largest crop spans {mm(reach)} mm and no scan is that large (the largest, "
+            f"{source}, is {mm(size)} mm): lower extent_mm"
         )
     if roomy:
         _check_room(*min(roomy.items(), key=lambda item: float(np.prod(item[1]))), reach, settings)
@@ -108,11 +109,7 @@ def _check_room(source: str, size: Any, reach: Any, settings: Settings) -> None:
     most = max(1, math.floor(room / ball))
     if count > most:
         raise SettingsError(
-            f"discovery.num_coordinates={count} does not fit in the smallest scan ({source}, {_text(size)} mm): at "
-            f"most {most} places discovery.min_distance_mm={distance:g} apart leave room for crops of {_text(reach)} "
+            f"discovery.num_coordinates={count} does not fit in the smallest scan ({source}, {mm(size)} mm): at "
+            f"most {most} places discovery.min_distance_mm={distance:g} apart leave room for crops of {mm(reach)} "
             "mm; lower one of the two, or the scales' extent_mm"
         )
-
-
-def _text(size: Any) -> str:
-    return "×".join(f"{side:.0f}" for side in size)

@@ -19,7 +19,7 @@ from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
 from raygenesis.archive.intake import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.sources import read_sources
-from raygenesis.archive.store import halve, open_level, read_array, read_record, read_region, volume_folder
+from raygenesis.archive.store import halve, level_shape, open_level, read_array, read_record, read_region, volume_folder
 from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
@@ -164,16 +164,12 @@ def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
     for number, row in enumerate(chosen):
         corner = (number % columns * (TILE_PIXELS + 2), number // columns * step)
         try:
-            tile = Image.fromarray(mid_slice(workspace.volumes, row))
-            sheet.paste(tile, (corner[0] + (TILE_PIXELS - tile.width) // 2, corner[1]))
+            shown = Image.fromarray(mid_slice(workspace.volumes, row))
+            sheet.paste(shown, (corner[0] + (TILE_PIXELS - shown.width) // 2, corner[1]))
         except ScanError:
             draw.text((corner[0] + 2, corner[1] + 2), "damaged", fill=255)
         draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), f"{row['volume_id'][:16]} {row['modality']}", fill=200)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG")
-    except OSError as error:
-        raise SettingsError(f"--output {path} cannot be written ({error.strerror}): give the name of a PNG") from None
+    write_sheet(sheet, path)
     say("show", f"{len(chosen)} of {len(rows)} volumes → {path}")
     return len(chosen)
 
@@ -183,15 +179,29 @@ def mid_slice(volumes: Place, row: Mapping[str, Any]) -> NDArray[np.uint8]:
     spacing, levels = row["spacing_mm"], row["levels"]
     fine = [n for n, level in enumerate(levels) if min(np.array(row["shape"]) / level) >= TILE_PIXELS]
     level = max(fine, default=0)
-    sides = [-(-side // factor) for side, factor in zip(row["shape"], levels[level], strict=True)]
+    sides = level_shape(row, level)
     region = [slice(0, side) for side in sides]
     if len(sides) == 3:
         region[0] = slice(sides[0] // 2, sides[0] // 2 + 1)
     voxels = read_region(volume_folder(volumes, row["volume_id"]), level, tuple(region))
     image = normalise(voxels.reshape(voxels.shape[-2:]), *limits(row, IntensitySettings()))
     size_mm = [side * step * factor for side, step, factor in zip(sides, spacing, levels[level], strict=True)]
-    height, width = size_mm[-2:]
+    return tile((image * 255).astype(np.uint8), size_mm[-2:])
+
+
+def tile(image: NDArray[np.uint8], size_mm: Sequence[float]) -> NDArray[np.uint8]:
+    """A slice [y, x] of so many mm as it is displayed, in its true proportions: front up, right on the left."""
+    height, width = size_mm
     scale = TILE_PIXELS / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    shown = Image.fromarray((image[::-1, ::-1] * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(shown)
+    shown = Image.fromarray(np.ascontiguousarray(image[::-1, ::-1]))
+    return np.asarray(shown.resize(size, Image.Resampling.BILINEAR))
+
+
+def write_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a contact sheet as PNG. Raises SettingsError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        raise SettingsError(f"--output {path} cannot be written ({error.strerror}): give the name of a PNG") from None

@@ -19,7 +19,7 @@ from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
 from raygenesis.archive.cells import DTYPE, encode
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.store import open_level, read_array, read_region, volume_folder
+from raygenesis.archive.store import level_shape, open_level, read_array, read_region, volume_folder
 from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.workspace import Place, Workspace
@@ -197,8 +197,7 @@ def _region(
     row: Mapping[str, Any], level: int, region_mm: tuple[Sequence[float], Sequence[float]] | None
 ) -> tuple[slice, ...]:
     """Voxels of a level that a region in mm touches."""
-    factors = row["levels"][_level(row, level)]
-    sides = [-(-side // factor) for side, factor in zip(row["shape"], factors, strict=True)]
+    factors, sides = row["levels"][_level(row, level)], level_shape(row, _level(row, level))
     if region_mm is None:
         return tuple(slice(0, side) for side in sides)
     region = []

@@ -51,6 +51,11 @@ def level_factors(shape: tuple[int, ...], coarse_size: int) -> list[tuple[int, .
         )
 
 
+def level_shape(row: Mapping[str, Any], level: int) -> list[int]:
+    """Sides of a pyramid level of a catalogue row's scan, z y x (2D: y x)."""
+    return [-(-side // factor) for side, factor in zip(row["shape"], row["levels"][level], strict=True)]
+
+
 def halve(voxels: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
     """Mean over blocks of `steps` (1 or 2 per axis); an odd side repeats its last voxel; the type is kept.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.geometry import axis_weights, best_level, resample
 from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.store import read_regions, volume_folder
+from raygenesis.archive.store import level_shape, read_regions, volume_folder
 from raygenesis.config import IntensitySettings
 from raygenesis.workspace import Place
 
@@ -52,7 +52,7 @@ def _region(
 ) -> tuple[tuple[slice, ...], tuple[NDArray[np.float32], ...]]:
     """The voxels of a level that a box needs, and the weights that make a cube of them."""
     spacing = [fine * factor for fine, factor in zip(row["spacing_mm"], row["levels"][level], strict=True)]
-    sides = [-(-side // factor) for side, factor in zip(row["shape"], row["levels"][level], strict=True)]
+    sides = level_shape(row, level)
     axes = [
         axis_weights(num_in, num_out, origin / unit, extent / unit)
         for num_in, num_out, origin, extent, unit in zip(sides, shape, *box, spacing, strict=True)

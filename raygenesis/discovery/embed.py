@@ -92,7 +92,7 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         model = fit_components(samples[0], settings.autoencoder.latent_size, settings.seed)
         architecture = {"input_shape": list(model.input_shape), "latent_size": model.latent_size}
         save_encoder(workspace.pca / PCA_WEIGHTS, "pca", model.state_dict(), architecture)
-        held_out = samples[1].batch(np.arange(min(len(samples[1]), MAX_FITTED))).cubes
+        held_out = samples[1].batch(np.arange(len(samples[1]))).cubes
         error = float((model(held_out) - held_out).square().mean())
         counts = {"components": model.latent_size, "training": len(samples[0]), "validation": len(held_out)}
         manifest = stage.finish(

@@ -79,7 +79,7 @@ class Embeddings:
             keep[wanted] = True
             filled = 0
             with self._damage_named():
-                for _, vectors in self._up_to(keep):
+                for vectors in self._of_parts(keep):
                     out[filled : filled + len(vectors)] = vectors
                     filled += len(vectors)
         return out[back]
@@ -88,15 +88,15 @@ class Embeddings:
         """The vectors numbered first to last - 1."""
         return self.take(np.arange(first, last))
 
-    def _up_to(self, keep: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Blocks of the parts that hold the kept numbers."""
+    def _of_parts(self, keep: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
+        """The kept vectors of each part that has any; the other parts are not read."""
         first = 0
         for path, count in zip(self._paths(), self._counts, strict=True):
             chosen = np.flatnonzero(keep[first : first + count])
             if len(chosen):
                 table = ds.dataset(str(path)).to_table(columns=["embedding"], filter=pc.field("failure") == "")
                 vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(count, -1)
-                yield chosen + first, vectors[chosen]
+                yield vectors[chosen]
             first += count
 
     @functools.cached_property

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis.archive.source import read_coarse
+from raygenesis.archive.store import level_shape
 from raygenesis.config import Settings
 from raygenesis.discovery.alignment import align
 from raygenesis.discovery.coordinates import CoordinateError, Frame, candidates, corresponding, frame_of, spread
@@ -74,5 +75,4 @@ def mm(size: NDArray[np.float64]) -> str:
 
 
 def _coarse(volumes: Place, row: Mapping[str, Any], settings: Settings) -> NDArray[np.float32]:
-    shape = [-(-side // factor) for side, factor in zip(row["shape"], row["levels"][-1], strict=True)]
-    return read_coarse(volumes, row, shape, settings.intensity)
+    return read_coarse(volumes, row, level_shape(row, -1), settings.intensity)

@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw
 
 from raygenesis.archive.catalogue import FAILURES
 from raygenesis.archive.cells import DTYPE, decode, decode_steps
-from raygenesis.archive.inspection import NUMBER, TILE_PIXELS
+from raygenesis.archive.inspection import NUMBER, TILE_PIXELS, tile, write_sheet
 from raygenesis.archive.sources import read_sources
-from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import checksum, part_path
@@ -227,14 +227,10 @@ def show(workspace: Workspace, path: Path, num_classes: int = 12) -> int:
         text = f"class {label}\nreference {reference}\ncoordinate {coordinate}"
         draw.text((2, CAPTION_PIXELS + number * step + 2), text, fill=200)
     for pattern in patterns:
-        tile = Image.fromarray(_tile(pattern, manifest["cube_shape"], folder))
+        shown = Image.fromarray(_tile(pattern, manifest["cube_shape"], folder))
         column, row = MARGIN_PIXELS + pattern["rank"] * step, CAPTION_PIXELS + labels.index(pattern["label"]) * step
-        sheet.paste(tile, (column + (TILE_PIXELS - tile.width) // 2, row + (TILE_PIXELS - tile.height) // 2))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG")
-    except OSError as error:
-        raise SettingsError(f"--output {path} cannot be written ({error.strerror}): give the name of a PNG") from None
+        sheet.paste(shown, (column + (TILE_PIXELS - shown.width) // 2, row + (TILE_PIXELS - shown.height) // 2))
+    write_sheet(sheet, path)
     say("show", f"{len(labels)} of {all_classes} classes → {path}")
     return len(labels)
 
@@ -248,8 +244,4 @@ def _tile(pattern: Mapping[str, Any], shape: Sequence[int], folder: Path) -> NDA
             f"{folder} is damaged ({error}): `raygenesis patterns verify` names the part"
         ) from None
     image = cube[len(cube) // 2] if cube.ndim == 3 else cube
-    height, width = pattern["extent_mm"][-2:]
-    scale = TILE_PIXELS / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    shown = Image.fromarray(np.rint(image[::-1, ::-1] * 255).astype(np.uint8))
-    return np.asarray(shown.resize(size, Image.Resampling.BILINEAR))
+    return tile(np.rint(image * 255).astype(np.uint8), pattern["extent_mm"][-2:])
