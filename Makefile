@@ -46,3 +46,5 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.discovery
 	$(BIN)/python -m tests.benchmarks.scale
 	$(BIN)/python -m tests.benchmarks.training
+	$(BIN)/python -m tests.benchmarks.corruptions
+	$(BIN)/python -m tests.benchmarks.step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,12 +19,18 @@ app.add_typer(archive_app, name="archive")
 patterns_app = typer.Typer(no_args_is_help=True, help="Look into a pattern store.")
 app.add_typer(patterns_app, name="patterns")
 
+weights_app = typer.Typer(no_args_is_help=True, help="Look into weights, or write them for other code.")
+app.add_typer(weights_app, name="weights")
+
 Scans = Annotated[Path, typer.Option(help="Folder of scans (DICOM, NIfTI, …), searched through.")]
 WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder for everything the run leaves behind.")]
 KeepIds = Annotated[bool, typer.Option("--keep-ids", help="Keep subjects' names and paths instead of keyed hashes.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.path=value]...", help="Settings to change.")]
 Name = Annotated[str, typer.Option(help="Name of the pretraining run.")]
+
+WeightsFile = Annotated[Path, typer.Argument(help="A run's folder, its encoder.safetensors, or a published .pt file.")]
+StoreOption = Annotated[Literal["patterns", "crops"], typer.Option("--store", help="Discovered, or random crops.")]
 
 DEFAULT_PRESET = "cpu-small"
 
@@ -111,33 +117,42 @@ def discover_command(
     discover(_existing(workspace), _settings(preset, overrides))
 
 
+@app.command("crop")
+def crop_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
+    """Archive → random crops, for pretext tasks that need no discovery."""
+    from raygenesis.discovery.crop import crop
+
+    crop(_existing(workspace), _settings(preset, overrides))
+
+
 @patterns_app.command("info")
-def patterns_info_command(workspace: WorkspaceOption) -> None:
+def patterns_info_command(workspace: WorkspaceOption, store: StoreOption = "patterns") -> None:
     """Counts, classes, scales, bytes, speed of writing, and failures by reason."""
     from raygenesis.patterns.inspection import info
 
-    for line in info(_existing(workspace)):
+    for line in info(_existing(workspace), store):
         typer.echo(line)
 
 
 @patterns_app.command("verify")
-def patterns_verify_command(workspace: WorkspaceOption) -> None:
+def patterns_verify_command(workspace: WorkspaceOption, store: StoreOption = "patterns") -> None:
     """Read every part again and compare it with the manifest."""
     from raygenesis.patterns.inspection import verify
 
-    verify(_existing(workspace))
+    verify(_existing(workspace), store)
 
 
 @patterns_app.command("show")
 def patterns_show_command(
     workspace: WorkspaceOption,
-    output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("patterns.png"),
-    classes: Annotated[int, typer.Option(min=1, help="At most so many classes.")] = 12,
+    output: Annotated[Path | None, typer.Option(help="The PNG to write; patterns.png or crops.png.")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="At most so many classes; of random crops, scans.")] = 12,
+    store: StoreOption = "patterns",
 ) -> None:
-    """A contact sheet: each class's reference and its nearest neighbours."""
+    """A contact sheet: each class's reference and its nearest neighbours, or each scan's first random crops."""
     from raygenesis.patterns.inspection import show
 
-    show(_existing(workspace), output, classes)
+    show(_existing(workspace), output or Path(f"{store}.png"), classes, store)
 
 
 @app.command("pretrain")
@@ -148,6 +163,34 @@ def pretrain_command(
     from raygenesis.pretraining.pretrain import pretrain
 
     pretrain(_existing(workspace), _settings(preset, overrides), name)
+
+
+@app.command("pretexts")
+def pretexts_command() -> None:
+    """List the pretext tasks: what they learn from, corrupt, restore and classify."""
+    from raygenesis.pretraining.pretexts import table
+
+    for line in table():
+        typer.echo(line)
+
+
+@weights_app.command("show")
+def weights_show_command(file: WeightsFile) -> None:
+    """What a run's weights, or a published .pt file, hold."""
+    from raygenesis.pretraining.weights import describe
+
+    for line in describe(file):
+        typer.echo(line)
+
+
+@weights_app.command("export")
+def weights_export_command(
+    file: WeightsFile, output: Annotated[Path, typer.Option(help="The torch file (.pt) to write.")]
+) -> None:
+    """Write weights as the code that their network comes from loads them: Models Genesis, or MONAI."""
+    from raygenesis.pretraining.weights import export_to_library
+
+    typer.echo(f"{output}: for {export_to_library(file, output)}")
 
 
 @app.command("sweep")
@@ -190,7 +233,7 @@ def report_command(
 @app.command("config")
 def config_command(overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """Print the resolved settings as YAML."""
-    from raygenesis.config import as_yaml
+    from raygenesis.settings import as_yaml
 
     typer.echo(as_yaml(_settings(preset, overrides)), nl=False)
 
@@ -212,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _settings(preset: str, overrides: list[str] | None, keep_ids: bool = False):
-    from raygenesis.config import load_settings
+    from raygenesis.settings import load_settings
 
     return load_settings(preset, [*(overrides or []), *(["archive.keep_ids=true"] if keep_ids else [])])
 

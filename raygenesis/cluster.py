@@ -19,6 +19,14 @@ from raygenesis.errors import RaygenesisError
 # a pipeline of several operators waits for ever.
 MIN_LOGICAL_CPUS = 4
 
+# For processes that train: each step takes and frees the same large tensors. By itself glibc would give them back to
+# the system each time and have every page made anew, which can cost a step on a CPU a third of its time.
+TRAINING_ENVIRONMENT = {
+    "env_vars": {
+        "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    }
+}  # fmt: skip
+
 
 def connect() -> None:
     """Join the cluster that `RAY_ADDRESS` names (set inside `ray job submit`), else start Ray on this machine.

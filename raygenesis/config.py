@@ -6,15 +6,10 @@ say only what they change.
 
 from __future__ import annotations
 
-import difflib
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from raygenesis.errors import SettingsError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -23,8 +18,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Shape = Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
 ExtentMm = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=3)]
 
-# The encoders halve each side three times (three max-poolings; METHOD: sizes divide by 8).
-NETWORK_DIVISOR = 8
+# What each side of an image must be a multiple of: the U-Net halves it three times (METHOD), a ResNet five times.
+NETWORK_DIVISORS = {"unet": 8, "segresnet": 8, "resnet18": 32, "resnet34": 32, "resnet50": 32}
+AUTOENCODER_DIVISOR = 8
 
 
 class Section(BaseModel):
@@ -161,6 +157,11 @@ class DiscoverySettings(Section):
         Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
         Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
     )
+    num_crops: Count | None = Field(
+        None,
+        description="Random crops of each scan, for pretext tasks that need no discovery (`raygenesis crop`); when "
+        "null so many that they are as many in all as R × K × C × scales patterns.",
+    )
     min_distance_mm: NonNegative = Field(10.0, description="Least distance between two coordinates.")
     min_content: Fraction = Field(
         0.6,
@@ -193,14 +194,36 @@ class DiscoverySettings(Section):
 
 
 class PretrainingSettings(Section):
-    """Joint self-classification and self-restoration (paper sections 2.2, 2.3 and 3)."""
+    """A pretext task, its network and its training (paper sections 2.2, 2.3 and 3)."""
 
-    corruption: str = Field("semantic-genesis-paper", description="Corruption set.")
-    lambda_rec: NonNegative = 1.0
-    lambda_cls: NonNegative = 0.01
-    num_neighbours: Count | None = Field(None, description="Use only patterns of rank < K; all when null.")
-    num_coordinates: Count | None = Field(None, description="Use only coordinates < C; all when null.")
-    base_width: Count = Field(32, description="Width of the U-Net's first convolution (paper: 32).")
+    pretext: str = Field("semantic-genesis", description="Pretext task: `raygenesis pretexts` lists them.")
+    corruption: str | None = Field(None, description="Corruption set; the pretext task's own when null.")
+    lambda_rec: NonNegative | None = Field(None, description="Weight of restoration; the pretext task's when null.")
+    lambda_cls: NonNegative | None = Field(None, description="Weight of the head's task; the pretext task's when null.")
+    num_neighbours: Count | None = Field(
+        None, description="Use only patterns of rank < K (of random crops: K scans); all when null."
+    )
+    num_coordinates: Count | None = Field(
+        None, description="Use only coordinates < C (of random crops: C of each scan); all when null."
+    )
+    network: Literal["unet", "segresnet", "resnet18", "resnet34", "resnet50"] = Field(
+        "unet",
+        description="The method's U-Net, or MONAI's SegResNet, or its U-Net over a ResNet.",
+    )
+    base_width: Count = Field(
+        32, description="Channels of the first convolution of `unet` (paper: 32) and `segresnet` (a multiple of 8)."
+    )
+    norm: Literal["batch", "batch-statistics", "instance", "group"] = Field(
+        "batch",
+        description="Norm of `unet`. `batch-statistics`: batch norm with the batch's own statistics in evaluation too, "
+        "as in the published code.",
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast of the forward pass.")
+    channels_last: bool = Field(True, description="Keep the channels of a voxel together in memory.")
+    compile: bool = Field(False, description="torch.compile the network: minutes at the start, faster steps on a GPU.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again instead of keeping them: less memory, a third more time."
+    )
     batch_size: Annotated[int, Field(ge=2)] = Field(64, description="Global: shared by all workers.")
     learning_rate: Positive = 1e-3
     decay_epochs: Count = Field(40, description="The learning rate is multiplied by decay_factor every so many.")
@@ -220,6 +243,18 @@ class PretrainingSettings(Section):
             )
         if self.lambda_rec == 0 and self.lambda_cls == 0:
             raise ValueError("pretraining.lambda_rec and pretraining.lambda_cls are both 0: raise one of them")
+        if self.network == "segresnet" and self.base_width % 8:
+            raise ValueError(f"pretraining.base_width={self.base_width} must be a multiple of 8 for network=segresnet")
+        if self.network != "unet" and self.norm != "batch":
+            raise ValueError(
+                f"pretraining.norm={self.norm}: pretraining.network={self.network} brings its own norms; leave norm "
+                "out, or choose network=unet"
+            )
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "pretraining.compile and pretraining.gradient_checkpointing are both true: torch cannot compile what "
+                "is computed twice; choose one"
+            )
         if self.batch_size % self.num_workers:
             raise ValueError(
                 f"pretraining.batch_size={self.batch_size} must be a multiple of "
@@ -285,11 +320,12 @@ class Settings(Section):
         for key, shape in shapes.items():
             if len(shape) != self.ndim:
                 raise ValueError(f"{key}={list(shape)} has {len(shape)} sides but discovery.cube_shape has {self.ndim}")
-            if any(side % NETWORK_DIVISOR for side in shape):
-                raise ValueError(
-                    f"{key}={list(shape)}: the network halves each side three times, so each must be a "
-                    f"multiple of {NETWORK_DIVISOR}"
-                )
+            network, divisor = "the auto-encoder", AUTOENCODER_DIVISOR
+            if not key.startswith("autoencoder"):
+                network = f"pretraining.network={self.pretraining.network}"
+                divisor = NETWORK_DIVISORS[self.pretraining.network]
+            if any(side % divisor for side in shape):
+                raise ValueError(f"{key}={list(shape)}: {network} needs each side to be a multiple of {divisor}")
         for scale in self.discovery.scales:
             if len(scale.extent_mm) != self.ndim:
                 raise ValueError(
@@ -307,10 +343,8 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _selection_is_discovered(self) -> Settings:
+    def _sweep_is_discovered(self) -> Settings:
         asked = {
-            "pretraining.num_neighbours": (self.pretraining.num_neighbours,),
-            "pretraining.num_coordinates": (self.pretraining.num_coordinates,),
             "sweep.num_neighbours": self.sweep.num_neighbours,
             "sweep.num_coordinates": self.sweep.num_coordinates,
         }
@@ -318,98 +352,9 @@ class Settings(Section):
             name = key.split(".")[1]
             limit = getattr(self.discovery, name)
             for value in values:
-                if value is not None and value > limit:
+                if value > limit:
                     raise ValueError(
                         f"{key}={value} is more than the {limit} that are discovered: lower it or raise "
                         f"discovery.{name}"
                     )
         return self
-
-
-def presets_dir() -> Path:
-    """Folder of the preset files: inside an installed package, or `jobs/presets` of a checkout."""
-    installed = Path(__file__).parent / "presets"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "jobs" / "presets"
-
-
-def load_settings(preset: str = "cpu-small", overrides: list[str] | None = None) -> Settings:
-    """Resolve a preset (a name, or a path to a YAML file) and `key.path=value` overrides.
-
-    Raises SettingsError: one sentence naming the key, the value and the remedy.
-    """
-    tree = _read_preset(preset)
-    for override in overrides or []:
-        _apply_override(tree, override)
-    return settings_from(tree)
-
-
-def settings_from(tree: dict[str, Any]) -> Settings:
-    """Validate a plain tree. Raises SettingsError with the first fault in one sentence."""
-    try:
-        return Settings.model_validate(tree)
-    except ValidationError as error:
-        raise SettingsError(_sentence(error)) from None
-
-
-def as_yaml(settings: Settings) -> str:
-    """The resolved tree as YAML; a file of it is a preset."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _read_preset(preset: str) -> dict[str, Any]:
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_dir() / f"{preset}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in presets_dir().glob("*.yaml")))
-        raise SettingsError(f"preset {preset!r} is neither a YAML file nor one of: {known}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise SettingsError(f"{path} must hold a mapping of settings, not a {type(tree).__name__}")
-    return tree
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SettingsError(f"{override!r} is not a setting: write key.path=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SettingsError(f"{key}: {text!r} is not a YAML value") from None
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise SettingsError(f"{key}: {parent!r} is a value and has no settings below it")
-    tree[leaf] = value
-
-
-def _sentence(error: ValidationError) -> str:
-    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")  # a misspelling explains the rest
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"unknown setting {key!r}{_nearest(fault['loc'])}"
-    if fault["type"] == "missing":
-        return f"{key} is missing"
-    if fault["type"] == "value_error":
-        return str(fault["ctx"]["error"])
-    return f"{key}={fault['input']!r} is not allowed: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-
-
-def _nearest(location: tuple[int | str, ...]) -> str:
-    model: Any = Settings
-    for part in location[:-1]:
-        if isinstance(part, int):
-            model = get_args(model)[0]
-        else:
-            field = getattr(model, "model_fields", {}).get(part)
-            model = field.annotation if field else None
-    known = list(getattr(model, "model_fields", {}))
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    if close:
-        return f": did you mean {'.'.join([*map(str, location[:-1]), close[0]])!r}?"
-    return f": known here are {', '.join(known)}" if known else ""

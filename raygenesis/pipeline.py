@@ -16,12 +16,14 @@ from raygenesis.archive.readers import read_scan_geometry
 from raygenesis.archive.scans import Scan
 from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
+from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
 from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.pretraining.pretrain import check_corruption, pretrain
+from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
+from raygenesis.pretraining.pretrain import check_pretext, pretrain
 from raygenesis.progress import say
 from raygenesis.report.report import report
 from raygenesis.workspace import Stopwatch, Workspace, read_json
@@ -33,6 +35,7 @@ MAX_HEADERS = 1000
 def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "default") -> Path:
     """ingest → auto-encoder → embed → index → discover → pretrain → report; returns the report's path.
 
+    Pretext tasks that learn from random crops need no discovery: ingest → crop → pretrain → report.
     Raises a RaygenesisError before any work starts if the settings cannot fit the scans.
     """
     watch = Stopwatch()
@@ -41,19 +44,26 @@ def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "defa
     check_settings(found.survey.scans, scans, settings)
     _check_same_scans(found, scans, workspace)
     ingest(scans, workspace, settings, found=found)
-    embed(workspace, settings)
-    discover(workspace, settings)
+    if _discovers(settings):
+        embed(workspace, settings)
+        discover(workspace, settings)
+    else:
+        crop(workspace, settings)
     pretrain(workspace, settings, name)
     page = report(workspace, settings)
     say("run", f"everything is in {workspace.root}, {watch.seconds:.1f} s; open {page}")
     return page
 
 
+def _discovers(settings: Settings) -> bool:
+    return pretext_of(settings.pretraining).crops == PATTERNS
+
+
 def _check_same_scans(found: Found, scans: Path, workspace: Workspace) -> None:
     """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
     archive = read_json(workspace.archive / "manifest.json")
-    built_from = (workspace.autoencoder, workspace.pca, workspace.embeddings, workspace.index, workspace.patterns)
-    stages = (*built_from, workspace.root / "runs")
+    made = ("autoencoder", "pca", "embeddings", "index", "patterns", "crops", "runs")
+    stages = [workspace.root / name for name in made]
     built = [folder.name for folder in stages if folder.exists()]
     if archive is not None and built and archive.get("listing") != found.listing:
         raise WorkspaceError(
@@ -64,12 +74,13 @@ def _check_same_scans(found: Found, scans: Path, workspace: Workspace) -> None:
 
 def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> None:
     """Compare settings with the scans' headers. Raises SettingsError naming the key and the remedy."""
-    check_corruption(settings)
+    check_pretext(settings)
     subjects = {subject_of(scan, settings.archive.subject_pattern) for scan in found}
     held_out = num_held_out(len(subjects), settings.validation_fraction)
     share = f"validation_fraction={settings.validation_fraction:g} of them held out"
     where = f"in {scans} ({len(subjects)} subjects, {share})"
-    check_counts(len(subjects) - held_out, held_out, where, settings)
+    if _discovers(settings):
+        check_counts(len(subjects) - held_out, held_out, where, settings)
     discovery = settings.discovery
     sizes = _sizes_mm(found, scans, settings)
     reach = np.array(largest_extent(discovery.scales))
@@ -80,7 +91,7 @@ def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> No
             f"discovery.scales: the largest crop spans {mm(reach)} mm and no scan is that large (the largest, "
             f"{source}, is {mm(size)} mm): lower extent_mm"
         )
-    if roomy:
+    if roomy and _discovers(settings):
         _check_room(*min(roomy.items(), key=lambda item: float(np.prod(item[1]))), reach, settings)
 
 

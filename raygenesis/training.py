@@ -10,7 +10,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,16 @@ import torch.distributed
 from ray.data import Dataset
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
-from raygenesis.cluster import threads_per_worker
+from raygenesis.cluster import TRAINING_ENVIRONMENT, threads_per_worker
 from raygenesis.errors import RaygenesisError
 from raygenesis.feeding import Batch, Samples, ordered_batches, prefetch, training_batches
-from raygenesis.progress import progress
-from raygenesis.workspace import write_table
+from raygenesis.progress import progress, say
+from raygenesis.workspace import publish, write_table
 
 STATE_FILE = "state.pt"
 MAX_FAILURES = 3
@@ -64,12 +66,18 @@ class Experiment(Protocol):
         """Means over the batch; `loss` is minimised."""
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sums over the batch; `count` is the number of samples."""
+        """Sums over the batch, of any shape; `count` is the number of samples."""
+
+    def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
+        """What a row tells of the means over all held-out samples, float64 on the CPU."""
 
     def score(self, row: Mapping[str, Any]) -> float:
         """What the best epoch has least of."""
 
     def should_stop(self, history: list[dict[str, Any]]) -> bool: ...
+
+    def warnings(self, history: list[dict[str, Any]]) -> dict[str, str]:
+        """What goes wrong, in sentences, by kind; each kind is told once."""
 
 
 @dataclass
@@ -100,10 +108,12 @@ def run_epochs(
     world_size: int = 1,
     state: Mapping[str, Any] | None = None,
     on_epoch: Callable[[Progress], None] = lambda _: None,
+    folder: Path | None = None,
 ) -> Progress:
     """Train to the end, from `state` when given; `on_epoch` is called after each epoch.
 
-    Raises TrainingError when a loss is not finite, or when there are fewer samples than workers.
+    Raises TrainingError when there are fewer samples than workers, or when a loss or a gradient is not finite; the
+    batch that did it is then kept in `folder`, if one is given.
     """
     for kind, samples in (("training", train), ("held-out", validation)):
         if len(samples) < world_size:
@@ -119,7 +129,7 @@ def run_epochs(
         optimizer.load_state_dict(state["optimizer"])
         now = Progress(model, optimizer, list(state["history"]), dict(state["best"]))
     while len(now.history) < experiment.num_epochs and not experiment.should_stop(now.history):
-        row = _epoch(experiment, now, train, device, rank, world_size)
+        row = _epoch(experiment, now, train, device, rank, world_size, folder)
         row.update(_validate(experiment, model, validation, device, rank, world_size))
         if math.isnan(experiment.score(row)):
             raise TrainingError(
@@ -134,8 +144,9 @@ def run_epochs(
 
 
 def _epoch(
-    experiment: Experiment, now: Progress, train: Samples, device: torch.device | str, rank: int, world_size: int
-) -> dict[str, Any]:
+    experiment: Experiment, now: Progress, train: Samples, device: torch.device | str, rank: int, world_size: int,
+    folder: Path | None,
+) -> dict[str, Any]:  # fmt: skip
     epoch = len(now.history)
     phase = experiment.begin_epoch(now.model, now.optimizer, epoch)
     now.model.train()
@@ -148,16 +159,10 @@ def _epoch(
     for batch in prefetch(train, batches):
         waited += time.perf_counter() - mark
         losses = experiment.losses(model, _to(batch, device), epoch)
-        total = losses["loss"].detach().clone()
-        if world_size > 1:
-            torch.distributed.all_reduce(total)  # so that all workers stop, or none
-        if not torch.isfinite(total):
-            raise TrainingError(
-                f"{experiment.name}: the loss became {total.item()} in epoch {epoch + 1}: lower the learning rate or "
-                "look for damaged scans"
-            )
         now.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        losses["gradient_norm"] = get_total_norm([p.grad for p in now.model.parameters() if p.grad is not None])
+        _check_finite(experiment, losses, batch, epoch, rank, world_size, folder)
         now.optimizer.step()
         for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(batch.cubes)
@@ -174,11 +179,39 @@ def _epoch(
         "epoch": epoch,
         "phase": phase,
         "learning_rate": now.optimizer.param_groups[0]["lr"],
-        **{f"train_{name}": value for name, value in means.items()},
+        **{f"train_{name}": value.item() for name, value in means.items()},
         "seconds": seconds,
         "cubes_per_s": num_cubes * world_size / seconds,
         "gap": waited / seconds,
     }
+
+
+def _check_finite(
+    experiment: Experiment, losses: Mapping[str, torch.Tensor], batch: Batch, epoch: int, rank: int, world_size: int,
+    folder: Path | None,
+) -> None:  # fmt: skip
+    """Raise TrainingError on all workers if the loss or the gradient of any is not finite; those at fault keep it."""
+    values = torch.stack([losses["loss"].detach(), losses["gradient_norm"]]).float()
+    total = values.clone()
+    if world_size > 1:
+        torch.distributed.all_reduce(total)  # so that all workers stop, or none
+    if torch.isfinite(total).all():
+        return
+    what = f"the loss became {total[0].item()}"
+    if torch.isfinite(total[0]):
+        what = f"the gradient became {total[1].item()} (the loss was {values[0].item():.3g})"
+    kept = ""
+    if folder is not None and not (world_size > 1 and torch.isfinite(values[0]) and not torch.isfinite(total[0])):
+        path = folder / f"bad-batch-{rank}.safetensors"
+        numbers = {name: column for name, column in batch.columns.items() if column.dtype.kind in "iu"}
+        tensors = {"cubes": batch.cubes} | {name: torch.from_numpy(column) for name, column in numbers.items()}
+        facts = {"experiment": experiment.name, "epoch": str(epoch), "seed": str(experiment.seed), "what": what}
+        publish(path, lambda aside: save_file(tensors, aside, facts))
+        kept = f" (its cubes and their ids are kept in {path})"
+    raise TrainingError(
+        f"{experiment.name}: {what} in epoch {epoch + 1} with a batch of {len(batch.cubes)}{kept}: lower the learning "
+        "rate or look for damaged scans"
+    )
 
 
 @torch.no_grad()
@@ -189,19 +222,20 @@ def _validate(
     sums: dict[str, torch.Tensor] = {}
     for batch in prefetch(samples, ordered_batches(len(samples), experiment.batch_size, rank, world_size)):
         for name, value in experiment.evaluate(model, _to(batch, device)).items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + value
-    return {f"val_{name}": value for name, value in _means(sums, world_size).items()}
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value
+    return {f"val_{name}": value for name, value in experiment.figures(_means(sums, world_size)).items()}
 
 
-def _means(sums: dict[str, torch.Tensor], world_size: int) -> dict[str, float]:
-    """Means over the samples of all workers from each worker's sums and `count`."""
+def _means(sums: dict[str, torch.Tensor], world_size: int) -> dict[str, torch.Tensor]:
+    """Means over the samples of all workers, float64 on the CPU, from each worker's sums and `count`."""
     names = sorted(sums)
-    stacked = torch.stack([sums[name].double() for name in names]) if names else torch.zeros(0)
+    totals = torch.cat([sums[name].double().flatten() for name in names])
     if world_size > 1:
-        torch.distributed.all_reduce(stacked)
-    totals = dict(zip(names, stacked.tolist(), strict=True))
-    count = totals.pop("count", 0.0)
-    return {name: total / count for name, total in totals.items()} if count else {}
+        torch.distributed.all_reduce(totals)
+    parts = totals.cpu().split([sums[name].numel() for name in names])
+    means = {name: part.view(sums[name].shape) for name, part in zip(names, parts, strict=True)}
+    count = means.pop("count")
+    return {name: total / count for name, total in means.items()}
 
 
 def _to(batch: Batch, device: torch.device | str) -> Batch:
@@ -234,6 +268,7 @@ def fit_with_ray(
             name="checkpoints",
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=1),
+            worker_runtime_env=TRAINING_ENVIRONMENT,
         ),
     )
     with _epochs_shown(experiment, folder, before):
@@ -293,6 +328,7 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
             world_size=context.get_world_size(),
             state=load_state(Path(checkpoint.path)) if checkpoint else None,
             on_epoch=report,
+            folder=config["folder"],
         )
     except RaygenesisError as error:
         return error
@@ -312,6 +348,7 @@ def _epochs_shown(experiment: Experiment, folder: Path, before: int) -> Iterator
 
     def watch() -> None:
         shown = before
+        told = set(experiment.warnings(read_metrics(folder)))
         with progress(experiment.name, experiment.num_epochs, "epochs") as ticker:
             ticker.advance(before)
             last = False
@@ -319,8 +356,12 @@ def _epochs_shown(experiment: Experiment, folder: Path, before: int) -> Iterator
                 last = stopped.wait(1.0)
                 rows = read_metrics(folder)
                 if len(rows) > shown:
-                    ticker.advance(len(rows) - shown, note=_note(rows[-1]))
+                    ticker.advance(len(rows) - shown, note=_note(rows))
                     shown = len(rows)
+                for kind, sentence in experiment.warnings(rows).items():
+                    if kind not in told:
+                        told.add(kind)
+                        say(experiment.name, f"warning after epoch {len(rows)}: {sentence}")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -331,6 +372,9 @@ def _epochs_shown(experiment: Experiment, folder: Path, before: int) -> Iterator
         thread.join()
 
 
-def _note(row: Mapping[str, Any]) -> str:
-    figures = [f"{name[4:]} {row[name]:.4g}" for name in row if name.startswith("val_") and row[name] is not None]
+def _note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The newest epoch in a line, without what does not change from epoch to epoch."""
+    row, before = rows[-1], rows[-2] if len(rows) > 1 else {}
+    names = [name for name in row if name.startswith("val_") and row[name] not in (None, before.get(name))]
+    figures = [f"{name[4:].replace('_', ' ')} {row[name]:.4g}" for name in names]
     return f"[{row['phase']}] held out: {', '.join(figures)}; {row['cubes_per_s']:.0f} cubes/s, gap {row['gap']:.0%}"

@@ -103,6 +103,10 @@ class Workspace:
         return self._local("patterns")
 
     @property
+    def crops(self) -> Path:
+        return self._local("crops")
+
+    @property
     def report(self) -> Path:
         return self._local("report")
 

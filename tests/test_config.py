@@ -10,8 +10,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from raygenesis.config import Settings, as_yaml, load_settings, presets_dir, settings_from
+from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
+from raygenesis.pretraining.pretexts import pretext_of
+from raygenesis.settings import as_yaml, load_settings, presets_dir, settings_from
 
 PRESETS = sorted(path.stem for path in presets_dir().glob("*.yaml"))
 
@@ -46,7 +48,8 @@ def test_the_published_settings_are_presets() -> None:
 @pytest.mark.parametrize("preset", ["paper-3d", "released-3d", "paper-2d"])
 def test_schedule_and_losses_are_the_paper_s(preset: str) -> None:
     pretraining = load_settings(preset).pretraining
-    assert (pretraining.lambda_rec, pretraining.lambda_cls) == (1, 0.01)
+    pretext = pretext_of(pretraining)
+    assert (pretext.lambda_rec, pretext.lambda_cls, pretext.puzzle) == (1, 0.01, "label")
     assert (pretraining.learning_rate, pretraining.batch_size) == (1e-3, 64)
     assert (pretraining.decay_epochs, pretraining.decay_factor) == (40, 0.5)
     assert (pretraining.num_classification_epochs, pretraining.patience) == (20, 50)
@@ -59,7 +62,7 @@ def test_paper_3d_is_44_coordinates_of_one_reference_in_200_patients() -> None:
     assert (discovery.num_references, discovery.num_coordinates, discovery.num_neighbours) == (1, 44, 200)
     assert discovery.cube_shape == (32, 64, 64) and settings.ndim == 3
     assert settings.intensity.window == (-1000, 1000)
-    assert settings.pretraining.corruption == "semantic-genesis-paper"
+    assert pretext_of(settings.pretraining).corruption == "semantic-genesis-paper"
 
 
 LUNA16_MM = np.array([1.25, 0.7, 0.7])  # the usual voxel of the scans that the published numbers are about
@@ -125,10 +128,23 @@ def test_paper_2d_is_100_coordinates_in_1000_patients() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_s_corruption_exists(preset: str) -> None:
-    from raygenesis.pretraining.pretrain import check_corruption
+def test_a_preset_s_pretext_task_exists_and_fits_its_cubes(preset: str) -> None:
+    from raygenesis.pretraining.pretrain import check_pretext
 
-    check_corruption(load_settings(preset))
+    check_pretext(load_settings(preset))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("num_neighbours=25", ["the 24", "discovery.num_neighbours"]), ("num_coordinates=9", ["the 8"])],
+)
+def test_more_than_is_discovered_is_refused_before_it_is(override: str, words: list[str]) -> None:
+    from raygenesis.pretraining.pretrain import check_pretext
+
+    with pytest.raises(SettingsError) as error:
+        check_pretext(load_settings("cpu-small", [f"pretraining.{override}"]))
+    assert all(word in str(error.value) for word in [f"pretraining.{override} is more", *words])
+    check_pretext(load_settings("cpu-small", [f"pretraining.{override}", "pretraining.pretext=models-genesis"]))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -264,6 +280,10 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
             ["pretraining.lambda_rec=0", "pretraining.lambda_cls=0"],
             ["pretraining.lambda_rec", "pretraining.lambda_cls"],
         ),
+        (["pretraining.network=resnet18", "discovery.cube_shape=[32, 40, 32]"], ["[32, 40, 32]", "multiple of 32"]),
+        (["pretraining.network=segresnet"], ["pretraining.base_width=4", "multiple of 8"]),
+        (["pretraining.network=resnet18", "pretraining.norm=group"], ["pretraining.norm=group", "network=resnet18"]),
+        (["pretraining.compile=true", "pretraining.gradient_checkpointing=true"], ["compile", "checkpointing"]),
         (["pretraining.num_workers=3"], ["pretraining.batch_size=16", "pretraining.num_workers=3"]),
         (["autoencoder.input_shape=[64, 64]"], ["autoencoder.input_shape=[64, 64]", "discovery.cube_shape"]),
         (["discovery.cube_shape=[32, 30, 32]"], ["discovery.cube_shape=[32, 30, 32]", "multiple of 8"]),
@@ -276,8 +296,6 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["discovery.box=[[0, 1], [0, 1.2], [0, 1]]"], ["discovery.box=", "<= 1"]),
         (["discovery.box=[[-0.1, 1], [0, 1], [0, 1]]"], ["discovery.box=", "0 <= from"]),
         (["discovery.scales=[{extent_mm: [9, 9]}]"], ["discovery.scales", "extent_mm=[9.0, 9.0]", "cube_shape"]),
-        (["pretraining.num_neighbours=25"], ["pretraining.num_neighbours=25", "the 24", "discovery.num_neighbours"]),
-        (["pretraining.num_coordinates=9"], ["pretraining.num_coordinates=9", "the 8", "discovery.num_coordinates"]),
         (["sweep.num_neighbours=[4, 25]"], ["sweep.num_neighbours=25", "the 24", "discovery.num_neighbours"]),
         (["sweep.num_coordinates=[9, 2]"], ["sweep.num_coordinates=9", "the 8", "discovery.num_coordinates"]),
     ],
@@ -299,7 +317,7 @@ def test_bad_yaml_and_keys_below_values_are_said() -> None:
 
 def test_a_preset_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     for preset in ("paper3d", str(tmp_path / "mine.yaml"), str(tmp_path), ""):
-        assert "is neither a YAML file nor one of: cpu-small, paper-2d" in refusal(preset=preset)
+        assert "is neither a YAML file nor one of: cpu-small, cpu-small-2d, paper-2d" in refusal(preset=preset)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from raygenesis.config import AutoencoderSettings, PretrainingSettings
 from raygenesis.discovery.autoencoder import IdentityMapping
-from raygenesis.feeding import Samples, ordered_batches
-from raygenesis.pretraining.pretext import PretextTask
+from raygenesis.feeding import Samples, ordered_batches, training_batches
+from raygenesis.pretraining.task import PretextTask
 from raygenesis.training import TrainingError, fit_with_ray, load_state, read_metrics, run_epochs
 from tests.synthetic import pattern_table, samples
 
@@ -155,9 +157,36 @@ def test_every_epoch_is_told():
 def test_a_loss_that_is_not_a_number_ends_training_at_once():
     epochs = []
     experiment = Experiment(nan_in_epoch=1)
-    with pytest.raises(TrainingError, match=r"auto-encoder: the loss became nan in epoch 2: lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"auto-encoder: the loss became nan in epoch 2 with a batch of 8: lower"):
         run(experiment, on_epoch=lambda now: epochs.append(now.history[-1]["epoch"]))
     assert epochs == [0]
+
+
+def test_the_batch_that_made_the_loss_no_number_is_kept_and_named(tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss became nan .*kept in .*/bad-batch-0\.safetensors"):
+        run(Experiment(nan_in_epoch=1), folder=tmp_path)
+    kept = load_file(tmp_path / "bad-batch-0.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad-batch-0.safetensors"]
+    train = samples(TRAIN)
+    rows = training_batches(len(train), 8, 0, 1)[0]
+    assert kept["pattern_id"].tolist() == train.columns["pattern_id"][rows].tolist()
+    assert torch.equal(kept["cubes"], train.batch(rows).cubes)
+    with safe_open(tmp_path / "bad-batch-0.safetensors", "pt") as opened:
+        assert opened.metadata()["epoch"] == "1" and "nan" in opened.metadata()["what"]
+
+
+def test_a_gradient_that_is_not_finite_ends_training_before_it_reaches_the_weights():
+    @dataclass(frozen=True)
+    class Steep(Experiment):
+        def losses(self, model, batch, epoch):
+            """The root of nothing: its value is 0, and its slope infinite."""
+            first = next(model.parameters()).flatten()[0]
+            return {"loss": (first - first.detach()).abs().sqrt()}
+
+    seen = []
+    with pytest.raises(TrainingError, match=r"the gradient became (nan|inf) \(the loss was 0\)"):
+        run(Steep(), on_epoch=seen.append)
+    assert not seen
 
 
 def test_a_held_out_loss_that_is_not_a_number_ends_training_too():
@@ -264,3 +293,4 @@ def test_an_error_of_the_users_ends_the_run_without_trying_again(datasets, tmp_p
     with pytest.raises(TrainingError, match="the loss became nan in epoch 2"):
         fit_with_ray(experiment, datasets, tmp_path, num_workers=2)
     assert len(read_metrics(tmp_path)) == 1
+    assert sorted(path.name for path in tmp_path.glob("bad-batch-*")) == ["bad-batch-1.safetensors"]

@@ -105,9 +105,15 @@ class IdentityMapping:
         error = (model(batch.cubes) - batch.cubes).square().flatten(1).mean(1)
         return {"mse": error.sum(), "count": error.new_tensor(len(error))}
 
+    def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
+        return {name: value.item() for name, value in means.items()}
+
     def score(self, row: Mapping[str, Any]) -> float:
         return row["val_mse"]
 
     def should_stop(self, history: list[dict[str, Any]]) -> bool:
         scores = [self.score(row) for row in history]
         return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.settings.patience
+
+    def warnings(self, history: list[dict[str, Any]]) -> dict[str, str]:
+        return {}

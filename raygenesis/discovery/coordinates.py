@@ -16,6 +16,11 @@ from raygenesis.errors import RaygenesisError
 # A voxel shows anatomy where its neighbourhood varies by this share of the scan's standard deviation.
 TEXTURE = 0.1
 
+NO_PLACE = (
+    "no place where a crop fits and shows anatomy: lower discovery.scales' extent_mm or discovery.min_content, or "
+    "widen discovery.box"
+)
+
 
 class CoordinateError(RaygenesisError):
     """The coordinates that were asked for do not fit."""
@@ -56,7 +61,7 @@ def candidates(
 ) -> NDArray[np.float64]:
     """Centres in mm from the scan's corner, [n, ndim], where a crop of any scale fits and shows anatomy.
 
-    scan: the reference at its coarse level, in [0, 1]; spacing_mm: of that level; size_mm: of the scan. Centres lie in
+    scan: at its coarse level, in [0, 1]; spacing_mm: of that level; size_mm: of the scan. Centres lie in
     `settings.box`.
     """
     reach = np.array(largest_extent(settings.scales))
@@ -79,10 +84,7 @@ def spread(
     `min_distance_mm`.
     """
     if not len(places):
-        raise CoordinateError(
-            "no place where a crop fits and shows anatomy: lower discovery.scales' extent_mm or discovery.min_content, "
-            "or widen discovery.box"
-        )
+        raise CoordinateError(NO_PLACE)
     chosen = [int(generator.integers(len(places)))]
     distance = np.linalg.norm(places - places[chosen[0]], axis=1)
     while len(chosen) < count:

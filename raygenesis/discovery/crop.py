@@ -1,60 +1,117 @@
-"""Cropping the patterns of one scan: its levels are read once, however many patterns they give."""
+"""Crop: random crops of every scan into a store of their own, for the pretext tasks that need no discovery."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from raygenesis.archive.geometry import axis_weights, best_level, resample
-from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.store import level_shape, read_regions, volume_folder
-from raygenesis.config import IntensitySettings
-from raygenesis.workspace import Place
+from raygenesis.archive.source import read_coarse
+from raygenesis.archive.store import level_shape
+from raygenesis.config import Settings
+from raygenesis.discovery.coordinates import NO_PLACE, candidates, largest_extent
+from raygenesis.discovery.cubes import size_mm
+from raygenesis.discovery.parts import Reasons, Visit, finish_store, too_small, write_parts, write_planned
+from raygenesis.discovery.patients import Patients, load_scans
+from raygenesis.discovery.plan import MOST_CROPS, crops_of, plan_visits
+from raygenesis.discovery.reference import mm
+from raygenesis.errors import ScanError, SettingsError, WorkspaceError
+from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
+from raygenesis.progress import say
+from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, remove_tree
 
-# Origin and extent of a box in mm from the scan's corner, z y x (2D: y x).
-Box = tuple[Sequence[float], Sequence[float]]
-
-
-def size_mm(row: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Physical size of a catalogue row's scan along z y x (2D: y x)."""
-    return np.array(row["shape"]) * np.array(row["spacing_mm"])
-
-
-def place(centre_mm: NDArray[np.float64], extent_mm: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[Any]:
-    """Origins of boxes centred at `centre_mm`, moved inside a scan of `size` where they would stick out."""
-    return np.clip(centre_mm - extent_mm / 2, 0.0, size - extent_mm)
+# What of the discovery's settings makes a difference to random crops.
+MATTERS = {"cube_shape", "scales", "num_crops", "min_content", "box", "patterns_per_part"}
 
 
-def crop_cubes(
-    volumes: Place, row: Mapping[str, Any], boxes: Sequence[Box], shape: Sequence[int], intensity: IntensitySettings
-) -> list[NDArray[np.float32]]:
-    """Boxes of a scan as float32 of `shape` in [0, 1], each read from the coarsest level that is fine enough.
+def crop(workspace: Workspace, settings: Settings) -> dict[str, Any]:
+    """Write random crops of every scan that can hold one; returns the manifest.
 
-    Raises ScanError if a chunk is damaged.
+    Parts that are there already are not cropped again. Raises WorkspaceError if a split would have no crops.
     """
-    low, high = limits(row, intensity)
-    cubes: list[Any] = [None] * len(boxes)
-    levels = [best_level(row["levels"], row["spacing_mm"], np.array(extent) / shape) for _, extent in boxes]
-    for level in sorted(set(levels)):
-        chosen = [number for number, other in enumerate(levels) if other == level]
-        regions, weights = zip(*(_region(row, level, boxes[number], shape) for number in chosen), strict=True)
-        voxels = read_regions(volume_folder(volumes, row["volume_id"]), level, regions, intensity.channel)
-        for number, region, weight in zip(chosen, voxels, weights, strict=True):
-            cubes[number] = resample(normalise(region, low, high), weight)
-    return cubes
+    archive = manifest_of(workspace.archive, "ingest")
+    watch = Stopwatch()
+    scans = load_scans(workspace, settings)
+    names = {split: _in_order(scans, split, settings) for split in (TRAINING, VALIDATION)}
+    settings = _resolved(settings, len(names[TRAINING]))
+    chosen = settings.model_dump(
+        mode="json", include={"discovery": MATTERS, "intensity": True, "seed": True, "validation_fraction": True}
+    )
+    stage = Stage(workspace.crops, chosen, {"archive": archive["fingerprint"]})
+    if stage.is_finished():
+        say("crop", f"nothing to do: crops are in {workspace.crops}")
+        return manifest_of(workspace.crops, "crop")
+    num_crops = settings.discovery.num_crops
+    plan = plan_visits([names], num_crops, settings.discovery.patterns_per_part)
+    unlabelled = pa.array([UNLABELLED] * plan.num_rows, pa.int32())
+    plan = plan.set_column(plan.column_names.index("reference"), "reference", unlabelled)
+    with stage.claimed():
+        small = too_small(workspace, scans, settings)
+        outcomes, failures = write_parts(workspace.crops, plan, num_crops, small, crop_part, workspace, settings)
+        _check_any(workspace, outcomes, failures[len(small) :])
+        sizes = {"references": 0, "coordinates": num_crops, "neighbours": len(names[TRAINING])}
+        return finish_store(stage, settings, outcomes, failures, sizes, watch)
 
 
-def _region(
-    row: Mapping[str, Any], level: int, box: Box, shape: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[NDArray[np.float32], ...]]:
-    """The voxels of a level that a box needs, and the weights that make a cube of them."""
-    spacing = [fine * factor for fine, factor in zip(row["spacing_mm"], row["levels"][level], strict=True)]
-    sides = level_shape(row, level)
-    axes = [
-        axis_weights(num_in, num_out, origin / unit, extent / unit)
-        for num_in, num_out, origin, extent, unit in zip(sides, shape, *box, spacing, strict=True)
-    ]
-    return tuple(region for region, _ in axes), tuple(weight for _, weight in axes)
+def _in_order(scans: Patients, split: str, settings: Settings) -> list[str]:
+    """Volume ids of a split's scans that can hold the largest crop, in an order that seed and ids alone decide.
+
+    Raises WorkspaceError if there are none.
+    """
+    names = scans.names(np.flatnonzero(scans.eligible(split)))
+    if not names:
+        reach = mm(np.array(largest_extent(settings.discovery.scales)))
+        raise WorkspaceError(
+            f"no {split} scan of the archive can hold the largest crop, {reach} mm: lower discovery.scales' extent_mm "
+            "or add scans of other subjects"
+        )
+    return sorted(names, key=lambda name: hashlib.sha256(f"crop/{settings.seed}/{name}".encode()).digest())
+
+
+def _resolved(settings: Settings, num_training: int) -> Settings:
+    """The settings with the number of crops of each scan. Raises SettingsError if it is more than can be numbered."""
+    discovery = settings.discovery
+    if (num_crops := discovery.num_crops) is None:
+        wanted = discovery.num_references * discovery.num_neighbours * discovery.num_coordinates * len(discovery.scales)
+        num_crops = math.ceil(wanted / num_training)
+    if num_crops > MOST_CROPS:
+        raise SettingsError(
+            f"discovery.num_crops={num_crops} (of each of {num_training} training scans) is more than {MOST_CROPS}: "
+            "give a smaller number"
+        )
+    return settings.model_copy(update={"discovery": discovery.model_copy(update={"num_crops": num_crops})})
+
+
+def crop_part(part: int, workspace: Workspace, settings: Settings) -> dict[str, Any]:
+    """Crop the scans of one part and publish it (`write_planned`); returns what there is to say of it."""
+
+    def plan_crops(visits: Sequence[Visit], row: Mapping[str, Any], reasons: Reasons) -> list[dict[str, Any]]:
+        scan = read_coarse(workspace.volumes, row, level_shape(row, -1), settings.intensity)
+        size = size_mm(row)
+        step = size / np.array(scan.shape)
+        places = candidates(scan, step, size, settings.discovery)
+        if not len(places):
+            raise ScanError(NO_PLACE)
+        (visit,) = visits
+        return crops_of(visit, row, places, step, settings.discovery, settings.seed)
+
+    return write_planned(part, workspace.crops, workspace, settings, settings.discovery.num_crops, plan_crops)
+
+
+def _check_any(
+    workspace: Workspace, outcomes: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]]
+) -> None:
+    """Raise WorkspaceError, and leave nothing, if a split has no crops."""
+    num_validation = sum(outcome["validation"] for outcome in outcomes)
+    num_training = sum(outcome["patterns"] for outcome in outcomes) - num_validation
+    for split, number in ((TRAINING, num_training), (VALIDATION, num_validation)):
+        if not number:
+            remove_tree(workspace.crops)
+            raise WorkspaceError(
+                f"no {split} scan gave a crop; of {len(failures)} scans that failed the first is "
+                f"{failures[0]['source']}: {failures[0]['reason']}"
+            )

@@ -25,7 +25,7 @@ SPARE = 32
 
 @dataclass(frozen=True)
 class Patients:
-    """The embedded volumes, by their number among the embeddings.
+    """Volumes by their number: those of the catalogue, or the embedded ones in the order of the embeddings.
 
     ids: volume ids; subjects: int64 [n], one number a subject; is_held_out, is_roomy (holds the largest crop),
     is_there (still in the archive): bool [n].
@@ -51,13 +51,26 @@ class Patients:
 
 
 def load_patients(workspace: Workspace, settings: Settings) -> Patients:
-    """Read catalogue and embeddings, a few columns of each.
+    """The embedded volumes, and what the catalogue says of them. Raises WorkspaceError if a split has none.
 
     Who is held out follows from the whole catalogue, as in every other stage: a scan that could not be embedded must
     not move a subject from one split to the other.
     """
     _check_same_split(workspace, settings)
     ids = Embeddings(workspace.embeddings).ids()
+    scans = load_scans(workspace, settings)
+    where = pc.index_in(ids, value_set=scans.ids)
+    is_there = pc.is_valid(where).to_numpy(zero_copy_only=False)
+    row = pc.fill_null(where, 0).to_numpy()
+    patients = Patients(ids, scans.subjects[row], scans.is_held_out[row], scans.is_roomy[row], is_there)
+    for split in (TRAINING, VALIDATION):
+        if not (is_there & (patients.is_held_out == (split == VALIDATION))).any():
+            raise WorkspaceError(f"no {split} volume has an embedding: see {workspace.embeddings / 'failures.parquet'}")
+    return patients
+
+
+def load_scans(workspace: Workspace, settings: Settings) -> Patients:
+    """All volumes of the catalogue with as many dimensions as a cube, a few columns read."""
     columns = ["volume_id", "subject_id", "shape", "spacing_mm"]
     table = read_columns(workspace.catalog, columns, ndim=settings.ndim)
     volumes, subjects = table["volume_id"].to_pylist(), table["subject_id"].combine_chunks()
@@ -67,15 +80,9 @@ def load_patients(workspace: Workspace, settings: Settings) -> Patients:
     sizes = _flat(table["shape"], settings.ndim) * _flat(table["spacing_mm"], settings.ndim)
     is_roomy = (sizes >= np.array(largest_extent(settings.discovery.scales)) - 1e-6).all(1)
     is_held_out = pc.is_in(subjects, value_set=pa.array(held_out, pa.string())).to_numpy(zero_copy_only=False)
-    where = pc.index_in(ids, value_set=table["volume_id"].combine_chunks())
-    is_there = pc.is_valid(where).to_numpy(zero_copy_only=False)
-    row = pc.fill_null(where, 0).to_numpy()
     numbered = subjects.dictionary_encode().indices.to_numpy().astype(np.int64)
-    patients = Patients(ids, numbered[row], is_held_out[row], is_roomy[row], is_there)
-    for split in (TRAINING, VALIDATION):
-        if not (is_there & (patients.is_held_out == (split == VALIDATION))).any():
-            raise WorkspaceError(f"no {split} volume has an embedding: see {workspace.embeddings / 'failures.parquet'}")
-    return patients
+    ids = table["volume_id"].combine_chunks()
+    return Patients(ids, numbered, is_held_out, is_roomy, np.ones(len(ids), bool))
 
 
 def choose_references(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raygenesis.config import DiscoverySettings
+from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.discovery.coordinates import is_in_plane
-from raygenesis.discovery.crop import place, size_mm
-from raygenesis.patterns.schema import TRAINING, VALIDATION
+from raygenesis.discovery.cubes import place, size_mm
+from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
 
 # One row a visit: a scan whose patterns at one reference's coordinates are to be cropped.
 VISIT = pa.schema(
@@ -24,6 +25,9 @@ VISIT = pa.schema(
         ("volume_id", pa.string()),
     ]
 )
+
+# Random crops of a scan that `pack` has numbers for.
+MOST_CROPS = 2**15
 
 
 def plan_visits(
@@ -66,35 +70,77 @@ def patterns_of(
     reference, the split and the rank alone.
     """
     num_coordinates, ndim = centres_mm.shape
-    is_held_out = visit["split"] == VALIDATION
-    key = (visit["reference"], visit["rank"], int(is_held_out))
+    key = (visit["reference"], visit["rank"], int(visit["split"] == VALIDATION))
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
     in_plane = np.array([is_in_plane(axis, ndim) for axis in range(ndim)])
-    size, spacing = size_mm(volume), np.array(volume["spacing_mm"])
     rows = []
     for coordinate, centre in enumerate(centres_mm):
+        label = visit["reference"] * num_coordinates + coordinate
         for number, scale in enumerate(settings.scales):
             resize, *shift = generator.uniform(-1, 1, 1 + ndim)
-            extent = np.array(scale.extent_mm) * (1 + in_plane * scale.extent_jitter * resize)
-            origin = place(centre + in_plane * scale.shift_mm * np.array(shift), extent, size)
-            rows.append(
-                {
-                    # Unique whatever R, K, C and the number of scales: the same pattern keeps its number.
-                    "pattern_id": pack(is_held_out, visit["reference"], visit["rank"], coordinate, number),
-                    "label": visit["reference"] * num_coordinates + coordinate,
-                    "reference": visit["reference"],
-                    "coordinate": coordinate,
-                    "rank": visit["rank"],
-                    "scale": number,
-                    "split": visit["split"],
-                    "volume_id": volume["volume_id"],
-                    "origin_mm": origin.tolist(),
-                    "extent_mm": extent.tolist(),
-                    "origin_voxels": (origin / spacing).tolist(),
-                    "extent_voxels": (extent / spacing).tolist(),
-                }
-            )
+            moved = centre + in_plane * scale.shift_mm * np.array(shift)
+            rows.append(_pattern(visit, volume, label, coordinate, number, moved, resized(scale, resize)))
     return rows
+
+
+def crops_of(
+    visit: Mapping[str, Any],
+    volume: Mapping[str, Any],
+    places_mm: NDArray[np.float64],
+    step_mm: NDArray[np.float64],
+    settings: DiscoverySettings,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """`settings.num_crops` random crops of a scan: rows of schema PATTERN but for their cubes.
+
+    places_mm: where they may be centred, [n, ndim] in mm from the scan's corner, on a grid of `step_mm`. What is random
+    depends on the seed and the volume's id alone, and the first crops are those of fewer.
+    """
+    number_of_volume = int.from_bytes(hashlib.sha256(volume["volume_id"].encode()).digest()[:8])
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8, number_of_volume)))
+    rows = []
+    # One row of numbers a crop: which place, how far from it, how much larger.
+    for number, (which, *offset, resize) in enumerate(generator.random((settings.num_crops, 2 + len(step_mm)))):
+        scale = number % len(settings.scales)
+        centre = places_mm[int(which * len(places_mm))] + (np.array(offset) - 0.5) * step_mm
+        extent = resized(settings.scales[scale], 2 * resize - 1)
+        rows.append(_pattern(visit, volume, UNLABELLED, number, scale, centre, extent))
+    return rows
+
+
+def resized(scale: Scale, resize: float) -> NDArray[np.float64]:
+    """The extent of a crop in mm, in plane larger or smaller by the share `resize`, in [-1, 1], of the jitter."""
+    extent = np.array(scale.extent_mm)
+    in_plane = np.array([is_in_plane(axis, len(extent)) for axis in range(len(extent))])
+    return extent * (1 + in_plane * scale.extent_jitter * resize)
+
+
+def _pattern(
+    visit: Mapping[str, Any],
+    volume: Mapping[str, Any],
+    label: int,
+    coordinate: int,
+    scale: int,
+    centre: NDArray[np.float64],
+    extent: NDArray[np.float64],
+) -> dict[str, Any]:
+    origin, spacing = place(centre, extent, size_mm(volume)), np.array(volume["spacing_mm"])
+    reference = max(visit["reference"], 0)  # random crops have none
+    return {
+        # Unique whatever R, K, C and the number of scales: the same pattern keeps its number.
+        "pattern_id": pack(visit["split"] == VALIDATION, reference, visit["rank"], coordinate, scale),
+        "label": label,
+        "reference": visit["reference"],
+        "coordinate": coordinate,
+        "rank": visit["rank"],
+        "scale": scale,
+        "split": visit["split"],
+        "volume_id": volume["volume_id"],
+        "origin_mm": origin.tolist(),
+        "extent_mm": extent.tolist(),
+        "origin_voxels": (origin / spacing).tolist(),
+        "extent_voxels": (extent / spacing).tolist(),
+    }
 
 
 def pack(is_held_out: bool, reference: int, rank: int, coordinate: int, scale: int) -> int:

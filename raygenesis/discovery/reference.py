@@ -14,7 +14,7 @@ from raygenesis.archive.store import level_shape
 from raygenesis.config import Settings
 from raygenesis.discovery.alignment import align
 from raygenesis.discovery.coordinates import CoordinateError, Frame, candidates, corresponding, frame_of, spread
-from raygenesis.discovery.crop import size_mm
+from raygenesis.discovery.cubes import size_mm
 from raygenesis.workspace import Place
 
 

@@ -14,10 +14,10 @@ import torch
 
 from raygenesis.archive.cells import decode
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.patterns.reader import damaged, part_paths, predicate, row_groups
-from raygenesis.patterns.schema import TRAINING, VALIDATION
+from raygenesis.patterns.reader import damaged, made_by, part_paths, predicate, row_groups, store_manifest
+from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import part_path
-from raygenesis.workspace import Workspace, manifest_of, place
+from raygenesis.workspace import Workspace, place
 
 PLACE_COLUMNS = ("pattern_id", "reference", "coordinate", "rank", "scale", "split")
 
@@ -30,12 +30,14 @@ CellReader = Callable[[int, int], pa.ChunkedArray]
 class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """The patterns of one split of a finished store, in its order: neighbouring numbers share reads.
 
-    location: a workspace, or the folder of its pattern store. num_neighbours (K), num_coordinates (C) and scales (their
-    numbers, from 0) select; all when None. K counts training patients, and so selects nothing of "validation".
+    location: a workspace, or the folder of its pattern store, or of its random crops. num_neighbours (K),
+    num_coordinates (C) and scales (their numbers, from 0) select; all when None. K counts training patients, and so
+    selects nothing of "validation". Of random crops K counts training scans, and C the crops of each.
 
     `dataset[i]` is {"cube": float32 tensor [1, z, y, x] (2D: [1, y, x]) in [0, 1], "label": int, "pattern_id": int},
-    where label = reference × C + coordinate with the C in use, below `num_classes`. `labels` and `pattern_ids` are
-    int64 arrays of all of them. Only cells asked for are read; each process opens the files anew. One thread at a time.
+    where label = reference × C + coordinate with the C in use, below `num_classes`; -1 of random crops, whose
+    `num_classes` is 0. `labels` and `pattern_ids` are int64 arrays of all of them. Only cells asked for are read; each
+    process opens the files anew. One thread at a time.
 
     Raises WorkspaceError if the store is not there or a part is damaged, SettingsError if it holds no such selection.
     """
@@ -49,9 +51,11 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
         scales: Sequence[int] | None = None,
     ) -> None:
         self._folder = _store_at(location)
-        manifest = manifest_of(self._folder, "discover")
+        manifest = store_manifest(self._folder)
         if "cube_shape" not in manifest:
-            raise WorkspaceError(f"{self._folder} is no pattern store: give a workspace or its patterns folder")
+            raise WorkspaceError(
+                f"{self._folder} is no pattern store: give a workspace or its patterns folder, or its crops folder"
+            )
         _check(self._folder, manifest, split, num_neighbours, num_coordinates, scales)
         counts = manifest["counts"]
         self._shape = tuple(manifest["cube_shape"])
@@ -64,6 +68,7 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
         columns = {name: places[name].to_numpy() for name in places.column_names if name != "split"}
         self.pattern_ids = columns["pattern_id"]
         self.labels = columns["reference"].astype(np.int64) * num_coordinates + columns["coordinate"]
+        self.labels[columns["reference"] == UNLABELLED] = UNLABELLED
         self._parts, self._groups, self._rows = (columns[name] for name in ("part", "group", "row"))
         self._read: CellReader | None = None
 
@@ -107,12 +112,15 @@ def _check(
     if split not in (TRAINING, VALIDATION):
         raise SettingsError(f"split={split!r} is unknown: give {TRAINING!r} or {VALIDATION!r}")
     counts = manifest["counts"]
+    more = {key: f"another discovery.{key}" for key in ("num_neighbours", "num_coordinates")}
+    if not counts["references"]:
+        more = {"num_neighbours": "more scans", "num_coordinates": "another discovery.num_crops"}
     for key, asked in (("num_neighbours", num_neighbours), ("num_coordinates", num_coordinates)):
         held = counts[key.removeprefix("num_")]
         if asked is not None and not 1 <= asked <= held:
             raise SettingsError(
-                f"{key}={asked}: the pattern store {folder} holds {held}: give 1 to {held}, or discover again with "
-                f"another discovery.{key}"
+                f"{key}={asked}: the pattern store {folder} holds {held}: give 1 to {held}, or {made_by(folder)} again "
+                f"with {more[key]}"
             )
     num_scales = len(manifest["settings"]["discovery"]["scales"])
     if scales is not None and not (len(scales) and set(scales) <= set(range(num_scales))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,30 +22,39 @@ from raygenesis.archive.cells import DTYPE, decode, decode_steps
 from raygenesis.archive.inspection import NUMBER, TILE_PIXELS, tile, write_sheet
 from raygenesis.archive.sources import read_sources
 from raygenesis.errors import WorkspaceError
-from raygenesis.patterns.reader import predicate, read_patterns
-from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
+from raygenesis.patterns.reader import made_by, predicate, read_patterns, store_manifest, who_checks
+from raygenesis.patterns.schema import PATTERN, TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import checksum, part_path
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Workspace, manifest_of, read_table
+from raygenesis.workspace import Workspace, read_table
 
-MOST_RANKS = 10  # columns of a contact sheet
+MOST_COLUMNS = 10  # of a contact sheet
 CAPTION_PIXELS = 14
 MARGIN_PIXELS = 96
 
 CHECKED_COLUMNS = ["pattern_id", "label", "reference", "coordinate", "split", "cube"]
 
 
-def info(workspace: Workspace) -> list[str]:
-    """Lines that say what a store holds: counts, classes, scales, bytes, speed of writing, failures by reason."""
-    manifest = manifest_of(workspace.patterns, "discover")
+def info(workspace: Workspace, store: str = "patterns") -> list[str]:
+    """Lines that say what a store holds: counts, classes, scales, bytes, speed of writing, failures by reason.
+
+    store: "patterns", or "crops" for the random ones.
+    """
+    folder = _folder(workspace, store)
+    manifest = store_manifest(folder)
     counts, raw, stored = manifest["counts"], manifest["raw_bytes"], manifest["bytes"]
     seconds = max(manifest["seconds"], 1e-3)
     scales = manifest["settings"]["discovery"]["scales"]
+    classes = (
+        f"{counts['references'] * counts['coordinates']} classes: {counts['references']} references × "
+        f"{counts['coordinates']} coordinates; {counts['neighbours']} neighbours"
+    )
+    if not counts["references"]:
+        classes = f"no classes: {counts['coordinates']} random crops a scan, {counts['neighbours']} training scans"
     lines = [
         f"{counts['patterns']} patterns: {counts['patterns'] - counts['validation']} training, "
         f"{counts['validation']} validation",
-        f"{counts['references'] * counts['coordinates']} classes: {counts['references']} references × "
-        f"{counts['coordinates']} coordinates; {counts['neighbours']} neighbours",
+        classes,
         f"{len(scales)} scales: " + ", ".join(f"{_sides(scale['extent_mm'])} mm" for scale in scales),
         f"cubes of {_sides(manifest['cube_shape'])}, {manifest['cube_dtype']} in {manifest['cube_steps']} steps",
         f"{counts['volumes']} volumes, {counts['parts']} parts",
@@ -53,21 +62,25 @@ def info(workspace: Workspace) -> list[str]:
         f"{manifest['seconds']:.1f} s: {counts['patterns'] / seconds:.1f} patterns/s, {mib(raw / seconds)}/s raw",
         f"{counts['failures']} failures",
     ]
-    return lines + _failure_lines(workspace)
+    return lines + _failure_lines(workspace, folder)
+
+
+def _folder(workspace: Workspace, store: str) -> Path:
+    return {"patterns": workspace.patterns, "crops": workspace.crops}[store]
 
 
 def _sides(sides: Sequence[float]) -> str:
     return "×".join(f"{side:g}" for side in sides)
 
 
-def _failure_lines(workspace: Workspace) -> list[str]:
+def _failure_lines(workspace: Workspace, folder: Path) -> list[str]:
     """Failures of one reason together, with the first; by its path where the private table knows it."""
-    path = workspace.patterns / "failures.parquet"
+    path = folder / "failures.parquet"
     try:
         failures = read_table(path, schema=FAILURES).to_pylist()
     except (OSError, pa.ArrowException):
         raise WorkspaceError(
-            f"{path} is missing or damaged: remove manifest.json beside it and run `raygenesis discover`"
+            f"{path} is missing or damaged: remove manifest.json beside it and run `raygenesis {made_by(folder)}`"
         ) from None
     paths = {row["source"]: row["path"] for row in read_sources(workspace.private).values()} if failures else {}
     reasons: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -90,19 +103,19 @@ class PartCheck:
     num_validation: int = 0
 
 
-def verify(workspace: Workspace) -> int:
+def verify(workspace: Workspace, store: str = "patterns") -> int:
     """Read every part again and compare it with the manifest; returns the number of patterns.
 
     Checks each part's checksum, columns, labels and cells, that ids are unique, and the counts. Raises WorkspaceError
     naming what is damaged and how to mend it.
     """
-    folder = workspace.patterns
-    manifest = manifest_of(folder, "discover")
+    folder = _folder(workspace, store)
+    manifest = store_manifest(folder)
     counts, written = manifest["counts"], manifest.get("parts")
     if not isinstance(written, list) or len(written) != counts["parts"]:
         raise WorkspaceError(
             f"{folder / 'manifest.json'} does not hold a checksum of each of its {counts['parts']} parts (an earlier "
-            "version wrote it, or it was changed): remove it and run `raygenesis discover`"
+            f"version wrote it, or it was changed): remove it and run `raygenesis {made_by(folder)}`"
         )
     paths = [part_path(folder, part) for part in range(len(written))]
     checks = []
@@ -121,7 +134,7 @@ def verify(workspace: Workspace) -> int:
         first = min(faults)
         raise WorkspaceError(
             f"{len(faults)} of {len(paths)} parts in {folder} are damaged, {first}: {faults[first]}: remove the parts "
-            "named above and manifest.json there, then run `raygenesis discover`"
+            f"named above and manifest.json there, then run `raygenesis {made_by(folder)}`"
         )
     _check_counts(folder, counts, checks)
     cubes = mib(manifest["raw_bytes"])
@@ -165,10 +178,16 @@ def _read_again(path: Path, written: Mapping[str, Any], manifest: Mapping[str, A
 
 
 def _check_labels(table: pa.Table, counts: Mapping[str, int]) -> None:
-    """Raise ValueError if a label is not that of its reference and coordinate, or a split is unknown."""
+    """Raise ValueError if a label is not that of its reference and coordinate, or a split is unknown.
+
+    Random crops have neither label nor reference.
+    """
     ids, labels, references, coordinates = (table[name].to_numpy() for name in CHECKED_COLUMNS[:4])
-    right = labels == references.astype(np.int64) * counts["coordinates"] + coordinates
-    right &= (references >= 0) & (references < counts["references"])
+    if counts["references"]:
+        right = labels == references.astype(np.int64) * counts["coordinates"] + coordinates
+        right &= (references >= 0) & (references < counts["references"])
+    else:
+        right = (labels == UNLABELLED) & (references == UNLABELLED)
     right &= (coordinates >= 0) & (coordinates < counts["coordinates"])
     if not right.all():
         wrong = int(np.argmin(right))
@@ -200,39 +219,70 @@ def _check_counts(folder: Path, counts: Mapping[str, int], checks: Sequence[Part
         if counts[name] != number:
             raise WorkspaceError(
                 f"{folder / 'manifest.json'} counts {counts[name]} {name}, and its parts hold {number}: remove it and "
-                "run `raygenesis discover`"
+                f"run `raygenesis {made_by(folder)}`"
             )
 
 
-def show(workspace: Workspace, path: Path, num_classes: int = 12) -> int:
-    """Write a contact sheet (PNG): a row a class, evenly chosen, of the mid-slices of the reference and its neighbours.
+def show(workspace: Workspace, path: Path, num_classes: int = 12, store: str = "patterns") -> int:
+    """Write a contact sheet (PNG) of mid-slices: a row a class, evenly chosen, of the reference and its neighbours.
 
-    Returns the number of classes. A pattern that was not cropped leaves its tile black.
+    Of random crops a row a training scan, in place of a class, of its first crops. Returns the number of rows. A
+    pattern that was not cropped leaves its tile black.
     """
-    folder = workspace.patterns
-    manifest = manifest_of(folder, "discover")
-    counts = manifest["counts"]
-    all_classes = counts["references"] * counts["coordinates"]
-    labels = np.unique(np.linspace(0, all_classes - 1, num_classes).astype(int)).tolist()
-    num_ranks = min(MOST_RANKS, counts["neighbours"])
-    where = predicate(TRAINING, num_ranks, scales=[0]) & pc.field("label").isin(pa.array(labels, pa.int32()))
-    patterns = read_patterns(folder, ("label", "rank", "extent_mm", "cube"), where).to_pylist()
+    folder = _folder(workspace, store)
+    manifest = store_manifest(folder)
+    axes = _sheet_axes(manifest["counts"])
+    rows = np.unique(np.linspace(0, axes.num_rows - 1, num_classes).astype(int)).tolist()
+    columns = list(range(min(MOST_COLUMNS, axes.num_columns)))
+    where = predicate(TRAINING, scales=axes.scales)
+    where &= pc.field(axes.row).isin(pa.array(rows, pa.int32())) & (pc.field(axes.column) < len(columns))
+    patterns = read_patterns(folder, (axes.row, axes.column, "extent_mm", "cube"), where).to_pylist()
     step = TILE_PIXELS + 2
-    sheet = Image.new("L", (MARGIN_PIXELS + num_ranks * step, CAPTION_PIXELS + len(labels) * step))
+    sheet = Image.new("L", (MARGIN_PIXELS + len(columns) * step, CAPTION_PIXELS + len(rows) * step))
     draw = ImageDraw.Draw(sheet)
-    for rank in range(num_ranks):
-        draw.text((MARGIN_PIXELS + rank * step + 2, 1), f"neighbour {rank}" if rank else "reference", fill=200)
-    for number, label in enumerate(labels):
-        reference, coordinate = divmod(label, counts["coordinates"])
-        text = f"class {label}\nreference {reference}\ncoordinate {coordinate}"
-        draw.text((2, CAPTION_PIXELS + number * step + 2), text, fill=200)
+    for column in columns:
+        draw.text((MARGIN_PIXELS + column * step + 2, 1), axes.column_title(column), fill=200)
+    for number, row in enumerate(rows):
+        draw.text((2, CAPTION_PIXELS + number * step + 2), axes.row_title(row), fill=200)
     for pattern in patterns:
         shown = Image.fromarray(_tile(pattern, manifest["cube_shape"], folder))
-        column, row = MARGIN_PIXELS + pattern["rank"] * step, CAPTION_PIXELS + labels.index(pattern["label"]) * step
-        sheet.paste(shown, (column + (TILE_PIXELS - shown.width) // 2, row + (TILE_PIXELS - shown.height) // 2))
+        left = MARGIN_PIXELS + pattern[axes.column] * step + (TILE_PIXELS - shown.width) // 2
+        top = CAPTION_PIXELS + rows.index(pattern[axes.row]) * step + (TILE_PIXELS - shown.height) // 2
+        sheet.paste(shown, (left, top))
     write_sheet(sheet, path)
-    say("show", f"{len(labels)} of {all_classes} classes → {path}")
-    return len(labels)
+    say("show", f"{len(rows)} of {axes.num_rows} {axes.unit} → {path}")
+    return len(rows)
+
+
+@dataclass(frozen=True)
+class SheetAxes:
+    """What the rows and columns of a contact sheet are: the store's columns that number them, and their titles."""
+
+    unit: str
+    row: str
+    num_rows: int
+    row_title: Callable[[int], str]
+    column: str
+    num_columns: int
+    column_title: Callable[[int], str]
+    scales: Sequence[int] | None = None
+
+
+def _sheet_axes(counts: Mapping[str, int]) -> SheetAxes:
+    if not counts["references"]:
+        return SheetAxes(
+            "training scans", "rank", counts["neighbours"], lambda rank: f"scan {rank}",
+            "coordinate", counts["coordinates"], lambda number: f"crop {number}",
+        )  # fmt: skip
+
+    def class_title(label: int) -> str:
+        reference, coordinate = divmod(label, counts["coordinates"])
+        return f"class {label}\nreference {reference}\ncoordinate {coordinate}"
+
+    return SheetAxes(
+        "classes", "label", counts["references"] * counts["coordinates"], class_title,
+        "rank", counts["neighbours"], lambda rank: f"neighbour {rank}" if rank else "reference", scales=[0],
+    )  # fmt: skip
 
 
 def _tile(pattern: Mapping[str, Any], shape: Sequence[int], folder: Path) -> NDArray[np.uint8]:
@@ -241,7 +291,7 @@ def _tile(pattern: Mapping[str, Any], shape: Sequence[int], folder: Path) -> NDA
         cube = decode(pattern["cube"], tuple(shape))
     except (ValueError, RuntimeError) as error:
         raise WorkspaceError(
-            f"{folder} is damaged ({error}): `raygenesis patterns verify` names the part"
+            f"{folder} is damaged ({error}): {who_checks(folder)} names the part"
         ) from None
     image = cube[len(cube) // 2] if cube.ndim == 3 else cube
     return tile(np.rint(image * 255).astype(np.uint8), pattern["extent_mm"][-2:])

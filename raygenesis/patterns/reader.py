@@ -18,6 +18,19 @@ from raygenesis.workspace import manifest_of
 # What training needs of a row.
 TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "volume_id", "cube")
 
+# What makes a store, by the name of its folder.
+VERBS = {"patterns": "discover", "crops": "crop"}
+
+
+def made_by(folder: Path) -> str:
+    """The verb that makes the store in a folder, wherever that is."""
+    return VERBS.get(folder.name, "discover")
+
+
+def store_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished store. Raises WorkspaceError naming the verb that makes it when absent."""
+    return manifest_of(folder, made_by(folder))
+
 
 def predicate(
     split: str | None = None,
@@ -60,7 +73,7 @@ def read_patterns(folder: Path, columns: Sequence[str] = PATTERN.names, where: A
             row_groups(path)  # names the part, where its footer shows the damage
         if isinstance(error, OSError):
             raise WorkspaceError(
-                f"{folder} is damaged ({str(error).splitlines()[0]}): `raygenesis patterns verify` names the part"
+                f"{folder} is damaged ({str(error).splitlines()[0]}): {who_checks(folder)} names the part"
             ) from None
         raise
 
@@ -74,17 +87,22 @@ def row_groups(path: Path, where: Any = None) -> list[ds.RowGroupInfo]:
         raise damaged(path, error) from None
 
 
+def who_checks(folder: Path) -> str:
+    """The command that reads a store again and names what is damaged."""
+    return f"`raygenesis patterns verify{' --store crops' * (folder.name == 'crops')}`"
+
+
 def damaged(path: Path, error: Exception) -> WorkspaceError:
     """What to say, and how to mend it, when a part cannot be read."""
-    manifest = path.parent / "manifest.json"
+    manifest, verb = path.parent / "manifest.json", made_by(path.parent)
     if not path.is_file():
-        return WorkspaceError(f"{path} is missing: remove {manifest}, then run `raygenesis discover`")
+        return WorkspaceError(f"{path} is missing: remove {manifest}, then run `raygenesis {verb}`")
     return WorkspaceError(
-        f"{path} is damaged ({str(error).splitlines()[0]}): remove it and {manifest}, then run `raygenesis discover`"
+        f"{path} is damaged ({str(error).splitlines()[0]}): remove it and {manifest}, then run `raygenesis {verb}`"
     )
 
 
 def part_paths(folder: Path) -> list[Path]:
     """The parts of a finished store, in order."""
-    num_parts = manifest_of(folder, "discover")["counts"]["parts"]
+    num_parts = store_manifest(folder)["counts"]["parts"]
     return [part_path(folder, part) for part in range(num_parts)]

@@ -6,12 +6,14 @@ import pyarrow as pa
 
 TRAINING, VALIDATION = "training", "validation"
 
+UNLABELLED = -1  # label and reference of a random crop
+
 _PLACE = [
     ("pattern_id", pa.int64()),
     ("label", pa.int32()),  # reference × C + coordinate
     ("reference", pa.int32()),
-    ("coordinate", pa.int16()),
-    ("rank", pa.int32()),  # 0: the reference itself; held-out patients count from 1
+    ("coordinate", pa.int16()),  # of random crops: the number among those of its scan
+    ("rank", pa.int32()),  # 0: the reference itself (of random crops: the first scan); held-out patients count from 1
     ("scale", pa.int8()),
     ("split", pa.string()),
     ("volume_id", pa.string()),

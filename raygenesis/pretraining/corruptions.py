@@ -1,35 +1,51 @@
-"""The Models Genesis corruptions, batched: flips, local shuffling, non-linear, painting.
+"""The corruptions of a batch: which samples get which, in what order (Models Genesis, and block swapping).
 
 Written from METHOD.md, section "Corruptions" (Zhou et al., MICCAI 2019; the paper of Semantic
-Genesis takes them over). Everything works on whole batches float32 [N, channels, *spatial] in
-[0, 1] with two or three spatial axes, on CPU or GPU; a corruption is computed for those samples
-only that drew it. Intensity curves differ between samples; shuffling and painting hit the same
-voxels in all channels of a sample.
+Genesis takes them over; block swapping is Chen et al., Medical Image Analysis 2019). Everything works
+on whole batches float32 [N, channels, *spatial] in [0, 1] with two or three spatial axes, on CPU or
+GPU. Intensity curves differ between samples; shuffling, swapping and painting hit the same voxels in
+all channels of a sample.
 
-On a CPU core, batches of 4 to 8 cubes of 64x64x32 are about twice as fast as 64, whose temporaries
-the allocator returns to the system each time: split at will, the result is the same bits.
+What a sample draws is small (axes, boxes, curves, numbers of replays) and drawn for the whole batch
+at once. The voxels are then changed sample by sample on a CPU, in its cache, and all at once on a
+GPU, by the steps of `corruption_steps`.
 """
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from itertools import count
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from raygenesis.errors import SettingsError
+from raygenesis.pretraining.corruption_steps import (
+    MARGIN,
+    block_sides,
+    intensity_tables,
+    mirror,
+    mirrored_axes,
+    nonlinear,
+    paint,
+    painting,
+    shuffle,
+    shuffle_bank,
+    shuffle_planes,
+    swap,
+    swapped_blocks,
+    window_sides,
+)
 from raygenesis.pretraining.draws import Draws
 
-MARGIN = 3  # voxels between a painted box and the edge of the cube
-MOST_FLIPS = 3
-_CODE_BITS = 12  # random bits that pick the source of a shuffled voxel along one axis
-_KNOTS = 512  # cells of an intensity curve
-_CURVE_SAMPLES = 1024  # points at which a Bezier is evaluated before it is inverted
+_CPU_PART, _GPU_PART = 2**17, 2**30  # values changed at once; voxels are numbered by int32
 
 
 class CubeTooSmallError(SettingsError):
-    """The boxes of a painting do not fit inside the cube."""
+    """The boxes of a painting or the blocks of a swap do not fit inside the cube."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +53,8 @@ class CorruptionSet:
     """Which corruptions a sample may draw and how strong they are; defaults: Models Genesis.
 
     exclusive: each sample gets exactly one of shuffling, non-linear, in- and out-painting, with
-    probability 1/4 each; their own probabilities and inpaint_share are then without effect.
+    probability 1/4 each; their own probabilities and inpaint_share are then without effect, and
+    nothing is swapped.
     """
 
     name: str
@@ -52,10 +69,15 @@ class CorruptionSet:
     inpaint_blocks: tuple[int, int] = (0, 5)  # fewest, most
     outpaint_windows: tuple[int, int] = (1, 5)  # fewest, most
     paint_continue: float = 0.95  # probability of each block or window beyond the fewest
+    swap_probability: float = 0.0
+    swap_number: int = 10  # pairs of blocks that change places, one pair after the other
+    swap_fractions: tuple[int, int] = (8, 4)  # block sides are dim // first..dim // second, at least 1
 
     def __post_init__(self) -> None:
-        if max(*self.inpaint_blocks, *self.outpaint_windows) > 8:  # one bit of a byte each
+        if max(*self.inpaint_blocks, *self.outpaint_windows) > 8:  # one bit each, of a row of 2**8 patterns
             raise ValueError(f"'{self.name}' asks for more than 8 blocks or windows")
+        if not 2 <= self.swap_fractions[1] <= self.swap_fractions[0]:
+            raise ValueError(f"'{self.name}' has swap_fractions {self.swap_fractions}: falling, 2 or more, are right")
 
 
 _GENESIS = CorruptionSet(name="models-genesis")
@@ -90,6 +112,7 @@ CORRUPTIONS: dict[str, CorruptionSet] = {
             inpaint_share=1.0,
             inpaint_blocks=(1, 5),  # always a hole: a cube without one teaches nothing
         ),
+        replace(_NOTHING, name="patch-shuffling", swap_probability=1.0),
         _NOTHING,
     )
 }
@@ -102,33 +125,56 @@ class Chosen(NamedTuple):
     nonlinear: torch.Tensor
     inpaint: torch.Tensor
     outpaint: torch.Tensor
+    swap: torch.Tensor
 
 
-def corrupt(
-    cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet
-) -> tuple[torch.Tensor, torch.Tensor]:
+class Step(NamedTuple):
+    """A change of cubes in place, the samples that get it, rising, and what it takes: a row for each."""
+
+    change: Callable[..., None]
+    at: list[int]
+    drawn: tuple[torch.Tensor, ...] = ()
+
+    def apply(self, cubes: torch.Tensor, first: int) -> None:
+        """Change `cubes`, the batch's samples from `first` on."""
+        begin, end = (bisect_left(self.at, sample) for sample in (first, first + len(cubes)))
+        drawn = (numbers[begin:end] for numbers in self.drawn)
+        if end - begin == len(cubes):
+            self.change(cubes, *drawn)
+        elif end > begin:
+            at = torch.tensor(self.at[begin:end], device=cubes.device) - first
+            few = cubes.index_select(0, at)
+            self.change(few, *drawn)
+            cubes.index_copy_(0, at, few)
+
+
+def corrupt(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> tuple[torch.Tensor, torch.Tensor]:
     """Corrupted cubes and what a network should restore them to (the cubes as flipped).
 
     cubes: float32 [N, channels, *spatial] in [0, 1], not modified; draws: N streams on its device.
     Returns two new tensors of the same shape. Raises CubeTooSmallError, ValueError.
     """
     _check(cubes, draws, corruption)
-    target = flip(cubes, draws, corruption)
-    corrupted = target.clone()
-    chosen = choose(draws, corruption)
-    for selected, step in zip(chosen, (shuffle, nonlinear, inpaint, outpaint), strict=True):
-        at = selected.nonzero().squeeze(1)
-        if len(at):
-            part = step(corrupted.index_select(0, at), draws.select(at), corruption)
-            corrupted.index_copy_(0, at, part)
+    flips, changes = _flips(cubes, draws, corruption), _changes(cubes, draws, corruption)
+    corrupted, target = _empty_like(cubes), _empty_like(cubes)
+    values = _CPU_PART if cubes.device.type == "cpu" else _GPU_PART
+    size = max(1, values // max(1, prod(cubes.shape[1:])))
+    for first in range(0, len(cubes), size):
+        original, flipped, changed = (batch[first : first + size] for batch in (cubes, target, corrupted))
+        flipped.copy_(original)
+        for step in flips:
+            step.apply(flipped, first)
+        changed.copy_(flipped)
+        for step in changes:
+            step.apply(changed, first)
     return corrupted, target
 
 
 def choose(draws: Draws, corruption: CorruptionSet) -> Chosen:
     """Which sample gets which corruption; in- and out-painting exclude each other."""
-    first, second, third, fourth = draws.uniform("choice", (4,)).unbind(1)
+    first, second, third, fourth, fifth = draws.uniform("choice", (5,)).unbind(1)
     if corruption.exclusive:
-        return Chosen(*((first * 4).long() == kind for kind in range(4)))
+        return Chosen(*((first * 4).long() == kind for kind in range(4)), swap=first < 0)
     painted = third < corruption.paint_probability
     inside = fourth < corruption.inpaint_share
     return Chosen(
@@ -136,194 +182,51 @@ def choose(draws: Draws, corruption: CorruptionSet) -> Chosen:
         nonlinear=second < corruption.nonlinear_probability,
         inpaint=painted & inside,
         outpaint=painted & ~inside,
+        swap=fifth < corruption.swap_probability,
     )
 
 
-def flip(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> torch.Tensor:
-    """Up to MOST_FLIPS mirrorings, each along a random spatial axis; a new tensor."""
-    spatial_axes = cubes.dim() - 2
-    go_on, which = draws.uniform("flip", (2, MOST_FLIPS)).unbind(1)
-    happens = (go_on < corruption.flip_probability).cumprod(1).bool()
-    which = (which * spatial_axes).long()
-    flipped = cubes.clone()
-    for axis in range(spatial_axes):
-        odd = ((which == axis) & happens).sum(1) % 2 == 1
-        at = odd.nonzero().squeeze(1)
-        flipped.index_copy_(0, at, flipped.index_select(0, at).flip(axis + 2))
-    return flipped
+def _flips(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> list[Step]:
+    mirrored = mirrored_axes(draws, cubes.dim() - 2, corruption)
+    return [
+        Step(partial(mirror, axis=axis + 2), at.nonzero().flatten().tolist())
+        for axis, at in enumerate(mirrored.unbind(1))
+    ]
 
 
-def shuffle(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> torch.Tensor:
-    """Voxels moved within small blocks, drawn voxel by voxel from the law of the block process.
+def _changes(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> list[Step]:
+    """What follows the flips, in order, without what happens to no sample."""
+    chosen, shape = choose(draws, corruption), cubes.shape[1:]
+    painted = chosen.inpaint | chosen.outpaint
 
-    In the published process thousands of blocks are laid over the cube one after another, each with
-    its original voxels permuted. Where a voxel's value comes from then follows exactly the law of
-    `shuffle_law`; here every voxel draws from it independently (METHOD.md: 36 ms a cube for the
-    replay). What is lost is the joint law: neighbours need not share a block, and a source voxel
-    may be shown twice.
-    """
-    n, channels, *spatial = cubes.shape
-    law = shuffle_law(tuple(spatial), corruption, cubes.device)
-    # Four 16-bit lanes out of one 64-bit hash per voxel: one for each axis, one for the coverage.
-    voxels = law.threshold.numel()
-    lanes = draws.bits("shuffle", (2, voxels)).view(torch.int16).view(n, 4, voxels)
-    jump = torch.zeros(n, voxels, dtype=torch.int32, device=cubes.device)
-    for axis, (rows, jumps) in enumerate(zip(law.rows, law.jumps, strict=True)):
-        # Mixed-type arithmetic with a broadcast operand is many times slower than converting first.
-        code = (lanes[:, axis] >> (16 - _CODE_BITS)).to(torch.int32).add_(rows)
-        jump += jumps.index_select(0, code.flatten()).view(n, voxels)
-    jump *= lanes[:, -1] < law.threshold
-    source = torch.arange(cubes.numel(), dtype=torch.int32, device=cubes.device)
-    source.view(n, channels, voxels).add_(jump.unsqueeze(1))
-    return cubes.flatten().index_select(0, source).view_as(cubes)
+    steps = []
+    at, own = _members(chosen.shuffle, draws)
+    if at:
+        bank = shuffle_bank(tuple(shape[1:]), corruption.shuffle_blocks, corruption.shuffle_max_fraction, cubes.device)
+        steps.append(Step(partial(shuffle, bank=bank), at, (shuffle_planes(own, bank),)))
+    at, own = _members(chosen.swap, draws)
+    if at:
+        steps.append(Step(swap, at, swapped_blocks(own, shape[1:], corruption)))
+    at, own = _members(chosen.nonlinear, draws)
+    if at:
+        steps.append(Step(nonlinear, at, (intensity_tables(own),)))
+    at, own = _members(painted, draws)
+    if at:
+        steps.append(Step(paint, at, painting(own, shape, chosen.outpaint[painted], corruption)))
+    return steps
 
 
-class ShuffleLaw(NamedTuple):
-    """Tables from which `shuffle` draws, for one cube shape of V voxels.
-
-    threshold: int16 [V], a voxel is covered where a uniform int16 lies below.
-    jumps: per axis int32 [dim * 2**_CODE_BITS], steps in the flattened cube, by position and code.
-    rows: per axis int32 [V], where in jumps the code 0 of that voxel's position lies.
-    """
-
-    threshold: torch.Tensor
-    jumps: tuple[torch.Tensor, ...]
-    rows: tuple[torch.Tensor, ...]
+def _members(selected: torch.Tensor, draws: Draws) -> tuple[list[int], Draws]:
+    """The numbers and the streams of the selected samples."""
+    at = selected.nonzero().squeeze(1)
+    return at.tolist(), draws.select(at)
 
 
-@lru_cache(maxsize=8)
-def shuffle_law(
-    spatial: tuple[int, ...], corruption: CorruptionSet, device: torch.device
-) -> ShuffleLaw:
-    """The law of a voxel's source under the block process, as tables for inverse-CDF look-up.
-
-    A voxel shows the last block laid over it, so only whether there was one (probability
-    1 - (1 - p)**blocks, with p that of one block covering the voxel) and the law of one block given
-    that it covers the voxel matter; both p and that law factorise over the axes.
-    """
-    codes = 2**_CODE_BITS
-    middles = (torch.arange(codes, dtype=torch.float64) + 0.5) / codes
-    covers = torch.ones((), dtype=torch.float64)
-    jumps, rows = [], []
-    for axis, dim in enumerate(spatial):
-        joint = _block_law(dim, max(1, dim // corruption.shuffle_max_fraction))
-        cover = joint.sum(1, keepdim=True)
-        covers = covers.unsqueeze(-1) * cover.squeeze(1)
-        sources = torch.searchsorted((joint / cover).cumsum(1), middles.repeat(dim, 1))
-        position = torch.arange(dim).unsqueeze(1)
-        later_axes = spatial[axis + 1 :]
-        jumps.append(((sources - position) * prod(later_axes)).flatten())
-        row = position * codes + codes // 2  # codes are signed: -codes/2..codes/2-1
-        rows.append(row.view(dim, *(1,) * len(later_axes)).expand(spatial).flatten())
-    covered = -torch.expm1(corruption.shuffle_blocks * torch.log1p(-covers)).flatten()
-    threshold = (covered * 2**16 - 2**15).round().clamp(max=2**15 - 1)
-    return ShuffleLaw(
-        threshold.to(device, torch.int16),
-        tuple(table.to(device, torch.int32) for table in jumps),
-        tuple(table.to(device, torch.int32) for table in rows),
-    )
-
-
-def _block_law(dim: int, longest: int) -> torch.Tensor:
-    """float64 [dim, dim]: probability that one block covers x and shows y there, along one axis.
-
-    Side uniform in 1..longest, start uniform among those that fit, source uniform in the block.
-    """
-    joint = torch.zeros(dim, dim, dtype=torch.float64)
-    for side in range(1, longest + 1):
-        starts = dim - side + 1
-        offset = torch.arange(dim) - torch.arange(starts)[:, None]
-        member = ((offset >= 0) & (offset < side)).double()
-        joint += member.T @ member / (longest * starts * side)
-    return joint
-
-
-def nonlinear(cubes: torch.Tensor, draws: Draws, _: CorruptionSet) -> torch.Tensor:
-    """Intensities through a random monotone curve per sample, falling in half of them."""
-    table = intensity_curves(draws)
-    rise = table.diff(dim=1, append=table[:, -1:])
-    position = cubes.flatten(1).clamp(0.0, 1.0).mul_(_KNOTS)
-    cell = position.long()
-    values = rise.gather(1, cell).mul_(position.frac_()).add_(table.gather(1, cell))
-    return values.clamp_(0.0, 1.0).view_as(cubes)
-
-
-def intensity_curves(draws: Draws) -> torch.Tensor:
-    """float32 [N, _KNOTS + 1]: new intensities at evenly spaced old ones in 0..1.
-
-    Cubic Bezier through (0, 0), (a, b), (c, d), (1, 1), with a..d uniform. x(t) and y(t) both rise
-    for control values in [0, 1]. The inverted curve, one minus it, has the same law as exchanging
-    b and d in y(1 - t), which is how the published code inverts.
-    """
-    a, b, c, d, inverts = draws.uniform("curve", (5, 1)).unbind(1)
-    t = torch.linspace(0.0, 1.0, _CURVE_SAMPLES, device=a.device)
-    early, late, end = 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3
-    x, y = a * early + c * late + end, b * early + d * late + end
-    knots = torch.linspace(0.0, 1.0, _KNOTS + 1, device=a.device).repeat(len(a), 1)
-    after = torch.searchsorted(x, knots).clamp_(1, _CURVE_SAMPLES - 1)
-    x_before, y_before = x.gather(1, after - 1), y.gather(1, after - 1)
-    x_step = (x.gather(1, after) - x_before).clamp_(min=1e-12)  # rounding may leave no step at all
-    fraction = ((knots - x_before) / x_step).clamp_(0.0, 1.0)
-    curve = y_before + (y.gather(1, after) - y_before) * fraction
-    return torch.where(inverts < 0.5, 1.0 - curve, curve)
-
-
-def inpaint(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> torch.Tensor:
-    """Uniform noise inside a few blocks with sides of dim // 6..dim // 3."""
-    sides = [_block_sides(dim) for dim in cubes.shape[2:]]
-    boxes = _boxes(cubes, draws, sides, corruption.inpaint_blocks, corruption.paint_continue)
-    return _noise_where(boxes, cubes, draws)
-
-
-def outpaint(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> torch.Tensor:
-    """Uniform noise outside a few windows with sides of dim - (3 dim // 7..4 dim // 7)."""
-    sides = [_window_sides(dim) for dim in cubes.shape[2:]]
-    boxes = _boxes(cubes, draws, sides, corruption.outpaint_windows, corruption.paint_continue)
-    return _noise_where(~boxes, cubes, draws)
-
-
-def _block_sides(dim: int) -> tuple[int, int]:
-    return dim // 6, dim // 3
-
-
-def _window_sides(dim: int) -> tuple[int, int]:
-    return dim - 4 * dim // 7, dim - 3 * dim // 7
-
-
-def _boxes(
-    cubes: torch.Tensor,
-    draws: Draws,
-    sides: list[tuple[int, int]],
-    number: tuple[int, int],
-    go_on: float,
-) -> torch.Tensor:
-    """bool [N, *spatial]: inside one of the random boxes of its sample.
-
-    sides: shortest and longest per axis; number: fewest and most boxes; go_on: probability of each
-    box beyond the fewest.
-    """
-    spatial, device = cubes.shape[2:], cubes.device
-    fewest, most = number
-    happens = draws.uniform("box number", (most,)) < go_on
-    happens[:, :fewest] = True
-    # One bit a box: ANDing the bytes of the axes then intersects them for all boxes at once.
-    bit = happens.cumprod(1) << torch.arange(most, device=device)
-    shortest, longest = torch.tensor(sides, device=device).T.unsqueeze(1).expand(-1, most, -1)
-    side = draws.integers("box sides", shortest.unsqueeze(0), longest.unsqueeze(0))
-    last_start = torch.tensor(spatial, device=device) - side - MARGIN
-    start = draws.integers("box starts", torch.full_like(last_start, MARGIN), last_start)
-    member = torch.full((1,), 255, dtype=torch.uint8, device=device)
-    for axis, dim in enumerate(spatial):
-        offset = torch.arange(dim, device=device) - start[:, :, axis, None]
-        inside = (offset >= 0) & (offset < side[:, :, axis, None])
-        bits = (inside * bit[:, :, None]).sum(1).to(torch.uint8)
-        member = member.unsqueeze(-1) & bits.view(-1, *(1,) * axis, dim)
-    return member.bool()
-
-
-def _noise_where(hidden: torch.Tensor, cubes: torch.Tensor, draws: Draws) -> torch.Tensor:
-    noise = draws.uniform("noise", tuple(cubes.shape[1:]))
-    return torch.where(hidden.unsqueeze(1), noise, cubes)
+def _empty_like(cubes: torch.Tensor) -> torch.Tensor:
+    # NumPy asks the system for huge pages, torch does not: in large batches page faults would cost the most.
+    if cubes.device.type == "cpu":
+        return torch.from_numpy(np.empty(cubes.shape, np.float32))
+    return torch.empty_like(cubes, memory_format=torch.contiguous_format)
 
 
 def _check(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> None:
@@ -334,14 +237,20 @@ def _check(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> None
         )
     if len(draws.keys) != len(cubes):
         raise ValueError(f"{len(cubes)} cubes, but the streams of {len(draws.keys)} samples")
-    painted, share = corruption.paint_probability, corruption.inpaint_share
-    for sides, used in (
-        (_block_sides, corruption.exclusive or painted * share > 0),
-        (_window_sides, corruption.exclusive or painted * (1 - share) > 0),
+    inpainted = corruption.paint_probability * corruption.inpaint_share
+    outpainted = corruption.paint_probability - inpainted
+    for needed, used, what in (
+        (_fitting(block_sides), corruption.exclusive or inpainted > 0, "painting"),
+        (_fitting(window_sides), corruption.exclusive or outpainted > 0, "painting"),
+        (2, not corruption.exclusive and corruption.swap_probability > 0, "swapping"),
     ):
-        smallest = next(dim for dim in count(6) if sides(dim)[1] + 2 * MARGIN <= dim)
-        if used and min(cubes.shape[2:]) < smallest:
+        if used and min(cubes.shape[2:]) < needed:
             raise CubeTooSmallError(
-                f"cubes of {tuple(cubes.shape[2:])} are too small for the painting of "
-                f"'{corruption.name}', which needs at least {smallest} voxels along every axis"
+                f"cubes of {tuple(cubes.shape[2:])} are too small for the {what} of "
+                f"'{corruption.name}', which needs at least {needed} voxels along every axis"
             )
+
+
+def _fitting(sides: Callable[[int], tuple[int, int]]) -> int:
+    """The fewest voxels of an axis in which the longest box fits between the margins."""
+    return next(dim for dim in count(6) if sides(dim)[1] + 2 * MARGIN <= dim)

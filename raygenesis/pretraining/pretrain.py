@@ -1,8 +1,9 @@
-"""Pretrain: pattern shards → Ray Data → Ray Train → an encoder."""
+"""Pretrain: a store of cubes → Ray Data → Ray Train → an encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +11,33 @@ import ray
 import ray.data
 
 from raygenesis import cluster
-from raygenesis.config import Settings, as_yaml
+from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
-from raygenesis.patterns.reader import predicate
+from raygenesis.feeding import Samples
+from raygenesis.patterns.reader import TRAINING_COLUMNS, made_by, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
-from raygenesis.pretraining.corruptions import CORRUPTIONS
-from raygenesis.pretraining.networks import SemanticGenesis
-from raygenesis.pretraining.pretext import PretextTask
+from raygenesis.pretraining.networks import PretextNetwork
+from raygenesis.pretraining.pretexts import CROPS, PATTERNS, pretext_of
 from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
+from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.weights import export, num_parameters
 from raygenesis.progress import mib, say
+from raygenesis.settings import as_yaml
 from raygenesis.training import fit_with_ray, samples_of
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish
+from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json
 
 
 def pretrain(workspace: Workspace, settings: Settings, name: str = "default") -> dict[str, Any]:
-    """Train on the pattern store and export the encoder to `runs/<name>/`; returns the manifest.
+    """Train a pretext task on its store and export the network to `runs/<name>/`; returns the manifest.
 
     An interrupted run goes on from its newest checkpoint.
     """
-    check_corruption(settings)
-    patterns = manifest_of(workspace.patterns, "discover")
+    store = store_of(workspace, settings)
+    patterns = manifest_of(store, made_by(store))
     folder = workspace.run(name)
     chosen = settings.model_dump(mode="json", include={"pretraining", "seed"})
-    stage = Stage(folder, chosen, {"patterns": patterns["fingerprint"]})
+    stage = Stage(folder, chosen, {store.name: patterns["fingerprint"]})
     if stage.is_finished():
         say("pretrain", f"nothing to do: the encoder is in {folder}")
         return manifest_of(folder, "pretrain")
@@ -44,39 +47,50 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default") ->
         publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
         cluster.connect()
         _check_resources(settings)
-        datasets = pattern_datasets(workspace.patterns, settings)
+        datasets = pattern_datasets(store, settings)
+        num_patterns = datasets["train"].count()
+        classes = f"{task.puzzle.num_classes} classes; " if task.puzzle else ""
         say(
             "pretrain",
-            f"{datasets['train'].count()} patterns, {datasets['validation'].count()} held out, "
-            f"{task.num_classes} classes; {settings.pretraining.num_workers} worker(s), "
-            f"{num_parameters(task.build()):,} parameters",
+            f"{settings.pretraining.pretext}: {num_patterns} {store.name}, {datasets['validation'].count()} held out; "
+            f"{classes}{settings.pretraining.num_workers} worker(s), {num_parameters(task.build()):,} parameters",
         )
         state, num_epochs = fit_with_ray(
             task, datasets, folder, num_workers=settings.pretraining.num_workers, use_gpu=settings.pretraining.use_gpu
         )
         model = task.build()
         model.load_state_dict(state["best"])
-        facts = _facts(task, state, model, datasets)
-        architecture = {
-            "ndim": settings.ndim, "base_width": settings.pretraining.base_width, "num_classes": task.num_classes,
+        facts = _facts(task, state, datasets)
+        facts["retrieval"] = _retrieval(workspace, task, model)
+        told = {key: value for key, value in facts.items() if value is not None}
+        exported = export(model, folder, {"pretext": settings.pretraining.pretext, **told, store.name: num_patterns})
+        counts = {
+            "epochs": len(state["history"]), "patterns": num_patterns,
+            "classes": task.puzzle.num_classes if task.puzzle else 0,
         }  # fmt: skip
-        exported = export(model, folder, architecture, {**facts, "patterns": patterns["counts"]["patterns"]})
-        counts = {"epochs": len(state["history"]), "patterns": datasets["train"].count(), "classes": task.num_classes}
-        manifest = stage.finish(counts, watch.seconds, architecture=architecture, **facts)
+        manifest = stage.finish(
+            counts, watch.seconds, architecture=asdict(task.architecture), store=store.name, **facts,
+            warnings=_warnings(task, state, facts),
+        )  # fmt: skip
         _summarise(manifest, num_epochs, exported)
         return manifest
 
 
+def store_of(workspace: Workspace, settings: Settings) -> Path:
+    """The store that the pretext task learns from: discovered patterns, or random crops."""
+    return workspace.patterns if pretext_of(settings.pretraining).crops == PATTERNS else workspace.crops
+
+
 def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask:
-    """The pretext task on a pattern store, whose manifest is given."""
+    """The pretext task on a store, whose manifest is given."""
     counts = patterns["counts"]
     for key in ("num_neighbours", "num_coordinates"):
         asked, held = getattr(settings.pretraining, key), counts[key.removeprefix("num_")]
         if asked is not None and asked > held:
-            raise SettingsError(
-                f"pretraining.{key}={asked} is more than the {held} in the pattern store: lower it, or discover again "
-                f"with discovery.{key}={asked}"
-            )
+            again = f"discover again with discovery.{key}={asked}"
+            if pretext_of(settings.pretraining).crops == CROPS:
+                again = "crop more scans" if key == "num_neighbours" else f"crop again with discovery.num_crops={asked}"
+            raise SettingsError(f"pretraining.{key}={asked} is more than the {held} in the store: lower it, or {again}")
     return PretextTask(
         settings.pretraining,
         settings.seed,
@@ -97,13 +111,18 @@ def pattern_datasets(folder: Path, settings: Settings) -> dict[str, ray.data.Dat
     return datasets
 
 
-def check_corruption(settings: Settings) -> None:
-    """Raise SettingsError if the corruption set is unknown."""
-    if settings.pretraining.corruption not in CORRUPTIONS:
-        raise SettingsError(
-            f"pretraining.corruption={settings.pretraining.corruption!r} is unknown: choose one of "
-            f"{', '.join(CORRUPTIONS)}"
-        )
+def check_pretext(settings: Settings) -> None:
+    """Raise SettingsError if there is no such pretext task, or it does not fit the cubes or the discovery."""
+    PretextTask(settings.pretraining, settings.seed, settings.discovery.cube_shape, 1, 1)
+    if pretext_of(settings.pretraining).crops != PATTERNS:
+        return
+    for name in ("num_neighbours", "num_coordinates"):
+        asked, limit = getattr(settings.pretraining, name), getattr(settings.discovery, name)
+        if asked is not None and asked > limit:
+            raise SettingsError(
+                f"pretraining.{name}={asked} is more than the {limit} that are discovered: lower it or raise "
+                f"discovery.{name}"
+            )
 
 
 def _check_resources(settings: Settings) -> None:
@@ -122,29 +141,64 @@ def _check_resources(settings: Settings) -> None:
 
 
 def _facts(
-    task: PretextTask, state: Mapping[str, Any], model: SemanticGenesis, datasets: Mapping[str, ray.data.Dataset]
-) -> dict[str, float]:
+    task: PretextTask, state: Mapping[str, Any], datasets: Mapping[str, ray.data.Dataset]
+) -> dict[str, float | None]:
     """What the best epoch reached on held-out subjects, beside what answering without learning reaches."""
     best = min(state["history"], key=task.score)
-    train, validation = (samples_of(datasets[key], task) for key in ("train", "validation"))
+    mean_image = None
+    if task.architecture.restores:
+        train, validation = (samples_of(datasets[key], task) for key in ("train", "validation"))
+        mean_image = mean_image_error(train, validation)
     return {
         "epoch": best["epoch"],
-        "accuracy": best["val_accuracy"],
-        "chance": 1 / task.num_classes,
-        "restoration_mse": best["val_restoration"],
-        "identity_mse": best["val_identity"],
-        "mean_image_mse": mean_image_error(train, validation),
-        "retrieval": anatomy_retrieval(model.encoder, validation),
+        "accuracy": best.get("val_accuracy"),
+        "chance": task.chance,
+        "restoration_mse": best.get("val_restoration"),
+        "identity_mse": best.get("val_identity"),
+        "mean_image_mse": mean_image,
+        "embedding_variance": best["val_embedding_variance"],
+        "effective_rank": best["val_effective_rank"],
     }
 
 
+def _warnings(task: PretextTask, state: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """What went wrong, in sentences; the mean image is a better answer than those that every epoch is compared with."""
+    found = task.warnings(state["history"])
+    error, mean_image = facts["restoration_mse"], facts["mean_image_mse"]
+    if error is not None and error >= mean_image:
+        found.setdefault(
+            "restoration",
+            f"little is learnt from restoration: the held-out error is {error:.4f} and always answering with the mean "
+            f"training cube gives {mean_image:.4f}; train longer",
+        )
+    return list(found.values())
+
+
+def _retrieval(workspace: Workspace, task: PretextTask, model: PretextNetwork) -> float | None:
+    """Anatomy retrieval on discovered held-out patterns, so that all pretext tasks can be compared; None without."""
+    patterns = read_json(workspace.patterns / "manifest.json")
+    if patterns is None or tuple(patterns["cube_shape"]) != task.sample_shape:
+        return None
+    where = predicate(VALIDATION, None, task.settings.num_coordinates if task.pretext.crops == PATTERNS else None)
+    table = read_patterns(workspace.patterns, TRAINING_COLUMNS, where)
+    return anatomy_retrieval(model.encoder, Samples([table], task.sample_key, task.sample_shape))
+
+
 def _summarise(manifest: Mapping[str, Any], num_epochs: int, exported: Path) -> None:
-    say(
-        "pretrain",
-        f"held-out subjects: classification accuracy {manifest['accuracy']:.3f} (chance {manifest['chance']:.3f}), "
-        f"restoration error {manifest['restoration_mse']:.5f} (identity {manifest['identity_mse']:.5f}, mean image "
-        f"{manifest['mean_image_mse']:.5f}), anatomy retrieval {manifest['retrieval']:.3f}",
-    )
+    told = []
+    if manifest["accuracy"] is not None:
+        told.append(f"accuracy {manifest['accuracy']:.3f} (chance {manifest['chance']:.3f})")
+    if manifest["restoration_mse"] is not None:
+        told.append(
+            f"restoration error {manifest['restoration_mse']:.5f} (identity {manifest['identity_mse']:.5f}, mean image "
+            f"{manifest['mean_image_mse']:.5f})"
+        )
+    if manifest["retrieval"] is not None:
+        told.append(f"anatomy retrieval {manifest['retrieval']:.3f}")
+    told.append(f"effective rank of the embedding {manifest['effective_rank']:.1f}")
+    say("pretrain", f"held-out subjects: {', '.join(told)}")
+    for sentence in manifest["warnings"]:
+        say("pretrain", f"warning: {sentence}")
     say(
         "pretrain",
         f"{num_epochs} epochs, {mib(manifest['bytes'])}, {manifest['seconds']:.1f} s → {exported}",

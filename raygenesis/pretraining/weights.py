@@ -1,9 +1,10 @@
-"""Weights that leave: safetensors with their configuration and a model card, read back without Ray."""
+"""Weights that leave and come back: safetensors with architecture and model card, and other layouts; no Ray here."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from raygenesis._version import __version__
-from raygenesis.errors import RaygenesisError
-from raygenesis.pretraining.networks import Encoder, SemanticGenesis, UNet
+from raygenesis.config import NETWORK_DIVISORS
+from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet
+from raygenesis.pretraining.released import WeightsError, read_released, save_torch, summary, write_released
+from raygenesis.progress import say
 from raygenesis.workspace import publish
 
 ENCODER_FILE = "encoder.safetensors"
 CARD_FILE = "model-card.md"
-FORMAT = "raygenesis-1"
+FORMAT = "raygenesis-2"
+RELEASED = (".pt", ".pth", ".tar")  # endings of files of the earlier systems
 
 
-class WeightsError(RaygenesisError):
-    """A file of weights that is not ours, or damaged."""
-
-
-def export(model: SemanticGenesis, folder: Path, architecture: Mapping[str, int], facts: Mapping[str, Any]) -> Path:
+def export(model: PretextNetwork, folder: Path, facts: Mapping[str, Any]) -> Path:
     """Write the whole pretrained network as `encoder.safetensors` and describe it in `model-card.md`.
 
-    architecture: `ndim`, `base_width`, `num_classes`; facts: what the card tells.
+    facts: what the card tells.
     """
-    described = {"format": FORMAT, "version": __version__, "architecture": dict(architecture)}
+    architecture = asdict(model.architecture)
+    described = {"format": FORMAT, "version": __version__, "architecture": architecture}
     # One key: safetensors writes several in an order of its own each time, and the same network must be the same bytes.
     metadata = {"raygenesis": json.dumps(described, sort_keys=True)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -39,35 +40,98 @@ def export(model: SemanticGenesis, folder: Path, architecture: Mapping[str, int]
     return folder / ENCODER_FILE
 
 
-def load_encoder(path: str | Path) -> Encoder:
+def load_encoder(path: str | Path) -> ImageEncoder:
     """The pretrained encoder as a torch module in evaluation mode; needs no Ray.
 
-    `path` is `encoder.safetensors` or the run's folder. `encoder(images)` gives the features of each level and
-    `encoder.embed(images)` one vector an image; images are float32 [n, 1, z, y, x] in [0, 1].
+    `path` is `encoder.safetensors`, the run's folder, or a `.pt` file published for Models Genesis or Semantic Genesis.
+    `encoder(images)` gives the features of each level and `encoder.embed(images)` one vector an image; images are
+    float32 [n, 1, z, y, x] in [0, 1]. Raises WeightsError if the file is none of these.
     """
     return load_network(path).encoder.eval()
 
 
 def load_unet(path: str | Path, num_out: int) -> UNet:
-    """The pretrained encoder and decoder with a new output layer of `num_out` channels, for segmentation."""
+    """The pretrained encoder and decoder with a new output layer of `num_out` channels, for segmentation.
+
+    `path` as for `load_encoder`. Where the pretext task had no decoder a new one is made, and a line says so.
+    """
     pretrained = load_network(path)
-    architecture = _architecture(_file(path))
-    unet = UNet(num_out, architecture["ndim"], architecture["base_width"])
+    unet = UNet(num_out, pretrained.architecture)
     unet.encoder.load_state_dict(pretrained.encoder.state_dict())
-    kept = {name: value for name, value in pretrained.decoder.state_dict().items() if not name.startswith("output.")}
+    if pretrained.decoder is None:
+        say("weights", f"{path} holds no decoder: the U-Net's begins with random weights")
+        return unet
+    last = f"{pretrained.decoder.last}."
+    kept = {name: value for name, value in pretrained.decoder.state_dict().items() if not name.startswith(last)}
     unet.decoder.load_state_dict(kept, strict=False)
     return unet
 
 
-def load_network(path: str | Path) -> SemanticGenesis:
-    """The whole pretrained network, heads included. Raises WeightsError if the file is not one of ours."""
+def load_network(path: str | Path) -> PretextNetwork:
+    """The whole pretrained network, heads included; `path` as for `load_encoder`.
+
+    Of a published file it prints what was taken and what was not.
+    """
     file = _file(path)
+    if file.suffix in RELEASED:
+        return _load_released(file)
     architecture = _architecture(file)
-    model = SemanticGenesis(architecture["num_classes"], architecture["ndim"], architecture["base_width"])
+    model = PretextNetwork(architecture)
     try:
         model.load_state_dict(load_file(file))
     except (RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{file} does not match its own description: {str(error).splitlines()[0]}") from None
+    return model
+
+
+def describe(path: str | Path) -> list[str]:
+    """Lines that say what a file of weights holds."""
+    model = load_network(path)
+    architecture = ", ".join(f"{key} {value}" for key, value in asdict(model.architecture).items())
+    return [f"{_file(path)}: {architecture}", f"{num_parameters(model):,} parameters"]
+
+
+def export_to_library(path: str | Path, output: Path) -> str:
+    """Write a network as a torch file with the names of the code it is known from; returns what it was written for.
+
+    A 3D U-Net as the code of Models Genesis and Semantic Genesis loads it, MONAI's networks as MONAI does.
+    Raises WeightsError where there is no such code.
+    """
+    model = load_network(path)
+    architecture = model.architecture
+    if architecture.network != "unet":
+        from raygenesis.pretraining.monai_networks import whole_state  # MONAI takes seconds to import
+
+        if model.decoder is None:
+            raise WeightsError(f"{path} holds no decoder, and MONAI's network of that name has one")
+        tensors = {name: value.contiguous() for name, value in whole_state(model.state_dict()).items()}
+        save_torch(tensors, output)
+        kind = "SegResNet" if architecture.network == "segresnet" else "FlexibleUNet"
+        return f"monai.networks.nets.{kind}: load_state_dict(torch.load(file, weights_only=True))"
+    if architecture.ndim == 2 or architecture.norm not in ("batch", "batch-statistics"):
+        raise WeightsError(
+            f"{path} is a {architecture.ndim}D U-Net with {architecture.norm} norm: only 3D ones with batch norm have "
+            "the layout of the published code; load it with raygenesis.load_unet"
+        )
+    of_unet = {
+        name: value for name, value in model.state_dict().items()
+        if not name.startswith("head.") or architecture.head == "classification"
+    }  # fmt: skip
+    write_released(of_unet, output)
+    return "the published code of Models Genesis and Semantic Genesis: its `state_dict`"
+
+
+def _load_released(file: Path) -> PretextNetwork:
+    released = read_released(file)
+    architecture = Architecture(
+        base_width=released.base_width, norm="batch-statistics", num_classes=released.num_classes or 0,
+        head="classification" if released.num_classes else None, restores=released.has_decoder,
+    )  # fmt: skip
+    model = PretextNetwork(architecture)
+    # Running statistics are left: the published network never uses them.
+    model.load_state_dict({name: released.state[name] for name in model.state_dict()})
+    for line in summary(released):
+        say("weights", line)
     return model
 
 
@@ -79,29 +143,37 @@ def _file(path: str | Path) -> Path:
     return file
 
 
-def _architecture(file: Path) -> dict[str, int]:
+def _architecture(file: Path) -> Architecture:
     try:
         with safe_open(file, "pt") as opened:
             described = json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
     except (SafetensorError, OSError):
         raise WeightsError(f"{file} is not a safetensors file") from None
-    if described.get("format") != FORMAT:
-        raise WeightsError(f"{file} was not written by raygenesis: its format is {described.get('format')!r}")
-    return described["architecture"]
+    if "format" not in described:
+        raise WeightsError(f"{file} was not written by raygenesis")
+    if described["format"] != FORMAT:
+        raise WeightsError(
+            f"{file} was not written by this version of raygenesis: its format is {described['format']!r}, and "
+            f"{FORMAT!r} is read"
+        )
+    try:
+        return Architecture(**described["architecture"])
+    except (KeyError, TypeError):
+        raise WeightsError(f"{file} does not describe its network") from None
 
 
 def _card(architecture: Mapping[str, int], facts: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in {**architecture, **facts}.items())
-    return f"""# Semantic Genesis encoder
+    return f"""# Pretrained encoder
 
-Pretrained by raygenesis {__version__} without labels: anatomical patterns were found among similar patients, and the
-network learned to name their place and to restore them from corrupted copies (Haghighi et al., MICCAI 2020).
+Pretrained by raygenesis {__version__} without labels, by the pretext task named below.
 
 | | |
 | --- | --- |
 {rows}
 
-Input: float32 [n, 1, z, y, x] (2D: y, x) scaled to [0, 1] as the run's `config.yaml` says, sides divisible by 8.
+Input: float32 [n, 1, z, y, x] (2D: y, x) scaled to [0, 1] as the run's `config.yaml` says, sides
+divisible by {NETWORK_DIVISORS[architecture["network"]]}.
 
 ```python
 import raygenesis

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raygenesis.archive.cells import DTYPE
-from raygenesis.config import Settings, load_settings
+from raygenesis.config import Settings
 from raygenesis.report.rates import Measured, measured
 from raygenesis.report.sections import Made
+from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace
 
 SCANS = (10**4, 10**5, 10**6)

@@ -15,7 +15,6 @@ import matplotlib
 import numpy as np
 import pyarrow.compute as pc
 import torch
-import yaml
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,17 +25,15 @@ from PIL import Image
 from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.cells import decode
 from raygenesis.archive.source import read_coarse
-from raygenesis.config import IntensitySettings, Settings, settings_from
-from raygenesis.discovery.crop import crop_cubes, size_mm
+from raygenesis.config import IntensitySettings, Settings
+from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.encoders import load_scan_encoder, restore
 from raygenesis.errors import ScanError
 from raygenesis.feeding import Samples
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
-from raygenesis.pretraining.draws import Draws
-from raygenesis.pretraining.pretext import VALIDATION_EPOCH
+from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.pretraining.weights import load_network
 from raygenesis.workspace import Workspace
 
@@ -298,31 +295,32 @@ def classes(folder: Path, manifest: Row) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def restorations(run: Path, patterns: Path, manifest: Row) -> list[dict[str, Any]]:
-    """Held-out patterns: original, as the run corrupts them in validation, and as its network restores them."""
-    settings: Settings = settings_from(yaml.safe_load((run / "config.yaml").read_text()))
+def restorations(run: Path, store: Path, task: PretextTask, settings: Settings) -> list[dict[str, Any]]:
+    """Held-out cubes: original, as the run corrupts them in validation, and as its network restores them."""
     where = predicate(VALIDATION, None, settings.pretraining.num_coordinates)
-    ids = np.sort(read_patterns(patterns, ("pattern_id",), where)["pattern_id"].to_numpy())
+    ids = np.sort(read_patterns(store, ("pattern_id",), where)["pattern_id"].to_numpy())
     chosen = ids[np.unique(np.linspace(0, len(ids) - 1, NUM_CORRUPTED).astype(int))] if len(ids) else ids
-    table = read_patterns(patterns, TRAINING_COLUMNS, pc.field("pattern_id").isin(chosen.tolist()))
-    samples = Samples([table], "pattern_id", manifest["cube_shape"])
+    table = read_patterns(store, TRAINING_COLUMNS, pc.field("pattern_id").isin(chosen.tolist()))
+    samples = Samples([table], task.sample_key, task.sample_shape)
     if not len(samples):
         return []
-    batch = samples.batch(np.arange(len(samples)))
-    draws = Draws.of(settings.seed, torch.from_numpy(batch.columns["pattern_id"]), VALIDATION_EPOCH)
-    corrupted, original = corrupt(batch.cubes, draws, CORRUPTIONS[settings.pretraining.corruption])
-    prediction = load_network(run).eval()(corrupted)
-    coordinates = settings.pretraining.num_coordinates or manifest["counts"]["coordinates"]
-    truth = batch.columns["reference"].astype(int) * coordinates + batch.columns["coordinate"]
+    posed = task.pose(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
+    prediction = load_network(run).eval()(posed.shown)
     extent = [settings.discovery.scales[0].extent_mm[axis] for axis in (0, -1)]
     out = []
-    for number, (label, guess) in enumerate(zip(truth, prediction.logits.argmax(1).tolist(), strict=True)):
+    for number in range(len(samples)):
+        row, of = {"label": None, "guess": None}, "a random crop"
+        if task.puzzle is not None:
+            row = {"label": int(posed.answers[number]), "guess": int(prediction.logits[number].argmax())}
+            of = f"a pattern of class {row['label']}"
         shown = [
-            picture(mid_slice(cubes[number, 0].numpy()), f"{what} pattern of class {label}", extent=extent)
-            for what, cubes in (("Original", original), ("Corrupted", corrupted), ("Restored", prediction.restored))
-        ]
-        mse = float((prediction.restored[number] - original[number]).square().mean())
-        out.append({"label": int(label), "guess": guess, "mse": mse, "pictures": shown})
+            picture(mid_slice(cubes[number, 0].numpy()), f"{what}, {of}", extent=extent)
+            for what, cubes in (
+                ("Original", posed.original), ("Corrupted", posed.shown), ("Restored", prediction.restored),
+            )
+        ]  # fmt: skip
+        mse = float((prediction.restored[number] - posed.original[number]).square().mean())
+        out.append({**row, "mse": mse, "pictures": shown})
     return out
 
 

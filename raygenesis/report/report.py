@@ -14,12 +14,13 @@ from typing import Any
 import jinja2
 import torch
 
-from raygenesis.config import Settings, as_yaml
+from raygenesis.config import Settings
 from raygenesis.errors import WorkspaceError
 from raygenesis.progress import mib, say
 from raygenesis.report import sections
 from raygenesis.report.cost import cost
 from raygenesis.report.sections import Made, Row
+from raygenesis.settings import as_yaml
 from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
 
 PACKAGES = (
@@ -31,7 +32,7 @@ WORDS = {
 # The commands that make what is not there yet; `{name}` is a run's, a sweep's or a target's.
 VERBS = {
     "archive": "ingest --scans SCANS", "autoencoder": "embed", "embeddings": "embed", "index": "discover",
-    "patterns": "discover", "runs": "pretrain --name {name}", "sweeps": "sweep --name {name}",
+    "patterns": "discover", "crops": "crop", "runs": "pretrain --name {name}", "sweeps": "sweep --name {name}",
     "transfer": "finetune --images IMAGES --labels LABELS --name {name}",
 }  # fmt: skip
 
@@ -57,8 +58,8 @@ def report(workspace: Workspace, settings: Settings) -> Path:
 
 def _artifacts(workspace: Workspace) -> dict[str, Made]:
     """Every stage by name, and every run, sweep and target as `runs/<name>` and so on, in the order data flows."""
-    names = list(VERBS)[:5]
-    for kind in list(VERBS)[5:]:
+    names = list(VERBS)[:6]
+    for kind in list(VERBS)[6:]:
         folders = sorted(path for path in (workspace.root / kind).glob("[!.]*") if path.is_dir())
         names += [f"{kind}/{folder.name}" for folder in folders] or [kind]
     made = {}

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+import yaml
 from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
@@ -21,9 +22,12 @@ from raygenesis.config import IntensitySettings, Settings
 from raygenesis.errors import RaygenesisError, WorkspaceError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.pretraining.pretext import JOINT
+from raygenesis.pretraining.pretexts import pretext_of
+from raygenesis.pretraining.pretrain import pretext_task
+from raygenesis.pretraining.task import JOINT
 from raygenesis.report import figures
 from raygenesis.report.figures import Chart, Line
+from raygenesis.settings import settings_from
 from raygenesis.training import read_metrics
 from raygenesis.workspace import Workspace, read_json
 
@@ -45,6 +49,19 @@ class Made:
     manifest: Row | None
     started: Row | None
     command: str
+
+    @property
+    def holds(self) -> dict[str, int]:
+        """The manifest's counts, under the names of what was learnt from and without what there is none of."""
+        counts = dict(self.manifest["counts"])
+        learnt_from = "crops" if self.name == "crops" else self.manifest.get("store", "patterns")
+        if self.name == "crops":
+            counts["crops of each scan"] = counts["coordinates"]
+            for name in ("references", "coordinates", "neighbours"):
+                del counts[name]
+        if counts.get("classes") == 0:
+            del counts["classes"]
+        return {learnt_from if name == "patterns" else name: count for name, count in counts.items()}
 
     @property
     def record(self) -> Row:
@@ -84,7 +101,7 @@ def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) 
 def failures(workspace: Workspace) -> dict[str, Any]:
     """Failures of all stages, those of one reason but for its numbers together, most frequent first."""
     groups: dict[tuple[str, str], list[Row]] = {}
-    for stage in ("archive", "embeddings", "patterns"):
+    for stage in ("archive", "embeddings", "patterns", "crops"):
         path = workspace.root / stage / "failures.parquet"
         for row in pq.read_table(path).to_pylist() if path.is_file() else []:
             groups.setdefault((stage, NUMBER.sub("…", row["reason"])), []).append(row)
@@ -208,11 +225,12 @@ def _similarity(folder: Path, manifest: Row) -> dict[str, Any] | None:
 
 
 def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
-    """Every run, the newest first: facts, curves, restored patterns and, in plain sentences, what it did not learn."""
+    """Every run, the newest first: facts, curves, restored cubes and, in plain sentences, what went wrong."""
     begun = [artifact for name, artifact in made.items() if name.startswith("runs/") and artifact.record]
     # Runs that are not finished come first.
     begun.sort(key=lambda run: run.record.get("finished", "~"), reverse=True)
-    restored = [run.name for run in begun if run.manifest][:MOST_RUNS_RESTORED]
+    restores = [run for run in begun if run.manifest and run.manifest["restoration_mse"] is not None]
+    restored = [run.name for run in restores[:MOST_RUNS_RESTORED]]
     out = []
     for number, artifact in enumerate(begun):
         out.append(
@@ -220,8 +238,8 @@ def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
                 "name": artifact.folder.name, "artifact": artifact, "facts": artifact.manifest or {},
                 "facts_row": _facts_row(artifact) if artifact.manifest else {},
                 "curves": guarded(_run_curves, artifact, number < MOST_RUNS_DRAWN),
-                "warnings": _warnings(artifact.manifest or {}),
-                "restored": guarded(_restored, artifact, made["patterns"]) if artifact.name in restored else None,
+                "warnings": (artifact.manifest or {}).get("warnings", []),
+                "restored": guarded(_restored, artifact, made) if artifact.name in restored else None,
             }
         )  # fmt: skip
     return out
@@ -230,10 +248,12 @@ def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
 def _facts_row(run: Made) -> dict[str, Any]:
     facts = run.manifest
     return {
-        "run": run.folder.name, "epochs": facts["counts"]["epochs"], "best epoch": facts["epoch"] + 1,
+        "run": run.folder.name, "pretext task": facts["settings"]["pretraining"]["pretext"],
+        "epochs": facts["counts"]["epochs"], "best epoch": facts["epoch"] + 1,
         "accuracy": facts["accuracy"], "chance": facts["chance"], "restoration error": facts["restoration_mse"],
         "identity": facts["identity_mse"], "mean image": facts["mean_image_mse"],
-        "anatomy retrieval": facts["retrieval"], "patterns": facts["counts"]["patterns"], "seconds": facts["seconds"],
+        "anatomy retrieval": facts["retrieval"], "effective rank": facts["effective_rank"],
+        "cubes": facts["counts"]["patterns"], "seconds": facts["seconds"],
     }  # fmt: skip
 
 
@@ -243,12 +263,14 @@ def _run_curves(artifact: Made, drawn: bool) -> dict[str, Any]:
     return {"epochs": len(history), "charts": charts}
 
 
-def _restored(run: Made, patterns: Made) -> dict[str, Any]:
-    if not patterns.manifest or run.manifest["inputs"].get("patterns") != patterns.manifest["fingerprint"]:
-        raise WorkspaceError("the pattern store that this run learnt from is no longer there")
+def _restored(run: Made, made: Mapping[str, Made]) -> dict[str, Any]:
+    store = made[run.manifest["store"]]
+    if not store.manifest or run.manifest["inputs"].get(store.name) != store.manifest["fingerprint"]:
+        raise WorkspaceError(f"the {store.name} that this run learnt from are no longer there")
+    settings = settings_from(yaml.safe_load((run.folder / "config.yaml").read_text()))
     return {
-        "corruption": run.manifest["settings"]["pretraining"]["corruption"],
-        "rows": figures.restorations(run.folder, patterns.folder, patterns.manifest),
+        "corruption": pretext_of(settings.pretraining).corruption,
+        "rows": figures.restorations(run.folder, store.folder, pretext_task(settings, store.manifest), settings),
     }
 
 
@@ -263,46 +285,23 @@ def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
         lines = (Line("training", _column(rows, f"train_{key}")), Line("held out", _column(rows, f"val_{key}")))
         return [line for line in lines if any(value is not None for value in line.y)]
 
-    chance = {"chance": facts["chance"]} if facts else {}
-    floor = {"identity": _column(history, "val_identity")[-1]}
-    floor |= {"mean image": facts["mean_image_mse"]} if facts else {}
-    charts = [
-        figures.curves("Classification loss", of, pair("classification"), boundary=boundary, least=0),
-        figures.curves("Accuracy", of, pair("accuracy"), levels=chance, least=0, most=1, percent=True),
-        figures.curves("Restoration error", of, pair("restoration"), levels=floor, boundary=boundary, least=0),
+    floor = {"identity": _column(history, "val_identity")[-1], "mean image": facts.get("mean_image_mse")}
+    chance = {"chance": facts.get("chance")}
+    drawn = [
+        ("Classification loss", pair("classification"), {"boundary": boundary}),
+        ("Accuracy", pair("accuracy"), {"levels": _known(chance), "most": 1, "percent": True}),
+        ("Restoration error", pair("restoration"), {"levels": _known(floor), "boundary": boundary}),
+        ("Joint loss", pair("loss", joint), {}),
+        ("Effective rank of the embedding", [Line("held out", _column(history, "val_effective_rank"))], {}),
+        ("Norm of the gradient", [Line("training", _column(history, "train_gradient_norm"))], {}),
+        ("Training cubes per second", [Line("cubes per second", _column(history, "cubes_per_s"))], {}),
+        ("Share of time waiting for data", [Line("gap", _column(history, "gap"))], {"most": 1, "percent": True}),
     ]
-    if begins is not None:
-        charts.append(figures.curves("Joint loss", of, pair("loss", joint), least=0))
-    for title, key, most in (
-        ("Training cubes per second", "cubes_per_s", None), ("Share of time waiting for data", "gap", 1),
-    ):  # fmt: skip
-        line = Line(title.lower(), _column(history, key))
-        charts.append(figures.curves(title, of, [line], least=0, most=most, percent=key == "gap"))
-    return charts
+    return [figures.curves(title, of, lines, least=0, **options) for title, lines, options in drawn if lines]
 
 
-def _warnings(facts: Row) -> list[str]:
-    """What a finished run was to learn and did not, in sentences.
-
-    Places: twice chance, or with few classes half-way from chance to 1. Restoration: better than the mean image.
-    """
-    out = []
-    if not facts:
-        return out
-    chance, asked = facts["chance"], facts["settings"]["pretraining"]
-    classifies = chance < 1 and (asked["lambda_cls"] > 0 or asked["num_classification_epochs"] > 0)
-    restores = asked["lambda_rec"] > 0 and asked["num_joint_epochs"] > 0
-    if classifies and facts["accuracy"] <= min(2 * chance, (1 + chance) / 2):
-        out.append(
-            f"The network did not learn to tell places apart: held-out accuracy {facts['accuracy']:.3f} is not well "
-            f"above chance ({chance:.3f}). Train longer, or look at the patterns by class."
-        )
-    if restores and facts["restoration_mse"] >= facts["mean_image_mse"]:
-        out.append(
-            f"The network did not learn to restore: its error {facts['restoration_mse']:.4f} is no better than "
-            f"answering with the mean image ({facts['mean_image_mse']:.4f}). Train longer."
-        )
-    return out
+def _known(levels: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: level for name, level in levels.items() if level is not None}
 
 
 def sweep(artifact: Made) -> dict[str, Any]:

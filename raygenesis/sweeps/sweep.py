@@ -16,15 +16,18 @@ import torch
 from ray import tune
 
 from raygenesis import cluster
-from raygenesis.config import Settings, as_yaml, settings_from
+from raygenesis.config import Settings
+from raygenesis.errors import SettingsError
 from raygenesis.feeding import Samples
 from raygenesis.patterns.reader import TRAINING_COLUMNS
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
-from raygenesis.pretraining.pretext import PretextTask
-from raygenesis.pretraining.pretrain import check_corruption, pretext_task
+from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
+from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.probe import anatomy_retrieval
+from raygenesis.pretraining.task import PretextTask
 from raygenesis.progress import Ticker, progress, say
+from raygenesis.settings import as_yaml, settings_from
 from raygenesis.training import TrainingError, run_epochs
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json, write_json
 
@@ -43,7 +46,11 @@ def sweep(workspace: Workspace, settings: Settings, name: str = "default") -> di
 
     Points that an interrupted sweep finished are kept.
     """
-    check_corruption(settings)
+    if pretext_of(settings.pretraining).crops != PATTERNS:
+        raise SettingsError(
+            f"pretraining.pretext={settings.pretraining.pretext} learns from random crops, which have no K and C to "
+            "sweep: choose a pretext task that classifies patterns, such as semantic-genesis"
+        )
     patterns = manifest_of(workspace.patterns, "discover")
     folder = workspace.sweep(name)
     chosen = settings.model_dump(mode="json", include={"pretraining", "sweep", "seed"})
@@ -142,7 +149,7 @@ def _train_point(
     train = everything.select(training & within & (columns["rank"] < point["num_neighbours"]))
     probe = everything.select(columns["split"] == VALIDATION)
     validation = everything.select((columns["split"] == VALIDATION) & within)
-    now = run_epochs(task, train, validation, device=device)
+    now = run_epochs(task, train, validation, device=device, folder=folder)
     model = task.build()
     model.load_state_dict(now.best)
     best = min(now.history, key=task.score)
@@ -150,8 +157,8 @@ def _train_point(
         **point,
         "retrieval": anatomy_retrieval(model.encoder, probe),
         "accuracy": best["val_accuracy"],
-        "chance": 1 / task.num_classes,
-        "restoration": best["val_restoration"],
+        "chance": task.chance,
+        "restoration": best.get("val_restoration", math.nan),
         "patterns": len(train),
         "epochs": len(now.history),
         "seconds": round(watch.seconds, 2),

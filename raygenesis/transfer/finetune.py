@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
 from raygenesis import cluster
-from raygenesis.config import FinetuneSettings, Settings, settings_from
+from raygenesis.config import FinetuneSettings, Settings
 from raygenesis.errors import RaygenesisError, SettingsError
 from raygenesis.pretraining.networks import UNet
-from raygenesis.pretraining.weights import load_unet
+from raygenesis.pretraining.weights import load_network, load_unet
 from raygenesis.progress import progress, say
+from raygenesis.settings import settings_from
 from raygenesis.transfer.segmentation import score, segment, train_segmenter
 from raygenesis.transfer.statistics import Comparison, compare
 from raygenesis.transfer.target import (
@@ -38,7 +39,7 @@ from raygenesis.transfer.target import (
 )  # fmt: skip
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json, write_json
 
-RANDOM, PRETRAINED = "random", "semantic-genesis"
+RANDOM, PRETRAINED = "random", "pretrained"
 INITIALISATIONS = (RANDOM, PRETRAINED)
 
 
@@ -128,7 +129,8 @@ def _run_missing_trials(
         folder, run_folder, num_classes, patch_shape, settings.finetune, cluster.threads_per_worker(concurrent),
         "cuda" if use_gpu else "cpu",
     )  # fmt: skip
-    task = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0)(run_trial)
+    options = {"num_cpus": 1, "num_gpus": 1 if use_gpu else 0, "runtime_env": cluster.TRAINING_ENVIRONMENT}
+    task = ray.remote(**options)(run_trial)
     test = [cases[scan.name] for scan in split.test]
     pending = [
         task.remote(target, start, trial, [cases[scan.name] for scan in trial.labelled], test)
@@ -182,12 +184,14 @@ def build_unet(start: str, run_folder: Path, num_classes: int, seed: int) -> UNe
     The output layer's weights depend on the seed alone, so that initialisations start alike where they can.
     """
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # for a decoder that the run does not have
         unet = load_unet(run_folder, num_classes)
+        last = unet.decoder.get_submodule(unet.decoder.last)
         torch.manual_seed(seed)
-        unet.decoder.output.reset_parameters()
+        last.reset_parameters()
         if start == RANDOM:
-            for name, module in unet.named_modules():
-                if hasattr(module, "reset_parameters") and name != "decoder.output":
+            for module in unet.modules():
+                if hasattr(module, "reset_parameters") and module is not last:
                     module.reset_parameters()
     return unet
 
@@ -256,8 +260,7 @@ def _get(reference: ray.ObjectRef) -> Any:
 
 
 def _check_network(run_folder: Path, settings: Settings) -> None:
-    unet = load_unet(run_folder, num_out=2)
-    ndim = unet.decoder.output.weight.ndim - 2
+    ndim = load_network(run_folder).architecture.ndim
     if ndim != settings.ndim:
         raise SettingsError(
             f"{run_folder} holds a {ndim}D network and discovery.cube_shape={list(settings.discovery.cube_shape)} has "

@@ -103,9 +103,10 @@ def pretrained_on(scans: Sequence[LabelledScan], workspace: Workspace, settings:
     rows = read_catalogue(workspace.catalog)
     training, _ = split_by_subject(rows, settings.validation_fraction, settings.seed)
     seen = {row["volume_id"] for row in training}
-    if (workspace.patterns / "manifest.json").is_file():
-        # What the encoder saw, should the seed or the archive have changed since.
-        seen |= set(read_patterns(workspace.patterns, ["volume_id"], predicate(TRAINING))["volume_id"].to_pylist())
+    for store in (workspace.patterns, workspace.crops):
+        if (store / "manifest.json").is_file():
+            # What the encoder saw, should the seed or the archive have changed since.
+            seen |= set(read_patterns(store, ["volume_id"], predicate(TRAINING))["volume_id"].to_pylist())
     # Only a file of a known size can be a known file: the others need no hashing.
     sizes = {row["source_bytes"] for row in rows}
     names = {row["subject_id"] for row in rows if row["volume_id"] in seen}

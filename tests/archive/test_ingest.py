@@ -22,8 +22,9 @@ from raygenesis.archive.ingest import ingest, take_in_block
 from raygenesis.archive.intake import MOST_CRASHES, Outcome, file_fingerprint, scan_fingerprint, take_in
 from raygenesis.archive.sources import read_sources
 from raygenesis.archive.store import read_region
-from raygenesis.config import ArchiveSettings, load_settings
+from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
+from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace, read_json, read_table
 from tests.archive.nifti import grey, write_nifti
 from tests.data import HEADS, needs_heads

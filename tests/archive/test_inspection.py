@@ -15,8 +15,8 @@ from raygenesis.archive.ingest import ingest
 from raygenesis.archive.inspection import fault_of, info, mid_slice, show, verify
 from raygenesis.archive.shards import open_array, write_array
 from raygenesis.archive.store import volume_folder
-from raygenesis.config import load_settings
 from raygenesis.errors import WorkspaceError
+from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace, write_table
 from tests.archive.nifti import grey, write_nifti
 

@@ -13,8 +13,8 @@ from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.sources import read_sources
-from raygenesis.config import load_settings
 from raygenesis.errors import WorkspaceError
+from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace
 from tests.archive import dicom_series
 from tests.archive.nifti import grey, write_nifti

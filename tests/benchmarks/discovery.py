@@ -35,9 +35,9 @@ from raygenesis.archive.geometry import best_level
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.source import coarse_cubes, parts_of
 from raygenesis.archive.store import folder_bytes, volume_folder
-from raygenesis.config import IndexSettings, Settings, load_settings
+from raygenesis.config import IndexSettings, Settings
 from raygenesis.demo.population import write_population
-from raygenesis.discovery.crop import _region, crop_cubes
+from raygenesis.discovery.cubes import _region, crop_cubes
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import Embedder, embed
 from raygenesis.discovery.encoders import load_scan_encoder
@@ -48,7 +48,8 @@ from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import part_path
-from raygenesis.pretraining.pretext import PretextTask
+from raygenesis.pretraining.task import PretextTask
+from raygenesis.settings import load_settings
 from raygenesis.training import samples_of
 from raygenesis.workspace import Workspace, manifest_of
 from tests.data import HEADS

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygenesis.archive.catalogue import CATALOGUE
-from raygenesis.config import load_settings
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import exact_search
 from raygenesis.discovery.neighbours import build_index, find_neighbours, searcher, typical_distance
 from raygenesis.discovery.patients import choose_references, load_patients
 from raygenesis.discovery.plan import plan_visits
 from raygenesis.patterns.schema import TRAINING, VALIDATION
+from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace, write_json
 
 SIZE, VOLUMES_PER_PART, CLUSTERS = 512, 128, 1000

@@ -1,176 +1,395 @@
-"""Crops: the values of the scan at known places in mm, whatever its voxels, its pyramid and its edges."""
+"""Random crops as a whole: a store like the discovered one, of places that fit and show anatomy, always the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
-from raygenesis.archive.geometry import best_level
-from raygenesis.config import IntensitySettings
-from raygenesis.discovery import crop
-from raygenesis.discovery.crop import crop_cubes, place, size_mm
-from tests.synthetic import archived, imaged
+from raygenesis import PatternDataset
+from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
+from raygenesis.archive.cells import decode
+from raygenesis.config import DiscoverySettings, Scale, Settings
+from raygenesis.discovery.crop import crop
+from raygenesis.discovery.plan import crops_of, pack
+from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.patterns.inspection import verify
+from raygenesis.patterns.reader import predicate, read_patterns
+from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
+from raygenesis.workspace import Workspace, remove_tree, write_json
+from tests.synthetic import archived
 
-AS_IT_IS = IntensitySettings()
+SCALES = (Scale(extent_mm=(18, 18, 18)), Scale(extent_mm=(16, 14, 14), extent_jitter=0.1, shift_mm=1))
+REACH = 18.0
+CUBE = (24, 24, 32)  # finer than the voxels: crops come from the finest level
+SHAPES = [(32, 40, 36), (28, 36, 40), (40, 28, 32)]
+SUBJECTS = [f"s{n:02d}" for n in range(12)]
+SCANS = [{"subject_id": subject, "volume_id": f"{n * 5 % 12:02d}"} for n, subject in enumerate(SUBJECTS)]
+HELD_OUT = held_out_subjects(SCANS, 0.25, seed=0)
+LEARNT_FROM = sorted(set(SUBJECTS) - HELD_OUT)
+THIN, FLAT, TWICE = LEARNT_FROM[:3]
+# Second scans, of ids that leave who is held out as it is.
+SCANS += [{"subject_id": TWICE, "volume_id": "12"}, {"subject_id": min(HELD_OUT), "volume_id": "13"}]
+NUM_TRAINING, NUM_HELD_OUT = 9 + 1 - 2, 3 + 1
+NUM_CROPS = 7
 
 
-def crop_cube(volumes, row, origin, extent, shape, intensity):
-    """One box alone."""
-    (cube,) = crop_cubes(volumes, row, [(origin, extent)], shape, intensity)
-    return cube
+def settings_with(seed: int = 0, **discovery: object) -> Settings:
+    chosen = {"cube_shape": CUBE, "scales": SCALES, "num_crops": NUM_CROPS, "min_content": 0.5, "patterns_per_part": 25}
+    return Settings(seed=seed, validation_fraction=0.25, discovery=DiscoverySettings(**(chosen | discovery)))
 
 
-def noise(shape, seed=0):
-    return np.random.default_rng(seed).random(shape).astype(np.float32)
+SETTINGS = settings_with()
 
 
-def interpolated(voxels, spacing, origin, extent, shape):
-    """Linear interpolation at the centres of the output's voxels, on the full level-0 array, by SciPy."""
-    places = [
-        (start + (np.arange(num) + 0.5) * length / num) / step - 0.5
-        for start, length, num, step in zip(origin, extent, shape, spacing, strict=True)
+def scan(number: int) -> np.ndarray:
+    """Texture in one half and nothing in the other, which half depends on the number; float32 in [0, 1]."""
+    shape = SHAPES[number % 3]
+    voxels = ndimage.gaussian_filter(np.random.default_rng(number).standard_normal(shape), 1.5)
+    voxels = (voxels - voxels.min()) / np.ptp(voxels)
+    axis = 1 + number % 2
+    half = [slice(None)] * 3
+    half[axis] = slice(shape[axis] // 2, None)
+    voxels[tuple(half)] = 0.5
+    return voxels.astype(np.float32)
+
+
+def make_workspace(root: Path, scans: list[dict] = SCANS) -> Workspace:
+    """An ingested archive of isotropic scans of 1 mm: one is too thin, one shows nothing."""
+    workspace = Workspace.open(root)
+    rows = []
+    for facts in scans:
+        voxels = scan(int(facts["volume_id"]))
+        if facts["subject_id"] == THIN:
+            voxels = voxels[:17]
+        if facts["subject_id"] == FLAT and facts["volume_id"] != "12":
+            voxels = np.full_like(voxels, 0.5)
+        rows.append(archived(workspace.volumes, voxels=voxels, spacing_mm=(1.0, 1.0, 1.0), coarse_size=20, **facts))
+    rows.sort(key=lambda row: row["volume_id"])
+    pq.write_table(pa.Table.from_pylist(rows, CATALOGUE), workspace.catalog)
+    write_json(workspace.archive / "manifest.json", {"fingerprint": f"{len(scans)} scans"})
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Workspace:
+    made = make_workspace(tmp_path_factory.mktemp("crop"))
+    crop(made, SETTINGS)
+    return made
+
+
+def catalogue(workspace: Workspace) -> dict[str, dict]:
+    return {row["volume_id"]: row for row in pq.read_table(workspace.catalog).to_pylist()}
+
+
+def volume_of(subject: str) -> str:
+    return next(facts["volume_id"] for facts in SCANS if facts["subject_id"] == subject)
+
+
+def stored(workspace: Workspace, where: object = None) -> list[dict]:
+    return read_patterns(workspace.crops, where=where).to_pylist()
+
+
+def files(workspace: Workspace) -> dict[str, bytes]:
+    """All but the manifest, which holds times."""
+    paths = sorted(path for path in workspace.crops.iterdir() if path.name != "manifest.json")
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def manifest(workspace: Workspace) -> dict:
+    return json.loads((workspace.crops / "manifest.json").read_text())
+
+
+def failures(workspace: Workspace) -> dict[str, str]:
+    rows = pq.read_table(workspace.crops / "failures.parquet").to_pylist()
+    assert len({row["source"] for row in rows}) == len(rows)
+    return {row["source"]: row["reason"] for row in rows}
+
+
+def content_of(rows: list[dict]) -> dict[tuple, tuple]:
+    """What was cropped, by scan and number."""
+    return {
+        (row["volume_id"], row["coordinate"]): (row["scale"], row["origin_mm"], row["extent_mm"], row["cube"])
+        for row in rows
+    }
+
+
+# --- what is stored -------------------------------------------------------------------------------
+
+
+def test_every_scan_gives_its_crops_and_the_store_is_whole(workspace, capsys):
+    told = manifest(workspace)
+    assert told["counts"] == {
+        "patterns": (NUM_TRAINING + NUM_HELD_OUT) * NUM_CROPS, "validation": NUM_HELD_OUT * NUM_CROPS,
+        "volumes": NUM_TRAINING + NUM_HELD_OUT, "parts": 5, "failures": 2,
+        "references": 0, "coordinates": NUM_CROPS, "neighbours": NUM_TRAINING + 1,
+    }  # fmt: skip
+    assert (told["cube_shape"], told["cube_dtype"], told["cube_steps"]) == ([*CUBE], "<u2", 4095)
+    assert told["raw_bytes"] == told["counts"]["patterns"] * np.prod(CUBE) * 2
+    assert verify(workspace, "crops") == told["counts"]["patterns"]
+    assert {path.name for path in workspace.crops.iterdir()} == {
+        "manifest.json", "failures.parquet", *(f"part-{n:06d}.{end}" for n in range(5) for end in ("parquet", "json"))
+    }  # fmt: skip
+
+
+def test_rows_are_those_of_a_pattern_store_without_labels(workspace):
+    rows = stored(workspace)
+    assert pq.read_schema(workspace.crops / "part-000000.parquet").equals(PATTERN)
+    assert {(row["label"], row["reference"]) for row in rows} == {(-1, -1)}
+    assert all(row["scale"] == row["coordinate"] % 2 for row in rows)
+    for row in rows:
+        number = pack(row["split"] == VALIDATION, 0, row["rank"], row["coordinate"], row["scale"])
+        assert row["pattern_id"] == number
+        assert row["origin_voxels"] == row["origin_mm"] and row["extent_voxels"] == row["extent_mm"]  # of 1 mm
+    of_scans: dict[tuple, set] = {}
+    for row in rows:
+        of_scans.setdefault((row["split"], row["rank"], row["volume_id"]), set()).add(row["coordinate"])
+    assert set(map(tuple, of_scans.values())) == {tuple(range(NUM_CROPS))}
+    assert len(of_scans) == len({volume for *_, volume in of_scans}) == NUM_TRAINING + NUM_HELD_OUT
+
+
+def test_the_torch_dataset_reads_them(workspace):
+    for split, num_scans in ((TRAINING, NUM_TRAINING), (VALIDATION, NUM_HELD_OUT)):
+        dataset, rows = PatternDataset(workspace.crops, split), stored(workspace, predicate(split))
+        assert len(dataset) == len(rows) == num_scans * NUM_CROPS and dataset.num_classes == 0
+        assert dataset.labels.tolist() == [-1] * len(rows)
+        assert np.array_equal(dataset[5]["cube"][0], decode(rows[5]["cube"], CUBE)) and dataset[5]["label"] == -1
+
+
+def test_cubes_are_linear_interpolation_of_the_scan_at_their_places(workspace):
+    rows = stored(workspace)
+    for row in rows[::3]:
+        places = [
+            start + (np.arange(num) + 0.5) * length / num - 0.5
+            for start, length, num in zip(row["origin_mm"], row["extent_mm"], CUBE, strict=True)
+        ]
+        voxels = scan(int(row["volume_id"]))
+        expected = ndimage.map_coordinates(voxels, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+        np.testing.assert_allclose(decode(row["cube"], CUBE), expected, atol=0.5 / 4095 + 2e-5)
+
+
+# --- where ----------------------------------------------------------------------------------------
+
+
+def shows(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bool arrays of the coarse voxels: where the largest crop fits, and where its window shows anatomy."""
+    shape = tuple(side // 2 for side in voxels.shape)
+    coarse = voxels.reshape(shape[0], 2, shape[1], 2, shape[2], 2).mean((1, 3, 5), dtype=np.float64)
+
+    def windows(image: np.ndarray, width: int) -> np.ndarray:
+        padded = np.pad(image, width // 2, mode="edge")
+        return np.lib.stride_tricks.sliding_window_view(padded, (width,) * 3)
+
+    varies = windows(coarse, 3).std((3, 4, 5)) >= 0.1 * coarse.std()
+    share = windows(varies.astype(float), int(REACH / 2)).mean((3, 4, 5))
+    centres = 2 * np.indices(shape) + 1
+    size = 2 * np.array(shape).reshape(3, 1, 1, 1)
+    fits = ((centres >= REACH / 2) & (centres <= size - REACH / 2)).all(0)
+    return fits, share >= 0.5
+
+
+def test_crops_lie_inside_the_scan_and_show_anatomy(workspace):
+    seen = 0
+    for volume_id in {row["volume_id"] for row in stored(workspace)}:
+        row = catalogue(workspace)[volume_id]
+        assert row["levels"][-1] == [2, 2, 2]
+        fits, is_shown = shows(scan(int(volume_id)))
+        assert (fits & ~is_shown).sum() > 20 < (fits & is_shown).sum()  # there is something to avoid
+        for pattern in stored(workspace, pa.compute.field("volume_id") == volume_id):
+            origin, extent = np.array(pattern["origin_mm"]), np.array(pattern["extent_mm"])
+            assert (origin >= 0).all() and (origin + extent <= np.array(row["shape"]) + 1e-9).all()
+            centre = origin + extent / 2
+            # Half a coarse voxel of 2 mm from the centre of one that fits and shows anatomy.
+            near = np.argwhere(fits & is_shown) * 2 + 1
+            assert (np.abs(near - centre).max(1) <= 1 + 1e-9).any()
+            seen += 1
+    assert seen == (NUM_TRAINING + NUM_HELD_OUT) * NUM_CROPS
+
+
+def many_crops(num_crops: int, places: np.ndarray, volume_id: str = "a", seed: int = 0) -> list[dict]:
+    volume = {"volume_id": volume_id, "shape": [200] * 3, "spacing_mm": [1.0] * 3}
+    visit = {"reference": -1, "rank": 4, "split": TRAINING}
+    chosen = settings_with(num_crops=num_crops).discovery
+    return crops_of(visit, volume, places, np.array([2.0, 3.0, 4.0]), chosen, seed)
+
+
+def test_places_and_what_moves_them_are_uniform():
+    places = np.array([[50, 60, 70], [80, 60, 70], [50, 90, 70], [90, 90, 120.0]])
+    rows = many_crops(4000, places)
+    centres = np.array([np.add(row["origin_mm"], np.array(row["extent_mm"]) / 2) for row in rows])
+    distance = np.abs(centres[:, None] - places).max(2)
+    which = distance.argmin(1)
+    assert stats.chisquare(np.bincount(which, minlength=4)).pvalue > 0.001
+    moved = (centres - places[which]) / [2.0, 3.0, 4.0]
+    assert np.abs(moved).max() <= 0.5
+    for axis in range(3):
+        assert stats.kstest(moved[:, axis], stats.uniform(-0.5, 1).cdf).pvalue > 0.001
+    assert np.abs(np.corrcoef(moved.T)[np.triu_indices(3, 1)]).max() < 0.05
+    extents = np.array([row["extent_mm"] for row in rows])
+    assert (extents[::2] == 18).all() and (extents[1::2, 0] == 16).all()
+    assert (extents[1::2, 1] == extents[1::2, 2]).all()
+    assert stats.kstest(extents[1::2, 1] / 14, stats.uniform(0.9, 0.2).cdf).pvalue > 0.001
+
+
+def test_the_first_crops_of_a_scan_are_those_of_fewer_and_other_scans_and_seeds_have_others():
+    places = np.random.default_rng(0).uniform(30, 170, (1000, 3))
+    rows = many_crops(40, places)
+    assert many_crops(9, places) == rows[:9]
+    for other in (many_crops(40, places, volume_id="b"), many_crops(40, places, seed=1)):
+        assert all(one["origin_mm"] != two["origin_mm"] for one, two in zip(rows, other, strict=True))
+
+
+# --- who ------------------------------------------------------------------------------------------
+
+
+def test_held_out_subjects_are_never_among_the_training_ones(workspace):
+    rows = catalogue(workspace)
+    subjects = {TRAINING: set(), VALIDATION: set()}
+    ranks: dict[str, set[int]] = {TRAINING: set(), VALIDATION: set()}
+    for row in stored(workspace):
+        subjects[row["split"]].add(rows[row["volume_id"]]["subject_id"])
+        ranks[row["split"]].add(row["rank"])
+    assert subjects == {TRAINING: set(LEARNT_FROM) - {THIN, FLAT}, VALIDATION: set(HELD_OUT)}
+    assert ranks[VALIDATION] == {1, 2, 3, 4}
+    assert ranks[TRAINING] < set(range(NUM_TRAINING + 1)) and len(ranks[TRAINING]) == NUM_TRAINING  # the flat one's
+
+
+def test_scans_without_a_crop_are_told_with_their_reason(workspace):
+    told = failures(workspace)
+    thin, flat = f"{volume_of(THIN)}.nii", f"{volume_of(FLAT)}.nii"
+    assert told.keys() == {thin, flat}
+    assert "is smaller than the largest crop, 18×18×18 mm (discovery.scales)" in told[thin]
+    assert told[flat].startswith("no place where a crop fits and shows anatomy: lower discovery.scales'")
+
+
+def test_k_scans_and_c_crops_of_each_are_predicates(workspace, tmp_path):
+    some = stored(workspace, predicate(TRAINING, num_neighbours=4, num_coordinates=3))
+    everything = stored(workspace)
+    expected = [
+        row for row in everything if row["split"] == TRAINING and row["rank"] < 4 and row["coordinate"] < 3
     ]
-    return ndimage.map_coordinates(voxels, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+    assert some == expected and 9 <= len(some) <= 12
+    fewer = make_workspace(tmp_path)
+    crop(fewer, settings_with(num_crops=3))
+    assert stored(fewer) == [row for row in everything if row["coordinate"] < 3]
 
 
-def scene(z, y, x):
-    """A smooth object, told in mm."""
-    bump = np.exp(-((z - 30) ** 2 + (y - 34) ** 2 + (x - 28) ** 2) / (2 * 9**2))
-    return 0.1 + 0.6 * bump + 0.3 * np.exp(-((z - 36) ** 2 + (y - 22) ** 2 + (x - 40) ** 2) / (2 * 7**2))
+def test_fewer_scans_keep_the_places_and_the_order_of_the_others(workspace, tmp_path):
+    gone = [volume_of(LEARNT_FROM[-1]), volume_of(LEARNT_FROM[-2])]
+    fewer = make_workspace(tmp_path, [facts for facts in SCANS if facts["volume_id"] not in gone])
+    crop(fewer, SETTINGS)
+    rows, there = stored(workspace), stored(fewer)
+    assert content_of(there) == content_of([row for row in rows if row["volume_id"] not in gone])
+
+    ranks = [
+        {row["volume_id"]: row["rank"] for row in some if row["split"] == TRAINING} for some in (rows, there)
+    ]
+    in_both = ranks[0].keys() & ranks[1].keys()
+    assert len(in_both) == 6
+    assert sorted(in_both, key=ranks[0].get) == sorted(in_both, key=ranks[1].get) != sorted(in_both)
 
 
-@pytest.mark.parametrize(
-    ("origin", "extent"),
-    [
-        ((10.3, 7.7, 6.1), (30.0, 20.0, 14.0)),
-        ((0.0, 0.0, 0.0), (30.0, 20.0, 14.0)),  # touching the first corner
-        ((50.0, 30.0, 28.0), (30.0, 20.0, 14.0)),  # and the last
-        ((0.0, 0.0, 0.0), (80.0, 50.0, 42.0)),  # the whole scan
-    ],
-)
-def test_a_crop_is_linear_interpolation_of_the_scan(tmp_path, origin, extent):
-    voxels, spacing, shape = noise((40, 50, 60)), (2.0, 1.0, 0.7), (64, 56, 72)
-    row = archived(tmp_path, "a", voxels, spacing, coarse_size=16)
-    assert size_mm(row).tolist() == pytest.approx([80, 50, 42])
-    cube = crop_cube(tmp_path, row, origin, extent, shape, AS_IT_IS)
-    assert cube.shape == shape and cube.dtype == np.float32
-    np.testing.assert_allclose(cube, interpolated(voxels, spacing, origin, extent, shape), atol=2e-5)
+def test_as_many_crops_as_discovery_would_write_when_no_number_is_given(workspace, tmp_path):
+    """2 references × 5 neighbours × 3 coordinates × 2 scales = 60 of 9 scans with room."""
+    other = make_workspace(tmp_path)
+    asked = {"num_references": 2, "num_neighbours": 5, "num_coordinates": 3}
+    told = crop(other, settings_with(num_crops=None, **asked))
+    assert told["counts"]["coordinates"] == 7 and told["settings"]["discovery"]["num_crops"] == 7
+    assert files(other) == files(workspace)
 
 
-def test_a_flat_image_is_cropped_alike(tmp_path):
-    voxels = noise((90, 70))
-    row = archived(tmp_path, "a", voxels, (0.5, 0.8), coarse_size=16)
-    cube = crop_cube(tmp_path, row, (3.1, 5.2), (12.0, 16.0), (32, 24), AS_IT_IS)
-    np.testing.assert_allclose(cube, interpolated(voxels, (0.5, 0.8), (3.1, 5.2), (12, 16), (32, 24)), atol=2e-5)
+# --- again, after a kill, and with damage ---------------------------------------------------------
 
 
-def test_a_coarse_crop_is_read_from_a_coarse_level_and_shows_the_same(tmp_path):
-    spacing, origin, extent, shape = (0.5, 0.5, 0.5), (8.0, 9.0, 5.0), (48.0, 44.0, 50.0), (16, 16, 16)
-    voxels = imaged(scene, (128, 128, 128), spacing)
-    row = archived(tmp_path, "a", voxels, spacing, coarse_size=16)
-    assert best_level(row["levels"], spacing, np.array(extent) / shape) == 2
-    cube = crop_cube(tmp_path, row, origin, extent, shape, AS_IT_IS)
-    np.testing.assert_allclose(cube, interpolated(voxels, spacing, origin, extent, shape), atol=0.03)
+def test_a_second_call_does_nothing_whatever_discovery_alone_is_told(workspace, capsys):
+    before = {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*")}
+    for chosen in (SETTINGS, settings_with(num_neighbours=3, num_coordinates=2, alignment="rigid")):
+        crop(workspace, chosen)
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    assert {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*")} == before
 
 
-def test_detail_finer_than_the_crops_voxels_becomes_its_mean(tmp_path):
-    voxels = (np.indices((64, 64, 64)).sum(0) % 2).astype(np.float32)
-    for coarse_size in (64, 16):  # without a pyramid, and with
-        row = archived(tmp_path, f"a{coarse_size}", voxels, (1, 1, 1), coarse_size)
-        cube = crop_cube(tmp_path, row, (8, 8, 8), (48, 48, 48), (12, 12, 12), AS_IT_IS)
-        np.testing.assert_allclose(cube, 0.5, atol=0.02)
+def test_other_settings_and_another_archive_are_refused(workspace, tmp_path):
+    with pytest.raises(WorkspaceError, match=r"crops was made with other settings \(discovery\.num_crops was 7 and is"):
+        crop(workspace, settings_with(num_crops=8))
+    grown = make_workspace(tmp_path)
+    crop(grown, SETTINGS)
+    write_json(grown.archive / "manifest.json", {"fingerprint": "another"})
+    with pytest.raises(WorkspaceError, match="crops was not made from the present archive"):
+        crop(grown, SETTINGS)
 
 
-@pytest.mark.parametrize(
-    ("shape", "spacing"),
-    [((30, 60, 120), (2.0, 1.0, 0.5)), ((80, 60, 50), (0.75, 1.0, 1.2)), ((24, 24, 24), (2.5, 2.5, 2.5))],
-)
-def test_scanners_of_other_voxel_sizes_give_the_same_cube_of_the_same_object(tmp_path, shape, spacing):
-    box = ((14.0, 12.0, 16.0), (32.0, 36.0, 30.0), (16, 16, 16))
-    fine = archived(tmp_path, "fine", imaged(scene, (120, 120, 120), (0.5, 0.5, 0.5)), (0.5, 0.5, 0.5))
-    other = archived(tmp_path, "other", imaged(scene, shape, spacing), spacing)
-    expected, found = (crop_cube(tmp_path, row, *box, AS_IT_IS) for row in (fine, other))
-    assert expected.std() > 0.1
-    np.testing.assert_allclose(found, expected, atol=0.03)
-    moved = crop_cube(tmp_path, other, (17.0, 12.0, 16.0), *box[1:], AS_IT_IS)
-    assert np.abs(moved - expected).max() > 0.1  # 3 mm off would be noticed
+def break_finest(workspace: Workspace, volume_id: str) -> None:
+    for shard in (workspace.volumes / f"{volume_id}.ome.zarr" / "0").glob("c.*"):
+        shard.write_bytes(shard.read_bytes()[:50])
 
 
-def test_an_edge_lies_at_its_place_in_mm(tmp_path):
-    voxels = np.zeros((20, 40, 40), np.float32)
-    voxels[12:] = 1  # from 36 mm on, of 60
-    row = archived(tmp_path, "a", voxels, (3.0, 1.0, 1.0))
-    cube = crop_cube(tmp_path, row, (26.0, 5, 5), (20.0, 30, 30), (40, 8, 8), AS_IT_IS)
-    profile = cube.mean((1, 2))
-    centres = 26 + (np.arange(40) + 0.5) * 0.5
-    assert np.interp(0.5, profile, centres) == pytest.approx(36, abs=0.01)
+def break_coarsest(workspace: Workspace, volume_id: str) -> None:
+    for shard in (workspace.volumes / f"{volume_id}.ome.zarr" / "1").glob("c.*"):
+        shard.write_bytes(shard.read_bytes()[:50])
 
 
-def test_the_saved_cube_is_normalised_as_the_settings_say(tmp_path):
-    """The published code normalised the volume it looked at, and saved cubes of the other."""
-    hounsfield = np.linspace(-2000, 2000, 16**3).reshape(16, 16, 16)
-    stored = np.rint((hounsfield + 1024) / 2).astype(np.int16)
-    row = archived(tmp_path, "a", stored, (1, 1, 1), slope=2.0, intercept=-1024.0, low=[-400.0], high=[900.0])
-    box = ((0, 0, 0), (16, 16, 16), (16, 16, 16))
-    windowed = crop_cube(tmp_path, row, *box, IntensitySettings(window=(-1000, 1000)))
-    values = stored.astype(np.float64) * 2 - 1024
-    np.testing.assert_allclose(windowed, np.clip((values + 1000) / 2000, 0, 1), atol=1e-5)
-    scaled = crop_cube(tmp_path, row, *box, AS_IT_IS)
-    np.testing.assert_allclose(scaled, np.clip((stored.astype(np.float64) + 400) / 1300, 0, 1), atol=1e-5)
-    assert windowed.min() == scaled.min() == 0 and windowed.max() == scaled.max() == 1
+def remove(workspace: Workspace, volume_id: str) -> None:
+    remove_tree(workspace.volumes / f"{volume_id}.ome.zarr")
 
 
-# --- the edge of the scan -------------------------------------------------------------------------
+@pytest.mark.parametrize("damage", [break_finest, break_coarsest, remove])
+def test_a_damaged_scan_loses_its_crops_alone_and_is_told_alike_after_a_kill(workspace, tmp_path, damage, capsys):
+    other, damaged = make_workspace(tmp_path), volume_of(LEARNT_FROM[4])
+    damage(other, damaged)
+    told = crop(other, SETTINGS)
+    assert f"crop: skipped {damaged}.nii: " in capsys.readouterr().out
+    expected = [row for row in stored(workspace) if row["volume_id"] != damaged]
+    assert stored(other) == expected and len(expected) == told["counts"]["patterns"]
+    assert failures(other).keys() == failures(workspace).keys() | {f"{damaged}.nii"}
+    assert told["counts"]["failures"] == 3
+    before = files(other)
+    write_json(other.crops / "started.json", {"settings": told["settings"], "inputs": told["inputs"]})
+    (other.crops / "manifest.json").unlink()
+    (other.crops / "part-000001.parquet").unlink()
+    (other.crops / ".part-000001.parquet.abcd1234").write_bytes(b"half a part")
+    kept = {path: path.stat().st_mtime_ns for path in other.crops.glob("part-*.parquet")}
+    crop(other, SETTINGS)
+    (other.crops / ".part-000001.parquet.abcd1234").unlink()
+    assert files(other) == before and manifest(other)["counts"] == told["counts"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept and len(kept) == told["counts"]["parts"] - 1
 
 
-def test_boxes_are_moved_inside_and_never_cut():
-    size, extent = np.array([60.0, 50.0, 40.0]), np.array([20.0, 20.0, 20.0])
-    centres = np.array([[30.0, 25, 20], [1, 49, 20], [-30, 300, 39], [10, 40, 30]])
-    expected = [[20, 15, 10], [0, 30, 10], [0, 30, 20], [0, 30, 20]]
-    assert place(centres, extent, size).tolist() == expected
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_crops(workspace, tmp_path):
+    again = make_workspace(tmp_path / "again")
+    crop(again, SETTINGS)
+    assert files(again) == files(workspace)
+    other = make_workspace(tmp_path / "other")
+    crop(other, settings_with(seed=1))
+    assert {row["cube"] for row in stored(other)}.isdisjoint(row["cube"] for row in stored(workspace))
 
 
-def test_a_box_as_large_as_the_scan_is_the_scan():
-    assert place(np.array([12.0, 99.0]), np.array([50.0, 40.0]), np.array([50.0, 40.0])).tolist() == [0, 0]
+# --- what cannot be cropped -----------------------------------------------------------------------
 
 
-def test_crops_at_the_edges_of_a_small_scan_are_whole(tmp_path):
-    """The published code gave short crops where a neighbour was smaller than the reference."""
-    voxels = noise((17, 13, 19))
-    row = archived(tmp_path, "small", voxels, (1.5, 1.5, 1.5), coarse_size=8)
-    extent = np.array([12.0, 12.0, 12.0])
-    for centre in ([0, 0, 0], [100, 100, 100], [0, 100, 14]):
-        origin = place(np.array(centre, float), extent, size_mm(row))
-        cube = crop_cube(tmp_path, row, origin, extent, (8, 16, 8), AS_IT_IS)
-        assert cube.shape == (8, 16, 8)
-        np.testing.assert_allclose(cube, interpolated(voxels, (1.5,) * 3, origin, extent, (8, 16, 8)), atol=2e-5)
+def test_an_archive_without_a_place_is_refused_in_a_sentence_and_leaves_nothing(ray_cluster, tmp_path):
+    made = make_workspace(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"no training scan gave a crop; of 13 .* first is \d\d\.nii: no place"):
+        crop(made, settings_with(box=((0, 1), (0.95, 1), (0, 1))))
+    assert not made.crops.exists()
+    assert crop(made, SETTINGS)["counts"]["volumes"] == NUM_TRAINING + NUM_HELD_OUT
 
 
-# --- several boxes at once ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("channels", [(), (2,)])
-def test_boxes_cropped_together_are_those_cropped_alone(tmp_path, channels):
-    row = archived(tmp_path, "a", noise((*channels, 64, 60, 66)), (1.0, 1.1, 0.9), coarse_size=16)
-    generator = np.random.default_rng(0)
-    boxes = []
-    for extent in generator.uniform(6, 50, (12, 3)):  # of several levels
-        boxes.append((place(generator.uniform(0, 60, 3), extent, size_mm(row)), extent))
-    levels = {best_level(row["levels"], row["spacing_mm"], extent / 8) for _, extent in boxes}
-    assert len(levels) > 1
-    chosen = IntensitySettings(channel=len(channels))
-    cubes = crop_cubes(tmp_path, row, boxes, (8, 8, 8), chosen)
-    for cube, box in zip(cubes, boxes, strict=True):
-        np.testing.assert_array_equal(cube, crop_cube(tmp_path, row, *box, (8, 8, 8), chosen))
-
-
-def test_each_level_is_read_once_however_many_boxes(tmp_path, monkeypatch):
-    row = archived(tmp_path, "a", noise((64, 60, 66)), (1.0, 1.0, 1.0), coarse_size=16)
-    asked = []
-    plain = crop.read_regions
-    monkeypatch.setattr(
-        crop, "read_regions", lambda folder, level, *rest: asked.append(level) or plain(folder, level, *rest)
-    )
-    boxes = [((n, n, n), (extent,) * 3) for n in range(8) for extent in (6, 20, 40)]
-    crop_cubes(tmp_path, row, boxes, (8, 8, 8), AS_IT_IS)
-    assert asked == sorted(set(asked)) and len(asked) > 1
-    assert crop_cubes(tmp_path, row, [], (8, 8, 8), AS_IT_IS) == []
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path):
+    empty = Workspace.open(tmp_path / "empty")
+    with pytest.raises(WorkspaceError, match="archive is not there or not finished: run `raygenesis ingest` first"):
+        crop(empty, SETTINGS)
+    made = make_workspace(tmp_path / "made", SCANS[:4])
+    with pytest.raises(WorkspaceError, match="no training scan of the archive can hold the largest crop, 90×90×90 mm"):
+        crop(made, settings_with(scales=(Scale(extent_mm=(90, 90, 90)),)))
+    with pytest.raises(SettingsError, match=r"discovery\.num_crops=32769 .* is more than 32768: give a smaller"):
+        crop(made, settings_with(num_crops=2**15 + 1))
+    one = make_workspace(tmp_path / "one", [facts for facts in SCANS if facts["subject_id"] == TWICE])
+    with pytest.raises(WorkspaceError, match=r"no validation scan .* add scans of other subjects"):
+        crop(one, SETTINGS)
+    assert not made.crops.exists() and not one.crops.exists()

@@ -15,8 +15,9 @@ from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
 from raygenesis.archive.cells import encode
 from raygenesis.config import AutoencoderSettings, DiscoverySettings, IndexSettings, Scale, Settings
 from raygenesis.discovery.coordinates import CoordinateError
-from raygenesis.discovery.crop import crop_cubes, size_mm
-from raygenesis.discovery.discover import _failures, crop_part, discover
+from raygenesis.discovery.cubes import crop_cubes, size_mm
+from raygenesis.discovery.discover import crop_part, discover
+from raygenesis.discovery.parts import _failures
 from raygenesis.discovery.plan import VISIT
 from raygenesis.discovery.reference import Reference, choose_coordinates
 from raygenesis.errors import SettingsError, WorkspaceError

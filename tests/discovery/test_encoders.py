@@ -136,12 +136,12 @@ def test_what_is_saved_encodes_the_same_when_it_is_opened(tmp_path, kind):
 
 
 def a_run(folder: Path, ndim: int = 3) -> Path:
-    from raygenesis.pretraining.networks import SemanticGenesis
+    from raygenesis.pretraining.networks import Architecture, PretextNetwork
     from raygenesis.pretraining.weights import export
 
     torch.manual_seed(1)
     folder.mkdir()
-    export(SemanticGenesis(4, ndim, 2).eval(), folder, {"ndim": ndim, "base_width": 2, "num_classes": 4}, {})
+    export(PretextNetwork(Architecture(ndim=ndim, base_width=2)).eval(), folder, {})
     return folder
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.discovery.coordinates import Frame, corresponding
-from raygenesis.discovery.crop import size_mm
+from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.plan import VISIT, pack, patterns_of, plan_visits
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 

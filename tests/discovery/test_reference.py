@@ -11,7 +11,7 @@ from scipy import ndimage
 from raygenesis.config import AutoencoderSettings, DiscoverySettings, Scale, Settings
 from raygenesis.discovery import reference as module
 from raygenesis.discovery.coordinates import CoordinateError
-from raygenesis.discovery.crop import size_mm
+from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.reference import Correspondence, choose_coordinates
 from tests.synthetic import archived, imaged
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from raygenesis.cli import main
-from tests.data import HIPPOCAMPI, needs_hippocampi
+from tests.data import HIPPOCAMPI, RADIOGRAPHS, needs_hippocampi
 from tests.end_to_end.conftest import TINY, MainJob
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
@@ -25,6 +25,9 @@ FASTER = [
     "finetune.num_test=2",
     "finetune.num_trials=2",
 ]
+
+
+WITHOUT_SETTINGS = ("config", "archive", "patterns", "pretexts", "weights")
 
 
 def console_lines(start: str) -> list[str]:
@@ -50,6 +53,10 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
     shutil.copytree(main_job.workspace, root / "workspace")
     if not HIPPOCAMPI.is_dir():
         pytest.skip(f"labelled hippocampi are not at {HIPPOCAMPI}")
+    radiographs = root / "radiographs"
+    radiographs.mkdir()
+    for path in sorted(RADIOGRAPHS.glob("*.png"))[:: len(list(RADIOGRAPHS.glob("*.png"))) // 24]:
+        shutil.copy(path, radiographs)
     outputs = {}
     for line in console_lines("raygenesis "):
         workspace = root / ("other" if "subject_pattern" in line else "workspace")
@@ -57,9 +64,11 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
             "SCANS": main_job.scans, "WORKSPACE": workspace, "IMAGES": HIPPOCAMPI / "images",
             "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png", "EMBEDDINGS": root / "embeddings",
             "patterns.png": root / "patterns.png", "WORKSPACE/runs/default": workspace / "runs" / "default",
+            "WORKSPACE/runs/rotation": workspace / "runs" / "rotation", "genesis.pt": root / "genesis.pt",
+            "RADIOGRAPHS": radiographs, "WORKSPACE-2D": root / "flat",
         }  # fmt: skip
         arguments = [str(places.get(word, word)) for word in shlex.split(line)[1:]]
-        code, output = follow(*arguments, *([] if arguments[0] in ("config", "archive", "patterns") else FASTER))
+        code, output = follow(*arguments, *([] if arguments[0] in WITHOUT_SETTINGS else FASTER))
         assert code == 0, line + "\n" + output
         outputs[line] = output
     outputs["workspace"] = str(root / "workspace")
@@ -69,7 +78,10 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
 @needs_hippocampi
 def test_each_verb_that_the_readme_shows_runs(followed: dict[str, str]) -> None:
     verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
-    assert verbs == {"run", "ingest", "archive", "config", "embed", "patterns", "sweep", "finetune", "report"}
+    assert verbs == {
+        "run", "ingest", "archive", "config", "embed", "patterns", "sweep", "finetune", "report", "crop", "pretrain",
+        "pretexts", "weights",
+    }  # fmt: skip
 
 
 def test_the_sweep_ranks_eight_points_of_one_store_without_cropping(
@@ -91,7 +103,7 @@ def test_the_sweep_ranks_eight_points_of_one_store_without_cropping(
 
 def test_finetuning_compares_random_with_pretrained_weights(followed: dict[str, str]) -> None:
     manifest = json.loads((Path(followed["workspace"]) / "transfer" / "default" / "manifest.json").read_text())
-    assert [row["initialisation"] for row in manifest["table"]] == ["random", "semantic-genesis"]
+    assert [row["initialisation"] for row in manifest["table"]] == ["random", "pretrained"]
     assert all(0 <= row["dice_mean"] <= 1 and row["trials"] == 2 for row in manifest["table"])
 
 
@@ -102,13 +114,13 @@ def test_the_page_tells_of_the_sweep_and_the_target(followed: dict[str, str]) ->
 
 def test_the_python_snippets_run(followed: dict[str, str]) -> None:
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for snippet in snippets:
         exec(snippet.replace("WORKSPACE", followed["workspace"]), {})
 
 
 def test_the_readme_claims_no_verb_that_is_missing() -> None:
-    named = set(re.findall(r"`(ingest|embed|discover|pretrain|sweep|finetune|report)`", README))
+    named = set(re.findall(r"`(ingest|embed|discover|crop|pretrain|sweep|finetune|report)`", README))
     for verb in named:
         assert follow(verb, "--help")[0] == 0
         assert (Path(__file__).resolve().parents[2] / "jobs" / f"{verb}.py").is_file()

@@ -15,9 +15,9 @@ from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.inspection import fault_of, info, show
 from raygenesis.archive.store import read_region, volume_folder
-from raygenesis.config import load_settings
 from raygenesis.errors import WorkspaceError
 from raygenesis.remote import RemotePath
+from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace
 from tests.archive.nifti import grey, write_nifti
 from tests.s3 import BUCKET, s3_server

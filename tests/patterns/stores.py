@@ -23,7 +23,7 @@ def noise(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StorePlan:
-    """A store of R × C classes, K neighbours, V held-out patients and S scales."""
+    """A store of R × C classes, K neighbours, V held-out patients and S scales; with R = 0 of C random crops a scan."""
 
     references: int = 2
     coordinates: int = 4
@@ -38,13 +38,15 @@ class StorePlan:
         """Rows in a store's order: by rank, reference, coordinate, scale."""
         rows = []
         for rank in ranks:
-            for reference in range(self.references):
+            for reference in range(self.references) or (-1,):
                 for coordinate in range(self.coordinates):
-                    for scale in range(self.scales):
+                    for scale in range(self.scales) if self.references else (coordinate % self.scales,):
                         number = ((rank * self.references + reference) * self.coordinates + coordinate) * self.scales
+                        if not self.references:
+                            number = (rank * self.coordinates + coordinate) * self.scales
                         row = {
                             "pattern_id": (number + scale) * 2 + (split == VALIDATION),
-                            "label": reference * self.coordinates + coordinate,
+                            "label": reference * self.coordinates + coordinate if self.references else -1,
                             "reference": reference, "coordinate": coordinate, "rank": rank, "scale": scale,
                             "split": split, "volume_id": f"{split}-{rank}",
                         }  # fmt: skip
@@ -89,6 +91,10 @@ def write_store(
     }
     manifest = {
         "settings": {"discovery": {"scales": scales}},
+        "inputs": {},
+        "fingerprint": "made up",
+        "finished": "2026-01-01T00:00:00+00:00",
+        "version": "0.0.0",
         "counts": counts,
         "cube_shape": list(plan.shape),
         "cube_dtype": DTYPE.str,

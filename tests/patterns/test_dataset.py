@@ -192,3 +192,28 @@ def test_damage_is_told_with_part_and_remedy(tmp_path: Path) -> None:
     for read in (lambda: pickle.loads(pickle.dumps(dataset))[2], lambda: PatternDataset(tmp_path)):
         with pytest.raises(WorkspaceError, match=rf"{part} is missing: remove .*manifest.json, then run `raygenesis d"):
             read()
+
+
+def test_random_crops_have_no_classes_and_name_their_own_verb(tmp_path: Path) -> None:
+    folder = tmp_path / "crops"
+    rows = StorePlan(references=0, coordinates=5, neighbours=3).write(folder)
+    dataset = PatternDataset(folder, num_neighbours=2, num_coordinates=3)
+    expected = [row for row in rows if row["split"] == TRAINING and row["rank"] < 2 and row["coordinate"] < 3]
+    assert dataset.pattern_ids.tolist() == [row["pattern_id"] for row in expected] and len(expected) == 6
+    assert dataset.labels.tolist() == [-1] * 6 and dataset.num_classes == 0 and dataset[4]["label"] == -1
+    np.testing.assert_array_equal(dataset[4]["cube"][0], quantised(noise(expected[4], PLAN.shape)))
+    for selection, sentence in (
+        ({"num_neighbours": 4}, r"num_neighbours=4: .*crops holds 3: give 1 to 3, or crop again with more scans"),
+        ({"num_coordinates": 6}, r"=6: .* give 1 to 5, or crop again with another discovery\.num_crops"),
+    ):
+        with pytest.raises(SettingsError, match=sentence):
+            PatternDataset(folder, **selection)
+    part_path(folder, 0).write_bytes(b"short")
+    with pytest.raises(WorkspaceError, match=r"is damaged \(.*\): remove it and .*, then run `raygenesis crop`"):
+        PatternDataset(folder)
+    part_path(folder, 0).unlink()
+    with pytest.raises(WorkspaceError, match=r"is missing: remove .*, then run `raygenesis crop`"):
+        PatternDataset(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(WorkspaceError, match="run `raygenesis crop` first"):
+        PatternDataset(folder)

@@ -254,7 +254,60 @@ def test_show_at_the_command_line(workspace: Workspace, tmp_path: Path) -> None:
         show(workspace, tmp_path / "folder")
 
 
+CROPS = StorePlan(references=0, coordinates=5, neighbours=6)
+
+
+def test_info_and_verify_of_random_crops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = Workspace.open(tmp_path)
+    CROPS.write(workspace.crops, FAILURES)
+    lines = info(workspace, "crops")
+    assert lines[:2] == [
+        "40 patterns: 30 training, 10 validation",
+        "no classes: 5 random crops a scan, 6 training scans",
+    ]
+    assert lines[4] == "8 volumes, 3 parts" and sum(line.startswith("failed: ") for line in lines) == 2
+    assert verify(workspace, "crops") == 40
+    assert "verify: 40 patterns in 3 parts are whole" in capsys.readouterr().out
+    (workspace.crops / "failures.parquet").unlink()
+    with pytest.raises(WorkspaceError, match=r"failures.parquet is missing .* run `raygenesis crop`"):
+        info(workspace, "crops")
+
+
+@pytest.mark.parametrize("change", [{"label": 0}, {"reference": 0}, {"coordinate": 5}])
+def test_random_crops_with_a_label_or_beyond_their_number_are_found(tmp_path: Path, change: dict[str, int]) -> None:
+    parts = CROPS.parts()
+    parts[1][3] |= change
+    write_store(tmp_path / "crops", parts, CROPS)
+    sentence = r"part-000001\.parquet: pattern \d+ of reference -?\d and coordinate \d has the label -?\d: .* crop`"
+    with pytest.raises(WorkspaceError, match=sentence):
+        verify(Workspace.existing(tmp_path), "crops")
+
+
+def test_the_contact_sheet_of_random_crops_has_a_row_a_scan(tmp_path: Path, monkeypatch) -> None:
+    plan = StorePlan(
+        references=0, coordinates=14, neighbours=5,
+        cube=lambda row, shape: np.full(shape, shade(row["coordinate"], row["rank"]), np.float32),
+    )  # fmt: skip
+    parts = plan.parts()
+    parts[0] = [row for row in parts[0] if row["rank"] != 2]  # a scan without a place for a crop
+    write_store(tmp_path / "crops", parts, plan)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["patterns", "show", "--workspace", str(tmp_path), "--store", "crops", "--classes", "3"])
+    assert ended.value.code == 0
+    sheet = np.asarray(Image.open("crops.png"))
+    assert sheet.shape == (14 + 3 * 130, 96 + 10 * 130)
+    centres = sheet[14 + 64 :: 130, 96 + 64 :: 130]
+    expected = [[shade(number, rank) * 255 if rank != 2 else 0 for number in range(10)] for rank in (0, 2, 4)]
+    np.testing.assert_allclose(centres, np.clip(expected, 0, 255), atol=1)
+    with pytest.raises(WorkspaceError, match="run `raygenesis discover` first"):
+        show(Workspace.existing(tmp_path), tmp_path / "sheet.png")
+
+
 def test_show_and_info_of_no_store_say_which_verb_makes_one(tmp_path: Path) -> None:
     for look in (info, verify, lambda workspace: show(workspace, tmp_path / "sheet.png")):
         with pytest.raises(WorkspaceError, match="run `raygenesis discover` first"):
             look(Workspace.open(tmp_path))
+    for look in (info, verify):
+        with pytest.raises(WorkspaceError, match="run `raygenesis crop` first"):
+            look(Workspace.open(tmp_path), "crops")

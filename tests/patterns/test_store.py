@@ -159,26 +159,28 @@ def test_the_source_for_ray_has_a_task_for_each_part_that_is_needed_and_reads_th
 
 
 @pytest.mark.parametrize("read", [read_patterns, PatternSource])
-def test_a_part_that_is_cut_short_or_missing_is_named_with_the_remedy(store, tmp_path, read):
-    shutil.copytree(store, tmp_path / "patterns")
-    part = part_path(tmp_path / "patterns", 1)
+@pytest.mark.parametrize(("name", "verb"), [("patterns", "discover"), ("crops", "crop")])
+def test_a_part_that_is_cut_short_or_missing_is_named_with_the_remedy(store, tmp_path, read, name, verb):
+    shutil.copytree(store, tmp_path / name)
+    part = part_path(tmp_path / name, 1)
     part.write_bytes(part.read_bytes()[:-100])
-    remedy = rf"remove it and {part.parent / 'manifest.json'}, then run `raygenesis discover`"
+    remedy = rf"remove it and {part.parent / 'manifest.json'}, then run `raygenesis {verb}`"
     with pytest.raises(WorkspaceError, match=rf"{part} is damaged \(.*\): {remedy}"):
         read(part.parent)
     part.unlink()
-    with pytest.raises(WorkspaceError, match=rf"{part} is missing: remove .*manifest.json, then run `raygenesis disc"):
+    with pytest.raises(WorkspaceError, match=rf"{part} is missing: remove .*, then run `raygenesis {verb}`"):
         read(part.parent)
 
 
-def test_damage_that_no_footer_shows_sends_to_verify(store, tmp_path):
-    shutil.copytree(store, tmp_path / "patterns")
-    part = part_path(tmp_path / "patterns", 1)
+@pytest.mark.parametrize(("name", "option"), [("patterns", ""), ("crops", " --store crops")])
+def test_damage_that_no_footer_shows_sends_to_verify(store, tmp_path, name, option):
+    shutil.copytree(store, tmp_path / name)
+    part = part_path(tmp_path / name, 1)
     content = bytearray(part.read_bytes())
     content[4:40] = bytes(36)  # the first page's header
     part.write_bytes(content)
-    with pytest.raises(WorkspaceError, match=r"is damaged \(.*\): `raygenesis patterns verify` names the part"):
-        read_patterns(tmp_path / "patterns")
+    with pytest.raises(WorkspaceError, match=rf"is damaged \(.*\): `raygenesis patterns verify{option}` names"):
+        read_patterns(tmp_path / name)
 
 
 def test_a_checksum_is_of_the_whole_file(tmp_path):

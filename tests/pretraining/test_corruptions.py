@@ -5,14 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from raygenesis.pretraining import corruptions
+from raygenesis.archive.cells import STEPS
+from raygenesis.pretraining import corruption_steps, corruptions
 from raygenesis.pretraining.corruptions import CORRUPTIONS, CubeTooSmallError, choose, corrupt
 from raygenesis.pretraining.draws import Draws
 
 CUBE = (64, 64, 32)
 GENESIS, RELEASED = CORRUPTIONS["models-genesis"], CORRUPTIONS["semantic-genesis-released"]
-ALWAYS_SHUFFLED = replace(CORRUPTIONS["none"], shuffle_probability=1.0)
+SWAPPED = CORRUPTIONS["patch-shuffling"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,9 +39,33 @@ def voxel_numbers(n, shape):
     return torch.arange(np.prod(shape)).float().view(1, 1, *shape).repeat(n, 1, *[1] * len(shape))
 
 
-def hidden_fractions(paint, corruption, shape=CUBE, n=256, batch=16):
+def shuffled(cubes, draws, corruption=GENESIS):
+    bank = bank_of(cubes.shape[2:], corruption)
+    cubes = cubes.clone()
+    corruption_steps.shuffle(cubes, corruption_steps.shuffle_planes(draws, bank), bank)
+    return cubes
+
+
+def bank_of(shape, corruption=GENESIS):
+    settings = corruption.shuffle_blocks, corruption.shuffle_max_fraction
+    return corruption_steps.shuffle_bank(tuple(shape), *settings, torch.device("cpu"))
+
+
+def painted(cubes, draws, corruption=GENESIS, outside=False):
+    cubes, where = cubes.clone(), torch.full((len(cubes),), outside)
+    corruption_steps.paint(cubes, *corruption_steps.painting(draws, cubes.shape[1:], where, corruption))
+    return cubes
+
+
+def swapped(cubes, draws):
+    cubes, blocks = cubes.clone(), corruption_steps.swapped_blocks(draws, cubes.shape[2:], SWAPPED)
+    corruption_steps.swap(cubes, *blocks)
+    return cubes, [part.numpy() for part in blocks]
+
+
+def hidden_fractions(outside, corruption, shape=CUBE, n=256, batch=16):
     marked = torch.full((batch, 1, *shape), 2.0)  # noise stays below 1
-    parts = (paint(marked, streams(batch, first), corruption) != 2 for first in range(0, n, batch))
+    parts = (painted(marked, streams(batch, first), corruption, outside) != 2 for first in range(0, n, batch))
     return torch.cat([part.flatten(1).double().mean(1) for part in parts])
 
 
@@ -77,33 +103,121 @@ def assert_same_means(found, expected):
     ("shape", "blocks", "replays"),
     [(CUBE, 10_000, 12), ((32, 32, 32), 10_000, 12), ((48, 40), 200, 100)],
 )
-def test_shuffling_follows_the_law_of_the_block_process(shape, blocks, replays):
+def test_the_bank_follows_the_law_of_the_block_process(shape, blocks, replays):
     rng = np.random.default_rng(0)
     replayed = np.stack([replayed_sources(shape, blocks, rng) for _ in range(replays)])
-    corruption = replace(ALWAYS_SHUFFLED, shuffle_blocks=blocks)
-    drawn = corruptions.shuffle(voxel_numbers(replays, shape), streams(replays), corruption)
-    drawn = drawn[:, 0].numpy().astype(np.int64)
+    drawn = bank_of(shape, replace(GENESIS, shuffle_blocks=blocks)).numpy().reshape(-1, *shape)
     here = np.arange(np.prod(shape)).reshape(shape)
-    changed = [(cubes != here).reshape(replays, -1).mean(1) for cubes in (drawn, replayed)]
+    changed = [(cubes != here).reshape(len(cubes), -1).mean(1) for cubes in (drawn, replayed)]
     assert_same_means(*changed)
+    # Sources shown more than once, as later blocks leave only parts of earlier ones.
+    assert_same_means(*(np.array([len(np.unique(one)) / one.size for one in cubes]) for cubes in (drawn, replayed)))
     for axis, dim in enumerate(shape):
         for positions in (range(dim), [0], [1], [dim - 1]):  # the law is another near the edges
             assert_same_means(*(step_shares(cubes, axis, positions) for cubes in (drawn, replayed)))
 
 
+def test_a_single_block_holds_a_permutation_of_itself():
+    one_block = replace(GENESIS, shuffle_blocks=1)
+    here = np.arange(24 * 30 * 40)
+    for replay in bank_of((24, 30, 40), one_block).numpy().reshape(-1, here.size):
+        moved = replay != here
+        assert (np.sort(replay) == here).all()
+        if moved.any():
+            places = np.unravel_index(np.flatnonzero(moved), (24, 30, 40))
+            assert all(np.ptp(at) < side for at, side in zip(places, (2, 3, 4), strict=True))
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((20, 17, 18), 1), ((20, 17, 18), 3), ((48, 40), 2)])
+def test_every_plane_comes_from_its_drawn_replay(shape, channels):
+    bank, original = bank_of(shape), cubes(5, shape, channels)
+    planes = corruption_steps.shuffle_planes(streams(5), bank)
+    found = shuffled(original, streams(5))
+    for cube, choice, result in zip(original.numpy(), planes.tolist(), found.numpy(), strict=True):
+        source = np.stack([bank[replay, plane].numpy() for plane, replay in enumerate(choice)])
+        expected = cube.reshape(channels, -1)[:, source.ravel()]
+        assert np.array_equal(result, expected.reshape(cube.shape))
+
+
+def test_replays_are_drawn_evenly_and_planes_apart():
+    bank = bank_of((20, 17, 18))
+    assert bank.shape == (32, 20, 17 * 18)
+    planes = corruption_steps.shuffle_planes(streams(2000), bank)
+    assert stats.chisquare(torch.bincount(planes.flatten(), minlength=32).numpy()).pvalue > 1e-3
+    pairs = torch.bincount((planes[:, :-1] * 32 + planes[:, 1:]).flatten(), minlength=32 * 32)
+    assert stats.chisquare(pairs.numpy()).pvalue > 1e-3
+
+
+def test_the_bank_of_a_large_cube_is_bounded():
+    few = replace(GENESIS, shuffle_blocks=3)
+    assert bank_of((128, 128, 128), few).nbytes == 2**26
+    assert len(bank_of((256, 256, 128), few)) == 4
+
+
 def test_shuffling_strengths_of_the_table():
     for corruption, fraction, tolerance in ((GENESIS, 0.79, 0.01), (RELEASED, 0.0008, 0.0001)):
         numbers = voxel_numbers(16, CUBE)
-        changed = corruptions.shuffle(numbers, streams(16), corruption) != numbers
+        changed = shuffled(numbers, streams(16), corruption) != numbers
         assert changed.double().mean().item() == pytest.approx(fraction, abs=tolerance)
 
 
-def test_channels_are_shuffled_together():
-    two = voxel_numbers(3, (32, 32, 32)).repeat(1, 2, 1, 1, 1)
-    two[:, 1] += 0.5
-    shuffled = corruptions.shuffle(two, streams(3), ALWAYS_SHUFFLED)
-    assert torch.equal(shuffled[:, 0] + 0.5, shuffled[:, 1])
-    assert (shuffled != two).any()
+# --- block swapping against a slow replay --------------------------------------------------------
+
+SWAP_SHAPES = [((20, 17, 18), 2), ((48, 40), 3), (CUBE, 1), ((3, 2, 5), 1)]
+
+
+@pytest.mark.parametrize(("shape", "channels"), SWAP_SHAPES)
+def test_swapping_is_that_of_a_replay(shape, channels):
+    original = cubes(6, shape, channels)
+    found, (sides, first, second) = swapped(original, streams(6))
+    for sample, cube in enumerate(original.numpy().copy()):
+        for side, *starts in zip(sides[sample], first[sample], second[sample], strict=True):
+            one, other = ((slice(None), *map(slice, start, start + side)) for start in starts)
+            cube[one], cube[other] = cube[other].copy(), cube[one].copy()
+        assert np.array_equal(found[sample].numpy(), cube)
+
+
+@pytest.mark.parametrize(("shape", "channels"), SWAP_SHAPES)
+def test_swapping_keeps_all_values_and_channels_together(shape, channels):
+    numbers = voxel_numbers(6, shape) + torch.arange(channels).view(1, channels, *[1] * len(shape)) / 4
+    found, _ = swapped(numbers, streams(6))
+    assert torch.equal(found.flatten(2).sort(2).values, numbers.flatten(2))
+    assert torch.equal(found - numbers[:, :, *[slice(0, 1)] * len(shape)], (found[:, :1]).expand_as(found))
+    assert (found != numbers).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize(("shape", "channels"), SWAP_SHAPES)
+def test_swapped_blocks_are_apart_and_inside(shape, channels):
+    sides, first, second = (part.numpy() for part in corruption_steps.swapped_blocks(streams(500), shape, SWAPPED))
+    dims = np.array(shape)
+    assert sides.shape == (500, 10, len(shape))
+    assert (sides.min((0, 1)) == np.maximum(1, dims // 8)).all()
+    assert (sides.max((0, 1)) == np.maximum(1, dims // 4)).all()
+    ends = np.maximum(first, second) + sides
+    assert (np.minimum(first, second).min((0, 1)) == 0).all() and (ends.max((0, 1)) == dims).all()
+    assert (np.abs(first - second) >= sides).any(2).all()
+
+
+def test_the_strength_of_swapping():
+    """Against boxes drawn by NumPy: two starts put in order, the later moved on by a side, along one axis."""
+    rng, fractions = np.random.default_rng(0), []
+    for _ in range(200):
+        cube = original = np.arange(np.prod(CUBE)).reshape(CUBE)
+        cube = cube.copy()
+        for _ in range(10):
+            side = np.array([rng.integers(dim // 8, dim // 4 + 1) for dim in CUBE])
+            one, other = (rng.integers(0, np.array(CUBE) - side + 1) for _ in range(2))
+            axis = rng.integers(3)
+            low, high = sorted(rng.integers(0, CUBE[axis] - 2 * side[axis] + 1, 2))
+            one[axis], other[axis] = low, high + side[axis]
+            here, there = (tuple(map(slice, start, start + side)) for start in (one, other))
+            cube[here], cube[there] = cube[there].copy(), cube[here].copy()
+        fractions.append((cube != original).mean())
+    numbers = voxel_numbers(200, CUBE)
+    changed = (swapped(numbers, streams(200))[0] != numbers).flatten(1).double().mean(1).numpy()
+    error = np.hypot(np.std(fractions), changed.std()) / np.sqrt(200)
+    assert changed.mean() == pytest.approx(np.mean(fractions), abs=4 * error)
+    assert 0.08 < changed.mean() < 0.14
 
 
 # --- intensity curves against a fine NumPy evaluation --------------------------------------------
@@ -111,7 +225,7 @@ def test_channels_are_shuffled_together():
 
 def test_curves_lie_on_their_beziers():
     draws = streams(100)
-    tables = corruptions.intensity_curves(draws).double().numpy()
+    tables = corruption_steps.intensity_curves(draws).double().numpy()
     t = np.linspace(0, 1, 100_001)
     knots = np.linspace(0, 1, tables.shape[1])
     for table, numbers in zip(tables, draws.uniform("curve", (5,)).double().numpy(), strict=True):
@@ -125,7 +239,7 @@ def test_curves_lie_on_their_beziers():
 
 
 def test_curves_are_monotone_from_end_to_end_and_half_are_inverted():
-    tables = corruptions.intensity_curves(streams(2000))
+    tables = corruption_steps.intensity_curves(streams(2000))
     steps = tables.diff(dim=1)
     rising, falling = (steps >= -1e-6).all(1), (steps <= 1e-6).all(1)
     assert (rising ^ falling).all()
@@ -133,12 +247,24 @@ def test_curves_are_monotone_from_end_to_end_and_half_are_inverted():
     assert falling.double().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
-def test_nonlinear_interpolates_the_curves():
-    draws, values = streams(4), torch.linspace(0, 1, 20 * 17 * 18).view(1, 1, 20, 17, 18)
-    changed = corruptions.nonlinear(values.repeat(4, 1, 1, 1, 1), draws, GENESIS)
-    for table, cube in zip(corruptions.intensity_curves(draws), changed, strict=True):
-        expected = np.interp(values.flatten(), np.linspace(0, 1, len(table)), table)
-        np.testing.assert_allclose(cube.flatten(), expected, atol=1e-5)
+def test_tables_hold_the_curves_at_the_stored_steps():
+    tables, curves = corruption_steps.intensity_tables(streams(50)), corruption_steps.intensity_curves(streams(50))
+    steps = np.linspace(0, 1, STEPS + 1)
+    for table, curve in zip(tables, curves, strict=True):
+        np.testing.assert_allclose(table, np.interp(steps, np.linspace(0, 1, len(curve)), curve), atol=1e-6)
+    assert torch.equal(tables[:, [0, -1]], curves[:, [0, -1]])
+
+
+def test_stored_values_meet_their_entry_and_others_the_nearest():
+    tables = corruption_steps.intensity_tables(streams(4))
+    stored = torch.arange(STEPS + 1).float() * np.float32(1 / STEPS)  # as cubes are decoded
+    for shift in (0.0, 0.4 / STEPS, -0.4 / STEPS):
+        values = (stored + shift).view(1, 1, 64, 64).repeat(4, 2, 1, 1)
+        corruption_steps.nonlinear(values, tables)
+        assert torch.equal(values, tables.view(4, 1, 64, 64).expand_as(values))
+    outside = torch.tensor([-1.0, 2.0, torch.inf, -torch.inf]).view(1, 1, 2, 2)
+    corruption_steps.nonlinear(outside, tables[:1])
+    assert set(outside.flatten().tolist()) <= {0.0, 1.0}
 
 
 # --- painting ------------------------------------------------------------------------------------
@@ -164,8 +290,8 @@ def test_boxes_follow_the_law_of_a_replay(shape):
     rng = np.random.default_rng(0)
     blocks = [(d // 6, d // 3) for d in shape]
     windows = [(d - 4 * d // 7, d - 3 * d // 7) for d in shape]
-    inside = hidden_fractions(corruptions.inpaint, GENESIS, shape)
-    outside = hidden_fractions(corruptions.outpaint, GENESIS, shape)
+    inside = hidden_fractions(False, GENESIS, shape)
+    outside = hidden_fractions(True, GENESIS, shape)
     for found, expected in (
         (inside, replayed_hidden(shape, blocks, (0, 5), 1000, rng)),
         (1 - outside, replayed_hidden(shape, windows, (1, 5), 1000, rng)),
@@ -178,16 +304,16 @@ def test_boxes_follow_the_law_of_a_replay(shape):
     ("corruption", "inside", "outside"), [(GENESIS, 0.058, 0.69), (RELEASED, 0.014, 0.87)]
 )
 def test_painting_strengths_of_the_table(corruption, inside, outside):
-    hidden = hidden_fractions(corruptions.inpaint, corruption).mean().item()
+    hidden = hidden_fractions(False, corruption).mean().item()
     assert hidden == pytest.approx(inside, abs=0.005 if corruption is GENESIS else 0.001)
-    hidden = hidden_fractions(corruptions.outpaint, corruption).mean().item()
+    hidden = hidden_fractions(True, corruption).mean().item()
     assert hidden == pytest.approx(outside, abs=0.015)
 
 
 def test_painted_boxes_keep_off_the_edge():
     marked = torch.full((64, 1, *CUBE), 2.0)
-    holes = (corruptions.inpaint(marked, streams(64), GENESIS) != 2).any(0)[0]
-    windows = (corruptions.outpaint(marked, streams(64), GENESIS) == 2).any(0)[0]
+    holes = (painted(marked, streams(64)) != 2).any(0)[0]
+    windows = (painted(marked, streams(64), outside=True) == 2).any(0)[0]
     for touched in (holes, windows):
         inner = touched[3:-3, 3:-3, 3:-3]
         assert touched.sum() == inner.sum()
@@ -195,14 +321,33 @@ def test_painted_boxes_keep_off_the_edge():
 
 
 def test_painting_is_uniform_noise_per_voxel_and_channel():
-    painted = corruptions.outpaint(torch.full((4, 2, *CUBE), 2.0), streams(4), RELEASED)
-    noise = painted[painted != 2].double()
-    assert noise.mean().item() == pytest.approx(0.5, abs=0.002)
-    assert noise.var().item() == pytest.approx(1 / 12, abs=0.001)
-    first, second = painted.unbind(1)
+    marked = torch.full((8, 2, *CUBE), 2.0)
+    found = painted(marked, streams(8), RELEASED, outside=True)
+    assert stats.kstest(found[found != 2].double().numpy(), "uniform").statistic < 0.002
+    first, second = found.unbind(1)
     assert torch.equal(first == 2, second == 2)
-    both = torch.stack((first[first != 2], second[first != 2]))
-    assert abs(torch.corrcoef(both)[0, 1]) < 0.01
+    # On planes that no window leaves anything of, every one of all samples and channels is its own.
+    planes = found[:, :, :3].flatten(0, 2).flatten(1).numpy()
+    p_values = [stats.kstest(plane, "uniform").pvalue for plane in planes]
+    assert min(p_values) > 1e-5
+    correlations = np.corrcoef(planes)[np.triu_indices(len(planes), 1)]
+    assert np.abs(correlations).max() < 5.5 / np.sqrt(planes.shape[1])
+
+
+def test_noise_of_a_long_plane_fits_its_table():
+    found = painted(torch.full((1, 1, 20, 768, 768), 2.0), streams(1), outside=True)
+    noise = found[found != 2]
+    assert noise.min() >= 0 and noise.max() < 1
+    assert not torch.equal(found[0, 0, 0], found[0, 0, 1])
+
+
+def test_in_and_outpainting_are_painted_together_as_alone():
+    marked, outside = torch.full((8, 1, 32, 32, 32), 2.0), torch.arange(8) % 2 == 1
+    both = marked.clone()
+    corruption_steps.paint(both, *corruption_steps.painting(streams(8), marked.shape[1:], outside, GENESIS))
+    for kind in (False, True):
+        alone = painted(marked, streams(8), GENESIS, kind)
+        assert torch.equal(both[outside == kind], alone[outside == kind])
 
 
 # --- which sample gets what ----------------------------------------------------------------------
@@ -211,11 +356,12 @@ def test_painting_is_uniform_noise_per_voxel_and_channel():
 @pytest.mark.parametrize(
     ("name", "shares"),
     [
-        ("models-genesis", (0.5, 0.9, 0.18, 0.72)),
-        ("semantic-genesis-paper", (0.5, 0.9, 0.18, 0.72)),
-        ("semantic-genesis-released", (0.25, 0.25, 0.25, 0.25)),
-        ("in-painting", (0, 0, 1, 0)),
-        ("none", (0, 0, 0, 0)),
+        ("models-genesis", (0.5, 0.9, 0.18, 0.72, 0)),
+        ("semantic-genesis-paper", (0.5, 0.9, 0.18, 0.72, 0)),
+        ("semantic-genesis-released", (0.25, 0.25, 0.25, 0.25, 0)),
+        ("in-painting", (0, 0, 1, 0, 0)),
+        ("patch-shuffling", (0, 0, 0, 0, 1)),
+        ("none", (0, 0, 0, 0, 0)),
     ],
 )
 def test_shares_of_the_presets(name, shares):
@@ -228,6 +374,8 @@ def test_shares_of_the_presets(name, shares):
 
 
 def test_presets_are_named_as_listed():
+    swapping = replace(RELEASED, swap_probability=1.0)  # without effect in an exclusive set
+    assert not choose(streams(100), swapping).swap.any()
     assert all(name == preset.name for name, preset in CORRUPTIONS.items())
     assert replace(CORRUPTIONS["semantic-genesis-paper"], name="models-genesis") == GENESIS
 
@@ -282,10 +430,10 @@ def test_values_and_shapes(name, shape):
     assert torch.equal(corrupted, original) == (name == "none")
 
 
-@pytest.mark.parametrize("name", ["models-genesis", "semantic-genesis-released"])
-@pytest.mark.parametrize("shape", [(20, 17, 18), (64, 64, 32), (37, 41)])
-def test_batching_and_order_do_not_matter(name, shape):
-    original, corruption = cubes(8, shape), CORRUPTIONS[name]
+@pytest.mark.parametrize("name", ["models-genesis", "semantic-genesis-released", "patch-shuffling"])
+@pytest.mark.parametrize(("shape", "channels"), [((20, 17, 18), 2), ((64, 64, 32), 1), ((37, 41), 3)])
+def test_batching_and_order_do_not_matter(name, shape, channels, monkeypatch):
+    original, corruption = cubes(8, shape, channels), CORRUPTIONS[name]
     corrupted, target = corrupt(original, streams(8), corruption)
     for i in range(8):
         one, one_target = corrupt(original[i : i + 1], streams(1, first=i), corruption)
@@ -293,6 +441,9 @@ def test_batching_and_order_do_not_matter(name, shape):
     order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
     permuted, _ = corrupt(original[order], streams(8).select(order), corruption)
     assert torch.equal(permuted, corrupted[order])
+    for values in (1, 3 * original[0].numel(), 2**30):  # one, three and all samples at once
+        monkeypatch.setattr(corruptions, "_CPU_PART", values)
+        assert all(map(torch.equal, corrupt(original, streams(8), corruption), (corrupted, target)))
 
 
 def test_an_epoch_repeats_itself_and_differs_from_the_next():
@@ -306,7 +457,7 @@ def test_an_epoch_repeats_itself_and_differs_from_the_next():
 
 @pytest.mark.parametrize(
     ("name", "shape", "smallest"),
-    [("models-genesis", (64, 64, 13), 14), ("in-painting", (7, 64), 8)],
+    [("models-genesis", (64, 64, 13), 14), ("in-painting", (7, 64), 8), ("patch-shuffling", (1, 64), 2)],
 )
 def test_too_small_cubes_are_refused(name, shape, smallest):
     with pytest.raises(CubeTooSmallError, match=rf"{shape[0]}, {shape[1]}.*at least {smallest} "):
@@ -322,13 +473,19 @@ def test_wrong_input_is_refused():
         corrupt(cubes(2), streams(3), GENESIS)
     with pytest.raises(ValueError, match="more than 8"):
         replace(GENESIS, outpaint_windows=(1, 9))
+    with pytest.raises(ValueError, match="swap_fractions"):
+        replace(GENESIS, swap_fractions=(8, 1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_agrees():
-    original = cubes(16, CUBE)
+    original = cubes(16, CUBE, channels=2)
     draws = Draws.of(1, torch.arange(16, device="cuda"), 0)
-    here = corrupt(original, streams(16), GENESIS)
-    there = corrupt(original.cuda(), draws, GENESIS)
-    for one, other in zip(here, there, strict=True):
-        torch.testing.assert_close(other.cpu(), one, atol=1e-4, rtol=0)
+    curved = replace(CORRUPTIONS["none"], nonlinear_probability=1.0)
+    for corruption in (replace(GENESIS, nonlinear_probability=0.0), SWAPPED, curved):
+        here = corrupt(original, streams(16), corruption)
+        there = corrupt(original.cuda(), draws, corruption)
+        # Curves are computed in floating point, to a few last places the same; all else is the same bits.
+        tolerance = 1e-4 if corruption is curved else 0
+        for one, other in zip(here, there, strict=True):
+            torch.testing.assert_close(other.cpu(), one, atol=tolerance, rtol=0)

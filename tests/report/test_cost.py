@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygenesis.config import load_settings
 from raygenesis.report.cost import STAGES, Cost, costs, num_patterns, total, with_patterns_of
 from raygenesis.report.rates import Measured
+from raygenesis.settings import load_settings
 
 MILLION = 10**6
 

@@ -18,10 +18,11 @@ from torch import nn
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_subject
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import file_fingerprint
-from raygenesis.config import FinetuneSettings, IntensitySettings, Settings, settings_from
+from raygenesis.config import FinetuneSettings, IntensitySettings, Settings
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.pretraining.networks import SemanticGenesis, UNet
+from raygenesis.pretraining.networks import Architecture, PretextNetwork, UNet
 from raygenesis.pretraining.weights import export
+from raygenesis.settings import settings_from
 from raygenesis.transfer.finetune import INITIALISATIONS, PRETRAINED, RANDOM, build_unet, finetune
 from raygenesis.transfer.segmentation import draw_patches, score, segment, train_segmenter
 from raygenesis.transfer.target import Case, common_spacing, find_labelled, read_case, split_scans
@@ -50,11 +51,15 @@ def write_target(folder: Path, num_subjects: int) -> None:
             nibabel.save(nibabel.Nifti1Image(of_case(box_case(n)).T, np.eye(4)), folder / name / f"sub-{n}.nii.gz")
 
 
+def network(ndim: int) -> PretextNetwork:
+    return PretextNetwork(Architecture(ndim=ndim, base_width=2, head="classification", num_classes=8))
+
+
 def write_run(folder: Path, ndim: int = 3) -> Path:
     """What pretraining would leave."""
     folder.mkdir(parents=True)
     torch.manual_seed(7)
-    export(SemanticGenesis(8, ndim, 2), folder, {"ndim": ndim, "base_width": 2, "num_classes": 8}, {})
+    export(network(ndim), folder, {})
     write_json(folder / "manifest.json", {"fingerprint": "made up"})
     return folder
 
@@ -85,7 +90,7 @@ def test_initialisations_share_the_output_layer_and_nothing_else(run_folder: Pat
         build_unet(start, run_folder, 3, seed) for start, seed in ((RANDOM, 1), (PRETRAINED, 1), (RANDOM, 2))
     )
     torch.manual_seed(7)
-    pretrained = SemanticGenesis(8, 3, 2)
+    pretrained = network(3)
     assert torch.equal(flat(ours.encoder), flat(pretrained.encoder))
     assert torch.equal(flat(ours.decoder.levels), flat(pretrained.decoder.levels))
     assert torch.equal(flat(ours.decoder.output), flat(random.decoder.output))
@@ -97,7 +102,7 @@ def test_initialisations_share_the_output_layer_and_nothing_else(run_folder: Pat
 
 
 def test_random_weights_are_those_of_a_new_network_in_scale_and_statistics(run_folder: Path) -> None:
-    new = torch.nn.utils.parameters_to_vector(UNet(3, 3, 2).parameters()).detach()
+    new = torch.nn.utils.parameters_to_vector(UNet(3, Architecture(base_width=2)).parameters()).detach()
     random = build_unet(RANDOM, run_folder, 3, 1)
     ours = torch.nn.utils.parameters_to_vector(random.parameters()).detach()
     assert ours.std() == pytest.approx(new.std().item(), rel=0.1)
@@ -122,7 +127,7 @@ def test_training_learns_and_repeats_itself(ndim: int) -> None:
     losses = []
     for num_steps in (5, QUICK.num_steps):
         torch.manual_seed(0)
-        unet = UNet(3, ndim, 2)
+        unet = UNet(3, Architecture(ndim=ndim, base_width=2))
         few = QUICK.model_copy(update={"num_steps": num_steps})
         losses.append(train_segmenter(unet, cases, few, SHAPE[:ndim], seed=5))
     assert losses[0] == losses[1][:5]
@@ -335,7 +340,7 @@ def test_random_weights_learn_the_real_hippocampus_from_five_scans() -> None:
     trial, spacing = split.trials[0], common_spacing(split.scans, settings)
     cases = {scan.name: read_case(scan, spacing, (32, 32, 32), IntensitySettings())[0] for scan in split.scans}
     torch.manual_seed(0)
-    unet = UNet(3, 3, 4)
+    unet = UNet(3, Architecture(base_width=4))
     train_segmenter(unet, [cases[scan.name] for scan in trial.labelled], few, (32, 32, 32), trial.seed)
     tested = [cases[scan.name] for scan in split.test]
     dice = [score(segment(unet, case.image, (32, 32, 32), 8), case.label, 3)["dice"] for case in tested]

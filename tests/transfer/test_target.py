@@ -12,10 +12,11 @@ import pytest
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import file_fingerprint
-from raygenesis.config import IntensitySettings, Settings, settings_from
+from raygenesis.config import IntensitySettings, Settings
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import PATTERN
 from raygenesis.patterns.writer import part_path
+from raygenesis.settings import settings_from
 from raygenesis.transfer.target import (
     LabelledScan,
     check_classes,

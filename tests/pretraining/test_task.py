@@ -1,18 +1,25 @@
-"""The pretext task: its two phases, its schedule, and its losses computed again by hand."""
+"""Pretext tasks: the two phases, its schedule, and its losses computed again by hand."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from raygenesis.archive.cells import encode
 from raygenesis.config import PretrainingSettings
+from raygenesis.pretraining import task as task_module
 from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
 from raygenesis.pretraining.draws import Draws
-from raygenesis.pretraining.pretext import VALIDATION_EPOCH, PretextTask
+from raygenesis.pretraining.pretexts import PRETEXTS
+from raygenesis.pretraining.puzzles import PUZZLES
+from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.training import run_epochs
 from tests.synthetic import pattern_table, samples
 
@@ -98,7 +105,7 @@ def test_the_joint_loss_is_the_weighted_sum_of_mse_and_cross_entropy(lambda_rec,
     corrupted, original = corrupt(cubes.cubes, Draws.of(7, ids, 3), CORRUPTIONS["semantic-genesis-paper"])
     with torch.no_grad():
         losses = chosen.losses(model, cubes, epoch=3)
-        logits, restored = model(corrupted)
+        _, logits, restored = model(corrupted)
     mse = float(np.mean((restored.numpy().astype(np.float64) - original.numpy()) ** 2))
     entropy = cross_entropy(logits, cubes.columns["coordinate"])
     assert losses["restoration"].item() == pytest.approx(mse, rel=1e-4)
@@ -123,8 +130,8 @@ def test_labels_count_the_references_and_the_coordinates_in_use():
     cubes.columns["coordinate"] = np.array([0, 1, 0, 1], np.int16)
     cubes.columns["label"] = np.array([0, 1, 3, 4], np.int32)  # as stored, of C = 3
     model = chosen.build().eval()
-    assert chosen.num_classes == model.head.linear.out_features == 4
-    corrupted, _, labels = chosen._prepare(cubes, 0)
+    assert chosen.puzzle.num_classes == model.head.linear.out_features == 4
+    corrupted, _, labels = chosen.pose(cubes, 0)
     assert labels.tolist() == [0, 1, 2, 3]
     with torch.no_grad():
         expected = cross_entropy(model(corrupted).logits, [0, 1, 2, 3])
@@ -135,7 +142,11 @@ def test_evaluation_sums_what_training_averages():
     chosen = task(lambda_rec=0.7, lambda_cls=0.3)
     model, cubes = chosen.build().eval(), batch()
     with torch.no_grad():
-        sums = {name: value.item() for name, value in chosen.evaluate(model, cubes).items()}
+        sums = chosen.evaluate(model, cubes)
+        vectors = model.encoder.embed(chosen.pose(cubes, VALIDATION_EPOCH).shown).double()
+        torch.testing.assert_close(sums.pop("embedding"), vectors.sum(0))
+        torch.testing.assert_close(sums.pop("outer"), sum(torch.outer(vector, vector) for vector in vectors))
+        sums = {name: value.item() for name, value in sums.items()}
         means = {name: value.item() for name, value in chosen.losses(model, cubes, VALIDATION_EPOCH).items()}
         parts = [chosen.evaluate(model, batch(3, first)) for first in (0, 3)]
     assert sums.pop("count") == 6
@@ -143,6 +154,7 @@ def test_evaluation_sums_what_training_averages():
     corrupted, original = corrupt(cubes.cubes, draws, CORRUPTIONS["semantic-genesis-paper"])
     identity = float(((corrupted - original) ** 2).mean())
     assert sums.pop("identity") / 6 == pytest.approx(identity, rel=1e-4)
+    assert sums.pop("blank") / 6 == pytest.approx(np.mean([cube.var() for cube in original.numpy()]), rel=1e-4)
     # Epoch −1 counts as the classification phase in training: the joint loss is made up here.
     joint = 0.7 * sums["restoration"] + 0.3 * sums["classification"]
     assert sums.pop("loss") == pytest.approx(joint, rel=1e-5)
@@ -153,12 +165,12 @@ def test_evaluation_sums_what_training_averages():
 
 def test_held_out_cubes_are_corrupted_alike_in_every_epoch_and_training_cubes_are_not():
     chosen, cubes = task(), batch()
-    held_out = [chosen._prepare(cubes, VALIDATION_EPOCH)[0] for _ in range(2)]
+    held_out = [chosen.pose(cubes, VALIDATION_EPOCH)[0] for _ in range(2)]
     assert torch.equal(*held_out)
-    training = [chosen._prepare(cubes, epoch)[0] for epoch in range(4)]
+    training = [chosen.pose(cubes, epoch)[0] for epoch in range(4)]
     assert len({tensor.numpy().tobytes() for tensor in [held_out[0], *training]}) == 5
     reversed_rows = samples(pattern_table(6, SHAPE, 3), SHAPE).batch(np.arange(5, -1, -1))
-    assert torch.equal(chosen._prepare(reversed_rows, VALIDATION_EPOCH)[0].flip(0), held_out[0])
+    assert torch.equal(chosen.pose(reversed_rows, VALIDATION_EPOCH)[0].flip(0), held_out[0])
 
 
 def test_an_evaluated_model_scores_the_same_twice():
@@ -201,3 +213,152 @@ def test_the_seed_decides_the_weights():
     same, again, other = (task(seed).build().state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(same[name], again[name]) for name in same)
     assert not torch.equal(same["encoder.levels.0.0.weight"], other["encoder.levels.0.0.weight"])
+
+
+# --- every pretext task ---------------------------------------------------------------------------
+
+PARTS = {
+    "semantic-genesis": "cr", "models-genesis": "r", "self-classification": "c", "in-painting": "r",
+    "patch-shuffling": "r", "auto-encoder": "r", "in-painting+semantics": "cr", "patch-shuffling+semantics": "cr",
+    "models-genesis+semantics": "cr", "rubiks-cube": "c", "rotation": "c",
+}  # fmt: skip
+
+
+def test_every_pretext_task_is_tested_here():
+    assert PARTS.keys() == PRETEXTS.keys()
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (64, 64)])
+@pytest.mark.parametrize("pretext", PARTS)
+def test_a_pretext_task_trains_what_it_has_and_reports_it(pretext, shape):
+    chosen = replace(task(pretext=pretext, num_classification_epochs=1, num_joint_epochs=1), sample_shape=shape)
+    train, held_out = (samples(pattern_table(12, shape, 3, first), shape) for first in (0, 100))
+    before = chosen.build().state_dict()
+    now = run_epochs(chosen, train, held_out)
+    parts = {"encoder"} | {part for letter, part in (("r", "decoder"), ("c", "head")) if letter in PARTS[pretext]}
+    after = now.model.state_dict()
+    assert {name.partition(".")[0] for name in after} == parts
+    for part in parts:
+        assert any(not torch.equal(before[name], after[name]) for name in after if name.startswith(part)), part
+    row = now.history[-1]
+    assert ("val_accuracy" in row) == ("train_classification" in row) == ("c" in PARTS[pretext])
+    assert ("val_restoration" in row) == ("val_identity" in row) == ("train_restoration" in row) == (
+        "r" in PARTS[pretext]
+    )
+    phases = {"cr": ["classification", "joint"], "r": ["restoration"] * 2, "c": ["classification"] * 2}
+    assert [row["phase"] for row in now.history] == phases[PARTS[pretext]]
+    assert 1 <= row["val_effective_rank"] <= now.model.encoder.num_features
+    assert 0 <= row["val_embedding_variance"] <= 1 and row["train_gradient_norm"] > 0
+    assert chosen.score(row) == row["val_classification" if PARTS[pretext] == "c" else "val_loss"] < math.inf
+
+
+def test_the_auto_encoder_is_shown_what_it_restores():
+    posed = task(pretext="auto-encoder").pose(batch(), 3)
+    assert torch.equal(posed.shown, posed.original) and torch.equal(posed.original, batch().cubes)
+    assert posed.answers is None
+
+
+def test_a_corruption_of_ones_own_replaces_the_pretext_tasks():
+    chosen = task(pretext="in-painting+semantics", corruption="none")
+    posed = chosen.pose(batch(), 3)
+    assert torch.equal(posed.shown, posed.original) and posed.answers.tolist() == [0, 1, 2] * 2
+
+
+# --- how it is computed: no setting changes what is learnt -----------------------------------------
+
+
+def one_step(**settings):
+    """Losses and gradients of a joint step."""
+    chosen = task(num_classification_epochs=0, lambda_cls=1.0, **settings)
+    model = chosen.build().train()
+    losses = chosen.losses(model, batch(), epoch=0)
+    losses["loss"].backward()
+    gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    return losses["loss"].item(), gradients, {name: value.clone() for name, value in model.named_buffers()}
+
+
+@pytest.mark.parametrize("network", ["unet", "segresnet", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_gradient_checkpointing_gives_the_same_loss_gradients_and_batch_statistics(network):
+    width = {"base_width": 8} if network == "segresnet" else {}
+    plain, saving = (one_step(network=network, gradient_checkpointing=on, **width) for on in (False, True))
+    assert saving[0] == plain[0]
+    torch.testing.assert_close(saving[1], plain[1], rtol=1e-4, atol=1e-6)
+    assert saving[2].keys() == plain[2].keys()
+    for name, value in plain[2].items():
+        torch.testing.assert_close(saving[2][name], value, msg=name)
+
+
+def test_gradient_checkpointing_keeps_less_for_the_backward_pass():
+    def kept(**settings):
+        chosen = task(num_classification_epochs=0, base_width=4, **settings)
+        model, sizes = chosen.build().train(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            chosen.losses(model, batch(), epoch=0)
+        return sum(sizes)
+
+    assert kept(gradient_checkpointing=True) < 0.5 * kept()
+
+
+def test_contiguous_memory_gives_the_same_step():
+    last, contiguous = one_step(), one_step(channels_last=False)
+    assert contiguous[0] == pytest.approx(last[0], rel=1e-5)
+    assert (contiguous[1] - last[1]).norm() < 0.02 * last[1].norm()
+    formats = {on: task(channels_last=on).pose(batch(), 0).shown for on in (True, False)}
+    assert formats[False].is_contiguous() and formats[True].is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_and_losses_in_float32():
+    chosen = task(precision="bf16", num_classification_epochs=0)
+    model, seen = chosen.build(), set()
+    model.encoder.levels[1][0].register_forward_hook(lambda module, given, out: seen.add(out.dtype))
+    losses = chosen.losses(model, batch(), epoch=0)
+    losses["loss"].backward()
+    assert seen == {torch.bfloat16}
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+    exact = task(num_classification_epochs=0).losses(task().build(), batch(), epoch=0)
+    assert losses["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.02)
+
+
+def test_a_compiled_network_has_the_same_names_and_losses():
+    torch._dynamo.reset()
+    chosen = task(compile=True, num_classification_epochs=0)
+    model = chosen.build()
+    assert model.state_dict().keys() == task().build().state_dict().keys()
+    assert model._compiled_call_impl is not None
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_plain_step():
+    torch._dynamo.reset()
+    plain, compiled = one_step(), one_step(compile=True)
+    assert compiled[0] == pytest.approx(plain[0], rel=1e-4)
+    assert (compiled[1] - plain[1]).norm() < 0.02 * plain[1].norm()
+
+
+# --- adding a task --------------------------------------------------------------------------------
+
+
+def rising(num, first):
+    """Cubes that brighten along their first axis, with some noise."""
+    table = pattern_table(num, (32, 32), 3, first)
+    noise = np.random.default_rng(first).random((num, 32, 32))
+    cubes = 0.6 * np.linspace(0, 1, 32)[None, :, None] + 0.4 * noise
+    cells = pa.array([encode(cube.astype(np.float32)) for cube in cubes], pa.binary())
+    return samples(table.set_column(table.column_names.index("cube"), "cube", cells), (32, 32))
+
+
+def test_the_task_that_the_page_adds_is_learnt():
+    """By the same loop: which of these cubes stand on their heads can be seen at a glance."""
+    page = (Path(task_module.__file__).parent / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    before = dict(PRETEXTS), dict(PUZZLES)
+    try:
+        exec(snippet, {})
+        chosen = task(pretext="upside-down", num_classification_epochs=6, num_joint_epochs=1, learning_rate=0.01)
+        now = run_epochs(replace(chosen, sample_shape=(32, 32)), rising(60, 0), rising(24, 100))
+        assert now.history[-1]["val_accuracy"] > 0.9
+    finally:
+        for table, was in zip((PRETEXTS, PUZZLES), before, strict=True):
+            table.clear()
+            table.update(was)

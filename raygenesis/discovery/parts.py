@@ -1,0 +1,196 @@
+"""From a plan to a store: planned scans are cropped and published part by part, for whichever verb plans them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raygenesis import cluster
+from raygenesis.archive.catalogue import FAILURES, read_catalogue
+from raygenesis.archive.cells import DTYPE, STEPS, encode
+from raygenesis.config import Settings
+from raygenesis.discovery.coordinates import largest_extent
+from raygenesis.discovery.cubes import crop_cubes, size_mm
+from raygenesis.discovery.patients import Patients
+from raygenesis.discovery.reference import mm
+from raygenesis.errors import ScanError
+from raygenesis.patterns.reader import made_by
+from raygenesis.patterns.schema import PATTERN, VALIDATION
+from raygenesis.patterns.writer import checksum, is_sealed, part_path, write_part
+from raygenesis.progress import mib, progress, say
+from raygenesis.workspace import Stage, Stopwatch, Workspace, write_table
+
+# Cubes of one scan made at a time, so that many references do not fill the memory.
+MOST_BOXES = 256
+
+Visit = Mapping[str, Any]
+# Why a volume's visits left nothing: by volume and reference, or of all its visits under (volume, None).
+Reasons = dict[tuple[str, int | None], str]
+# The visits of a scan and its catalogue row → its patterns but for their cubes; a visit that fails goes to the reasons.
+# Raises ScanError if the scan has none.
+Planner = Callable[[Sequence[Visit], Mapping[str, Any], Reasons], list[dict[str, Any]]]
+
+
+def write_parts(
+    folder: Path,
+    plan: pa.Table,
+    per_visit: int,
+    failures: Sequence[Mapping[str, str]],
+    task: Callable[..., dict[str, Any]],
+    *shared: Any,
+) -> tuple[list[dict[str, Any]], list[Mapping[str, str]]]:
+    """Call `task(part, *shared)`, which ends in `write_planned`, for every part of a plan (schema VISIT), side by side.
+
+    Writes the table of failures, those given and those of the parts. Returns what each task says, and all failures.
+    """
+    write_table(folder / "plan.parquet", plan)
+    outcomes = []
+    with progress(made_by(folder), plan.num_rows * per_visit, folder.name) as ticker:
+        for outcome in cluster.each(task, np.unique(plan["part"].to_numpy()).tolist(), *shared):
+            outcomes.append(outcome)
+            ticker.advance(outcome["planned"])
+    outcomes.sort(key=lambda outcome: outcome["part"])
+    failures = [*failures, *(failure for outcome in outcomes for failure in outcome["failures"])]
+    write_table(folder / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
+    (folder / "plan.parquet").unlink()
+    return outcomes, failures
+
+
+def write_planned(
+    part: int, folder: Path, workspace: Workspace, settings: Settings, per_visit: int, plan_patterns: Planner
+) -> dict[str, Any]:
+    """Crop the patterns of one part, volume by volume, and publish it. A damaged volume loses its patterns.
+
+    A part that is there is not cropped again, but for the reasons of what it lacks.
+    """
+    plan = pq.read_table(folder / "plan.parquet", filters=[("part", "=", part)])
+    path = part_path(folder, part)
+    visits = sorted(plan.to_pylist(), key=lambda visit: visit["volume_id"])
+    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {v["volume_id"] for v in visits})}
+    reasons: Reasons = {}
+    was_there = is_sealed(path)
+    if not was_there:
+        patterns = _cropped(visits, rows, workspace, settings, plan_patterns, reasons)
+        patterns.sort(key=lambda row: (row["rank"], row["reference"], row["coordinate"], row["scale"]))
+        write_part(folder, part, pa.Table.from_pylist(patterns, PATTERN))
+    stored = pq.read_table(path, columns=["split", "volume_id", "reference"])
+    there = set(zip(stored["volume_id"].to_pylist(), stored["reference"].to_pylist(), strict=True))
+    if was_there:
+        lacking = [visit for visit in visits if (visit["volume_id"], visit["reference"]) not in there]
+        _cropped(lacking, rows, workspace, settings, plan_patterns, reasons)
+    return {
+        "part": part,
+        "planned": len(visits) * per_visit,
+        "patterns": stored.num_rows,
+        "validation": stored["split"].to_pylist().count(VALIDATION),
+        "volumes": len({volume for volume, _ in there}),
+        "checksum": checksum(path),
+        "failures": _failures(visits, there, rows, reasons),
+    }
+
+
+def _cropped(
+    visits: Sequence[Visit],
+    rows: Mapping[str, Mapping[str, Any]],
+    workspace: Workspace,
+    settings: Settings,
+    plan_patterns: Planner,
+    reasons: Reasons,
+) -> list[dict[str, Any]]:
+    """The patterns of visits in order of their scans, with their encoded cubes; each scan is read once."""
+    cropped = []
+    for volume_id, there in itertools.groupby(visits, key=lambda visit: visit["volume_id"]):
+        row = rows[volume_id]
+        try:
+            patterns = plan_patterns(list(there), row, reasons)
+            for start in range(0, len(patterns), MOST_BOXES):
+                some = patterns[start : start + MOST_BOXES]
+                boxes = [(pattern["origin_mm"], pattern["extent_mm"]) for pattern in some]
+                cubes = crop_cubes(workspace.volumes, row, boxes, settings.discovery.cube_shape, settings.intensity)
+                for pattern, cube in zip(some, cubes, strict=True):
+                    pattern["cube"] = encode(cube)
+        except ScanError as error:
+            reasons[volume_id, None] = str(error)
+        else:
+            cropped += patterns
+    return cropped
+
+
+def _failures(
+    visits: Sequence[Visit],
+    there: set[tuple[str, int]],
+    rows: Mapping[str, Mapping[str, Any]],
+    reasons: Reasons,
+) -> list[dict[str, str]]:
+    """Failure rows of the visits that left nothing: one for a scan that is damaged, one each for those not aligned."""
+    stored = {volume for volume, _ in there}
+    out = {}
+    for visit in visits:
+        volume, reference = visit["volume_id"], visit["reference"]
+        if (volume, reference) in there:
+            continue
+        is_aligned = volume not in stored and (volume, reference) not in reasons
+        reason = reasons.get((volume, None), "damaged when it was cropped")
+        if not is_aligned:
+            said = reasons.get((volume, reference), "it could not be aligned when it was cropped")
+            reason = f"{said} (reference {reference})"
+        out[volume, None if is_aligned else reference] = {"source": rows[volume]["source"], "reason": reason}
+    return list(out.values())
+
+
+def too_small(workspace: Workspace, patients: Patients, settings: Settings) -> list[dict[str, str]]:
+    """Failure rows of the scans that cannot hold the largest crop."""
+    reach = mm(np.array(largest_extent(settings.discovery.scales)))
+    names = patients.names(np.flatnonzero(~patients.is_roomy & patients.is_there))
+    return [
+        {
+            "source": row["source"],
+            "reason": f"{mm(size_mm(row))} mm is smaller than the largest crop, {reach} mm (discovery.scales)",
+        }
+        for row in read_catalogue(workspace.catalog, names)
+    ]
+
+
+def finish_store(
+    stage: Stage,
+    settings: Settings,
+    outcomes: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, str]],
+    sizes: Mapping[str, int],
+    watch: Stopwatch,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Write the manifest, return it and say what was made.
+
+    sizes: what the store has of references, coordinates and neighbours.
+    """
+    total = {key: sum(outcome[key] for outcome in outcomes) for key in ("patterns", "validation", "volumes")}
+    counts = {**total, "parts": len(outcomes), "failures": len(failures), **sizes}
+    shape = settings.discovery.cube_shape
+    raw_bytes = total["patterns"] * int(np.prod(shape)) * DTYPE.itemsize
+    manifest = stage.finish(
+        counts, watch.seconds, cube_shape=list(shape), cube_dtype=DTYPE.str, cube_steps=STEPS, raw_bytes=raw_bytes,
+        **facts, parts=[outcome["checksum"] for outcome in outcomes],
+    )  # fmt: skip
+    _summarise(stage.folder, manifest, failures)
+    return manifest
+
+
+def _summarise(folder: Path, manifest: Mapping[str, Any], failures: Sequence[Mapping[str, str]]) -> None:
+    counts = manifest["counts"]
+    for failure in failures[:5]:
+        say(made_by(folder), f"skipped {failure['source']}: {failure['reason']}")
+    classes = f" of {counts['references'] * counts['coordinates']} classes" if counts["references"] else ""
+    rate = counts["patterns"] / max(manifest["seconds"], 1e-9)
+    say(
+        made_by(folder),
+        f"{counts['patterns'] - counts['validation']} {folder.name} and {counts['validation']} held-out ones{classes} "
+        f"from {counts['volumes']} scans, {len(failures)} failures, {mib(manifest['raw_bytes'])} raw, "
+        f"{mib(manifest['bytes'])} stored, {manifest['seconds']:.1f} s ({rate:.0f} {folder.name}/s) → {folder}",
+    )

@@ -1,0 +1,164 @@
+"""What a head is asked: to name a pattern, to say how a cube was turned, or to put a Rubik's cube together.
+
+A puzzle poses questions to a batch of cubes, [n, channels, *shape], and judges the head's answers. What it draws
+belongs to the sample (`Draws`), not to the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from raygenesis.errors import SettingsError
+from raygenesis.pretraining.draws import Draws
+
+# Of the Rubik's cube: orders that it may be in (METHOD), and voxels that pieces keep off each other, on average.
+MOST_ORDERS = 100
+GAP = 10
+
+Posed = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """shape: of a cube, z y x (2D: y x); divisor: what the network needs sides to be multiples of."""
+
+    shape: tuple[int, ...]
+    divisor: int
+    num_labels: int
+    head: ClassVar[str] = "classification"
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise SettingsError if cubes of this shape cannot be posed."""
+
+    @property
+    def num_classes(self) -> int:
+        raise NotImplementedError
+
+    def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
+        """What the network is shown, and the right answers, int64 [n] or [n, several]."""
+        raise NotImplementedError
+
+    def judge(self, logits: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and accuracy of each sample, float32 [n]."""
+        return functional.cross_entropy(logits, answers, reduction="none"), (logits.argmax(1) == answers).float()
+
+
+class Label(Puzzle):
+    """Name the pattern: its pseudo-label (paper section 2.2)."""
+
+    @property
+    def num_classes(self) -> int:
+        return self.num_labels
+
+    def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
+        return cubes, labels
+
+
+class Rotation(Puzzle):
+    """Say by how many quarter turns a cube was turned in its slice plane: a cheap control."""
+
+    def check(self) -> None:
+        if self.shape[-1] != self.shape[-2]:
+            raise SettingsError(
+                f"discovery.cube_shape={list(self.shape)}: the pretext task rotation turns cubes in the slice plane, "
+                "so their last two sides must be equal"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return 4
+
+    def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
+        turns = (draws.uniform("quarter turns", ()) * 4).long()
+        turned = cubes.clone()
+        for number in (1, 2, 3):
+            at = (turns == number).nonzero().squeeze(1)
+            turned.index_copy_(0, at, cubes.index_select(0, at).rot90(number, (-2, -1)))
+        return turned, turns
+
+
+class RubiksCube(Puzzle):
+    """Say in which order the 2×2×2 (2D: 2×2) pieces of a cube are, and which were turned (Zhuang et al., MICCAI 2019).
+
+    The pieces lie GAP voxels apart or more on average, each at a random place in its part of the cube, and each is
+    scaled to [0, 1], so that neither edges nor intensities tell. Half of them are turned by 180°, about the horizontal
+    or the vertical axis. The answers are the number of the order, then a 0 or 1 for each piece and axis.
+    """
+
+    head: ClassVar[str] = "rubiks-cube"
+
+    def check(self) -> None:
+        if min(self.piece) < self.divisor:
+            least = 2 * self.divisor + GAP
+            raise SettingsError(
+                f"discovery.cube_shape={list(self.shape)} is too small for the pretext task rubiks-cube with this "
+                f"network: each side needs at least {least} voxels"
+            )
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """Sides of a piece."""
+        return tuple((side - GAP) // 2 // self.divisor * self.divisor for side in self.shape)
+
+    @property
+    def num_classes(self) -> int:
+        return len(orders(2 ** len(self.shape)))
+
+    def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
+        n, channels, ndim, device = len(cubes), cubes.shape[1], len(self.shape), cubes.device
+        known = orders(2**ndim).to(device)
+        order = (draws.uniform("order", ()) * len(known)).long()
+        corner = torch.cartesian_prod(*(torch.arange(2, device=device),) * ndim)
+        half = torch.tensor([side // 2 for side in self.shape], device=device)
+        room = half - torch.tensor(self.piece, device=device)
+        start = corner * half + (draws.uniform("places", (2**ndim, ndim)) * (room + 1)).long()
+        # Place p shows piece known[order, p].
+        start = start.gather(1, known[order].unsqueeze(2).expand(-1, -1, ndim))
+        turn = draws.uniform("turns", (2**ndim,))
+        horizontal, vertical = turn < 0.25, (turn >= 0.25) & (turn < 0.5)
+        voxel = torch.zeros((n, 2**ndim) + (1,) * ndim, dtype=torch.int64, device=device)
+        for axis, (side, whole) in enumerate(zip(self.piece, self.shape, strict=True)):
+            # Half a turn about an axis mirrors the others.
+            mirrored = horizontal & (axis != ndim - 1) | vertical & (axis != ndim - 2)
+            step = torch.arange(side, device=device)
+            along = start[:, :, axis, None] + torch.where(mirrored.unsqueeze(2), side - 1 - step, step)
+            voxel = voxel * whole + along.view(n, 2**ndim, *(side if other == axis else 1 for other in range(ndim)))
+        voxel = voxel.flatten(1).unsqueeze(1).expand(-1, channels, -1)
+        pieces = cubes.flatten(2).gather(2, voxel).view(n, channels, 2**ndim, -1).transpose(1, 2)
+        low, high = pieces.amin((2, 3), keepdim=True), pieces.amax((2, 3), keepdim=True)
+        pieces = (pieces - low) / (high - low).clamp(min=1e-6)
+        answers = torch.cat([order.unsqueeze(1), horizontal.long(), vertical.long()], 1)
+        return pieces.reshape(n * 2**ndim, channels, *self.piece), answers
+
+    def judge(self, logits: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Half the cross-entropy of the order and half that of the turns; the accuracy is that of the order."""
+        loss, accuracy = super().judge(logits[:, : self.num_classes], answers[:, 0])
+        turns = functional.binary_cross_entropy_with_logits(
+            logits[:, self.num_classes :], answers[:, 1:].to(logits.dtype), reduction="none"
+        )
+        return 0.5 * loss + 0.5 * turns.mean(1), accuracy
+
+
+@lru_cache(maxsize=2)
+def orders(num_pieces: int) -> torch.Tensor:
+    """int64 [at most MOST_ORDERS, num_pieces]: permutations, each as unlike those before it as there are (Hamming)."""
+    every = np.array(list(permutations(range(num_pieces))), np.int8)
+    chosen = [0]
+    distance = np.full(len(every), num_pieces + 1)
+    while len(chosen) < min(MOST_ORDERS, len(every)):
+        distance = np.minimum(distance, (every != every[chosen[-1]]).sum(1))
+        chosen.append(int(distance.argmax()))
+    return torch.from_numpy(every[chosen].astype(np.int64))
+
+
+PUZZLES: dict[str, type[Puzzle]] = {"label": Label, "rotation": Rotation, "rubiks-cube": RubiksCube}

@@ -1,0 +1,200 @@
+"""A pretext task on a pattern store, as an experiment of the epoch loop (paper sections 2.2, 2.3 and 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
+from raygenesis.feeding import Batch
+from raygenesis.pretraining import monitors
+from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
+from raygenesis.pretraining.draws import Draws
+from raygenesis.pretraining.networks import Architecture, Prediction, PretextNetwork, save_memory
+from raygenesis.pretraining.pretexts import Pretext, pretext_of
+from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
+
+# Names of phases; those of tasks with one part have that part's.
+CLASSIFICATION, RESTORATION, JOINT = "classification", "restoration", "joint"
+MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+# Held-out cubes are corrupted alike in every epoch, so that their errors can be compared; training counts from 0.
+VALIDATION_EPOCH = -1
+
+
+class Posed(NamedTuple):
+    """shown: what the network sees; original: what it should restore; answers: what its head should say, if any."""
+
+    shown: torch.Tensor
+    original: torch.Tensor
+    answers: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class PretextTask:
+    """num_references, num_coordinates: R and the C in use; labels are reference × C + coordinate.
+
+    Raises SettingsError if there is no such pretext task, or its puzzle does not fit the cubes.
+    """
+
+    settings: PretrainingSettings
+    seed: int
+    sample_shape: tuple[int, ...]
+    num_references: int
+    num_coordinates: int
+    name: str = "pretrain"
+    sample_key: str = "pattern_id"
+
+    def __post_init__(self) -> None:
+        _ = self.puzzle  # refuses what does not fit
+
+    @cached_property
+    def pretext(self) -> Pretext:
+        return pretext_of(self.settings)
+
+    @cached_property
+    def puzzle(self) -> Puzzle | None:
+        """What the network's head is asked, if it has one."""
+        if self.pretext.puzzle is None:
+            return None
+        divisor = NETWORK_DIVISORS[self.settings.network]
+        return PUZZLES[self.pretext.puzzle](self.sample_shape, divisor, self.num_references * self.num_coordinates)
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(
+            ndim=len(self.sample_shape),
+            network=self.settings.network,
+            base_width=self.settings.base_width,
+            norm=self.settings.norm,
+            head=self.puzzle.head if self.puzzle else None,
+            num_classes=self.puzzle.num_classes if self.puzzle else 0,
+            restores=self.pretext.lambda_rec is not None,
+        )
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy of guessing; None where nothing is classified."""
+        return 1 / self.puzzle.num_classes if self.puzzle else None
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size
+
+    @property
+    def num_epochs(self) -> int:
+        return self.settings.num_classification_epochs + self.settings.num_joint_epochs
+
+    def build(self) -> PretextNetwork:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            model = PretextNetwork(self.architecture)
+        if self.settings.gradient_checkpointing:
+            save_memory(model)
+        if self.settings.compile:
+            model.compile()
+        return model.to(memory_format=self._memory_format)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
+
+    def phase(self, epoch: int) -> str:
+        """Tasks with two parts learn to classify first; those with one have one phase, just as long."""
+        if not self.architecture.restores:
+            return CLASSIFICATION
+        if self.puzzle is None:
+            return RESTORATION
+        return CLASSIFICATION if epoch < self.settings.num_classification_epochs else JOINT
+
+    def begin_epoch(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> str:
+        """Step the learning rate, and leave the decoder out where it is not trained."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self.settings.decay_factor ** (
+                epoch // self.settings.decay_epochs
+            )
+        if model.decoder is not None:
+            model.decoder.requires_grad_(self._restores(epoch))
+        return self.phase(epoch)
+
+    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+        posed = self.pose(batch, epoch)
+        prediction = self._predict(model, posed.shown, self._restores(epoch))
+        losses = {name: values.mean() for name, values in self._parts(prediction, posed).items()}
+        if self.phase(epoch) == CLASSIFICATION:
+            return {"loss": losses["classification"], **losses}
+        return {"loss": self._joint(losses), **losses}
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sums; `identity` and `blank` are the errors of answering the corrupted cube as it is, and its mean value."""
+        posed = self.pose(batch, VALIDATION_EPOCH)
+        prediction = self._predict(model, posed.shown, restore=True)
+        parts = self._parts(prediction, posed)
+        parts["loss"] = self._joint(parts)
+        if prediction.restored is not None:
+            original = posed.original.flatten(1)
+            parts["identity"] = (posed.shown.flatten(1) - original).square().mean(1)
+            parts["blank"] = original.var(1, correction=0)
+        vectors_each = len(prediction.embedding) // len(batch.cubes)
+        moments = {name: value / vectors_each for name, value in monitors.moments(prediction.embedding).items()}
+        count = parts["loss"].new_tensor(len(batch.cubes))
+        return {**{name: values.sum() for name, values in parts.items()}, **moments, "count": count}
+
+    def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
+        """A row's figures from the means over all held-out samples."""
+        spread = monitors.spread_of(means.pop("embedding"), means.pop("outer"))
+        return {**{name: value.item() for name, value in means.items()}, **spread}
+
+    def score(self, row: Mapping[str, Any]) -> float:
+        """The loss on held-out subjects; before the last phase nothing is best but the newest."""
+        last = self.phase(self.num_epochs - 1)
+        if row["phase"] != last:
+            return math.inf
+        return row["val_classification"] if last == CLASSIFICATION else row["val_loss"]
+
+    def should_stop(self, history: list[dict[str, Any]]) -> bool:
+        scores = [self.score(row) for row in history if self.score(row) < math.inf]
+        return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.settings.patience
+
+    def warnings(self, history: list[dict[str, Any]]) -> dict[str, str]:
+        return monitors.warnings(history, self.chance)
+
+    def pose(self, batch: Batch, epoch: int) -> Posed:
+        """Corrupt the cubes and ask the puzzle; what is random belongs to the pattern and the epoch."""
+        device = batch.cubes.device
+        draws = Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(device), epoch)
+        shown, original = corrupt(batch.cubes, draws, CORRUPTIONS[self.pretext.corruption])
+        answers = None
+        if self.puzzle is not None:
+            labels = batch.columns["reference"].astype("int64") * self.num_coordinates + batch.columns["coordinate"]
+            shown, answers = self.puzzle.pose(shown, torch.from_numpy(labels).to(device), draws)
+        return Posed(shown.contiguous(memory_format=self._memory_format), original, answers)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return MEMORY_FORMATS[len(self.sample_shape)] if self.settings.channels_last else torch.contiguous_format
+
+    def _restores(self, epoch: int) -> bool:
+        return self.phase(epoch) != CLASSIFICATION and bool(self.pretext.lambda_rec)
+
+    def _predict(self, model: nn.Module, shown: torch.Tensor, restore: bool) -> Prediction:
+        with torch.autocast(shown.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            return model(shown, restore=restore)
+
+    def _parts(self, prediction: Prediction, posed: Posed) -> dict[str, torch.Tensor]:
+        """Of each sample, float32 [n]: what there is of classification, accuracy and restoration."""
+        parts = {}
+        if self.puzzle is not None:
+            parts["classification"], parts["accuracy"] = self.puzzle.judge(prediction.logits, posed.answers)
+        if prediction.restored is not None:
+            parts["restoration"] = (prediction.restored - posed.original).square().flatten(1).mean(1)
+        return parts
+
+    def _joint(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        weights = {"restoration": self.pretext.lambda_rec, "classification": self.pretext.lambda_cls}
+        return sum(weight * parts[name] for name, weight in weights.items() if weight is not None and name in parts)

@@ -1,0 +1,102 @@
+"""Settings from a preset and overrides, as YAML, and every mistake in them in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from raygenesis.config import Settings
+from raygenesis.errors import SettingsError
+
+
+def presets_dir() -> Path:
+    """Folder of the preset files: inside an installed package, or `jobs/presets` of a checkout."""
+    installed = Path(__file__).parent / "presets"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "jobs" / "presets"
+
+
+def load_settings(preset: str = "cpu-small", overrides: list[str] | None = None) -> Settings:
+    """Resolve a preset (a name, or a path to a YAML file) and `key.path=value` overrides.
+
+    Raises SettingsError: one sentence naming the key, the value and the remedy.
+    """
+    tree = _read_preset(preset)
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return settings_from(tree)
+
+
+def settings_from(tree: dict[str, Any]) -> Settings:
+    """Validate a plain tree. Raises SettingsError with the first fault in one sentence."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error)) from None
+
+
+def as_yaml(settings: Settings) -> str:
+    """The resolved tree as YAML; a file of it is a preset."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_dir() / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in presets_dir().glob("*.yaml")))
+        raise SettingsError(f"preset {preset!r} is neither a YAML file nor one of: {known}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path} must hold a mapping of settings, not a {type(tree).__name__}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"{override!r} is not a setting: write key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"{key}: {text!r} is not a YAML value") from None
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{key}: {parent!r} is a value and has no settings below it")
+    tree[leaf] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")  # a misspelling explains the rest
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}{_nearest(fault['loc'])}"
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    return f"{key}={fault['input']!r} is not allowed: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    model: Any = Settings
+    for part in location[:-1]:
+        if isinstance(part, int):
+            model = get_args(model)[0]
+        else:
+            field = getattr(model, "model_fields", {}).get(part)
+            model = field.annotation if field else None
+    known = list(getattr(model, "model_fields", {}))
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f": did you mean {'.'.join([*map(str, location[:-1]), close[0]])!r}?"
+    return f": known here are {', '.join(known)}" if known else ""

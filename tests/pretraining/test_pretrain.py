@@ -1,0 +1,93 @@
+"""Pretraining from a store to exported weights: what each kind of task leaves behind, and how it says that it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raygenesis import load_network, load_unet
+from raygenesis.config import Settings
+from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.pretraining.pretrain import pretrain
+from raygenesis.report.report import report
+from raygenesis.settings import settings_from
+from raygenesis.training import read_metrics
+from raygenesis.workspace import Workspace, read_json
+from tests.patterns.stores import StorePlan
+
+SHAPE = (32, 32)
+
+
+def ramp(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Rising along another axis at another place, with some noise."""
+    noise = np.random.default_rng(row["pattern_id"]).random(shape)
+    rising = np.indices(shape)[row["coordinate"] % 2] / shape[0]
+    return (0.8 * rising + 0.2 * noise).astype(np.float32)
+
+
+def settings_of(**pretraining: Any) -> Settings:
+    schedule = {"base_width": 2, "batch_size": 8, "num_classification_epochs": 2, "num_joint_epochs": 4}
+    discovery = {"cube_shape": SHAPE, "scales": [{"extent_mm": SHAPE}], "num_coordinates": 2, "num_neighbours": 12}
+    tree = {"discovery": discovery, "autoencoder": {"input_shape": SHAPE}, "pretraining": {**schedule, **pretraining}}
+    return settings_from(tree)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("workspace"))
+    plan = {"coordinates": 2, "neighbours": 12, "held_out": 4, "scales": 1, "shape": SHAPE, "cube": ramp}
+    StorePlan(references=1, **plan).write(made.patterns)
+    StorePlan(references=0, **plan).write(made.crops)
+    return made
+
+
+def test_a_store_that_is_not_there_is_named_with_the_verb_that_makes_it(tmp_path: Path) -> None:
+    for pretext, folder, verb in (("semantic-genesis", "patterns", "discover"), ("rotation", "crops", "crop")):
+        with pytest.raises(WorkspaceError, match=f"{folder} is not there or not finished: run `raygenesis {verb}`"):
+            pretrain(Workspace(tmp_path), settings_of(pretext=pretext))
+    assert not any(tmp_path.iterdir())
+
+
+def test_more_than_the_crops_hold_is_refused_with_the_remedy(workspace: Workspace) -> None:
+    with pytest.raises(SettingsError, match=r"num_coordinates=3 is more than the 2 .* crop again with discovery.num_"):
+        pretrain(workspace, settings_of(pretext="rotation", num_coordinates=3).model_copy(), "refused")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_puzzle_on_random_crops_leaves_an_encoder_without_a_decoder(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = pretrain(workspace, settings_of(pretext="rubiks-cube"), "cube")
+    folder = workspace.run("cube")
+    assert manifest["chance"] == 1 / 24 and manifest["store"] == "crops" and list(manifest["inputs"]) == ["crops"]
+    assert manifest["restoration_mse"] is None and 0 <= manifest["accuracy"] <= 1
+    # Compared with other tasks by the discovered patterns, which it has not learnt from.
+    assert 0 < manifest["retrieval"] <= 1
+    network = load_network(folder)
+    assert network.decoder is None and network.architecture.head == "rubiks-cube"
+    assert load_unet(folder, num_out=2)(torch.rand(2, 1, *SHAPE)).shape == (2, 2, *SHAPE)
+    said = capsys.readouterr().out
+    assert "rubiks-cube: 24 crops, 8 held out; 24 classes" in said and "holds no decoder" in said
+    assert {row["phase"] for row in read_metrics(folder)} == {"classification"}
+    assert "| pretext | rubiks-cube |" in (folder / "model-card.md").read_text()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_training_that_collapses_says_so_in_the_log_the_manifest_and_the_report(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a learning rate that no network stands."""
+    settings = settings_of(pretext="models-genesis", learning_rate=1e4, num_joint_epochs=6)
+    manifest = pretrain(workspace, settings, "collapsed")
+    said = capsys.readouterr().out
+    assert "nothing is learnt from restoration" in said and "warning after epoch" in said
+    assert any("the held-out error is" in sentence for sentence in manifest["warnings"])
+    assert all(sentence in said for sentence in manifest["warnings"])
+    page = report(workspace, settings).read_text()
+    # The page wraps nothing and escapes little: the words are in it as they are.
+    assert all(sentence.replace("'", "&#39;") in page for sentence in manifest["warnings"])
+    assert read_json(workspace.run("collapsed") / "manifest.json")["warnings"] == manifest["warnings"]
