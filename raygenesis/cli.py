@@ -157,12 +157,15 @@ def patterns_show_command(
 
 @app.command("pretrain")
 def pretrain_command(
-    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET, name: Name = "default"
-) -> None:
-    """Pattern store → pretrained encoder."""
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET, name: Name = "default",
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Train a run on, for more pretraining.num_joint_epochs than it had.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Pattern store → pretrained encoder. Run it again to continue."""
     from raygenesis.pretraining.pretrain import pretrain
 
-    pretrain(_existing(workspace), _settings(preset, overrides), name)
+    pretrain(_existing(workspace), _settings(preset, overrides), name, extend)
 
 
 @app.command("pretexts")

@@ -14,43 +14,42 @@ PLAIN_INTERVAL_S = 5.0
 
 
 class Ticker:
-    """Counts finished units and shows rate and time left."""
+    """Counts finished units, `done` of them before it was made, and shows rate and time left."""
 
-    def __init__(self, title: str, total: int, unit: str, bar: Progress | None) -> None:
+    def __init__(self, title: str, total: int, unit: str, bar: Progress | None, done: float = 0) -> None:
         self.title, self.total, self.unit = title, total, unit
         self._bar = bar
-        self._task = bar.add_task(title, total=total, note="") if bar else None
+        self._task = bar.add_task(title, total=total, completed=done, note="") if bar else None
         self._begin = self._shown = time.perf_counter()
-        self._done = 0
+        self._before = self._done = done
 
-    def advance(self, count: int = 1, note: str = "") -> None:
+    def advance(self, count: float = 1, note: str = "") -> None:
         """`count` more units are done; `note` is shown beside them."""
         self._done += count
         now = time.perf_counter()
-        rate = self._done / max(now - self._begin, 1e-9)
+        rate = (self._done - self._before) / max(now - self._begin, 1e-9)
+        speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s for one of the {self.unit}"
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, note=f"{rate:.1f} {self.unit}/s {note}")
+            self._bar.update(self._task, advance=count, note=f"{speed} {note}")
         elif now - self._shown >= PLAIN_INTERVAL_S or self._done == self.total:
             self._shown = now
-            left = (self.total - self._done) / rate
-            print(
-                f"{self.title}: {self._done}/{self.total}, {rate:.1f} {self.unit}/s, {left:.0f} s left {note}".rstrip(),
-                flush=True,
-            )
+            left = (self.total - self._done) / max(rate, 1e-9)
+            done = self._done if isinstance(self._done, int) else f"{self._done:.1f}"
+            print(f"{self.title}: {done}/{self.total}, {speed}, {left:.0f} s left {note}".rstrip(), flush=True)
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Ticker]:
-    """Show progress of `total` units called `unit` (plural)."""
+def progress(title: str, total: int, unit: str, done: float = 0) -> Iterator[Ticker]:
+    """Show progress of `total` units called `unit` (plural), `done` of which are done already."""
     if sys.stdout.isatty():
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(), transient=True) as bar:
-            yield Ticker(title, total, unit, bar)
+            yield Ticker(title, total, unit, bar, done)
     else:
-        yield Ticker(title, total, unit, None)
+        yield Ticker(title, total, unit, None, done)
 
 
 def say(stage: str, text: str) -> None:

@@ -77,7 +77,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _sentence(error: ValidationError) -> str:
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")  # a misspelling explains the rest
-    key = ".".join(str(part) for part in fault["loc"])
+    # Where several types are allowed, the name of the one that was tried comes last.
+    key = ".".join(str(part) for part in fault["loc"] if str(part).replace("_", "").isalnum())
     if fault["type"] == "extra_forbidden":
         return f"unknown setting {key!r}{_nearest(fault['loc'])}"
     if fault["type"] == "missing":

@@ -136,11 +136,15 @@ def _checked_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """One artifact folder being made from `settings` and `inputs` (name → fingerprint of an earlier artifact)."""
+    """One artifact folder being made from `settings` and `inputs` (name → fingerprint of an earlier artifact).
+
+    growing: dotted keys that may have been lower when the artifact was made; it is then not finished, but goes on.
+    """
 
     folder: Place
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
+    growing: frozenset[str] = frozenset()
 
     def is_finished(self) -> bool:
         """Whether the artifact is whole and is the one these settings and inputs would make.
@@ -155,8 +159,8 @@ class Stage:
                         f"{self.folder / name} is damaged (settings or inputs are missing): remove {self.folder} to "
                         "make it anew"
                     )
-                self._compare(record)
-                return name == "manifest.json"
+                has_grown = self._compare(record)
+                return name == "manifest.json" and not has_grown
         return False
 
     @contextmanager
@@ -197,9 +201,12 @@ class Stage:
         """Identity of the artifact: its settings, inputs and, for artifacts read from outside, their content."""
         return digest({"settings": self.settings, "inputs": self.inputs, "content": content})
 
-    def _compare(self, record: Mapping[str, Any]) -> None:
+    def _compare(self, record: Mapping[str, Any]) -> bool:
+        """Whether a growing key has grown. Raises WorkspaceError if anything else is other than it was."""
         then, now = _flat(record["settings"]), _flat(json.loads(json.dumps(self.settings)))
         changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+        grown = [key for key in changed if key in self.growing and then[key] < now[key]]
+        changed = [key for key in changed if key not in grown]
         if changed:
             listed = ", ".join(f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -213,6 +220,7 @@ class Stage:
                 f"{self.folder} was not made from the present {' and '.join(stale)}: remove that folder, and "
                 "those made from it, to make them anew, or choose another workspace"
             )
+        return bool(grown)
 
 
 def manifest_of(folder: Place, made_by: str) -> dict[str, Any]:

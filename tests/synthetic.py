@@ -14,7 +14,7 @@ from raygenesis.archive.cells import STEPS, encode
 from raygenesis.archive.store import level_factors, volume_folder, write_volume
 from raygenesis.archive.volume import Volume
 from raygenesis.config import ArchiveSettings
-from raygenesis.feeding import Samples
+from raygenesis.training.feeding import Samples
 
 
 def archived(

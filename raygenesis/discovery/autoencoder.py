@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from raygenesis.config import AutoencoderSettings
-from raygenesis.feeding import Batch
+from raygenesis.training.experiment import PLAIN, Tuning
+from raygenesis.training.feeding import Batch
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -74,6 +75,7 @@ class IdentityMapping:
     seed: int
     name: str = "auto-encoder"
     sample_key: str = "number"
+    tuning: Tuning = PLAIN
 
     @property
     def batch_size(self) -> int:
@@ -95,8 +97,11 @@ class IdentityMapping:
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
 
-    def begin_epoch(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> str:
+    def begin_epoch(self, model: nn.Module, epoch: int) -> str:
         return "identity"
+
+    def learning_rate(self, epoch: int, share: float) -> float:
+        return self.settings.learning_rate
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
         return {"loss": functional.mse_loss(model(batch.cubes), batch.cubes)}

@@ -28,7 +28,7 @@ from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.encoders import MAX_FITTED, EncoderError, fit_components, load_scan_encoder, save_encoder
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
-from raygenesis.training import fit_with_ray, samples_of
+from raygenesis.training.fit import fit_with_ray, samples_from
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, write_table
 
 WEIGHTS = "autoencoder.safetensors"
@@ -88,7 +88,7 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         experiment = IdentityMapping(settings.autoencoder, settings.seed)
         fitted = _sample(training, settings)[:MAX_FITTED]
         judged = _sample(validation, settings)[:MAX_FITTED]
-        samples = [samples_of(_coarse_dataset(workspace, rows, settings), experiment) for rows in (fitted, judged)]
+        samples = [samples_from(_coarse_dataset(workspace, rows, settings), experiment) for rows in (fitted, judged)]
         model = fit_components(samples[0], settings.autoencoder.latent_size, settings.seed)
         architecture = {"input_shape": list(model.input_shape), "latent_size": model.latent_size}
         save_encoder(workspace.pca / PCA_WEIGHTS, "pca", model.state_dict(), architecture)

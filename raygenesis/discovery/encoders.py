@@ -20,7 +20,7 @@ from torch import nn
 
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.errors import RaygenesisError
-from raygenesis.feeding import Samples
+from raygenesis.training.feeding import Samples
 from raygenesis.workspace import publish
 
 FORMAT = "raygenesis-scan-encoder-1"

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from raygenesis.archive.cells import decode
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.patterns.reader import damaged, made_by, part_paths, predicate, row_groups, store_manifest
+from raygenesis.patterns.reader import damaged, made_by, predicate, store_manifest
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
+from raygenesis.patterns.stored import CellReader, cell_reader, places
 from raygenesis.patterns.writer import part_path
 from raygenesis.workspace import Workspace, place
 
-PLACE_COLUMNS = ("pattern_id", "reference", "coordinate", "rank", "scale", "split")
-
-# Of each process: parts that stay open, with their footers, and row groups whose cells stay in memory, encoded.
-OPEN_PARTS, CACHED_GROUPS = 64, 8
-
-CellReader = Callable[[int, int], pa.ChunkedArray]
+PLACE_COLUMNS = ("pattern_id", "reference", "coordinate")
 
 
 class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -62,10 +55,8 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
         num_coordinates = num_coordinates or counts["coordinates"]
         self.num_classes = counts["references"] * num_coordinates
         where = predicate(split, num_neighbours, num_coordinates, scales)
-        places = pa.concat_tables(
-            _places(path, part, where) for part, path in enumerate(part_paths(self._folder))
-        )
-        columns = {name: places[name].to_numpy() for name in places.column_names if name != "split"}
+        table = places(self._folder, where, PLACE_COLUMNS)
+        columns = {name: table[name].to_numpy() for name in table.column_names}
         self.pattern_ids = columns["pattern_id"]
         self.labels = columns["reference"].astype(np.int64) * num_coordinates + columns["coordinate"]
         self.labels[columns["reference"] == UNLABELLED] = UNLABELLED
@@ -78,7 +69,7 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         part, group, row = (int(column[index]) for column in (self._parts, self._groups, self._rows))
         if self._read is None:
-            self._read = _cell_reader(self._folder)
+            self._read = cell_reader(self._folder)
         try:
             cube = decode(memoryview(self._read(part, group)[row].as_buffer()), self._shape)
         except (ValueError, RuntimeError, OSError) as error:
@@ -128,36 +119,3 @@ def _check(
             f"scales={list(scales)}: the pattern store {folder} holds the scales {list(range(num_scales))}: give one "
             "or more of them"
         )
-
-
-def _places(path: Path, part: int, where: Any) -> pa.Table:
-    """Ids, reference and coordinate of the selected rows of a part, and where in it their cells are."""
-    groups = row_groups(path, where)
-    try:
-        table = pq.ParquetFile(path).read_row_groups([group.id for group in groups], columns=list(PLACE_COLUMNS))
-    except (ValueError, OSError) as error:
-        raise damaged(path, error) from None
-    sizes = np.array([group.num_rows for group in groups], np.int64)
-    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    numbers = {
-        "part": np.full(len(starts), part, np.int32),
-        "group": np.repeat(np.array([group.id for group in groups], np.int32), sizes),
-        "row": (np.arange(len(starts)) - starts).astype(np.int32),
-    }
-    for name, column in numbers.items():
-        table = table.append_column(name, pa.array(column))
-    return table.filter(where)
-
-
-def _cell_reader(folder: Path) -> CellReader:
-    """A function of part and row group → the group's cells. It keeps some files open and some cells in memory."""
-
-    @functools.lru_cache(OPEN_PARTS)
-    def open_part(part: int) -> pq.ParquetFile:
-        return pq.ParquetFile(part_path(folder, part))
-
-    @functools.lru_cache(CACHED_GROUPS)
-    def read(part: int, group: int) -> pa.ChunkedArray:
-        return open_part(part).read_row_group(group, columns=["cube"], use_threads=False)["cube"]
-
-    return read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import ray.data
 from raygenesis import cluster
 from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
-from raygenesis.feeding import Samples
 from raygenesis.patterns.reader import TRAINING_COLUMNS, made_by, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
+from raygenesis.patterns.stored import StoredPatterns
 from raygenesis.pretraining.networks import PretextNetwork
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, pretext_of
 from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
@@ -24,20 +24,32 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.weights import export, num_parameters
 from raygenesis.progress import mib, say
 from raygenesis.settings import as_yaml
-from raygenesis.training import fit_with_ray, samples_of
+from raygenesis.training.feeding import Samples
+from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
+from raygenesis.training.trackers import check_trackers
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json
 
+# Settings that say how a run is executed: what is learnt does not depend on them.
+EXECUTION = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}
+# Settings that say how long it lasts.
+LASTING = frozenset({"pretraining.num_joint_epochs", "pretraining.patience"})
 
-def pretrain(workspace: Workspace, settings: Settings, name: str = "default") -> dict[str, Any]:
+
+def pretrain(
+    workspace: Workspace, settings: Settings, name: str = "default", extend: bool = False
+) -> dict[str, Any]:
     """Train a pretext task on its store and export the network to `runs/<name>/`; returns the manifest.
 
-    An interrupted run goes on from its newest checkpoint.
+    An interrupted run goes on at the batch after its newest checkpoint. Other settings than it began with are refused,
+    but for those that say how it is run (EXECUTION) and, to extend it, how long it lasts (LASTING).
     """
     store = store_of(workspace, settings)
     patterns = manifest_of(store, made_by(store))
     folder = workspace.run(name)
-    chosen = settings.model_dump(mode="json", include={"pretraining", "seed"})
-    stage = Stage(folder, chosen, {store.name: patterns["fingerprint"]})
+    chosen = settings.model_dump(mode="json", include={"pretraining", "seed"}, exclude={"pretraining": EXECUTION})
+    if extend:
+        _check_extension(folder, settings)
+    stage = Stage(folder, chosen, {store.name: patterns["fingerprint"]}, growing=LASTING if extend else frozenset())
     if stage.is_finished():
         say("pretrain", f"nothing to do: the encoder is in {folder}")
         return manifest_of(folder, "pretrain")
@@ -47,20 +59,21 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default") ->
         publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
         cluster.connect()
         _check_resources(settings)
-        datasets = pattern_datasets(store, settings)
-        num_patterns = datasets["train"].count()
+        feeds, where = pattern_feeds(store, settings)
+        samples = {key: samples_from(feed, task) for key, feed in feeds.items()}
+        num_patterns = len(samples["train"])
         classes = f"{task.puzzle.num_classes} classes; " if task.puzzle else ""
+        workers = settings.pretraining.num_workers
+        told = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
         say(
             "pretrain",
-            f"{settings.pretraining.pretext}: {num_patterns} {store.name}, {datasets['validation'].count()} held out; "
-            f"{classes}{settings.pretraining.num_workers} worker(s), {num_parameters(task.build()):,} parameters",
+            f"{settings.pretraining.pretext}: {num_patterns} {store.name}, {len(samples['validation'])} held out, "
+            f"{where}; {classes}{told} worker(s), {num_parameters(task.build()):,} parameters",
         )
-        state, num_epochs = fit_with_ray(
-            task, datasets, folder, num_workers=settings.pretraining.num_workers, use_gpu=settings.pretraining.use_gpu
-        )
+        state, num_epochs = fit_with_ray(task, feeds, folder, _resources(settings))
         model = task.build()
         model.load_state_dict(state["best"])
-        facts = _facts(task, state, datasets)
+        facts = _facts(task, state, samples)
         facts["retrieval"] = _retrieval(workspace, task, model)
         told = {key: value for key, value in facts.items() if value is not None}
         exported = export(model, folder, {"pretext": settings.pretraining.pretext, **told, store.name: num_patterns})
@@ -70,7 +83,7 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default") ->
         }  # fmt: skip
         manifest = stage.finish(
             counts, watch.seconds, architecture=asdict(task.architecture), store=store.name, **facts,
-            warnings=_warnings(task, state, facts),
+            warnings=_warnings(task, state, facts), speed=_speed(state["history"]),
         )  # fmt: skip
         _summarise(manifest, num_epochs, exported)
         return manifest
@@ -100,19 +113,31 @@ def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask
     )
 
 
-def pattern_datasets(folder: Path, settings: Settings) -> dict[str, ray.data.Dataset]:
-    """The selected training and held-out patterns, encoded, in Ray's object store."""
+def pattern_feeds(folder: Path, settings: Settings) -> tuple[dict[str, Feed], str]:
+    """The selected training and held-out patterns, encoded, and where they are.
+
+    They are in Ray's object store where `memory_gib` allows it, and otherwise stay in the files.
+    """
     pretraining = settings.pretraining
-    datasets = {}
-    for key, split in (("train", TRAINING), ("validation", VALIDATION)):
-        where = predicate(split, pretraining.num_neighbours, pretraining.num_coordinates)
-        source = PatternSource(folder, where=where)
-        datasets[key] = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
-    return datasets
+    selected = (pretraining.num_neighbours, pretraining.num_coordinates)
+    splits = {"train": TRAINING, "validation": VALIDATION}
+    sources = {key: PatternSource(folder, where=predicate(split, *selected)) for key, split in splits.items()}
+    num_bytes = sum(source.estimate_inmemory_data_size() for source in sources.values())
+    if num_bytes > pretraining.memory_gib * 2**30:
+        return (
+            {key: StoredPatterns(folder, split, *selected) for key, split in splits.items()},
+            f"{mib(num_bytes)} read from files",
+        )
+    return {
+        key: ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
+        for key, source in sources.items()
+    }, f"{mib(num_bytes)} in memory"
 
 
 def check_pretext(settings: Settings) -> None:
-    """Raise SettingsError if there is no such pretext task, or it does not fit the cubes or the discovery."""
+    """Raise SettingsError if there is no such pretext task, it does not fit the cubes or the discovery, or a tracker
+    is not installed."""
+    check_trackers(settings.pretraining.trackers)
     PretextTask(settings.pretraining, settings.seed, settings.discovery.cube_shape, 1, 1)
     if pretext_of(settings.pretraining).crops != PATTERNS:
         return
@@ -128,6 +153,7 @@ def check_pretext(settings: Settings) -> None:
 def _check_resources(settings: Settings) -> None:
     there = ray.cluster_resources()
     workers = settings.pretraining.num_workers
+    workers = workers if isinstance(workers, int) else workers[0]
     if settings.pretraining.use_gpu and there.get("GPU", 0) < workers:
         raise SettingsError(
             f"pretraining.use_gpu=true needs {workers} GPU(s) for pretraining.num_workers={workers} and the cluster "
@@ -140,15 +166,42 @@ def _check_resources(settings: Settings) -> None:
         )
 
 
+def _resources(settings: Settings) -> Resources:
+    pretraining = settings.pretraining
+    return Resources(
+        num_workers=pretraining.num_workers,
+        use_gpu=pretraining.use_gpu,
+        checkpoint_seconds=pretraining.checkpoint_seconds,
+        trackers=pretraining.trackers,
+        config=pretraining.model_dump(mode="json") | {"seed": settings.seed},
+    )
+
+
+def _check_extension(folder: Path, settings: Settings) -> None:
+    """Raise SettingsError if there is no run to extend, or training for longer would not be training on."""
+    if not any((folder / name).is_file() for name in ("manifest.json", "started.json")):
+        raise SettingsError(f"{folder} holds no run to extend: leave --extend out, or correct --name")
+    if settings.pretraining.schedule == "cosine":
+        raise SettingsError(
+            "pretraining.schedule=cosine ends where the run ended, and cannot be extended: start another run"
+        )
+
+
+def _speed(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of all epochs together."""
+    seconds = sum(row["seconds"] for row in history)
+    return {
+        "cubes_per_s": sum(row["cubes_per_s"] * row["seconds"] for row in history) / seconds,
+        "gap": sum(row["gap"] * row["seconds"] for row in history) / seconds,
+    }
+
+
 def _facts(
-    task: PretextTask, state: Mapping[str, Any], datasets: Mapping[str, ray.data.Dataset]
+    task: PretextTask, state: Mapping[str, Any], samples: Mapping[str, Samples]
 ) -> dict[str, float | None]:
     """What the best epoch reached on held-out subjects, beside what answering without learning reaches."""
     best = min(state["history"], key=task.score)
-    mean_image = None
-    if task.architecture.restores:
-        train, validation = (samples_of(datasets[key], task) for key in ("train", "validation"))
-        mean_image = mean_image_error(train, validation)
+    mean_image = mean_image_error(samples["train"], samples["validation"]) if task.architecture.restores else None
     return {
         "epoch": best["epoch"],
         "accuracy": best.get("val_accuracy"),

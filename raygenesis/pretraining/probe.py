@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from raygenesis.feeding import Samples, ordered_batches
 from raygenesis.pretraining.networks import Encoder
+from raygenesis.training.feeding import Samples, ordered_batches
 
 BATCH_SIZE = 32
 

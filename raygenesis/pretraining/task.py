@@ -12,16 +12,19 @@ import torch
 from torch import nn
 
 from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
-from raygenesis.feeding import Batch
 from raygenesis.pretraining import monitors
 from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
 from raygenesis.pretraining.draws import Draws
 from raygenesis.pretraining.networks import Architecture, Prediction, PretextNetwork, save_memory
 from raygenesis.pretraining.pretexts import Pretext, pretext_of
 from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
+from raygenesis.pretraining.schedule import learning_rate
+from raygenesis.training.experiment import Tuning
+from raygenesis.training.feeding import Batch
 
 # Names of phases; those of tasks with one part have that part's.
 CLASSIFICATION, RESTORATION, JOINT = "classification", "restoration", "joint"
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 # Held-out cubes are corrupted alike in every epoch, so that their errors can be compared; training counts from 0.
@@ -112,12 +115,20 @@ class PretextTask:
             return RESTORATION
         return CLASSIFICATION if epoch < self.settings.num_classification_epochs else JOINT
 
-    def begin_epoch(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> str:
-        """Step the learning rate, and leave the decoder out where it is not trained."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * self.settings.decay_factor ** (
-                epoch // self.settings.decay_epochs
-            )
+    @property
+    def tuning(self) -> Tuning:
+        return Tuning(
+            num_pieces=self.settings.num_pieces,
+            clip_norm=self.settings.clip_norm,
+            average_decay=self.settings.average_decay,
+            scales_loss=self.settings.precision == "fp16",
+        )
+
+    def learning_rate(self, epoch: int, share: float) -> float:
+        return learning_rate(self.settings, epoch, share, alone=self.phase(epoch) == CLASSIFICATION)
+
+    def begin_epoch(self, model: nn.Module, epoch: int) -> str:
+        """Leave the decoder out where it is not trained."""
         if model.decoder is not None:
             model.decoder.requires_grad_(self._restores(epoch))
         return self.phase(epoch)
@@ -183,7 +194,8 @@ class PretextTask:
         return self.phase(epoch) != CLASSIFICATION and bool(self.pretext.lambda_rec)
 
     def _predict(self, model: nn.Module, shown: torch.Tensor, restore: bool) -> Prediction:
-        with torch.autocast(shown.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        dtype = PRECISIONS[self.settings.precision]
+        with torch.autocast(shown.device.type, dtype, enabled=dtype is not None):
             return model(shown, restore=restore)
 
     def _parts(self, prediction: Prediction, posed: Posed) -> dict[str, torch.Tensor]:

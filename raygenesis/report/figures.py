@@ -30,11 +30,11 @@ from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.encoders import load_scan_encoder, restore
 from raygenesis.errors import ScanError
-from raygenesis.feeding import Samples
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.pretraining.weights import load_network
+from raygenesis.training.feeding import Samples
 from raygenesis.workspace import Workspace
 
 Row = Mapping[str, Any]

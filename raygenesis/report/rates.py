@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from raygenesis.cluster import MIN_LOGICAL_CPUS
 from raygenesis.config import Settings
 from raygenesis.report.sections import Made, Row
-from raygenesis.training import read_metrics
+from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace import Workspace
 
 STAGES = ("archive", "autoencoder", "embeddings", "index", "patterns")

@@ -28,7 +28,7 @@ from raygenesis.pretraining.task import JOINT
 from raygenesis.report import figures
 from raygenesis.report.figures import Chart, Line
 from raygenesis.settings import settings_from
-from raygenesis.training import read_metrics
+from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace import Workspace, read_json
 
 Row = Mapping[str, Any]

@@ -18,7 +18,6 @@ from ray import tune
 from raygenesis import cluster
 from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
-from raygenesis.feeding import Samples
 from raygenesis.patterns.reader import TRAINING_COLUMNS
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
@@ -28,7 +27,9 @@ from raygenesis.pretraining.probe import anatomy_retrieval
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.progress import Ticker, progress, say
 from raygenesis.settings import as_yaml, settings_from
-from raygenesis.training import TrainingError, run_epochs
+from raygenesis.training.experiment import TrainingError
+from raygenesis.training.feeding import Samples
+from raygenesis.training.loop import Workers, run_epochs
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json, write_json
 
 # The ranking must not depend on λ, K or C, so it is not a training loss: see `anatomy_retrieval`.
@@ -149,7 +150,7 @@ def _train_point(
     train = everything.select(training & within & (columns["rank"] < point["num_neighbours"]))
     probe = everything.select(columns["split"] == VALIDATION)
     validation = everything.select((columns["split"] == VALIDATION) & within)
-    now = run_epochs(task, train, validation, device=device, folder=folder)
+    now = run_epochs(task, train, validation, workers=Workers(device=device), folder=folder)
     model = task.build()
     model.load_state_dict(now.best)
     best = min(now.history, key=task.score)

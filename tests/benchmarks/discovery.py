@@ -43,14 +43,14 @@ from raygenesis.discovery.embed import Embedder, embed
 from raygenesis.discovery.encoders import load_scan_encoder
 from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import build_shard, merge, search_shard
-from raygenesis.feeding import prefetch, training_batches
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import part_path
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import load_settings
-from raygenesis.training import samples_of
+from raygenesis.training.feeding import prefetch, training_batches
+from raygenesis.training.fit import samples_from
 from raygenesis.workspace import Workspace, manifest_of
 from tests.data import HEADS
 
@@ -214,7 +214,7 @@ def feeding(workspace: Workspace, settings: Settings) -> None:
     cluster.connect()
     source = PatternSource(workspace.patterns, where=predicate(TRAINING))
     dataset = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
-    plain = _batches_per_s(task, samples_of(dataset, task))
+    plain = _batches_per_s(task, samples_from(dataset, task))
     trainer = TorchTrainer(
         _feeding_worker, train_loop_config={"task": task}, datasets={"train": dataset},
         scaling_config=ScalingConfig(num_workers=1),
@@ -227,14 +227,14 @@ def feeding(workspace: Workspace, settings: Settings) -> None:
 
 
 def _feeding_worker(config: dict) -> dict[str, float]:
-    return _batches_per_s(config["task"], samples_of(ray.train.get_dataset_shard("train"), config["task"]))
+    return _batches_per_s(config["task"], samples_from(ray.train.get_dataset_shard("train"), config["task"]))
 
 
 def _batches_per_s(task: PretextTask, samples) -> dict[str, float]:
     torch.set_num_threads(cluster.threads_per_worker(1))
     model = task.build()
     optimizer = task.optimizer(model)
-    batches = training_batches(len(samples), BATCH, 0, 0)
+    batches = [indices for (indices,) in training_batches(len(samples), BATCH, 0, 0)]
 
     def step(batch) -> None:
         losses = task.losses(model, batch, task.num_epochs - 1)

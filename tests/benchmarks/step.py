@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from raygenesis.archive.cells import STEPS
 from raygenesis.cluster import TRAINING_ENVIRONMENT
 from raygenesis.config import PretrainingSettings
-from raygenesis.feeding import Batch
 from raygenesis.pretraining.task import PretextTask
+from raygenesis.training.feeding import Batch
 
 SHAPE, NUM_COORDINATES, ROUNDS = (32, 64, 64), 44, 7
 WAYS = {
@@ -77,7 +77,7 @@ def _step(task: PretextTask, batch: Batch, device: torch.device) -> tuple[Callab
     """A whole training step, and its corruption alone."""
     model = task.build().to(device).train()
     optimizer = task.optimizer(model)
-    task.begin_epoch(model, optimizer, 0)
+    task.begin_epoch(model, 0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

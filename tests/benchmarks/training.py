@@ -23,7 +23,6 @@ from scipy import ndimage
 
 from raygenesis import cluster
 from raygenesis.archive.cells import DTYPE, STEPS, encode
-from raygenesis.feeding import Samples, training_batches
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
@@ -31,6 +30,7 @@ from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import load_settings
 from raygenesis.training import fit_with_ray, read_metrics
+from raygenesis.training.feeding import Samples, training_batches
 from raygenesis.workspace import write_json
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8
@@ -92,10 +92,10 @@ def _plain_epochs(task: PretextTask, train: Samples) -> list[float]:
     optimizer = task.optimizer(model)
     seconds = []
     for epoch in range(EPOCHS):
-        task.begin_epoch(model, optimizer, epoch)
+        task.begin_epoch(model, epoch)
         model.train()
         begin = time.perf_counter()
-        for indices in training_batches(len(train), task.batch_size, task.seed, epoch):
+        for (indices,) in training_batches(len(train), task.batch_size, task.seed, epoch):
             losses = task.losses(model, train.batch(indices), epoch)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()

@@ -5,8 +5,8 @@ import torch
 
 from raygenesis.config import AutoencoderSettings
 from raygenesis.discovery.autoencoder import Autoencoder, IdentityMapping
-from raygenesis.feeding import Batch
-from raygenesis.training import run_epochs
+from raygenesis.training.feeding import Batch
+from raygenesis.training.loop import run_epochs
 from tests.synthetic import pattern_table, samples
 
 SHAPES = [(64, 64, 64), (32, 32, 32), (8, 8, 8), (16, 64, 64), (24, 48, 40), (128, 128), (8, 64)]

@@ -24,7 +24,8 @@ from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.encoders import load_scan_encoder, save_encoder
 from raygenesis.discovery.neighbours import build_index
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.training import run_epochs, samples_of
+from raygenesis.training.fit import samples_from
+from raygenesis.training.loop import run_epochs
 from raygenesis.workspace import Workspace, write_json
 from tests.synthetic import archived
 
@@ -156,7 +157,7 @@ def test_the_auto_encoder_is_trained_where_it_is_to_embed_and_there_is_none(
     archive, ray_cluster, tmp_path, capsys, monkeypatch
 ):
     def fit(experiment, datasets, folder):  # in this process, for Ray Train takes longest to begin
-        kinds = [samples_of(datasets[kind], experiment) for kind in ("train", "validation")]
+        kinds = [samples_from(datasets[kind], experiment) for kind in ("train", "validation")]
         return run_epochs(experiment, *kinds).state(), 1
 
     monkeypatch.setattr(module, "fit_with_ray", fit)

@@ -33,8 +33,8 @@ from raygenesis.discovery.encoders import (
     restore,
     save_encoder,
 )
-from raygenesis.feeding import Samples
-from raygenesis.training import run_epochs
+from raygenesis.training.feeding import Samples
+from raygenesis.training.loop import run_epochs
 from tests.data import HEADS, needs_heads
 
 SHAPE = (8, 8, 8)

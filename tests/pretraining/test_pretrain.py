@@ -15,7 +15,7 @@ from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.report.report import report
 from raygenesis.settings import settings_from
-from raygenesis.training import read_metrics
+from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace import Workspace, read_json
 from tests.patterns.stores import StorePlan
 

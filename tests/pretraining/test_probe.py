@@ -9,9 +9,9 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from raygenesis.archive.cells import encode
-from raygenesis.feeding import Samples
 from raygenesis.pretraining.networks import Encoder
 from raygenesis.pretraining.probe import anatomy_retrieval, embed_samples, mean_image_error
+from raygenesis.training.feeding import Samples
 from tests.synthetic import pattern_table, quantised, samples
 
 SIDE = 3

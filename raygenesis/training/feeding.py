@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -36,15 +37,19 @@ class Samples:
 
     def __init__(self, tables: Sequence[pa.Table], key: str, shape: Sequence[int]) -> None:
         tables = [table.combine_chunks() for table in tables if table.num_rows]
-        self.shape = tuple(shape)
         self._cells = [table["cube"].chunk(0) for table in tables]
-        keys = np.concatenate([table[key].to_numpy() for table in tables]) if tables else np.empty(0, np.int64)
-        self._where = np.argsort(keys, kind="stable")
         self._starts = np.cumsum([0] + [table.num_rows for table in tables])
         names = [name for name in (tables[0].column_names if tables else []) if name != "cube"]
+        self._number(pa.concat_tables([table.select(names) for table in tables]) if tables else None, key, shape)
+
+    def _number(self, table: pa.Table | None, key: str, shape: Sequence[int]) -> None:
+        """Take a table of all columns but the cells; none when there are no rows."""
+        names = [] if table is None else table.column_names
+        keys = np.empty(0, np.int64) if table is None else table[key].to_numpy()
+        self.shape = tuple(shape)
+        self._where = np.argsort(keys, kind="stable")
         self.columns: dict[str, NDArray[Any]] = {
-            name: np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])[self._where]
-            for name in names
+            name: table[name].to_numpy(zero_copy_only=False)[self._where] for name in names
         }
 
     def __len__(self) -> int:
@@ -52,8 +57,7 @@ class Samples:
 
     def select(self, keep: NDArray[np.bool_]) -> Samples:
         """The rows where `keep` holds; the cells are shared."""
-        chosen = object.__new__(Samples)
-        chosen.shape, chosen._cells, chosen._starts = self.shape, self._cells, self._starts
+        chosen = copy.copy(self)
         chosen._where = self._where[keep]
         chosen.columns = {name: column[keep] for name, column in self.columns.items()}
         return chosen
@@ -63,27 +67,31 @@ class Samples:
         cubes = np.empty((len(indices), 1, *self.shape), np.float32)
         steps = np.empty(self.shape, DTYPE)  # one cube at a time, which stays in the processor's cache
         for cube, row in zip(cubes, self._where[indices], strict=True):
-            table = int(np.searchsorted(self._starts, row, side="right")) - 1
-            decode_steps(memoryview(self._cells[table][int(row - self._starts[table])].as_buffer()), steps)
+            decode_steps(self._cell(int(row)), steps)
             np.copyto(cube[0], steps)
             cube *= np.float32(1.0 / STEPS)
         return Batch(torch.from_numpy(cubes), {name: column[indices] for name, column in self.columns.items()})
 
+    def _cell(self, row: int) -> memoryview:
+        """The encoded cube of a row, numbered as the tables came."""
+        table = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return memoryview(self._cells[table][row - int(self._starts[table])].as_buffer())
+
 
 def training_batches(
-    num_samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-) -> list[NDArray[np.int64]]:
-    """Row numbers of one worker's share of each global batch of an epoch.
+    num_samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1, num_pieces: int = 1
+) -> list[list[NDArray[np.int64]]]:
+    """Row numbers of one worker's share of each global batch of an epoch, in `num_pieces` pieces each.
 
-    The epoch's order is one seeded permutation of all samples, whatever the number of workers; its incomplete last
-    batch is left out (other samples fall there each epoch). Fewer samples than a batch make one smaller batch.
+    The epoch's order is one seeded permutation of all samples, and batches are cut into pieces before these are shared,
+    whatever the number of workers. The incomplete last batch is left out (other samples fall there each epoch). Fewer
+    samples than a batch make one smaller batch.
     """
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(num_samples)
-    batch_size = min(batch_size, num_samples // world_size * world_size)
-    share = batch_size // world_size
+    batch_size = min(batch_size, num_samples)
     return [
-        order[start + rank * share : start + (rank + 1) * share]
-        for start in range(0, num_samples - batch_size + 1, batch_size)
+        [np.array_split(piece, world_size)[rank] for piece in np.array_split(batch, num_pieces)]
+        for batch in (order[start : start + batch_size] for start in range(0, num_samples - batch_size + 1, batch_size))
     ]
 
 
@@ -95,8 +103,8 @@ def ordered_batches(
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
-def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
-    """Decode batches in a thread of their own, a few ahead."""
+def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]], pin: bool = False) -> Iterator[Batch]:
+    """Decode batches in a thread of their own, a few ahead; pinned ones are copied to a GPU beside its work."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
     stopped = threading.Event()
 
@@ -112,7 +120,8 @@ def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]]) -> Iterator
             for indices in batches:
                 if stopped.is_set():
                     return
-                put(samples.batch(indices))
+                batch = samples.batch(indices)
+                put(Batch(batch.cubes.pin_memory(), batch.columns) if pin else batch)
             put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             put(error)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygenesis.archive.cells import decode, encode
-from raygenesis.feeding import PREFETCHED_BATCHES, Samples, ordered_batches, prefetch, training_batches
+from raygenesis.training.feeding import PREFETCHED_BATCHES, Samples, ordered_batches, prefetch, training_batches
 from tests.synthetic import pattern_table
 
 SHAPE = (8, 8, 8)
@@ -79,43 +79,48 @@ def test_a_cell_of_another_shape_is_an_error():
 # --- the order of training ------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(8, 300), st.sampled_from([4, 8, 12, 32]), st.integers(0, 5), st.integers(0, 50))
-def test_one_two_and_four_workers_share_the_same_global_batches(num_samples, batch_size, seed, epoch):
-    alone = training_batches(num_samples, batch_size, seed, epoch)
-    for world_size in (2, 4):
-        if num_samples < batch_size and num_samples % world_size:
-            continue  # the one smaller batch must divide among them
-        ranks = range(world_size)
-        shares = [training_batches(num_samples, batch_size, seed, epoch, rank, world_size) for rank in ranks]
-        assert {len(share) for share in shares} == {len(alone)}
-        for batch, *parts in zip(alone, *shares, strict=True):
-            assert np.concatenate(parts).tolist() == batch.tolist()
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(24, 300), st.sampled_from([24, 25, 32, 64]), st.integers(0, 5), st.integers(0, 50), st.integers(1, 4),
+    st.integers(1, 6),
+)  # fmt: skip
+def test_any_number_of_workers_shares_the_same_pieces_of_the_same_batches(
+    num_samples, batch_size, seed, epoch, num_pieces, world_size
+):
+    alone = training_batches(num_samples, batch_size, seed, epoch, num_pieces=num_pieces)
+    ranks = range(world_size)
+    shares = [training_batches(num_samples, batch_size, seed, epoch, rank, world_size, num_pieces) for rank in ranks]
+    assert {len(share) for share in shares} == {len(alone)} == {max(1, num_samples // batch_size)}
+    for batch, *parts in zip(alone, *shares, strict=True):
+        assert len(batch) == num_pieces
+        for piece, *own in zip(batch, *parts, strict=True):
+            assert np.concatenate(own).tolist() == piece.tolist()
+            # Nobody waits for nothing, and for one cube at the most.
+            assert min(map(len, own)) >= 1 and max(map(len, own)) - min(map(len, own)) <= 1
+    # Pieces change nothing in what a batch is.
+    whole = training_batches(num_samples, batch_size, seed, epoch)
+    for batch, (indices,) in zip(alone, whole, strict=True):
+        assert np.concatenate(batch).tolist() == indices.tolist()
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 50), st.integers(1, 4))
-def test_every_sample_is_seen_at_most_once_an_epoch_and_only_a_rest_is_left_out(num_samples, size, epoch, world_size):
-    batch_size = size * world_size
-    if num_samples < world_size:
-        return
-    shares = [training_batches(num_samples, batch_size, 0, epoch, rank, world_size) for rank in range(world_size)]
-    seen = np.concatenate([batch for share in shares for batch in share])
-    assert len(set(seen.tolist())) == len(seen)
-    assert set(seen.tolist()) <= set(range(num_samples))
-    left_out = num_samples - len(seen)
-    assert left_out < (batch_size if num_samples >= batch_size else world_size)
-    assert len({len(batch) for share in shares for batch in share}) == 1
+@given(st.integers(1, 300), st.integers(1, 160), st.integers(0, 50))
+def test_every_sample_is_seen_at_most_once_an_epoch_and_only_a_rest_is_left_out(num_samples, batch_size, epoch):
+    batches = [indices for (indices,) in training_batches(num_samples, batch_size, 0, epoch)]
+    seen = np.concatenate(batches)
+    assert len(set(seen.tolist())) == len(seen) and set(seen.tolist()) <= set(range(num_samples))
+    assert num_samples - len(seen) < batch_size
+    assert {len(batch) for batch in batches} == {min(batch_size, num_samples)}
 
 
 def test_fewer_samples_than_a_batch_make_one_smaller_batch():
-    (batch,) = training_batches(5, 64, 0, 0)
+    ((batch,),) = training_batches(5, 64, 0, 0)
     assert sorted(batch.tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_the_order_is_the_seeds_and_another_each_epoch():
     def orders(seed):
-        return [np.concatenate(training_batches(96, 8, seed, epoch)).tolist() for epoch in range(20)]
+        return [np.concatenate(training_batches(96, 8, seed, epoch), None).tolist() for epoch in range(20)]
 
     assert orders(0) == orders(0)
     every = orders(0) + orders(1)
@@ -123,7 +128,8 @@ def test_the_order_is_the_seeds_and_another_each_epoch():
 
 
 def test_other_samples_are_left_out_each_epoch():
-    left_out = [set(range(10)) - set(np.concatenate(training_batches(10, 4, 0, epoch)).tolist()) for epoch in range(50)]
+    seen = [np.concatenate(training_batches(10, 4, 0, epoch), None).tolist() for epoch in range(50)]
+    left_out = [set(range(10)) - set(rows) for rows in seen]
     assert all(len(rest) == 2 for rest in left_out)
     assert set.union(*left_out) == set(range(10))
 

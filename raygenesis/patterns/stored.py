@@ -1,0 +1,94 @@
+"""The cells of a pattern store where they lie, for what is too large to be held in memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raygenesis.patterns.reader import TRAINING_COLUMNS, damaged, part_paths, predicate, row_groups
+from raygenesis.patterns.writer import part_path
+from raygenesis.training.feeding import Samples
+
+# Of each process: parts that stay open, with their footers, and row groups whose cells stay in memory, encoded.
+OPEN_PARTS, CACHED_GROUPS = 64, 8
+
+CellReader = Callable[[int, int], pa.ChunkedArray]
+
+
+@dataclass(frozen=True)
+class StoredPatterns:
+    """The patterns of a split, of K neighbours and C coordinates (all when None), to be opened by each worker."""
+
+    folder: Path
+    split: str
+    num_neighbours: int | None = None
+    num_coordinates: int | None = None
+
+    def open(self, key: str, shape: Sequence[int]) -> Samples:
+        """Raises WorkspaceError if a part is missing or damaged."""
+        return StoredSamples(self, key, shape)
+
+
+class StoredSamples(Samples):
+    """Samples whose cells are read from the store's files when a batch needs them."""
+
+    def __init__(self, patterns: StoredPatterns, key: str, shape: Sequence[int]) -> None:
+        where = predicate(patterns.split, patterns.num_neighbours, patterns.num_coordinates)
+        names = [name for name in TRAINING_COLUMNS if name != "cube"]
+        table = places(patterns.folder, where, names)
+        self._folder = patterns.folder
+        self._parts, self._groups, self._rows = (table[name].to_numpy() for name in ("part", "group", "row"))
+        self._read = cell_reader(patterns.folder)
+        self._number(table.select(names), key, shape)
+
+    def _cell(self, row: int) -> memoryview:
+        part, group, place = (int(column[row]) for column in (self._parts, self._groups, self._rows))
+        try:
+            return memoryview(self._read(part, group)[place].as_buffer())
+        except (ValueError, OSError) as error:
+            raise damaged(part_path(self._folder, part), error) from None
+
+
+def places(folder: Path, where: Any, names: Sequence[str]) -> pa.Table:
+    """The selected rows of a store: columns of these names, and `part`, `group` and `row`, where their cells are."""
+    return pa.concat_tables(_places(path, part, where, names) for part, path in enumerate(part_paths(folder)))
+
+
+def _places(path: Path, part: int, where: Any, names: Sequence[str]) -> pa.Table:
+    groups = row_groups(path, where)
+    needed = dict.fromkeys([*names, "rank", "coordinate", "scale", "split"])  # by the predicate
+    try:
+        table = pq.ParquetFile(path).read_row_groups([group.id for group in groups], columns=list(needed))
+    except (ValueError, OSError) as error:
+        raise damaged(path, error) from None
+    sizes = np.array([group.num_rows for group in groups], np.int64)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    numbers = {
+        "part": np.full(len(starts), part, np.int32),
+        "group": np.repeat(np.array([group.id for group in groups], np.int32), sizes),
+        "row": (np.arange(len(starts)) - starts).astype(np.int32),
+    }
+    for name, column in numbers.items():
+        table = table.append_column(name, pa.array(column))
+    return table.filter(where).select([*names, *numbers])
+
+
+def cell_reader(folder: Path) -> CellReader:
+    """A function of part and row group → the group's cells. It keeps some files open and some cells in memory."""
+
+    @functools.lru_cache(OPEN_PARTS)
+    def open_part(part: int) -> pq.ParquetFile:
+        return pq.ParquetFile(part_path(folder, part))
+
+    @functools.lru_cache(CACHED_GROUPS)
+    def read(part: int, group: int) -> pa.ChunkedArray:
+        return open_part(part).read_row_group(group, columns=["cube"], use_threads=False)["cube"]
+
+    return read

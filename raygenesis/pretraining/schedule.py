@@ -1,0 +1,24 @@
+"""The learning rate over training: the paper's steps (section 3), or a cosine; with a warm-up, and by phase."""
+
+from __future__ import annotations
+
+import math
+
+from raygenesis.config import PretrainingSettings
+
+
+def learning_rate(settings: PretrainingSettings, epoch: int, share: float, alone: bool) -> float:
+    """Of a step after which this share of the epoch, in (0, 1], is done.
+
+    alone: while classification is learnt alone.
+    """
+    base = settings.learning_rate
+    if alone and settings.classification_learning_rate is not None:
+        base = settings.classification_learning_rate
+    done, warm_up = epoch + share, settings.warmup_epochs
+    if done < warm_up:
+        return base * done / warm_up
+    if settings.schedule == "step":
+        return base * settings.decay_factor ** (epoch // settings.decay_epochs)
+    total = settings.num_classification_epochs + settings.num_joint_epochs
+    return base * 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (total - warm_up)))

@@ -1,0 +1,256 @@
+"""Ray Train around the epoch loop: workers that may die, and be more or fewer when they start again."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import torch
+from ray.data import Dataset
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from raygenesis.cluster import TRAINING_ENVIRONMENT, threads_per_worker
+from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.progress import progress, say
+from raygenesis.training.checkpoints import State, newest_checkpoint
+from raygenesis.training.experiment import Experiment, Row, TrainingError
+from raygenesis.training.feeding import Samples
+from raygenesis.training.loop import Progress, Workers, run_epochs
+from raygenesis.training.metrics import forget_steps, read_metrics, write_metrics
+from raygenesis.training.recorder import CHECKPOINTS, STATUS_FILE, Recorder
+from raygenesis.training.trackers import TRACKERS
+from raygenesis.workspace import read_json
+
+MAX_FAILURES = 3  # of workers, without getting any further
+SHOWN_SECONDS = 1.0
+
+
+class Stored(Protocol):
+    """Samples that each worker opens for itself."""
+
+    def open(self, key: str, shape: Sequence[int]) -> Samples: ...
+
+
+Feed = Dataset | Stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """How training is run, which what is learnt does not depend on.
+
+    num_workers: or the fewest and the most. checkpoint_seconds: at the most so much is computed again after a kill.
+    config: what trackers are told of the run.
+    """
+
+    num_workers: int | tuple[int, int] = 1
+    use_gpu: bool = False
+    checkpoint_seconds: float = 60.0
+    trackers: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+ONE_WORKER = Resources()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker is told."""
+
+    experiment: Experiment
+    folder: Path
+    resources: Resources
+    stored: Mapping[str, Stored]
+
+
+def fit_with_ray(
+    experiment: Experiment, feeds: Mapping[str, Feed], folder: Path, resources: Resources = ONE_WORKER
+) -> tuple[State, int]:
+    """Train under Ray Train; returns the final state and the number of epochs this call ended.
+
+    `feeds` holds `train` and `validation`: Ray datasets with a `cube` cell a row, or what is stored. `folder` receives
+    checkpoints, from the newest of which an interrupted run goes on at its next batch, `metrics.parquet` (a row an
+    epoch), `steps/` (a row a step) and `progress.json` (now). Workers that die are started again from the newest
+    checkpoint as long as there is progress in between. Raises TrainingError when there is none, or as the loop does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = newest_checkpoint(folder / CHECKPOINTS, lambda text: say(experiment.name, f"warning: {text}"))
+    before = len(found[1]["history"]) if found else 0
+    if found and found[1]["step"]:
+        say(experiment.name, f"going on in epoch {before + 1}, after {found[1]['step']} of its steps")
+    write_metrics(folder, found[1]["history"]) if found else (folder / "metrics.parquet").unlink(missing_ok=True)
+    forget_steps(folder, found[0] if found else 0)
+    del found
+    stored = {name: feed for name, feed in feeds.items() if not isinstance(feed, Dataset)}
+    datasets = {name: feed for name, feed in feeds.items() if name not in stored}
+    with _shown(experiment, folder):
+        _fit_to_the_end(_Job(experiment, folder, resources, stored), datasets)
+    (folder / STATUS_FILE).unlink(missing_ok=True)
+    last = newest_checkpoint(folder / CHECKPOINTS)
+    if last is None:
+        raise WorkspaceError(
+            f"{folder / CHECKPOINTS} holds no checkpoint after training: workers on other machines must write to the "
+            "same file system"
+        )
+    return last[1], len(last[1]["history"]) - before
+
+
+def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
+    """Start workers until they end by themselves; those that die without getting further end it."""
+    while True:
+        reached = _reached(job.folder)
+        scratch = job.folder / f".ray-{uuid.uuid4().hex[:8]}"
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"job": job},
+            datasets=dict(datasets),
+            dataset_config=DataConfig(datasets_to_split=[]),
+            scaling_config=ScalingConfig(num_workers=job.resources.num_workers, use_gpu=job.resources.use_gpu),
+            run_config=RunConfig(
+                storage_path=str(scratch),
+                name="train",
+                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+                worker_runtime_env=TRAINING_ENVIRONMENT,
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            now = _reached(job.folder)
+            if now <= reached:
+                reason = str(error).strip().splitlines()[-1]
+                raise TrainingError(
+                    f"{job.experiment.name}: workers died {MAX_FAILURES + 1} times and training came no further than "
+                    f"step {now}: {reason}"
+                ) from error
+            say(job.experiment.name, f"workers died {MAX_FAILURES + 1} times; going on from step {now}")
+        else:
+            if isinstance(result.return_value, RaygenesisError):
+                raise result.return_value
+            return
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _reached(folder: Path) -> int:
+    found = newest_checkpoint(folder / CHECKPOINTS)
+    return found[0] if found else 0
+
+
+def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
+    """One Ray Train worker.
+
+    An error that trying again cannot mend is returned, for Ray would start the workers anew for one that is raised.
+    """
+    job: _Job = config["job"]
+    context = ray.train.get_context()
+    torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
+    workers = Workers(
+        rank=context.get_world_rank(), world_size=context.get_world_size(), device=ray.train.torch.get_device()
+    )
+    train, validation = (
+        samples_from(job.stored.get(name) or ray.train.get_dataset_shard(name), job.experiment)
+        for name in ("train", "validation")
+    )
+    state = _agreed_state(job.folder, workers)
+    recorder = None
+    try:
+        if workers.rank == 0:
+            step = state["steps_done"] if state else 0
+            forget_steps(job.folder, step)
+            trackers = [
+                TRACKERS[name](job.folder, job.folder.name, job.resources.config, step)
+                for name in job.resources.trackers
+            ]
+            recorder = Recorder(job.folder, job.resources.checkpoint_seconds, trackers)
+        watched = {} if recorder is None else {"on_step": recorder.on_step, "on_epoch": recorder.on_epoch}
+        now = run_epochs(
+            job.experiment, train, validation, workers=workers, state=state, folder=job.folder, **watched
+        )
+        _close(recorder, now)
+    except RaygenesisError as error:
+        _close(recorder, None)
+        return error
+    return None
+
+
+def _close(recorder: Recorder | None, now: Progress | None) -> None:
+    if recorder is not None:
+        recorder.close(now)
+
+
+def _agreed_state(folder: Path, workers: Workers) -> State | None:
+    """The newest whole checkpoint, which the first worker looks for: another may see files later than it does."""
+    found = newest_checkpoint(folder / CHECKPOINTS)
+    if workers.world_size > 1:
+        steps: list[int | None] = [None] * workers.world_size
+        torch.distributed.all_gather_object(steps, found[0] if found else None)
+        if len(set(steps)) > 1:
+            raise RuntimeError(f"workers see different newest checkpoints in {folder}, after steps {steps}")
+    return found[1] if found else None
+
+
+def samples_from(feed: Any, experiment: Experiment) -> Samples:
+    """All samples: the rows of a Ray dataset or its iterator, left in Ray's shared memory, or what is stored."""
+    key, shape = experiment.sample_key, experiment.sample_shape
+    if hasattr(feed, "iter_batches"):
+        return Samples(list(feed.iter_batches(batch_size=None, batch_format="pyarrow")), key, shape)
+    return feed.open(key, shape)
+
+
+@contextmanager
+def _shown(experiment: Experiment, folder: Path) -> Iterator[None]:
+    """Show what the first worker writes into `progress.json` and the epochs' table, and say what goes wrong."""
+    stopped = threading.Event()
+    (folder / STATUS_FILE).unlink(missing_ok=True)
+
+    def watch() -> None:
+        rows = read_metrics(folder)
+        told, done = set(experiment.warnings(rows)), float(len(rows))
+        with progress(experiment.name, experiment.num_epochs, "epochs", done=done) as ticker:
+            last = False
+            while not last:
+                last = stopped.wait(SHOWN_SECONDS)
+                rows, status = read_metrics(folder), read_json(folder / STATUS_FILE) or {}
+                reached = max(done, float(len(rows)), status.get("epochs", 0.0))
+                if reached > done:
+                    ticker.advance(reached - done, note=_note(rows, status))
+                    done = reached
+                for kind, sentence in experiment.warnings(rows).items():
+                    if kind not in told:
+                        told.add(kind)
+                        say(experiment.name, f"warning after epoch {len(rows)}: {sentence}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _note(rows: Sequence[Row], status: Mapping[str, Any]) -> str:
+    """The newest epoch in a line, without what does not change from epoch to epoch, and how fast training is."""
+    parts = []
+    if rows:
+        row, before = rows[-1], rows[-2] if len(rows) > 1 else {}
+        names = [name for name in row if name.startswith("val_") and row[name] not in (None, before.get(name))]
+        figures = [f"{name[4:].replace('_', ' ')} {row[name]:.4g}" for name in names]
+        parts.append(f"held out: {', '.join(figures)}")
+    if status:
+        parts.append(
+            f"loss {status['loss']:.4g}, {status['cubes_per_s']:.0f} cubes/s, gap {status['gap']:.1%}, "
+            f"{status['memory_gib']:.1f} GiB"
+        )
+    phase = status.get("phase") or (rows[-1]["phase"] if rows else "")
+    return f"[{phase}] {'; '.join(parts)}"

@@ -1,0 +1,54 @@
+"""The tables of a run: `metrics.parquet`, a row an epoch, and `steps/`, a row a step in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raygenesis.training.experiment import Row
+from raygenesis.workspace import write_table
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """Rows of `metrics.parquet`, one an epoch; none when training has not ended its first epoch."""
+    path = folder / "metrics.parquet"
+    return pq.read_table(path).to_pylist() if path.is_file() else []
+
+
+def write_metrics(folder: Path, history: Sequence[Row]) -> None:
+    write_table(folder / "metrics.parquet", _as_table(history))
+
+
+def read_steps(folder: Path) -> list[Row]:
+    """A row a step, as far as there is a checkpoint: losses over all workers, learning rate, gradient norm, seconds."""
+    tables = [pq.read_table(path) for path in sorted((folder / "steps").glob("part-*.parquet"))]
+    return pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
+
+
+def write_steps(folder: Path, rows: Sequence[Row]) -> None:
+    """Publish the rows of consecutive steps as a part."""
+    if rows:
+        (folder / "steps").mkdir(parents=True, exist_ok=True)
+        write_table(_part(folder, rows[0]["step"]), _as_table(rows))
+
+
+def forget_steps(folder: Path, step: int) -> None:
+    """Remove the parts of this step and later ones: training goes on from before it."""
+    for path in (folder / "steps").glob("part-*.parquet"):
+        if path.name >= _part(folder, step).name:
+            path.unlink()
+
+
+def _part(folder: Path, step: int) -> Path:
+    return folder / "steps" / f"part-{step:09d}.parquet"
+
+
+def _as_table(rows: Sequence[Row]) -> pa.Table:
+    """A figure that only some rows have is null in the others."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in names}
+    return pa.table(columns)

@@ -1,0 +1,78 @@
+"""What several workers must agree on, so that they train as one: sums, and the statistics of batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SynchronisedBatchNorm(_BatchNorm):
+    """Batch norm whose statistics are those of all workers' samples together, on a CPU: torch's own needs a GPU.
+
+    In evaluation a worker counts its own samples, where it counts any.
+    """
+
+    def _check_input_dim(self, images: torch.Tensor) -> None:
+        """Any number of axes."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(images)
+        axes = [0, *range(2, images.dim())]
+        own = images.numel() // images.shape[1]
+        total = images.new_tensor([own])
+        dist.all_reduce(total)
+        # Two sums, one after the other: the mean square less the squared mean would cancel.
+        mean = all_reduce(images.sum(axes)) / total
+        centred = images - _along_channels(mean, images)
+        variance = all_reduce(centred.square().sum(axes)) / total
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (total / (total - 1)), self.momentum)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        normed = centred * _along_channels(scale, images)
+        return normed if self.bias is None else normed + _along_channels(self.bias, images)
+
+
+def synchronise(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """The model with batch norms that count all workers' samples; parameters, buffers and their names stay."""
+    if torch.device(device).type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, SynchronisedBatchNorm):
+                setattr(parent, name, _synchronised(layer))
+    return model
+
+
+def _synchronised(layer: _BatchNorm) -> SynchronisedBatchNorm:
+    made = SynchronisedBatchNorm(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats,
+    )  # fmt: skip
+    made.train(layer.training)
+    for kind in ("_parameters", "_buffers"):
+        getattr(made, kind).update(getattr(layer, kind))
+    return made
+
+
+def _along_channels(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    return values.view(1, -1, *[1] * (images.dim() - 2))
+
+
+def summed(values: Mapping[str, torch.Tensor], world_size: int) -> dict[str, torch.Tensor]:
+    """The sums over all workers, float64 on the CPU; each worker gives tensors of the same names and shapes."""
+    names = sorted(values)
+    totals = torch.cat([values[name].detach().double().flatten() for name in names])
+    if world_size > 1:
+        dist.all_reduce(totals)
+    parts = totals.cpu().split([values[name].numel() for name in names])
+    return {name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)}
