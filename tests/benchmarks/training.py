@@ -1,7 +1,8 @@
-"""The pretraining step under Ray Train against the same step in a plain loop, in turn, in one run.
+"""Training under Ray Train against the same steps in a plain loop, alone and shared by two processes, in one run.
 
-The plain loop runs in processes of its own, as it is and with the memory allocation of our workers. Prints cubes per
-second, ratios, and the seconds that Ray costs outside the epochs.
+The plain loops run in processes of their own, with the memory allocation of our workers: one as a user would write it,
+two that share each batch by torch's DistributedDataParallel. Prints cubes per second and ratios, the seconds that Ray
+costs outside the epochs, what a checkpoint costs a step, and what reading from files costs.
 """
 
 from __future__ import annotations
@@ -14,27 +15,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.distributed
 from scipy import ndimage
+from torch.nn.parallel import DistributedDataParallel
 
 from raygenesis import cluster
 from raygenesis.archive.cells import DTYPE, STEPS, encode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
+from raygenesis.patterns.stored import StoredPatterns
 from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import load_settings
-from raygenesis.training import fit_with_ray, read_metrics
 from raygenesis.training.feeding import Samples, training_batches
+from raygenesis.training.fit import Resources, fit_with_ray
+from raygenesis.training.metrics import read_metrics, read_steps
 from raygenesis.workspace import write_json
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8
-EPOCHS, ROUNDS = 3, 2
+EPOCHS, ROUNDS = 4, 3
+PORT = 29511
 
 
 def main() -> None:
@@ -42,41 +49,83 @@ def main() -> None:
 
     task = _task()
     cluster.connect()
+    rates: dict[str, list[float]] = {}
+    once = []
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch, "patterns")
         _write_store(store, task.sample_shape)
-        datasets = {
+        splits = {"train": TRAINING, "validation": VALIDATION}
+        in_memory = {
             key: ray.data.read_datasource(PatternSource(store, where=predicate(split))).materialize()
-            for key, split in (("train", TRAINING), ("validation", VALIDATION))
+            for key, split in splits.items()
         }
-        tuned = cluster.TRAINING_ENVIRONMENT["env_vars"]
-        plain, allocated, under_ray, once = [], [], [], []
+        in_files = {key: StoredPatterns(store, split) for key, split in splits.items()}
+        rare = Resources(checkpoint_seconds=3600)
+        ways = {
+            "under Ray Train": (in_memory, rare),
+            "under Ray Train, cubes from files": (in_files, rare),
+            "under Ray Train, a checkpoint a step": (in_memory, replace(rare, checkpoint_seconds=0)),
+            "under Ray Train, 2 workers": (in_memory, replace(rare, num_workers=2)),
+        }
         for number in range(ROUNDS):
-            plain += _in_its_own_process(store, {})
-            allocated += _in_its_own_process(store, tuned)
-            begin = time.perf_counter()
-            folder = Path(scratch, f"run-{number}")
-            fit_with_ray(task, datasets, folder)
-            total = time.perf_counter() - begin
-            rows = read_metrics(folder)
-            # The first epoch of either warms up.
-            under_ray += [row["seconds"] for row in rows[1:]]
-            once.append(total - sum(row["seconds"] for row in rows))
-    _print(plain, allocated, under_ray, once)
+            for name, world_size in (("plain loop", 1), ("plain loops, 2 processes", 2)):
+                rates.setdefault(name, []).extend(_plain(store, world_size))
+            for place, (name, (feeds, resources)) in enumerate(ways.items()):
+                begin = time.perf_counter()
+                folder = Path(scratch, f"run-{number}-{place}")
+                fit_with_ray(task, feeds, folder, resources)
+                total = time.perf_counter() - begin
+                rows = read_metrics(folder)
+                rates.setdefault(name, []).extend(_cubes_per_s(row["seconds"], task) for row in rows[1:])
+                if name == "under Ray Train":
+                    once.append(total - sum(row["seconds"] for row in rows))
+                    waited = sum(row["waited"] for row in read_steps(folder)) / sum(row["seconds"] for row in rows)
+    _print(task, rates, once, waited)
 
 
-def _in_its_own_process(store: Path, environment: dict[str, str]) -> list[float]:
-    command = [sys.executable, "-m", "tests.benchmarks.training", str(store)]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def _cubes_per_s(seconds: float, task: PretextTask) -> float:
+    return NUM_TRAINING // task.batch_size * task.batch_size / seconds
 
 
-def plain_loop(store: Path) -> None:
-    """Print the seconds of each epoch of the plain loop."""
+def _plain(store: Path, world_size: int) -> list[float]:
+    """Cubes per second of each epoch but the first."""
+    environment = {**os.environ, **cluster.TRAINING_ENVIRONMENT["env_vars"]}
+    command = [sys.executable, "-m", "tests.benchmarks.training", str(store), str(world_size)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
+        for rank in range(world_size)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    return [_cubes_per_s(seconds, _task()) for seconds in json.loads(outputs[0].splitlines()[-1])]
+
+
+def plain_loop(store: Path, world_size: int, rank: int) -> None:
+    """Print the seconds of each epoch but the first of a hand-written loop: decode, step, next."""
     task = _task()
-    torch.set_num_threads(cluster.threads_per_worker(1))
+    torch.set_num_threads(cluster.threads_per_worker(world_size))
     table = read_patterns(store, TRAINING_COLUMNS, predicate(TRAINING))
-    print(json.dumps(_plain_epochs(task, Samples([table], task.sample_key, task.sample_shape))))
+    train = Samples([table], task.sample_key, task.sample_shape)
+    model = task.build()
+    optimizer = task.optimizer(model)
+    model.train()
+    network = model
+    if world_size > 1:
+        address = f"tcp://127.0.0.1:{PORT}"
+        torch.distributed.init_process_group("gloo", init_method=address, world_size=world_size, rank=rank)
+        network = DistributedDataParallel(model)
+    seconds = []
+    for epoch in range(EPOCHS):
+        task.begin_epoch(model, epoch)
+        begin = time.perf_counter()
+        for (indices,) in training_batches(len(train), task.batch_size, task.seed, epoch, rank, world_size):
+            losses = task.losses(network, train.batch(indices), epoch)
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - begin)
+    print(json.dumps(seconds[1:]), flush=True)
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
 
 
 def _task() -> PretextTask:
@@ -84,24 +133,6 @@ def _task() -> PretextTask:
         "cpu-small", ["pretraining.num_classification_epochs=0", f"pretraining.num_joint_epochs={EPOCHS}"]
     )
     return PretextTask(settings.pretraining, settings.seed, settings.discovery.cube_shape, 1, NUM_COORDINATES)
-
-
-def _plain_epochs(task: PretextTask, train: Samples) -> list[float]:
-    """Seconds of each epoch but the first of a hand-written loop: decode, step, next."""
-    model = task.build()
-    optimizer = task.optimizer(model)
-    seconds = []
-    for epoch in range(EPOCHS):
-        task.begin_epoch(model, epoch)
-        model.train()
-        begin = time.perf_counter()
-        for (indices,) in training_batches(len(train), task.batch_size, task.seed, epoch):
-            losses = task.losses(model, train.batch(indices), epoch)
-            optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            optimizer.step()
-        seconds.append(time.perf_counter() - begin)
-    return seconds[1:]
 
 
 def _write_store(folder: Path, shape: tuple[int, ...]) -> None:
@@ -127,20 +158,29 @@ def _write_store(folder: Path, shape: tuple[int, ...]) -> None:
     write_json(folder / "manifest.json", manifest)
 
 
-def _print(plain: list[float], allocated: list[float], under_ray: list[float], once: list[float]) -> None:
-    batch = load_settings("cpu-small").pretraining.batch_size
-    cubes = NUM_TRAINING // batch * batch
+def _print(task: PretextTask, rates: dict[str, list[float]], once: list[float], waited: float) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, commit {commit or 'none'}")
-    print(f"joint step, 32³ cubes, batch {batch}, {len(plain)} epochs of {cubes} cubes each, medians (least to most)")
-    ways = {"plain loop": plain, "plain loop, allocating as our workers": allocated, "under Ray Train": under_ray}
-    for name, seconds in ways.items():
-        middle, least, most = statistics.median(seconds), min(seconds), max(seconds)
-        print(f"{name:38s} {cubes / middle:7.1f} cubes/s  ({cubes / most:.1f} to {cubes / least:.1f})")
-    ratios = [statistics.median(seconds) / statistics.median(under_ray) for seconds in (plain, allocated)]
-    print(f"Ray Train's speed as a share of the plain loop's: {ratios[0]:.3f}, allocating alike: {ratios[1]:.3f}")
-    print(f"outside the epochs (start-up; {EPOCHS} validations and checkpoints): {statistics.median(once):.1f} s a run")
+    print(
+        f"joint step, 32³ cubes, batch {task.batch_size}, {ROUNDS * (EPOCHS - 1)} epochs each, medians (least to most)"
+    )
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    for name, found in rates.items():
+        print(f"{name:38s} {medians[name]:7.1f} cubes/s  ({min(found):.1f} to {max(found):.1f})")
+    alone, shared, under_ray = (
+        medians[name] for name in ("plain loop", "plain loops, 2 processes", "under Ray Train")
+    )
+    print(f"Ray Train's speed as a share of the plain loop's: {under_ray / alone:.3f}")
+    print(f"share of a step waiting for data (gap): {waited:.2%}")
+    files, checkpoints, two = (
+        medians[f"under Ray Train, {what}"] for what in ("cubes from files", "a checkpoint a step", "2 workers")
+    )
+    print(f"cubes from files instead of memory: {files / under_ray:.3f} of the speed")
+    extra = task.batch_size / checkpoints - task.batch_size / under_ray
+    print(f"a checkpoint costs the step after which it is written {1000 * extra:.0f} ms")
+    print(f"2 workers against 1: {two / under_ray:.2f}; 2 plain processes against 1: {shared / alone:.2f}")
+    print(f"outside the epochs (start-up; {EPOCHS} validations): {statistics.median(once):.1f} s a run")
 
 
 if __name__ == "__main__":
-    plain_loop(Path(sys.argv[1])) if len(sys.argv) > 1 else main()
+    plain_loop(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])) if len(sys.argv) > 1 else main()
