@@ -28,7 +28,7 @@ from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.training.metrics import forget_steps, read_metrics, write_metrics
 from raygenesis.training.recorder import CHECKPOINTS, STATUS_FILE, Recorder
-from raygenesis.training.trackers import TRACKERS
+from raygenesis.training.trackers import TRACKERS, Tracker
 from raygenesis.workspace import read_json
 
 MAX_FAILURES = 3  # of workers, without getting any further
@@ -167,11 +167,7 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
         if workers.rank == 0:
             step = state["steps_done"] if state else 0
             forget_steps(job.folder, step)
-            trackers = [
-                TRACKERS[name](job.folder, job.folder.name, job.resources.config, step)
-                for name in job.resources.trackers
-            ]
-            recorder = Recorder(job.folder, job.resources.checkpoint_seconds, trackers)
+            recorder = Recorder(job.folder, job.resources.checkpoint_seconds, _trackers(job, step))
         watched = {} if recorder is None else {"on_step": recorder.on_step, "on_epoch": recorder.on_epoch}
         now = run_epochs(
             job.experiment, train, validation, workers=workers, state=state, folder=job.folder, **watched
@@ -181,6 +177,19 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
         _close(recorder, None)
         return error
     return None
+
+
+def _trackers(job: _Job, step: int) -> list[Tracker]:
+    trackers = []
+    for name in job.resources.trackers:
+        try:
+            trackers.append(TRACKERS[name](job.folder, job.folder.name, job.resources.config, step))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(
+                f"pretraining.trackers: {name} cannot be started ({reason}): put that right, or leave it out"
+            ) from error
+    return trackers
 
 
 def _close(recorder: Recorder | None, now: Progress | None) -> None:
@@ -225,7 +234,8 @@ def _shown(experiment: Experiment, folder: Path) -> Iterator[None]:
                 if reached > done:
                     ticker.advance(reached - done, note=_note(rows, status))
                     done = reached
-                for kind, sentence in experiment.warnings(rows).items():
+                wrong = {**experiment.warnings(rows), **{text: text for text in status.get("lost", ())}}
+                for kind, sentence in wrong.items():
                     if kind not in told:
                         told.add(kind)
                         say(experiment.name, f"warning after epoch {len(rows)}: {sentence}")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -27,11 +28,13 @@ class Recorder:
     """Progress every second, a checkpoint every `checkpoint_seconds` and after the last epoch, tables with each.
 
     The tables are written before the checkpoint that belongs to them: they never lag behind where training would go
-    on. Errors of the thread are raised in training, at the next step.
+    on. Errors of the thread are raised in training, at the next step; a tracker that fails is left out from then on,
+    and `progress.json` says why.
     """
 
     def __init__(self, folder: Path, checkpoint_seconds: float, trackers: Sequence[Tracker] = ()) -> None:
-        self._folder, self._interval, self._trackers = folder, checkpoint_seconds, trackers
+        self._folder, self._interval, self._trackers = folder, checkpoint_seconds, list(trackers)
+        self._lost: list[str] = []  # why trackers were left out
         self._rows: list[Row] = []  # since the last checkpoint
         self._fresh: list[Row] = []  # since the last status
         self._saved = self._told = time.monotonic()
@@ -60,14 +63,14 @@ class Recorder:
         self._save_when_due(now)
 
     def close(self, now: Progress | None) -> None:
-        """Write the last checkpoint, if there is where training stands, and end the thread."""
+        """Write the last checkpoint, unless training failed (None), and end the thread."""
         if now is not None:
             self._save(now)
+        self._jobs.put(self._close_trackers)
         self._jobs.put(None)
         self._thread.join()
-        for tracker in self._trackers:
-            tracker.close()
-        self._raise()
+        if now is not None:
+            self._raise()
 
     def _save_when_due(self, now: Progress) -> None:
         """Not while the one before is being written: two copies of a state at a time are enough."""
@@ -99,14 +102,24 @@ class Recorder:
             "cubes_per_s": sum(row["cubes"] for row in rows) / seconds,
             "gap": sum(row["waited"] for row in rows) / seconds,
             "memory_gib": peak_memory_gib(),
+            "lost": self._lost,
         }
         self._do(lambda: write_json(self._folder / STATUS_FILE, status))
         self._do(lambda: self._track([(row["step"], finite(row, "step/")) for row in rows]))
 
     def _track(self, figures: Sequence[tuple[int, dict[str, float]]]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                for step, values in figures:
+                    tracker.log(values, step)
+            except Exception as error:  # a server that is gone must not end training
+                self._trackers.remove(tracker)
+                self._lost.append(f"{type(tracker).__name__} is left out from now on: {error}")
+
+    def _close_trackers(self) -> None:
         for tracker in self._trackers:
-            for step, values in figures:
-                tracker.log(values, step)
+            with suppress(Exception):
+                tracker.close()
 
     def _do(self, job: Callable[[], None]) -> None:
         self._raise()

@@ -80,8 +80,8 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if find_spec(MODULES[name]) is None:
             raise SettingsError(
-                f"pretraining.trackers names {name} and the package {MODULES[name]} is not installed: install it, on "
-                "all machines of the cluster, or leave it out"
+                f"pretraining.trackers names {name} and the package {MODULES[name]} is not installed: install "
+                "raygenesis[trackers], on all machines of the cluster, or leave it out"
             )
 
 

@@ -202,6 +202,7 @@ fit_with_ray(Experiment(seconds_a_step=0.2), datasets, Path(sys.argv[1]), Resour
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("whole_ray", [False, True], ids=["driver", "all of Ray"])
 def test_a_killed_driver_or_all_of_ray_goes_on_at_the_next_batch(undisturbed, datasets, tmp_path, whole_ray):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -210,7 +211,7 @@ def test_a_killed_driver_or_all_of_ray_goes_on_at_the_next_batch(undisturbed, da
         [sys.executable, "-c", SCRIPT, str(folder)], start_new_session=True, env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (steps := steps_in(folder / CHECKPOINTS)) or steps[-1] < 7:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

@@ -124,3 +124,20 @@ def test_what_cannot_be_written_ends_training_and_is_named(tmp_path):
             on_step=lambda now, row: (time.sleep(0.01), recorder.on_step(now, row)),
             on_epoch=recorder.on_epoch,
         )
+
+
+def test_a_tracker_that_fails_is_left_out_and_told_and_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STATUS_SECONDS", 0.0)
+
+    class Gone(Listening):
+        def log(self, figures, step):
+            super().log(figures, step)
+            if step == 3:
+                raise ConnectionError("the server is gone")
+
+    gone, other = Gone(), Listening()
+    now, _ = recorded(tmp_path, trackers=[gone, other])
+    assert len(now.history) == 4 and gone.heard[-1][0] == 3
+    assert {step for step, _ in other.heard} == set(range(21)) and other.closed
+    (told,) = json.loads((tmp_path / STATUS_FILE).read_text())["lost"]
+    assert told == "Gone is left out from now on: the server is gone"
