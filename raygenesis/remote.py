@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -91,12 +93,12 @@ class RemotePath:
         return self.read_bytes().decode(encoding)
 
     @contextmanager
-    def open(self, mode: str = "rb") -> Iterator[pa.NativeFile]:
-        """A seekable file to read in a `with` block; only what is read of it is fetched."""
+    def open(self, mode: str = "rb") -> Iterator[Any]:
+        """A seekable file (`pyarrow.NativeFile`) to read in a `with` block; only what is read of it is fetched."""
         if mode != "rb":
             raise ValueError(f"mode {mode!r}: a remote file is opened with 'rb'")
         with self._store() as store, store.open_input_file(self._key) as file:
-            yield file
+            yield _PatientFile(file)
 
     def write_bytes(self, content: bytes | pa.Buffer) -> None:
         """Readers see the whole content or what was there before."""
@@ -172,6 +174,36 @@ class RemotePath:
             if fault is None:
                 raise  # of a local file, or of what the object holds
             raise fault from error
+
+
+class _PatientFile:
+    """A file that tries again where pyarrow gives up at once.
+
+    A store explains its errors in words, which pyarrow puts where the bytes that it asked for were to go. Where there
+    is too little room for them, as in reading a small object, it no longer sees that the error may pass.
+    """
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, nbytes: int | None = None) -> bytes:
+        return self._again(lambda: self._file.read(nbytes))
+
+    def read_at(self, nbytes: int, offset: int) -> bytes:
+        return self._again(lambda: self._file.read_at(nbytes, offset))
+
+    def _again(self, read: Callable[[], bytes]) -> bytes:
+        for number in range(ATTEMPTS - 1):
+            try:
+                return read()
+            except OSError as error:
+                if "Failed to flush response stream" not in str(error):
+                    raise
+            time.sleep(random.uniform(0, min(2**number, 20)))
+        return read()
 
 
 def remote(url: str) -> RemotePath:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -242,9 +242,17 @@ def test_arrays_are_read_in_place(folder: RemotePath, monkeypatch: pytest.Monkey
         voxels(folder / "array")
 
 
+# As long as a store's own; more than the bytes of a small object.
+WORDS = b"<Error><Code>InternalError</Code><Message>We encountered an internal error, try again.</Message></Error>"
+
+
 @contextmanager
 def faulty(endpoint: str, faults: list[str]) -> Iterator[str]:
-    """A way to the server on which the first connections meet these faults: "503", or a "reset"."""
+    """A way to the server on which the first connections meet these faults.
+
+    "503", or a "reset"; "cut": the answer breaks off after 100,000 bytes; "words": the first request for an object's
+    bytes is answered by an error and its explanation.
+    """
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -257,15 +265,26 @@ def faulty(endpoint: str, faults: list[str]) -> Iterator[str]:
                 self.request.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             else:
                 with socket.create_connection((urlsplit(endpoint).hostname, urlsplit(endpoint).port)) as there:
-                    back = threading.Thread(target=self._pass, args=(there, self.request))
+                    back = threading.Thread(target=self._pass, args=(there, self.request, fault == "cut"))
                     back.start()
-                    self._pass(self.request, there)
+                    self._pass(self.request, there, words=fault == "words")
                     back.join()
 
-        def _pass(self, source: socket.socket, target: socket.socket) -> None:
-            while data := source.recv(2**16):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+        def _pass(self, source: socket.socket, target: socket.socket, cut: bool = False, words: bool = False) -> None:
+            with suppress(OSError):  # the other direction has ended this one
+                left = 100_000
+                while data := source.recv(2**14):
+                    if words and data.startswith(b"GET"):
+                        answer = b"HTTP/1.1 500 Error\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(WORDS)
+                        source.sendall(answer + WORDS)
+                        break
+                    target.sendall(data[:left] if cut else data)
+                    left -= len(data)
+                    if cut and left <= 0:
+                        for end in (source, target):
+                            end.shutdown(socket.SHUT_RDWR)
+                        break
+                target.shutdown(socket.SHUT_WR)
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -299,6 +318,44 @@ def test_a_busy_or_broken_connection_is_tried_again(folder: RemotePath, monkeypa
             faults += ["503", "reset"]
             assert succeeds(), act
             assert not faults, act
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(b"before", "words"), (bytes(range(256)) * 2000, "words"), (bytes(range(256)) * 2000, "cut")],
+    ids=["small and explained", "large and explained", "large and cut"],
+)
+def test_a_broken_answer_is_asked_for_again(
+    folder: RemotePath, content: bytes, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, direct, faults = folder / "file", module._settings("s3")[1], []
+    file.write_bytes(content)
+    for act in (
+        lambda opened: opened.read(),
+        lambda opened: opened.read_at(len(content), 0),
+        lambda opened: opened.read(3) + opened.read_at(2, 3) + opened.read_at(len(content) - 5, 5),
+    ):
+        with faulty(direct, faults) as endpoint:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+            assert folder.is_dir()
+            module._filesystem.cache_clear()
+            faults += [fault, fault]
+            with file.open() as opened:
+                assert act(opened) == content
+            assert not faults
+
+
+def test_a_store_that_only_explains_itself_is_given_up(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, direct, faults = folder / "file", module._settings("s3")[1], []
+    file.write_text("before")
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    with faulty(direct, faults) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert folder.is_dir()
+        module._filesystem.cache_clear()
+        faults += ["words"] * 10
+        with pytest.raises(WorkspaceError, match="did not answer properly in 2 attempts"):
+            file.read_text()
 
 
 def test_a_restart_of_the_server_is_waited_for(folder: RemotePath, server: S3Server) -> None:

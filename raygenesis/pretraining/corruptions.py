@@ -12,7 +12,7 @@ GPU, by the steps of `corruption_steps`.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -170,6 +170,23 @@ def corrupt(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> tup
     return corrupted, target
 
 
+def check_fits(spatial: Sequence[int], corruption: CorruptionSet) -> None:
+    """Raise CubeTooSmallError if cubes of this shape cannot be painted or have blocks swapped as the set asks."""
+    inpainted = corruption.paint_probability * corruption.inpaint_share
+    outpainted = corruption.paint_probability - inpainted
+    for needed, used, what in (
+        (_fitting(block_sides), corruption.exclusive or inpainted > 0, "painting"),
+        (_fitting(window_sides), corruption.exclusive or outpainted > 0, "painting"),
+        (2, not corruption.exclusive and corruption.swap_probability > 0, "swapping"),
+    ):
+        if used and min(spatial) < needed:
+            raise CubeTooSmallError(
+                f"cubes of {tuple(spatial)} are too small for the {what} of '{corruption.name}', which needs at least "
+                f"{needed} voxels along every axis: choose larger cubes (discovery.cube_shape) or another "
+                "pretraining.corruption"
+            )
+
+
 def choose(draws: Draws, corruption: CorruptionSet) -> Chosen:
     """Which sample gets which corruption; in- and out-painting exclude each other."""
     first, second, third, fourth, fifth = draws.uniform("choice", (5,)).unbind(1)
@@ -237,18 +254,7 @@ def _check(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> None
         )
     if len(draws.keys) != len(cubes):
         raise ValueError(f"{len(cubes)} cubes, but the streams of {len(draws.keys)} samples")
-    inpainted = corruption.paint_probability * corruption.inpaint_share
-    outpainted = corruption.paint_probability - inpainted
-    for needed, used, what in (
-        (_fitting(block_sides), corruption.exclusive or inpainted > 0, "painting"),
-        (_fitting(window_sides), corruption.exclusive or outpainted > 0, "painting"),
-        (2, not corruption.exclusive and corruption.swap_probability > 0, "swapping"),
-    ):
-        if used and min(cubes.shape[2:]) < needed:
-            raise CubeTooSmallError(
-                f"cubes of {tuple(cubes.shape[2:])} are too small for the {what} of "
-                f"'{corruption.name}', which needs at least {needed} voxels along every axis"
-            )
+    check_fits(cubes.shape[2:], corruption)
 
 
 def _fitting(sides: Callable[[int], tuple[int, int]]) -> int:

@@ -218,7 +218,7 @@ def _warnings(task: PretextTask, state: Mapping[str, Any], facts: Mapping[str, A
     """What went wrong, in sentences; the mean image is a better answer than those that every epoch is compared with."""
     found = task.warnings(state["history"])
     error, mean_image = facts["restoration_mse"], facts["mean_image_mse"]
-    if error is not None and error >= mean_image:
+    if task.restores(task.num_epochs - 1) and error >= mean_image:
         found.setdefault(
             "restoration",
             f"little is learnt from restoration: the held-out error is {error:.4f} and always answering with the mean "

@@ -6,6 +6,7 @@ belongs to the sample (`Draws`), not to the batch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -18,7 +19,7 @@ from torch.nn import functional
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.draws import Draws
 
-# Of the Rubik's cube: orders that it may be in (METHOD), and voxels that pieces keep off each other, on average.
+# Of the Rubik's cube: orders that it may be in, and voxels that pieces keep off each other at least (METHOD).
 MOST_ORDERS = 100
 GAP = 10
 
@@ -90,25 +91,30 @@ class Rotation(Puzzle):
 class RubiksCube(Puzzle):
     """Say in which order the 2×2×2 (2D: 2×2) pieces of a cube are, and which were turned (Zhuang et al., MICCAI 2019).
 
-    The pieces lie GAP voxels apart or more on average, each at a random place in its part of the cube, and each is
-    scaled to [0, 1], so that neither edges nor intensities tell. Half of them are turned by 180°, about the horizontal
-    or the vertical axis. The answers are the number of the order, then a 0 or 1 for each piece and axis.
+    The parts of the cube lie GAP voxels apart or more, each piece at a random place in its part, and each is scaled to
+    [0, 1], so that neither edges nor intensities tell. Half of them are turned by 180°, about the horizontal or the
+    vertical axis. The answers are the number of the order, then a 0 or 1 for each piece and axis.
     """
 
     head: ClassVar[str] = "rubiks-cube"
 
     def check(self) -> None:
         if min(self.piece) < self.divisor:
-            least = 2 * self.divisor + GAP
+            least = math.ceil((2 * self.divisor + GAP) / self.divisor) * self.divisor  # the network's multiple as well
             raise SettingsError(
                 f"discovery.cube_shape={list(self.shape)} is too small for the pretext task rubiks-cube with this "
                 f"network: each side needs at least {least} voxels"
             )
 
     @property
+    def part(self) -> tuple[int, ...]:
+        """Sides of the part of a cube that a piece lies in."""
+        return tuple((side - GAP) // 2 for side in self.shape)
+
+    @property
     def piece(self) -> tuple[int, ...]:
         """Sides of a piece."""
-        return tuple((side - GAP) // 2 // self.divisor * self.divisor for side in self.shape)
+        return tuple(side // self.divisor * self.divisor for side in self.part)
 
     @property
     def num_classes(self) -> int:
@@ -119,20 +125,19 @@ class RubiksCube(Puzzle):
         known = orders(2**ndim).to(device)
         order = (draws.uniform("order", ()) * len(known)).long()
         corner = torch.cartesian_prod(*(torch.arange(2, device=device),) * ndim)
-        half = torch.tensor([side // 2 for side in self.shape], device=device)
-        room = half - torch.tensor(self.piece, device=device)
-        start = corner * half + (draws.uniform("places", (2**ndim, ndim)) * (room + 1)).long()
+        whole, part, piece = (torch.tensor(sides, device=device) for sides in (self.shape, self.part, self.piece))
+        start = corner * (whole - part) + (draws.uniform("places", (2**ndim, ndim)) * (part - piece + 1)).long()
         # Place p shows piece known[order, p].
         start = start.gather(1, known[order].unsqueeze(2).expand(-1, -1, ndim))
         turn = draws.uniform("turns", (2**ndim,))
         horizontal, vertical = turn < 0.25, (turn >= 0.25) & (turn < 0.5)
         voxel = torch.zeros((n, 2**ndim) + (1,) * ndim, dtype=torch.int64, device=device)
-        for axis, (side, whole) in enumerate(zip(self.piece, self.shape, strict=True)):
+        for axis, (side, length) in enumerate(zip(self.piece, self.shape, strict=True)):
             # Half a turn about an axis mirrors the others.
             mirrored = horizontal & (axis != ndim - 1) | vertical & (axis != ndim - 2)
             step = torch.arange(side, device=device)
             along = start[:, :, axis, None] + torch.where(mirrored.unsqueeze(2), side - 1 - step, step)
-            voxel = voxel * whole + along.view(n, 2**ndim, *(side if other == axis else 1 for other in range(ndim)))
+            voxel = voxel * length + along.view(n, 2**ndim, *(side if other == axis else 1 for other in range(ndim)))
         voxel = voxel.flatten(1).unsqueeze(1).expand(-1, channels, -1)
         pieces = cubes.flatten(2).gather(2, voxel).view(n, channels, 2**ndim, -1).transpose(1, 2)
         low, high = pieces.amin((2, 3), keepdim=True), pieces.amax((2, 3), keepdim=True)

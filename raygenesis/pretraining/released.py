@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,7 +168,9 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise WeightsError(f"{path} does not exist: give a .pt or .pth file of Models Genesis or its successors")
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch, about a pickle's protocol
+            return torch.load(path, weights_only=True, map_location="cpu")
     except PermissionError:
         raise WeightsError(f"{path} may not be read: ask its owner for the permission") from None
     except Exception as error:  # a damaged stream of pickled bytes can end in any of them

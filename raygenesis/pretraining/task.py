@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
+from raygenesis.errors import SettingsError
 from raygenesis.pretraining import monitors
-from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
+from raygenesis.pretraining.corruptions import CORRUPTIONS, CorruptionSet, check_fits, corrupt
 from raygenesis.pretraining.draws import Draws
 from raygenesis.pretraining.networks import Architecture, Prediction, PretextNetwork, save_memory
 from raygenesis.pretraining.pretexts import Pretext, pretext_of
@@ -43,7 +44,7 @@ class Posed(NamedTuple):
 class PretextTask:
     """num_references, num_coordinates: R and the C in use; labels are reference × C + coordinate.
 
-    Raises SettingsError if there is no such pretext task, or its puzzle does not fit the cubes.
+    Raises SettingsError if there is no such pretext task, or its puzzle, corruption or network does not fit the cubes.
     """
 
     settings: PretrainingSettings
@@ -55,11 +56,24 @@ class PretextTask:
     sample_key: str = "pattern_id"
 
     def __post_init__(self) -> None:
-        _ = self.puzzle  # refuses what does not fit
+        # Looked up here, once: an entry that a script adds to a table is there, but not in the workers' tables.
+        _ = self.puzzle
+        check_fits(self.sample_shape, self.corruption)
+        network, divisor = self.settings.network, NETWORK_DIVISORS[self.settings.network]
+        if any(side % divisor for side in self.sample_shape):
+            raise SettingsError(
+                f"pretraining.network={network} needs each side of a cube to be a multiple of {divisor}, and the "
+                f"store's are {self.sample_shape}: choose another network, or make the store anew with another "
+                "discovery.cube_shape"
+            )
 
     @cached_property
     def pretext(self) -> Pretext:
         return pretext_of(self.settings)
+
+    @cached_property
+    def corruption(self) -> CorruptionSet:
+        return CORRUPTIONS[self.pretext.corruption]
 
     @cached_property
     def puzzle(self) -> Puzzle | None:
@@ -127,15 +141,19 @@ class PretextTask:
     def learning_rate(self, epoch: int, share: float) -> float:
         return learning_rate(self.settings, epoch, share, alone=self.phase(epoch) == CLASSIFICATION)
 
+    def restores(self, epoch: int) -> bool:
+        """Whether the decoder is trained in this epoch."""
+        return self.phase(epoch) != CLASSIFICATION and bool(self.pretext.lambda_rec)
+
     def begin_epoch(self, model: nn.Module, epoch: int) -> str:
         """Leave the decoder out where it is not trained."""
         if model.decoder is not None:
-            model.decoder.requires_grad_(self._restores(epoch))
+            model.decoder.requires_grad_(self.restores(epoch))
         return self.phase(epoch)
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
         posed = self.pose(batch, epoch)
-        prediction = self._predict(model, posed.shown, self._restores(epoch))
+        prediction = self._predict(model, posed.shown, self.restores(epoch))
         losses = {name: values.mean() for name, values in self._parts(prediction, posed).items()}
         if self.phase(epoch) == CLASSIFICATION:
             return {"loss": losses["classification"], **losses}
@@ -173,13 +191,18 @@ class PretextTask:
         return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.settings.patience
 
     def warnings(self, history: list[dict[str, Any]]) -> dict[str, str]:
-        return monitors.warnings(history, self.chance)
+        """What goes wrong; a part of weight 0 is not meant to learn."""
+        jointly = bool(history) and history[-1]["phase"] == JOINT
+        found = monitors.warnings(history, None if jointly and not self.pretext.lambda_cls else self.chance)
+        if not self.pretext.lambda_rec:
+            found.pop("restoration", None)
+        return found
 
     def pose(self, batch: Batch, epoch: int) -> Posed:
         """Corrupt the cubes and ask the puzzle; what is random belongs to the pattern and the epoch."""
         device = batch.cubes.device
         draws = Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(device), epoch)
-        shown, original = corrupt(batch.cubes, draws, CORRUPTIONS[self.pretext.corruption])
+        shown, original = corrupt(batch.cubes, draws, self.corruption)
         answers = None
         if self.puzzle is not None:
             labels = batch.columns["reference"].astype("int64") * self.num_coordinates + batch.columns["coordinate"]
@@ -189,9 +212,6 @@ class PretextTask:
     @property
     def _memory_format(self) -> torch.memory_format:
         return MEMORY_FORMATS[len(self.sample_shape)] if self.settings.channels_last else torch.contiguous_format
-
-    def _restores(self, epoch: int) -> bool:
-        return self.phase(epoch) != CLASSIFICATION and bool(self.pretext.lambda_rec)
 
     def _predict(self, model: nn.Module, shown: torch.Tensor, restore: bool) -> Prediction:
         dtype = PRECISIONS[self.settings.precision]

@@ -118,7 +118,13 @@ def export_to_library(path: str | Path, output: Path) -> str:
         if not name.startswith("head.") or architecture.head == "classification"
     }  # fmt: skip
     write_released(of_unet, output)
-    return "the published code of Models Genesis and Semantic Genesis: its `state_dict`"
+    known_as = "the published code of Models Genesis and Semantic Genesis: its `state_dict`"
+    if architecture.norm == "batch":
+        known_as += (
+            "; in evaluation that code normalises by each batch's own statistics and answers otherwise than here (a "
+            "network trained with pretraining.norm=batch-statistics answers alike)"
+        )
+    return known_as
 
 
 def _load_released(file: Path) -> PretextNetwork:
@@ -139,7 +145,7 @@ def _file(path: str | Path) -> Path:
     path = Path(path)
     file = path / ENCODER_FILE if path.is_dir() else path
     if not file.is_file():
-        raise WeightsError(f"{file} does not exist: give a run's folder or its {ENCODER_FILE}")
+        raise WeightsError(f"{file} does not exist: give a run's folder, its {ENCODER_FILE} or a published .pt file")
     return file
 
 
@@ -148,7 +154,9 @@ def _architecture(file: Path) -> Architecture:
         with safe_open(file, "pt") as opened:
             described = json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
     except (SafetensorError, OSError):
-        raise WeightsError(f"{file} is not a safetensors file") from None
+        raise WeightsError(f"{file} is not a safetensors file, or is damaged") from None
+    except ValueError:
+        raise WeightsError(f"{file} does not describe its network") from None
     if "format" not in described:
         raise WeightsError(f"{file} was not written by raygenesis")
     if described["format"] != FORMAT:

@@ -12,7 +12,7 @@ import torch
 from raygenesis import load_network, load_unet
 from raygenesis.config import Settings
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.pretraining.pretrain import pretrain
+from raygenesis.pretraining.pretrain import _warnings, check_pretext, pretext_task, pretrain
 from raygenesis.report.report import report
 from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
@@ -20,6 +20,7 @@ from raygenesis.workspace import Workspace, read_json
 from tests.patterns.stores import StorePlan
 
 SHAPE = (32, 32)
+COUNTS = {"references": 1, "coordinates": 2, "neighbours": 12}
 
 
 def ramp(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -80,14 +81,50 @@ def test_a_puzzle_on_random_crops_leaves_an_encoder_without_a_decoder(
 def test_training_that_collapses_says_so_in_the_log_the_manifest_and_the_report(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a learning rate that no network stands."""
+    """With a learning rate that no network stands: its first step makes weights of 10,000, after which each voxel is
+    answered by 0 or 1, and even the best of such answers is worse than the mean value of a cube.
+    """
     settings = settings_of(pretext="models-genesis", learning_rate=1e4, num_joint_epochs=6)
     manifest = pretrain(workspace, settings, "collapsed")
     said = capsys.readouterr().out
     assert "nothing is learnt from restoration" in said and "warning after epoch" in said
-    assert any("the held-out error is" in sentence for sentence in manifest["warnings"])
+    (told,) = (sentence for sentence in manifest["warnings"] if "nothing is learnt from restoration" in sentence)
+    best = min(row["val_restoration"] for row in read_metrics(workspace.run("collapsed"))[-5:])
+    assert f"the held-out error was {best:.4f} at best" in told and "a cube's mean value everywhere gives 0.0" in told
     assert all(sentence in said for sentence in manifest["warnings"])
     page = report(workspace, settings).read_text()
     # The page wraps nothing and escapes little: the words are in it as they are.
     assert all(sentence.replace("'", "&#39;") in page for sentence in manifest["warnings"])
     assert read_json(workspace.run("collapsed") / "manifest.json")["warnings"] == manifest["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, ["the held-out error is 0.0600 and always answering with the mean training cube gives 0.0500"]),
+        ({"lambda_rec": 0}, []),  # nor is it meant to
+        ({"num_joint_epochs": 0}, []),
+    ],
+)
+def test_an_answer_no_better_than_the_mean_training_cube_is_told_at_the_end(
+    settings: dict[str, Any], told: list[str]
+) -> None:
+    """Too early for what every epoch is judged by."""
+    task = pretext_task(settings_of(**settings), {"counts": COUNTS, "cube_shape": SHAPE})
+    row = {"phase": task.phase(task.num_epochs - 1), "val_restoration": 0.06}
+    found = _warnings(task, {"history": [row]}, {"restoration_mse": 0.06, "mean_image_mse": 0.05})
+    assert len(found) == len(told) and all(words in sentence for words, sentence in zip(told, found, strict=True))
+
+
+def test_cubes_of_a_store_that_do_not_fit_the_network_are_refused() -> None:
+    """The store's, whatever the settings say now."""
+    with pytest.raises(SettingsError, match=r"network=resnet18 needs .* of 32, and the store's are \(24, 24\)"):
+        pretext_task(settings_of(network="resnet18"), {"counts": COUNTS, "cube_shape": (24, 24)})
+
+
+def test_settings_under_which_no_cube_can_be_corrupted_are_refused_before_any_work() -> None:
+    tree = settings_of(pretext="models-genesis").model_dump()
+    tree["discovery"] |= {"cube_shape": (8, 8)}
+    with pytest.raises(SettingsError, match=r"cubes of \(8, 8\) are too small for the painting of 'models-genesis'"):
+        check_pretext(settings_from(tree))
+    check_pretext(settings_from(tree | {"pretraining": {"pretext": "auto-encoder"}}))

@@ -96,16 +96,29 @@ def test_every_piece_is_found_in_its_part_of_the_cube_turned_as_answered(shape):
             at = found_at(np.ascontiguousarray(piece), numbers[sample, 0].numpy())
             assert at is not None
             corner = corners[orders(2**ndim)[order[sample], place]]
-            half = np.array(shape) // 2
-            assert (at >= corner * half).all() and (at + puzzle.piece <= (corner + 1) * half).all()
+            part = (np.array(shape) - 10) // 2  # ten voxels between the two halves of a side are in neither
+            first = corner * (shape - part)
+            assert (at >= first).all() and (at + puzzle.piece <= first + part).all()
     assert 0 < turned < n * 2**ndim and not (horizontal & vertical).any()
 
 
-def test_pieces_keep_off_each_other_by_about_ten_voxels():
-    puzzle = RubiksCube((64, 64, 32), 8, 0)
-    assert puzzle.piece == (24, 24, 8)
-    gap = np.array((64, 64, 32)) / 2 - puzzle.piece  # the mean gap of two uniform places in neighbouring halves
-    assert (gap >= 8).all()
+def test_pieces_keep_ten_voxels_off_each_other_and_take_every_place_that_is_left():
+    shape, n = (32, 40), 60
+    puzzle = RubiksCube(shape, 8, 0)
+    shown = cubes(n, shape)
+    shown[..., ::4], shown[..., 1::4] = 0.0, 1.0
+    posed, answers = puzzle.pose(shown, None, streams(n))
+    pieces = posed.view(n, 4, *puzzle.piece).numpy()
+    starts = np.zeros((n, 2, 2, 2), int)  # of the piece from each corner, along both axes
+    for sample, place in np.ndindex(n, 4):
+        turned = answers[sample, 1 + place].item(), answers[sample, 5 + place].item()  # horizontal: rows are mirrored
+        piece = np.flip(pieces[sample, place], [axis for axis in range(2) if turned[axis]])
+        corner = divmod(orders(4)[answers[sample, 0], place].item(), 2)
+        starts[(sample, *corner)] = found_at(np.ascontiguousarray(piece), shown[sample, 0].numpy())
+    assert (starts[:, 1, :, 0] - starts[:, 0, :, 0]).min() == 10 + puzzle.piece[0]
+    assert (starts[:, :, 1, 1] - starts[:, :, 0, 1]).min() == 10 + puzzle.piece[1]
+    assert set(starts[:, 0, :, 0].flat) == {0, 1, 2, 3} and set(starts[:, 1, :, 0].flat) == {21, 22, 23, 24}
+    assert set(starts[:, :, 0, 1].flat) == set(range(8)) and set(starts[:, :, 1, 1].flat) == set(range(25, 33))
 
 
 def test_half_of_the_pieces_are_turned_and_orders_are_as_frequent():
@@ -137,7 +150,7 @@ def test_the_loss_is_half_the_orders_and_half_the_turns():
     assert torch.equal(accuracy, (logits[:, :24].argmax(1) == answers[:, 0]).float())
 
 
-@pytest.mark.parametrize(("shape", "divisor", "least"), [((24, 64, 64), 8, 26), ((64, 64), 32, 74)])
+@pytest.mark.parametrize(("shape", "divisor", "least"), [((24, 64, 64), 8, 32), ((64, 64), 32, 96)])
 def test_cubes_that_are_too_small_are_refused(shape, divisor, least):
     with pytest.raises(SettingsError, match=f"too small .* rubiks-cube .* at least {least} voxels"):
         RubiksCube(shape, divisor, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,26 @@ def test_without_restoration_the_decoder_is_never_trained():
     losses = chosen.losses(model, batch(), epoch=4)
     assert "restoration" not in losses
     assert losses["loss"].item() == pytest.approx(0.01 * losses["classification"].item())
+
+
+FAILING = {
+    "val_embedding_variance": 0.5, "val_effective_rank": 5.0, "val_accuracy": 0.3, "val_restoration": 0.2,
+    "val_identity": 0.1, "val_blank": 0.1, "train_gradient_norm": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "phase", "told"),
+    [
+        ({}, "joint", {"classification", "restoration"}),
+        ({"lambda_rec": 0}, "joint", {"classification"}),
+        ({"lambda_cls": 0}, "joint", {"restoration"}),
+        ({"lambda_cls": 0}, "classification", {"classification"}),
+        ({"pretext": "models-genesis"}, "restoration", {"restoration"}),
+    ],
+)
+def test_a_part_of_weight_nought_is_not_said_to_fail(settings, phase, told):
+    assert task(**settings).warnings([FAILING | {"phase": phase}] * 6).keys() == told
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -356,3 +377,14 @@ def test_the_task_that_the_page_adds_is_learnt():
         for table, was in zip((PRETEXTS, PUZZLES), before, strict=True):
             table.clear()
             table.update(was)
+
+
+def test_entries_that_a_script_adds_go_to_the_workers_with_the_task():
+    with pytest.MonkeyPatch.context() as added:
+        added.setitem(CORRUPTIONS, "mild", replace(CORRUPTIONS["models-genesis"], name="mild", paint_probability=0.1))
+        added.setitem(PRETEXTS, "mild", replace(PRETEXTS["models-genesis"], corruption="mild"))
+        here = task(pretext="mild")
+        sent = pickle.dumps(here)
+        expected = here.pose(batch(), 0)
+    there = pickle.loads(sent).pose(batch(), 0)
+    assert torch.equal(there.shown, expected.shown) and torch.equal(there.original, expected.original)

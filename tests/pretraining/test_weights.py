@@ -127,7 +127,7 @@ def refused(path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    assert "does not exist: give a run's folder or its encoder.safetensors" in refused(tmp_path / "nothing.safetensors")
+    assert "does not exist: give a run's folder, its encoder.safetensors" in refused(tmp_path / "nothing.safetensors")
     assert "does not exist" in refused(tmp_path)
 
 
@@ -165,10 +165,11 @@ def test_a_file_that_does_not_hold_what_it_says(exported):
     assert "does not match its own description" in refused(other)
 
 
-def test_a_file_that_does_not_describe_its_network(exported):
+@pytest.mark.parametrize("described", ['{"format": "raygenesis-2", "architecture": {"depth": 3}}', "not JSON"])
+def test_a_file_that_does_not_describe_its_network(exported, described):
     _, path, _ = exported
     other = path.with_name("other.safetensors")
-    save_file(load_file(path), other, {"raygenesis": '{"format": "raygenesis-2", "architecture": {"depth": 3}}'})
+    save_file(load_file(path), other, {"raygenesis": described})
     assert "does not describe its network" in refused(other)
 
 
