@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 
 from raygenesis.sweeps.space import Point, Range, Space
 
-MOST_REPEATS = 200
+# Draws of points that are known already before the search is at its end, and before they are drawn at random.
+MOST_REPEATS, MOST_FOCUSED = 1000, 20
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Sampled:
     def __init__(self, space: Space, num_points: int, sampler: BaseSampler, mode: str, lag: int | None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(sampler=sampler, direction="maximize" if mode == "max" else "minimize")
+        self._anywhere = optuna.create_study(sampler=RandomSampler(0))
         self._distributions = {key: _distribution(axis) for key, axis in space.axes.items()}
         self._num_points, self._lag = num_points, lag
         self._asked: list[tuple[optuna.Trial, Point]] = []
@@ -89,13 +91,15 @@ class Sampled:
                 return Next.WAIT
             self._tell(trial, outcome)
             self._told += 1
-        for _ in range(MOST_REPEATS):
+        for attempt in range(MOST_REPEATS):
+            if attempt >= MOST_FOCUSED:  # of a small space TPE draws the best points again and again
+                self._study.enqueue_trial(self._anywhere.ask(self._distributions).params)
             trial = self._study.ask(self._distributions)
             point = {key: trial.params[key] for key in self._distributions}
             if all(point != earlier for _, earlier in self._asked):
                 self._asked.append((trial, point))
                 return point
-            self._study.tell(trial, state=TrialState.FAIL)  # known: Optuna draws again
+            self._study.tell(trial, state=TrialState.FAIL)
         self._num_points = len(self._asked)
         return Next.DONE
 

@@ -57,9 +57,9 @@ def sweep(
     watch = Stopwatch()
     cluster.connect()
     num_gpus, concurrent = _capacity(settings)
+    target = few_shot_of(workspace, scans, settings) if scans else None
     with stage.claimed():
         before = _contents(workspace)
-        target = few_shot_of(workspace, scans, settings) if scans else None
         nodes = sum(node["Alive"] for node in ray.nodes())
         plan = Plan(settings, patterns, num_gpus, cluster.threads_per_worker(math.ceil(concurrent / nodes)), target)
         queue = _queue(folder, settings, space, concurrent)
@@ -162,14 +162,14 @@ def _capacity(settings: Settings) -> tuple[float, int]:
 
 
 def _queue(folder: Path, settings: Settings, space: Space, concurrent: int) -> Queue:
-    """The trials; what TPE proposes depends on how many run at once, so a resumed sweep keeps the first number."""
-    kept = read_json(folder / "search.json")
-    if kept is None:
-        kept = {"lag": concurrent}
-        write_json(folder / "search.json", kept)
-    chosen = settings.sweep
+    """The trials. What TPE proposes depends on how many run at once, so a resumed sweep keeps that number."""
+    chosen, path = settings.sweep, folder / "search.json"
+    if chosen.search == "tpe":
+        begun_with = read_json(path) or {"concurrent": concurrent}
+        write_json(path, begun_with)
+        concurrent = begun_with["concurrent"]
     mode = OBJECTIVES[chosen.objective].mode
-    search = search_of(chosen.search, space, chosen.num_points, settings.seed, kept["lag"], mode)
+    search = search_of(chosen.search, space, chosen.num_points, settings.seed, concurrent, mode)
     return Queue(search, folder, seeds_of(settings), chosen.objective)
 
 

@@ -120,6 +120,8 @@ def run_trials(queue: Queue, plan: Plan, patterns: Path, concurrent: int, num_tr
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_Queued(queue), scheduler=_scheduler(plan), max_concurrent_trials=concurrent, num_samples=-1,
+                # Starting a process and importing torch takes seconds; but one whose trial was stopped is still in it.
+                reuse_actors=plan.settings.sweep.stopping == "none",
             ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=str(queue.folder), verbose=0, callbacks=[_Recorder(queue, ticker)],
@@ -196,10 +198,10 @@ def _scheduler(plan: Plan) -> TrialScheduler:
     """What ends trials early, from a quarter of their epochs on. Both work on plain function trials."""
     sweep = plan.settings.sweep
     epochs = sweep.num_classification_epochs + sweep.num_joint_epochs
-    grace = max(1, epochs // 4)
+    grace, compared = max(1, epochs // 4), {"time_attr": "training_iteration", "metric": PROXY, "mode": "max"}
     if sweep.stopping == "median":
         # By default the rule pauses trials to let others catch up, and ours would begin anew after a pause.
-        return MedianStoppingRule(time_attr="training_iteration", grace_period=grace, min_time_slice=math.inf)
+        return MedianStoppingRule(grace_period=grace, min_time_slice=math.inf, **compared)
     if sweep.stopping == "asha":
-        return AsyncHyperBandScheduler(max_t=epochs + 1, grace_period=grace, reduction_factor=3)
+        return AsyncHyperBandScheduler(max_t=epochs + 1, grace_period=grace, reduction_factor=3, **compared)
     return FIFOScheduler()
