@@ -23,7 +23,7 @@ from raygenesis.settings import load_settings, settings_from
 from raygenesis.sweeps import sweep as module
 from raygenesis.sweeps import trials
 from raygenesis.sweeps.sweep import sweep
-from raygenesis.sweeps.trial import PROXY, RUNNING, STATUS, WHOLE
+from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, WHOLE, Trial
 from raygenesis.training import TrainingError
 from raygenesis.workspace import Workspace, read_json
 from tests.patterns.stores import StorePlan
@@ -91,52 +91,8 @@ def test_the_default_space_is_ranked_without_cropping_and_a_second_run_does_noth
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_was_finished_is_kept_and_tpe_proposes_the_same_points_again(workspace: Workspace, tmp_path: Path) -> None:
-    rates = {"low": 1e-4, "high": 1e-1, "log": True}
-    space = space_file(tmp_path, {"pretraining.learning_rate": rates, "pretraining.base_width": [1, 2]})
-    settings = swept(search="tpe", num_points=4, num_seeds=2)
-    folder = workspace.sweep("tpe")
-    first = sweep(workspace, settings, "tpe", space)
-    assert first["counts"]["trials"] == 8 and all(row["seeds"] == 2 for row in first["table"])
-    assert all(row["spread"] is not None for row in first["table"]) and "2 seeds" in first["seeds_note"]
-    # As a kill would leave it: no manifest, and some trials are not there.
-    (folder / "manifest.json").unlink()
-    lost = sorted(folder.glob("trial-*.json"))[::2]
-    for path in lost:
-        path.unlink()
-    kept = trial_files(folder)
-    again = sweep(workspace, settings, "tpe", space)
-    assert without_seconds(again["table"]) == without_seconds(first["table"])
-    assert {name: time for name, time in trial_files(folder).items() if name in kept} == kept
-    assert trial_files(folder).keys() == kept.keys() | {path.name for path in lost}
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_trial_that_fails_is_told_and_tried_again_and_the_others_are_kept(
-    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    space = space_file(tmp_path, {"pretraining.learning_rate": [1e30, 1e-3]})
-    manifest = sweep(workspace, swept(), "failing", space)
-    assert manifest["counts"]["failures"] == 1
-    good, bad = manifest["table"]
-    assert (good["rank"], good["learning_rate"]) == (1, 1e-3) and (bad["rank"], bad["status"]) == (None, "failed")
-    assert "lower the learning rate" in bad["note"] and bad["seconds"] > 0
-    said = capsys.readouterr().out
-    assert "failed: learning_rate=1e+30, seed 0: pretrain: the loss became" in said and "1 failed" in said
-    before = trial_files(workspace.sweep("failing"))
-    sweep(workspace, swept(), "failing", space)
-    assert "1 failed trials are tried again" in capsys.readouterr().out
-    changed = {name for name, when in trial_files(workspace.sweep("failing")).items() if before[name] != when}
-    assert len(changed) == 1
-    assert "lower the learning rate" in report(workspace, swept()).read_text()
-    with pytest.raises(TrainingError, match="every trial of the sweep failed; the first: pretrain: the loss became"):
-        sweep(workspace, swept(), "hopeless", space_file(tmp_path, {"pretraining.learning_rate": [1e30]}))
-    assert not (workspace.sweep("hopeless") / "manifest.json").exists()
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_trial_whose_process_is_killed_is_one_failure(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_trials_that_fail_or_are_killed_cost_no_others(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = trials.run_trial
 
@@ -146,9 +102,143 @@ def test_a_trial_whose_process_is_killed_is_one_failure(
         real(config, blocks, plan)
 
     monkeypatch.setattr(trials, "run_trial", killed)
-    manifest = sweep(workspace, swept(), "killed", space_file(tmp_path, {"pretraining.learning_rate": [0.5, 1e-3]}))
-    assert [row["status"] for row in manifest["table"]] == ["whole", "failed"]
-    assert "its process died" in manifest["table"][1]["note"]
+    rates = space_file(tmp_path, {"pretraining.learning_rate": [1e30, 0.5, 1e-3]})
+    manifest = sweep(workspace, swept(), "failing", rates)
+    ended = [(row["rank"], row["status"]) for row in manifest["table"]]
+    assert ended == [(1, "whole"), (None, "failed"), (None, "failed")]
+    notes = {row["learning_rate"]: row["note"] for row in manifest["table"]}
+    assert "lower the learning rate" in notes[1e30] and "its process died" in notes[0.5] and not notes[1e-3]
+    assert all(row["seconds"] > 0 for row in manifest["table"]) and manifest["counts"]["failures"] == 2
+    said = capsys.readouterr().out
+    assert "failed: learning_rate=1e+30, seed 0: pretrain: the loss became" in said and "2 failed" in said
+    assert "its process died" in report(workspace, swept()).read_text()
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sweeps whose trials are not trained: each is what `outcome` says of its point and seed."""
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+
+    def pretend(
+        outcome: Callable[[dict[str, Any], int], float | str], most: int = 100, room: int = 2
+    ) -> list[dict[str, Any]]:
+        trained: list[dict[str, Any]] = []
+        monkeypatch.setattr(cluster, "room_for", lambda cpus, gpus: room)
+
+        def run_trials(queue: trials.Queue, plan: Any, patterns: Path, concurrent: int, num_trials: int) -> None:
+            running = []
+            while len(trained) < most:
+                trial = queue.next()
+                running += [trial] if isinstance(trial, Trial) else []
+                if not running:
+                    return
+                if not isinstance(trial, Trial) or len(running) == concurrent:
+                    trial = running.pop()  # the one that began last ends first
+                    told = outcome(trial.point, trial.seed)
+                    trained.append(trial.point)
+                    row, status = {"reason": told}, FAILED
+                    if isinstance(told, float):
+                        row, status = {"retrieval": told, "epochs": 1, "patterns": 1}, WHOLE
+                    queue.end(trial, status, {**row, "seconds": 1.0})
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(module, "run_trials", run_trials)
+        return trained
+
+    return pretend
+
+
+def width(point: dict[str, Any], seed: int) -> float:
+    return 1 / (1 + abs(point["base_width"] - 9)) + seed % 7 / 1000
+
+
+def test_an_interrupted_tpe_sweep_proposes_the_same_points_and_trains_what_is_missing(
+    workspace: Workspace, tmp_path: Path, without_ray: Callable[..., list[Any]]
+) -> None:
+    rates = {"low": 1e-4, "high": 1e-1, "log": True}
+    space = space_file(tmp_path, {"pretraining.learning_rate": rates, "pretraining.base_width": {"low": 1, "high": 16}})
+    settings = swept(search="tpe", num_points=9, num_seeds=2, max_concurrent_trials=None)
+    trained = without_ray(width)
+    first = sweep(workspace, settings, "tpe", space)
+    assert len(trained) == 18 and all(row["seeds"] == 2 and row["spread"] > 0 for row in first["table"])
+    assert "2 seeds" in first["seeds_note"]
+    total = 0
+    for most, room in ((5, 2), (8, 7), (100, 4)):  # goes on where there is other room
+        trained = without_ray(width, most, room)
+        try:
+            again = sweep(workspace, settings, "cut", space)
+        except KeyboardInterrupt:
+            assert not (workspace.sweep("cut") / "manifest.json").exists()
+        total += len(trained)
+    assert total == 18 and again["table"] == first["table"]
+
+
+def test_what_failed_is_tried_again_and_what_was_finished_is_kept(
+    workspace: Workspace, tmp_path: Path, without_ray: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = space_file(tmp_path, {"pretraining.base_width": {"low": 1, "high": 16}})
+    settings, folder = swept(search="tpe", num_points=9), workspace.sweep("mended")
+    without_ray(lambda point, seed: width(point, seed) if point["base_width"] % 2 else "no luck")
+    first = sweep(workspace, settings, "mended", space)
+    failed = {row["base_width"] for row in first["table"] if row["status"] == "failed"}
+    assert failed and first["counts"]["failures"] == len(failed) and first["table"][-1]["note"] == "no luck"
+    before = trial_files(folder)
+    trained = without_ray(width)
+    second = sweep(workspace, settings, "mended", space)
+    assert f"{len(failed)} failed trials are tried again" in capsys.readouterr().out
+    assert {point["base_width"] for point in trained} == failed and len(trained) == len(failed)
+    assert sum(before[name] == when for name, when in trial_files(folder).items()) == 9 - len(failed)
+    assert second["counts"]["failures"] == 0 and {row["base_width"] for row in second["table"]} == {
+        row["base_width"] for row in first["table"]
+    }
+    # Mended ones count as failed in the search, as they did: the points are the same ever after.
+    (folder / "manifest.json").unlink()
+    trained = without_ray(width)
+    assert sweep(workspace, settings, "mended", space)["table"] == second["table"] and not trained
+
+
+def test_a_sweep_of_which_nothing_is_left_is_an_error(
+    workspace: Workspace, without_ray: Callable[..., list[Any]]
+) -> None:
+    without_ray(lambda point, seed: "no luck")
+    with pytest.raises(TrainingError, match="every trial of the sweep failed; the first: no luck"):
+        sweep(workspace, swept(), "hopeless")
+    assert not (workspace.sweep("hopeless") / "manifest.json").exists()
+
+
+def test_bytes_that_are_written_to_the_store_meanwhile_are_told(
+    workspace: Workspace, without_ray: Callable[..., list[Any]]
+) -> None:
+    """Zero is measured: what would crop during a sweep would show."""
+    extra = workspace.patterns / "part-999999.parquet"
+
+    def crops(point: dict[str, Any], seed: int) -> float:
+        extra.write_bytes(b"x" * 1000)
+        return 0.5
+
+    without_ray(crops)
+    try:
+        assert sweep(workspace, swept(), "cropping")["counts"]["bytes_cropped"] == 1000
+    finally:
+        extra.unlink()
+
+
+def test_another_space_under_the_same_name_is_refused(
+    workspace: Workspace, tmp_path: Path, without_ray: Callable[..., list[Any]]
+) -> None:
+    without_ray(lambda point, seed: 0.5)
+    space = space_file(tmp_path, {"pretraining.lambda_cls": [0.1]})
+    first = sweep(workspace, swept(), "one", space)
+    # How many run at once, and on what, changes no result.
+    assert sweep(workspace, swept(max_concurrent_trials=1, num_gpus=0.5), "one", space) == first
+    with pytest.raises(WorkspaceError, match=r"space.pretraining.lambda_cls was \[0.1\] and is now \[0.2\]"):
+        sweep(workspace, swept(), "one", space_file(tmp_path, {"pretraining.lambda_cls": [0.2]}))
+
+
+def test_a_sweep_needs_a_store(tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match="patterns is not there or not finished: run `raygenesis discover`"):
+        sweep(Workspace(tmp_path), swept())
 
 
 EPOCHS = 8
@@ -195,26 +285,6 @@ def test_real_trials_report_each_epoch_to_the_stopping_rule(workspace: Workspace
     assert len(manifest["table"]) == 2 and manifest["counts"]["failures"] == 0
     for row in manifest["table"]:
         assert row["rankme"] >= 1 and (row["epochs"] == 4) == (row["status"] == "whole")
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_bytes_that_are_written_to_the_store_meanwhile_are_told(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Zero is measured: what would crop during a sweep would show."""
-    extra = workspace.patterns / "part-999999.parquet"
-
-    def crops(*arguments: Any) -> None:
-        extra.write_bytes(b"x" * 1000)
-        monkeypatch.undo()
-        trials.run_trials(*arguments)
-
-    monkeypatch.setattr(module, "run_trials", crops)
-    try:
-        manifest = sweep(workspace, swept(), "cropping", space_file(tmp_path, {"pretraining.lambda_cls": [0.1]}))
-    finally:
-        extra.unlink()
-    assert manifest["counts"]["bytes_cropped"] == 1000
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -278,24 +348,9 @@ def test_a_corruption_that_is_too_strong_for_the_cube_is_refused(tmp_path: Path)
     StorePlan(**PLAN, shape=(8, 8)).write(small.patterns)
     tree = swept().model_dump(mode="json")
     tree["discovery"] |= {"cube_shape": [8, 8], "scales": [{"extent_mm": [8, 8]}]}
-    space = space_file(tmp_path, {"pretraining.corruption": ["none", "in-painting"]})
-    with pytest.raises(SettingsError, match=r"at pretraining.corruption=in-painting: cubes of \(8, 8\) are"):
+    space = space_file(tmp_path, {"pretraining.corruption": ["none", "models-genesis"]})
+    with pytest.raises(SettingsError, match=r"at pretraining.corruption=models-genesis: cubes of \(8, 8\) are"):
         sweep(small, settings_from(tree), "refused", space)
-
-
-def test_a_sweep_needs_a_store_and_the_space_it_began_with(workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(WorkspaceError, match="patterns is not there or not finished: run `raygenesis discover`"):
-        sweep(Workspace(tmp_path), swept())
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_another_space_under_the_same_name_is_refused(workspace: Workspace, tmp_path: Path) -> None:
-    sweep(workspace, swept(), "one", space_file(tmp_path, {"pretraining.lambda_cls": [0.1]}))
-    with pytest.raises(WorkspaceError, match=r"space.pretraining.lambda_cls was \[0.1\] and is now \[0.2\]"):
-        sweep(workspace, swept(), "one", space_file(tmp_path, {"pretraining.lambda_cls": [0.2]}))
-    # How many run at once changes no result.
-    space = space_file(tmp_path, {"pretraining.lambda_cls": [0.1]})
-    assert sweep(workspace, swept(max_concurrent_trials=1), "one", space)
 
 
 @pytest.mark.usefixtures("ray_cluster")
