@@ -199,12 +199,15 @@ def weights_export_command(
 @app.command("sweep")
 def sweep_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    space: Annotated[
+        Path | None, typer.Option(help="YAML file: settings of the pretraining, each with its values or range.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the sweep.")] = "default",
 ) -> None:  # fmt: skip
-    """Rank λcls, K and C on one pattern store."""
+    """Rank settings of the pretraining (λ, K, C, …) on one pattern store. Run it again to continue."""
     from raygenesis.sweeps.sweep import sweep
 
-    sweep(_existing(workspace), _settings(preset, overrides), name)
+    sweep(_existing(workspace), _settings(preset, overrides), name, space)
 
 
 @app.command("finetune")

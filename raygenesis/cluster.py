@@ -61,6 +61,26 @@ def threads_per_worker(num_workers: int) -> int:
     return max(1, (os.cpu_count() or 1) // num_workers)
 
 
+def room_for(num_cpus: float, num_gpus: float) -> int:
+    """How many tasks that need so much of one node each the whole cluster can ever run at once; 0: none.
+
+    On this machine only its cores count: Ray may have been started with more logical CPUs (`MIN_LOGICAL_CPUS`), for
+    operators that wait most of the time.
+    """
+    here, room = ray.util.get_node_ip_address(), 0
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        cpus, gpus = (node["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))
+        if node["NodeManagerAddress"] == here:
+            cpus = min(cpus, float(os.cpu_count() or 1))
+        fits = cpus // num_cpus
+        if num_gpus:  # a task that takes part of a GPU takes it of one
+            fits = min(fits, gpus // num_gpus if num_gpus >= 1 else gpus * (1 // num_gpus))
+        room += int(fits)
+    return room
+
+
 def each(function: Callable[..., Any], items: Iterable[Any], *shared: Any) -> Iterator[Any]:
     """Call `function(item, *shared)` in a task of its own for every item; yields results as they are ready.
 

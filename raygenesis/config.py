@@ -314,14 +314,49 @@ class PretrainingSettings(Section):
 
 
 class SweepSettings(Section):
-    """Ray Tune over the pretraining's settings, on one pattern store."""
+    """Ray Tune over the pretraining's settings, on one pattern store; a file of its own says which (`--space`)."""
 
-    lambda_cls: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0.01, 0.1)
-    num_neighbours: tuple[Count, ...] = Field((), description="Values of K; K/2 and K when empty.")
-    num_coordinates: tuple[Count, ...] = Field((), description="Values of C; C/2 and C when empty.")
+    search: Literal["grid", "random", "tpe"] = Field(
+        "grid", description="All combinations, or `num_points` at random, or as Optuna's TPE proposes them."
+    )
+    num_points: Count = Field(16, description="Points of a random or TPE search.")
+    num_seeds: Count = Field(1, description="Trainings of each point, each with a seed of its own.")
     num_classification_epochs: Annotated[int, Field(ge=0)] = 5
     num_joint_epochs: Annotated[int, Field(ge=0)] = 20
-    max_concurrent_trials: Count = 2
+    objective: Literal["retrieval", "rankme", "target", "loss"] = Field(
+        "retrieval",
+        description="What points are ranked by: finding the same place in other held-out scans; the effective rank of "
+        "held-out embeddings, which needs no labels; few-shot segmentation of labelled scans (as `finetune` says); or "
+        "the held-out joint loss, which only points of the same λ and C share.",
+    )
+    target_images: str | None = Field(None, description="Folder of labelled scans for objective `target`.")
+    target_labels: str | None = Field(None, description="Folder of their label maps, under the same names.")
+    stopping: Literal["none", "median", "asha"] = Field(
+        "none", description="Which trials end early: below the median of the others, or by successive halving (ASHA)."
+    )
+    max_concurrent_trials: Count | None = Field(
+        None, description="Trials at once; as many as the cluster's CPUs and GPUs hold when null."
+    )
+    num_gpus: NonNegative | None = Field(
+        None,
+        description="GPUs for each trial, a fraction lets several share one; when null 1 with pretraining.use_gpu, "
+        "else 0.",
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> SweepSettings:
+        if self.num_classification_epochs + self.num_joint_epochs == 0:
+            raise ValueError(
+                "sweep.num_classification_epochs and sweep.num_joint_epochs are both 0: give one of them at least 1"
+            )
+        if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus % 1:
+            raise ValueError(f"sweep.num_gpus={self.num_gpus:g}: give a fraction below 1 or a whole number")
+        missing = [key for key in ("target_images", "target_labels") if getattr(self, key) is None]
+        if self.objective == "target" and missing:
+            raise ValueError(
+                f"sweep.objective=target needs labelled scans: give sweep.{' and sweep.'.join(missing)} as well"
+            )
+        return self
 
 
 class FinetuneSettings(Section):
@@ -390,21 +425,4 @@ class Settings(Section):
             raise ValueError(
                 f"finetune.spacing_mm={list(spacing)} needs {self.ndim} numbers, one a side of discovery.cube_shape"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _sweep_is_discovered(self) -> Settings:
-        asked = {
-            "sweep.num_neighbours": self.sweep.num_neighbours,
-            "sweep.num_coordinates": self.sweep.num_coordinates,
-        }
-        for key, values in asked.items():
-            name = key.split(".")[1]
-            limit = getattr(self.discovery, name)
-            for value in values:
-                if value > limit:
-                    raise ValueError(
-                        f"{key}={value} is more than the {limit} that are discovered: lower it or raise "
-                        f"discovery.{name}"
-                    )
         return self

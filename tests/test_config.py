@@ -191,7 +191,7 @@ def test_the_last_override_counts_and_the_others_stay() -> None:
         ("intensity.window=[-160, 240]", (-160.0, 240.0)),
         ("intensity.window=null", None),
         ("archive.subject_pattern=a=b", "a=b"),
-        ("sweep.num_neighbours=[]", ()),
+        ("sweep.num_gpus=null", None),
         ("discovery.box=[[0.2, 0.8], [0, 0.5], [0, 1]]", ((0.2, 0.8), (0, 0.5), (0, 1))),
         ("discovery.box=null", None),
         ("embedding.encoder=runs/default", "runs/default"),
@@ -301,8 +301,9 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["discovery.box=[[0, 1], [0, 1.2], [0, 1]]"], ["discovery.box=", "<= 1"]),
         (["discovery.box=[[-0.1, 1], [0, 1], [0, 1]]"], ["discovery.box=", "0 <= from"]),
         (["discovery.scales=[{extent_mm: [9, 9]}]"], ["discovery.scales", "extent_mm=[9.0, 9.0]", "cube_shape"]),
-        (["sweep.num_neighbours=[4, 25]"], ["sweep.num_neighbours=25", "the 24", "discovery.num_neighbours"]),
-        (["sweep.num_coordinates=[9, 2]"], ["sweep.num_coordinates=9", "the 8", "discovery.num_coordinates"]),
+        (["sweep.num_classification_epochs=0", "sweep.num_joint_epochs=0"], ["sweep.num_joint_epochs", "at least 1"]),
+        (["sweep.num_gpus=1.5"], ["sweep.num_gpus=1.5", "a fraction below 1 or a whole number"]),
+        (["sweep.objective=target"], ["sweep.objective=target", "sweep.target_images and sweep.target_labels"]),
     ],
 )
 def test_an_impossible_combination_names_its_keys(overrides: list[str], keys: list[str]) -> None:

@@ -14,22 +14,27 @@ BATCH_SIZE = 32
 
 @torch.inference_mode()
 def embed_samples(encoder: Encoder, samples: Samples) -> torch.Tensor:
-    """[n, num_features]: the encoder's vector of each uncorrupted cube, in the samples' order."""
+    """[n, num_features] on the CPU: the encoder's vector of each uncorrupted cube, in the samples' order."""
     encoder.eval()
+    device = next(encoder.parameters()).device
     batches = ordered_batches(len(samples), BATCH_SIZE)
-    return torch.cat([encoder.embed(samples.batch(indices).cubes) for indices in batches])
+    return torch.cat([encoder.embed(samples.batch(indices).cubes.to(device)).cpu() for indices in batches])
 
 
-@torch.inference_mode()
 def anatomy_retrieval(encoder: Encoder, samples: Samples) -> float:
+    """How well the encoder's vectors of the samples find the same place (`place_precision`)."""
+    return place_precision(embed_samples(encoder, samples), samples)
+
+
+def place_precision(embedding: torch.Tensor, samples: Samples) -> float:
     """Mean average precision of finding the same place in other scans: 1 when a cube's nearest cubes (cosine), over
-    all other scans, are those of its own place.
+    all other scans, are those of its own place. embedding: [n, num_features] of the samples.
 
     Uses every place that the samples hold, so runs trained with different λ, K or C can be compared. An encoder
     without any sense of place scores about one over their number, more where there are few cubes.
     """
     # In float64: vectors of an encoder that has learnt little differ by less than float32 cosines can tell.
-    vectors = functional.normalize(embed_samples(encoder, samples).double())
+    vectors = functional.normalize(embedding.double())
     similarity = vectors @ vectors.T
     labels = torch.from_numpy(samples.columns["label"].astype(np.int64))
     _, scan_numbers = np.unique(samples.columns["volume_id"].astype(str), return_inverse=True)

@@ -18,7 +18,7 @@ import torch
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -63,11 +63,12 @@ OVERLAY = np.array([[0.95, 0.45, 0.1], [0.2, 0.65, 1.0], [0.25, 0.8, 0.4], [0.85
 
 @dataclass(frozen=True)
 class Chart:
-    """An inline SVG with its title and, in `alt`, what it shows in words."""
+    """An inline SVG with its title and, in `alt`, what it shows in words; `wide` takes the page's width."""
 
     title: str
     alt: str
     svg: Markup
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,62 @@ def strip(
     return _chart(title, f"{title}. Mean {ylabel}: {means}.", draw)
 
 
+def marginal(
+    title: str, key: str, objective: str, points: Sequence[tuple[float, float]], *, log: bool = False
+) -> Chart:
+    """Points (value, objective) of a setting with many values, and their means in up to five groups of like values."""
+    x, y = np.array(sorted(points), float).T
+    groups = np.array_split(np.arange(len(x)), min(5, max(1, len(x) // 2)))
+    middle = (lambda values: np.exp(np.log(values).mean())) if log else np.mean
+
+    def draw(axes: Axes) -> None:
+        axes.scatter(x, y, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label="point")
+        means = [[middle(x[group]), y[group].mean()] for group in groups]
+        axes.plot(*np.transpose(means), color=SERIES[1], marker="_", markersize=16, label="mean of like values")
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(key)
+        axes.set_ylabel(objective)
+        _legend(axes)
+
+    ends = f"The lowest value of {key} has {y[0]:.4g}, the highest {y[-1]:.4g}"
+    return _chart(title, f"{title}: {objective} of {len(x)} points. {ends}.", draw)
+
+
+def parallel(
+    title: str, axes_of: Mapping[str, Sequence[tuple[float, str]]], rows: Sequence[Sequence[float]], best: int
+) -> Chart:
+    """Parallel coordinates: an upright axis a name with ticks (place in [0, 1], label), and a line a row of places.
+
+    The last axis is the objective, upwards better: the higher a line ends there, the stronger it is drawn. `best` is
+    the number of the row that stands out.
+    """
+    names = list(axes_of)
+
+    def draw(axes: Axes) -> None:
+        axes.grid(False)
+        for number, row in enumerate(rows):
+            style = {"color": SERIES[1], "linewidth": 2.4, "zorder": 3} if number == best else {
+                "color": SERIES[0], "alpha": 0.15 + 0.55 * row[-1],
+            }  # fmt: skip
+            axes.plot(row, label="best point" if number == best else None, **style)
+        for place, name in enumerate(names):
+            axes.axvline(place, color=MUTED, linewidth=0.8)
+            for height, label in axes_of[name]:
+                axes.text(place + 0.02, height, label, va="center", fontsize=7.5, color=INK)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xlim(-0.1, len(names) - 0.6)
+        axes.set_ylim(-0.06, 1.06)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.02), borderaxespad=0)
+
+    alt = f"{title}: {len(rows)} points as lines over {', '.join(names)}."
+    return _chart(title, alt, draw, (max(4.2, 1.6 * len(names)), 3.0), wide=len(names) > 3)
+
+
 def _legend(axes: Axes) -> None:
     """Names of what is drawn, above it, where there is more than one thing."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
@@ -164,14 +221,16 @@ def _legend(axes: Axes) -> None:
         )  # fmt: skip
 
 
-def _chart(title: str, alt: str, draw: Callable[[Axes], None]) -> Chart:
+def _chart(
+    title: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (4.2, 2.7), wide: bool = False
+) -> Chart:
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
-        figure = Figure(figsize=(4.2, 2.7), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    return Chart(title, alt, _inline(text.getvalue()))
+    return Chart(title, alt, _inline(text.getvalue()), wide)
 
 
 def _inline(svg: str) -> Markup:

@@ -20,6 +20,7 @@ from raygenesis.progress import mib, say
 from raygenesis.report import sections
 from raygenesis.report.cost import cost
 from raygenesis.report.sections import Made, Row
+from raygenesis.report.sweep import SYMBOLS, sweep
 from raygenesis.settings import as_yaml
 from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
 
@@ -27,7 +28,7 @@ PACKAGES = (
     "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
 )  # fmt: skip
 WORDS = {
-    "lambda_cls": "λcls", "num_neighbours": "K", "num_coordinates": "C", "dice": "Dice", "iou": "IoU", "sd": "s.d.",
+    **SYMBOLS, "dice": "Dice", "iou": "IoU", "sd": "s.d.", "rankme": "RankMe",
 }  # fmt: skip
 # The commands that make what is not there yet; `{name}` is a run's, a sweep's or a target's.
 VERBS = {
@@ -96,7 +97,7 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         "neighbours": section(sections.neighbours, "archive", "embeddings", "index", "patterns"),
         "patterns": section(sections.patterns, "archive", "patterns"),
         "runs": runs,
-        "sweeps": each("sweeps", sections.sweep),
+        "sweeps": each("sweeps", sweep),
         "transfers": each("transfer", sections.transfer),
         "cost": section(cost, "archive"),
         "provenance": _provenance(made, runs, settings),

@@ -304,22 +304,6 @@ def _known(levels: Mapping[str, float | None]) -> dict[str, float]:
     return {name: level for name, level in levels.items() if level is not None}
 
 
-def sweep(artifact: Made) -> dict[str, Any]:
-    """The ranked points, the objective by each setting, and the trials that failed."""
-    trials = [read_json(path) for path in sorted(artifact.folder.glob("trial-*.json"))]
-    objective = artifact.record.get("objective", "retrieval")
-    whole = sorted((trial for trial in trials if not trial.get("failure")), key=lambda trial: -trial[objective])
-    table = artifact.record.get("table", whole)
-    charts = []
-    for key, name in (("lambda_cls", "λcls"), ("num_neighbours", "K"), ("num_coordinates", "C")):
-        values = sorted({row[key] for row in table})
-        dots = {f"{value:g}": [row[objective] for row in table if row[key] == value] for value in values}
-        if dots:
-            charts.append(figures.strip(f"{objective.capitalize()} by {name}", name, objective, dots, joined=True))
-    failed = [trial for trial in trials if trial.get("failure")]
-    return {"name": artifact.folder.name, "artifact": artifact, "table": table, "charts": charts, "failed": failed}
-
-
 def transfer(artifact: Made) -> dict[str, Any]:
     """The table of initialisations, the Dice of every trial and an example."""
     trials = [read_json(path) for path in sorted(artifact.folder.glob("trial-*.json"))]

@@ -1,211 +1,252 @@
-"""Sweep: Ray Tune over λcls, K and C; every point selects rows of one pattern store and nothing is cropped again."""
+"""Sweep: Ray Tune over settings of the pretraining. Every point selects rows of one pattern store."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
-import ray.data
 import torch
-from ray import tune
 
 from raygenesis import cluster
 from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
-from raygenesis.patterns.reader import TRAINING_COLUMNS
-from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.patterns.source import PatternSource
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
-from raygenesis.pretraining.pretrain import pretext_task
-from raygenesis.pretraining.probe import anatomy_retrieval
-from raygenesis.pretraining.task import PretextTask
-from raygenesis.progress import Ticker, progress, say
-from raygenesis.settings import as_yaml, settings_from
+from raygenesis.pretraining.pretrain import EXECUTION, pretext_task
+from raygenesis.progress import mib, say
+from raygenesis.settings import as_yaml
+from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
+from raygenesis.sweeps.search import search_of
+from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, read_space
+from raygenesis.sweeps.table import as_csv, costs, rank_points, seeds_note, trial_rows
+from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
+from raygenesis.sweeps.trials import CPUS_PER_TRIAL, Queue, run_trials
 from raygenesis.training.experiment import TrainingError
-from raygenesis.training.feeding import Samples
-from raygenesis.training.loop import Workers, run_epochs
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json, write_json
-
-# The ranking must not depend on λ, K or C, so it is not a training loss: see `anatomy_retrieval`.
-OBJECTIVE = "retrieval"
-COLUMNS = (
-    "lambda_cls", "num_neighbours", "num_coordinates", "retrieval", "accuracy", "chance", "restoration", "patterns",
-    "epochs", "seconds",
-)  # fmt: skip
-
-Point = dict[str, Any]
+from raygenesis.training.feeding import Batch
+from raygenesis.transfer.finetune import digest_of
+from raygenesis.transfer.target import LabelledScan, find_labelled
+from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json, write_json
 
 
-def sweep(workspace: Workspace, settings: Settings, name: str = "default") -> dict[str, Any]:
-    """Train one short pretraining per point and rank them by held-out anatomy retrieval; returns the manifest.
+def sweep(
+    workspace: Workspace, settings: Settings, name: str = "default", space_file: Path | None = None
+) -> dict[str, Any]:
+    """Train a short pretraining at each point of a space and rank them; returns the manifest.
 
-    Points that an interrupted sweep finished are kept.
+    Trials that an interrupted sweep finished are kept, and those that failed are tried again. Raises SettingsError,
+    before anything is trained, if a point is impossible, needs more than the store holds, or cannot be compared.
     """
-    if pretext_of(settings.pretraining).crops != PATTERNS:
-        raise SettingsError(
-            f"pretraining.pretext={settings.pretraining.pretext} learns from random crops, which have no K and C to "
-            "sweep: choose a pretext task that classifies patterns, such as semantic-genesis"
-        )
     patterns = manifest_of(workspace.patterns, "discover")
+    space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns["counts"])
+    check_points(space, settings, patterns, workspace)
+    check_objective(settings.sweep.objective, space, workspace.patterns)
+    settings, scans = _with_target(settings, patterns)
     folder = workspace.sweep(name)
-    chosen = settings.model_dump(mode="json", include={"pretraining", "sweep", "seed"})
-    stage = Stage(folder, chosen, {"patterns": patterns["fingerprint"]})
+    stage = _stage(folder, settings, space, patterns, scans)
     if stage.is_finished():
-        say("sweep", f"nothing to do: the table is in {folder}")
-        return manifest_of(folder, "sweep")
-    points = points_of(settings, patterns["counts"])
-    tasks = [pretext_task(at_point(settings, point, patterns["counts"]), patterns) for point in points]
+        manifest = manifest_of(folder, "sweep")
+        if not manifest["counts"]["failures"]:
+            say("sweep", f"nothing to do: the table is in {folder}")
+            return manifest
+        say("sweep", f"{manifest['counts']['failures']} failed trials are tried again")
     watch = Stopwatch()
-    with stage.claimed():
-        planned = zip(points, tasks, strict=True)
-        missing = [(point, task) for point, task in planned if not _path(folder, point).is_file()]
-        say("sweep", f"{len(points)} points, {len(missing)} to train, one pattern store, 0 bytes cropped")
-        failed = _train_points(workspace, settings, folder, missing) if missing else []
-        rows = [row for point in points if (row := read_json(_path(folder, point))) is not None]
-        ranked = sorted(rows, key=lambda row: -math.inf if math.isnan(row[OBJECTIVE]) else row[OBJECTIVE], reverse=True)
-        if not ranked:
-            raise TrainingError(f"every point of the sweep failed; the first: {failed[0]}")
-        publish(folder / "table.csv", lambda aside: aside.write_text(_as_csv(ranked)))
-        best = at_point(settings, {key: ranked[0][key] for key in points[0]}, patterns["counts"])
-        publish(folder / "best.yaml", lambda aside: aside.write_text(as_yaml(best)))
-        counts = {"points": len(points), "failures": len(failed), "bytes_cropped": 0}
-        manifest = stage.finish(counts, watch.seconds, objective=OBJECTIVE, table=ranked)
-        _summarise(manifest, failed, folder)
-        return manifest
-
-
-def points_of(settings: Settings, counts: Mapping[str, int]) -> list[Point]:
-    """The grid of the sweep; K and C default to half and all of what the store holds."""
-    neighbours = settings.sweep.num_neighbours or _halves(counts["neighbours"])
-    coordinates = settings.sweep.num_coordinates or _halves(counts["coordinates"])
-    return [
-        {"lambda_cls": weight, "num_neighbours": k, "num_coordinates": c}
-        for weight, k, c in itertools.product(settings.sweep.lambda_cls, neighbours, coordinates)
-    ]
-
-
-def at_point(settings: Settings, point: Point, counts: Mapping[str, int]) -> Settings:
-    """The settings with the pretraining of one point, on a store of these counts."""
-    epochs = {
-        "num_classification_epochs": settings.sweep.num_classification_epochs,
-        "num_joint_epochs": settings.sweep.num_joint_epochs,
-    }
-    tree = settings.model_dump(mode="json")
-    tree["discovery"] |= {"num_neighbours": counts["neighbours"], "num_coordinates": counts["coordinates"]}
-    tree["sweep"] |= {"num_neighbours": [], "num_coordinates": []}
-    tree["pretraining"] |= {**point, **epochs, "num_workers": 1}
-    return settings_from(tree)
-
-
-def _train_points(
-    workspace: Workspace, settings: Settings, folder: Path, missing: Sequence[tuple[Point, PretextTask]]
-) -> list[str]:
-    """Train points; each leaves its file. Returns what is told of those that failed, which a rerun tries again."""
     cluster.connect()
-    source = PatternSource(workspace.patterns, columns=(*TRAINING_COLUMNS, "split"))
-    store = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
-    concurrent = min(settings.sweep.max_concurrent_trials, len(missing))
-    use_gpu = settings.pretraining.use_gpu
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            _train_point, blocks=store.to_arrow_refs(), folder=folder,
-            num_threads=cluster.threads_per_worker(concurrent), device="cuda" if use_gpu else "cpu",
-        ),
-        {"cpu": 1, "gpu": 1 if use_gpu else 0},
-    )  # fmt: skip
-    with progress("sweep", len(missing), "trials") as ticker:
-        tuner = tune.Tuner(
-            trainable,
-            param_space={"point": tune.grid_search([{"point": point, "task": task} for point, task in missing])},
-            tune_config=tune.TuneConfig(max_concurrent_trials=concurrent),
-            run_config=tune.RunConfig(
-                name="tune", storage_path=str(folder), verbose=0, callbacks=[_Shown(ticker)],
-            ),
-        )  # fmt: skip
-        results = tuner.fit()
-    return [
-        f"{point}: {str(result.error).strip().splitlines()[-1]}"
-        for (point, _), result in zip(missing, results, strict=True)
-        if result.error is not None and not _path(folder, point).is_file()
-    ]
-
-
-def _train_point(
-    config: dict[str, Any], blocks: Sequence[ray.ObjectRef], folder: Path, num_threads: int, device: str
-) -> None:
-    """One trial: the plain epoch loop on the rows that its K and C select."""
-    point, task = config["point"]["point"], config["point"]["task"]
-    torch.set_num_threads(num_threads)
-    watch = Stopwatch()
-    everything = Samples(ray.get(list(blocks)), task.sample_key, task.sample_shape)
-    columns = everything.columns
-    within = columns["coordinate"] < point["num_coordinates"]
-    training = columns["split"] == TRAINING
-    train = everything.select(training & within & (columns["rank"] < point["num_neighbours"]))
-    probe = everything.select(columns["split"] == VALIDATION)
-    validation = everything.select((columns["split"] == VALIDATION) & within)
-    now = run_epochs(task, train, validation, workers=Workers(device=device), folder=folder)
-    model = task.build()
-    model.load_state_dict(now.best)
-    best = min(now.history, key=task.score)
-    result = {
-        **point,
-        "retrieval": anatomy_retrieval(model.encoder, probe),
-        "accuracy": best["val_accuracy"],
-        "chance": task.chance,
-        "restoration": best.get("val_restoration", math.nan),
-        "patterns": len(train),
-        "epochs": len(now.history),
-        "seconds": round(watch.seconds, 2),
-    }
-    write_json(_path(folder, point), result)
-    tune.report({key: value for key, value in result.items() if key not in point})
-
-
-class _Shown(tune.Callback):
-    """Shows finished trials."""
-
-    def __init__(self, ticker: Ticker) -> None:
-        self._ticker = ticker
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ticker.advance(note=f"last retrieval {trial.last_result.get('retrieval', float('nan')):.3f}")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ticker.advance(note="failed")
-
-
-def _summarise(manifest: Mapping[str, Any], failed: Sequence[str], folder: Path) -> None:
-    say("sweep", f"ranked by {OBJECTIVE} on held-out subjects (mean average precision of finding the same place)")
-    say("sweep", "rank    λcls     K     C  retrieval  accuracy  restoration  seconds")
-    for rank, row in enumerate(manifest["table"], 1):
+    num_gpus, concurrent = _capacity(settings)
+    target = few_shot_of(workspace, scans, settings) if scans else None
+    with stage.claimed():
+        before = _contents(workspace)
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        plan = Plan(settings, patterns, num_gpus, cluster.threads_per_worker(math.ceil(concurrent / nodes)), target)
+        queue = _queue(folder, settings, space, concurrent)
+        num_trials = settings.sweep.num_seeds * _num_points(settings, space)
         say(
             "sweep",
-            f"{rank:4d} {row['lambda_cls']:7g} {row['num_neighbours']:5d} {row['num_coordinates']:5d} "
-            f"{row['retrieval']:10.3f} {row['accuracy']:9.3f} {row['restoration']:12.5f} {row['seconds']:8.1f}",
+            f"{settings.sweep.search} search over {', '.join(space.varied) or 'one point'}: {num_trials} trials, "
+            f"{concurrent} at once; best by {OBJECTIVES[settings.sweep.objective].words}",
         )
-    for failure in failed:
-        say("sweep", f"failed: {failure}")
+        run_trials(queue, plan, workspace.patterns, concurrent, num_trials)
+        return _finish(stage, queue, space, settings, patterns, watch, _cropped(before, _contents(workspace)))
+
+
+def check_points(space: Space, settings: Settings, patterns: Mapping[str, Any], workspace: Workspace) -> None:
+    """Raise SettingsError if a point of a grid, or a combination of choices and ends of ranges, cannot be trained."""
+    counts = patterns["counts"]
+    for key in ("num_neighbours", "num_coordinates"):
+        asked = space.ends(key) if key in space.axes else (getattr(settings.pretraining, key),)
+        most = max((value for value in asked if value is not None), default=0)
+        _check_held(key, most, counts[key.removeprefix("num_")], space, workspace)
+    posed = set()
+    most = None if settings.sweep.search == "grid" else MOST_CORNERS
+    for point in itertools.islice(space.corners(), most):
+        try:
+            at_point(settings, point, counts)
+            chosen = for_trial(settings, point, counts)
+            pretext = pretext_of(chosen.pretraining)
+            if pretext.crops != PATTERNS:
+                raise SettingsError(
+                    f"pretraining.pretext={chosen.pretraining.pretext} learns from random crops, which are not in the "
+                    "pattern store that a sweep's points share: choose a pretext task that learns from patterns, such "
+                    "as semantic-genesis"
+                )
+            task = pretext_task(chosen, patterns)
+            if pretext.corruption not in posed:
+                zeros = np.zeros(1, np.int64)
+                columns = {"pattern_id": zeros, "reference": zeros, "coordinate": zeros}
+                task.pose(Batch(torch.zeros(1, 1, *task.sample_shape), columns), 0)
+                posed.add(pretext.corruption)
+        except SettingsError as error:
+            told = ", ".join(f"pretraining.{key}={value}" for key, value in point.items())
+            raise SettingsError(f"{space.where}, at {told}: {error}") from None
+
+
+def _check_held(key: str, asked: int, held: int, space: Space, workspace: Workspace) -> None:
+    if asked <= held:
+        return
+    verb = ["raygenesis", "discover", "--workspace", str(workspace.root), f"discovery.{key}={asked}"]
+    remove = shlex.join(["rm", "-r", str(workspace.patterns)])
+    where = space.where if key in space.axes else "the settings"
+    raise SettingsError(
+        f"{where}: pretraining.{key}={asked} is more than the {held} that the pattern store holds: lower it, or extend "
+        f"the store with `{remove}` and then `{shlex.join(verb)}` with the preset and the other settings it was made "
+        "with"
+    )
+
+
+def _with_target(settings: Settings, patterns: Mapping[str, Any]) -> tuple[Settings, list[LabelledScan]]:
+    """The labelled scans of objective `target`, and the settings with what their reading shares with the store's."""
+    if settings.sweep.objective != "target":
+        return settings, []
+    made_with = patterns["settings"]
+    tree = settings.model_dump(mode="json") | {
+        key: made_with[key] for key in ("intensity", "validation_fraction") if key in made_with
+    }
+    tree["discovery"] |= {"cube_shape": patterns["cube_shape"]}
+    images, labels = (Path(folder) for folder in (settings.sweep.target_images, settings.sweep.target_labels))
+    scans = find_labelled(images, labels, settings.archive.subject_pattern)
+    return Settings.model_validate(tree), scans
+
+
+def _stage(
+    folder: Path, settings: Settings, space: Space, patterns: Mapping[str, Any], scans: Sequence[LabelledScan]
+) -> Stage:
+    """Its settings are those that decide the results: how many trials run at once does not."""
+    included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if scans else ())}
+    left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
+    chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
+    inputs = {"patterns": patterns["fingerprint"], **({"target": digest_of(scans)} if scans else {})}
+    return Stage(folder, {**chosen, "space": space.tree}, inputs)
+
+
+def _capacity(settings: Settings) -> tuple[float, int]:
+    """GPUs of a trial, and how many trials run at once. Raises SettingsError if the cluster never holds one."""
+    wanted = settings.sweep
+    num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(settings.pretraining.use_gpu)
+    room = cluster.room_for(CPUS_PER_TRIAL, num_gpus)
+    if not room:
+        there = ray.cluster_resources()
+        key = "sweep.num_gpus" if wanted.num_gpus is not None else "pretraining.use_gpu=true, so sweep.num_gpus"
+        raise SettingsError(
+            f"{key}={num_gpus:g} can never be met: no node of the cluster has that many GPUs and a CPU (in all there "
+            f"are {there.get('GPU', 0):g} GPUs and {there.get('CPU', 0):g} CPUs): lower sweep.num_gpus (0 trains on "
+            "CPUs), or join a cluster with GPUs"
+        )
+    concurrent = min(room, wanted.max_concurrent_trials or room)
+    if wanted.max_concurrent_trials and wanted.max_concurrent_trials > room:
+        say("sweep", f"sweep.max_concurrent_trials={wanted.max_concurrent_trials}: the cluster holds {room} at once")
+    return num_gpus, concurrent
+
+
+def _queue(folder: Path, settings: Settings, space: Space, concurrent: int) -> Queue:
+    """The trials. What TPE proposes depends on how many run at once, so a resumed sweep keeps that number."""
+    chosen, path = settings.sweep, folder / "search.json"
+    if chosen.search == "tpe":
+        begun_with = read_json(path) or {"concurrent": concurrent}
+        write_json(path, begun_with)
+        concurrent = begun_with["concurrent"]
+    mode = OBJECTIVES[chosen.objective].mode
+    search = search_of(chosen.search, space, chosen.num_points, settings.seed, concurrent, mode)
+    return Queue(search, folder, seeds_of(settings), chosen.objective)
+
+
+def _num_points(settings: Settings, space: Space) -> int:
+    size = space.size
+    if settings.sweep.search == "grid":
+        return size
+    return min(settings.sweep.num_points, size or settings.sweep.num_points)
+
+
+def _finish(
+    stage: Stage, queue: Queue, space: Space, settings: Settings, patterns: Mapping[str, Any], watch: Stopwatch,
+    cropped: int,
+) -> dict[str, Any]:  # fmt: skip
+    trials = [queue.rows[Trial(point, seed).key] for point in queue.points for seed in seeds_of(settings)]
+    failed = [trial for trial in trials if trial["status"] == FAILED]
+    if len(failed) == len(trials):
+        raise TrainingError(f"every trial of the sweep failed; the first: {failed[0]['reason']}")
+    objective = settings.sweep.objective
+    table = rank_points(trials, objective)
+    best = {key: table[0][key] for key in space.axes}
+    files = {
+        "table.csv": as_csv(table), "trials.csv": as_csv(trial_rows(trials)),
+        "best.yaml": as_yaml(at_point(settings, best, patterns["counts"])),
+    }  # fmt: skip
+    for file, text in files.items():
+        publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))
+    counts = {
+        "points": len(queue.points), "trials": len(trials), "failures": len(failed),
+        "stopped": sum(trial["status"] == STOPPED for trial in trials), "bytes_cropped": cropped,
+    }  # fmt: skip
+    facts = {
+        "objective": objective, "mode": OBJECTIVES[objective].mode, "varied": space.varied, "table": table,
+        "cost": costs(trials), "seeds_note": seeds_note(table, settings.sweep.num_seeds),
+    }  # fmt: skip
+    manifest = stage.finish(counts, watch.seconds, **facts)
+    _summarise(manifest, failed, stage.folder)
+    return manifest
+
+
+def _contents(workspace: Workspace) -> dict[Path, tuple[int, int]]:
+    """Size and time of every file that holds cubes."""
+    paths = [path for folder in (workspace.patterns, workspace.crops) for path in folder.glob("*.parquet")]
+    return {path: ((state := path.stat()).st_size, state.st_mtime_ns) for path in paths}
+
+
+def _cropped(before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]) -> int:
+    """Bytes of the files that were written in between."""
+    return sum(state[0] for path, state in after.items() if before.get(path) != state)
+
+
+def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    objective, varied = manifest["objective"], manifest["varied"]
+    columns = ["rank", *varied, objective, *(["spread"] if manifest["settings"]["sweep"]["num_seeds"] > 1 else [])]
+    columns += [name for name in ("accuracy", "restoration", "seconds", "note") if name != objective]
+    lines = [columns, *([_cell(row.get(name)) for name in columns] for row in manifest["table"])]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
+    for line in lines:
+        padded = (cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False))
+        say("sweep", "  ".join([*padded, line[-1]]).rstrip())
+    for trial in failed:
+        told = ", ".join(f"{key}={trial['point'][key]}" for key in varied)
+        say("sweep", f"failed: {told}, seed {trial['seed']}: {trial['reason']}")
+    say("sweep", manifest["seeds_note"])
+    cost, counts = manifest["cost"], manifest["counts"]
+    wasted = cost["stopped_seconds"] + cost["failed_seconds"]
+    say(
+        "sweep",
+        f"{counts['trials']} trials, {counts['stopped']} stopped early, {counts['failures']} failed: "
+        f"{cost['seconds']:.1f} trial seconds ({wasted / max(cost['seconds'], 1e-9):.0%} on those), "
+        f"{cost['cpu_seconds']:.1f} CPU and {cost['gpu_seconds']:.1f} GPU seconds; {mib(counts['bytes_cropped'])} "
+        "cropped",
+    )
     say("sweep", f"{manifest['seconds']:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")
 
 
-def _halves(most: int) -> list[int]:
-    return sorted({max(1, most // 2), most})
-
-
-def _path(folder: Path, point: Point) -> Path:
-    return folder / f"trial-{digest(point)}.json"
-
-
-def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ("rank", *COLUMNS))
-    writer.writeheader()
-    writer.writerows({"rank": rank, **row} for rank, row in enumerate(rows, 1))
-    return text.getvalue()
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

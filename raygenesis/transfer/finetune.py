@@ -67,7 +67,7 @@ def finetune(
     settings = _as_pretrained(settings, workspace.run(run))
     scans = find_labelled(images, labels, settings.archive.subject_pattern)
     folder = workspace.transfer(name or run)
-    stage = Stage(folder, _chosen(settings), {"run": pretrained["fingerprint"], "target": _digest_of(scans)})
+    stage = Stage(folder, _chosen(settings), {"run": pretrained["fingerprint"], "target": digest_of(scans)})
     if stage.is_finished():
         say("finetune", f"nothing to do: the table is in {folder}")
         return manifest_of(folder, "finetune")
@@ -122,8 +122,8 @@ def _run_missing_trials(
     cluster.connect()
     use_gpu = settings.pretraining.use_gpu
     _check_gpu(use_gpu)
-    patch_shape = _patch_shape(settings)
-    cases, num_classes = _read_cases(split.scans, spacing_mm, patch_shape, settings)
+    patch_shape = patch_shape_of(settings)
+    cases, num_classes = read_cases(split.scans, spacing_mm, patch_shape, settings)
     concurrent = min(len(missing), int(ray.cluster_resources()["CPU"]))
     target = Target(
         folder, run_folder, num_classes, patch_shape, settings.finetune, cluster.threads_per_worker(concurrent),
@@ -142,7 +142,7 @@ def _run_missing_trials(
             ticker.advance(note=_get(done))
 
 
-def _read_cases(
+def read_cases(
     scans: Sequence[LabelledScan], spacing_mm: Sequence[float], patch_shape: Sequence[int], settings: Settings
 ) -> tuple[dict[str, ray.ObjectRef], int]:
     """Every case read once, into Ray's object store, by name; and the number of classes."""
@@ -220,15 +220,17 @@ def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def _chosen(settings: Settings) -> dict[str, Any]:
     """The settings that decide the results."""
     chosen = settings.model_dump(mode="json", include={"finetune", "intensity", "seed", "validation_fraction"})
-    chosen["finetune"]["patch_shape"] = list(_patch_shape(settings))
+    chosen["finetune"]["patch_shape"] = list(patch_shape_of(settings))
     return {**chosen, "subject_pattern": settings.archive.subject_pattern}
 
 
-def _patch_shape(settings: Settings) -> tuple[int, ...]:
+def patch_shape_of(settings: Settings) -> tuple[int, ...]:
+    """Voxels z y x (2D: y x) of a training patch."""
     return settings.finetune.patch_shape or settings.discovery.cube_shape
 
 
-def _digest_of(scans: Sequence[LabelledScan]) -> str:
+def digest_of(scans: Sequence[LabelledScan]) -> str:
+    """Identity of a target: its scans' names and sizes."""
     return digest([[scan.name, scan.image.stat().st_size, scan.label.stat().st_size] for scan in scans])
 
 

@@ -21,6 +21,7 @@ FASTER = [
     *TINY,
     "sweep.num_classification_epochs=1",
     "sweep.num_joint_epochs=1",
+    "sweep.num_points=3",
     "finetune.num_steps=2",
     "finetune.num_test=2",
     "finetune.num_trials=2",
@@ -57,6 +58,9 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
     radiographs.mkdir()
     for path in sorted(RADIOGRAPHS.glob("*.png"))[:: len(list(RADIOGRAPHS.glob("*.png"))) // 24]:
         shutil.copy(path, radiographs)
+    # As the README has it, but for the size of the store here.
+    (space,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (root / "space.yaml").write_text(space.replace("high: 24", "high: 6"))
     outputs = {}
     for line in console_lines("raygenesis "):
         workspace = root / ("other" if "subject_pattern" in line else "workspace")
@@ -65,6 +69,8 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
             "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png", "EMBEDDINGS": root / "embeddings",
             "patterns.png": root / "patterns.png", "WORKSPACE/runs/default": workspace / "runs" / "default",
             "WORKSPACE/runs/rotation": workspace / "runs" / "rotation", "genesis.pt": root / "genesis.pt",
+            "SPACE.yaml": root / "space.yaml",
+            "WORKSPACE/sweeps/default/best.yaml": workspace / "sweeps" / "default" / "best.yaml",
             "RADIOGRAPHS": radiographs, "WORKSPACE-2D": root / "flat",
         }  # fmt: skip
         arguments = [str(places.get(word, word)) for word in shlex.split(line)[1:]]
@@ -97,6 +103,9 @@ def test_the_sweep_ranks_eight_points_of_one_store_without_cropping(
     assert scores == sorted(scores, reverse=True)
     for part in (main_job.workspace / "patterns").iterdir():
         assert (workspace / "patterns" / part.name).stat().st_mtime_ns == part.stat().st_mtime_ns
+    searched = json.loads((workspace / "sweeps" / "wide" / "manifest.json").read_text())
+    assert searched["counts"]["points"] == 3 and searched["counts"]["bytes_cropped"] == 0
+    assert all(4 <= row["num_neighbours"] <= 6 and 1e-4 <= row["learning_rate"] <= 1e-2 for row in searched["table"])
     _, best = follow("config", "--preset", str(workspace / "sweeps" / "default" / "best.yaml"))
     assert f"num_neighbours: {table[0]['num_neighbours']}" in best
 

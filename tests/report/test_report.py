@@ -28,6 +28,7 @@ from raygenesis.pretraining.weights import export
 from raygenesis.report import figures
 from raygenesis.report.report import _duration, _size, report
 from raygenesis.settings import as_yaml, settings_from
+from raygenesis.sweeps.table import rank_points
 from raygenesis.workspace import Stage, Workspace, manifest_of, publish, write_json, write_table
 from tests.synthetic import archived
 
@@ -174,13 +175,29 @@ def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: b
         stage.finish({"epochs": 2, "patterns": 6, "classes": 2}, 2.0, **reached)
 
 
-def make_sweep(workspace: Workspace) -> None:
-    folder = workspace.sweep("default")
-    points = [{"lambda_cls": w, "num_neighbours": 3, "num_coordinates": 2} for w in (0.01, 0.1)]
-    table = [{**point, "retrieval": 0.9, "seconds": 1.0} for point in points]
-    begin(Stage(folder, {}, {}))
-    write_json(folder / "trial-broken.json", {**points[0], "failure": f"OSError: {HOSTILE}"})
-    Stage(folder, {}, {}).finish({"points": 2, "failures": 1}, 1.0, objective="retrieval", table=table)
+def make_sweep(workspace: Workspace, name: str = "default", *, finished: bool = True) -> None:
+    folder = workspace.sweep(name)
+    axes = {"lambda_cls": [0.01, 0.1], "num_neighbours": [3], "corruption": ["none", None]}
+    axes["learning_rate"] = {"low": 1e-4, "high": 1e-2, "log": True, "step": None}
+    stage = Stage(
+        folder, {**chosen(Settings(), "sweep"), "space": {f"pretraining.{key}": axis for key, axis in axes.items()}}, {}
+    )
+    begin(stage)
+    cost = {"seconds": 30.0, "cpu_seconds": 40.0, "gpu_seconds": 0.0}
+    trials = []
+    for number in range(12):
+        point = {"lambda_cls": (0.01, 0.1)[number % 2], "num_neighbours": 3, "corruption": ("none", None)[number // 6]}
+        point["learning_rate"] = 1e-4 * 100 ** (number / 11)
+        trial = {"point": point, "seed": 0, "status": "whole", "retrieval": 0.9 - number / 20, "rankme": 3.0, **cost}
+        trial |= {"loss": 0.1, "accuracy": 0.5, "chance": 0.5, "restoration": None, "epochs": 2, "patterns": 6}
+        trials.append(trial)
+    trials[10] |= {"status": "stopped", "reason": "stopped at epoch 1", "epochs": 1}
+    trials[11] = {"point": point, "seed": 0, "status": "failed", "reason": f"OSError: {HOSTILE}", "seconds": 10.0}
+    for number, trial in enumerate(trials):
+        write_json(folder / f"trial-{number}.json", trial)
+    if finished:
+        table, counts = rank_points(trials, "retrieval"), {"points": 12, "failures": 1, "bytes_cropped": 0}
+        stage.finish(counts, 1.0, objective="retrieval", table=table)
 
 
 def make_transfer(workspace: Workspace, ndim: int) -> None:
@@ -259,6 +276,7 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     make_run(workspace, settings, "weak", accuracy=0.6, restoration_mse=0.2, warnings=weak)
     make_run(workspace, settings, "half", finished=False)
     make_sweep(workspace)
+    make_sweep(workspace, "begun", finished=False)
     make_transfer(workspace, ndim)
     before = ray.is_initialized()
     path = report(workspace, settings)
@@ -285,7 +303,16 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     assert page.text.count("nothing is learnt from classification: <b>") == 2  # at the top and at the run
     assert page.text.count("little is learnt from restoration: the mean image") == 2
     assert "Begun, not finished" in page.text and "--name half" in page.text
-    assert "OSError: <script>" in page.text and "semantic-genesis" in page.text
+    # The sweep: what varies, in words and pictures; what failed, what was stopped and what it cost.
+    assert page.text.count("OSError: <script>") == 4  # in the table and below it, of the finished one and of the begun
+    assert "stopped at epoch 1" in page.text and "0.0 KiB were cropped during the sweep" in page.text
+    assert "The trials took 5 min 40 s" in page.text and "30.0 s those that were stopped early" in page.text
+    assert "10.0 s those that failed" in page.text and "one seed" in page.text
+    labels = "".join(re.findall(r'aria-label="([^"]*)"', page.html))
+    assert "Sweep begun: 11 points as lines over λcls, corruption, learning rate, retrieval" in labels
+    assert "by learning rate: retrieval of 11 points" in labels and "by corruption. Mean retrieval" in labels
+    assert "by K" not in labels  # it does not vary
+    assert "semantic-genesis" in page.text
     assert "1,000,000 scans" in page.text and "gives the rate" not in page.text
     restored = [image for image in page.images if image["alt"].startswith("Restored")]
     assert len(restored) == 2 * 4

@@ -1,0 +1,207 @@
+"""A sweep's trials under Ray Tune: what runs next, what stops early, and a file for each that has ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.data
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from raygenesis.patterns.reader import TRAINING_COLUMNS
+from raygenesis.patterns.source import PatternSource
+from raygenesis.progress import Ticker, progress
+from raygenesis.sweeps.objectives import OBJECTIVES
+from raygenesis.sweeps.search import Next, Outcome, Search
+from raygenesis.sweeps.space import Point
+from raygenesis.sweeps.trial import (
+    FAILED,
+    PROXY,
+    RUNNING,
+    STATUS,
+    STOPPED,
+    WHOLE,
+    Plan,
+    Trial,
+    run_trial,
+)  # fmt: skip
+from raygenesis.workspace import Stopwatch, read_json, remove_tree, write_json
+
+CPUS_PER_TRIAL = 1
+
+Row = dict[str, Any]
+
+
+class Queue:
+    """The trials in the order of the search, and the rows of those that have ended.
+
+    What an earlier call finished is not trained again but told to the search, which therefore proposes what it
+    proposed then. What failed then is told as failed and tried again at the end.
+    """
+
+    def __init__(self, search: Search, folder: Path, seeds: Sequence[int], objective: str) -> None:
+        self.folder = folder
+        self.points: list[Point] = []
+        self.rows: dict[str, Row] = {}
+        self.known = 0
+        self._search, self._seeds, self._objective = search, seeds, OBJECTIVES[objective]
+        self._waiting: list[Trial] = []
+        self._again: list[Trial] = []
+        self._retried: set[str] = set()
+
+    def next(self) -> Trial | Next:
+        """The next trial to be run."""
+        while True:
+            while self._waiting:
+                trial = self._waiting.pop(0)
+                row = None if trial.key in self._retried else read_json(trial.path(self.folder))
+                if row is None:
+                    return trial
+                self.rows[trial.key] = row
+                self.known += row["status"] != FAILED
+                if row["status"] == FAILED:
+                    self._again.append(trial)
+            point = self._search.next(self._outcome)
+            if point is Next.WAIT or (point is Next.DONE and not self._again):
+                return point
+            if point is Next.DONE:
+                self._waiting, self._again = self._again, []
+                self._retried |= {trial.key for trial in self._waiting}
+            else:
+                self.points.append(point)
+                self._waiting = [Trial(point, seed) for seed in self._seeds]
+
+    def put_back(self, trial: Trial) -> None:
+        self._waiting.insert(0, trial)
+
+    def end(self, trial: Trial, status: str, told: Mapping[str, Any]) -> Row:
+        """Keep what became of a trial, in its file."""
+        row = {"point": trial.point, "seed": trial.seed, "status": status, **told}
+        if trial.key in self._retried:
+            row["retried"] = True
+        write_json(trial.path(self.folder), row)
+        self.rows[trial.key] = row
+        return row
+
+    def _outcome(self, point: Point) -> Outcome | None:
+        """Of all seeds together. A trial that was tried again counts as failed, as it did when it was first told."""
+        rows = [self.rows.get(Trial(point, seed).key) for seed in self._seeds]
+        if None in rows:
+            return None
+        ended = [row for row in rows if row["status"] != FAILED and not row.get("retried")]
+        whole = all(row["status"] == WHOLE for row in ended)
+        key = self._objective.name if whole else self._objective.proxy
+        values = [row[key] for row in ended if row.get(key) is not None]
+        if not values:
+            return Outcome(None)
+        return Outcome(sum(values) / len(values), whole, min(row["epochs"] for row in ended))
+
+
+def run_trials(queue: Queue, plan: Plan, patterns: Path, concurrent: int, num_trials: int) -> None:
+    """Run what the queue holds, `concurrent` at once; each trial that ends leaves its row in the queue and its file."""
+    first = queue.next()
+    if not isinstance(first, Trial):
+        return
+    queue.put_back(first)
+    source = PatternSource(patterns, columns=(*TRAINING_COLUMNS, "split"))
+    store = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, blocks=store.to_arrow_refs(), plan=plan),
+        {"cpu": CPUS_PER_TRIAL, "gpu": plan.num_gpus},
+    )
+    remove_tree(queue.folder / "tune")  # of a call that was killed: what it finished is in our files
+    with progress("sweep", num_trials, "trials") as ticker:
+        ticker.advance(queue.known)
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Queued(queue), scheduler=_scheduler(plan), max_concurrent_trials=concurrent, num_samples=-1,
+                # Starting a process and importing torch takes seconds; but one whose trial was stopped is still in it.
+                reuse_actors=plan.settings.sweep.stopping == "none",
+            ),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=str(queue.folder), verbose=0, callbacks=[_Recorder(queue, ticker)],
+            ),
+        ).fit()  # fmt: skip
+    remove_tree(queue.folder / "tune")
+
+
+class _Queued(Searcher):
+    """The queue as Tune asks for it.
+
+    Tune's own OptunaSearch resumes from a pickle that Tune writes now and then, without what ended since, and draws
+    the first points again where only results are given to it; our files are written as each trial ends.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__(metric=PROXY, mode="max")
+        self._queue = queue
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        trial = self._queue.next()
+        if trial is Next.DONE:
+            return Searcher.FINISHED
+        return {"point": trial.point, "seed": trial.seed} if isinstance(trial, Trial) else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: `_Recorder` has told the queue before it is asked again."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a sweep goes on from its trials' files."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles all that it is given, to restore from
+
+
+class _Recorder(tune.Callback):
+    """Puts into the queue what became of each trial, and shows it."""
+
+    def __init__(self, queue: Queue, ticker: Ticker) -> None:
+        self._queue, self._ticker = queue, ticker
+        self._begun: dict[str, Stopwatch] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begun[trial.trial_id] = Stopwatch()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Also called for trials that the scheduler stops: the weights that they had by then count."""
+        told = dict(trial.last_result["row"])
+        status = trial.last_result[STATUS]
+        if status == RUNNING:
+            status, told["reason"] = STOPPED, f"stopped at epoch {told['epochs']}"
+        self._end(trial, status, told)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """What a trial raises it reports itself: here its process has died."""
+        path = Path(trial.error_file or "")
+        lines = path.read_text().split("\n") if path.is_file() else []
+        cause = next((line.strip() for line in lines if "exit" in line.lower() or "memory" in line.lower()), "")
+        seconds = round(self._begun[trial.trial_id].seconds, 2)
+        self._end(trial, FAILED, {"reason": f"its process died{cause and ': '}{cause}", "seconds": seconds})
+
+    def _end(self, trial: Any, status: str, told: dict[str, Any]) -> None:
+        row = self._queue.end(Trial(trial.config["point"], trial.config["seed"]), status, told)
+        self._ticker.advance(note=f"last {row.get('reason') or format(row['retrieval'] or math.nan, '.3f')}")
+
+
+def _scheduler(plan: Plan) -> TrialScheduler:
+    """What ends trials early, from a quarter of their epochs on. Both work on plain function trials."""
+    sweep = plan.settings.sweep
+    epochs = sweep.num_classification_epochs + sweep.num_joint_epochs
+    grace, compared = max(1, epochs // 4), {"time_attr": "training_iteration", "metric": PROXY, "mode": "max"}
+    if sweep.stopping == "median":
+        # By default the rule pauses trials to let others catch up, and ours would begin anew after a pause.
+        return MedianStoppingRule(grace_period=grace, min_time_slice=math.inf, **compared)
+    if sweep.stopping == "asha":
+        return AsyncHyperBandScheduler(max_t=epochs + 1, grace_period=grace, reduction_factor=3, **compared)
+    return FIFOScheduler()
