@@ -40,7 +40,7 @@ def connect() -> None:
     else:
         ray.init(
             address="local",
-            num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
+            num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
@@ -58,7 +58,12 @@ def _quieten_ray_data() -> None:
 
 def threads_per_worker(num_workers: int) -> int:
     """Threads for one of `num_workers` training processes on a node (Ray sets OMP_NUM_THREADS=1 in its workers)."""
-    return max(1, (os.cpu_count() or 1) // num_workers)
+    return max(1, num_cores() // num_workers)
+
+
+def num_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def room_for(num_cpus: float, num_gpus: float) -> int:

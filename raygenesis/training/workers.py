@@ -24,12 +24,12 @@ class SynchronisedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(images)
         axes = [0, *range(2, images.dim())]
-        own = images.numel() // images.shape[1]
-        total = images.new_tensor([own])
+        wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images  # under autocast
+        total = wide.new_tensor([images.numel() // images.shape[1]])
         dist.all_reduce(total)
         # Two sums, one after the other: the mean square less the squared mean would cancel.
-        mean = all_reduce(images.sum(axes)) / total
-        centred = images - _along_channels(mean, images)
+        mean = all_reduce(wide.sum(axes)) / total
+        centred = wide - _along_channels(mean, images)
         variance = all_reduce(centred.square().sum(axes)) / total
         if self.track_running_stats:
             with torch.no_grad():
@@ -40,7 +40,9 @@ class SynchronisedBatchNorm(_BatchNorm):
         if self.weight is not None:
             scale = scale * self.weight
         normed = centred * _along_channels(scale, images)
-        return normed if self.bias is None else normed + _along_channels(self.bias, images)
+        if self.bias is not None:
+            normed = normed + _along_channels(self.bias, images)
+        return normed.to(images.dtype)
 
 
 def synchronise(model: nn.Module, device: torch.device | str) -> nn.Module:

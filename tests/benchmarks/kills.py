@@ -4,7 +4,7 @@
 
 WORKSPACE holds a finished pattern store. The first kill takes the training worker, after a third of the steps; the
 second the whole process group, all of Ray with it, after two thirds, and the same command is given again. Both runs go
-on at the same time and share the machine. Prints what differs and draws both curves into `WORKSPACE/kills.png`.
+on at the same time, each on half of the cores. Prints what differs and draws both curves into `WORKSPACE/kills.png`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,12 @@ def main(location: str, overrides: list[str]) -> None:
 
 def _start(location: str, name: str, overrides: list[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "raygenesis", "pretrain", "--workspace", location, "--name", name, *overrides]
+    cores = sorted(os.sched_getaffinity(0))[name == "killed" :: 2]
     with Path(location, f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
+        return subprocess.Popen(
+            command, start_new_session=True, stdout=log, stderr=log,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )  # fmt: skip
 
 
 def _worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
