@@ -14,6 +14,7 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 
 from raygenesis.errors import RaygenesisError
+from raygenesis.machine import num_cores
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
 # a pipeline of several operators waits for ever.
@@ -61,11 +62,6 @@ def threads_per_worker(num_workers: int) -> int:
     return max(1, num_cores() // num_workers)
 
 
-def num_cores() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def room_for(num_cpus: float, num_gpus: float) -> int:
     """How many tasks that need so much of one node each the whole cluster can ever run at once; 0: none.
 
@@ -78,7 +74,7 @@ def room_for(num_cpus: float, num_gpus: float) -> int:
             continue
         cpus, gpus = (node["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))
         if node["NodeManagerAddress"] == here:
-            cpus = min(cpus, float(os.cpu_count() or 1))
+            cpus = min(cpus, float(num_cores()))
         fits = cpus // num_cpus
         if num_gpus:  # a task that takes part of a GPU takes it of one
             fits = min(fits, gpus // num_gpus if num_gpus >= 1 else gpus * (1 // num_gpus))

@@ -24,6 +24,7 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from raygenesis.errors import ScanError
+from raygenesis.machine import num_cores
 from raygenesis.workspace import Place
 
 # Each thread packs and unpacks for itself: Ray gives a worker one core.
@@ -243,7 +244,7 @@ def _num_threads() -> int:
     said = os.environ.get("OMP_NUM_THREADS", "")
     if said.isdigit() and int(said):
         return int(said)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return num_cores()
 
 
 @functools.cache

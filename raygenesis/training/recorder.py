@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import queue
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from raygenesis.machine import peak_memory_gib
 from raygenesis.training.checkpoints import copied, save_checkpoint
 from raygenesis.training.experiment import Row
 from raygenesis.training.loop import Progress
@@ -101,7 +100,7 @@ class Recorder:
             "loss": sum(row["loss"] for row in rows) / len(rows),
             "cubes_per_s": sum(row["cubes"] for row in rows) / seconds,
             "gap": sum(row["waited"] for row in rows) / seconds,
-            "memory_gib": peak_memory_gib(),
+            "memory_gib": _memory_gib(),
             "lost": self._lost,
         }
         self._do(lambda: write_json(self._folder / STATUS_FILE, status))
@@ -138,9 +137,6 @@ class Recorder:
             raise self._error
 
 
-def peak_memory_gib() -> float:
-    """The most memory that this process has held so far; of its GPU, if it has one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
+def _memory_gib() -> float:
+    """The most that was held so far, on the GPU if there is one."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory_gib()
