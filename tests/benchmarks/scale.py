@@ -6,7 +6,6 @@ Nothing is cropped: what is exercised is all that grows with the archive. Prints
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from raygenesis.discovery.exact import exact_search
 from raygenesis.discovery.neighbours import build_index, find_neighbours, searcher, typical_distance
 from raygenesis.discovery.patients import choose_references, load_patients
 from raygenesis.discovery.plan import plan_visits
+from raygenesis.machine import peak_memory_gib
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace, write_json
@@ -66,8 +66,7 @@ def make_workspace(root: Path, num_volumes: int) -> Workspace:
 def step(name: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{name}: {time.perf_counter() - begin:.1f} s, peak memory so far {peak:.2f} GiB", flush=True)
+    print(f"{name}: {time.perf_counter() - begin:.1f} s, peak memory so far {peak_memory_gib():.2f} GiB", flush=True)
 
 
 def main(num_volumes: int) -> None:
