@@ -39,11 +39,19 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None] = lambda _: None
 
     `warn` is told of each that is damaged.
     """
+    step = newest_step(folder, warn)
+    return None if step is None else (step, torch.load(_path(folder, step), map_location="cpu", weights_only=True))
+
+
+def newest_step(folder: Path, warn: Callable[[str], None] = lambda _: None) -> int | None:
+    """The number of steps done at the newest whole checkpoint; None without any."""
     for step in reversed(steps_in(folder)):
         try:
-            return step, _load(_path(folder, step))
+            _check(_path(folder, step))
         except (OSError, ValueError) as error:
             warn(f"checkpoint {_path(folder, step)} is damaged ({error}): going on from the one before")
+        else:
+            return step
     return None
 
 
@@ -70,7 +78,7 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path) -> State:
+def _check(path: Path) -> None:
     """Raises ValueError or OSError if the checkpoint is not whole."""
     record = read_json(path.with_suffix(".json"))
     if record is None:
@@ -79,4 +87,3 @@ def _load(path: Path) -> State:
         raise ValueError("its weights are missing")
     if _checksum(path) != record.get("xxh3"):
         raise ValueError("its bytes are not those that were written")
-    return torch.load(path, map_location="cpu", weights_only=True)

@@ -22,7 +22,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from raygenesis.cluster import TRAINING_ENVIRONMENT, threads_per_worker
 from raygenesis.errors import RaygenesisError, WorkspaceError
 from raygenesis.progress import progress, say
-from raygenesis.training.checkpoints import State, newest_checkpoint
+from raygenesis.training.checkpoints import State, newest_checkpoint, newest_step
 from raygenesis.training.experiment import Experiment, Row, TrainingError
 from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import Progress, Workers, run_epochs
@@ -83,13 +83,7 @@ def fit_with_ray(
     checkpoint as long as there is progress in between. Raises TrainingError when there is none, or as the loop does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = newest_checkpoint(folder / CHECKPOINTS, lambda text: say(experiment.name, f"warning: {text}"))
-    before = len(found[1]["history"]) if found else 0
-    if found and found[1]["step"]:
-        say(experiment.name, f"going on in epoch {before + 1}, after {found[1]['step']} of its steps")
-    write_metrics(folder, found[1]["history"]) if found else (folder / "metrics.parquet").unlink(missing_ok=True)
-    forget_steps(folder, found[0] if found else 0)
-    del found
+    before = _go_back(experiment, folder)
     stored = {name: feed for name, feed in feeds.items() if not isinstance(feed, Dataset)}
     datasets = {name: feed for name, feed in feeds.items() if name not in stored}
     with _shown(experiment, folder):
@@ -104,10 +98,25 @@ def fit_with_ray(
     return last[1], len(last[1]["history"]) - before
 
 
+def _go_back(experiment: Experiment, folder: Path) -> int:
+    """Take the tables back to the newest checkpoint, where training goes on; returns how many epochs have ended."""
+    step, state = newest_checkpoint(
+        folder / CHECKPOINTS, lambda text: say(experiment.name, f"warning: {text}")
+    ) or (0, None)  # fmt: skip
+    forget_steps(folder, step)
+    if state is None:
+        (folder / "metrics.parquet").unlink(missing_ok=True)
+        return 0
+    write_metrics(folder, state["history"])
+    if state["step"]:
+        say(experiment.name, f"going on in epoch {len(state['history']) + 1}, after {state['step']} of its steps")
+    return len(state["history"])
+
+
 def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
     """Start workers until they end by themselves; those that die without getting further end it."""
     while True:
-        reached = _reached(job.folder)
+        reached = newest_step(job.folder / CHECKPOINTS) or 0
         scratch = job.folder / f".ray-{uuid.uuid4().hex[:8]}"
         trainer = TorchTrainer(
             _train_worker,
@@ -125,7 +134,7 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            now = _reached(job.folder)
+            now = newest_step(job.folder / CHECKPOINTS) or 0
             if now <= reached:
                 reason = str(error).strip().splitlines()[-1]
                 raise TrainingError(
@@ -139,11 +148,6 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
             return
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _reached(folder: Path) -> int:
-    found = newest_checkpoint(folder / CHECKPOINTS)
-    return found[0] if found else 0
 
 
 def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
