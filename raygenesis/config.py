@@ -266,6 +266,10 @@ class PretrainingSettings(Section):
     )
 
     @property
+    def fewest_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
     def most_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 

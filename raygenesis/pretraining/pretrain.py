@@ -63,8 +63,8 @@ def pretrain(
         samples = {key: samples_from(feed, task) for key, feed in feeds.items()}
         num_patterns = len(samples["train"])
         classes = f"{task.puzzle.num_classes} classes; " if task.puzzle else ""
-        workers = settings.pretraining.num_workers
-        told = workers if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
+        fewest, most = settings.pretraining.fewest_workers, settings.pretraining.most_workers
+        told = str(most) if fewest == most else f"{fewest} to {most}"
         say(
             "pretrain",
             f"{settings.pretraining.pretext}: {num_patterns} {store.name}, {len(samples['validation'])} held out, "
@@ -96,7 +96,12 @@ def store_of(workspace: Workspace, settings: Settings) -> Path:
 
 def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask:
     """The pretext task on a store, whose manifest is given."""
-    counts = patterns["counts"]
+    counts, shape = patterns["counts"], patterns["cube_shape"]
+    if len(shape) != settings.ndim:
+        raise SettingsError(
+            f"the store holds cubes of {len(shape)} sides, {list(shape)}, and discovery.cube_shape="
+            f"{list(settings.discovery.cube_shape)} has {settings.ndim}: give the preset that the store was made with"
+        )
     for key in ("num_neighbours", "num_coordinates"):
         asked, held = getattr(settings.pretraining, key), counts[key.removeprefix("num_")]
         if asked is not None and asked > held:
@@ -107,7 +112,7 @@ def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask
     return PretextTask(
         settings.pretraining,
         settings.seed,
-        tuple(patterns["cube_shape"]),
+        tuple(shape),
         counts["references"],
         settings.pretraining.num_coordinates or counts["coordinates"],
     )
@@ -152,8 +157,7 @@ def check_pretext(settings: Settings) -> None:
 
 def _check_resources(settings: Settings) -> None:
     there = ray.cluster_resources()
-    workers = settings.pretraining.num_workers
-    workers = workers if isinstance(workers, int) else workers[0]
+    workers = settings.pretraining.fewest_workers
     if settings.pretraining.use_gpu and there.get("GPU", 0) < workers:
         raise SettingsError(
             f"pretraining.use_gpu=true needs {workers} GPU(s) for pretraining.num_workers={workers} and the cluster "

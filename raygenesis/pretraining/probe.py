@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from raygenesis.pretraining.networks import Encoder
+from raygenesis.pretraining.networks import ImageEncoder
 from raygenesis.training.feeding import Samples, ordered_batches
 
 BATCH_SIZE = 32
 
 
 @torch.inference_mode()
-def embed_samples(encoder: Encoder, samples: Samples) -> torch.Tensor:
+def embed_samples(encoder: ImageEncoder, samples: Samples) -> torch.Tensor:
     """[n, num_features] on the CPU: the encoder's vector of each uncorrupted cube, in the samples' order."""
     encoder.eval()
     device = next(encoder.parameters()).device
@@ -21,7 +21,7 @@ def embed_samples(encoder: Encoder, samples: Samples) -> torch.Tensor:
     return torch.cat([encoder.embed(samples.batch(indices).cubes.to(device)).cpu() for indices in batches])
 
 
-def anatomy_retrieval(encoder: Encoder, samples: Samples) -> float:
+def anatomy_retrieval(encoder: ImageEncoder, samples: Samples) -> float:
     """How well the encoder's vectors of the samples find the same place (`place_precision`)."""
     return place_precision(embed_samples(encoder, samples), samples)
 

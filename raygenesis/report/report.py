@@ -68,8 +68,10 @@ def _artifacts(workspace: Workspace) -> dict[str, Made]:
         kind, _, given = name.partition("/")
         verb, *options = VERBS[kind].split()
         words = [verb, *(option.format(name=given or "default") for option in options)]
-        command = shlex.join(["raygenesis", *words, "--workspace", str(workspace.root)])
         folder = workspace.root / name
+        if (folder / "config.yaml").is_file():  # which another preset would be refused for
+            words += ["--preset", str(folder / "config.yaml")]
+        command = shlex.join(["raygenesis", *words, "--workspace", str(workspace.root)])
         records = (read_json(folder / file) for file in ("manifest.json", "started.json"))
         made[name] = Made(name, folder, *records, command)
     return made
