@@ -22,11 +22,12 @@ from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.progress import mib, say
 from raygenesis.settings import as_yaml
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
+from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
 from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, read_space
 from raygenesis.sweeps.table import as_csv, costs, rank_points, seeds_note, trial_rows
 from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
-from raygenesis.sweeps.trials import CPUS_PER_TRIAL, Queue, run_trials
+from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
 from raygenesis.training import TrainingError
 from raygenesis.transfer.finetune import digest_of
 from raygenesis.transfer.target import LabelledScan, find_labelled
