@@ -20,7 +20,7 @@ from raygenesis.feeding import Batch
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.progress import mib, say
-from raygenesis.settings import as_yaml
+from raygenesis.settings import as_yaml, settings_from
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
@@ -129,7 +129,7 @@ def _with_target(settings: Settings, patterns: Mapping[str, Any]) -> tuple[Setti
     tree["discovery"] |= {"cube_shape": patterns["cube_shape"]}
     images, labels = (Path(folder) for folder in (settings.sweep.target_images, settings.sweep.target_labels))
     scans = find_labelled(images, labels, settings.archive.subject_pattern)
-    return Settings.model_validate(tree), scans
+    return settings_from(tree), scans
 
 
 def _stage(
