@@ -136,15 +136,16 @@ def scatter(title: str, alt: str, groups: Mapping[str, NDArray[np.float64]], lab
 
 
 def strip(
-    title: str, xlabel: str, ylabel: str, values: Mapping[str, Sequence[float]], *, joined: bool = False
-) -> Chart:
-    """A column of dots (trials) for each name, and their means."""
+    title: str, xlabel: str, ylabel: str, values: Mapping[str, Sequence[float]], *, joined: bool = False,
+    dot: str = "trial",
+) -> Chart:  # fmt: skip
+    """A column of dots for each name, and their means; `dot` is what each of them is."""
 
     def draw(axes: Axes) -> None:
         means = [float(np.mean(dots)) for dots in values.values()]
         places = np.repeat(np.arange(len(values)), [len(dots) for dots in values.values()])
         dots = [dot for column in values.values() for dot in column]
-        axes.scatter(places, dots, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label="trial")
+        axes.scatter(places, dots, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label=dot)
         axes.plot(means, color=SERIES[1], marker="_", markersize=16, linestyle="-" if joined else "", label="mean")
         axes.set_xticks(range(len(values)), list(values))
         axes.set_xlim(-0.5, len(values) - 0.5)
@@ -199,13 +200,13 @@ def parallel(
         for place, name in enumerate(names):
             axes.axvline(place, color=MUTED, linewidth=0.8)
             for height, label in axes_of[name]:
-                axes.text(place + 0.02, height, label, va="center", fontsize=7.5, color=INK)
+                axes.text(place + 0.02, height + 0.015, label, va="bottom", fontsize=7.5, color=INK)
         axes.set_xticks(range(len(names)), names)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.spines["bottom"].set_visible(False)
         axes.set_xlim(-0.1, len(names) - 0.6)
-        axes.set_ylim(-0.06, 1.06)
+        axes.set_ylim(-0.06, 1.1)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.02), borderaxespad=0)
 
     alt = f"{title}: {len(rows)} points as lines over {', '.join(names)}."

@@ -62,7 +62,7 @@ def _marginal(title: str, rows: Sequence[Row], key: str, axis: Any, objective: s
         return figures.marginal(f"{title} by {name}", name, objective, points, log=axis["log"])
     dots = {_text(value): [row[objective] for row in rows if row[key] == value] for value in values}
     joined = all(isinstance(value, int | float) for value in values)
-    return figures.strip(f"{title} by {name}", name, objective, dots, joined=joined)
+    return figures.strip(f"{title} by {name}", name, objective, dots, joined=joined, dot="point")
 
 
 def _parallel(title: str, rows: Sequence[Row], varied: Mapping[str, Any], objective: str) -> Chart:

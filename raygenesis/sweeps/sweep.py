@@ -19,13 +19,14 @@ from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import EXECUTION, pretext_task
 from raygenesis.progress import mib, say
-from raygenesis.settings import as_yaml
+from raygenesis.settings import as_yaml, settings_from
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
+from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
 from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, read_space
 from raygenesis.sweeps.table import as_csv, costs, rank_points, seeds_note, trial_rows
 from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
-from raygenesis.sweeps.trials import CPUS_PER_TRIAL, Queue, run_trials
+from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
 from raygenesis.transfer.finetune import digest_of
@@ -128,7 +129,7 @@ def _with_target(settings: Settings, patterns: Mapping[str, Any]) -> tuple[Setti
     tree["discovery"] |= {"cube_shape": patterns["cube_shape"]}
     images, labels = (Path(folder) for folder in (settings.sweep.target_images, settings.sweep.target_labels))
     scans = find_labelled(images, labels, settings.archive.subject_pattern)
-    return Settings.model_validate(tree), scans
+    return settings_from(tree), scans
 
 
 def _stage(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
 from raygenesis.errors import SettingsError
@@ -110,6 +111,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_space(tmp_path / "missing.yaml", "grid")
 
 
+@given_settings(deadline=None)
 @given(low=st.integers(1, 50), width=st.integers(1, 50), step=st.integers(1, 60))
 def test_a_range_with_steps_ends_on_a_step(
     tmp_path_factory: pytest.TempPathFactory, low: int, width: int, step: int

@@ -22,6 +22,7 @@ from raygenesis.report.report import report
 from raygenesis.settings import load_settings, settings_from
 from raygenesis.sweeps import sweep as module
 from raygenesis.sweeps import trials
+from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.sweep import sweep
 from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, WHOLE, Trial
 from raygenesis.training.experiment import TrainingError
@@ -126,7 +127,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         trained: list[dict[str, Any]] = []
         monkeypatch.setattr(cluster, "room_for", lambda cpus, gpus: room)
 
-        def run_trials(queue: trials.Queue, plan: Any, patterns: Path, concurrent: int, num_trials: int) -> None:
+        def run_trials(queue: Queue, plan: Any, patterns: Path, concurrent: int, num_trials: int) -> None:
             running = []
             while len(trained) < most:
                 trial = queue.next()
