@@ -72,7 +72,8 @@ def test_a_puzzle_on_random_crops_leaves_an_encoder_without_a_decoder(
     assert network.decoder is None and network.architecture.head == "rubiks-cube"
     assert load_unet(folder, num_out=2)(torch.rand(2, 1, *SHAPE)).shape == (2, 2, *SHAPE)
     said = capsys.readouterr().out
-    assert "rubiks-cube: 24 crops, 8 held out; 24 classes" in said and "holds no decoder" in said
+    assert "rubiks-cube: 24 crops, 8 held out, 0.1 MiB in memory; 24 classes; 1 worker(s)" in said
+    assert "holds no decoder" in said
     assert {row["phase"] for row in read_metrics(folder)} == {"classification"}
     assert "| pretext | rubiks-cube |" in (folder / "model-card.md").read_text()
 
