@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from raygenesis.cluster import TRAINING_ENVIRONMENT, threads_per_worker
-from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
 from raygenesis.progress import progress, say
 from raygenesis.training.checkpoints import State, newest_checkpoint, newest_step
 from raygenesis.training.experiment import Experiment, Row, TrainingError
@@ -134,6 +134,8 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
+            if (own := _own_error(error)) is not None:
+                raise own from None
             now = newest_step(job.folder / CHECKPOINTS) or 0
             if now <= reached:
                 reason = str(error).strip().splitlines()[-1]
@@ -148,6 +150,13 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
             return
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _own_error(error: TrainingFailedError) -> RaygenesisError | None:
+    """The sentence that a worker died of, if it was one of ours."""
+    failures = getattr(error, "worker_failures", {}).values()
+    causes = (getattr(failure, "_base_exc", failure) for failure in failures)
+    return next((cause for cause in causes if isinstance(cause, RaygenesisError)), None)
 
 
 def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
@@ -179,6 +188,8 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
         _close(recorder, now)
     except RaygenesisError as error:
         _close(recorder, None)
+        if workers.world_size > 1 and not isinstance(error, TrainingError):
+            raise  # all of them meet a TrainingError; from another one the others would wait for this worker
         return error
     return None
 
@@ -190,7 +201,7 @@ def _trackers(job: _Job, step: int) -> list[Tracker]:
             trackers.append(TRACKERS[name](job.folder, job.folder.name, job.resources.config, step))
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
-            raise TrainingError(
+            raise SettingsError(
                 f"pretraining.trackers: {name} cannot be started ({reason}): put that right, or leave it out"
             ) from error
     return trackers

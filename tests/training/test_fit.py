@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from raygenesis.errors import WorkspaceError
 from raygenesis.training.checkpoints import newest_checkpoint, steps_in
 from raygenesis.training.experiment import TrainingError, Tuning
 from raygenesis.training.fit import Resources, fit_with_ray
@@ -177,6 +178,19 @@ def test_an_error_of_the_users_ends_the_run_without_trying_again(datasets, tmp_p
     with pytest.raises(TrainingError, match="the loss became nan in epoch 2"):
         fit_with_ray(experiment, datasets, tmp_path, Resources(num_workers=2))
     assert sorted(path.name for path in tmp_path.glob("bad-batch-*")) == ["bad-batch-1.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_sentence_that_one_worker_alone_has_to_say_is_told_and_the_other_does_not_wait(datasets, tmp_path):
+    @dataclass(frozen=True)
+    class Damaged(Experiment):
+        def losses(self, model, batch, epoch):
+            if torch.distributed.get_rank() == 1 and epoch == 1:
+                raise WorkspaceError("part-3.parquet is damaged: make it anew")
+            return super().losses(model, batch, epoch)
+
+    with pytest.raises(WorkspaceError, match=r"^part-3.parquet is damaged: make it anew$"):
+        fit_with_ray(Damaged(), datasets, tmp_path, Resources(num_workers=2))
 
 
 @pytest.mark.slow
