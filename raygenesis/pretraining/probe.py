@@ -16,7 +16,7 @@ BATCH_SIZE = 32
 def embed_samples(encoder: ImageEncoder, samples: Samples) -> torch.Tensor:
     """[n, num_features] on the CPU: the encoder's vector of each uncorrupted cube, in the samples' order."""
     encoder.eval()
-    device = next(encoder.parameters()).device
+    device = next((weight.device for weight in encoder.parameters()), torch.device("cpu"))
     batches = ordered_batches(len(samples), BATCH_SIZE)
     return torch.cat([encoder.embed(samples.batch(indices).cubes.to(device)).cpu() for indices in batches])
 
