@@ -2,7 +2,8 @@
 
 The plain loops run in processes of their own, with the memory allocation of our workers: one as a user would write it,
 two that share each batch by torch's DistributedDataParallel. Prints cubes per second and ratios, the seconds that Ray
-costs outside the epochs, what a checkpoint costs a step, and what reading from files costs.
+costs outside the epochs, what a checkpoint costs a step, what reading from files costs, and batches a second where
+Ray Data's workers decode the cubes instead of the training process.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +29,7 @@ from scipy import ndimage
 from torch.nn.parallel import DistributedDataParallel
 
 from raygenesis import cluster
-from raygenesis.archive.cells import DTYPE, STEPS, encode
+from raygenesis.archive.cells import DTYPE, STEPS, decode, encode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
@@ -34,8 +37,8 @@ from raygenesis.patterns.stored import StoredPatterns
 from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import load_settings
-from raygenesis.training.feeding import Samples, training_batches
-from raygenesis.training.fit import Resources, fit_with_ray
+from raygenesis.training.feeding import Batch, Samples, prefetch, training_batches
+from raygenesis.training.fit import Resources, fit_with_ray, samples_from
 from raygenesis.training.metrics import read_metrics, read_steps
 from raygenesis.workspace import write_json
 
@@ -80,7 +83,43 @@ def main() -> None:
                 if name == "under Ray Train":
                     once.append(total - sum(row["seconds"] for row in rows))
                     waited = sum(row["waited"] for row in read_steps(folder)) / sum(row["seconds"] for row in rows)
-    _print(task, rates, once, waited)
+        _print(task, rates, once, waited)
+        _decoding(task, in_memory["train"])
+
+
+def _decoding(task: PretextTask, dataset: Any) -> None:
+    """Print the cubes a second of both ways to decode, with nothing else to do and beside the joint step."""
+    samples = samples_from(dataset, task)
+    shape = task.sample_shape
+    model = task.build().train()
+    optimizer = task.optimizer(model)
+
+    def decoded(table: pa.Table) -> dict[str, np.ndarray]:
+        cubes = np.stack([decode(memoryview(cell.as_buffer()), shape)[None] for cell in table["cube"]])
+        return {"cube": cubes} | {name: table[name].to_numpy() for name in ("pattern_id", "reference", "coordinate")}
+
+    def here() -> Iterator[Batch]:
+        return prefetch(samples, [rows for (rows,) in training_batches(len(samples), task.batch_size, task.seed, 0)])
+
+    def by_ray_data() -> Iterator[Batch]:
+        mapped = dataset.map_batches(decoded, batch_format="pyarrow", batch_size=task.batch_size)
+        for batch in mapped.iter_batches(batch_size=task.batch_size, drop_last=True, batch_format="numpy"):
+            yield Batch(torch.from_numpy(np.ascontiguousarray(batch.pop("cube"))), batch)
+
+    def step(batch: Batch) -> None:
+        losses = task.losses(model, batch, 0)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        optimizer.step()
+
+    for what, work in (("nothing else to do", lambda batch: None), ("beside the joint step", step)):
+        for name, feed in (("in the training process", here), ("by Ray Data", by_ray_data)):
+            found = []
+            for _ in range(ROUNDS + 1):
+                begin = time.perf_counter()
+                num_cubes = sum(len((batch, work(batch))[0].cubes) for batch in feed())
+                found.append(num_cubes / (time.perf_counter() - begin))
+            print(f"decoded {name}, {what}: {statistics.median(found[1:]):.1f} cubes/s")
 
 
 def _cubes_per_s(seconds: float, task: PretextTask) -> float:
