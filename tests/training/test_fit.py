@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from raygenesis.errors import WorkspaceError
 from raygenesis.training.checkpoints import newest_checkpoint, steps_in
 from raygenesis.training.experiment import TrainingError, Tuning
 from raygenesis.training.fit import Resources, fit_with_ray
@@ -177,6 +178,26 @@ def test_an_error_of_the_users_ends_the_run_without_trying_again(datasets, tmp_p
     with pytest.raises(TrainingError, match="the loss became nan in epoch 2"):
         fit_with_ray(experiment, datasets, tmp_path, Resources(num_workers=2))
     assert sorted(path.name for path in tmp_path.glob("bad-batch-*")) == ["bad-batch-1.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_error_that_one_worker_alone_sees_ends_the_others_too(datasets, tmp_path):
+    """They wait for it in a sum, as they would for half an hour."""
+
+    @dataclass(frozen=True)
+    class Damaged(Experiment):
+        def losses(self, model, batch, epoch):
+            if epoch == 1 and torch.distributed.get_rank() == 1:
+                (tmp_path / f"seen-{os.getpid()}").touch()
+                raise WorkspaceError("part-0.parquet is damaged")
+            return super().losses(model, batch, epoch)
+
+    with pytest.raises(TrainingError, match=r"^part-0\.parquet is damaged$"):
+        fit_with_ray(Damaged(), datasets, tmp_path / "run", Resources(num_workers=2))
+    assert len(list(tmp_path.glob("seen-*"))) == 1  # and is not tried again
+    state, _ = fit_with_ray(Experiment(), datasets, tmp_path / "run", Resources(num_workers=2))
+    assert len(state["history"]) == 4 and not list((tmp_path / "run").glob("refused*"))
 
 
 @pytest.mark.slow
