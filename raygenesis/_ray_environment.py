@@ -14,6 +14,8 @@ if "ray" not in sys.modules:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray Tune's own banner; a sweep prints its table.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune would return at Ctrl-C as if all trials had ended.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
         # Ray's C++ core reports harmless retries as errors on the driver's terminal; its log files are elsewhere.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -77,7 +78,7 @@ def room_for(num_cpus: float, num_gpus: float) -> int:
             cpus = min(cpus, float(num_cores()))
         fits = cpus // num_cpus
         if num_gpus:  # a task that takes part of a GPU takes it of one
-            fits = min(fits, gpus // num_gpus if num_gpus >= 1 else gpus * (1 // num_gpus))
+            fits = min(fits, gpus // num_gpus if num_gpus >= 1 else gpus * math.floor(1 / num_gpus + 1e-9))
         room += int(fits)
     return room
 

@@ -71,6 +71,12 @@ def pretrain(
             f"{where}; {classes}{told} worker(s), {num_parameters(task.build()):,} parameters",
         )
         state, num_epochs = fit_with_ray(task, feeds, folder, _resources(settings))
+        if len(state["history"]) < task.num_epochs:
+            say(
+                "pretrain",
+                f"ended after {len(state['history'])} of {task.num_epochs} epochs: the held-out loss has not "
+                f"fallen for {settings.pretraining.patience} (pretraining.patience)",
+            )
         model = task.build()
         model.load_state_dict(state["best"])
         facts = _facts(task, state, samples)

@@ -23,15 +23,19 @@ State = dict[str, Any]
 
 
 def save_checkpoint(folder: Path, step: int, state: State) -> None:
-    """Publish a state under the number of steps done, and remove all but the newest ones."""
+    """Publish a state under the number of steps done, and remove all others but the one before.
+
+    Also later ones: they are damaged, or training would have gone on from there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, step)
     path.with_suffix(".json").unlink(missing_ok=True)  # of the same step before a damage further back
     publish(path, lambda aside: torch.save(state, aside))
     write_json(path.with_suffix(".json"), {"step": step, "bytes": path.stat().st_size, "xxh3": _checksum(path)})
-    for old in steps_in(folder)[:-KEPT]:
-        _path(folder, old).with_suffix(".json").unlink(missing_ok=True)
-        _path(folder, old).unlink(missing_ok=True)
+    there = steps_in(folder)
+    for other in set(there) - set([number for number in there if number <= step][-KEPT:]):
+        _path(folder, other).with_suffix(".json").unlink(missing_ok=True)
+        _path(folder, other).unlink(missing_ok=True)
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None] = lambda _: None) -> tuple[int, State] | None:

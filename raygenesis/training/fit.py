@@ -29,10 +29,11 @@ from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.training.metrics import forget_steps, read_metrics, write_metrics
 from raygenesis.training.recorder import CHECKPOINTS, STATUS_FILE, Recorder
 from raygenesis.training.trackers import TRACKERS, Tracker
-from raygenesis.workspace import read_json
+from raygenesis.workspace import read_json, remove_tree, write_json
 
 MAX_FAILURES = 3  # of workers, without getting any further
 SHOWN_SECONDS = 1.0
+REFUSED_FILE = "refused.json"  # why a worker that is not alone cannot go on
 
 
 class Stored(Protocol):
@@ -83,6 +84,7 @@ def fit_with_ray(
     checkpoint as long as there is progress in between. Raises TrainingError when there is none, or as the loop does.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
     before = _go_back(experiment, folder)
     stored = {name: feed for name, feed in feeds.items() if not isinstance(feed, Dataset)}
     datasets = {name: feed for name, feed in feeds.items() if name not in stored}
@@ -96,6 +98,12 @@ def fit_with_ray(
             "same file system"
         )
     return last[1], len(last[1]["history"]) - before
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a call that was killed was writing, and what its workers could not go on with."""
+    for path in (*folder.glob(".ray-*"), *(folder / CHECKPOINTS).glob(".step-*"), folder / REFUSED_FILE):
+        remove_tree(path)
 
 
 def _go_back(experiment: Experiment, folder: Path) -> int:
@@ -134,8 +142,6 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            if (own := _own_error(error)) is not None:
-                raise own from None
             now = newest_step(job.folder / CHECKPOINTS) or 0
             if now <= reached:
                 reason = str(error).strip().splitlines()[-1]
@@ -152,19 +158,17 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _own_error(error: TrainingFailedError) -> RaygenesisError | None:
-    """The sentence that a worker died of, if it was one of ours."""
-    failures = getattr(error, "worker_failures", {}).values()
-    causes = (getattr(failure, "_base_exc", failure) for failure in failures)
-    return next((cause for cause in causes if isinstance(cause, RaygenesisError)), None)
-
-
 def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
     """One Ray Train worker.
 
     An error that trying again cannot mend is returned, for Ray would start the workers anew for one that is raised.
+    One that this worker alone may have seen is raised and kept in a file, from which the workers that Ray starts anew
+    return it: only Ray can end the others, which wait for this one.
     """
     job: _Job = config["job"]
+    refused = read_json(job.folder / REFUSED_FILE)
+    if refused is not None:
+        return TrainingError(refused["reason"])
     context = ray.train.get_context()
     torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
     workers = Workers(
@@ -188,8 +192,9 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
         _close(recorder, now)
     except RaygenesisError as error:
         _close(recorder, None)
-        if workers.world_size > 1 and not isinstance(error, TrainingError):
-            raise  # all of them meet a TrainingError; from another one the others would wait for this worker
+        if workers.world_size > 1 and not isinstance(error, TrainingError):  # those the loop raises on all workers
+            write_json(job.folder / REFUSED_FILE, {"reason": str(error)})
+            raise
         return error
     return None
 
@@ -200,7 +205,7 @@ def _trackers(job: _Job, step: int) -> list[Tracker]:
         try:
             trackers.append(TRACKERS[name](job.folder, job.folder.name, job.resources.config, step))
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SettingsError(
                 f"pretraining.trackers: {name} cannot be started ({reason}): put that right, or leave it out"
             ) from error

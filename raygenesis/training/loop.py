@@ -181,7 +181,11 @@ def _epoch(
         "epoch": epoch,
         "phase": phase,
         "learning_rate": experiment.learning_rate(epoch, 1.0),
-        **{f"train_{name}": total / weight for name, (total, weight) in now.sums.items() if name not in TIMES},
+        # A gradient that was finite in no step has no mean.
+        **{
+            f"train_{name}": total / weight if weight else None
+            for name, (total, weight) in now.sums.items() if name not in TIMES
+        },
         "seconds": seconds,
         "cubes_per_s": num_cubes * len(batches) / seconds,
         "gap": waited / seconds,

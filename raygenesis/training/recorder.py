@@ -58,7 +58,9 @@ class Recorder:
         self._tell(now)
         history = [dict(past) for past in now.history]
         self._do(lambda: write_metrics(self._folder, history))
-        self._do(lambda: self._track([(now.steps_done, finite(row, "epoch/"))]))
+        # At its last step, as trackers forget what is told of the step at which training goes on.
+        last = now.steps_done - 1
+        self._do(lambda: self._track([(last, finite(row, "epoch/"))]))
         self._save_when_due(now)
 
     def close(self, now: Progress | None) -> None:

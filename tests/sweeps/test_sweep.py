@@ -312,6 +312,7 @@ def test_room_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert room([node(4, 0, "10.0.0.1")], 1, 0) == 2  # cores, not the CPUs that Ray was told of
     assert room([node(8, 2)], 1, 0.5) == 4 and room([node(8, 2)], 1, 0.4) == 4  # a trial's share is of one GPU
     assert room([node(3, 2)], 1, 0.25) == 3
+    assert room([node(32, 2)], 1, 0.2) == 10 and room([node(32, 1)], 1, 0.1) == 10  # which are no binary fractions
     assert room([node(8, 1), node(8, 1)], 1, 2) == 0 and room([node(8, 4), node(8, 3)], 1, 2) == 3
     assert room([node(8, 0)], 1, 0.1) == 0
 

@@ -71,6 +71,11 @@ def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path, d
     assert found(saved(tmp_path, 20)) == (20, [])
 
 
+def test_a_damaged_one_does_not_take_the_place_of_a_whole_one(tmp_path):
+    cut(saved(tmp_path, 10, 20) / "step-000000020.pt")
+    assert found(saved(tmp_path, 15)) == (15, []) and steps_in(tmp_path) == [10, 15]
+
+
 def test_all_damaged_are_no_checkpoint(tmp_path):
     saved(tmp_path, 10, 20)
     for path in tmp_path.glob("*.pt"):

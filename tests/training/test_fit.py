@@ -181,16 +181,23 @@ def test_an_error_of_the_users_ends_the_run_without_trying_again(datasets, tmp_p
 
 
 @pytest.mark.slow
-def test_a_sentence_that_one_worker_alone_has_to_say_is_told_and_the_other_does_not_wait(datasets, tmp_path):
+@pytest.mark.timeout(400)
+def test_an_error_that_one_worker_alone_sees_ends_the_others_too(datasets, tmp_path):
+    """They wait for it in a sum, as they would for half an hour."""
+
     @dataclass(frozen=True)
     class Damaged(Experiment):
         def losses(self, model, batch, epoch):
-            if torch.distributed.get_rank() == 1 and epoch == 1:
-                raise WorkspaceError("part-3.parquet is damaged: make it anew")
+            if epoch == 1 and torch.distributed.get_rank() == 1:
+                (tmp_path / f"seen-{os.getpid()}").touch()
+                raise WorkspaceError("part-0.parquet is damaged")
             return super().losses(model, batch, epoch)
 
-    with pytest.raises(WorkspaceError, match=r"^part-3.parquet is damaged: make it anew$"):
-        fit_with_ray(Damaged(), datasets, tmp_path, Resources(num_workers=2))
+    with pytest.raises(TrainingError, match=r"^part-0\.parquet is damaged$"):
+        fit_with_ray(Damaged(), datasets, tmp_path / "run", Resources(num_workers=2))
+    assert len(list(tmp_path.glob("seen-*"))) == 1  # and is not tried again
+    state, _ = fit_with_ray(Experiment(), datasets, tmp_path / "run", Resources(num_workers=2))
+    assert len(state["history"]) == 4 and not list((tmp_path / "run").glob("refused*"))
 
 
 @pytest.mark.slow

@@ -151,6 +151,21 @@ def test_half_precision_leaves_out_steps_whose_scaled_gradient_overflows_and_goe
     assert now.history[-1]["train_loss"] < now.history[0]["train_loss"] < 1
 
 
+def test_an_epoch_of_which_each_step_is_left_out_is_told_without_a_gradient():
+    @dataclass(frozen=True)
+    class Overflowing(Experiment):
+        def losses(self, model, batch, epoch):
+            loss = super().losses(model, batch, epoch)["loss"]
+            if epoch == 0:
+                loss.register_hook(lambda gradient: gradient * float("inf"))
+            return {"loss": loss}
+
+    whole = settings(batch_size=42)  # one step an epoch
+    history = run(Overflowing(settings=whole, tuning=Tuning(scales_loss=True))).history
+    assert history[0]["train_gradient_norm"] is None and history[1]["train_gradient_norm"] > 0
+    assert history[0]["train_loss"] > 0
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     one, same, other = (run(Experiment(seed=seed)) for seed in (0, 0, 1))
     assert without_timings(one.history) == without_timings(same.history)

@@ -138,6 +138,6 @@ def test_a_tracker_that_fails_is_left_out_and_told_and_training_goes_on(tmp_path
     gone, other = Gone(), Listening()
     now, _ = recorded(tmp_path, trackers=[gone, other])
     assert len(now.history) == 4 and gone.heard[-1][0] == 3
-    assert {step for step, _ in other.heard} == set(range(21)) and other.closed
+    assert {step for step, _ in other.heard} == set(range(20)) and other.closed
     (told,) = json.loads((tmp_path / STATUS_FILE).read_text())["lost"]
     assert told == "Gone is left out from now on: the server is gone"
