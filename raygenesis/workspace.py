@@ -138,13 +138,15 @@ def _checked_name(name: str) -> str:
 class Stage:
     """One artifact folder being made from `settings` and `inputs` (name → fingerprint of an earlier artifact).
 
-    growing: dotted keys that may have been lower when the artifact was made; it is then not finished, but goes on.
+    lasting: dotted keys that say how long it takes; extends: they may have been lower when the artifact was made, which
+    is then not finished, but goes on.
     """
 
     folder: Place
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
-    growing: frozenset[str] = frozenset()
+    lasting: frozenset[str] = frozenset()
+    extends: bool = False
 
     def is_finished(self) -> bool:
         """Whether the artifact is whole and is the one these settings and inputs would make.
@@ -202,16 +204,18 @@ class Stage:
         return digest({"settings": self.settings, "inputs": self.inputs, "content": content})
 
     def _compare(self, record: Mapping[str, Any]) -> bool:
-        """Whether a growing key has grown. Raises WorkspaceError if anything else is other than it was."""
+        """Whether it is extended. Raises WorkspaceError if anything else is other than it was."""
         then, now = _flat(record["settings"]), _flat(json.loads(json.dumps(self.settings)))
         changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-        grown = [key for key in changed if key in self.growing and then[key] < now[key]]
-        changed = [key for key in changed if key not in grown]
+        longer = [key for key in changed if key in self.lasting and then[key] < now[key]]
+        if self.extends:
+            changed = [key for key in changed if key not in longer]
         if changed:
             listed = ", ".join(f"{key} was {then.get(key)!r} and is now {now.get(key)!r}" for key in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            extend = "add --extend to go on for longer, " if changed == longer else ""
             raise WorkspaceError(
-                f"{self.folder} was made with other settings ({listed}{more}): give the same settings, "
+                f"{self.folder} was made with other settings ({listed}{more}): {extend}give the same settings, "
                 "choose another name or workspace, or remove that folder to make it anew"
             )
         stale = [name for name, value in self.inputs.items() if record["inputs"].get(name) != value]
@@ -220,7 +224,7 @@ class Stage:
                 f"{self.folder} was not made from the present {' and '.join(stale)}: remove that folder, and "
                 "those made from it, to make them anew, or choose another workspace"
             )
-        return bool(grown)
+        return self.extends and bool(longer)
 
 
 def manifest_of(folder: Place, made_by: str) -> dict[str, Any]:

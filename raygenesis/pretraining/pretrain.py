@@ -49,7 +49,7 @@ def pretrain(
     chosen = settings.model_dump(mode="json", include={"pretraining", "seed"}, exclude={"pretraining": EXECUTION})
     if extend:
         _check_extension(folder, settings)
-    stage = Stage(folder, chosen, {store.name: patterns["fingerprint"]}, growing=LASTING if extend else frozenset())
+    stage = Stage(folder, chosen, {store.name: patterns["fingerprint"]}, LASTING, extend)
     if stage.is_finished():
         say("pretrain", f"nothing to do: the encoder is in {folder}")
         return manifest_of(folder, "pretrain")

@@ -174,13 +174,13 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
     workers = Workers(
         rank=context.get_world_rank(), world_size=context.get_world_size(), device=ray.train.torch.get_device()
     )
-    train, validation = (
-        samples_from(job.stored.get(name) or ray.train.get_dataset_shard(name), job.experiment)
-        for name in ("train", "validation")
-    )
     state = _agreed_state(job.folder, workers)
     recorder = None
     try:
+        train, validation = (
+            samples_from(job.stored.get(name) or ray.train.get_dataset_shard(name), job.experiment)
+            for name in ("train", "validation")
+        )
         if workers.rank == 0:
             step = state["steps_done"] if state else 0
             forget_steps(job.folder, step)
@@ -218,7 +218,11 @@ def _close(recorder: Recorder | None, now: Progress | None) -> None:
 
 
 def _agreed_state(folder: Path, workers: Workers) -> State | None:
-    """The newest whole checkpoint, which the first worker looks for: another may see files later than it does."""
+    """The newest whole checkpoint.
+
+    Raises RuntimeError, at which Ray starts the workers anew, if they see different ones: another machine may see a file
+    later than the one that wrote it.
+    """
     found = newest_checkpoint(folder / CHECKPOINTS)
     if workers.world_size > 1:
         steps: list[int | None] = [None] * workers.world_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,10 +59,13 @@ class WandB:
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], first_step: int) -> None:
         from ray.air.integrations.wandb import setup_wandb
 
-        # The same run goes on after an interruption: its id is the folder's.
+        # The same run goes on after an interruption, and one that is made anew is another.
+        path = folder / "wandb-id"
+        if not path.is_file():
+            path.write_text(uuid.uuid4().hex)
         self._run = setup_wandb(
-            dict(config), project="raygenesis", name=name, id=f"{folder.parent.parent.name}-{name}", group=None,
-            dir=str(folder), resume="allow",
+            dict(config), project="raygenesis", name=name, id=path.read_text(), group=None, dir=str(folder),
+            resume="allow",
         )  # fmt: skip
 
     def log(self, figures: Mapping[str, float], step: int) -> None:

@@ -50,7 +50,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 def test_an_extended_run_is_as_one_that_was_longer_from_the_start(workspace, whole, capsys):
     pretrain(workspace, settings_of(), "extended")
-    with pytest.raises(WorkspaceError, match=r"num_joint_epochs was 2 and is now 3"):
+    with pytest.raises(WorkspaceError, match=r"num_joint_epochs was 2 and is now 3\): add --extend to go on"):
         pretrain(workspace, settings_of(num_joint_epochs=3), "extended")
     with pytest.raises(WorkspaceError, match=r"learning_rate was 0.001 and is now 0.01"):
         pretrain(workspace, settings_of(num_joint_epochs=3, learning_rate=0.01), "extended", extend=True)

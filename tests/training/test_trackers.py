@@ -58,7 +58,7 @@ def test_wandb_writes_its_run_offline(run_folder, monkeypatch):
     tracker = WandB(run_folder, "default", {"base_width": 4}, 0)
     tracker.log({"step/loss": 0.5}, 0)
     tracker.close()
-    (file,) = run_folder.glob("wandb/offline-run-*-workspace-default/*.wandb")
+    (file,) = run_folder.glob(f"wandb/offline-run-*-{(run_folder / 'wandb-id').read_text()}/*.wandb")
     deadline = time.monotonic() + 60  # a process of its own writes it
     while b"step/loss" not in file.read_bytes():
         assert time.monotonic() < deadline
