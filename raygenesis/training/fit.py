@@ -220,8 +220,8 @@ def _close(recorder: Recorder | None, now: Progress | None) -> None:
 def _agreed_state(folder: Path, workers: Workers) -> State | None:
     """The newest whole checkpoint.
 
-    Raises RuntimeError, at which Ray starts the workers anew, if they see different ones: another machine may see a file
-    later than the one that wrote it.
+    Raises RuntimeError, at which Ray starts the workers anew, if they see different ones: another machine may see a
+    file later than the one that wrote it.
     """
     found = newest_checkpoint(folder / CHECKPOINTS)
     if workers.world_size > 1:
