@@ -259,7 +259,7 @@ def made_up(value_of: Callable[[dict[str, Any]], float]) -> Callable[..., None]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("rule", ["median", "asha"])
+@pytest.mark.parametrize("rule", ["median", pytest.param("asha", marks=pytest.mark.slow)])
 def test_the_worse_trials_are_stopped_early_and_stay_in_the_table(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
@@ -278,6 +278,7 @@ def test_the_worse_trials_are_stopped_early_and_stay_in_the_table(
     assert 0 < manifest["cost"]["stopped_seconds"] < manifest["cost"]["seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_real_trials_report_each_epoch_to_the_stopping_rule(workspace: Workspace, tmp_path: Path) -> None:
     settings = swept(stopping="asha", num_joint_epochs=3, objective="rankme")

@@ -121,7 +121,7 @@ def in_double():
     return Double(settings=settings(batch_size=10), tuning=Tuning(num_pieces=2, clip_norm=1.0, average_decay=0.9))
 
 
-@pytest.mark.parametrize("num_workers", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [3, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 4))])
 def test_any_number_of_workers_learns_the_same(datasets, tmp_path, num_workers):
     """Batch norms included: there is one after each convolution. Shares of three are unequal."""
     experiment = in_double()
@@ -137,6 +137,7 @@ def test_any_number_of_workers_learns_the_same(datasets, tmp_path, num_workers):
         assert torch.allclose(state["best"][name].double(), value.double(), rtol=1e-7, atol=1e-9), name
 
 
+@pytest.mark.slow
 def test_the_work_may_be_shared_by_another_number_of_workers_after_a_kill(datasets, tmp_path):
     """Elastic: the curve does not tell how many there were."""
     experiment = in_double()
@@ -150,6 +151,7 @@ def test_the_work_may_be_shared_by_another_number_of_workers_after_a_kill(datase
         assert row["val_mse"] == pytest.approx(expected["val_mse"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_two_workers_judge_the_weights_that_are_saved(datasets, tmp_path):
     state, _ = fit_with_ray(Experiment(), datasets, tmp_path, Resources(num_workers=2))
     errors = [row["val_mse"] for row in state["history"]]
@@ -162,6 +164,7 @@ def test_two_workers_judge_the_weights_that_are_saved(datasets, tmp_path):
     assert error == pytest.approx(min(errors), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_among_two_costs_nothing_but_time(datasets, tmp_path):
     experiment = replace(Experiment(), seconds_a_step=0.05)
     whole, _ = fit_with_ray(experiment, datasets, tmp_path / "whole", replace(ALWAYS, num_workers=2))
