@@ -16,6 +16,8 @@ from raygenesis.cli import main
 from tests.data import HIPPOCAMPI, RADIOGRAPHS, needs_hippocampi
 from tests.end_to_end.conftest import TINY, MainJob
 
+pytestmark = pytest.mark.timeout(1200)  # the first test follows all lines
+
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 FASTER = [
     *TINY,
