@@ -26,12 +26,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from raygenesis._version import __version__
 from raygenesis.errors import WorkspaceError
 from raygenesis.remote import RemotePath, remote
 
 Place = Path | RemotePath
+
+BLOCK_BYTES = 2**20  # read at once for a checksum
 
 
 @dataclass(frozen=True)
@@ -349,6 +352,15 @@ def folder_bytes(folder: Place) -> int:
     if isinstance(folder, RemotePath):
         return folder.folder_bytes()
     return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+
+
+def xxh3_of(path: Path) -> str:
+    """Checksum of a local file's content: xxh3_64, 16 hex digits."""
+    content = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            content.update(block)
+    return content.hexdigest()
 
 
 class Stopwatch:

@@ -9,12 +9,11 @@ from typing import Any
 
 import hnswlib
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from raygenesis.config import IndexSettings
 from raygenesis.discovery.exact import Neighbours, SearchError, check_finite, nearest
-from raygenesis.workspace import publish
+from raygenesis.workspace import publish, xxh3_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def build_shard(
     graph.add_items(vectors, np.arange(first + there, last), num_threads=1)
     path = folder / f"shard-{first:09d}-{last:09d}.hnsw"
     publish(path, lambda aside: graph.save_index(str(aside)))
-    return Shard(path.name, first, last - first, _checksum(path))
+    return Shard(path.name, first, last - first, xxh3_of(path))
 
 
 def search_shard(folder: Path, shard: Shard, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
@@ -95,15 +94,7 @@ def merge(found: Sequence[Neighbours], k: int) -> Neighbours:
 
 def _load(graph: hnswlib.Index, folder: Path, shard: Shard, capacity: int) -> None:
     path = folder / shard.name
-    if not path.is_file() or _checksum(path) != shard.xxh3:
+    if not path.is_file() or xxh3_of(path) != shard.xxh3:
         what = "damaged" if path.is_file() else "missing"
         raise SearchError(f"{path} is {what}: remove {folder} and run `raygenesis discover` to build it anew")
     graph.load_index(str(path), max_elements=capacity)
-
-
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(2**24):
-            digest.update(block)
-    return digest.hexdigest()

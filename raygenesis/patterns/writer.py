@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import xxhash
 
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP
-from raygenesis.workspace import read_json, write_json, write_table
-
-# Of a part that is read to be checked.
-BLOCK_BYTES = 2**20
+from raygenesis.workspace import read_json, write_json, write_table, xxh3_of
 
 
 def part_path(folder: Path, part: int) -> Path:
@@ -48,12 +44,7 @@ def _seal(path: Path) -> Path:
 
 def checksum(path: Path) -> dict[str, Any]:
     """What the manifest keeps of a part: {"bytes": its size, "xxh3": xxh3_64 of its content, 16 hex digits}."""
-    content, num_bytes = xxhash.xxh3_64(), 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            content.update(block)
-            num_bytes += len(block)
-    return {"bytes": num_bytes, "xxh3": content.hexdigest()}
+    return {"bytes": path.stat().st_size, "xxh3": xxh3_of(path)}
 
 
 def _leaf(column: str) -> str:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch.utils._pytree import tree_map_only
 
-from raygenesis.workspace import publish, read_json, write_json
+from raygenesis.workspace import publish, read_json, write_json, xxh3_of
 
 KEPT = 2
 State = dict[str, Any]
@@ -31,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, state: State) -> None:
     path = _path(folder, step)
     path.with_suffix(".json").unlink(missing_ok=True)  # of the same step before a damage further back
     publish(path, lambda aside: torch.save(state, aside))
-    write_json(path.with_suffix(".json"), {"step": step, "bytes": path.stat().st_size, "xxh3": _checksum(path)})
+    write_json(path.with_suffix(".json"), {"step": step, "bytes": path.stat().st_size, "xxh3": xxh3_of(path)})
     there = steps_in(folder)
     for other in set(there) - set([number for number in there if number <= step][-KEPT:]):
         _path(folder, other).with_suffix(".json").unlink(missing_ok=True)
@@ -74,14 +73,6 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}.pt"
 
 
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check(path: Path) -> None:
     """Raises ValueError or OSError if the checkpoint is not whole."""
     record = read_json(path.with_suffix(".json"))
@@ -89,5 +80,5 @@ def _check(path: Path) -> None:
         raise ValueError("it was not finished")
     if not path.is_file():
         raise ValueError("its weights are missing")
-    if _checksum(path) != record.get("xxh3"):
+    if xxh3_of(path) != record.get("xxh3"):
         raise ValueError("its bytes are not those that were written")

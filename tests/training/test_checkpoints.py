@@ -107,7 +107,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path):
 
     path = tmp_path / "step-000000020.pt"
     torch.save({"model": Harmful()}, path)
-    record = {"xxh3": checkpoints._checksum(path)}
+    record = {"xxh3": checkpoints.xxh3_of(path)}
     path.with_suffix(".json").write_text(json.dumps(record))
     with pytest.raises(pickle.UnpicklingError):
         newest_checkpoint(tmp_path)
