@@ -29,18 +29,19 @@ def format_of(name: str) -> ModuleType | None:
 
 
 def read_scan(
-    paths: Sequence[Path], fourth_axis: str = "refuse", max_bytes: int = MAX_BYTES, fill_nan: float | None = None
-) -> list[Volume]:
+    paths: Sequence[Path], fourth_axis: str = "refuse", max_bytes: int = MAX_BYTES, fill_nan: float | None = None,
+    may_be_flat: bool = False,
+) -> list[Volume]:  # fmt: skip
     """Decode the file of a scan, or the files of its DICOM series, into canonical axes.
 
-    One volume, or several where archive.fourth_axis splits a fourth axis. Raises ScanError saying what is wrong.
+    One volume, or several where archive.fourth_axis splits a fourth axis; `may_be_flat`: of a single value. Raises ScanError saying what is wrong.
     """
     module = format_of(paths[0].name)
     is_dicom = module is None
     if is_dicom and (num_bytes := sum(path.stat().st_size for path in paths)) > max_bytes:
         raise ScanError(f"{num_bytes:,} bytes of files are more than archive.max_scan_gib={max_bytes / 2**30:g}")
     found = dicom.read_series(paths, fourth_axis) if is_dicom else module.read(paths[0], fourth_axis, max_bytes)
-    return [checked(volume, fill_nan) for volume in found]
+    return [checked(volume, fill_nan, may_be_flat) for volume in found]
 
 
 def read_scan_geometry(paths: Sequence[Path], fourth_axis: str = "refuse") -> list[Geometry]:

@@ -108,12 +108,13 @@ def _places_voxels(affine: NDArray[np.float64]) -> bool:
     return bool((steps > 0).all() and np.isfinite(steps).all() and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6)
 
 
-def checked(volume: Volume, fill_nan: float | None = None) -> Volume:
+def checked(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = False) -> Volume:
     """The volume with a plain type of voxels: native byte order, integers as they came, floats as float32.
 
     Values that are not finite become `fill_nan`, or a fault when None.
 
-    Raises ScanError for colour and complex voxels, values that are not finite, and images of a single value.
+    Raises ScanError for colour and complex voxels, values that are not finite, and images of a single value (which a
+    label map may have).
     """
     voxels, corrections = volume.voxels, volume.corrections
     if voxels.dtype.kind == "f":
@@ -135,7 +136,7 @@ def checked(volume: Volume, fill_nan: float | None = None) -> Volume:
         raise ScanError(f"voxels of type {voxels.dtype} are not grey values: expected integers or floats")
     if not voxels.size:
         raise ScanError(f"shape {volume.voxels.shape} holds no voxels")
-    if voxels.min() == voxels.max():
+    if voxels.min() == voxels.max() and not may_be_flat:
         raise ScanError(f"every voxel is {voxels.min()}: there is no image")
     if not (np.isfinite(volume.slope) and np.isfinite(volume.intercept)) or volume.slope == 0:
         raise ScanError(f"rescale slope {volume.slope} and intercept {volume.intercept} give no values")

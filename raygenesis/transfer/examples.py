@@ -1,0 +1,156 @@
+"""Examples of a target task: an image, what is known of it, and whose it is; nothing is decoded here before `read`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygenesis.archive.readers import read_scan
+from raygenesis.archive.volume import Volume
+from raygenesis.errors import ScanError
+
+SEGMENTATION, CLASSIFICATION, MULTILABEL, REGRESSION = "segmentation", "classification", "multilabel", "regression"
+TASKS = (SEGMENTATION, CLASSIFICATION, MULTILABEL, REGRESSION)
+
+# What an official list says of an example.
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+MAX_CLASSES = 256
+
+
+class Image(Protocol):
+    """Where an image comes from. paths: the files that hold it, by which pretraining is found to have seen it."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
+
+    def read(self) -> Volume: ...
+
+
+class LabelMap(Protocol):
+    """Where the classes of an image's voxels come from."""
+
+    def read(self, image: Volume) -> NDArray[np.uint8]:
+        """Class of each voxel, on the image's grid ([z, y, x]; 2D: [y, x]), 0 = background. Raises ScanError."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of an image, along its axes: centre x y z in RAS+ mm, and extent z y x in mm."""
+
+    centre_mm: tuple[float, float, float]
+    extent_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to be learnt from or tested on.
+
+    name: unique within the target, with "/" between folders. label: of a segmentation. value: the class's number, 0 or
+    1 for each class (multilabel), or the number to be told (regression). region: the whole image when None. split: what
+    the official lists say, None where there are none.
+    """
+
+    name: str
+    subject: str
+    image: Image
+    label: LabelMap | None = None
+    value: int | float | tuple[int, ...] | None = None
+    region: Region | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An example that is left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """The examples of a target task, and the files that cannot be ones.
+
+    classes: names, in the order of their numbers; of a segmentation without the background; none of a regression.
+    window: values (HU for CT) that become 0 and 1; each image's own percentiles when None.
+    """
+
+    task: str
+    ndim: int
+    classes: tuple[str, ...]
+    examples: tuple[Example, ...]
+    problems: tuple[Problem, ...] = ()
+    window: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file of its own, or in the files of a DICOM series."""
+
+    paths: tuple[Path, ...]
+
+    def read(self) -> Volume:
+        """The one grey volume. Raises ScanError naming the file."""
+        return _grey(read_scan(self.paths), self.paths[0])
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label map in a file of its own, on the image's grid.
+
+    classes: value in the file → class, where the file's are not the classes' numbers; other values are refused.
+    """
+
+    path: Path
+    classes: tuple[tuple[int, int], ...] = field(default=())
+
+    def read(self, image: Volume) -> NDArray[np.uint8]:
+        label = _grey(read_scan([self.path], may_be_flat=True), self.path)
+        check_aligned(self.path, label, image)
+        values = label.voxels * label.slope + label.intercept
+        whole = values.round()
+        if not (np.array_equal(whole, values) and whole.min() >= 0 and whole.max() < MAX_CLASSES):
+            raise ScanError(f"{self.path} holds other values than whole numbers from 0 to 255: it is not a label map")
+        if not self.classes:
+            return whole.astype(np.uint8)
+        unknown = set(np.unique(whole).astype(int).tolist()) - {value for value, _ in self.classes}
+        if unknown:
+            known = sorted(value for value, _ in self.classes)
+            raise ScanError(f"{self.path} holds the values {sorted(unknown)}, and only {known} are known")
+        classes = np.zeros(MAX_CLASSES, np.uint8)
+        for value, number in self.classes:
+            classes[value] = number
+        return classes[whole.astype(np.uint8)]
+
+
+def check_aligned(path: Path, label: Volume, image: Volume) -> None:
+    """Raise ScanError unless a label map has its image's voxels, at their places to half a voxel."""
+    if label.shape != image.shape:
+        raise ScanError(
+            f"{path} has {times(label.shape)} voxels and its image {times(image.shape)}: give a label map on the "
+            "image's grid"
+        )
+    far = np.array([*image.shape[::-1], 1, 1][:3])
+    corners = np.array([[0, 0, 0, 1], [*far, 1]]).T
+    apart = np.abs((image.affine - label.affine) @ corners)[:3].max()
+    if apart > min(image.spacing_mm) / 2:
+        raise ScanError(
+            f"{path} lies up to {apart:.1f} mm beside its image by their headers: give a label map on the image's grid"
+        )
+
+
+def times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _grey(volumes: Sequence[Volume], path: Path) -> Volume:
+    if len(volumes) > 1 or volumes[0].num_channels > 1:
+        number = max(len(volumes), volumes[0].num_channels)
+        raise ScanError(f"{path} holds {number} images: expected one, of grey values")
+    return volumes[0]
