@@ -7,9 +7,9 @@ say only what they change.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -17,6 +17,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Shape = Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
 ExtentMm = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=3)]
+Labelled = Annotated[int, Field(ge=2)] | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9](\.[0-9]+)?)%$")]
 
 # What each side of an image must be a multiple of: the U-Net halves it three times (METHOD), a ResNet five times.
 NETWORK_DIVISORS = {"unet": 8, "segresnet": 8, "resnet18": 32, "resnet34": 32, "resnet50": 32}
@@ -364,16 +365,59 @@ class SweepSettings(Section):
 
 
 class FinetuneSettings(Section):
-    """Few-shot segmentation from random weights and from our encoder and decoder."""
+    """Learning a target task from few labelled subjects, from each initialisation."""
 
-    spacing_mm: ExtentMm | None = Field(None, description="Voxel size z y x; the labelled scans' median when null.")
-    patch_shape: Shape | None = Field(None, description="Voxels z y x of a training patch; the cube's when null.")
-    num_labelled: Annotated[int, Field(ge=2)] = Field(5, description="Labelled subjects to learn from.")
-    num_test: Count = Field(20, description="Subjects to test on (never among the labelled).")
-    num_trials: Annotated[int, Field(ge=2)] = Field(10, description="Seeded trials per initialisation.")
+    mode: Literal["full", "encoder", "frozen", "knn"] = Field(
+        "full",
+        description="What comes from the initialisation and is trained: full: encoder and decoder (of a classifier, the "
+        "encoder); encoder: the encoder, with a new decoder; frozen: the encoder, which stays as it is (linear probe); "
+        "knn: nothing is trained, labelled subjects with like embeddings answer.",
+    )
+    spacing_mm: ExtentMm | None = Field(
+        None, description="Voxel size z y x of whole scans to be segmented; the labelled scans' median when null."
+    )
+    input_shape: Shape | None = Field(
+        None,
+        description="Voxels z y x of what a network is trained on: a patch of a scan to be segmented, a region, or a "
+        "whole scan. When null the cube's; of a whole scan that is to be classified, the auto-encoder's.",
+    )
+    num_labelled: Annotated[tuple[Labelled, ...], Field(min_length=1)] = Field(
+        (5,),
+        description="Labelled subjects to learn from: a number, a share such as 10% of those that are not tested on, or "
+        "several such as [5, 20, 100%].",
+    )
+    num_test: Count = Field(20, description="Subjects to test on, where there is no official list.")
+    num_validation: Annotated[int, Field(ge=0)] = Field(
+        0, description="Subjects that tell when to stop and which weights are best, where there is no official list."
+    )
+    num_trials: Annotated[int, Field(ge=2)] = Field(10, description="Seeded trials of each initialisation.")
     num_steps: Count = 400
     batch_size: Annotated[int, Field(ge=2)] = 8
     learning_rate: Positive = 1e-3
+    patience: Count | None = Field(
+        None, description="Validations (20 a training) without a better score before stopping; never when null."
+    )
+    class_balance: Literal["none", "weights"] = Field(
+        "weights", description="weights: rare classes count more in the loss of a classification."
+    )
+    k: Count = Field(5, description="Neighbours that answer in mode knn.")
+    num_gpus: NonNegative | None = Field(
+        None,
+        description="GPUs for each trial, a fraction lets several share one; when null 1 with pretraining.use_gpu, "
+        "else 0.",
+    )
+    allow_seen: bool = Field(False, description="Test also on subjects that pretraining has learnt from.")
+
+    @field_validator("num_labelled", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: Any) -> Any:
+        return value if isinstance(value, (list, tuple)) else (value,)
+
+    @model_validator(mode="after")
+    def _labelled_differ(self) -> FinetuneSettings:
+        if len(set(self.num_labelled)) < len(self.num_labelled):
+            raise ValueError(f"finetune.num_labelled={list(self.num_labelled)} names a number twice: leave one out")
+        return self
 
 
 class Settings(Section):
@@ -404,8 +448,6 @@ class Settings(Section):
             "discovery.cube_shape": self.discovery.cube_shape,
             "autoencoder.input_shape": self.autoencoder.input_shape,
         }
-        if self.finetune.patch_shape is not None:
-            shapes["finetune.patch_shape"] = self.finetune.patch_shape
         for key, shape in shapes.items():
             if len(shape) != self.ndim:
                 raise ValueError(f"{key}={list(shape)} has {len(shape)} sides but discovery.cube_shape has {self.ndim}")
@@ -424,9 +466,4 @@ class Settings(Section):
         box = self.discovery.box
         if box is not None and len(box) != self.ndim:
             raise ValueError(f"discovery.box has {len(box)} sides but discovery.cube_shape has {self.ndim}")
-        spacing = self.finetune.spacing_mm
-        if spacing is not None and len(spacing) != self.ndim:
-            raise ValueError(
-                f"finetune.spacing_mm={list(spacing)} needs {self.ndim} numbers, one a side of discovery.cube_shape"
-            )
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
@@ -35,7 +35,7 @@ def settings_from(tree: dict[str, Any]) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_sentence(error)) from None
+        raise SettingsError(sentence(error, Settings)) from None
 
 
 def as_yaml(settings: Settings) -> str:
@@ -75,12 +75,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     tree[leaf] = value
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault that pydantic found in a tree of `model`."""
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")  # a misspelling explains the rest
     # Where several types are allowed, the name of the one that was tried comes last.
     key = ".".join(str(part) for part in fault["loc"] if str(part).replace("_", "").isalnum())
     if fault["type"] == "extra_forbidden":
-        return f"unknown setting {key!r}{_nearest(fault['loc'])}"
+        return f"unknown setting {key!r}{_nearest(fault['loc'], model)}"
     if fault["type"] == "missing":
         return f"{key} is missing"
     if fault["type"] == "value_error":
@@ -88,8 +89,7 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}={fault['input']!r} is not allowed: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
-    model: Any = Settings
+def _nearest(location: tuple[int | str, ...], model: Any) -> str:
     for part in location[:-1]:
         if isinstance(part, int):
             model = get_args(model)[0]

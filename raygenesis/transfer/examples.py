@@ -78,7 +78,8 @@ class Target:
     """The examples of a target task, and the files that cannot be ones.
 
     classes: names, in the order of their numbers; of a segmentation without the background; none of a regression.
-    window: values (HU for CT) that become 0 and 1; each image's own percentiles when None.
+    window: values (HU for CT) that become 0 and 1; each image's own percentiles when None. keeps_empty: whether a label
+    map without any label is an example (there is nothing to be found) or a problem (it was forgotten).
     """
 
     task: str
@@ -87,6 +88,7 @@ class Target:
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...] = ()
     window: tuple[float, float] | None = None
+    keeps_empty: bool = False
 
 
 @dataclass(frozen=True)

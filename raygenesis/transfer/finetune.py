@@ -1,257 +1,218 @@
-"""Fine-tune: few labelled scans → segmentation networks, one Ray task per initialisation and trial → a table."""
+"""Fine-tune: a target's few labelled subjects → networks from each initialisation, one Ray task a trial → a table."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 import yaml
-from numpy.typing import NDArray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from raygenesis import cluster
-from raygenesis.config import FinetuneSettings, Settings
-from raygenesis.errors import RaygenesisError, SettingsError
-from raygenesis.pretraining.networks import UNet
-from raygenesis.pretraining.weights import load_network, load_unet
+from raygenesis.archive.readers import read_scan_geometry
+from raygenesis.config import Settings
+from raygenesis.errors import RaygenesisError, ScanError, SettingsError
 from raygenesis.progress import progress, say
 from raygenesis.settings import settings_from
-from raygenesis.transfer.segmentation import score, segment, train_segmenter
-from raygenesis.transfer.statistics import Comparison, compare
-from raygenesis.transfer.target import (
-    Case,
-    LabelledScan,
-    Split,
-    Trial,
-    check_classes,
-    common_spacing,
-    find_labelled,
-    pretrained_on,
-    read_case,
-    split_scans,
-)  # fmt: skip
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json, write_json
+from raygenesis.training.experiment import TrainingError
+from raygenesis.transfer.cases import Case, Form, form_of, read_cases
+from raygenesis.transfer.description import Description, read_description, read_target, settings_for
+from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target
+from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations
+from raygenesis.transfer.leakage import seen_subjects
+from raygenesis.transfer.predictions import join_examples
+from raygenesis.transfer.split import Split, Trial, split_examples
+from raygenesis.transfer.statistics import RANDOM, Comparison, compare
+from raygenesis.transfer.table import as_csv, as_latex, as_markdown, lines_of
+from raygenesis.transfer.trial import Held, Pose, run_trial, trial_path
+from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json
 
-RANDOM, PRETRAINED = "random", "pretrained"
-INITIALISATIONS = (RANDOM, PRETRAINED)
+CPUS_PER_TRIAL = 1
+EXAMPLES_PER_BLOCK = 32
+MOST_HEADERS = 200  # looked at for the median voxel size
+
+# Settings of `finetune` that say how it is executed, or how much of it there is.
+EXECUTION = {"num_gpus"}
+EXTENT = {"num_trials", "num_labelled"}
 
 
 @dataclass(frozen=True)
-class Target:
-    """What the trials of a target task have in common."""
+class Prepared:
+    """A target whose cases lie in Ray's object store: what can be learnt from, and the draws."""
 
-    folder: Path  # where results go
-    run_folder: Path  # of the pretrained network
-    num_classes: int  # background included
-    patch_shape: tuple[int, ...]
-    settings: FinetuneSettings
-    num_threads: int
-    device: str
+    pose: Pose
+    target: Target
+    split: Split
+    held: Held
+    problems: tuple[Problem, ...]
 
 
 def finetune(
-    images: Path, labels: Path, workspace: Workspace, settings: Settings, run: str = "default", name: str | None = None
-) -> dict[str, Any]:
-    """Few-shot segmentation of a target from random weights and from a pretrained run; returns the manifest.
+    target_file: Path | Description, workspace: Workspace, settings: Settings, starts: Sequence[str] = (RANDOM, "default"),
+    name: str = "default",
+) -> dict[str, Any]:  # fmt: skip
+    """Learn a target task from each initialisation and compare them; returns the manifest.
 
-    Results go to `transfer/<name>/` (the run's name by default). Trials that an interrupted call finished are kept.
+    starts: `random`, names of the workspace's runs, files of weights. Results go to `transfer/<name>/`. Trials that are
+    there are kept: an interrupted call goes on, and more trials, initialisations or numbers of labelled subjects are
+    added to what there is.
     """
-    pretrained = manifest_of(workspace.run(run), "pretrain")
-    settings = _as_pretrained(settings, workspace.run(run))
-    scans = find_labelled(images, labels, settings.archive.subject_pattern)
-    folder = workspace.transfer(name or run)
-    stage = Stage(folder, _chosen(settings), {"run": pretrained["fingerprint"], "target": digest_of(scans)})
-    if stage.is_finished():
+    description = target_file if isinstance(target_file, Description) else read_description(target_file)
+    settings = settings_for(description, as_pretrained(settings, workspace, starts))
+    target = read_target(description)
+    target = replace(target, keeps_empty=target.keeps_empty or description.empty_masks == "keep")
+    initialisations = find_initialisations(starts, workspace, settings.pretraining, target.ndim)
+    form = form_for(target, settings)
+    for initialisation in initialisations:
+        check_fits(initialisation, form.input_shape)
+    folder = workspace.transfer(name)
+    stage = Stage(folder, _chosen(settings, form), {"target": digest_of(target)})
+    extent = _extent(initialisations, settings)
+    if stage.is_finished() and manifest_of(folder, "finetune")["extent"] == extent:
         say("finetune", f"nothing to do: the table is in {folder}")
         return manifest_of(folder, "finetune")
     watch = Stopwatch()
-    split = split_scans(scans, pretrained_on(scans, workspace, settings), settings)
-    spacing = common_spacing(scans, settings)
-    _check_network(workspace.run(run), settings)
-    _say_plan(scans, split, spacing)
-    with stage.claimed():
-        _run_missing_trials(folder, workspace.run(run), split, spacing, settings)
-        results = {
-            start: [_read_trial(folder, start, trial, split) for trial in split.trials] for start in INITIALISATIONS
-        }
-        table = compare(results, RANDOM)
-        publish(folder / "table.csv", lambda aside: aside.write_text(_as_csv(table)))
-        _join_examples(folder)
-        counts = {
-            "labelled_scans": len(scans), "test_scans": len(split.test), "pool_subjects": split.num_pool_subjects,
-            "initialisations": len(INITIALISATIONS), "trials": len(split.trials),
-        }  # fmt: skip
-        manifest = stage.finish(
-            counts, watch.seconds, classes=results[RANDOM][0]["classes"], spacing_mm=list(spacing), run=run,
-            table=[asdict(row) for row in table],
-        )  # fmt: skip
-        _summarise(table, manifest, folder)
-        return manifest
-
-
-def _as_pretrained(settings: Settings, run_folder: Path) -> Settings:
-    """The settings, with intensity, cube shape, split and subjects as the run's `config.yaml` has them."""
-    path = run_folder / "config.yaml"
-    if not path.is_file():
-        return settings
-    run = settings_from(yaml.safe_load(path.read_text()))
-    shared = {"intensity": run.intensity, "discovery": run.discovery, "validation_fraction": run.validation_fraction}
-    if settings.archive.subject_pattern is None:
-        shared["archive"] = run.archive
-    return settings.model_copy(update=shared)
-
-
-def _run_missing_trials(
-    folder: Path, run_folder: Path, split: Split, spacing_mm: Sequence[float], settings: Settings
-) -> None:
-    missing = [
-        (start, trial)
-        for trial in split.trials
-        for start in INITIALISATIONS
-        if _read_trial(folder, start, trial, split) is None
-    ]
-    if not missing:
-        return
     cluster.connect()
-    use_gpu = settings.pretraining.use_gpu
-    _check_gpu(use_gpu)
-    patch_shape = patch_shape_of(settings)
-    cases, num_classes = read_cases(split.scans, spacing_mm, patch_shape, settings)
-    concurrent = min(len(missing), int(ray.cluster_resources()["CPU"]))
-    target = Target(
-        folder, run_folder, num_classes, patch_shape, settings.finetune, cluster.threads_per_worker(concurrent),
-        "cuda" if use_gpu else "cpu",
-    )  # fmt: skip
-    options = {"num_cpus": 1, "num_gpus": 1 if use_gpu else 0, "runtime_env": cluster.TRAINING_ENVIRONMENT}
-    task = ray.remote(**options)(run_trial)
-    test = [cases[scan.name] for scan in split.test]
-    pending = [
-        task.remote(target, start, trial, [cases[scan.name] for scan in trial.labelled], test)
-        for start, trial in missing
-    ]
-    with progress("finetune", len(pending), "trials") as ticker:
-        while pending:
-            (done,), pending = ray.wait(pending, num_returns=1)
-            ticker.advance(note=_get(done))
+    with stage.claimed():
+        ready = prepare(target, form, workspace, settings)
+        _say_plan(ready, initialisations, settings)
+        trials = _run_trials(ready, initialisations, folder, _key(stage))
+        table = [
+            row
+            for labelled in settings.finetune.num_labelled
+            for row in compare({name: rows[labelled] for name, rows in trials.items()}, target.task, labelled)
+        ]
+        return _finish(stage, table, ready, initialisations, extent, watch)
 
 
-def read_cases(
-    scans: Sequence[LabelledScan], spacing_mm: Sequence[float], patch_shape: Sequence[int], settings: Settings
-) -> tuple[dict[str, ray.ObjectRef], int]:
-    """Every case read once, into Ray's object store, by name; and the number of classes."""
-    read = ray.remote(num_cpus=1, num_returns=2)(read_case)
-    references = [read.remote(scan, spacing_mm, patch_shape, settings.intensity) for scan in scans]
-    values = set().union(*(_get(held) for _, held in references))
-    return {scan.name: case for scan, (case, _) in zip(scans, references, strict=True)}, check_classes(values)
+def prepare(target: Target, form: Form, workspace: Workspace, settings: Settings) -> Prepared:
+    """Read a target's cases into Ray's object store, and draw who learns and who tests.
 
-
-def run_trial(
-    target: Target, start: str, trial: Trial, labelled: Sequence[ray.ObjectRef], test: Sequence[ray.ObjectRef]
-) -> str:
-    """Fine-tune and test one network, leave `trial-<start>-<n>.json` and tell the Dice. References are to cases."""
-    torch.set_num_threads(target.num_threads)
-    watch = Stopwatch()
-    learnt, tested = [ray.get(case) for case in labelled], []
-    unet = build_unet(start, target.run_folder, target.num_classes, trial.seed)
-    losses = train_segmenter(unet, learnt, target.settings, target.patch_shape, trial.seed, target.device)
-    for reference in test:
-        case = ray.get(reference)
-        predicted = segment(unet, case.image, target.patch_shape, target.settings.batch_size)
-        if trial.number == 0 and not tested:
-            _write_example(_example_path(target.folder, start), case, predicted)
-        tested.append({"name": case.name, **score(predicted, case.label, target.num_classes)})
-    result = {
-        "initialisation": start, "trial": trial.number, "seed": trial.seed, "classes": list(range(target.num_classes)),
-        "dice": float(np.mean([case["dice"] for case in tested])),
-        "iou": float(np.mean([case["iou"] for case in tested])),
-        "loss": float(np.mean(losses[-10:])), "seconds": round(watch.seconds, 3),
-        "labelled": [case.name for case in learnt], "test": tested,
-    }  # fmt: skip
-    write_json(_trial_path(target.folder, start, trial.number), result)
-    return f"{start} Dice {result['dice']:.3f}"
-
-
-def build_unet(start: str, run_folder: Path, num_classes: int, seed: int) -> UNet:
-    """The run's network with a new output layer, or random weights in the same architecture.
-
-    The output layer's weights depend on the seed alone, so that initialisations start alike where they can.
+    Raises ScanError or SettingsError where too little can be used.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # for a decoder that the run does not have
-        unet = load_unet(run_folder, num_classes)
-        last = unet.decoder.get_submodule(unet.decoder.last)
-        torch.manual_seed(seed)
-        last.reset_parameters()
-        if start == RANDOM:
-            for module in unet.modules():
-                if hasattr(module, "reset_parameters") and module is not last:
-                    module.reset_parameters()
-    return unet
+    held, classes, problems = hold_cases(target, form)
+    usable = replace(target, examples=tuple(example for example in target.examples if example.name in held.places))
+    problems = (*target.problems, *problems)
+    if problems:
+        first = f"{problems[0].name}: {problems[0].reason}"
+        say("finetune", f"{len(problems)} left out (failures.csv), the first: {first}")
+    if not usable.examples:
+        raise ScanError(f"none of the target's {len(problems)} examples can be used; the first: {first}")
+    num_classes = len(target.classes)
+    if target.task == SEGMENTATION:
+        num_classes = form.num_classes or check_classes(classes)
+    seen = seen_subjects(usable.examples, workspace, settings)
+    split = split_examples(usable, seen, settings.finetune, settings.seed)
+    return Prepared(_pose(usable.task, num_classes, form, settings), usable, split, held, problems)
 
 
-def _write_example(path: Path, case: Case, predicted: NDArray[np.uint8]) -> None:
-    """The slice of a case with the most foreground: image float32, label and prediction uint8 [y, x]."""
-    at = int((case.label > 0).sum((1, 2)).argmax()) if case.label.ndim == 3 else ...
-    slices = {"image": case.image[at], "label": case.label[at], "prediction": predicted[at]}
-    publish(path, lambda aside: _save_arrays(aside, slices))
+def hold_cases(target: Target, form: Form) -> tuple[Held, set[int], list[Problem]]:
+    """Every case read once, the labels that there are, and the examples that cannot be cases."""
+    together: dict[Any, list[Example]] = {}
+    for example in target.examples:
+        together.setdefault(example.image, []).append(example)
+    groups, block = [], []
+    for examples in together.values():
+        block.append(examples)
+        if sum(map(len, block)) >= EXAMPLES_PER_BLOCK or form.spacing_mm is not None:
+            groups.append(block)
+            block = []
+    groups += [block] if block else []
+    read = ray.remote(num_cpus=1, num_returns=2)(_read_block)
+    pairs = [read.remote(group, form) for group in groups]
+    places: dict[str, tuple[int, int]] = {}
+    classes: set[int] = set()
+    problems: list[Problem] = []
+    with progress("finetune", len(target.examples), "examples read") as ticker:
+        for number, (_, told) in enumerate(pairs):
+            names, found, faults = answer_of(told)
+            places |= {name: (number, place) for place, name in enumerate(names)}
+            classes |= found
+            problems += faults
+            ticker.advance(len(names) + len(faults))
+    return Held(tuple(cases for cases, _ in pairs), places), classes, problems
 
 
-def _join_examples(folder: Path) -> None:
-    """`example.npz`: image, label, and each initialisation's prediction under its name."""
-    joined = {}
-    for start in INITIALISATIONS:
-        with np.load(_example_path(folder, start)) as arrays:
-            joined |= {"image": arrays["image"], "label": arrays["label"], start: arrays["prediction"]}
-    publish(folder / "example.npz", lambda aside: _save_arrays(aside, joined))
+def _read_block(group: Sequence[Sequence[Example]], form: Form) -> tuple[list[Case], Any]:
+    """Cases; and their names, labels, and the examples that are none."""
+    found = [case for examples in group for case in read_cases(examples, form)]
+    cases = [case for case in found if isinstance(case, Case)]
+    labels = {int(label) for case in cases if case.label is not None for label in np.unique(case.label)}
+    return cases, ([case.name for case in cases], labels, [fault for fault in found if isinstance(fault, Problem)])
 
 
-def _save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:  # given a name, NumPy would add its suffix to it
-        np.savez_compressed(file, **arrays)
+def as_pretrained(settings: Settings, workspace: Workspace, starts: Sequence[str]) -> Settings:
+    """The settings, with intensity, shapes, split and subjects as the first run among `starts` has them."""
+    for start in starts:
+        if start == RANDOM or "/" in start or Path(start).suffix:
+            continue
+        path = workspace.run(start) / "config.yaml"
+        if not path.is_file():
+            continue
+        run = settings_from(yaml.safe_load(path.read_text()))
+        shared = {key: getattr(run, key) for key in ("intensity", "discovery", "autoencoder", "validation_fraction", "seed")}
+        shared.pop("seed")
+        if settings.archive.subject_pattern is None:
+            shared["archive"] = run.archive
+        return settings.model_copy(update=shared)
+    return settings
 
 
-def _chosen(settings: Settings) -> dict[str, Any]:
-    """The settings that decide the results."""
-    chosen = settings.model_dump(mode="json", include={"finetune", "intensity", "seed", "validation_fraction"})
-    chosen["finetune"]["patch_shape"] = list(patch_shape_of(settings))
-    return {**chosen, "subject_pattern": settings.archive.subject_pattern}
+def form_for(target: Target, settings: Settings) -> Form:
+    """The form of a target's cases by the settings. Raises SettingsError where they have other dimensions."""
+    whole_scans = all(example.region is None for example in target.examples)
+    to_segment = target.task == SEGMENTATION
+    cube, scan = settings.discovery.cube_shape, settings.autoencoder.input_shape
+    shape = settings.finetune.input_shape or (cube if to_segment or not whole_scans else scan)
+    spacing = None
+    if to_segment and whole_scans:
+        spacing = settings.finetune.spacing_mm or common_spacing(target)
+    for key, sides in (("input_shape", shape), ("spacing_mm", spacing)):
+        if sides is not None and len(sides) != target.ndim:
+            raise SettingsError(
+                f"finetune.{key}={list(sides)} has {len(sides)} sides and the target's images are {target.ndim}D: give "
+                f"finetune.{key} with {target.ndim}"
+            )
+    return form_of(target, shape, spacing, settings.intensity)
 
 
-def patch_shape_of(settings: Settings) -> tuple[int, ...]:
-    """Voxels z y x (2D: y x) of a training patch."""
-    return settings.finetune.patch_shape or settings.discovery.cube_shape
+def common_spacing(target: Target) -> tuple[float, ...]:
+    """Median voxel size in mm, z y x (2D: y x), of the target's images; of many of an even sample of them."""
+    images = [example.image for example in target.examples if isinstance(example.image, ImageFile)]
+    spacings = []
+    for image in images[:: -(-len(images) // MOST_HEADERS) or 1]:
+        try:
+            shape, spacing = read_scan_geometry(image.paths)[0]
+        except (ScanError, OSError):
+            continue  # told when it is read
+        if len(shape) == target.ndim:
+            spacings.append(spacing)
+    if not spacings:
+        raise ScanError(f"none of the target's images can be read as {target.ndim}D images: check `ndim` and `images`")
+    return tuple(np.median(spacings, axis=0).tolist())
 
 
-def digest_of(scans: Sequence[LabelledScan]) -> str:
-    """Identity of a target: its scans' names and sizes."""
-    return digest([[scan.name, scan.image.stat().st_size, scan.label.stat().st_size] for scan in scans])
+def check_classes(values: set[int]) -> int:
+    """Number of classes, background included, of label maps that hold `values`. Raises ScanError unless 0, 1, 2, …"""
+    if len(values) < 2 or values != set(range(len(values))):
+        raise ScanError(
+            f"the label maps hold the values {sorted(values)}: number the classes 0 (background), 1, 2, … without a gap, "
+            "or name them in the target's `classes`"
+        )
+    return len(values)
 
 
-def _trial_path(folder: Path, start: str, number: int) -> Path:
-    return folder / f"trial-{start}-{number}.json"
+def digest_of(target: Target) -> str:
+    """Identity of a target: its examples, and the sizes of their files."""
+    sizes = {path: path.stat().st_size for example in target.examples for path in example.image.paths if path.exists()}
+    return digest([[repr(example), [sizes.get(path) for path in example.image.paths]] for example in target.examples])
 
 
-def _example_path(folder: Path, start: str) -> Path:
-    return folder / f"example-{start}.npz"
-
-
-def _read_trial(folder: Path, start: str, trial: Trial, split: Split) -> dict[str, Any] | None:
-    """A finished trial's result, or None when there is none of this very draw."""
-    result = read_json(_trial_path(folder, start, trial.number))
-    names = ([scan.name for scan in scans] for scans in (trial.labelled, split.test))
-    if result is None or [result["labelled"], [case["name"] for case in result["test"]]] != list(names):
-        return None
-    return result
-
-
-def _get(reference: ray.ObjectRef) -> Any:
+def answer_of(reference: ray.ObjectRef) -> Any:
     """A task's answer; a user's mistake found there is one sentence here too."""
     try:
         return ray.get(reference)
@@ -261,58 +222,144 @@ def _get(reference: ray.ObjectRef) -> Any:
         raise
 
 
-def _check_network(run_folder: Path, settings: Settings) -> None:
-    ndim = load_network(run_folder).architecture.ndim
-    if ndim != settings.ndim:
+def _pose(task: str, num_classes: int, form: Form, settings: Settings) -> Pose:
+    num_gpus = _gpus_of(settings)
+    room = cluster.room_for(CPUS_PER_TRIAL, num_gpus)
+    if not room:
+        key = "finetune.num_gpus" if settings.finetune.num_gpus is not None else "pretraining.use_gpu=true: num_gpus"
         raise SettingsError(
-            f"{run_folder} holds a {ndim}D network and discovery.cube_shape={list(settings.discovery.cube_shape)} has "
-            f"{settings.ndim} sides: give the preset that the run was made with"
+            f"{key}={num_gpus:g} can never be met: no node of the cluster has that many GPUs and a CPU: lower "
+            "finetune.num_gpus (0 trains on CPUs), or join a cluster with GPUs"
+        )
+    threads = cluster.threads_per_worker(min(room, cluster.num_cores()))
+    return Pose(task, num_classes, form, settings.finetune, num_gpus, threads)
+
+
+def _gpus_of(settings: Settings) -> float:
+    asked = settings.finetune.num_gpus
+    return float(settings.pretraining.use_gpu) if asked is None else asked
+
+
+def _run_trials(
+    ready: Prepared, initialisations: Sequence[Initialisation], folder: Path, key: str
+) -> dict[str, dict[int | str, list[dict[str, Any]]]]:
+    """The trials' results: of each initialisation, by the number of labelled subjects.
+
+    Those that are there are not run again. Raises TrainingError, when all others are done, if any failed.
+    """
+    split = ready.split
+    wanted = [
+        (start, trial, digest([key, start.fingerprint, *([e.name for e in part] for part in _parts(split, trial))]))
+        for trial in split.trials
+        for start in initialisations
+    ]
+    missing = [each for each in wanted if _result(folder, *each) is None]
+    if missing:
+        _run_missing(ready, missing, folder)
+    results: dict[str, dict[int | str, list[dict[str, Any]]]] = {}
+    for start, trial, own_key in wanted:
+        result = _result(folder, start, trial, own_key)
+        results.setdefault(start.name, {}).setdefault(trial.labelled, []).append(result)
+    return results
+
+
+def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial, str]], folder: Path) -> None:
+    """As many at once as the cluster has room for."""
+    pose, waiting, running, failures = ready.pose, list(missing), {}, []
+    room = cluster.room_for(CPUS_PER_TRIAL, pose.num_gpus)
+    task = ray.remote(
+        num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, runtime_env=cluster.TRAINING_ENVIRONMENT
+    )(run_trial)  # fmt: skip
+    with progress("finetune", len(waiting), "trials") as ticker:
+        while waiting or running:
+            while waiting and len(running) < room:
+                start, trial, key = waiting.pop(0)
+                held = [ready.held.of(part) for part in _parts(ready.split, trial)]
+                running[task.remote(pose, start, trial, held, folder, key)] = f"{start.name}, trial {trial.number}"
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            title = running.pop(done)
+            try:
+                ticker.advance(note=answer_of(done))
+            except (RayError, RaygenesisError) as error:
+                failures.append(f"{title}: {str(error).strip().splitlines()[-1]}")
+                ticker.advance(note="failed")
+    if failures:
+        raise TrainingError(
+            f"{len(failures)} of {len(missing)} trials failed, the others are kept; the first, {failures[0]}; run the same "
+            "command again to try them once more"
         )
 
 
-def _check_gpu(use_gpu: bool) -> None:
-    if use_gpu and not ray.cluster_resources().get("GPU"):
-        raise SettingsError(
-            "pretraining.use_gpu=true and the cluster has no GPU: set pretraining.use_gpu=false or join a cluster "
-            "with GPUs"
-        )
+def _parts(split: Split, trial: Trial) -> tuple[Sequence[Example], ...]:
+    return trial.examples, split.validation, split.test
 
 
-def _say_plan(scans: Sequence[LabelledScan], split: Split, spacing_mm: Sequence[float]) -> None:
-    subjects = len({scan.subject for scan in split.test})
-    labelled = len({scan.subject for scan in split.trials[0].labelled})
-    step = "×".join(f"{side:.2g}" for side in spacing_mm)
+def _result(folder: Path, start: Initialisation, trial: Trial, key: str) -> dict[str, Any] | None:
+    """A finished trial's result, or None where there is none of this very trial."""
+    result = read_json(trial_path(folder, start.name, trial))
+    return result if result is not None and result["key"] == key else None
+
+
+def _chosen(settings: Settings, form: Form) -> dict[str, Any]:
+    """The settings that decide the results."""
+    chosen = settings.model_dump(
+        mode="json", include={"finetune", "seed", "validation_fraction"}, exclude={"finetune": EXECUTION | EXTENT}
+    )
+    chosen["finetune"] |= {"input_shape": list(form.input_shape), "spacing_mm": form.spacing_mm and list(form.spacing_mm)}
+    return {**chosen, "intensity": form.intensity.model_dump(mode="json")}
+
+
+def _key(stage: Stage) -> str:
+    return digest([stage.settings, stage.inputs])
+
+
+def _extent(initialisations: Sequence[Initialisation], settings: Settings) -> dict[str, Any]:
+    """How much is compared: it may grow."""
+    return {
+        "initialisations": {each.name: each.fingerprint for each in initialisations},
+        "num_trials": settings.finetune.num_trials, "num_labelled": list(settings.finetune.num_labelled),
+    }  # fmt: skip
+
+
+def _finish(
+    stage: Stage, table: Sequence[Comparison], ready: Prepared, initialisations: Sequence[Initialisation],
+    extent: Mapping[str, Any], watch: Stopwatch,
+) -> dict[str, Any]:  # fmt: skip
+    texts = {"table.csv": as_csv(table), "table.md": as_markdown(table), "table.tex": as_latex(table)}
+    failures = "".join(f'"{problem.name}","{problem.reason}"\n' for problem in ready.problems)
+    for file, text in (texts | {"failures.csv": f"name,reason\n{failures}"}).items():
+        publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))
+    target, split = ready.target, ready.split
+    if target.task == SEGMENTATION:
+        join_examples(stage.folder, [each.name for each in initialisations])
+    counts = {
+        "examples": len(target.examples), "left_out": len(ready.problems), "test_examples": len(split.test),
+        "validation_examples": len(split.validation), "pool_subjects": split.num_pool_subjects,
+        "seen_subjects": split.num_seen, "initialisations": len(initialisations), "trials": len(table) and
+        sum(row.trials for row in table),
+    }  # fmt: skip
+    manifest = stage.finish(
+        counts, watch.seconds, task=target.task, classes=list(target.classes), extent=extent,
+        spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table],
+        is_like_best=[row.is_like_best for row in table],
+    )  # fmt: skip
+    for line in lines_of(table):
+        say("finetune", line)
     say(
         "finetune",
-        f"{len(scans)} labelled scans, resampled to {step} mm; {len(INITIALISATIONS)} initialisations × "
-        f"{len(split.trials)} trials: {labelled} of {split.num_pool_subjects} subjects learnt from, {subjects} others, "
-        "unseen in pretraining, tested on",
+        f"mean ± s.d. over trials on {len(split.test)} test examples, {manifest['seconds']:.1f} s → {stage.folder}",
     )
+    return manifest
 
 
-def _as_csv(table: Sequence[Comparison]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Comparison)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in table)
-    return text.getvalue()
-
-
-def _summarise(table: Sequence[Comparison], manifest: Mapping[str, Any], folder: Path) -> None:
-    say("finetune", f"{'start':18s} {'Dice':>13s} {'IoU':>13s}  difference       p  p paired  s/trial")
-    for row in table:
-        say(
-            "finetune",
-            f"{row.initialisation:18s} {row.dice_mean:.3f} ± {row.dice_sd:.3f} {row.iou_mean:.3f} ± {row.iou_sd:.3f}  "
-            f"{_cell(row.difference_to_random, '+.3f'):>10s} {_cell(row.p_value, '.3f'):>7s} "
-            f"{_cell(row.p_value_paired, '.3f'):>9s} {row.seconds_per_trial:8.1f}",
-        )
+def _say_plan(ready: Prepared, initialisations: Sequence[Initialisation], settings: Settings) -> None:
+    split, target = ready.split, ready.target
+    labelled = sorted({trial.num_subjects for trial in split.trials})
+    tested = len({example.subject for example in split.test})
+    seen = f", {split.num_seen} of them seen in pretraining and never tested on" if split.num_seen else ""
     say(
         "finetune",
-        f"mean ± s.d. of {manifest['counts']['trials']} trials on {manifest['counts']['test_scans']} test scans, "
-        f"{manifest['seconds']:.1f} s → {folder}",
+        f"{target.task}, {len(target.examples)} examples{seen}; {' and '.join(map(str, labelled))} of "
+        f"{split.num_pool_subjects} subjects learnt from, {tested} others tested on; {len(initialisations)} "
+        f"initialisations × {settings.finetune.num_trials} trials, mode {settings.finetune.mode}",
     )
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

@@ -1,50 +1,48 @@
-"""Learning to segment from a few cases, segmenting a whole scan, and scoring it; no Ray here."""
+"""Learning to segment from a few cases, and segmenting a whole scan; no Ray here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
-from monai.metrics import compute_dice, compute_iou
-from monai.networks.utils import one_hot
 from numpy.typing import NDArray
+from torch import nn
 
 from raygenesis.config import FinetuneSettings
-from raygenesis.pretraining.networks import UNet
-from raygenesis.transfer.target import Case
-
-# Narrow convolutions run twice as fast on a CPU with channels last.
-MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}
+from raygenesis.transfer.cases import Case
+from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, train
+from raygenesis.transfer.metrics import overlap
 
 
 def train_segmenter(
-    unet: UNet, cases: Sequence[Case], settings: FinetuneSettings, patch_shape: Sequence[int], seed: int,
-    device: str = "cpu",
-) -> list[float]:
-    """Train in place for `num_steps` batches of random patches; returns the loss of each step.
+    unet: nn.Module, cases: Sequence[Case], settings: FinetuneSettings, patch_shape: Sequence[int], seed: int,
+    device: str = "cpu", validation: Sequence[Case] = (), num_classes: int = 2,
+) -> Learnt:  # fmt: skip
+    """Train in place on batches of random patches.
 
     The loss is soft Dice over the foreground classes, each pooled over the batch: patches without it are common.
     """
     memory_format = MEMORY_FORMAT[len(patch_shape)]
-    unet.to(device, memory_format=memory_format).train()
-    optimizer = torch.optim.Adam(unet.parameters(), settings.learning_rate)
-    loss_of = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    generator = np.random.default_rng(seed)
+    unet.to(device, memory_format=memory_format)
     foregrounds = [np.flatnonzero(case.label) for case in cases]
-    losses = []
-    for _ in range(settings.num_steps):
+
+    def batches(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = draw_patches(cases, foregrounds, patch_shape, settings.batch_size, generator)
-        logits = unet(torch.from_numpy(images).to(device, memory_format=memory_format))
-        loss = loss_of(logits, torch.from_numpy(labels).to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+        shown = torch.from_numpy(images).to(device, memory_format=memory_format)
+        return shown, torch.from_numpy(labels).to(device)
+
+    def validate() -> float:
+        scores = []
+        for case in validation:
+            predicted = segment(unet, case.image, patch_shape, settings.batch_size)
+            scores.append(overlap(predicted, case.label, num_classes)["dice"])
+        return float(np.mean(scores))
+
+    loss_of = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    return train(unet, batches, loss_of, settings, seed, validate if validation else None)
 
 
 def draw_patches(
@@ -72,28 +70,15 @@ def draw_patches(
         window = tuple(slice(begin, begin + side) for begin, side in zip(corner, patch, strict=True))
         images.append(case.image[window])
         labels.append(case.label[window])
-    return np.stack(images)[:, None], np.stack(labels)[:, None]
+    return np.stack(images)[:, None].astype(np.float32), np.stack(labels)[:, None]
 
 
 @torch.inference_mode()
 def segment(
-    unet: UNet, image: NDArray[np.float32], patch_shape: Sequence[int], batch_size: int
+    unet: nn.Module, image: NDArray[np.floating], patch_shape: Sequence[int], batch_size: int
 ) -> NDArray[np.uint8]:
     """Classes of a whole image [z, y, x], at least of `patch_shape`: windows half overlapping, Gaussian weights."""
     weight = next(unet.parameters())
-    whole = torch.tensor(image, device=weight.device)[None, None]
+    whole = torch.tensor(image, dtype=torch.float32, device=weight.device)[None, None]
     logits = sliding_window_inference(whole, patch_shape, batch_size, unet.eval(), overlap=0.5, mode="gaussian")
     return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
-
-
-def score(predicted: NDArray[np.uint8], label: NDArray[np.uint8], num_classes: int) -> dict[str, Any]:
-    """Dice and IoU, each class's (background left out) and their mean.
-
-    A class that is in neither counts 1, one that is predicted and not there 0.
-    """
-    masks = [one_hot(torch.tensor(classes)[None, None].long(), num_classes) for classes in (predicted, label)]
-    dice = compute_dice(*masks, include_background=False, ignore_empty=False)[0].tolist()
-    iou = compute_iou(*masks, include_background=False, ignore_empty=False)[0].tolist()
-    return {
-        "dice": float(np.mean(dice)), "iou": float(np.mean(iou)), "dice_per_class": dice, "iou_per_class": iou,
-    }  # fmt: skip

@@ -1,0 +1,172 @@
+"""Examples in memory, in the form that a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygenesis.archive.geometry import axis_weights, resample
+from raygenesis.archive.intensity import limits, normalise, percentiles
+from raygenesis.archive.volume import Volume
+from raygenesis.config import IntensitySettings
+from raygenesis.errors import ScanError
+from raygenesis.transfer.examples import SEGMENTATION, Example, Problem, Target
+
+
+@dataclass(frozen=True)
+class Form:
+    """How images become a network's input.
+
+    input_shape: voxels of it; whole scans to be segmented are resampled to `spacing_mm` instead and padded to at least
+    `input_shape`. num_classes: of label maps, background included; None where only the maps tell.
+    """
+
+    is_segmentation: bool
+    input_shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...] | None
+    intensity: IntensitySettings
+    num_classes: int | None = None
+    keeps_empty: bool = False
+
+    @property
+    def ndim(self) -> int:
+        return len(self.input_shape)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxels on which a prediction is given back: shape z y x (2D: y x), and affine as a Volume has it.
+
+    within: the part of a case's voxels that shows them, the rest being padding. source: the whole scan's file.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    within: tuple[slice, ...]
+    source: Path | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """An example ready for a network.
+
+    image: float16 [z, y, x] (2D: [y, x]) in [0, 1]; label: uint8 of the same shape, 0 = background, of a segmentation;
+    value: of other tasks, the class's number, a number, or 0 and 1 for each class.
+    """
+
+    name: str
+    subject: str
+    image: NDArray[np.float16]
+    label: NDArray[np.uint8] | None = None
+    value: float | tuple[int, ...] | None = None
+    grid: Grid | None = None
+
+
+def form_of(
+    target: Target, input_shape: Sequence[int], spacing_mm: Sequence[float] | None, intensity: IntensitySettings
+) -> Form:
+    """The form of a target's cases; a target's own window of intensities counts more than the settings'."""
+    if target.window is not None and intensity.window is None:
+        intensity = intensity.model_copy(update={"window": target.window})
+    num_classes = len(target.classes) + 1 if target.classes else None
+    is_segmentation = target.task == SEGMENTATION
+    spacing = tuple(spacing_mm) if spacing_mm is not None else None
+    return Form(is_segmentation, tuple(input_shape), spacing, intensity, num_classes, target.keeps_empty)
+
+
+def read_cases(examples: Sequence[Example], form: Form) -> list[Case | Problem]:
+    """The cases of examples of one image, which is decoded once; what cannot be one says why."""
+    try:
+        volume = examples[0].image.read()
+        if volume.ndim != form.ndim:
+            kinds = {2: "a single slice", 3: "a volume"}
+            raise ScanError(f"it is {kinds[volume.ndim]}, and the target's images are to be {form.ndim}D")
+        image = _in_unit_range(volume, form.intensity)
+    except (ScanError, OSError) as error:
+        return [Problem(example.name, _told(error)) for example in examples]
+    return [_case(example, volume, image, form) for example in examples]
+
+
+def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Form) -> Case | Problem:
+    try:
+        label = example.label.read(volume) if form.is_segmentation else None
+        if label is not None:
+            _check_label(label, form)
+        origin, extent = _box(example, volume)
+    except (ScanError, OSError) as error:
+        return Problem(example.name, _told(error))
+    shape = form.input_shape
+    if form.spacing_mm is not None:
+        sides = zip(volume.shape, volume.spacing_mm, form.spacing_mm, strict=True)
+        shape = tuple(max(1, round(side * step / wanted)) for side, step, wanted in sides)
+    missing = [max(0, least - side) for least, side in zip(form.input_shape, shape, strict=True)]
+    padding = [(space // 2, space - space // 2) for space in missing]
+    cut = [axis_weights(*sides) for sides in zip(volume.shape, shape, origin, extent, strict=True)]
+    voxels = resample(image[tuple(part for part, _ in cut)], [weights for _, weights in cut])
+    if label is not None:
+        label = np.pad(label[np.ix_(*_nearest(volume.shape, shape, origin, extent))], padding)
+        if not (form.keeps_empty or label.any()):
+            return Problem(example.name, "an empty mask: none of its voxels are labelled")
+    within = tuple(slice(before, before + side) for (before, _), side in zip(padding, shape, strict=True))
+    grid = None
+    if form.is_segmentation:
+        whole = example.region is None
+        affine = volume.affine if whole else _affine_of(volume, shape, origin, extent)
+        grid = Grid(volume.shape if whole else shape, affine, within, example.image.paths[0] if whole else None)
+    return Case(
+        example.name, example.subject, np.pad(voxels, padding).astype(np.float16), label,
+        None if form.is_segmentation else example.value, grid,
+    )  # fmt: skip
+
+
+def _in_unit_range(volume: Volume, intensity: IntensitySettings) -> NDArray[np.float32]:
+    low, high = percentiles(volume.voxels)
+    row = {"low": [low], "high": [high], "slope": volume.slope, "intercept": volume.intercept}
+    return normalise(volume.voxels, *limits(row, intensity))
+
+
+def _box(example: Example, volume: Volume) -> tuple[list[float], list[float]]:
+    """Origin (from the corner of the voxel array) and extent of what is shown, in voxels z y x (2D: y x)."""
+    if example.region is None:
+        return [0.0] * volume.ndim, [float(side) for side in volume.shape]
+    centre = (np.linalg.inv(volume.affine) @ [*example.region.centre_mm, 1.0])[: volume.ndim][::-1] + 0.5
+    if not ((centre >= 0) & (centre <= volume.shape)).all():
+        x, y, z = example.region.centre_mm
+        raise ScanError(f"its place, {x:.1f} {y:.1f} {z:.1f} mm (RAS), lies outside of the image")
+    extent = np.array(example.region.extent_mm) / volume.spacing_mm
+    return (centre - extent / 2).tolist(), extent.tolist()
+
+
+def _nearest(
+    sides: Sequence[int], shape: Sequence[int], origin: Sequence[float], extent: Sequence[float]
+) -> list[NDArray[np.int64]]:
+    """The voxel nearest to each output voxel's centre, along each axis."""
+    return [
+        np.clip(np.floor(begin + (np.arange(num_out) + 0.5) * length / num_out), 0, side - 1).astype(np.int64)
+        for side, num_out, begin, length in zip(sides, shape, origin, extent, strict=True)
+    ]
+
+
+def _affine_of(
+    volume: Volume, shape: Sequence[int], origin: Sequence[float], extent: Sequence[float]
+) -> NDArray[np.float64]:
+    """Affine of `shape` voxels that fill a box of a volume."""
+    step = (np.array(extent) / shape)[::-1]
+    to_voxels = np.eye(4)
+    to_voxels[: volume.ndim, : volume.ndim] = np.diag(step)
+    to_voxels[: volume.ndim, 3] = np.array(origin)[::-1] + 0.5 * step - 0.5
+    return volume.affine @ to_voxels
+
+
+def _check_label(label: NDArray[np.uint8], form: Form) -> None:
+    most = int(label.max(initial=0))
+    if form.num_classes is not None and most >= form.num_classes:
+        raise ScanError(f"the unknown class {most}: known are 1 to {form.num_classes - 1}")
+
+
+def _told(error: ScanError | OSError) -> str:
+    return str(error) if isinstance(error, ScanError) else f"cannot be read ({error.strerror or error})"

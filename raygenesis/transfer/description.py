@@ -1,0 +1,119 @@
+"""A target task described in YAML: a user's own images and labels, or a published set in its owners' layout."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from raygenesis.config import Section, Settings
+from raygenesis.errors import SettingsError
+from raygenesis.settings import sentence, settings_from
+from raygenesis.transfer.examples import CLASSIFICATION, REGRESSION, SEGMENTATION, Target
+from raygenesis.transfer.folders import read_label_maps, read_table
+from raygenesis.transfer.published import PUBLISHED
+
+
+class Description(Section):
+    """Paths are meant from the folder of the file. Either `layout` and `folder`, or `task`, `images` and `labels`.
+
+    settings: what this target changes below `finetune`.
+    """
+
+    layout: str | None = None
+    folder: Path | None = None
+    options: dict[str, Any] = {}
+    task: Literal["segmentation", "classification", "regression"] | None = None
+    images: Path | None = None
+    labels: Path | None = None
+    ndim: Literal[2, 3] = 3
+    classes: tuple[str | int, ...] | None = None
+    key_column: str = "image"
+    value_column: str | None = None
+    subject_column: str | None = None
+    subject_pattern: str | None = None
+    split: Path | None = None
+    empty_masks: Literal["leave-out", "keep"] = "leave-out"
+    window: tuple[float, float] | None = None
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Description:
+        if self.layout is not None:
+            if self.layout not in PUBLISHED:
+                raise ValueError(f"layout: {self.layout!r} is unknown: choose one of {', '.join(PUBLISHED)}")
+            ours = self.model_fields_set - {"layout", "folder", "options", "settings", "window"}
+            if self.folder is None or ours:
+                fault = "needs `folder`" if self.folder is None else f"brings its own {', '.join(sorted(ours))}"
+                raise ValueError(f"layout: {self.layout} {fault}")
+            return self
+        missing = [key for key in ("task", "images", "labels") if getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} missing: give `task`, `images` and `labels`, or a `layout`")
+        if self.folder is not None or self.options:
+            raise ValueError("folder and options belong to a `layout`: leave them out, or give one")
+        if self.task != SEGMENTATION and self.value_column is None:
+            raise ValueError(f"value_column is missing: name the column of {self.labels} that holds what is to be told")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window: {list(self.window)} must be [low, high] with low < high")
+        return self
+
+
+def read_description(path: Path) -> Description:
+    """A description's file, with its paths made absolute. Raises SettingsError in one sentence."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"target {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path} must hold a mapping that describes a target, not a {type(tree).__name__}")
+    return described(tree, path.parent.absolute(), str(path))
+
+
+def described(tree: dict[str, Any], folder: Path, where: str) -> Description:
+    """A description given as a tree; paths in it are meant from `folder`."""
+    try:
+        found = Description.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(f"{where}: {sentence(error, Description)}") from None
+    paths = {key: folder / value for key, value in found if isinstance(value, Path)}
+    return found.model_copy(update=paths)
+
+
+def read_target(description: Description) -> Target:
+    """The examples that are described. Raises ScanError or SettingsError where there are none."""
+    if description.layout is not None:
+        read = PUBLISHED[description.layout].read
+        known = list(inspect.signature(read).parameters)[1:]
+        unknown = [key for key in description.options if key not in known]
+        if unknown:
+            raise SettingsError(
+                f"options of layout {description.layout}: {unknown[0]!r} is unknown; there are {', '.join(known) or 'none'}"
+            )
+        return read(description.folder, **description.options)
+    if description.task == SEGMENTATION:
+        return read_label_maps(
+            description.images, description.labels, description.subject_pattern, description.ndim,
+            classes=description.classes, split=description.split,
+        )  # fmt: skip
+    assert description.task in (CLASSIFICATION, REGRESSION)
+    return read_table(
+        description.images, description.labels, description.task, description.ndim,
+        key_column=description.key_column, value_column=description.value_column,
+        subject_column=description.subject_column, subject_pattern=description.subject_pattern,
+        classes=description.classes, split=description.split,
+    )  # fmt: skip
+
+
+def settings_for(description: Description, settings: Settings) -> Settings:
+    """The settings with what the target changes: `finetune` and the intensity window."""
+    tree = settings.model_dump(mode="json")
+    tree["finetune"] |= description.settings
+    if description.window is not None:
+        tree["intensity"] |= {"window": description.window}
+    return settings_from(tree)

@@ -1,0 +1,189 @@
+"""A user's own target: a folder of images, with a folder of label maps or a table of values."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from raygenesis.archive.identity import subject_in
+from raygenesis.archive.scans import Scan, survey
+from raygenesis.errors import ScanError, SettingsError
+from raygenesis.transfer.examples import (
+    CLASSIFICATION,
+    SEGMENTATION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Example,
+    ImageFile,
+    LabelFile,
+    Problem,
+    Target,
+)
+
+MOST_CLASSES = 100  # more different values in a column are numbers, not classes
+
+
+def read_label_maps(
+    images: Path, labels: Path, subject_pattern: str | None, ndim: int, *,
+    classes: Sequence[str | int] | None = None, split: Path | None = None,
+) -> Target:  # fmt: skip
+    """Images and label maps that share their paths below two folders; only images with a label map are examples.
+
+    classes: the names of the labels 1, 2, …; unnamed when None. split: a CSV of `subject` and `split`.
+    """
+    scans = _scans(images, "images")
+    maps = _scans(labels, "labels")
+    parts = _parts_of(split)
+    examples, problems = [], []
+    for source in maps:
+        if source not in scans:
+            problems.append(Problem(source, f"a label map without an image: {images / source} is not there"))
+            continue
+        subject = subject_in(source, subject_pattern)
+        image = ImageFile(_files(images, scans[source]))
+        examples.append(Example(source, subject, image, LabelFile(labels / source), split=parts.get(subject)))
+    if not examples:
+        raise ScanError(f"no label map in {labels} has an image of the same name in {images}")
+    problems += [Problem(source, "an image without a label map") for source in scans if source not in maps]
+    return Target(SEGMENTATION, ndim, tuple(map(str, classes or ())), *_split(examples, problems, parts, split))
+
+
+def read_table(
+    images: Path, table: Path, task: str, ndim: int, *, key_column: str, value_column: str,
+    subject_column: str | None, subject_pattern: str | None, classes: Sequence[str | int] | None,
+    split: Path | None,
+) -> Target:  # fmt: skip
+    """Images, and a CSV with a row each. `key_column` names an image by its path below the folder, by its file name with
+    or without ending, or by the subject that `subject_pattern` finds in its path.
+
+    classes: the values, in the order of the classes; those found, sorted, when None.
+    """
+    columns = [key_column, value_column, *([subject_column] if subject_column else [])]
+    rows = read_rows(table, columns)
+    scans = _scans(images, "images")
+    named = _names(scans, subject_pattern)
+    parts = _parts_of(split)
+    values = {row[value_column] for row in rows if row[value_column]}
+    if task == CLASSIFICATION and classes is None:
+        if len(values) > MOST_CLASSES:
+            raise SettingsError(
+                f"{table}: column {value_column!r} holds {len(values)} different values: give `task: regression`, or "
+                "`classes`"
+            )
+        classes = sorted(values)
+    numbers = {str(name): number for number, name in enumerate(classes or ())}
+    examples, problems, used = [], [], set()
+    for row in rows:
+        key = row[key_column]
+        found = named.get(key, ())
+        reason = _fault(key, found, row[value_column], numbers, task) or ("named twice" if key in used else None)
+        if reason:
+            problems.append(Problem(key or "(no name)", reason))
+            continue
+        used.add(key)
+        (source,) = found
+        subject = row[subject_column] if subject_column else subject_in(source, subject_pattern)
+        value = numbers[row[value_column]] if task == CLASSIFICATION else float(row[value_column])
+        image = ImageFile(_files(images, scans[source]))
+        examples.append(Example(source, subject, image, value=value, split=parts.get(subject)))
+    if not examples:
+        first = f": {problems[0].name}: {problems[0].reason}" if problems else ""
+        raise ScanError(f"no row of {table} gives an example{first}")
+    given = {example.name for example in examples}
+    problems += [Problem(source, f"an image without a row in {table}") for source in scans if source not in given]
+    return Target(task, ndim, tuple(numbers), *_split(examples, problems, parts, split))
+
+
+def read_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file, values stripped. Raises ScanError if it is not there, or lacks a column."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            there = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = there
+            missing = [name for name in columns if name not in there]
+            if missing:
+                raise ScanError(f"{table} has no column {missing[0]!r}: it has {', '.join(there) or 'none'}")
+            return [{name: (row[name] or "").strip() for name in columns} for row in reader]
+    except OSError as error:
+        raise ScanError(f"table {table} cannot be read: {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ScanError(f"{table} is not a CSV table: {error}") from None
+
+
+def _fault(key: str, found: Sequence[str], value: str, numbers: Mapping[str, int], task: str) -> str | None:
+    """Why a row gives no example, None if it does."""
+    if not found:
+        return "a label without an image"
+    if len(found) > 1:
+        return f"its name fits {len(found)} images, {found[0]} and {found[1]} among them"
+    if not value:
+        return "it has no value"
+    if task == CLASSIFICATION:
+        return None if value in numbers else f"the unknown class {value!r}: known are {', '.join(numbers)}"
+    try:
+        return None if math.isfinite(float(value)) else f"{value!r} is not a finite number"
+    except ValueError:
+        return f"{value!r} is not a number"
+
+
+def _scans(folder: Path, kind: str) -> dict[str, Scan]:
+    """Scans below a folder by their paths."""
+    if not folder.is_dir():
+        raise ScanError(f"{kind} folder {folder} does not exist or is not a folder: check `{kind}`")
+    return {scan.source: scan for scan in survey(folder).scans}
+
+
+def _files(folder: Path, scan: Scan) -> tuple[Path, ...]:
+    return tuple(folder / file.path for file in scan.files)
+
+
+def _names(scans: Mapping[str, Scan], subject_pattern: str | None) -> dict[str, list[str]]:
+    """What each scan may be called → the scans of that name."""
+    names: dict[str, list[str]] = {}
+    for source in scans:
+        for name in set(_names_of(source, subject_pattern)):
+            names.setdefault(name, []).append(source)
+    return names
+
+
+def _names_of(source: str, subject_pattern: str | None) -> Iterator[str]:
+    file = source.rpartition("/")[2]
+    yield from (source, file, re.sub(r"(\.nii)?\.[A-Za-z]+$", "", file))
+    if subject_pattern:
+        yield subject_in(source, subject_pattern)
+
+
+def _parts_of(split: Path | None) -> dict[str, str]:
+    """Subject → train, validation or test."""
+    if split is None:
+        return {}
+    parts = {}
+    for row in read_rows(split, ["subject", "split"]):
+        if row["split"] not in (TRAIN, VALIDATION, TEST):
+            raise ScanError(f"{split}: subject {row['subject']} is in {row['split']!r}: use train, validation or test")
+        if parts.setdefault(row["subject"], row["split"]) != row["split"]:
+            raise ScanError(f"{split}: subject {row['subject']} is in two splits: leave one out")
+    return parts
+
+
+def _split(
+    examples: list[Example], problems: list[Problem], parts: Mapping[str, str], split: Path | None
+) -> tuple[tuple[Example, ...], tuple[Problem, ...]]:
+    """Where there is a list, subjects that it does not name are left out, and said to be."""
+    if split is None:
+        return tuple(examples), tuple(problems)
+    unnamed = [example for example in examples if example.subject not in parts]
+    if len(unnamed) == len(examples):
+        known = ", ".join(list(parts)[:3])
+        raise ScanError(f"{split} names none of the subjects, such as {examples[0].subject!r}: it names {known}")
+    problems = [*problems, *(Problem(example.name, f"subject {example.subject} is not in {split}") for example in unnamed)]
+    counts = Counter(parts[example.subject] for example in examples if example.subject in parts)
+    if not (counts[TRAIN] and counts[TEST]):
+        raise ScanError(f"{split} leaves {counts[TRAIN]} examples to learn from and {counts[TEST]} to test on")
+    return tuple(example for example in examples if example.subject in parts), tuple(problems)

@@ -1,0 +1,148 @@
+"""What a target's network begins with: random weights, a run of ours, or a file of weights; and that network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
+from raygenesis.errors import SettingsError
+from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet, build_encoder, pooled
+from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
+from raygenesis.pretraining.weights import load_network
+from raygenesis.transfer.statistics import RANDOM
+from raygenesis.workspace import Workspace, manifest_of, xxh3_of
+
+# Units between the pooled bottleneck and the answer (METHOD, target tasks).
+HIDDEN = 1024
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """name: what tables call it. weights: a run's folder or a file; None for random weights in `architecture`."""
+
+    name: str
+    weights: Path | None
+    architecture: Architecture
+    fingerprint: str
+
+
+class Classifier(nn.Module):
+    """Encoder → mean over space → 1024 units → num_out answers (METHOD, target tasks)."""
+
+    def __init__(self, encoder: ImageEncoder, num_out: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(
+            nn.Linear(encoder.num_features, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, num_out)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(pooled(self.encoder(images)[-1]))
+
+
+def find_initialisations(
+    starts: Sequence[str], workspace: Workspace, pretraining: PretrainingSettings, ndim: int
+) -> list[Initialisation]:
+    """`random`, names of the workspace's runs, and files of weights, as initialisations.
+
+    Random weights are those of the architecture of the first other one, or else of the settings. Raises WorkspaceError
+    or WeightsError where there is none of that name.
+    """
+    repeated = {start for start in starts if list(starts).count(start) > 1}
+    if repeated:
+        raise SettingsError(f"--from {min(repeated)} is given twice: give each initialisation once")
+    found: list[Initialisation] = []
+    for start in starts:
+        if start == RANDOM:
+            continue
+        path = Path(start).expanduser()
+        if "/" in start or path.suffix in (".safetensors", ".pt", ".pth", ".tar"):
+            name = re.sub(r"[^A-Za-z0-9_.+-]", "-", path.name.partition(".")[0] or path.name)
+            found.append(Initialisation(name, path.absolute(), load_network(path).architecture, xxh3_of(path)))
+        else:
+            manifest = manifest_of(workspace.run(start), "pretrain")
+            architecture = load_network(workspace.run(start)).architecture
+            found.append(Initialisation(start, workspace.run(start), architecture, manifest["fingerprint"]))
+    if RANDOM in starts:
+        given = Architecture(
+            ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
+        )
+        architecture = found[0].architecture if found else given
+        found.insert(list(starts).index(RANDOM), Initialisation(RANDOM, None, architecture, repr(architecture)))
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"two initialisations are called {max(names, key=names.count)!r}: rename one of the files")
+    return found
+
+
+def check_fits(initialisation: Initialisation, input_shape: Sequence[int]) -> None:
+    """Raise SettingsError if the network cannot take inputs of this shape."""
+    architecture, ndim = initialisation.architecture, len(input_shape)
+    if architecture.ndim > ndim:
+        raise SettingsError(
+            f"initialisation {initialisation.name} is a {architecture.ndim}D network and the target's images are {ndim}D: "
+            "leave it out, or choose one of fewer dimensions"
+        )
+    divisor = NETWORK_DIVISORS[architecture.network]
+    in_plane = input_shape[-architecture.ndim :]
+    if any(side % divisor for side in in_plane):
+        raise SettingsError(
+            f"finetune.input_shape={list(input_shape)}: initialisation {initialisation.name} ({architecture.network}) "
+            f"needs sides that are multiples of {divisor}"
+        )
+
+
+def segmentation_network(initialisation: Initialisation, num_classes: int, mode: str, seed: int, ndim: int) -> UNet:
+    """A U-Net whose new weights depend on the seed alone, so that initialisations start alike where they can.
+
+    Encoder and, in mode `full`, decoder (without its output layer) are the initialisation's. A 2D network for 3D images
+    works slice by slice.
+    """
+    with _seeded(seed):
+        unet = UNet(num_classes, initialisation.architecture)
+    pretrained = _pretrained(initialisation)
+    if pretrained is not None:
+        unet.encoder.load_state_dict(pretrained.encoder.state_dict())
+        if mode == "full" and pretrained.decoder is not None:
+            last = f"{pretrained.decoder.last}."
+            state = pretrained.decoder.state_dict()
+            unet.decoder.load_state_dict(
+                {name: value for name, value in state.items() if not name.startswith(last)}, strict=False
+            )
+    return slice_wise(unet) if initialisation.architecture.ndim < ndim else unet
+
+
+def target_encoder(initialisation: Initialisation, seed: int, ndim: int) -> ImageEncoder:
+    """The initialisation's encoder; a 2D one for 3D images works slice by slice."""
+    with _seeded(seed):
+        encoder = build_encoder(initialisation.architecture)
+    pretrained = _pretrained(initialisation)
+    if pretrained is not None:
+        encoder.load_state_dict(pretrained.encoder.state_dict())
+    return SliceWiseEncoder(encoder) if initialisation.architecture.ndim < ndim else encoder
+
+
+def classification_network(initialisation: Initialisation, num_out: int, seed: int, ndim: int) -> Classifier:
+    """A classifier, or with one output a regressor, over the initialisation's encoder; its head is the seed's."""
+    encoder = target_encoder(initialisation, seed, ndim)
+    with _seeded(seed):
+        return Classifier(encoder, num_out)
+
+
+def _pretrained(initialisation: Initialisation) -> PretextNetwork | None:
+    return None if initialisation.weights is None else load_network(initialisation.weights)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's generator with this seed, and afterwards as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,49 @@
+"""Who of a target's subjects pretraining has learnt from, and so must not be tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raygenesis.archive.catalogue import read_catalogue, split_by_subject
+from raygenesis.archive.identity import open_identity
+from raygenesis.archive.intake import scan_fingerprint
+from raygenesis.config import Settings
+from raygenesis.patterns.reader import predicate, read_patterns
+from raygenesis.patterns.schema import TRAINING
+from raygenesis.transfer.examples import Example
+from raygenesis.workspace import Workspace
+
+
+def seen_subjects(examples: Sequence[Example], workspace: Workspace, settings: Settings) -> set[str]:
+    """Subjects whose scan's very files, or whose name, are among the volumes that the workspace trains on.
+
+    Empty where the workspace has no archive. What published weights were trained on is not known here.
+    """
+    if not workspace.catalog.is_file():
+        return set()
+    rows = read_catalogue(workspace.catalog)
+    training, _ = split_by_subject(rows, settings.validation_fraction, settings.seed)
+    seen = {row["volume_id"] for row in training}
+    for store in (workspace.patterns, workspace.crops):
+        if (store / "manifest.json").is_file():
+            # What the encoder saw, should the seed or the archive have changed since.
+            seen |= set(read_patterns(store, ["volume_id"], predicate(TRAINING))["volume_id"].to_pylist())
+    # A scan of several volumes (time points) has their number behind its fingerprint.
+    scans = {volume.partition("-")[0] for volume in seen}
+    # Only files of a known size can be known files: the others need no hashing.
+    sizes = {row["source_bytes"] for row in rows}
+    names = {row["subject_id"] for row in rows if row["volume_id"] in seen}
+    identity = open_identity(workspace, settings.archive.keep_ids)
+    fingerprints: dict[tuple, str | None] = {}
+
+    def fingerprint(paths: tuple) -> str | None:
+        if paths not in fingerprints:
+            is_known = sum(path.stat().st_size for path in paths) in sizes
+            fingerprints[paths] = scan_fingerprint(paths) if is_known else None
+        return fingerprints[paths]
+
+    return {
+        example.subject
+        for example in examples
+        if identity.subject(example.subject) in names or fingerprint(example.image.paths) in scans
+    }

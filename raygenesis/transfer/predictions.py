@@ -1,0 +1,70 @@
+"""Predicted label maps as NIfTI, each on its scan's own voxels; and slices for the report."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.orientations import io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from raygenesis.transfer.cases import Case
+from raygenesis.workspace import publish
+
+
+def write_prediction(folder: Path, case: Case, predicted: NDArray[np.uint8]) -> Path:
+    """`<case>.nii.gz`: the classes of the scan's own voxels, in the order of its file where that is NIfTI; of a region,
+    the region's voxels at their place in the scan.
+
+    Each voxel has the class of the nearest voxel that was predicted.
+    """
+    inside = predicted[case.grid.within]
+    nearest = [
+        ((np.arange(side) + 0.5) * length / side).astype(int)
+        for side, length in zip(case.grid.shape, inside.shape, strict=True)
+    ]
+    classes = inside[np.ix_(*nearest)].T  # x y z
+    path = folder / f"{re.sub(r'([.]nii)?[.][A-Za-z]+$', '', case.name)}.nii.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(np.atleast_3d(classes), case.grid.affine)
+    source = case.grid.source
+    if source is not None and source.name.endswith((".nii", ".nii.gz")):
+        image = image.as_reoriented(ornt_transform(io_orientation(image.affine), io_orientation(nibabel.load(source).affine)))
+    publish(path, lambda aside: aside.write_bytes(_gzipped(image)))
+    return path
+
+
+def write_example(folder: Path, start: str, case: Case, predicted: NDArray[np.uint8]) -> None:
+    """The slice of a case with the most foreground: image float32, label and prediction uint8 [y, x]."""
+    at = int((case.label > 0).sum((1, 2)).argmax()) if case.label.ndim == 3 else ...
+    slices = {
+        "image": case.image[at].astype(np.float32), "label": case.label[at], "prediction": predicted[at],
+    }  # fmt: skip
+    publish(_example_path(folder, start), lambda aside: _save(aside, slices))
+
+
+def join_examples(folder: Path, starts: Sequence[str]) -> None:
+    """`example.npz`: image, label, and each initialisation's prediction under its name."""
+    joined: dict[str, NDArray[Any]] = {}
+    for start in starts:
+        with np.load(_example_path(folder, start)) as arrays:
+            joined |= {"image": arrays["image"], "label": arrays["label"], f"prediction_{start}": arrays["prediction"]}
+    publish(folder / "example.npz", lambda aside: _save(aside, joined))
+
+
+def _example_path(folder: Path, start: str) -> Path:
+    return folder / f"example-{start}.npz"
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would add its suffix to it
+        np.savez_compressed(file, **arrays)
+
+
+def _gzipped(image: nibabel.Nifti1Image) -> bytes:
+    return gzip.compress(image.to_bytes(), mtime=0)

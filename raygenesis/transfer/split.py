@@ -1,0 +1,165 @@
+"""Who learns and who tests: official lists where there are any, else seeded draws; always by subject."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raygenesis.config import FinetuneSettings
+from raygenesis.errors import SettingsError
+from raygenesis.transfer.examples import CLASSIFICATION, TEST, VALIDATION, Example, Target
+
+MIN_TEST_SUBJECTS = 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Who is learnt from, and the seed of everything else: the same for each initialisation, so trials are paired.
+
+    labelled: as `finetune.num_labelled` says it. A trial of more labelled subjects has those of fewer among them.
+    """
+
+    number: int
+    seed: int
+    labelled: int | str
+    examples: tuple[Example, ...]
+
+    @property
+    def num_subjects(self) -> int:
+        return len({example.subject for example in self.examples})
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples to test on and to decide by when to stop, the same in every trial, and the trials' draws from the rest.
+
+    seen: how many subjects pretraining has learnt from, which are therefore only learnt from here too.
+    """
+
+    test: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    trials: tuple[Trial, ...]
+    num_pool_subjects: int
+    num_seen: int
+
+
+def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, seed: int) -> Split:
+    """Draw a target's test, validation and labelled subjects; only those not `seen` in pretraining are tested on.
+
+    Raises SettingsError if an official list has seen subjects, or subjects or classes are too few.
+    """
+    examples = target.examples
+    if settings.allow_seen:
+        seen = set()
+    groups = _subjects_by_class(target)
+    subjects = sorted(groups)
+    is_official = any(example.split == TEST for example in examples)
+    if is_official:
+        tested, validated = ({e.subject for e in examples if e.split == part} for part in (TEST, VALIDATION))
+        _check_official(tested, validated, {e.subject for e in examples if e.split not in (TEST, VALIDATION)}, seen)
+    else:
+        tested, validated = _drawn(subjects, groups, seen, settings, seed)
+    pool = [subject for subject in subjects if subject not in tested | validated]
+    trials = []
+    for number in range(settings.num_trials):
+        generator = np.random.default_rng((seed, number))
+        order = _in_proportion(pool, groups, generator)
+        own_seed = int(generator.integers(2**31))
+        for labelled in settings.num_labelled:
+            drawn = set(order[: count_of(labelled, len(pool))])
+            trials.append(Trial(number, own_seed, labelled, tuple(e for e in examples if e.subject in drawn)))
+    of = lambda group: tuple(example for example in examples if example.subject in group)  # noqa: E731
+    split = Split(of(tested), of(validated), tuple(trials), len(pool), len(seen & set(subjects)))
+    _check_classes(target, split)
+    return split
+
+
+def count_of(labelled: int | str, num_subjects: int) -> int:
+    """How many subjects `finetune.num_labelled` means. Raises SettingsError if there are not so many."""
+    count = labelled
+    if isinstance(labelled, str):
+        count = max(2, round(float(labelled.rstrip("%")) / 100 * num_subjects))
+    if count > num_subjects:
+        raise SettingsError(
+            f"finetune.num_labelled={labelled} is more than the {num_subjects} labelled subjects that are not tested on: "
+            "lower it, or finetune.num_test and finetune.num_validation"
+        )
+    return count
+
+
+def _drawn(
+    subjects: Sequence[str], groups: Mapping[str, int], seen: set[str], settings: FinetuneSettings, seed: int
+) -> tuple[set[str], set[str]]:
+    """Subjects to test on, among those not seen, and to validate on, who may have been seen."""
+    unseen = [subject for subject in subjects if subject not in seen]
+    most = max((count for count in settings.num_labelled if isinstance(count, int)), default=2)
+    num_test = min(settings.num_test, len(unseen), len(subjects) - most - settings.num_validation)
+    if num_test < MIN_TEST_SUBJECTS:
+        raise SettingsError(
+            f"finetune.num_labelled={most}, finetune.num_test={settings.num_test} and finetune.num_validation="
+            f"{settings.num_validation} cannot be met: there are {len(subjects)} labelled subjects, {len(unseen)} of them "
+            f"unseen in pretraining, and testing needs at least {MIN_TEST_SUBJECTS} unseen ones beside the others: add "
+            "labelled scans of new subjects, or lower finetune.num_labelled"
+        )
+    generator = np.random.default_rng(seed)
+    tested = set(_in_proportion(unseen, groups, generator)[:num_test])
+    rest = [subject for subject in subjects if subject not in tested]
+    return tested, set(_in_proportion(rest, groups, generator)[: settings.num_validation])
+
+
+def _in_proportion(subjects: Sequence[str], groups: Mapping[str, int], generator: np.random.Generator) -> list[str]:
+    """A random order in which every beginning has the classes in proportion, and each class early on."""
+    places: dict[str, tuple[float, float]] = {}
+    for group in sorted({groups[subject] for subject in subjects}):
+        members = [subject for subject in subjects if groups[subject] == group]
+        ties = generator.random(len(members))
+        for rank, position in enumerate(generator.permutation(len(members))):
+            places[members[position]] = (rank / len(members), ties[rank])
+    return sorted(subjects, key=places.__getitem__)
+
+
+def _subjects_by_class(target: Target) -> dict[str, int]:
+    """Subject → the highest class of its examples; all alike where the task has none."""
+    groups: dict[str, int] = {}
+    for example in target.examples:
+        value = int(example.value) if target.task == CLASSIFICATION else 0
+        groups[example.subject] = max(groups.get(example.subject, 0), value)
+    return groups
+
+
+def _check_official(tested: set[str], validated: set[str], learnt: set[str], seen: set[str]) -> None:
+    both = (tested & validated) | ((tested | validated) & learnt)
+    if both:
+        raise SettingsError(
+            f"the official lists have {len(both)} subjects in two parts, {min(both)} the first: splits are by subject"
+        )
+    leaked = sorted(tested & seen)
+    if leaked:
+        raise SettingsError(
+            f"{len(leaked)} of {len(tested)} official test subjects, {leaked[0]} the first, are among the scans that "
+            "pretraining learns from: pretrain without them, or give finetune.allow_seen=true to test on them all the same"
+        )
+
+
+def _check_classes(target: Target, split: Split) -> None:
+    """Raise SettingsError if a class is missing among those learnt from, validated or tested on."""
+    if target.task != CLASSIFICATION:
+        return
+    parts = {"the test subjects": split.test}
+    if split.validation:
+        parts["the validation subjects"] = split.validation
+    for trial in split.trials:
+        parts[f"the {trial.num_subjects} labelled subjects of trial {trial.number}"] = trial.examples
+    for title, examples in parts.items():
+        counts = Counter(example.value for example in examples)
+        missing = [name for number, name in enumerate(target.classes) if not counts[number]]
+        if missing:
+            there = ", ".join(f"{name} {counts[number]}" for number, name in enumerate(target.classes))
+            raise SettingsError(
+                f"class {missing[0]!r} is missing from {title} ({there}): raise finetune.num_labelled, "
+                "finetune.num_test or finetune.num_validation, or give another split"
+            )
+
