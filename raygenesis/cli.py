@@ -179,7 +179,7 @@ def pretexts_command() -> None:
 
 @weights_app.command("show")
 def weights_show_command(file: WeightsFile) -> None:
-    """What a run's weights, or a published .pt file, hold."""
+    """What a run's weights, or a published file, hold."""
     from raygenesis.pretraining.weights import describe
 
     for line in describe(file):

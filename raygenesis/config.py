@@ -7,7 +7,7 @@ say only what they change.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -20,7 +20,11 @@ ExtentMm = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=3)]
 Labelled = Annotated[int, Field(ge=2)] | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9](\.[0-9]+)?)%$")]
 
 # What each side of an image must be a multiple of: the U-Net halves it three times (METHOD), a ResNet five times.
-NETWORK_DIVISORS = {"unet": 8, "segresnet": 8, "resnet18": 32, "resnet34": 32, "resnet50": 32}
+Network = Literal[
+    "unet", "segresnet", "resnet10", "resnet18", "resnet34", "resnet18-b", "resnet34-b", "resnet50", "resnet101",
+    "resnet152", "resnet200", "i3d",
+]  # fmt: skip
+NETWORK_DIVISORS = {name: 8 if name in ("unet", "segresnet") else 32 for name in get_args(Network)}
 AUTOENCODER_DIVISOR = 8
 
 
@@ -207,9 +211,10 @@ class PretrainingSettings(Section):
     num_coordinates: Count | None = Field(
         None, description="Use only coordinates < C (of random crops: C of each scan); all when null."
     )
-    network: Literal["unet", "segresnet", "resnet18", "resnet34", "resnet50"] = Field(
+    network: Network = Field(
         "unet",
-        description="The method's U-Net, or MONAI's SegResNet, or its U-Net over a ResNet.",
+        description="The method's U-Net, or MONAI's SegResNet, or its U-Net over a ResNet (`-b`: with torchvision's "
+        "shortcuts), or I3D in 3D.",
     )
     base_width: Count = Field(
         32, description="Channels of the first convolution of `unet` (paper: 32) and `segresnet` (a multiple of 8)."
@@ -457,6 +462,8 @@ class Settings(Section):
                 divisor = NETWORK_DIVISORS[self.pretraining.network]
             if any(side % divisor for side in shape):
                 raise ValueError(f"{key}={list(shape)}: {network} needs each side to be a multiple of {divisor}")
+        if self.pretraining.network == "i3d" and self.ndim != 3:
+            raise ValueError("pretraining.network=i3d takes 3D images, and discovery.cube_shape has 2 sides")
         for scale in self.discovery.scales:
             if len(scale.extent_mm) != self.ndim:
                 raise ValueError(

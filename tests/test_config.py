@@ -285,6 +285,10 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["pretraining.network=resnet18", "discovery.cube_shape=[32, 40, 32]"], ["[32, 40, 32]", "multiple of 32"]),
         (["pretraining.network=segresnet"], ["pretraining.base_width=4", "multiple of 8"]),
         (["pretraining.network=resnet18", "pretraining.norm=group"], ["pretraining.norm=group", "network=resnet18"]),
+        (
+            ["pretraining.network=i3d", "discovery.cube_shape=[32, 32]", "autoencoder.input_shape=[32, 32]"],
+            ["pretraining.network=i3d", "discovery.cube_shape has 2"],
+        ),
         (["pretraining.compile=true", "pretraining.gradient_checkpointing=true"], ["compile", "checkpointing"]),
         (["pretraining.num_workers=17"], ["pretraining.batch_size=16", "17 worker(s) (pretraining.num_workers)"]),
         (["pretraining.num_pieces=9", "pretraining.num_workers=[1,2]"], ["batch_size=16", "9 piece(s)", "2 worker(s)"]),

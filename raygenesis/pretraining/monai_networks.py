@@ -1,6 +1,8 @@
 """Ready networks of MONAI, taken apart into an encoder and a decoder; their parts keep MONAI's names.
 
 `segresnet` is SegResNet; `resnet18` and its like are FlexibleUNet: the decoder of segmentation_models over a ResNet.
+`resnet18-b` and `resnet34-b` have torchvision's shortcuts (1×1 convolutions, option B of the ResNet paper) where
+MONAI's of that depth have none with weights.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import torch
 from monai.networks.nets import FLEXUNET_BACKBONE, FlexibleUNet, SegResNet
 from torch import nn
 
-from raygenesis.pretraining.networks import Architecture, ImageEncoder, run
+from raygenesis.pretraining.networks import BATCH_NORM, CONV, Architecture, ImageEncoder, run
+
+WITH_WEIGHTS = "-b"  # ends the name of a ResNet whose shortcuts have weights, where MONAI's have none
 
 
 class SegResNetEncoder(ImageEncoder):
@@ -86,7 +90,27 @@ def whole_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.partition(".")[2]: value for name, value in state.items() if name.startswith(parts)}
 
 
+def class_of(network: str) -> str | None:
+    """MONAI's class of a network; None where MONAI has none with these weights."""
+    if network == "segresnet":
+        return "SegResNet"
+    return "FlexibleUNet" if network in FLEXUNET_BACKBONE.register_dict else None
+
+
 def _build(architecture: Architecture, num_out: int) -> SegResNet | FlexibleUNet:
     if architecture.network == "segresnet":
         return SegResNet(architecture.ndim, architecture.base_width, in_channels=1, out_channels=num_out)
-    return FlexibleUNet(1, num_out, architecture.network, spatial_dims=architecture.ndim)
+    depth = architecture.network.removesuffix(WITH_WEIGHTS)
+    whole = FlexibleUNet(1, num_out, depth, spatial_dims=architecture.ndim)
+    if architecture.network.endswith(WITH_WEIGHTS):
+        _give_shortcuts_weights(whole.encoder, architecture.ndim)
+    return whole
+
+
+def _give_shortcuts_weights(encoder: nn.Module, ndim: int) -> None:
+    """Where a layer of basic blocks narrows the image: a 1×1 convolution and batch norm, named as torchvision's."""
+    for layer in (encoder.layer2, encoder.layer3, encoder.layer4):
+        conv = layer[0].conv1
+        shortcut = CONV[ndim](conv.in_channels, conv.out_channels, 1, stride=conv.stride, bias=False)
+        nn.init.kaiming_normal_(shortcut.weight, mode="fan_out", nonlinearity="relu")  # as MONAI begins the others
+        layer[0].downsample = nn.Sequential(shortcut, BATCH_NORM[ndim](conv.out_channels))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from math import gcd
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ MOST_GROUPS = 8
 class Architecture:
     """What it takes to build a network again; kept beside its weights.
 
-    network: `unet`, or a name of `monai_networks`. head: what answers at the bottleneck, `classification` or
+    network: `unet`, `i3d`, or a name of `monai_networks`. head: what answers at the bottleneck, `classification` or
     `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder.
     """
 
@@ -210,18 +212,14 @@ def build_encoder(architecture: Architecture) -> ImageEncoder:
     """The encoder of an architecture, for images of one channel."""
     if architecture.network == "unet":
         return Encoder(architecture.ndim, architecture.base_width, norm=architecture.norm)
-    from raygenesis.pretraining import monai_networks  # MONAI takes seconds to import
-
-    return monai_networks.build_encoder(architecture)
+    return _module_of(architecture.network).build_encoder(architecture)
 
 
 def build_decoder(architecture: Architecture, num_out: int) -> nn.Module:
     """The decoder of an architecture: from its encoder's features to images of `num_out` channels."""
     if architecture.network == "unet":
         return Decoder(architecture.ndim, architecture.base_width, num_out, architecture.norm)
-    from raygenesis.pretraining import monai_networks
-
-    return monai_networks.build_decoder(architecture, num_out)
+    return _module_of(architecture.network).build_decoder(architecture, num_out)
 
 
 def pooled(features: torch.Tensor) -> torch.Tensor:
@@ -242,6 +240,11 @@ def save_memory(model: PretextNetwork) -> None:
     for part in (model.encoder, model.decoder):
         if part is not None:
             part.saves_memory = True
+
+
+def _module_of(network: str) -> ModuleType:
+    """Where a network other than the U-Net is built; MONAI takes seconds to import."""
+    return import_module(f"raygenesis.pretraining.{'i3d' if network == 'i3d' else 'monai_networks'}")
 
 
 @contextmanager

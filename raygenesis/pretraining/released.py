@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from torch import nn
 
-from raygenesis.errors import RaygenesisError
 from raygenesis.pretraining.networks import ClassificationHead, Decoder, Encoder, widths_of
-from raygenesis.workspace import publish
+from raygenesis.pretraining.torch_files import (
+    WeightsError,
+    finite,
+    is_tensor,
+    misfit,
+    plain,
+    read_tensors,
+    save_torch,
+    told,
+)
 
 PARTS = {"encoder": "encoder", "decoder": "decoder", "head": "classification head"}
 LEVELS = {
@@ -35,10 +39,6 @@ OURS = {
 }  # fmt: skip
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 FIRST, LINEAR = "encoder.levels.0.0.weight", "head.linear.weight"
-
-
-class WeightsError(RaygenesisError):
-    """A file of weights that is not ours, or damaged."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,23 @@ def read_released(path: str | Path) -> Released:
     network, or holds numbers that are not finite.
     """
     path = Path(path)
-    found = _tensors(path)
+    return released_in(read_tensors(path), path)
+
+
+def released_in(found: Mapping[str, Any], path: Path) -> Released:
+    """`read_released` of a file that was read by `read_tensors`; path: what errors name."""
     renamed = {name: ours for name in found if (ours := _rename(name, OURS))}
-    if not any(".conv1." in name for name in renamed):
+    if not is_released(found):
         listed = f"begin with {', '.join(list(found)[:3])}" if found else "are none"
         raise WeightsError(f"{path} holds no convolution of the U-Net of Models Genesis: the names in it {listed}")
 
     expected = _expected({ours: found[name] for name, ours in renamed.items()})
     taken: list[str] = []
-    left = {name: _no_place(name) for name, value in found.items() if _is_tensor(value)}
+    left = {name: _no_place(name) for name, value in found.items() if is_tensor(value)}
     missing = []
     for part, title in PARTS.items():
         wanted = {_rename(ours, THEIRS): value for ours, value in expected.items() if ours.startswith(f"{part}.")}
-        reason = _misfit(found, wanted)
+        reason = misfit(found, wanted)
         if reason and part == "encoder":
             raise WeightsError(f"{path} does not hold a whole encoder: {reason}")
         if reason:
@@ -99,11 +103,14 @@ def read_released(path: str | Path) -> Released:
             taken += wanted
     left = {name: reason for name, reason in left.items() if name not in taken}
 
-    state = {renamed[name]: _plain(found[name]) for name in taken}
-    for name in taken:
-        if not state[renamed[name]].isfinite().all():
-            raise WeightsError(f"{path} holds numbers that are not finite, in {name}: its training had diverged")
-    return Released(state, taken, left, missing)
+    theirs = {name: plain(found[name]) for name in taken}
+    finite(theirs, path)
+    return Released({renamed[name]: value for name, value in theirs.items()}, taken, left, missing)
+
+
+def is_released(found: Mapping[str, Any]) -> bool:
+    """Whether a convolution of the earlier systems' network is among what was found."""
+    return any(".conv1." in name and _rename(name, OURS) for name in found)
 
 
 def write_released(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -119,21 +126,10 @@ def write_released(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
         raise WeightsError(f"{path} is not written: {foreign[0]} has no place in the U-Net of Models Genesis")
     for part in PARTS:
         wanted = {name: value for name, value in expected.items() if name.startswith(f"{part}.")}
-        if (part == "encoder" or not wanted.keys().isdisjoint(state)) and (reason := _misfit(state, wanted)):
+        if (part == "encoder" or not wanted.keys().isdisjoint(state)) and (reason := misfit(state, wanted)):
             raise WeightsError(f"{path} is not written: {reason}")
-    tensors = {_rename(name, THEIRS): _plain(value.cpu()) for name, value in state.items()}
+    tensors = {_rename(name, THEIRS): plain(value.cpu()) for name, value in state.items()}
     save_torch({"state_dict": tensors}, path)
-
-
-def save_torch(content: Mapping[str, Any], path: Path) -> None:
-    """Publish a torch file; the same content gives the same bytes."""
-
-    def write(aside: Path) -> None:
-        # Through an open file: by itself torch.save writes the name aside into the file.
-        with aside.open("wb") as file:
-            torch.save(content, file)
-
-    publish(path, write)
 
 
 def summary(released: Released) -> list[str]:
@@ -142,46 +138,7 @@ def summary(released: Released) -> list[str]:
     lines = [f"taken: {', '.join(f'{title} {counts[part]} tensors' for part, title in PARTS.items() if counts[part])}"]
     if released.missing:
         lines.append(f"missing: {', '.join(released.missing)}")
-    groups = Counter((name.partition(".")[0], reason) for name, reason in released.left.items())
-    for (prefix, reason), num in groups.items():
-        lines.append(f"{prefix}.*: {num} tensor{'s' if num > 1 else ''}, {reason}")
-    return lines
-
-
-def _tensors(path: Path) -> dict[str, Any]:
-    """The state dict in a file, its names without the prefixes of the modules that wrapped the network."""
-    content = _load(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        name = re.sub(r"^(module\.|classficationNet\.)+", "", str(key))
-        if name in found:
-            raise WeightsError(f"{path} holds {name} twice, under different prefixes: keep one of the two networks")
-        found[name] = value
-    return found
-
-
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist: give a .pt or .pth file of Models Genesis or its successors")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of torch, about a pickle's protocol
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except PermissionError:
-        raise WeightsError(f"{path} may not be read: ask its owner for the permission") from None
-    except Exception as error:  # a damaged stream of pickled bytes can end in any of them
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named or (isinstance(error, UnpicklingError) and is_zipfile(path)):
-            listed = f" ({named[1]})" if named else ""
-            raise WeightsError(
-                f"{path} holds pickled objects other than tensors{listed} and is not opened, because such files can "
-                "run code: have its owner load it and save the tensors alone, torch.save(model.state_dict(), file)"
-            ) from None
-        raise WeightsError(f"{path} is not a torch file, or is damaged: give one written by torch.save") from None
+    return lines + told(released.left)
 
 
 def _rename(name: str, layers: Mapping[str, str]) -> str | None:
@@ -215,31 +172,7 @@ def _running_statistics(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def _length(value: Any) -> int:
-    return max(1, len(value)) if _is_tensor(value) and value.ndim else 1
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
-def _misfit(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> str | None:
-    """Why what was found is not what is wanted, by the first tensor where it shows; None if it is."""
-    for name, like in wanted.items():
-        value = found.get(name)
-        if not _is_tensor(value):
-            return f"{name} is missing"
-        if value.shape != like.shape:
-            return f"{name} has shape {list(value.shape)} where {list(like.shape)} fits the rest"
-        both_float = value.is_floating_point() and like.is_floating_point()
-        if value.layout != torch.strided or value.is_meta or not (both_float or value.dtype == like.dtype):
-            return f"{name} is not a dense tensor of {str(like.dtype).removeprefix('torch.')}"
-    return None
-
-
-def _plain(value: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy that shares memory with nothing; floating-point numbers as float32."""
-    dtype = torch.float32 if value.is_floating_point() else value.dtype
-    return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return max(1, len(value)) if is_tensor(value) and value.ndim else 1
 
 
 def _no_place(name: str) -> str:

@@ -15,14 +15,16 @@ from safetensors.torch import load_file, save_file
 from raygenesis._version import __version__
 from raygenesis.config import NETWORK_DIVISORS
 from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet
-from raygenesis.pretraining.released import WeightsError, read_released, save_torch, summary, write_released
+from raygenesis.pretraining.released import is_released, released_in, summary, write_released
+from raygenesis.pretraining.supervised import refuse_tensorflow, supervised_in
+from raygenesis.pretraining.torch_files import WeightsError, read_tensors, save_torch, unwrapped
 from raygenesis.progress import say
 from raygenesis.workspace import publish
 
 ENCODER_FILE = "encoder.safetensors"
 CARD_FILE = "model-card.md"
 FORMAT = "raygenesis-2"
-RELEASED = (".pt", ".pth", ".tar")  # endings of files of the earlier systems
+TORCH = (".pt", ".pth", ".tar")  # endings of files that others published, beside their safetensors
 
 
 def export(model: PretextNetwork, folder: Path, facts: Mapping[str, Any]) -> Path:
@@ -43,7 +45,8 @@ def export(model: PretextNetwork, folder: Path, facts: Mapping[str, Any]) -> Pat
 def load_encoder(path: str | Path) -> ImageEncoder:
     """The pretrained encoder as a torch module in evaluation mode; needs no Ray.
 
-    `path` is `encoder.safetensors`, the run's folder, or a `.pt` file published for Models Genesis or Semantic Genesis.
+    `path` is `encoder.safetensors`, the run's folder, or a file published for Models Genesis or Semantic Genesis, or of
+    a supervised network (MedicalNet, a ResNet of torchvision or timm, I3D).
     `encoder(images)` gives the features of each level and `encoder.embed(images)` one vector an image; images are
     float32 [n, 1, z, y, x] in [0, 1]. Raises WeightsError if the file is none of these.
     """
@@ -73,9 +76,12 @@ def load_network(path: str | Path) -> PretextNetwork:
     Of a published file it prints what was taken and what was not.
     """
     file = _file(path)
-    if file.suffix in RELEASED:
-        return _load_released(file)
-    architecture = _architecture(file)
+    if file.suffix in TORCH:
+        return _load_published(file, read_tensors(file))
+    described = _description(file)
+    if "format" not in described:
+        return _load_published(file, unwrapped(load_file(file), file))
+    architecture = _architecture(file, described)
     model = PretextNetwork(architecture)
     try:
         model.load_state_dict(load_file(file))
@@ -100,13 +106,15 @@ def export_to_library(path: str | Path, output: Path) -> str:
     model = load_network(path)
     architecture = model.architecture
     if architecture.network != "unet":
-        from raygenesis.pretraining.monai_networks import whole_state  # MONAI takes seconds to import
+        from raygenesis.pretraining.monai_networks import class_of, whole_state  # MONAI takes seconds to import
 
+        kind = class_of(architecture.network)
+        if kind is None:
+            raise WeightsError(f"{path} is a {architecture.network}, which MONAI has not: use raygenesis.load_unet")
         if model.decoder is None:
             raise WeightsError(f"{path} holds no decoder, and MONAI's network of that name has one")
         tensors = {name: value.contiguous() for name, value in whole_state(model.state_dict()).items()}
         save_torch(tensors, output)
-        kind = "SegResNet" if architecture.network == "segresnet" else "FlexibleUNet"
         return f"monai.networks.nets.{kind}: load_state_dict(torch.load(file, weights_only=True))"
     if architecture.ndim == 2 or architecture.norm not in ("batch", "batch-statistics"):
         raise WeightsError(
@@ -127,8 +135,19 @@ def export_to_library(path: str | Path, output: Path) -> str:
     return known_as
 
 
-def _load_released(file: Path) -> PretextNetwork:
-    released = read_released(file)
+def _load_published(file: Path, found: Mapping[str, Any]) -> PretextNetwork:
+    if is_released(found):
+        return _load_released(file, found)
+    published = supervised_in(found, file)
+    model = PretextNetwork(published.architecture)
+    model.encoder.load_state_dict(published.state)
+    for line in published.summary():
+        say("weights", line)
+    return model
+
+
+def _load_released(file: Path, found: Mapping[str, Any]) -> PretextNetwork:
+    released = released_in(found, file)
     architecture = Architecture(
         base_width=released.base_width, norm="batch-statistics", num_classes=released.num_classes or 0,
         head="classification" if released.num_classes else None, restores=released.has_decoder,
@@ -143,22 +162,25 @@ def _load_released(file: Path) -> PretextNetwork:
 
 def _file(path: str | Path) -> Path:
     path = Path(path)
+    refuse_tensorflow(path)
     file = path / ENCODER_FILE if path.is_dir() else path
     if not file.is_file():
-        raise WeightsError(f"{file} does not exist: give a run's folder, its {ENCODER_FILE} or a published .pt file")
+        raise WeightsError(f"{file} does not exist: give a run's folder, its {ENCODER_FILE} or a published file")
     return file
 
 
-def _architecture(file: Path) -> Architecture:
+def _description(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself; empty if it is not ours."""
     try:
         with safe_open(file, "pt") as opened:
-            described = json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
+            return json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
     except (SafetensorError, OSError):
         raise WeightsError(f"{file} is not a safetensors file, or is damaged") from None
     except ValueError:
         raise WeightsError(f"{file} does not describe its network") from None
-    if "format" not in described:
-        raise WeightsError(f"{file} was not written by raygenesis")
+
+
+def _architecture(file: Path, described: Mapping[str, Any]) -> Architecture:
     if described["format"] != FORMAT:
         raise WeightsError(
             f"{file} was not written by this version of raygenesis: its format is {described['format']!r}, and "
