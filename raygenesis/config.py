@@ -374,9 +374,9 @@ class FinetuneSettings(Section):
 
     mode: Literal["full", "encoder", "frozen", "knn"] = Field(
         "full",
-        description="What comes from the initialisation and is trained: full: encoder and decoder (of a classifier, the "
-        "encoder); encoder: the encoder, with a new decoder; frozen: the encoder, which stays as it is (linear probe); "
-        "knn: nothing is trained, labelled subjects with like embeddings answer.",
+        description="What comes from the initialisation. full: encoder and decoder (of a classifier, the encoder); "
+        "encoder: the encoder, with a new decoder; frozen: the encoder, which stays as it is (linear probe); knn: "
+        "nothing is trained, labelled subjects with like embeddings answer.",
     )
     spacing_mm: ExtentMm | None = Field(
         None, description="Voxel size z y x of whole scans to be segmented; the labelled scans' median when null."
@@ -388,8 +388,8 @@ class FinetuneSettings(Section):
     )
     num_labelled: Annotated[tuple[Labelled, ...], Field(min_length=1)] = Field(
         (5,),
-        description="Labelled subjects to learn from: a number, a share such as 10% of those that are not tested on, or "
-        "several such as [5, 20, 100%].",
+        description="Labelled subjects to learn from: a number, a share such as 10% of those that are not tested on, "
+        "or several such as [5, 20, 100%].",
     )
     num_test: Count = Field(20, description="Subjects to test on, where there is no official list.")
     num_validation: Annotated[int, Field(ge=0)] = Field(

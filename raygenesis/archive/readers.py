@@ -34,7 +34,8 @@ def read_scan(
 ) -> list[Volume]:  # fmt: skip
     """Decode the file of a scan, or the files of its DICOM series, into canonical axes.
 
-    One volume, or several where archive.fourth_axis splits a fourth axis; `may_be_flat`: of a single value. Raises ScanError saying what is wrong.
+    One volume, or several where archive.fourth_axis splits a fourth axis; `may_be_flat`: also of a single value.
+    Raises ScanError saying what is wrong.
     """
     module = format_of(paths[0].name)
     is_dicom = module is None

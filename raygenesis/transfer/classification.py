@@ -125,7 +125,10 @@ def _probabilities(
 
 
 def _loss(task: str, values: NDArray[Any], num_classes: int, scale: tuple[float, float], balanced: bool, device: str):
-    """Cross-entropy, of each class apart where several may be true, or squared error; classes weigh alike if balanced."""
+    """Cross-entropy, of each class apart where several may be true, or squared error.
+
+    balanced: rare classes count more.
+    """
     if task == REGRESSION:
         mean, spread = scale
         return lambda out, wanted: functional.mse_loss(out[:, 0], ((wanted - mean) / spread).float())

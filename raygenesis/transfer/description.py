@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from raygenesis.config import Section, Settings
 from raygenesis.errors import SettingsError
@@ -25,7 +25,7 @@ class Description(Section):
 
     layout: str | None = None
     folder: Path | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({}, description="Of the layout.")
     task: Literal["segmentation", "classification", "regression"] | None = None
     images: Path | None = None
     labels: Path | None = None
@@ -38,7 +38,7 @@ class Description(Section):
     split: Path | None = None
     empty_masks: Literal["leave-out", "keep"] = "leave-out"
     window: tuple[float, float] | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({}, description="Below `finetune`.")
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Description:
@@ -92,9 +92,8 @@ def read_target(description: Description) -> Target:
         known = list(inspect.signature(read).parameters)[1:]
         unknown = [key for key in description.options if key not in known]
         if unknown:
-            raise SettingsError(
-                f"options of layout {description.layout}: {unknown[0]!r} is unknown; there are {', '.join(known) or 'none'}"
-            )
+            there = ", ".join(known) or "none"
+            raise SettingsError(f"options of layout {description.layout}: {unknown[0]!r} is unknown; there are {there}")
         return read(description.folder, **description.options)
     if description.task == SEGMENTATION:
         return read_label_maps(

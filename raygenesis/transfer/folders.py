@@ -182,7 +182,10 @@ def _split(
     if len(unnamed) == len(examples):
         known = ", ".join(list(parts)[:3])
         raise ScanError(f"{split} names none of the subjects, such as {examples[0].subject!r}: it names {known}")
-    problems = [*problems, *(Problem(example.name, f"subject {example.subject} is not in {split}") for example in unnamed)]
+    problems = [
+        *problems,
+        *(Problem(example.name, f"subject {example.subject} is not in {split}") for example in unnamed),
+    ]
     counts = Counter(parts[example.subject] for example in examples if example.subject in parts)
     if not (counts[TRAIN] and counts[TEST]):
         raise ScanError(f"{split} leaves {counts[TRAIN]} examples to learn from and {counts[TEST]} to test on")

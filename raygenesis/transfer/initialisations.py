@@ -15,7 +15,7 @@ from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet, build_encoder, pooled
 from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
-from raygenesis.pretraining.weights import load_network
+from raygenesis.pretraining.weights import RELEASED, load_network
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace import Workspace, manifest_of, xxh3_of
 
@@ -63,7 +63,7 @@ def find_initialisations(
         if start == RANDOM:
             continue
         path = Path(start).expanduser()
-        if "/" in start or path.suffix in (".safetensors", ".pt", ".pth", ".tar"):
+        if is_file(start):
             name = re.sub(r"[^A-Za-z0-9_.+-]", "-", path.name.partition(".")[0] or path.name)
             found.append(Initialisation(name, path.absolute(), load_network(path).architecture, xxh3_of(path)))
         else:
@@ -82,13 +82,18 @@ def find_initialisations(
     return found
 
 
+def is_file(start: str) -> bool:
+    """Whether an initialisation's name is a path rather than a run's name."""
+    return "/" in start or start.endswith((".safetensors", *RELEASED))
+
+
 def check_fits(initialisation: Initialisation, input_shape: Sequence[int]) -> None:
     """Raise SettingsError if the network cannot take inputs of this shape."""
     architecture, ndim = initialisation.architecture, len(input_shape)
     if architecture.ndim > ndim:
         raise SettingsError(
-            f"initialisation {initialisation.name} is a {architecture.ndim}D network and the target's images are {ndim}D: "
-            "leave it out, or choose one of fewer dimensions"
+            f"initialisation {initialisation.name} is a {architecture.ndim}D network and the target's images are "
+            f"{ndim}D: leave it out"
         )
     divisor = NETWORK_DIVISORS[architecture.network]
     in_plane = input_shape[-architecture.ndim :]

@@ -48,7 +48,9 @@ def train(
     validate: the score of the network as it is, the higher the better; the best weights are kept. Raises TrainingError
     where the loss is no number.
     """
-    optimizer = torch.optim.Adam([weight for weight in network.parameters() if weight.requires_grad], settings.learning_rate)
+    optimizer = torch.optim.Adam(
+        [weight for weight in network.parameters() if weight.requires_grad], settings.learning_rate
+    )
     generator = np.random.default_rng(seed)
     every = max(1, settings.num_steps // NUM_VALIDATIONS)
     losses: list[float] = []

@@ -52,7 +52,12 @@ def overlap(predicted: NDArray[np.uint8], label: NDArray[np.uint8], num_classes:
         "voxels_predicted": [int((predicted == number).sum()) for number in numbers],
         "voxels_labelled": [int((label == number).sum()) for number in numbers],
     }
-    return {"dice": float(np.mean(dice)), "iou": float(np.mean(iou)), "dice_per_class": dice, "iou_per_class": iou} | counts
+    return {
+        "dice": float(np.mean(dice)),
+        "iou": float(np.mean(iou)),
+        "dice_per_class": dice,
+        "iou_per_class": iou,
+    } | counts
 
 
 def figures(task: str, tested: Sequence[Row]) -> dict[str, float]:
@@ -80,7 +85,9 @@ def figures(task: str, tested: Sequence[Row]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def of_subjects(task: str, trials: Sequence[Sequence[Row]]) -> tuple[list[str], NDArray[np.float64], NDArray[Any] | None]:
+def of_subjects(
+    task: str, trials: Sequence[Sequence[Row]]
+) -> tuple[list[str], NDArray[np.float64], NDArray[Any] | None]:
     """What trials say of each subject on average, for tests by subject: names, [subjects, ...] and their true values.
 
     Of a segmentation the Dice, of a regression the absolute error (values None: their mean is the primary figure); of
@@ -113,7 +120,9 @@ def auc_of(positive: NDArray[np.bool_], answers: NDArray[np.float64]) -> float:
 def mean_auc(values: NDArray[Any], answers: NDArray[np.float64]) -> float:
     """The primary figure of a classification: values [n] (classes) or [n, classes] (0 and 1), answers [n, classes]."""
     if values.ndim == 2:
-        return float(np.nanmean([auc_of(values[:, number] > 0, answers[:, number]) for number in range(values.shape[1])]))
+        return float(
+            np.nanmean([auc_of(values[:, number] > 0, answers[:, number]) for number in range(values.shape[1])])
+        )
     return _auc(values, answers)
 
 

@@ -34,7 +34,9 @@ def write_prediction(folder: Path, case: Case, predicted: NDArray[np.uint8]) -> 
     image = nibabel.Nifti1Image(np.atleast_3d(classes), case.grid.affine)
     source = case.grid.source
     if source is not None and source.name.endswith((".nii", ".nii.gz")):
-        image = image.as_reoriented(ornt_transform(io_orientation(image.affine), io_orientation(nibabel.load(source).affine)))
+        image = image.as_reoriented(
+            ornt_transform(io_orientation(image.affine), io_orientation(nibabel.load(source).affine))
+        )
     publish(path, lambda aside: aside.write_bytes(_gzipped(image)))
     return path
 

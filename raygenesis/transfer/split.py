@@ -84,8 +84,8 @@ def count_of(labelled: int | str, num_subjects: int) -> int:
         count = max(2, round(float(labelled.rstrip("%")) / 100 * num_subjects))
     if count > num_subjects:
         raise SettingsError(
-            f"finetune.num_labelled={labelled} is more than the {num_subjects} labelled subjects that are not tested on: "
-            "lower it, or finetune.num_test and finetune.num_validation"
+            f"finetune.num_labelled={labelled} is more than the {num_subjects} labelled subjects that are not tested "
+            "on: lower it, or finetune.num_test and finetune.num_validation"
         )
     return count
 
@@ -100,8 +100,8 @@ def _drawn(
     if num_test < MIN_TEST_SUBJECTS:
         raise SettingsError(
             f"finetune.num_labelled={most}, finetune.num_test={settings.num_test} and finetune.num_validation="
-            f"{settings.num_validation} cannot be met: there are {len(subjects)} labelled subjects, {len(unseen)} of them "
-            f"unseen in pretraining, and testing needs at least {MIN_TEST_SUBJECTS} unseen ones beside the others: add "
+            f"{settings.num_validation} cannot be met: there are {len(subjects)} labelled subjects, {len(unseen)} of "
+            f"them unseen in pretraining, and testing needs at least {MIN_TEST_SUBJECTS} unseen ones beside the others: add "
             "labelled scans of new subjects, or lower finetune.num_labelled"
         )
     generator = np.random.default_rng(seed)
@@ -140,7 +140,7 @@ def _check_official(tested: set[str], validated: set[str], learnt: set[str], see
     if leaked:
         raise SettingsError(
             f"{len(leaked)} of {len(tested)} official test subjects, {leaked[0]} the first, are among the scans that "
-            "pretraining learns from: pretrain without them, or give finetune.allow_seen=true to test on them all the same"
+            "pretraining learns from: pretrain without them, or give finetune.allow_seen=true to test on them anyway"
         )
 
 
@@ -162,4 +162,3 @@ def _check_classes(target: Target, split: Split) -> None:
                 f"class {missing[0]!r} is missing from {title} ({there}): raise finetune.num_labelled, "
                 "finetune.num_test or finetune.num_validation, or give another split"
             )
-

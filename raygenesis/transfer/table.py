@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from raygenesis.transfer.statistics import CONFIDENCE, Against, Comparison
+from raygenesis.transfer.statistics import Against, Comparison
 
 LEGEND = (
     "Mean ± s.d. over trials, with the 95 % confidence interval of the mean. * cannot be told from the best (bold) at "
@@ -54,7 +54,9 @@ def as_latex(table: Sequence[Comparison]) -> str:
     lines = [" & ".join(_escaped(cell) for cell in cells) + r" \\" for cells in rows]
     columns = "l" + "r" * (len(HEAD) - 1)
     head, *body = lines
-    inside = "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}"])
+    inside = "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}"]
+    )
     return f"{inside}\n% {LEGEND}\n"
 
 

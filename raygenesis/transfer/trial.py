@@ -35,7 +35,7 @@ from raygenesis.transfer.segmentation import segment, train_segmenter
 from raygenesis.transfer.split import Trial
 from raygenesis.workspace import Stopwatch, write_json
 
-# Network input that gives one answer for each trained output, without training.
+# Modes in which no network is trained to classify.
 PROBES = ("frozen", "knn")
 
 
@@ -47,8 +47,12 @@ class Pose:
     num_classes: int
     form: Form
     settings: FinetuneSettings
-    device: str = "cpu"
+    num_gpus: float = 0.0
     num_threads: int = 1
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.num_gpus else "cpu"
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,7 @@ def _segmented(
     unet = segmentation_network(start, pose.num_classes, settings.mode, trial.seed, len(shape))
     if settings.mode == "frozen":
         unet.encoder.requires_grad_(False)
-    learnt = train_segmenter(
-        unet, labelled, settings, shape, trial.seed, pose.device, validation, pose.num_classes
-    )
+    learnt = train_segmenter(unet, labelled, settings, shape, trial.seed, pose.device, validation, pose.num_classes)
     rows = []
     for case in test:
         predicted = segment(unet, case.image, shape, settings.batch_size)
