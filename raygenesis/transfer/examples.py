@@ -115,6 +115,10 @@ class LabelFile:
     def read(self, image: Volume) -> NDArray[np.uint8]:
         label = _grey(read_scan([self.path], may_be_flat=True), self.path)
         check_aligned(self.path, label, image)
+        return self.classes_of(label)
+
+    def classes_of(self, label: Volume) -> NDArray[np.uint8]:
+        """Class of each voxel of the file as it was read. Raises ScanError for values that are no known class."""
         values = label.voxels * label.slope + label.intercept
         whole = values.round()
         if not (np.array_equal(whole, values) and whole.min() >= 0 and whole.max() < MAX_CLASSES):

@@ -1,0 +1,77 @@
+"""What every published layout is read with: the files below a folder, the rows of a table, names that are safe."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from raygenesis.errors import ScanError
+from raygenesis.transfer.examples import Problem, Target
+
+SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Run lengths make fields longer than the 128 KiB that csv takes by itself.
+LARGEST_FIELD = 2**24
+
+
+def files_below(folder: Path, endings: str | tuple[str, ...]) -> list[Path]:
+    """Files whose names end so, in order; hidden ones and linked folders are left out. Raises ScanError."""
+    if not folder.is_dir():
+        raise ScanError(f"{folder} does not exist or is not a folder: give the one that holds the data as published")
+    found = []
+    for parent, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        found += [Path(parent, name) for name in names if name.endswith(endings) and not name.startswith(".")]
+    return sorted(found)
+
+
+def by_name(
+    folder: Path, paths: Iterable[Path], name_of: Callable[[Path], str]
+) -> tuple[dict[str, Path], list[Problem]]:
+    """Files by what `name_of` calls them; the second of a name, and names that no file may bear, are problems."""
+    named: dict[str, Path] = {}
+    problems = []
+    for path in paths:
+        name, source = name_of(path), path.relative_to(folder).as_posix()
+        if not SAFE.fullmatch(name):
+            problems.append(Problem(source, "its name has other characters than letters, digits, '.', '_' and '-'"))
+        elif name in named:
+            first = named[name].relative_to(folder).as_posix()
+            problems.append(Problem(source, f"{first} has its name already"))
+        else:
+            named[name] = path
+    return named, problems
+
+
+def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Where a row is ("table.csv:7") and what it has in those columns, "" where it is too short.
+
+    Blanks round names and values do not count. Raises ScanError if the table or a column is missing.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            csv.field_size_limit(LARGEST_FIELD)
+            table = csv.reader(file)
+            header = [name.strip() for name in next(table, [])]
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise ScanError(f"{path} has no column {missing[0]}, only {', '.join(header)}: give the owners' file")
+            places = [header.index(name) for name in columns]
+            for row in table:
+                if row:
+                    values = [row[place].strip() if place < len(row) else "" for place in places]
+                    yield f"{path.name}:{table.line_num}", values
+    except FileNotFoundError:
+        raise ScanError(f"{path} does not exist: put the owners' table there") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScanError(f"{path} cannot be read as a table ({error}): give the owners' file") from None
+
+
+def usable(folder: Path, target: Target) -> Target:
+    """The target. Raises ScanError if it has no example, with the first reason why."""
+    if not target.examples:
+        first = f" ({target.problems[0].name}: {target.problems[0].reason})" if target.problems else ""
+        raise ScanError(f"{folder} holds no example{first}: give the folder that holds the data as published")
+    return target
