@@ -212,18 +212,34 @@ def sweep_command(
 
 @app.command("finetune")
 def finetune_command(
-    images: Annotated[Path, typer.Option(help="Folder of labelled scans (.nii, .nii.gz).")],
-    labels: Annotated[Path, typer.Option(help="Folder of their label maps, under the same names.")],
-    workspace: WorkspaceOption,
-    overrides: Overrides = None,
-    preset: Preset = DEFAULT_PRESET,
-    run: Annotated[str, typer.Option(help="Pretraining run to start from.")] = "default",
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    target: Annotated[Path | None, typer.Option(help="YAML file that describes the target task.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Or, to segment: folder of labelled scans.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of their label maps, under the same names.")] = None,
+    starts: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="random, a pretraining run, or a file of weights; may be repeated."),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the target.")] = "default",
-) -> None:
-    """Few-shot segmentation of a target, from random weights and from a pretrained run."""
-    from raygenesis.transfer.finetune import finetune
+) -> None:  # fmt: skip
+    """Learn a target task from few labels, from random weights and from pretrained ones. Run it again to continue."""
+    from raygenesis.transfer.description import description_of
+    from raygenesis.transfer.finetune import STARTS, finetune
 
-    finetune(images, labels, _existing(workspace), _settings(preset, overrides), run, name)
+    settings = _settings(preset, overrides)
+    description = description_of(target, images, labels, settings)
+    finetune(description, _existing(workspace), settings, starts or STARTS, name)
+
+
+@app.command("compare")
+def compare_command(
+    plan: Annotated[Path, typer.Argument(help="YAML file: initialisations and targets.")],
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+) -> None:  # fmt: skip
+    """Pretrain every initialisation of a plan alike, and compare them on its targets. Run it again to continue."""
+    from raygenesis.transfer.comparison import compare
+
+    compare(plan, _existing(workspace), _settings(preset, overrides))
 
 
 @app.command("report")

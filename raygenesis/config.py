@@ -336,11 +336,10 @@ class SweepSettings(Section):
     objective: Literal["retrieval", "rankme", "target", "loss"] = Field(
         "retrieval",
         description="What points are ranked by: finding the same place in other held-out scans; the effective rank of "
-        "held-out embeddings, which needs no labels; few-shot segmentation of labelled scans (as `finetune` says); or "
+        "held-out embeddings, which needs no labels; a target task learnt from few labels (as `finetune` says); or "
         "the held-out joint loss, which only points of the same λ and C share.",
     )
-    target_images: str | None = Field(None, description="Folder of labelled scans for objective `target`.")
-    target_labels: str | None = Field(None, description="Folder of their label maps, under the same names.")
+    target: str | None = Field(None, description="YAML file that describes the target task of objective `target`.")
     stopping: Literal["none", "median", "asha"] = Field(
         "none", description="Which trials end early: below the median of the others, or by successive halving (ASHA)."
     )
@@ -361,11 +360,8 @@ class SweepSettings(Section):
             )
         if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus % 1:
             raise ValueError(f"sweep.num_gpus={self.num_gpus:g}: give a fraction below 1 or a whole number")
-        missing = [key for key in ("target_images", "target_labels") if getattr(self, key) is None]
-        if self.objective == "target" and missing:
-            raise ValueError(
-                f"sweep.objective=target needs labelled scans: give sweep.{' and sweep.'.join(missing)} as well"
-            )
+        if self.objective == "target" and self.target is None:
+            raise ValueError("sweep.objective=target needs a target: give sweep.target, a file that describes it")
         return self
 
 

@@ -122,6 +122,9 @@ class Workspace:
     def transfer(self, name: str) -> Path:
         return self._local("transfer") / _checked_name(name)
 
+    def comparison(self, name: str) -> Path:
+        return self._local("comparisons") / _checked_name(name)
+
     def _local(self, name: str) -> Path:
         if isinstance(self.root, RemotePath):
             raise WorkspaceError(

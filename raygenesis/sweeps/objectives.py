@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import ray
-import torch
 
-from raygenesis.config import FinetuneSettings, Settings
+from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import VALIDATION
@@ -22,9 +19,12 @@ from raygenesis.pretraining.weights import export
 from raygenesis.progress import say
 from raygenesis.sweeps.space import Space
 from raygenesis.training.feeding import Samples
-from raygenesis.transfer.finetune import PRETRAINED, build_unet, patch_shape_of, read_cases
-from raygenesis.transfer.segmentation import score, segment, train_segmenter
-from raygenesis.transfer.target import LabelledScan, Split, common_spacing, pretrained_on, split_scans
+from raygenesis.transfer.cases import Form
+from raygenesis.transfer.examples import Target
+from raygenesis.transfer.initialisations import Initialisation
+from raygenesis.transfer.metrics import PRIMARY, figures
+from raygenesis.transfer.prepared import Prepared, prepare
+from raygenesis.transfer.trial import fine_tune
 from raygenesis.workspace import Workspace
 
 MIN_HELD_OUT = 2
@@ -57,7 +57,12 @@ OBJECTIVES = {
         ),
         Objective("rankme", "max", "the effective rank of held-out patterns' embeddings (RankMe)", "rankme"),
         # Fine-tuning after every epoch would cost more than the training that it could save.
-        Objective("target", "max", "few-shot segmentation of the labelled scans (mean Dice)", "retrieval"),
+        Objective(
+            "target",
+            "max",
+            "the target task learnt from few labels (its own figure, a mean over trials; errors count negative)",
+            "retrieval",
+        ),
         Objective("loss", "min", "the held-out joint loss", "loss"),
     )
 }
@@ -88,41 +93,27 @@ def measures_of(encoder: Encoder, probe: Samples) -> dict[str, float]:
     return {"retrieval": place_precision(embedding, probe), "rankme": rank}
 
 
-@dataclass(frozen=True)
-class FewShot:
-    """A target task, whose cases lie in Ray's object store by name; as `finetune` poses it."""
-
-    split: Split
-    cases: Mapping[str, ray.ObjectRef]
-    num_classes: int
-    patch_shape: tuple[int, ...]
-    settings: FinetuneSettings
-
-
-def few_shot_of(workspace: Workspace, scans: list[LabelledScan], settings: Settings) -> FewShot:
-    """The draws and cases of a target; the scans tested on are of subjects that pretraining has not learnt from."""
-    split = split_scans(scans, pretrained_on(scans, workspace, settings), settings)
-    patch_shape = patch_shape_of(settings)
-    cases, num_classes = read_cases(split.scans, common_spacing(scans, settings), patch_shape, settings)
+def few_shot_of(workspace: Workspace, target: Target, form: Form, settings: Settings) -> Prepared:
+    """The draws and cases of a target; those tested on are of subjects that pretraining has not learnt from."""
+    ready = prepare(target, form, workspace, settings)
     say(
         "sweep",
-        f"target: {len(split.trials)} few-shot trials a training, {settings.finetune.num_labelled} subjects learnt "
-        f"from, {len(split.test)} scans of others, unseen in pretraining, tested on",
+        f"target: {len(ready.split.trials)} few-shot trials a training, {settings.finetune.num_labelled[0]} subjects "
+        f"learnt from, {len(ready.split.test)} examples of others, unseen in pretraining, tested on",
     )
-    return FewShot(split, cases, num_classes, patch_shape, settings.finetune)
+    return ready
 
 
-def few_shot_dice(model: PretextNetwork, target: FewShot, device: torch.device | str) -> float:
-    """Mean Dice over test scans and trials of the network fine-tuned on few labelled scans."""
-    dice = []
+def few_shot_score(model: PretextNetwork, ready: Prepared, num_gpus: float) -> float:
+    """The target's primary figure, the higher the better, as a mean over trials of the network fine-tuned on each."""
+    pose, split = replace(ready.pose, num_gpus=num_gpus), ready.split
+    primary = PRIMARY[pose.task]
+    scores = []
     with tempfile.TemporaryDirectory() as folder:
         export(model, Path(folder), {})
-        for trial in target.split.trials:
-            unet = build_unet(PRETRAINED, Path(folder), target.num_classes, trial.seed)
-            learnt = [ray.get(target.cases[scan.name]) for scan in trial.labelled]
-            train_segmenter(unet, learnt, target.settings, target.patch_shape, trial.seed, device)
-            for scan in target.split.test:
-                case = ray.get(target.cases[scan.name])
-                predicted = segment(unet, case.image, target.patch_shape, target.settings.batch_size)
-                dice.append(score(predicted, case.label, target.num_classes)["dice"])
-    return float(np.mean(dice))
+        start = Initialisation("pretrained", Path(folder), model.architecture, "")
+        for trial in split.trials:
+            cases = [ready.held.of(part).cases() for part in (trial.examples, split.validation, split.test)]
+            _, tested = fine_tune(pose, start, trial, *cases)
+            scores.append(primary.sign * figures(pose.task, tested)[primary.name])
+    return float(np.mean(scores))

@@ -29,8 +29,9 @@ from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
-from raygenesis.transfer.finetune import digest_of
-from raygenesis.transfer.target import LabelledScan, find_labelled
+from raygenesis.transfer.description import read_description, read_target, settings_for
+from raygenesis.transfer.examples import Target
+from raygenesis.transfer.prepared import digest_of, form_for
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json, write_json
 
 
@@ -46,9 +47,9 @@ def sweep(
     space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns["counts"])
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
-    settings, scans = _with_target(settings, patterns)
+    settings, target = _with_target(settings, patterns)
     folder = workspace.sweep(name)
-    stage = _stage(folder, settings, space, patterns, scans)
+    stage = _stage(folder, settings, space, patterns, target)
     if stage.is_finished():
         manifest = manifest_of(folder, "sweep")
         if not manifest["counts"]["failures"]:
@@ -58,11 +59,11 @@ def sweep(
     watch = Stopwatch()
     cluster.connect()
     num_gpus, concurrent = _capacity(settings)
-    target = few_shot_of(workspace, scans, settings) if scans else None
+    ready = few_shot_of(workspace, target, form_for(target, settings), settings) if target else None
     with stage.claimed():
         before = _contents(workspace)
         nodes = sum(node["Alive"] for node in ray.nodes())
-        plan = Plan(settings, patterns, num_gpus, cluster.threads_per_worker(math.ceil(concurrent / nodes)), target)
+        plan = Plan(settings, patterns, num_gpus, cluster.threads_per_worker(math.ceil(concurrent / nodes)), ready)
         queue = _queue(folder, settings, space, concurrent)
         num_trials = settings.sweep.num_seeds * _num_points(settings, space)
         say(
@@ -118,28 +119,30 @@ def _check_held(key: str, asked: int, held: int, space: Space, workspace: Worksp
     )
 
 
-def _with_target(settings: Settings, patterns: Mapping[str, Any]) -> tuple[Settings, list[LabelledScan]]:
-    """The labelled scans of objective `target`, and the settings with what their reading shares with the store's."""
+def _with_target(settings: Settings, patterns: Mapping[str, Any]) -> tuple[Settings, Target | None]:
+    """The target of objective `target`, and the settings with what it and the store say of its reading."""
     if settings.sweep.objective != "target":
-        return settings, []
+        return settings, None
     made_with = patterns["settings"]
     tree = settings.model_dump(mode="json") | {
         key: made_with[key] for key in ("intensity", "validation_fraction") if key in made_with
     }
     tree["discovery"] |= {"cube_shape": patterns["cube_shape"]}
-    images, labels = (Path(folder) for folder in (settings.sweep.target_images, settings.sweep.target_labels))
-    scans = find_labelled(images, labels, settings.archive.subject_pattern)
-    return settings_from(tree), scans
+    # Of several numbers of labelled subjects the first decides.
+    tree["finetune"]["num_labelled"] = tree["finetune"]["num_labelled"][:1]
+    description = read_description(Path(settings.sweep.target))
+    settings = settings_for(description, settings_from(tree))
+    return settings, read_target(description, settings.archive.subject_pattern)
 
 
 def _stage(
-    folder: Path, settings: Settings, space: Space, patterns: Mapping[str, Any], scans: Sequence[LabelledScan]
+    folder: Path, settings: Settings, space: Space, patterns: Mapping[str, Any], target: Target | None
 ) -> Stage:
     """Its settings are those that decide the results: how many trials run at once does not."""
-    included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if scans else ())}
+    included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if target else ())}
     left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
-    inputs = {"patterns": patterns["fingerprint"], **({"target": digest_of(scans)} if scans else {})}
+    inputs = {"patterns": patterns["fingerprint"], **({"target": digest_of(target)} if target else {})}
     return Stage(folder, {**chosen, "space": space.tree}, inputs)
 
 

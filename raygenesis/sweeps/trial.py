@@ -21,10 +21,11 @@ from raygenesis.errors import RaygenesisError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.sweeps.objectives import OBJECTIVES, FewShot, few_shot_dice, measures_of
+from raygenesis.sweeps.objectives import OBJECTIVES, few_shot_score, measures_of
 from raygenesis.sweeps.space import Point, for_trial
 from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import Progress, Workers, run_epochs
+from raygenesis.transfer.prepared import Prepared
 from raygenesis.workspace import Stopwatch, digest
 
 # How a trial ended, or that it has not.
@@ -57,7 +58,7 @@ class Plan:
     patterns: Mapping[str, Any]
     num_gpus: float
     num_threads: int
-    target: FewShot | None = None
+    target: Prepared | None = None
 
     @property
     def device(self) -> str:
@@ -132,7 +133,7 @@ def train_and_measure(
     model.to(plan.device)
     measured.update(measures_of(model.encoder, selection.probe))
     if plan.target is not None:
-        measured["target"] = few_shot_dice(model, plan.target, plan.device)
+        measured["target"] = few_shot_score(model, plan.target, plan.num_gpus)
     return row(now)
 
 

@@ -75,6 +75,18 @@ def read_description(path: Path) -> Description:
     return described(tree, path.parent.absolute(), str(path))
 
 
+def description_of(target: Path | None, images: Path | None, labels: Path | None, settings: Settings) -> Description:
+    """The description in a file, or that of two folders of images and label maps. Raises SettingsError."""
+    if target is not None and images is None and labels is None:
+        return read_description(target)
+    if target is None and images is not None and labels is not None:
+        tree = {"task": SEGMENTATION, "images": images, "labels": labels, "ndim": settings.ndim}
+        return described(tree, Path.cwd(), "--images and --labels")
+    raise SettingsError(
+        "give --target, a YAML file that describes the target, or --images and --labels for a segmentation"
+    )
+
+
 def described(tree: dict[str, Any], folder: Path, where: str) -> Description:
     """A description given as a tree; paths in it are meant from `folder`."""
     try:
@@ -85,8 +97,12 @@ def described(tree: dict[str, Any], folder: Path, where: str) -> Description:
     return found.model_copy(update=paths)
 
 
-def read_target(description: Description) -> Target:
-    """The examples that are described. Raises ScanError or SettingsError where there are none."""
+def read_target(description: Description, subject_pattern: str | None = None) -> Target:
+    """The examples that are described. Raises ScanError or SettingsError where there are none.
+
+    subject_pattern: the archive's, for descriptions without one of their own.
+    """
+    subject_pattern = description.subject_pattern or subject_pattern
     if description.layout is not None:
         read = PUBLISHED[description.layout].read
         known = list(inspect.signature(read).parameters)[1:]
@@ -97,21 +113,23 @@ def read_target(description: Description) -> Target:
         return read(description.folder, **description.options)
     if description.task == SEGMENTATION:
         return read_label_maps(
-            description.images, description.labels, description.subject_pattern, description.ndim,
+            description.images, description.labels, subject_pattern, description.ndim,
             classes=description.classes, split=description.split,
         )  # fmt: skip
     assert description.task in (CLASSIFICATION, REGRESSION)
     return read_table(
         description.images, description.labels, description.task, description.ndim,
         key_column=description.key_column, value_column=description.value_column,
-        subject_column=description.subject_column, subject_pattern=description.subject_pattern,
+        subject_column=description.subject_column, subject_pattern=subject_pattern,
         classes=description.classes, split=description.split,
     )  # fmt: skip
 
 
 def settings_for(description: Description, settings: Settings) -> Settings:
-    """The settings with what the target changes: `finetune` and the intensity window."""
+    """The settings with what the target changes: `finetune`, and the window of intensities."""
     tree = settings.model_dump(mode="json")
+    if description.layout is not None and tree["finetune"]["input_shape"] is None:
+        tree["finetune"]["input_shape"] = PUBLISHED[description.layout].input_shape
     tree["finetune"] |= description.settings
     if description.window is not None:
         tree["intensity"] |= {"window": description.window}

@@ -98,7 +98,7 @@ class ImageFile:
     paths: tuple[Path, ...]
 
     def read(self) -> Volume:
-        """The one grey volume. Raises ScanError naming the file."""
+        """The one grey volume. Raises ScanError."""
         return _grey(read_scan(self.paths), self.paths[0])
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,19 @@ from raygenesis.progress import progress, say
 from raygenesis.settings import settings_from
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
-from raygenesis.transfer.description import Description, read_description, read_target, settings_for
-from raygenesis.transfer.examples import SEGMENTATION, Example, Problem, Target
-from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations, is_file
+from raygenesis.transfer.description import Description, read_target, settings_for
+from raygenesis.transfer.examples import SEGMENTATION, Example
+from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations, is_file, named
 from raygenesis.transfer.predictions import join_examples
-from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, answer_of, form_for, prepare
+from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, answer_of, digest_of, form_for, prepare
 from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
-from raygenesis.transfer.table import as_csv, as_latex, as_markdown, lines_of
+from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, told
 from raygenesis.transfer.trial import run_trial, trial_path
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json
+
+# What is compared when nothing is said.
+STARTS = (RANDOM, "default")
 
 # Settings of `finetune` that say how it is executed, or how much of it there is.
 EXECUTION = {"num_gpus"}
@@ -37,8 +38,8 @@ EXTENT = {"num_trials", "num_labelled"}
 
 
 def finetune(
-    target_file: Path | Description, workspace: Workspace, settings: Settings,
-    starts: Sequence[str] = (RANDOM, "default"), name: str = "default",
+    description: Description, workspace: Workspace, settings: Settings, starts: Sequence[str] = STARTS,
+    name: str = "default",
 ) -> dict[str, Any]:  # fmt: skip
     """Learn a target task from each initialisation and compare them; returns the manifest.
 
@@ -46,9 +47,8 @@ def finetune(
     there are kept: an interrupted call goes on, and more trials, initialisations or numbers of labelled subjects are
     added to what there is.
     """
-    description = target_file if isinstance(target_file, Description) else read_description(target_file)
     settings = settings_for(description, as_pretrained(settings, workspace, starts))
-    target = read_target(description)
+    target = read_target(description, settings.archive.subject_pattern)
     target = replace(target, keeps_empty=target.keeps_empty or description.empty_masks == "keep")
     initialisations = find_initialisations(starts, workspace, settings.pretraining, target.ndim)
     form = form_for(target, settings)
@@ -76,7 +76,7 @@ def finetune(
 
 def as_pretrained(settings: Settings, workspace: Workspace, starts: Sequence[str]) -> Settings:
     """The settings, with intensity, shapes, split and subjects as the first run among `starts` has them."""
-    for start in starts:
+    for _, start in map(named, starts):
         path = None if start == RANDOM or is_file(start) else workspace.run(start) / "config.yaml"
         if path is None or not path.is_file():
             continue
@@ -86,12 +86,6 @@ def as_pretrained(settings: Settings, workspace: Workspace, starts: Sequence[str
             shared["archive"] = run.archive
         return settings.model_copy(update=shared)
     return settings
-
-
-def digest_of(target: Target) -> str:
-    """Identity of a target: its examples, and the sizes of their files."""
-    sizes = {path: path.stat().st_size for example in target.examples for path in example.image.paths if path.exists()}
-    return digest([[repr(example), [sizes.get(path) for path in example.image.paths]] for example in target.examples])
 
 
 def _run_trials(
@@ -182,8 +176,12 @@ def _finish(
     stage: Stage, table: Sequence[Comparison], ready: Prepared, initialisations: Sequence[Initialisation],
     extent: Mapping[str, Any], watch: Stopwatch,
 ) -> dict[str, Any]:  # fmt: skip
-    texts = {"table.csv": as_csv(table), "table.md": as_markdown(table), "table.tex": as_latex(table)}
-    for file, text in (texts | {"failures.csv": _failures(ready.problems)}).items():
+    rows = told(table)
+    files = {
+        "table.csv": as_csv([row.flat() for row in table]), "table.md": f"{markdown(rows)}\n\n{LEGEND}\n",
+        "table.tex": latex(rows), "failures.csv": as_csv([asdict(problem) for problem in ready.problems]),
+    }  # fmt: skip
+    for file, text in files.items():
         publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))
     target, split = ready.target, ready.split
     if target.task == SEGMENTATION:
@@ -191,27 +189,21 @@ def _finish(
     counts = {
         "examples": len(target.examples), "left_out": len(ready.problems), "test_examples": len(split.test),
         "validation_examples": len(split.validation), "pool_subjects": split.num_pool_subjects,
-        "seen_subjects": split.num_seen, "initialisations": len(initialisations), "trials": sum(row.trials for row in table),
+        "seen_subjects": split.num_seen, "initialisations": len(initialisations),
+        "trials": sum(row.trials for row in table),
     }  # fmt: skip
     manifest = stage.finish(
         counts, watch.seconds, task=target.task, classes=list(target.classes), extent=extent,
         spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table],
         is_like_best=[row.is_like_best for row in table],
     )  # fmt: skip
-    for line in lines_of(table):
+    for line in lines_of(rows):
         say("finetune", line)
     say(
         "finetune",
         f"mean ± s.d. over trials on {len(split.test)} test examples, {manifest['seconds']:.1f} s → {stage.folder}",
     )
     return manifest
-
-
-def _failures(problems: Sequence[Problem]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("name", "reason"), *((problem.name, problem.reason) for problem in problems)])
-    return text.getvalue()
 
 
 def _say_plan(ready: Prepared, initialisations: Sequence[Initialisation], settings: Settings) -> None:

@@ -58,8 +58,10 @@ def read_table(
     subject_column: str | None, subject_pattern: str | None, classes: Sequence[str | int] | None,
     split: Path | None,
 ) -> Target:  # fmt: skip
-    """Images, and a CSV with a row each. `key_column` names an image by its path below the folder, by its file name with
-    or without ending, or by the subject that `subject_pattern` finds in its path.
+    """Images, and a CSV with a row each.
+
+    `key_column` names an image by its path below the folder, by its file name with or without ending, or by the subject
+    that `subject_pattern` finds in its path.
 
     classes: the values, in the order of the classes; those found, sorted, when None.
     """

@@ -15,7 +15,7 @@ from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet, build_encoder, pooled
 from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
-from raygenesis.pretraining.weights import RELEASED, load_network
+from raygenesis.pretraining.weights import TORCH, load_network
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace import Workspace, manifest_of, xxh3_of
 
@@ -50,41 +50,49 @@ class Classifier(nn.Module):
 def find_initialisations(
     starts: Sequence[str], workspace: Workspace, pretraining: PretrainingSettings, ndim: int
 ) -> list[Initialisation]:
-    """`random`, names of the workspace's runs, and files of weights, as initialisations.
+    """`random`, names of the workspace's runs, and files of weights, as initialisations; NAME=… gives one a name.
 
     Random weights are those of the architecture of the first other one, or else of the settings. Raises WorkspaceError
     or WeightsError where there is none of that name.
     """
-    repeated = {start for start in starts if list(starts).count(start) > 1}
-    if repeated:
-        raise SettingsError(f"--from {min(repeated)} is given twice: give each initialisation once")
     found: list[Initialisation] = []
     for start in starts:
-        if start == RANDOM:
+        name, source = named(start)
+        if source == RANDOM:
             continue
-        path = Path(start).expanduser()
-        if is_file(start):
-            name = re.sub(r"[^A-Za-z0-9_.+-]", "-", path.name.partition(".")[0] or path.name)
-            found.append(Initialisation(name, path.absolute(), load_network(path).architecture, xxh3_of(path)))
+        if is_file(source):
+            path = Path(source).expanduser().absolute()
+            found.append(Initialisation(name, path, load_network(path).architecture, xxh3_of(path)))
         else:
-            manifest = manifest_of(workspace.run(start), "pretrain")
-            architecture = load_network(workspace.run(start)).architecture
-            found.append(Initialisation(start, workspace.run(start), architecture, manifest["fingerprint"]))
-    if RANDOM in starts:
-        given = Architecture(
-            ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
-        )
-        architecture = found[0].architecture if found else given
-        found.insert(list(starts).index(RANDOM), Initialisation(RANDOM, None, architecture, repr(architecture)))
+            folder = workspace.run(source)
+            manifest = manifest_of(folder, "pretrain")
+            found.append(Initialisation(name, folder, load_network(folder).architecture, manifest["fingerprint"]))
+    given = Architecture(
+        ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
+    )
+    architecture = found[0].architecture if found else given
+    for place, (name, source) in enumerate(map(named, starts)):
+        if source == RANDOM:
+            found.insert(place, Initialisation(name, None, architecture, repr(architecture)))
     names = [each.name for each in found]
     if len(set(names)) < len(names):
-        raise SettingsError(f"two initialisations are called {max(names, key=names.count)!r}: rename one of the files")
+        raise SettingsError(
+            f"two initialisations are called {max(names, key=names.count)!r}: leave one out, or name it, NAME=START"
+        )
     return found
+
+
+def named(start: str) -> tuple[str, str]:
+    """What tables call an initialisation, and what it is: `NAME=START`, or a name made of `START` itself."""
+    if given := re.fullmatch(r"([A-Za-z0-9_.+-]+)=(.+)", start):
+        return given[1], given[2]
+    name = Path(start).name.partition(".")[0] if is_file(start) else start
+    return re.sub(r"[^A-Za-z0-9_.+-]", "-", name), start
 
 
 def is_file(start: str) -> bool:
     """Whether an initialisation's name is a path rather than a run's name."""
-    return "/" in start or start.endswith((".safetensors", *RELEASED))
+    return "/" in start or start.endswith((".safetensors", *TORCH))
 
 
 def check_fits(initialisation: Initialisation, input_shape: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Probl
 from raygenesis.transfer.leakage import seen_subjects
 from raygenesis.transfer.split import Split, split_examples
 from raygenesis.transfer.trial import Held, Pose
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Workspace, digest
 
 CPUS_PER_TRIAL = 1
 EXAMPLES_PER_BLOCK = 32
@@ -137,6 +137,12 @@ def check_classes(values: set[int]) -> int:
             "gap, or name them in the target's `classes`"
         )
     return len(values)
+
+
+def digest_of(target: Target) -> str:
+    """Identity of a target: its examples, and the sizes of their files."""
+    sizes = {path: path.stat().st_size for example in target.examples for path in example.image.paths if path.exists()}
+    return digest([[repr(example), [sizes.get(path) for path in example.image.paths]] for example in target.examples])
 
 
 def answer_of(reference: ray.ObjectRef) -> Any:

@@ -101,8 +101,8 @@ def _drawn(
         raise SettingsError(
             f"finetune.num_labelled={most}, finetune.num_test={settings.num_test} and finetune.num_validation="
             f"{settings.num_validation} cannot be met: there are {len(subjects)} labelled subjects, {len(unseen)} of "
-            f"them unseen in pretraining, and testing needs at least {MIN_TEST_SUBJECTS} unseen ones beside the others: add "
-            "labelled scans of new subjects, or lower finetune.num_labelled"
+            f"them unseen in pretraining, and testing needs at least {MIN_TEST_SUBJECTS} unseen ones beside others: "
+            "add labelled scans of new subjects, or lower finetune.num_labelled"
         )
     generator = np.random.default_rng(seed)
     tested = set(_in_proportion(unseen, groups, generator)[:num_test])

@@ -117,6 +117,39 @@ def compare(results: Mapping[str, Trials], task: str, labelled: int | str) -> li
     return rows
 
 
+def semantics_of(results: Mapping[int | str, Mapping[str, Trials]], task: str) -> list[dict[str, Any]]:
+    """What semantics add to each restoration task that was compared with and without (paper Fig. 2).
+
+    results: by the number of labelled subjects, by initialisation. p-values are corrected by Holm within each number.
+    """
+    primary = PRIMARY[task]
+    rows = []
+    for labelled, starts in results.items():
+        pairs = [(name, f"{name}+semantics") for name in starts if f"{name}+semantics" in starts]
+        if "models-genesis" in starts and "models-genesis+semantics" not in starts and "semantic-genesis" in starts:
+            pairs.append(("models-genesis", "semantic-genesis"))
+        found = {}
+        for without, with_semantics in pairs:
+            figures = [
+                np.array([trial["figures"][primary.name] for trial in starts[name]])
+                for name in (with_semantics, without)
+            ]
+            told = [of_subjects(task, [trial["test"] for trial in starts[name]]) for name in (with_semantics, without)]
+            found[without, with_semantics] = (figures, _over_trials(*figures, primary.sign, _over_subjects(*told)))
+        corrected = _corrected({pair: row for pair, (_, row) in found.items()})
+        for (without, with_semantics), (figures, _) in found.items():
+            row = corrected[without, with_semantics]
+            rows.append(
+                {
+                    "labelled": labelled, "without": without, "with": with_semantics, "metric": primary.name,
+                    "mean without": float(figures[1].mean()), "mean with": float(figures[0].mean()),
+                    "gain": row.difference, "g": row.effect_size, "p trials": row.p_holm,
+                    "p subjects": row.p_subjects_holm,
+                }
+            )  # fmt: skip
+    return rows
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's correction for so many tests; None stays None and is no test."""
     order = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
@@ -194,7 +227,7 @@ def _over_trials(
     return Against(difference, float(cohen * (1 - 3 / (4 * degrees - 1))), p, p_subjects)
 
 
-def _corrected(found: Mapping[str, Against]) -> dict[str, Against]:
+def _corrected(found: Mapping[Any, Against]) -> dict[Any, Against]:
     pairs = zip(
         found.items(), holm([row.p for row in found.values()]), holm([row.p_subjects for row in found.values()]),
         strict=True,

@@ -1,86 +1,120 @@
-"""The comparison of initialisations as lines, CSV, Markdown and LaTeX; the paper's Table 2 beside it."""
+"""Tables of a comparison as lines, CSV, Markdown and LaTeX. A table is a sequence of rows, each by column."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raygenesis.transfer.statistics import Against, Comparison
 
+Rows = Sequence[Mapping[str, Any]]
+
 LEGEND = (
-    "Mean ± s.d. over trials, with the 95 % confidence interval of the mean. * cannot be told from the best (bold) at "
-    "p < 0.05. p: independent two-sample t-test (Welch) over trials against random weights and against the best; p by "
-    "subject: paired permutation test over test subjects against random weights; all corrected by Holm."
+    "Mean ± s.d. over trials. **Best**; * cannot be told from the best at p < 0.05 (independent two-sample t-test over "
+    "trials, Welch). p over trials: the same test; p over subjects: paired permutation test on what trials say of each "
+    "test subject on average. All p but those of the marks are corrected by Holm. g: Hedges' effect size."
 )
-HEAD = (
-    "initialisation", "labelled", "trials", "mean ± s.d.", "95 % interval", "to random", "g", "p random",
-    "p random by subject", "p best", "epochs to converge", "s/trial",
-)  # fmt: skip
 
 
-def as_csv(table: Sequence[Comparison]) -> str:
-    """Every figure of every row; columns of p-values are given uncorrected and as Holm corrects them."""
-    rows = [row.flat() for row in table]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def told(table: Sequence[Comparison]) -> list[dict[str, str]]:
+    """What a reader wants to know of each initialisation; columns that say nothing are left out."""
+    rows = []
+    for row in table:
+        random, best = row.against_random, row.against_best
+        rows.append(
+            {
+                "initialisation": row.initialisation, "labelled": str(row.labelled), "trials": str(row.trials),
+                row.metric: marked(f"{row.mean:.3f} ± {row.sd:.3f}", row.is_best, row.is_like_best),
+                "95 % interval": f"{row.low:.3f} to {row.high:.3f}",
+                "to random": _of(random, "difference", "+.3f"), "g": _of(random, "effect_size", "+.1f"),
+                "p trials": _of(random, "p_holm", ".3f"), "p subjects": _of(random, "p_subjects_holm", ".3f"),
+                "to best": _of(best, "difference", "+.3f"), "p best": _of(best, "p_holm", ".3f"),
+                "epochs to converge": cell(row.epochs_to_converge, ".0f"), "s/trial": f"{row.seconds_per_trial:.1f}",
+            }
+        )  # fmt: skip
+    empty = {column for column in rows[0] if all(row.get(column) in (None, "–") for row in rows)}
+    return [{column: text for column, text in row.items() if column not in empty} for row in rows]
+
+
+def wide(rows: Rows) -> list[dict[str, str]]:
+    """A row an initialisation, a column a target and number of labelled subjects (paper Table 2).
+
+    rows: of `Comparison.flat`, with `target` and `is_like_best`.
+    """
+    table: dict[str, dict[str, str]] = {}
+    for row in rows:
+        column = f"{row['target']}, {row['labelled']} labelled: {row['metric']}"
+        text = marked(f"{row['mean']:.3f} ± {row['sd']:.3f}", row["is_best"], row["is_like_best"])
+        table.setdefault(row["initialisation"], {"initialisation": row["initialisation"]})[column] = text
+    return list(table.values())
+
+
+def marked(text: str, is_best: bool, is_like_best: bool) -> str:
+    return f"**{text}**" if is_best else f"{text} *" if is_like_best else text
+
+
+def lines_of(rows: Rows) -> list[str]:
+    """Lines of one width a column, the first column to the left."""
+    cells = _cells(rows, _text)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            [first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))]
+        ).rstrip()
+        for first, *rest in cells
+    ]
+
+
+def markdown(rows: Rows) -> str:
+    head, *body = _cells(rows, _text)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
+
+
+def latex(rows: Rows) -> str:
+    """A tabular; needs no package."""
+    head, *body = (" & ".join(cells) + r" \\" for cells in _cells(rows, _in_latex))
+    columns = "l" + "r" * (len(_columns(rows)) - 1)
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}", ""]
+    )
+
+
+def as_csv(rows: Rows) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def lines_of(table: Sequence[Comparison]) -> list[str]:
-    """Lines of one width a column."""
-    rows = [HEAD, *(_cells(row, mark="*") for row in table)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = (
-        [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
-        for first, *cells in rows
-    )
-    metrics = {row.metric for row in table}
-    return [f"{', '.join(sorted(metrics))}:", *("  ".join(cells) for cells in padded)]
-
-
-def as_markdown(table: Sequence[Comparison]) -> str:
-    rows = [HEAD, ["---"] * len(HEAD), *(_cells(row, mark="*", bold="**{}**") for row in table)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + f"\n\n{LEGEND}\n"
-
-
-def as_latex(table: Sequence[Comparison]) -> str:
-    """A tabular of its own; needs no package."""
-    rows = [HEAD, *(_cells(row, mark="$^*$", bold=r"\textbf{{{}}}", plus_minus=r"$\pm$") for row in table)]
-    lines = [" & ".join(_escaped(cell) for cell in cells) + r" \\" for cells in rows]
-    columns = "l" + "r" * (len(HEAD) - 1)
-    head, *body = lines
-    inside = "\n".join(
-        [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}"]
-    )
-    return f"{inside}\n% {LEGEND}\n"
-
-
-def _cells(row: Comparison, mark: str, bold: str = "{}", plus_minus: str = "±") -> list[str]:
-    mean = f"{row.mean:.3f} {plus_minus} {row.sd:.3f}"
-    told = bold.format(mean) if row.is_best else mean + (mark if row.is_like_best else "")
-    random, best = row.against_random, row.against_best
-    return [
-        row.initialisation, str(row.labelled), str(row.trials), told, f"{row.low:.3f} to {row.high:.3f}",
-        _of(random, "difference", "+.3f"), _of(random, "effect_size", "+.1f"), _of(random, "p_holm", ".3f"),
-        _of(random, "p_subjects_holm", ".3f"), _of(best, "p_holm", ".3f"), _cell(row.epochs_to_converge, ".0f"),
-        f"{row.seconds_per_trial:.1f}",
-    ]  # fmt: skip
-
-
-def _of(against: Against | None, key: str, form: str) -> str:
-    return _cell(None if against is None else getattr(against, key), form)
-
-
-def _cell(value: Any, form: str) -> str:
+def cell(value: Any, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _escaped(cell: str) -> str:
-    for letter in "%_&#":
-        cell = cell.replace(letter, f"\\{letter}")
-    return cell.replace("–", "--").replace("±", r"$\pm$")
+def _of(against: Against | None, key: str, form: str) -> str:
+    return cell(None if against is None else getattr(against, key), form)
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _cells(rows: Rows, text_of: Any) -> list[list[str]]:
+    """The names of the columns, and each row's texts."""
+    columns = _columns(rows)
+    return [[text_of(name) for name in columns], *([text_of(row.get(name, "–")) for name in columns] for row in rows)]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _in_latex(value: Any) -> str:
+    escaped = re.sub(r"([%_&#$])", r"\\\1", _text(value))
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", escaped).replace(" *", "$^*$")
+    return escaped.replace("–", "--").replace("±", r"$\pm$").replace("λ", r"$\lambda$")

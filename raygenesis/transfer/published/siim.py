@@ -83,7 +83,8 @@ def read(folder: Path, *, keep_empty: bool = True) -> Target:
             examples.append(Example(name, subject, ImageFile((path,)), label))
     alone = sorted(masks.keys() - images.keys())
     problems += [Problem(name, f"{TABLE} names it, and there is no such .dcm") for name in alone]
-    return usable(folder, Target(SEGMENTATION, 2, ("pneumothorax",), tuple(examples), tuple(problems)))
+    target = Target(SEGMENTATION, 2, ("pneumothorax",), tuple(examples), tuple(problems), keeps_empty=True)
+    return usable(folder, target)
 
 
 def _table(path: Path) -> tuple[dict[str, list[str]], list[Problem]]:

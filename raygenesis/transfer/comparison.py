@@ -1,0 +1,162 @@
+"""Compare: a whole plan: every initialisation pretrained alike on one archive, and fine-tuned on every target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raygenesis.config import Settings
+from raygenesis.discovery.crop import crop
+from raygenesis.discovery.discover import discover
+from raygenesis.discovery.embed import embed
+from raygenesis.patterns.reader import predicate, read_patterns
+from raygenesis.patterns.schema import TRAINING
+from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
+from raygenesis.pretraining.pretrain import pretrain, store_of
+from raygenesis.progress import say
+from raygenesis.settings import settings_from
+from raygenesis.transfer.description import Description, read_target, settings_for
+from raygenesis.transfer.finetune import finetune
+from raygenesis.transfer.paper import beside_ours
+from raygenesis.transfer.plan import Plan, Start, read_plan
+from raygenesis.transfer.prepared import form_for
+from raygenesis.transfer.published import PUBLISHED
+from raygenesis.transfer.statistics import semantics_of
+from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
+from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json
+
+
+def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[str, Any]:
+    """Pretrain and fine-tune what a plan says, and write its tables to `comparisons/<plan>/`; returns the manifest.
+
+    Every pretraining, and every trial, that is there is kept: a call that was interrupted goes on. Raises a
+    RaygenesisError before any training where the plan, a target or a file of weights is at fault.
+    """
+    watch = Stopwatch()
+    plan, targets = read_plan(plan_file)
+    name = plan_file.stem
+    folder = workspace.comparison(name)
+    for title, description in targets.items():
+        form_for(read_target(description, settings.archive.subject_pattern), settings_for(description, settings))
+        workspace.transfer(f"{name}-{title}")
+    _make_stores(plan, workspace, settings)
+    starts = [f"{start.title}={_pretrained(start, plan, name, workspace, settings)}" for start in plan.initialisations]
+    manifests = {}
+    for title, description in targets.items():
+        say("compare", f"target {title}")
+        manifests[title] = finetune(description, workspace, settings, starts, f"{name}-{title}")
+    stage = Stage(folder, {"plan": plan.model_dump(mode="json")}, _inputs(manifests))
+    if stage.is_finished():
+        say("compare", f"nothing to do: the tables are in {folder}")
+        return manifest_of(folder, "compare")
+    with stage.claimed():
+        return _finish(stage, plan, name, targets, manifests, workspace, watch)
+
+
+def _make_stores(plan: Plan, workspace: Workspace, settings: Settings) -> None:
+    """Patterns and random crops, each where a pretext task of the plan learns from it and there is none yet."""
+    learnt_from = {PRETEXTS[start.pretext].crops for start in plan.initialisations if start.pretext is not None}
+    if PATTERNS in learnt_from and read_json(workspace.patterns / "manifest.json") is None:
+        embed(workspace, settings)
+        discover(workspace, settings)
+    if CROPS in learnt_from and read_json(workspace.crops / "manifest.json") is None:
+        crop(workspace, settings)
+
+
+def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, settings: Settings) -> str:
+    """What `finetune` is to begin with: pretrained first where it is a pretext task."""
+    if start.pretext is None:
+        return start.weights
+    run = f"{name}-{start.title}".replace("+", "-")
+    tree = settings.model_dump(mode="json")
+    tree["pretraining"] |= {"pretext": start.pretext, **start.settings}
+    chosen = settings_from(tree)
+    pretraining = chosen.pretraining
+    rows = read_patterns(
+        store_of(workspace, chosen), ["pattern_id"],
+        predicate(TRAINING, pretraining.num_neighbours, pretraining.num_coordinates),
+    ).num_rows  # fmt: skip
+    epochs = max(1, round(plan.cubes / max(1, rows // pretraining.batch_size * pretraining.batch_size)))
+    tree["pretraining"] |= shared_out(chosen, epochs)
+    say("compare", f"{start.title}: {epochs} epochs of {rows} cubes")
+    pretrain(workspace, settings_from(tree), run)
+    return run
+
+
+def shared_out(settings: Settings, epochs: int) -> dict[str, int]:
+    """How a pretext task spends its epochs, in the settings' proportion where it has two phases; none is left out."""
+    pretext, pretraining = pretext_of(settings.pretraining), settings.pretraining
+    alone = 0
+    if pretext.puzzle is not None and pretext.lambda_rec is not None:
+        both = pretraining.num_classification_epochs + pretraining.num_joint_epochs
+        alone = min(epochs - 1, round(epochs * pretraining.num_classification_epochs / both))
+    return {"num_classification_epochs": alone, "num_joint_epochs": epochs - alone, "patience": epochs}
+
+
+def _inputs(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {f"transfer {title}": manifest["finished"] for title, manifest in manifests.items()}
+
+
+def _finish(
+    stage: Stage, plan: Plan, name: str, targets: Mapping[str, Description], manifests: Mapping[str, Mapping[str, Any]],
+    workspace: Workspace, watch: Stopwatch,
+) -> dict[str, Any]:  # fmt: skip
+    rows = [
+        {"target": title, **row, "is_like_best": like}
+        for title, manifest in manifests.items()
+        for row, like in zip(manifest["table"], manifest["is_like_best"], strict=True)
+    ]
+    overview = wide(rows)
+    semantics = [
+        {"target": title, **row}
+        for title, manifest in manifests.items()
+        for row in semantics_of(results_in(workspace.transfer(f"{name}-{title}")), manifest["task"])
+    ]
+    papers = {title: _beside_paper(targets[title], manifest) for title, manifest in manifests.items()}
+    parts = [markdown(overview), LEGEND, *([markdown(semantics)] if semantics else [])]
+    parts += [
+        f"{title}, beside the paper's Table 2 (%):\n\n{markdown(table)}" for title, table in papers.items() if table
+    ]
+    files = {
+        "table.csv": as_csv(rows), "semantics.csv": as_csv(semantics), "table.md": "\n\n".join(parts) + "\n",
+        "table.tex": latex(overview),
+    }  # fmt: skip
+    for file, text in files.items():
+        publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))
+    counts = {"initialisations": len(plan.initialisations), "targets": len(targets), "rows": len(rows)}
+    manifest = stage.finish(
+        counts, watch.seconds, overview=overview, semantics=semantics,
+        paper={title: table for title, table in papers.items() if table},
+    )  # fmt: skip
+    for line in (*lines_of(overview), *(lines_of(semantics) if semantics else ())):
+        say("compare", line)
+    say("compare", f"{watch.seconds:.1f} s → {stage.folder}")
+    return manifest
+
+
+def results_in(folder: Path) -> dict[int | str, dict[str, list[dict[str, Any]]]]:
+    """The trials of a target: by the number of labelled subjects, by initialisation, in their order."""
+    manifest = manifest_of(folder, "finetune")
+    results: dict[int | str, dict[str, list[dict[str, Any]]]] = {}
+    trials = [read_json(path) for path in folder.glob("trial-*.json")]
+    for trial in sorted(trials, key=lambda trial: trial["trial"]):
+        start, labelled = trial["initialisation"], trial["labelled"]
+        extent = manifest["extent"]
+        if start in extent["initialisations"] and labelled in extent["num_labelled"]:
+            results.setdefault(labelled, {}).setdefault(start, []).append(trial)
+    return results
+
+
+def _beside_paper(description: Description, manifest: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
+    if description.layout is None:
+        return []
+    most = manifest["extent"]["num_labelled"][-1]
+    ours = {
+        row["initialisation"]: {
+            key.removeprefix("mean_"): value for key, value in row.items() if key.startswith("mean_")
+        }
+        for row in manifest["table"]
+        if row["labelled"] == most
+    }
+    return beside_ours(PUBLISHED[description.layout].code, ours)
