@@ -43,6 +43,7 @@ SCAN_PIXELS, CUBE_PIXELS = 128, 64
 MOST_CLASSES = MOST_COLUMNS = 8
 MOST_POINTS = 300  # of one curve
 MOST_BOXES = 44
+MOST_LETTERS = 60  # of the names below an axis, side by side
 NUM_CORRUPTED = 6
 AXIAL, CORONAL, SAGITTAL = 0, 1, 2
 PLANES = {AXIAL: "axial", CORONAL: "coronal", SAGITTAL: "sagittal"}
@@ -147,7 +148,8 @@ def strip(
         dots = [dot for column in values.values() for dot in column]
         axes.scatter(places, dots, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label=dot)
         axes.plot(means, color=SERIES[1], marker="_", markersize=16, linestyle="-" if joined else "", label="mean")
-        axes.set_xticks(range(len(values)), list(values))
+        crowded = sum(map(len, values)) > MOST_LETTERS
+        axes.set_xticks(range(len(values)), list(values), **({"rotation": 30, "ha": "right"} if crowded else {}))
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)

@@ -21,6 +21,7 @@ from raygenesis.report import sections
 from raygenesis.report.cost import cost
 from raygenesis.report.sections import Made, Row
 from raygenesis.report.sweep import SYMBOLS, sweep
+from raygenesis.report.transfer import comparison, transfer
 from raygenesis.settings import as_yaml
 from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
 
@@ -34,7 +35,7 @@ WORDS = {
 VERBS = {
     "archive": "ingest --scans SCANS", "autoencoder": "embed", "embeddings": "embed", "index": "discover",
     "patterns": "discover", "crops": "crop", "runs": "pretrain --name {name}", "sweeps": "sweep --name {name}",
-    "transfer": "finetune --images IMAGES --labels LABELS --name {name}",
+    "transfer": "finetune --target TARGET.yaml --name {name}", "comparisons": "compare {name}.yaml",
 }  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         "patterns": section(sections.patterns, "archive", "patterns"),
         "runs": runs,
         "sweeps": each("sweeps", sweep),
-        "transfers": each("transfer", sections.transfer),
+        "transfers": each("transfer", transfer), "comparisons": each("comparisons", comparison),
         "cost": section(cost, "archive"),
         "provenance": _provenance(made, runs, settings),
     }  # fmt: skip
@@ -169,7 +170,7 @@ def _number(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return value if isinstance(value, str) else str(value)  # a string may be markup
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 

@@ -29,7 +29,7 @@ from raygenesis.report import figures
 from raygenesis.report.figures import Chart, Line
 from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.workspace import Workspace
 
 Row = Mapping[str, Any]
 
@@ -302,21 +302,6 @@ def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
 
 def _known(levels: Mapping[str, float | None]) -> dict[str, float]:
     return {name: level for name, level in levels.items() if level is not None}
-
-
-def transfer(artifact: Made) -> dict[str, Any]:
-    """The table of initialisations, the Dice of every trial and an example."""
-    trials = [read_json(path) for path in sorted(artifact.folder.glob("trial-*.json"))]
-    dots: dict[str, list[float]] = {}
-    for trial in trials:
-        dots.setdefault(trial["initialisation"], []).append(trial["dice"])
-    image = artifact.folder / "example.npz"
-    spacing = artifact.record.get("spacing_mm", (1, 1))
-    return {
-        "name": artifact.folder.name, "artifact": artifact, "table": artifact.record.get("table", []),
-        "charts": [figures.strip(f"Dice of {len(trials)} trials", "initialisation", "Dice", dots)] if dots else [],
-        "pictures": figures.example(image, spacing) if image.is_file() else [],
-    }  # fmt: skip
 
 
 def _intensity(made: Mapping[str, Made], settings: Settings) -> IntensitySettings:

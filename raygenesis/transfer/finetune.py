@@ -194,7 +194,7 @@ def _finish(
     }  # fmt: skip
     manifest = stage.finish(
         counts, watch.seconds, task=target.task, classes=list(target.classes), extent=extent,
-        spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table],
+        spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table], shown=rows,
         is_like_best=[row.is_like_best for row in table],
     )  # fmt: skip
     for line in lines_of(rows):
