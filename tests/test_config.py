@@ -297,8 +297,8 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["autoencoder.input_shape=[64, 64]"], ["autoencoder.input_shape=[64, 64]", "discovery.cube_shape"]),
         (["discovery.cube_shape=[32, 30, 32]"], ["discovery.cube_shape=[32, 30, 32]", "multiple of 8"]),
         (["autoencoder.input_shape=[32, 30, 32]"], ["autoencoder.input_shape=[32, 30, 32]", "multiple of 8"]),
-        (["finetune.patch_shape=[32, 32]"], ["finetune.patch_shape=[32, 32]", "discovery.cube_shape"]),
-        (["finetune.patch_shape=[32, 32, 12]"], ["finetune.patch_shape=[32, 32, 12]", "multiple of 8"]),
+        (["finetune.num_labelled=110%"], ["finetune.num_labelled"]),
+        (["finetune.num_labelled=[5, 5]"], ["finetune.num_labelled=[5, 5]", "twice"]),
         (["finetune.spacing_mm=[1, 1]"], ["finetune.spacing_mm=[1.0, 1.0]", "discovery.cube_shape"]),
         (["discovery.box=[[0, 1], [0, 1]]"], ["discovery.box has 2 sides", "discovery.cube_shape has 3"]),
         (["discovery.box=[[0, 1], [0.5, 0.5], [0, 1]]"], ["discovery.box=[[0.0, 1.0], [0.5, 0.5]", "from < to"]),
@@ -307,7 +307,7 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["discovery.scales=[{extent_mm: [9, 9]}]"], ["discovery.scales", "extent_mm=[9.0, 9.0]", "cube_shape"]),
         (["sweep.num_classification_epochs=0", "sweep.num_joint_epochs=0"], ["sweep.num_joint_epochs", "at least 1"]),
         (["sweep.num_gpus=1.5"], ["sweep.num_gpus=1.5", "a fraction below 1 or a whole number"]),
-        (["sweep.objective=target"], ["sweep.objective=target", "sweep.target_images and sweep.target_labels"]),
+        (["sweep.objective=target"], ["sweep.objective=target", "give sweep.target"]),
     ],
 )
 def test_an_impossible_combination_names_its_keys(overrides: list[str], keys: list[str]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from raygenesis.config import FinetuneSettings
 from raygenesis.transfer.cases import Case
-from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, to_device, train
 from raygenesis.transfer.metrics import overlap
 
 
@@ -25,13 +25,12 @@ def train_segmenter(
 
     The loss is soft Dice over the foreground classes, each pooled over the batch: patches without it are common.
     """
-    memory_format = MEMORY_FORMAT[len(patch_shape)]
-    unet.to(device, memory_format=memory_format)
+    to_device(unet, device)
     foregrounds = [np.flatnonzero(case.label) for case in cases]
 
     def batches(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = draw_patches(cases, foregrounds, patch_shape, settings.batch_size, generator)
-        shown = torch.from_numpy(images).to(device, memory_format=memory_format)
+        shown = torch.from_numpy(images).to(device, memory_format=MEMORY_FORMAT[images.ndim])
         return shown, torch.from_numpy(labels).to(device)
 
     def validate() -> float:

@@ -220,7 +220,8 @@ def _over_trials(
     difference = sign * float(ours.mean() - theirs.mean())
     if max(np.ptp(ours), np.ptp(theirs)) <= NO_SPREAD:
         return Against(difference, None, None, p_subjects)
-    p = float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)
+    moments = ((values.mean(), values.std(ddof=1), len(values)) for values in (ours, theirs))
+    p = float(stats.ttest_ind_from_stats(*next(moments), *next(moments), equal_var=False).pvalue)
     degrees = len(ours) + len(theirs) - 2
     squares = (len(ours) - 1) * ours.var(ddof=1) + (len(theirs) - 1) * theirs.var(ddof=1)
     cohen = difference / (squares / degrees) ** 0.5

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from raygenesis.cli import main
-from tests.data import HIPPOCAMPI, RADIOGRAPHS, needs_hippocampi
+from tests.data import HEADS, HIPPOCAMPI, RADIOGRAPHS, needs_hippocampi
 from tests.end_to_end.conftest import TINY, MainJob
 
-pytestmark = pytest.mark.timeout(1200)  # the first test follows all lines
+# The first test follows all lines; `.ci/run` runs them beside the quick tests.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 FASTER = [
@@ -60,9 +61,12 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
     radiographs.mkdir()
     for path in sorted(RADIOGRAPHS.glob("*.png"))[:: len(list(RADIOGRAPHS.glob("*.png"))) // 24]:
         shutil.copy(path, radiographs)
-    # As the README has it, but for the size of the store here.
-    (space,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    # As the README has them, but for the size of the store, the length of training and places here.
+    space, target, plan = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (root / "space.yaml").write_text(space.replace("high: 24", "high: 6"))
+    (root / "TARGET.yaml").write_text(target.replace(": t1", f": {HEADS}").replace(": sub", f": {HEADS.parent}/sub"))
+    plan = plan.replace("20000", "20").replace("IMAGES", f"{HIPPOCAMPI}/images").replace("LABELS", f"{HIPPOCAMPI}/labels")
+    (root / "PLAN.yaml").write_text(plan)
     outputs = {}
     for line in console_lines("raygenesis "):
         workspace = root / ("other" if "subject_pattern" in line else "workspace")
@@ -71,7 +75,8 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
             "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png", "EMBEDDINGS": root / "embeddings",
             "patterns.png": root / "patterns.png", "WORKSPACE/runs/default": workspace / "runs" / "default",
             "WORKSPACE/runs/rotation": workspace / "runs" / "rotation", "genesis.pt": root / "genesis.pt",
-            "SPACE.yaml": root / "space.yaml",
+            "SPACE.yaml": root / "space.yaml", "TARGET.yaml": root / "TARGET.yaml", "PLAN.yaml": root / "PLAN.yaml",
+            "released=genesis.pt": f"released={root / 'genesis.pt'}",
             "WORKSPACE/sweeps/default/best.yaml": workspace / "sweeps" / "default" / "best.yaml",
             "RADIOGRAPHS": radiographs, "WORKSPACE-2D": root / "flat",
         }  # fmt: skip
@@ -88,7 +93,7 @@ def test_each_verb_that_the_readme_shows_runs(followed: dict[str, str]) -> None:
     verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
     assert verbs == {
         "run", "ingest", "archive", "config", "embed", "patterns", "sweep", "finetune", "report", "crop", "pretrain",
-        "pretexts", "weights",
+        "pretexts", "weights", "compare",
     }  # fmt: skip
 
 
@@ -114,8 +119,21 @@ def test_the_sweep_ranks_eight_points_of_one_store_without_cropping(
 
 def test_finetuning_compares_random_with_pretrained_weights(followed: dict[str, str]) -> None:
     manifest = json.loads((Path(followed["workspace"]) / "transfer" / "default" / "manifest.json").read_text())
-    assert [row["initialisation"] for row in manifest["table"]] == ["random", "pretrained"]
-    assert all(0 <= row["dice_mean"] <= 1 and row["trials"] == 2 for row in manifest["table"])
+    assert [row["initialisation"] for row in manifest["table"]] == ["random", "default"]
+    assert all(0 <= row["mean"] <= 1 and row["trials"] == 2 for row in manifest["table"])
+
+
+def test_a_table_of_sexes_is_learnt_from_three_initialisations_and_a_plan_compares_four(
+    followed: dict[str, str],
+) -> None:
+    workspace = Path(followed["workspace"])
+    manifest = json.loads((workspace / "transfer" / "sex" / "manifest.json").read_text())
+    assert manifest["classes"] == ["F", "M"] and manifest["counts"]["left_out"] == 2
+    assert [row["initialisation"] for row in manifest["table"]] == ["random", "default", "released"]
+    compared = json.loads((workspace / "comparisons" / "PLAN" / "manifest.json").read_text())
+    names = ["random", "models-genesis", "semantic-genesis", "released"]
+    assert [row["initialisation"] for row in compared["overview"]] == names
+    assert {row["target"] for row in compared["semantics"]} == {"hippocampus", "sex"}
 
 
 def test_the_page_tells_of_the_sweep_and_the_target(followed: dict[str, str]) -> None:
@@ -131,7 +149,7 @@ def test_the_python_snippets_run(followed: dict[str, str]) -> None:
 
 
 def test_the_readme_claims_no_verb_that_is_missing() -> None:
-    named = set(re.findall(r"`(ingest|embed|discover|crop|pretrain|sweep|finetune|report)`", README))
+    named = set(re.findall(r"`(ingest|embed|discover|crop|pretrain|sweep|finetune|compare|report)`", README))
     for verb in named:
         assert follow(verb, "--help")[0] == 0
         assert (Path(__file__).resolve().parents[2] / "jobs" / f"{verb}.py").is_file()

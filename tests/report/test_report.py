@@ -206,16 +206,19 @@ def make_transfer(workspace: Workspace, ndim: int) -> None:
     starts = ("random", "pretrained")
     for start in starts:
         for number in range(2):
-            trial = {"initialisation": start, "dice": 0.5 + 0.1 * number}
-            write_json(folder / f"trial-{start}-{number}.json", trial)
-    table = [
-        {"initialisation": start, "dice_mean": 0.55, "p_value": p_value}
-        for start, p_value in zip(starts, (None, 0.03), strict=True)
+            trial = {"initialisation": start, "labelled": 5, "figures": {"dice": 0.5 + 0.1 * number}}
+            write_json(folder / f"trial-{start}-5-{number}.json", trial)
+    shown = [
+        {"initialisation": start, "dice": dice, "p trials": p_value}
+        for start, dice, p_value in zip(starts, ("0.550 ± 0.071 *", "**0.650 ± 0.071**"), ("–", "0.030"), strict=True)
     ]
     label = np.eye(8, dtype=np.uint8)
     with (folder / "example.npz").open("wb") as file:
         np.savez(file, image=np.ones((8, 8), np.float32), label=label, **dict.fromkeys(starts, label))
-    Stage(folder, {}, {}).finish({"trials": 2}, 1.0, table=table, spacing_mm=[1.0] * ndim)
+    Stage(folder, {}, {}).finish({"trials": 2}, 1.0, task="segmentation", shown=shown, spacing_mm=[1.0] * ndim)
+    compared = Stage(workspace.comparison("heads"), {}, {})
+    begin(compared)
+    compared.finish({"targets": 1}, 1.0, overview=shown, semantics=[{"without": "a", "gain": 0.25}], paper={})
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from raygenesis.training.experiment import TrainingError
 from raygenesis.workspace import Workspace, read_json
 from tests.patterns.stores import StorePlan
 from tests.pretraining.test_pretrain import SHAPE, ramp, settings_of
-from tests.transfer.test_finetune import SHAPE as SHAPE_3D
-from tests.transfer.test_finetune import write_catalogue, write_target
+from tests.transfer.targets import SHAPE as SHAPE_3D
+from tests.transfer.targets import write_boxes, write_catalogue
 
 PLAN = {"references": 1, "coordinates": 2, "neighbours": 12, "held_out": 4, "scales": 1}
 
@@ -362,29 +362,32 @@ def test_a_target_is_few_shot_segmentation_of_subjects_that_were_not_learnt_from
 ) -> None:
     made = Workspace(tmp_path / "workspace")
     StorePlan(references=1, coordinates=2, neighbours=6, held_out=3, scales=1, shape=SHAPE_3D).write(made.patterns)
-    write_target(tmp_path / "target", 8)
+    write_boxes(tmp_path / "target", 8)
+    description = tmp_path / "target" / "target.yaml"
+    description.write_text("{task: segmentation, images: images, labels: labels}")
     images = {f"sub-{n}": tmp_path / "target" / "images" / f"sub-{n}.nii.gz" for n in range(8)}
     write_catalogue(made, dict(list(images.items())[:5]))
     tree = settings_of().model_dump(mode="json") | {"validation_fraction": 0.2}
     tree["discovery"] |= {"cube_shape": SHAPE_3D, "scales": [{"extent_mm": SHAPE_3D}], "num_neighbours": 6}
     tree["autoencoder"] |= {"input_shape": SHAPE_3D}
     tree["finetune"] |= {"num_labelled": 3, "num_test": 3, "num_trials": 2, "num_steps": 3, "batch_size": 2}
-    places = {f"target_{kind}": str(tmp_path / "target" / kind) for kind in ("images", "labels")}
-    tree["sweep"] = {"objective": "target", "num_classification_epochs": 1, "num_joint_epochs": 1, **places}
+    tree["sweep"] = {
+        "objective": "target", "num_classification_epochs": 1, "num_joint_epochs": 1, "target": str(description),
+    }  # fmt: skip
     space = space_file(tmp_path, {"pretraining.lambda_cls": [0.01, 1.0]})
     manifest = sweep(made, settings_from(tree), "target", space)
     assert all(0 <= row["target"] <= 1 and row["retrieval"] > 0 for row in manifest["table"])
     scores = [row["target"] for row in manifest["table"]]
     assert scores == sorted(scores, reverse=True)
-    assert "2 few-shot trials a training, 3 subjects learnt from, 3 scans of others, unseen in pretraining" in (
+    assert "2 few-shot trials a training, 3 subjects learnt from, 3 examples of others, unseen in pretraining" in (
         capsys.readouterr().out
     )
     # Five of the eight are in the archive: with more test subjects than are unseen it is refused, as finetune does.
     tree["finetune"] |= {"num_labelled": 7}
-    with pytest.raises(SettingsError, match=r"finetune.num_labelled=7 and finetune.num_test=3 cannot be met"):
+    with pytest.raises(SettingsError, match=r"finetune.num_labelled=7, finetune.num_test=3 and .* cannot be met"):
         sweep(made, settings_from(tree), "refused", space)
-    with pytest.raises(SettingsError, match=r"sweep.objective=target needs labelled scans: give sweep.target_labels"):
-        settings_from({"sweep": {"objective": "target", "target_images": "x"}})
+    with pytest.raises(SettingsError, match=r"sweep.objective=target needs a target: give sweep.target"):
+        settings_from({"sweep": {"objective": "target"}})
 
 
 def test_trials_leave_a_file_each_that_says_what_they_were(workspace: Workspace) -> None:
