@@ -415,6 +415,12 @@ class FinetuneSettings(Section):
         return value if isinstance(value, (list, tuple)) else (value,)
 
     @model_validator(mode="after")
+    def _gpus_are_whole_or_shared(self) -> FinetuneSettings:
+        if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus % 1:
+            raise ValueError(f"finetune.num_gpus={self.num_gpus:g}: give a fraction below 1 or a whole number")
+        return self
+
+    @model_validator(mode="after")
     def _labelled_differ(self) -> FinetuneSettings:
         if len(set(self.num_labelled)) < len(self.num_labelled):
             raise ValueError(f"finetune.num_labelled={list(self.num_labelled)} names a number twice: leave one out")

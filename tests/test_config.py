@@ -299,7 +299,6 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["autoencoder.input_shape=[32, 30, 32]"], ["autoencoder.input_shape=[32, 30, 32]", "multiple of 8"]),
         (["finetune.num_labelled=110%"], ["finetune.num_labelled"]),
         (["finetune.num_labelled=[5, 5]"], ["finetune.num_labelled=[5, 5]", "twice"]),
-        (["finetune.spacing_mm=[1, 1]"], ["finetune.spacing_mm=[1.0, 1.0]", "discovery.cube_shape"]),
         (["discovery.box=[[0, 1], [0, 1]]"], ["discovery.box has 2 sides", "discovery.cube_shape has 3"]),
         (["discovery.box=[[0, 1], [0.5, 0.5], [0, 1]]"], ["discovery.box=[[0.0, 1.0], [0.5, 0.5]", "from < to"]),
         (["discovery.box=[[0, 1], [0, 1.2], [0, 1]]"], ["discovery.box=", "<= 1"]),

@@ -18,11 +18,12 @@ from raygenesis.progress import say
 from raygenesis.settings import settings_from
 from raygenesis.transfer.description import Description, read_target, settings_for
 from raygenesis.transfer.finetune import finetune
+from raygenesis.transfer.initialisations import check_fits, find_initialisations
 from raygenesis.transfer.paper import beside_ours
 from raygenesis.transfer.plan import Plan, Start, read_plan
 from raygenesis.transfer.prepared import form_for
 from raygenesis.transfer.published import PUBLISHED
-from raygenesis.transfer.statistics import semantics_of
+from raygenesis.transfer.statistics import RANDOM, semantics_of
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json
 
@@ -37,9 +38,7 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
     plan, targets = read_plan(plan_file)
     name = plan_file.stem
     folder = workspace.comparison(name)
-    for title, description in targets.items():
-        form_for(read_target(description, settings.archive.subject_pattern), settings_for(description, settings))
-        workspace.transfer(f"{name}-{title}")
+    _check(plan, name, targets, workspace, settings)
     _make_stores(plan, workspace, settings)
     starts = [f"{start.title}={_pretrained(start, plan, name, workspace, settings)}" for start in plan.initialisations]
     manifests = {}
@@ -52,6 +51,27 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
         return manifest_of(folder, "compare")
     with stage.claimed():
         return _finish(stage, plan, name, targets, manifests, workspace, watch)
+
+
+def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace: Workspace, settings: Settings) -> None:
+    """Raise what is at fault with targets, weights, or one for the other."""
+    given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
+    own = [_settings_of(start, settings).pretraining for start in plan.initialisations if start.pretext is not None]
+    for title, description in targets.items():
+        workspace.transfer(f"{name}-{title}")  # a name that is no name
+        target = read_target(description, settings.archive.subject_pattern)
+        form = form_for(target, settings_for(description, settings))
+        starts = find_initialisations(given, workspace, settings.pretraining, target.ndim)
+        starts += [find_initialisations([RANDOM], workspace, pretraining, settings.ndim)[0] for pretraining in own]
+        for start in starts:
+            check_fits(start, form.input_shape)
+
+
+def _settings_of(start: Start, settings: Settings) -> Settings:
+    """The settings of a pretext task's training."""
+    tree = settings.model_dump(mode="json")
+    tree["pretraining"] |= {"pretext": start.pretext, **start.settings}
+    return settings_from(tree)
 
 
 def _make_stores(plan: Plan, workspace: Workspace, settings: Settings) -> None:
@@ -69,15 +89,14 @@ def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, setti
     if start.pretext is None:
         return start.weights
     run = f"{name}-{start.title}".replace("+", "-")
-    tree = settings.model_dump(mode="json")
-    tree["pretraining"] |= {"pretext": start.pretext, **start.settings}
-    chosen = settings_from(tree)
+    chosen = _settings_of(start, settings)
     pretraining = chosen.pretraining
     rows = read_patterns(
         store_of(workspace, chosen), ["pattern_id"],
         predicate(TRAINING, pretraining.num_neighbours, pretraining.num_coordinates),
     ).num_rows  # fmt: skip
     epochs = max(1, round(plan.cubes / max(1, rows // pretraining.batch_size * pretraining.batch_size)))
+    tree = chosen.model_dump(mode="json")
     tree["pretraining"] |= shared_out(chosen, epochs)
     say("compare", f"{start.title}: {epochs} epochs of {rows} cubes")
     pretrain(workspace, settings_from(tree), run)

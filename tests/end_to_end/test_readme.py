@@ -65,7 +65,8 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
     space, target, plan = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (root / "space.yaml").write_text(space.replace("high: 24", "high: 6"))
     (root / "TARGET.yaml").write_text(target.replace(": t1", f": {HEADS}").replace(": sub", f": {HEADS.parent}/sub"))
-    plan = plan.replace("20000", "20").replace("IMAGES", f"{HIPPOCAMPI}/images").replace("LABELS", f"{HIPPOCAMPI}/labels")
+    plan = plan.replace("IMAGES", f"{HIPPOCAMPI}/images").replace("LABELS", f"{HIPPOCAMPI}/labels")
+    plan = plan.replace("20000", "20")
     (root / "PLAN.yaml").write_text(plan)
     outputs = {}
     for line in console_lines("raygenesis "):
