@@ -25,7 +25,7 @@ from raygenesis.transfer.prepared import form_for
 from raygenesis.transfer.published import PUBLISHED
 from raygenesis.transfer.statistics import RANDOM, semantics_of
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json
+from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json, remove_tree
 
 
 def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[str, Any]:
@@ -45,10 +45,13 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
     for title, description in targets.items():
         say("compare", f"target {title}")
         manifests[title] = finetune(description, workspace, settings, starts, f"{name}-{title}")
-    stage = Stage(folder, {"plan": plan.model_dump(mode="json")}, _inputs(manifests))
-    if stage.is_finished():
+    inputs = {f"transfer {title}": manifest["finished"] for title, manifest in manifests.items()}
+    stage = Stage(folder, {"plan": plan.model_dump(mode="json")}, inputs)
+    made = read_json(folder / "manifest.json")
+    if made is not None and made["fingerprint"] == stage.fingerprint():
         say("compare", f"nothing to do: the tables are in {folder}")
-        return manifest_of(folder, "compare")
+        return made
+    remove_tree(folder)  # tables are written anew whenever a trial, a target or an initialisation has been added
     with stage.claimed():
         return _finish(stage, plan, name, targets, manifests, workspace, watch)
 
@@ -113,10 +116,6 @@ def shared_out(settings: Settings, epochs: int) -> dict[str, int]:
     return {"num_classification_epochs": alone, "num_joint_epochs": epochs - alone, "patience": epochs}
 
 
-def _inputs(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return {f"transfer {title}": manifest["finished"] for title, manifest in manifests.items()}
-
-
 def _finish(
     stage: Stage, plan: Plan, name: str, targets: Mapping[str, Description], manifests: Mapping[str, Mapping[str, Any]],
     workspace: Workspace, watch: Stopwatch,
@@ -156,13 +155,13 @@ def _finish(
 
 def results_in(folder: Path) -> dict[int | str, dict[str, list[dict[str, Any]]]]:
     """The trials of a target: by the number of labelled subjects, by initialisation, in their order."""
-    manifest = manifest_of(folder, "finetune")
+    extent = manifest_of(folder, "finetune")["extent"]
     results: dict[int | str, dict[str, list[dict[str, Any]]]] = {}
     trials = [read_json(path) for path in folder.glob("trial-*.json")]
     for trial in sorted(trials, key=lambda trial: trial["trial"]):
         start, labelled = trial["initialisation"], trial["labelled"]
-        extent = manifest["extent"]
-        if start in extent["initialisations"] and labelled in extent["num_labelled"]:
+        wanted = start in extent["initialisations"] and labelled in extent["num_labelled"]
+        if wanted and trial["trial"] < extent["num_trials"]:
             results.setdefault(labelled, {}).setdefault(start, []).append(trial)
     return results
 

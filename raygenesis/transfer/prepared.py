@@ -105,7 +105,7 @@ def form_for(target: Target, settings: Settings) -> Form:
     if to_segment and whole_scans:
         spacing = settings.finetune.spacing_mm or common_spacing(target)
     if to_segment and settings.finetune.mode == "knn":
-        raise SettingsError("finetune.mode=knn answers for whole scans: of a segmentation choose full, encoder or frozen")
+        raise SettingsError("finetune.mode=knn answers for whole scans: to segment choose full, encoder or frozen")
     for key, sides in (("input_shape", shape), ("spacing_mm", spacing)):
         if sides is not None and len(sides) != target.ndim:
             raise SettingsError(

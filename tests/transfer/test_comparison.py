@@ -89,10 +89,15 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
     # As if killed while the second target was learnt.
     lost = workspace.transfer("heads-sizes") / "trial-given-4-1.json"
     kept = {path: path.stat().st_mtime_ns for path in workspace.root.rglob("trial-*.json") if path != lost}
-    for path in (lost, lost.parent / "manifest.json", folder / "manifest.json"):
+    for path in (lost, lost.parent / "manifest.json"):
         path.unlink()
     again = compare(plan_file(tmp_path), workspace, settings())
     assert again["overview"] == manifest["overview"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    # Tables are made anew when something is added to the plan.
+    fewer = compare(plan_file(tmp_path, initialisations=PLAN["initialisations"][:3]), workspace, settings())
+    assert [row["initialisation"] for row in fewer["overview"]] == names[:3]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
