@@ -114,7 +114,11 @@ class LabelFile:
     classes: tuple[tuple[int, int], ...] = field(default=())
 
     def read(self, image: Volume) -> NDArray[np.uint8]:
-        label = _grey(read_scan([self.path], may_be_flat=True), self.path)
+        try:
+            volumes = read_scan([self.path], may_be_flat=True)
+        except (ScanError, OSError) as error:  # an example has two files: say which it is
+            raise ScanError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+        label = _grey(volumes, self.path)
         check_aligned(self.path, label, image)
         return self.classes_of(label)
 

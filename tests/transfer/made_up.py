@@ -31,9 +31,12 @@ class InMemory:
         return self.content
 
 
+NOWHERE = InMemory(None)
+
+
 def example(subject: str, value: Any = None, name: str | None = None, split: str | None = None) -> Example:
     """Without an image: for draws."""
-    return Example(name or f"{subject}.nii.gz", subject, InMemory(None), value=value, split=split)
+    return Example(name or f"{subject}.nii.gz", subject, NOWHERE, value=value, split=split)
 
 
 def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> Path:
