@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,14 @@ class Description(Section):
             raise ValueError("folder and options belong to a `layout`: leave them out, or give one")
         if self.task != SEGMENTATION and self.value_column is None:
             raise ValueError(f"value_column is missing: name the column of {self.labels} that holds what is to be told")
+        if self.classes is not None and not 0 < len(self.classes) == len(set(map(str, self.classes))):
+            raise ValueError(f"classes: {list(self.classes)} must be names, each another: leave it out, or mend it")
+        try:
+            re.compile(self.subject_pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"subject_pattern: {self.subject_pattern!r} is not a regular expression: {error}"
+            ) from None
         if self.window is not None and self.window[0] >= self.window[1]:
             raise ValueError(f"window: {list(self.window)} must be [low, high] with low < high")
         return self
@@ -71,7 +80,8 @@ def read_description(path: Path) -> Description:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
-        raise SettingsError(f"{path} must hold a mapping that describes a target, not a {type(tree).__name__}")
+        there = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise SettingsError(f"{path} must hold a mapping that describes a target, and holds {there}")
     return described(tree, path.parent.absolute(), str(path))
 
 
@@ -93,7 +103,7 @@ def described(tree: dict[str, Any], folder: Path, where: str) -> Description:
         found = Description.model_validate(tree)
     except ValidationError as error:
         raise SettingsError(f"{where}: {sentence(error, Description)}") from None
-    paths = {key: folder / value for key, value in found if isinstance(value, Path)}
+    paths = {key: folder / value.expanduser() for key, value in found if isinstance(value, Path)}
     return found.model_copy(update=paths)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,11 @@ class LabelFile:
     classes: tuple[tuple[int, int], ...] = field(default=())
 
     def read(self, image: Volume) -> NDArray[np.uint8]:
-        label = _grey(read_scan([self.path], may_be_flat=True), self.path)
+        try:
+            volumes = read_scan([self.path], may_be_flat=True)
+        except (ScanError, OSError) as error:  # an example has two files: say which it is
+            raise ScanError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+        label = _grey(volumes, self.path)
         check_aligned(self.path, label, image)
         return self.classes_of(label)
 
@@ -142,8 +147,8 @@ def check_aligned(path: Path, label: Volume, image: Volume) -> None:
             f"{path} has {times(label.shape)} voxels and its image {times(image.shape)}: give a label map on the "
             "image's grid"
         )
-    far = np.array([*image.shape[::-1], 1, 1][:3])
-    corners = np.array([[0, 0, 0, 1], [*far, 1]]).T
+    far = [*image.shape[::-1], 1][:3]
+    corners = np.array([[*corner, 1] for corner in itertools.product(*((0, side) for side in far))]).T
     apart = np.abs((image.affine - label.affine) @ corners)[:3].max()
     if apart > min(image.spacing_mm) / 2:
         raise ScanError(

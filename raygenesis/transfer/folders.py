@@ -36,20 +36,24 @@ def read_label_maps(
 
     classes: the names of the labels 1, 2, …; unnamed when None. split: a CSV of `subject` and `split`.
     """
-    scans = _scans(images, "images")
-    maps = _scans(labels, "labels")
+    scans, no_images = _scans(images, "images")
+    maps, no_maps = _scans(labels, "labels")
     parts = _parts_of(split)
     examples, problems = [], []
     for source in maps:
         if source not in scans:
-            problems.append(Problem(source, f"a label map without an image: {images / source} is not there"))
+            reason = f"a label map without an image: {images / source} is not there"
+            problems.append(Problem(source, no_images.pop(source, reason)))
             continue
         subject = subject_in(source, subject_pattern)
         image = ImageFile(_files(images, scans[source]))
         examples.append(Example(source, subject, image, LabelFile(labels / source), split=parts.get(subject)))
     if not examples:
         raise ScanError(f"no label map in {labels} has an image of the same name in {images}")
-    problems += [Problem(source, "an image without a label map") for source in scans if source not in maps]
+    for source in scans:
+        if source not in maps:
+            problems.append(Problem(source, no_maps.pop(source, "an image without a label map")))
+    problems += [Problem(source, reason) for source, reason in (*no_images.items(), *no_maps.items())]
     return Target(SEGMENTATION, ndim, tuple(map(str, classes or ())), *_split(examples, problems, parts, split))
 
 
@@ -67,7 +71,7 @@ def read_table(
     """
     columns = [key_column, value_column, *([subject_column] if subject_column else [])]
     rows = read_rows(table, columns)
-    scans = _scans(images, "images")
+    scans, no_images = _scans(images, "images")
     named = _names(scans, subject_pattern)
     parts = _parts_of(split)
     values = {row[value_column] for row in rows if row[value_column]}
@@ -83,12 +87,16 @@ def read_table(
     for row in rows:
         key = row[key_column]
         found = named.get(key, ())
-        reason = _fault(key, found, row[value_column], numbers, task) or ("named twice" if key in used else None)
+        reason = _fault(key, found, row[value_column], numbers, task)
+        if reason is None and subject_column and not row[subject_column]:
+            reason = f"it has no {subject_column!r}"
+        if reason is None and found[0] in used:
+            reason = "named twice"
         if reason:
             problems.append(Problem(key or "(no name)", reason))
             continue
-        used.add(key)
         (source,) = found
+        used.add(source)
         subject = row[subject_column] if subject_column else subject_in(source, subject_pattern)
         value = numbers[row[value_column]] if task == CLASSIFICATION else float(row[value_column])
         image = ImageFile(_files(images, scans[source]))
@@ -96,8 +104,11 @@ def read_table(
     if not examples:
         first = f": {problems[0].name}: {problems[0].reason}" if problems else ""
         raise ScanError(f"no row of {table} gives an example{first}")
+    if task == CLASSIFICATION and len(numbers) < 2:
+        raise SettingsError(f"{table}: column {value_column!r} holds only {min(numbers)!r}: there must be two classes")
     given = {example.name for example in examples}
     problems += [Problem(source, f"an image without a row in {table}") for source in scans if source not in given]
+    problems += [Problem(source, reason) for source, reason in no_images.items()]
     return Target(task, ndim, tuple(numbers), *_split(examples, problems, parts, split))
 
 
@@ -134,11 +145,16 @@ def _fault(key: str, found: Sequence[str], value: str, numbers: Mapping[str, int
         return f"{value!r} is not a number"
 
 
-def _scans(folder: Path, kind: str) -> dict[str, Scan]:
-    """Scans below a folder by their paths."""
+def _scans(folder: Path, kind: str) -> tuple[dict[str, Scan], dict[str, str]]:
+    """Scans below a folder by their paths, and why other files that look like ones are none."""
     if not folder.is_dir():
         raise ScanError(f"{kind} folder {folder} does not exist or is not a folder: check `{kind}`")
-    return {scan.source: scan for scan in survey(folder).scans}
+    found = survey(folder)
+    if not found.scans:
+        first = found.aside[0]
+        raise ScanError(f"none of the files in {kind} folder {folder} can be used; the first, {first.source}: "
+                        f"{first.reason}")
+    return {scan.source: scan for scan in found.scans}, {file.source: file.reason for file in found.aside}
 
 
 def _files(folder: Path, scan: Scan) -> tuple[Path, ...]:
@@ -182,7 +198,7 @@ def _split(
         return tuple(examples), tuple(problems)
     unnamed = [example for example in examples if example.subject not in parts]
     if len(unnamed) == len(examples):
-        known = ", ".join(list(parts)[:3])
+        known = ", ".join(list(parts)[:3]) or "nobody"
         raise ScanError(f"{split} names none of the subjects, such as {examples[0].subject!r}: it names {known}")
     problems = [
         *problems,

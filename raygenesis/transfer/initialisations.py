@@ -22,6 +22,9 @@ from raygenesis.workspace import Workspace, manifest_of, xxh3_of
 # Units between the pooled bottleneck and the answer (METHOD, target tasks).
 HIDDEN = 1024
 
+# What tables call an initialisation is part of files' names.
+NAME = r"[A-Za-z0-9_.+-]+"
+
 
 @dataclass(frozen=True)
 class Initialisation:
@@ -84,7 +87,7 @@ def find_initialisations(
 
 def named(start: str) -> tuple[str, str]:
     """What tables call an initialisation, and what it is: `NAME=START`, or a name made of `START` itself."""
-    if given := re.fullmatch(r"([A-Za-z0-9_.+-]+)=(.+)", start):
+    if given := re.fullmatch(f"({NAME})=(.+)", start):
         return given[1], given[2]
     name = Path(start).name.partition(".")[0] if is_file(start) else start
     return re.sub(r"[^A-Za-z0-9_.+-]", "-", name), start

@@ -72,7 +72,7 @@ def train(
             set_training(network)
             if scores[-1] >= max(scores):
                 best = copy.deepcopy(network.state_dict())
-            elif settings.patience and len(scores) - 1 - int(np.argmax(scores)) >= settings.patience:
+            if settings.patience and len(scores) - 1 - int(np.argmax(scores)) >= settings.patience:
                 break
     if best is not None:
         network.load_state_dict(best)

@@ -13,7 +13,7 @@ from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import PRETEXTS
 from raygenesis.settings import sentence
 from raygenesis.transfer.description import Description, described, read_description
-from raygenesis.transfer.initialisations import is_file
+from raygenesis.transfer.initialisations import NAME, is_file, named
 from raygenesis.transfer.statistics import RANDOM
 
 
@@ -23,14 +23,14 @@ class Start(Section):
     name: what tables call it; as `weights` or `pretext` when None.
     """
 
-    name: str | None = None
+    name: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
     pretext: str | None = None
     settings: dict[str, Any] = Field({}, description="Below `pretraining`.")
     weights: str | None = None
 
     @property
     def title(self) -> str:
-        return self.name or self.pretext or Path(self.weights or "").name.partition(".")[0]
+        return self.name or self.pretext or named(self.weights)[0]
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Start:
@@ -46,10 +46,11 @@ class Start(Section):
 
 
 def _start(value: Any) -> Any:
-    """A plain word is a pretext task, `random`, a run, or a file of weights."""
+    """A plain word is a pretext task, `random`, a run, or a file of weights; NAME=… gives it a name."""
     if not isinstance(value, str):
         return value
-    return {"pretext": value} if value in PRETEXTS else {"weights": value}
+    name, source = named(value)
+    return {"name": name, "pretext" if source in PRETEXTS else "weights": source}
 
 
 class Plan(Section):
@@ -76,6 +77,9 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Description]]:
         raise SettingsError(f"plan {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        there = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise SettingsError(f"{path} must hold a mapping that describes a plan, and holds {there}")
     try:
         plan = Plan.model_validate(tree)
     except ValidationError as error:
@@ -88,7 +92,7 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Description]]:
             described(target, folder, where) if isinstance(target, dict) else read_description(folder / target)
         )
     starts = [
-        start.model_copy(update={"weights": str(folder / start.weights), "name": start.title})
+        start.model_copy(update={"weights": str(folder / Path(start.weights).expanduser()), "name": start.title})
         if start.weights not in (None, RANDOM) and is_file(start.weights)
         else start
         for start in plan.initialisations

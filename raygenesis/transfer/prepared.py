@@ -99,6 +99,8 @@ def form_for(target: Target, settings: Settings) -> Form:
     """The form of a target's cases by the settings. Raises SettingsError where they have other dimensions."""
     whole_scans = all(example.region is None for example in target.examples)
     to_segment = target.task == SEGMENTATION
+    if to_segment and settings.finetune.mode == "knn":
+        raise SettingsError("finetune.mode=knn tells one answer an image: give full, encoder or frozen to segment")
     cube, scan = settings.discovery.cube_shape, settings.autoencoder.input_shape
     shape = settings.finetune.input_shape or (cube if to_segment or not whole_scans else scan)
     spacing = None

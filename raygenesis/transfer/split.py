@@ -10,7 +10,7 @@ import numpy as np
 
 from raygenesis.config import FinetuneSettings
 from raygenesis.errors import SettingsError
-from raygenesis.transfer.examples import CLASSIFICATION, TEST, VALIDATION, Example, Target
+from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, TEST, VALIDATION, Example, Target
 
 MIN_TEST_SUBJECTS = 2
 
@@ -146,11 +146,19 @@ def _check_official(tested: set[str], validated: set[str], learnt: set[str], see
 
 def _check_classes(target: Target, split: Split) -> None:
     """Raise SettingsError if a class is missing among those learnt from, validated or tested on."""
-    if target.task != CLASSIFICATION:
-        return
     parts = {"the test subjects": split.test}
     if split.validation:
         parts["the validation subjects"] = split.validation
+    if target.task == MULTILABEL:
+        # Some may be missing, but of one at least there must be an area under the ROC curve.
+        for title, examples in parts.items():
+            if all(len(set(values)) < 2 for values in zip(*(example.value for example in examples), strict=True)):
+                raise SettingsError(
+                    f"none of the classes {', '.join(target.classes)} is both present and absent among {title}: raise "
+                    "finetune.num_test or finetune.num_validation, or give another split"
+                )
+    if target.task != CLASSIFICATION:
+        return
     for trial in split.trials:
         parts[f"the {trial.num_subjects} labelled subjects of trial {trial.number}"] = trial.examples
     for title, examples in parts.items():

@@ -70,7 +70,10 @@ class Comparison:
     @property
     def is_like_best(self) -> bool:
         """Whether it is the best, or cannot be told from it at p < 0.05 over trials (paper Table 2)."""
-        return self.is_best or self.against_best is None or (self.against_best.p or 0.0) >= 1 - CONFIDENCE
+        best = self.against_best
+        if self.is_best or best is None:
+            return True
+        return abs(best.difference) <= NO_SPREAD if best.p is None else best.p >= 1 - CONFIDENCE
 
     def flat(self) -> dict[str, Any]:
         """A row of a table: nested figures with their names joined by underscores."""

@@ -1,61 +1,243 @@
-"""The table's numbers, against the textbook's formulas."""
+"""The table's numbers, against SciPy, the textbook's formulas and counting."""
 
+from __future__ import annotations
+
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
-from raygenesis.transfer.statistics import Comparison, compare
+from raygenesis.transfer.statistics import (
+    Against,
+    Comparison,
+    aucs,
+    compare,
+    holm,
+    paired_by_subject,
+    semantics_of,
+)
 
-RANDOM_DICE = [0.60, 0.70, 0.50, 0.64]
-OUR_DICE = [0.66, 0.75, 0.57, 0.70]
-
-
-def trials(dice: list[float]) -> list[dict[str, float]]:
-    return [{"dice": value, "iou": value / 2, "seconds": 3.0 + n} for n, value in enumerate(dice)]
-
-
-def compared(random: list[float], ours: list[float]) -> tuple[Comparison, Comparison]:
-    first, second = compare({"random": trials(random), "ours": trials(ours)}, "random")
-    return first, second
-
-
-def test_means_deviations_and_difference() -> None:
-    random, ours = compared(RANDOM_DICE, OUR_DICE)
-    assert (random.initialisation, ours.initialisation) == ("random", "ours")
-    assert random.trials == ours.trials == 4
-    assert random.dice_mean == pytest.approx(0.61)
-    assert random.dice_sd == pytest.approx(math.sqrt((0.01**2 + 0.09**2 + 0.11**2 + 0.03**2) / 3))
-    assert random.iou_mean == pytest.approx(0.305)
-    assert random.iou_sd == pytest.approx(random.dice_sd / 2)
-    assert ours.difference_to_random == pytest.approx(0.06)
-    assert ours.seconds_per_trial == pytest.approx(4.5)
-    assert (random.difference_to_random, random.p_value, random.p_value_paired) == (None, None, None)
+THEIRS, OURS, OTHERS = [0.60, 0.70, 0.50, 0.64], [0.66, 0.75, 0.57, 0.70], [0.40, 0.52, 0.47, 0.41]
 
 
-def test_p_values_are_welchs_and_the_paired_tests() -> None:
-    _, ours = compared(RANDOM_DICE, OUR_DICE)
-    a, b = np.array(OUR_DICE), np.array(RANDOM_DICE)
-    share_a, share_b = a.var(ddof=1) / 4, b.var(ddof=1) / 4
-    freedom = (share_a + share_b) ** 2 / (share_a**2 / 3 + share_b**2 / 3)
-    t = (a.mean() - b.mean()) / math.sqrt(share_a + share_b)
-    assert ours.p_value == pytest.approx(2 * stats.t.sf(t, freedom))
-    paired = (a - b).mean() / ((a - b).std(ddof=1) / 2)
-    assert ours.p_value_paired == pytest.approx(2 * stats.t.sf(paired, 3))
-    assert ours.p_value_paired < 0.01 < ours.p_value  # what pairing is for
+def trials(figures: list[float], metric: str = "dice", test: list[dict[str, Any]] | None = None) -> list[Any]:
+    """One test case unless some are given."""
+    return [
+        {
+            "figures": {metric: figure, "iou": figure / 2}, "test": test or [case("a", dice=figure, answer=0, value=0)],
+            "seconds": 3.0 + number, "epochs_to_converge": 10.0 * number, "seconds_to_converge": 1.0,
+        }
+        for number, figure in enumerate(figures)
+    ]  # fmt: skip
+
+
+def case(subject: str, **facts: Any) -> dict[str, Any]:
+    return {"name": f"{subject}.nii", "subject": subject, **facts}
+
+
+def table(task: str = "segmentation", metric: str = "dice", **results: list[float]) -> dict[str, Comparison]:
+    rows = compare({name: trials(figures, metric) for name, figures in results.items()}, task, 5)
+    return {row.initialisation: row for row in rows}
+
+
+def hedges(first: list[float], second: list[float]) -> float:
+    """Hedges' g of samples of equal size, by its formula with the approximate correction."""
+    num = len(first)
+    pooled = math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
+    return (np.mean(first) - np.mean(second)) / pooled * (1 - 3 / (4 * (2 * num - 2) - 1))
+
+
+def test_means_deviations_and_intervals() -> None:
+    rows = table(random=THEIRS, ours=OURS)
+    assert list(rows) == ["random", "ours"]
+    row = rows["random"]
+    assert (row.trials, row.labelled, row.metric) == (4, 5, "dice")
+    assert row.mean == pytest.approx(0.61)
+    assert row.sd == pytest.approx(math.sqrt((0.01**2 + 0.09**2 + 0.11**2 + 0.03**2) / 3))
+    interval = stats.t.interval(0.95, 3, loc=np.mean(THEIRS), scale=stats.sem(THEIRS))
+    assert (row.low, row.high) == pytest.approx(interval)
+    assert row.seconds_per_trial == pytest.approx(4.5) and row.epochs_to_converge == pytest.approx(15)
+    assert row.figures == pytest.approx({"dice": 0.61, "iou": 0.305})
+
+
+def test_what_is_never_trained_has_no_time_to_converge() -> None:
+    never = [trial | {"epochs_to_converge": None, "seconds_to_converge": None} for trial in trials(OURS)]
+    (row,) = compare({"ours": never}, "segmentation", 5)
+    assert row.epochs_to_converge is None and row.seconds_to_converge is None
+
+
+def test_tests_over_trials_are_welchs_with_hedges_g() -> None:
+    rows = table(random=THEIRS, ours=OURS, others=OTHERS)
+    for name, figures in (("ours", OURS), ("others", OTHERS)):
+        against = rows[name].against_random
+        assert against.difference == pytest.approx(np.mean(figures) - np.mean(THEIRS))
+        assert against.p == pytest.approx(stats.ttest_ind(figures, THEIRS, equal_var=False).pvalue)
+        assert against.effect_size == pytest.approx(hedges(figures, THEIRS))
+    ps = [rows[name].against_random.p for name in ("ours", "others")]
+    assert sorted(rows[name].against_random.p_holm for name in ("ours", "others")) == pytest.approx(
+        [2 * min(ps), max(2 * min(ps), max(ps))]
+    )
+    assert rows["random"].against_random is None and rows["ours"].against_best is None
+    assert rows["others"].against_best.p == pytest.approx(stats.ttest_ind(OTHERS, OURS, equal_var=False).pvalue)
+
+
+def test_the_best_is_marked_with_those_that_cannot_be_told_from_it() -> None:
+    rows = table(random=THEIRS, ours=OURS, others=OTHERS)
+    assert [rows[name].is_best for name in rows] == [False, True, False]
+    assert [rows[name].is_like_best for name in rows] == [True, True, False]
+
+
+def test_of_an_error_less_is_better() -> None:
+    rows = table("regression", "mae", random=OURS, ours=THEIRS)
+    assert rows["ours"].is_best and not rows["random"].is_best
+    assert rows["ours"].against_random.difference == pytest.approx(np.mean(OURS) - np.mean(THEIRS))
+    assert rows["ours"].against_random.effect_size == pytest.approx(hedges(OURS, THEIRS))
 
 
 def test_without_spread_there_is_no_test_rather_than_certainty() -> None:
-    _, same = compared([0.5, 0.5], [0.5, 0.5])
-    assert (same.difference_to_random, same.p_value, same.p_value_paired) == (0.0, None, None)
-    _, shifted = compared([0.5, 0.5], [0.6, 0.6])
-    assert (shifted.p_value, shifted.p_value_paired) == (None, None)
-    # Each varies, and all differences are 0.1 but for rounding.
-    _, parallel = compared([0.1, 0.5, 0.7], [0.2, 0.6, 0.8])
-    assert parallel.p_value is not None and parallel.p_value_paired is None
+    rows = table(random=[0.5, 0.5], ours=[0.6, 0.6], same=[0.6, 0.6])
+    assert rows["ours"].against_random.difference == pytest.approx(0.1)
+    assert rows["ours"].against_random.p is None and rows["ours"].against_random.effect_size is None
+    assert rows["same"].is_like_best and not rows["random"].is_like_best
+    one_sided = table(random=[0.5, 0.5, 0.5], ours=[0.6, 0.7, 0.5])["ours"].against_random
+    assert one_sided.p == pytest.approx(stats.ttest_ind([0.6, 0.7, 0.5], [0.5] * 3, equal_var=False).pvalue)
 
 
-def test_one_side_without_spread_still_gives_welchs_test() -> None:
-    _, ours = compared([0.5, 0.5, 0.5], [0.6, 0.7, 0.5])
-    assert 0 < ours.p_value < 1 and 0 < ours.p_value_paired < 1
+def test_without_random_weights_nothing_is_compared_with_them() -> None:
+    rows = table(ours=OURS, others=OTHERS)
+    assert {row.against_random for row in rows.values()} == {None}
+    assert rows["ours"].flat()["p_against_random"] is None
+
+
+def test_a_row_is_flat() -> None:
+    row = table(random=THEIRS, ours=OURS)["random"].flat()
+    assert row["difference_against_best"] == pytest.approx(-0.06) and row["difference_against_random"] is None
+    assert row["mean_iou"] == pytest.approx(0.305)
+    assert all(value is None or isinstance(value, (str, int, float)) for value in row.values())
+
+
+@given(st.lists(st.none() | st.floats(0, 1), max_size=8))
+def test_holm_is_the_least_level_at_which_its_steps_reject(p_values: list[float | None]) -> None:
+    def rejected(level: float) -> set[int]:
+        found, order = set(), sorted((p, number) for number, p in enumerate(p_values) if p is not None)
+        for rank, (p, number) in enumerate(order):
+            if p * (len(order) - rank) > level:
+                break
+            found.add(number)
+        return found
+
+    for number, corrected in enumerate(holm(p_values)):
+        assert (corrected is None) == (p_values[number] is None)
+        if corrected is not None:
+            assert p_values[number] <= corrected <= 1
+            assert number in rejected(corrected) or corrected == 1
+            assert number not in rejected(corrected - 1e-9)
+
+
+def exhaustive(first: np.ndarray, second: np.ndarray, statistic: Any) -> float:
+    """p over all exchanges."""
+    observed = abs(statistic(first) - statistic(second))
+    found = []
+    for swaps in itertools.product([False, True], repeat=len(first)):
+        mask = np.array(swaps).reshape(-1, *[1] * (first.ndim - 1))
+        found.append(abs(statistic(np.where(mask, second, first)) - statistic(np.where(mask, first, second))))
+    return float(np.mean(np.array(found) >= observed - 1e-9))
+
+
+def about(p: float) -> Any:
+    """Within five standard errors of what 9999 draws tell."""
+    return pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / 9999) + 1e-4)
+
+
+def test_means_are_compared_over_subjects_as_scipy_permutes() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(0.7, 0.1, 9), generator.normal(0.65, 0.1, 9)
+    theirs = stats.permutation_test(
+        (first, second), lambda a, b, axis: a.mean(axis) - b.mean(axis), permutation_type="samples", n_resamples=np.inf,
+        vectorized=True,
+    ).pvalue  # fmt: skip
+    assert exhaustive(first, second, np.mean) == pytest.approx(theirs)
+    assert paired_by_subject(first, second, None) == about(theirs)
+
+
+@pytest.mark.parametrize("kind", ["two classes", "three classes", "several at once"])
+def test_aucs_are_compared_over_subjects_as_all_exchanges_do(kind: str) -> None:
+    generator = np.random.default_rng(3)
+    values = {
+        "two classes": np.arange(10) % 2, "three classes": np.arange(10) % 3,
+        "several at once": generator.integers(0, 2, (10, 3)),
+    }[kind]  # fmt: skip
+    num = {"two classes": 2}.get(kind, 3)
+    each = [values[:, n] for n in range(num)] if values.ndim == 2 else [values == n for n in range(num)]
+    wanted = np.stack(each, 1)
+    first = generator.random((10, num)) + 0.5 * wanted
+    second = generator.random((10, num))
+    if num == 2:
+        first, second = (np.stack([-a[:, 1], a[:, 1]], 1) for a in (first, second))
+
+    def mean_auc(answers: np.ndarray) -> float:
+        return roc_auc_score(wanted, answers, average="macro")
+
+    assert paired_by_subject(first, second, values) == about(exhaustive(first, second, mean_auc))
+
+
+def test_subjects_who_differ_always_alike_leave_the_least_p() -> None:
+    first = np.full(12, 0.8)
+    assert paired_by_subject(first, first - 0.1, None) == about(2 / 2**12)
+    assert paired_by_subject(first, first - 0.1, None) >= 1 / 9999
+    assert paired_by_subject(first, first.copy(), None) is None
+
+
+def test_over_subjects_it_is_what_trials_say_on_average() -> None:
+    generator = np.random.default_rng(1)
+    dice = {name: generator.normal(mean, 0.05, (3, 8)) for name, mean in (("random", 0.6), ("ours", 0.66))}
+    results = {
+        name: [
+            trials([row.mean()], test=[case(f"s{n}", dice=value) for n, value in enumerate(row)])[0] for row in rows
+        ]
+        for name, rows in dice.items()
+    }
+    ours = compare(results, "segmentation", 5)[1]
+    assert ours.against_random.p_subjects == about(exhaustive(dice["ours"].mean(0), dice["random"].mean(0), np.mean))
+
+
+@given(arrays(float, (3, 9), elements=st.sampled_from([0.0, 0.25, 0.5, 0.75])), st.data())
+@settings(deadline=None)
+def test_aucs_count_pairs_and_ties_half(answers: np.ndarray, data: st.DataObject) -> None:
+    positive = np.array(data.draw(st.lists(st.booleans(), min_size=9, max_size=9).filter(lambda p: 0 < sum(p) < 9)))
+    for row, found in zip(answers, aucs(positive, answers), strict=True):
+        pairs = [np.sign(a - b) / 2 + 0.5 for a in row[positive] for b in row[~positive]]
+        assert found == pytest.approx(np.mean(pairs)) == pytest.approx(roc_auc_score(positive, row))
+
+
+def test_semantics_are_what_pairs_differ_by() -> None:
+    starts = {
+        "in-painting": trials(THEIRS), "in-painting+semantics": trials(OURS), "models-genesis": trials(OTHERS),
+        "semantic-genesis": trials(OURS), "rotation": trials(OURS),
+    }  # fmt: skip
+    rows = semantics_of({5: starts}, "segmentation")
+    assert [(row["without"], row["with"]) for row in rows] == [
+        ("in-painting", "in-painting+semantics"), ("models-genesis", "semantic-genesis"),
+    ]  # fmt: skip
+    assert rows[0]["gain"] == pytest.approx(0.06) and rows[0]["g"] == pytest.approx(hedges(OURS, THEIRS))
+    ps = [stats.ttest_ind(OURS, figures, equal_var=False).pvalue for figures in (THEIRS, OTHERS)]
+    assert [row["p trials"] for row in rows] == pytest.approx([ps[0], 2 * ps[1]])
+    assert semantics_of({5: {"random": trials(OURS)}}, "segmentation") == []
+
+
+def test_semantics_of_an_error_are_a_gain_where_it_shrinks() -> None:
+    starts = {"rubiks-cube": trials(OURS, "mae"), "rubiks-cube+semantics": trials(THEIRS, "mae")}
+    (row,) = semantics_of({"10%": starts}, "regression")
+    assert row["gain"] == pytest.approx(0.06) and row["labelled"] == "10%"
+
+
+def test_a_comparison_without_p_is_corrected_to_none() -> None:
+    assert holm([0.02, None, 0.03]) == pytest.approx([0.04, None, 0.04])
+    assert Against(0.0, None, None, None).p_holm is None

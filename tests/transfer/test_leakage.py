@@ -1,0 +1,119 @@
+"""Who pretraining has seen: by the bytes of files, by names, and by what the stores hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue
+from raygenesis.archive.identity import open_identity
+from raygenesis.archive.intake import file_fingerprint, scan_fingerprint
+from raygenesis.config import Settings
+from raygenesis.patterns.schema import PATTERN
+from raygenesis.patterns.writer import part_path
+from raygenesis.settings import settings_from
+from raygenesis.transfer.examples import Example, ImageFile
+from raygenesis.transfer.leakage import seen_subjects
+from raygenesis.workspace import Workspace, write_json, write_table
+
+
+def chosen(**archive: Any) -> Settings:
+    return settings_from({"seed": 4, "validation_fraction": 0.25, "archive": archive})
+
+
+def keep(workspace: Workspace, rows: list[dict[str, Any]]) -> None:
+    workspace.archive.mkdir(parents=True, exist_ok=True)
+    open_identity(workspace, keep_ids=False)
+    write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> tuple[Workspace, list[Example]]:
+    """Ten scans, eight of which the archive holds (under other paths and subject names)."""
+    examples = []
+    for n in range(10):
+        path = tmp_path / f"t{n}.nii"
+        path.write_bytes(np.random.default_rng(n).bytes(100))  # all of one size
+        examples.append(Example(path.name, f"t{n}", ImageFile((path,))))
+    workspace = Workspace.open(tmp_path / "workspace")
+    keep(workspace, [
+        {"volume_id": file_fingerprint(example.image.paths[0]), "subject_id": f"sub-{example.subject}",
+         "source": f"x/{example.name}", "source_bytes": 100}
+        for example in examples[:8]
+    ])  # fmt: skip
+    return workspace, examples
+
+
+def learnt_from(workspace: Workspace) -> set[str]:
+    rows = read_catalogue(workspace.catalog)
+    return {row["subject_id"] for row in rows} - held_out_subjects(rows, 0.25, seed=4)
+
+
+def test_without_an_archive_nobody_is_seen(archive: Any, tmp_path: Path) -> None:
+    assert seen_subjects(archive[1], Workspace.open(tmp_path / "new"), chosen()) == set()
+
+
+def test_files_of_the_archives_training_split_are_recognised_by_their_bytes(archive: Any) -> None:
+    workspace, examples = archive
+    expected = {subject.removeprefix("sub-") for subject in learnt_from(workspace)}
+    assert len(expected) == 6
+    assert seen_subjects(examples, workspace, chosen()) == expected
+
+
+def test_of_a_size_that_the_archive_does_not_have_nothing_is_hashed(
+    archive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, examples = archive
+    for example in examples:
+        example.image.paths[0].write_bytes(b"another size")
+    monkeypatch.setattr("raygenesis.transfer.leakage.scan_fingerprint", lambda paths: pytest.fail("hashed"))
+    assert seen_subjects(examples, workspace, chosen()) == set()
+
+
+@pytest.mark.parametrize("keep_ids", [False, True])
+def test_another_scan_of_a_training_subject_is_recognised_by_the_name(archive: Any, keep_ids: bool) -> None:
+    """Also where the archive holds a keyed hash of it; under another key nobody is recognised."""
+    workspace, examples = archive
+    identity = open_identity(workspace, keep_ids)
+    rows = read_catalogue(workspace.catalog)
+    keep(workspace, [
+        {**row, "subject_id": identity.subject(row["subject_id"].removeprefix("sub-")), "source_bytes": -1}
+        for row in rows
+    ])  # fmt: skip
+    seen = seen_subjects(examples, workspace, chosen(keep_ids=keep_ids))
+    assert {identity.subject(name) for name in seen} == learnt_from(workspace)
+    assert len(seen) == 6
+    (workspace.private / "key").write_text("00" * 32)
+    assert len(seen_subjects(examples, workspace, chosen(keep_ids=keep_ids))) == (6 if keep_ids else 0)
+
+
+@pytest.mark.parametrize("store", ["patterns", "crops"])
+def test_what_a_store_holds_counts_as_seen_even_if_the_seed_has_changed(archive: Any, store: str) -> None:
+    workspace, examples = archive
+    seen = seen_subjects(examples, workspace, chosen())
+    held_out = [example for example in examples[:8] if example.subject not in seen]
+    ids = [file_fingerprint(example.image.paths[0]) for example in held_out]
+    folder = getattr(workspace, store)
+    folder.mkdir()
+    rows = [{"split": split, "volume_id": i} for split, i in zip(("training", "validation"), ids, strict=True)]
+    write_table(part_path(folder, 0), pa.Table.from_pylist(rows, PATTERN))
+    write_json(folder / "manifest.json", {"counts": {"parts": 1}})
+    assert seen_subjects(examples, workspace, chosen()) == seen | {held_out[0].subject}
+
+
+def test_a_scan_of_several_files_and_time_points_is_recognised_whatever_their_order(archive: Any) -> None:
+    workspace, examples = archive
+    paths = tuple(example.image.paths[0] for example in examples[8:])
+    series = [Example("series", "new", ImageFile(paths[::-1]))]
+    rows = read_catalogue(workspace.catalog)
+    points = [
+        {**rows[0], "volume_id": f"{scan_fingerprint(paths)}-{n:04d}", "subject_id": f"point {n}", "source_bytes": 200}
+        for n in range(8)
+    ]
+    keep(workspace, [*rows, *points])
+    assert seen_subjects(series, workspace, chosen()) == {"new"}
+    assert seen_subjects(examples[8:], workspace, chosen()) == set()
