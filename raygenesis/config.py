@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -443,6 +443,13 @@ class Settings(Section):
     pretraining: PretrainingSettings = PretrainingSettings()
     sweep: SweepSettings = SweepSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+
+    _given: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Dotted keys that were given one by one, on the command line: they count more than what a file says."""
+        return self._given
 
     @property
     def ndim(self) -> int:

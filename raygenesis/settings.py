@@ -27,15 +27,17 @@ def load_settings(preset: str = "cpu-small", overrides: list[str] | None = None)
     tree = _read_preset(preset)
     for override in overrides or []:
         _apply_override(tree, override)
-    return settings_from(tree)
+    return settings_from(tree, frozenset(override.partition("=")[0] for override in overrides or []))
 
 
-def settings_from(tree: dict[str, Any]) -> Settings:
-    """Validate a plain tree. Raises SettingsError with the first fault in one sentence."""
+def settings_from(tree: dict[str, Any], given: frozenset[str] = frozenset()) -> Settings:
+    """Validate a plain tree; `given`: see `Settings`. Raises SettingsError with the first fault in one sentence."""
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
     except ValidationError as error:
         raise SettingsError(sentence(error, Settings)) from None
+    settings._given = given
+    return settings
 
 
 def as_yaml(settings: Settings) -> str:

@@ -18,6 +18,11 @@ from raygenesis.workspace import read_json
 def transfer(artifact: Made) -> dict[str, Any]:
     """The table of initialisations, every trial (so far, of a target that is not finished) and an example."""
     trials = [read_json(path) for path in sorted(artifact.folder.glob("trial-*.json"))]
+    if extent := artifact.record.get("extent"):  # what was compared before may still be there
+        trials = [
+            trial for trial in trials
+            if trial["initialisation"] in extent["initialisations"] and trial["labelled"] in extent["num_labelled"]
+        ]  # fmt: skip
     image = artifact.folder / "example.npz"
     spacing = artifact.record.get("spacing_mm") or (1, 1)
     return {
@@ -32,7 +37,7 @@ def comparison(artifact: Made) -> dict[str, Any]:
     record = artifact.record
     return {
         "name": artifact.folder.name, "artifact": artifact, "overview": shown(record.get("overview", [])),
-        "semantics": record.get("semantics", []), "paper": record.get("paper", {}), "legend": LEGEND.replace("**", ""),
+        "cubes": record.get("cubes", {}), "semantics": record.get("semantics", []), "paper": record.get("paper", {}), "legend": LEGEND.replace("**", ""),
     }  # fmt: skip
 
 

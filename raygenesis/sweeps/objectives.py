@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import VALIDATION
@@ -19,11 +18,9 @@ from raygenesis.pretraining.weights import export
 from raygenesis.progress import say
 from raygenesis.sweeps.space import Space
 from raygenesis.training.feeding import Samples
-from raygenesis.transfer.cases import Form
-from raygenesis.transfer.examples import Target
 from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
-from raygenesis.transfer.prepared import Prepared, prepare
+from raygenesis.transfer.prepared import Posed, Prepared, prepare
 from raygenesis.transfer.trial import fine_tune
 from raygenesis.workspace import Workspace
 
@@ -93,12 +90,12 @@ def measures_of(encoder: Encoder, probe: Samples) -> dict[str, float]:
     return {"retrieval": place_precision(embedding, probe), "rankme": rank}
 
 
-def few_shot_of(workspace: Workspace, target: Target, form: Form, settings: Settings) -> Prepared:
+def few_shot_of(posed: Posed, workspace: Workspace) -> Prepared:
     """The draws and cases of a target; those tested on are of subjects that pretraining has not learnt from."""
-    ready = prepare(target, form, workspace, settings)
+    ready = prepare(posed, workspace)
     say(
         "sweep",
-        f"target: {len(ready.split.trials)} few-shot trials a training, {settings.finetune.num_labelled[0]} subjects "
+        f"target: {len(ready.split.trials)} few-shot trials a training, {ready.split.trials[0].num_subjects} subjects "
         f"learnt from, {len(ready.split.test)} examples of others, unseen in pretraining, tested on",
     )
     return ready

@@ -6,6 +6,7 @@ import itertools
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
-from raygenesis.transfer.description import read_description, read_target, settings_for
-from raygenesis.transfer.examples import Target
-from raygenesis.transfer.prepared import digest_of, form_for
+from raygenesis.transfer.description import read_description
+from raygenesis.transfer.initialisations import check_fits, find_initialisations
+from raygenesis.transfer.prepared import Posed, digest_of, pose
+from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json, write_json
 
 
@@ -47,9 +49,9 @@ def sweep(
     space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns["counts"])
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
-    settings, target = _with_target(settings, patterns)
+    settings, posed = _with_target(settings, patterns, workspace)
     folder = workspace.sweep(name)
-    stage = _stage(folder, settings, space, patterns, target)
+    stage = _stage(folder, settings, space, patterns, posed)
     if stage.is_finished():
         manifest = manifest_of(folder, "sweep")
         if not manifest["counts"]["failures"]:
@@ -59,7 +61,7 @@ def sweep(
     watch = Stopwatch()
     cluster.connect()
     num_gpus, concurrent = _capacity(settings)
-    ready = few_shot_of(workspace, target, form_for(target, settings), settings) if target else None
+    ready = few_shot_of(posed, workspace) if posed else None
     with stage.claimed():
         before = _contents(workspace)
         nodes = sum(node["Alive"] for node in ray.nodes())
@@ -119,7 +121,9 @@ def _check_held(key: str, asked: int, held: int, space: Space, workspace: Worksp
     )
 
 
-def _with_target(settings: Settings, patterns: Mapping[str, Any]) -> tuple[Settings, Target | None]:
+def _with_target(
+    settings: Settings, patterns: Mapping[str, Any], workspace: Workspace
+) -> tuple[Settings, Posed | None]:
     """The target of objective `target`, and the settings with what it and the store say of its reading."""
     if settings.sweep.objective != "target":
         return settings, None
@@ -128,21 +132,23 @@ def _with_target(settings: Settings, patterns: Mapping[str, Any]) -> tuple[Setti
         key: made_with[key] for key in ("intensity", "validation_fraction") if key in made_with
     }
     tree["discovery"] |= {"cube_shape": patterns["cube_shape"]}
+    posed = pose(read_description(Path(settings.sweep.target)), workspace, settings_from(tree, settings.given))
     # Of several numbers of labelled subjects the first decides.
-    tree["finetune"]["num_labelled"] = tree["finetune"]["num_labelled"][:1]
-    description = read_description(Path(settings.sweep.target))
-    settings = settings_for(description, settings_from(tree))
-    return settings, read_target(description, settings.archive.subject_pattern)
+    finetune = posed.settings.finetune.model_copy(update={"num_labelled": posed.settings.finetune.num_labelled[:1]})
+    posed = replace(posed, settings=posed.settings.model_copy(update={"finetune": finetune}))
+    (network,) = find_initialisations([RANDOM], workspace, settings.pretraining, settings.ndim)
+    check_fits(network, posed.form.input_shape)
+    return posed.settings, posed
 
 
 def _stage(
-    folder: Path, settings: Settings, space: Space, patterns: Mapping[str, Any], target: Target | None
+    folder: Path, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None
 ) -> Stage:
     """Its settings are those that decide the results: how many trials run at once does not."""
-    included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if target else ())}
+    included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if posed else ())}
     left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
-    inputs = {"patterns": patterns["fingerprint"], **({"target": digest_of(target)} if target else {})}
+    inputs = {"patterns": patterns["fingerprint"], **({"target": digest_of(posed.target)} if posed else {})}
     return Stage(folder, {**chosen, "space": space.tree}, inputs)
 
 

@@ -70,7 +70,7 @@ def form_of(
     target: Target, input_shape: Sequence[int], spacing_mm: Sequence[float] | None, intensity: IntensitySettings
 ) -> Form:
     """The form of a target's cases; a target's own window of intensities counts more than the settings'."""
-    if target.window is not None and intensity.window is None:
+    if target.window is not None:
         intensity = intensity.model_copy(update={"window": target.window})
     num_classes = len(target.classes) + 1 if target.classes else None
     is_segmentation = target.task == SEGMENTATION

@@ -16,16 +16,20 @@ from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_o
 from raygenesis.pretraining.pretrain import pretrain, store_of
 from raygenesis.progress import say
 from raygenesis.settings import settings_from
-from raygenesis.transfer.description import Description, read_target, settings_for
+from raygenesis.transfer.description import Description
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.initialisations import check_fits, find_initialisations
 from raygenesis.transfer.paper import beside_ours
 from raygenesis.transfer.plan import Plan, Start, read_plan
-from raygenesis.transfer.prepared import form_for
+from raygenesis.transfer.prepared import pose
 from raygenesis.transfer.published import PUBLISHED
+from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import RANDOM, semantics_of
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json, remove_tree
+
+# Cubes that a pretraining sees may differ from the plan's by this share, as epochs are whole.
+MOST_APART = 0.1
 
 
 def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[str, Any]:
@@ -40,7 +44,12 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
     folder = workspace.comparison(name)
     _check(plan, name, targets, workspace, settings)
     _make_stores(plan, workspace, settings)
-    starts = [f"{start.title}={_pretrained(start, plan, name, workspace, settings)}" for start in plan.initialisations]
+    starts, cubes = [], {}
+    for start in plan.initialisations:
+        source, seen = _pretrained(start, plan, name, workspace, settings)
+        starts.append(f"{start.title}={source}")
+        if seen:
+            cubes[start.title] = seen
     manifests = {}
     for title, description in targets.items():
         say("compare", f"target {title}")
@@ -53,7 +62,7 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
         return made
     remove_tree(folder)  # tables are written anew whenever a trial, a target or an initialisation has been added
     with stage.claimed():
-        return _finish(stage, plan, name, targets, manifests, workspace, watch)
+        return _finish(stage, plan, name, targets, manifests, cubes, workspace, watch)
 
 
 def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace: Workspace, settings: Settings) -> None:
@@ -62,12 +71,11 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
     own = [_settings_of(start, settings).pretraining for start in plan.initialisations if start.pretext is not None]
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
-        target = read_target(description, settings.archive.subject_pattern)
-        form = form_for(target, settings_for(description, settings))
-        starts = find_initialisations(given, workspace, settings.pretraining, target.ndim)
+        posed = pose(description, workspace, settings)
+        starts = find_initialisations(given, workspace, settings.pretraining, posed.target.ndim)
         starts += [find_initialisations([RANDOM], workspace, pretraining, settings.ndim)[0] for pretraining in own]
         for start in starts:
-            check_fits(start, form.input_shape)
+            check_fits(start, posed.form.input_shape)
 
 
 def _settings_of(start: Start, settings: Settings) -> Settings:
@@ -87,10 +95,10 @@ def _make_stores(plan: Plan, workspace: Workspace, settings: Settings) -> None:
         crop(workspace, settings)
 
 
-def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, settings: Settings) -> str:
-    """What `finetune` is to begin with: pretrained first where it is a pretext task."""
+def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, settings: Settings) -> tuple[str, int]:
+    """What `finetune` is to begin with, pretrained first where it is a pretext task, and the cubes that that took."""
     if start.pretext is None:
-        return start.weights
+        return start.weights, 0
     run = f"{name}-{start.title}".replace("+", "-")
     chosen = _settings_of(start, settings)
     pretraining = chosen.pretraining
@@ -98,12 +106,19 @@ def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, setti
         store_of(workspace, chosen), ["pattern_id"],
         predicate(TRAINING, pretraining.num_neighbours, pretraining.num_coordinates),
     ).num_rows  # fmt: skip
-    epochs = max(1, round(plan.cubes / max(1, rows // pretraining.batch_size * pretraining.batch_size)))
+    an_epoch = max(1, rows // pretraining.batch_size * pretraining.batch_size)
+    epochs = max(1, round(plan.cubes / an_epoch))
+    cubes = epochs * an_epoch
     tree = chosen.model_dump(mode="json")
     tree["pretraining"] |= shared_out(chosen, epochs)
-    say("compare", f"{start.title}: {epochs} epochs of {rows} cubes")
+    far = abs(cubes / plan.cubes - 1) > MOST_APART
+    say(
+        "compare",
+        f"{start.title}: {epochs} epochs of {an_epoch} cubes, {cubes} in all"
+        + f"; warning: far from the plan's cubes={plan.cubes}, which should be many epochs" * far,
+    )
     pretrain(workspace, settings_from(tree), run)
-    return run
+    return run, cubes
 
 
 def shared_out(settings: Settings, epochs: int) -> dict[str, int]:
@@ -118,7 +133,7 @@ def shared_out(settings: Settings, epochs: int) -> dict[str, int]:
 
 def _finish(
     stage: Stage, plan: Plan, name: str, targets: Mapping[str, Description], manifests: Mapping[str, Mapping[str, Any]],
-    workspace: Workspace, watch: Stopwatch,
+    cubes: Mapping[str, int], workspace: Workspace, watch: Stopwatch,
 ) -> dict[str, Any]:  # fmt: skip
     rows = [
         {"target": title, **row, "is_like_best": like}
@@ -132,7 +147,9 @@ def _finish(
         for row in semantics_of(results_in(workspace.transfer(f"{name}-{title}")), manifest["task"])
     ]
     papers = {title: _beside_paper(targets[title], manifest) for title, manifest in manifests.items()}
-    parts = [markdown(overview), LEGEND, *([markdown(semantics)] if semantics else [])]
+    pretrained = [{"initialisation": title, "cubes": number} for title, number in cubes.items()]
+    parts = [markdown(table) for table in (overview, semantics, pretrained) if table]
+    parts.insert(1, LEGEND)
     parts += [
         f"{title}, beside the paper's Table 2 (%):\n\n{markdown(table)}" for title, table in papers.items() if table
     ]
@@ -144,7 +161,7 @@ def _finish(
         publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))
     counts = {"initialisations": len(plan.initialisations), "targets": len(targets), "rows": len(rows)}
     manifest = stage.finish(
-        counts, watch.seconds, overview=overview, semantics=semantics,
+        counts, watch.seconds, overview=overview, semantics=semantics, cubes=dict(cubes),
         paper={title: table for title, table in papers.items() if table},
     )  # fmt: skip
     for line in (*lines_of(overview), *(lines_of(semantics) if semantics else ())):
@@ -169,7 +186,8 @@ def results_in(folder: Path) -> dict[int | str, dict[str, list[dict[str, Any]]]]
 def _beside_paper(description: Description, manifest: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
     if description.layout is None:
         return []
-    most = manifest["extent"]["num_labelled"][-1]
+    pool = manifest["counts"]["pool_subjects"]
+    most = max(manifest["extent"]["num_labelled"], key=lambda labelled: count_of(labelled, pool))
     ours = {
         row["initialisation"]: {
             key.removeprefix("mean_"): value for key, value in row.items() if key.startswith("mean_")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator, validate_call
 
 from raygenesis.config import Section, Settings
 from raygenesis.errors import SettingsError
 from raygenesis.settings import sentence, settings_from
-from raygenesis.transfer.examples import CLASSIFICATION, REGRESSION, SEGMENTATION, Target
+from raygenesis.transfer.examples import SEGMENTATION, Target
 from raygenesis.transfer.folders import read_label_maps, read_table
 from raygenesis.transfer.published import PUBLISHED
 
@@ -112,35 +113,45 @@ def read_target(description: Description, subject_pattern: str | None = None) ->
 
     subject_pattern: the archive's, for descriptions without one of their own.
     """
-    subject_pattern = description.subject_pattern or subject_pattern
     if description.layout is not None:
-        read = PUBLISHED[description.layout].read
-        known = list(inspect.signature(read).parameters)[1:]
-        unknown = [key for key in description.options if key not in known]
-        if unknown:
-            there = ", ".join(known) or "none"
-            raise SettingsError(f"options of layout {description.layout}: {unknown[0]!r} is unknown; there are {there}")
-        return read(description.folder, **description.options)
-    if description.task == SEGMENTATION:
-        return read_label_maps(
-            description.images, description.labels, subject_pattern, description.ndim,
+        target = _published(description)
+    elif description.task == SEGMENTATION:
+        target = read_label_maps(
+            description.images, description.labels, description.subject_pattern or subject_pattern, description.ndim,
             classes=description.classes, split=description.split,
         )  # fmt: skip
-    assert description.task in (CLASSIFICATION, REGRESSION)
-    return read_table(
-        description.images, description.labels, description.task, description.ndim,
-        key_column=description.key_column, value_column=description.value_column,
-        subject_column=description.subject_column, subject_pattern=subject_pattern,
-        classes=description.classes, split=description.split,
+    else:
+        target = read_table(
+            description.images, description.labels, description.task, description.ndim,
+            key_column=description.key_column, value_column=description.value_column,
+            subject_column=description.subject_column, subject_pattern=description.subject_pattern or subject_pattern,
+            classes=description.classes, split=description.split,
+        )  # fmt: skip
+    return replace(
+        target, window=description.window or target.window,
+        keeps_empty=target.keeps_empty or description.empty_masks == "keep",
     )  # fmt: skip
 
 
 def settings_for(description: Description, settings: Settings) -> Settings:
-    """The settings with what the target changes: `finetune`, and the window of intensities."""
+    """The settings with what the target changes below `finetune`; what was given on the command line stays."""
+    changed = dict(description.settings)
+    if description.layout is not None and settings.finetune.input_shape is None:
+        changed.setdefault("input_shape", PUBLISHED[description.layout].input_shape)
     tree = settings.model_dump(mode="json")
-    if description.layout is not None and tree["finetune"]["input_shape"] is None:
-        tree["finetune"]["input_shape"] = PUBLISHED[description.layout].input_shape
-    tree["finetune"] |= description.settings
-    if description.window is not None:
-        tree["intensity"] |= {"window": description.window}
-    return settings_from(tree)
+    tree["finetune"] |= {key: value for key, value in changed.items() if f"finetune.{key}" not in settings.given}
+    return settings_from(tree, settings.given)
+
+
+def _published(description: Description) -> Target:
+    layout = PUBLISHED[description.layout]
+    where = f"options of layout {description.layout}"
+    known = list(inspect.signature(layout.read).parameters)[1:]
+    unknown = [key for key in description.options if key not in known]
+    if unknown:
+        raise SettingsError(f"{where}: {unknown[0]!r} is unknown; there are {', '.join(known) or 'none'}")
+    try:
+        return validate_call(layout.read)(description.folder, **description.options)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise SettingsError(f"{where}: {fault['loc'][0]}={fault['input']!r} is not allowed: {fault['msg']}") from None

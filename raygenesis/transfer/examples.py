@@ -124,9 +124,13 @@ class LabelFile:
 
     def classes_of(self, label: Volume) -> NDArray[np.uint8]:
         """Class of each voxel of the file as it was read. Raises ScanError for values that are no known class."""
-        values = label.voxels * label.slope + label.intercept
-        whole = values.round()
-        if not (np.array_equal(whole, values) and whole.min() >= 0 and whole.max() < MAX_CLASSES):
+        whole = label.voxels
+        if whole.dtype.kind == "f" or (label.slope, label.intercept) != (1.0, 0.0):
+            values = label.voxels * label.slope + label.intercept
+            whole = values.round()
+            if not np.array_equal(whole, values):
+                whole = np.array([-1])
+        if not (whole.min() >= 0 and whole.max() < MAX_CLASSES):
             raise ScanError(f"{self.path} holds other values than whole numbers from 0 to 255: it is not a label map")
         if not self.classes:
             return whole.astype(np.uint8)

@@ -18,11 +18,11 @@ from raygenesis.progress import progress, say
 from raygenesis.settings import settings_from
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
-from raygenesis.transfer.description import Description, read_target, settings_for
+from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Example
 from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations, is_file, named
 from raygenesis.transfer.predictions import join_examples
-from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, answer_of, digest_of, form_for, prepare
+from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, answer_of, digest_of, pose, prepare
 from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, told
@@ -47,15 +47,13 @@ def finetune(
     there are kept: an interrupted call goes on, and more trials, initialisations or numbers of labelled subjects are
     added to what there is.
     """
-    settings = settings_for(description, as_pretrained(settings, workspace, starts))
-    target = read_target(description, settings.archive.subject_pattern)
-    target = replace(target, keeps_empty=target.keeps_empty or description.empty_masks == "keep")
+    posed = pose(description, workspace, as_pretrained(settings, workspace, starts))
+    target, settings = posed.target, posed.settings
     initialisations = find_initialisations(starts, workspace, settings.pretraining, target.ndim)
-    form = form_for(target, settings)
     for initialisation in initialisations:
-        check_fits(initialisation, form.input_shape)
+        check_fits(initialisation, posed.form.input_shape)
     folder = workspace.transfer(name)
-    stage = Stage(folder, _chosen(settings, form), {"target": digest_of(target)})
+    stage = Stage(folder, _chosen(settings, posed.form), {"target": digest_of(target)})
     extent = _extent(initialisations, settings)
     if stage.is_finished() and manifest_of(folder, "finetune")["extent"] == extent:
         say("finetune", f"nothing to do: the table is in {folder}")
@@ -63,13 +61,14 @@ def finetune(
     watch = Stopwatch()
     cluster.connect()
     with stage.claimed():
-        ready = prepare(target, form, workspace, settings)
+        ready = prepare(posed, workspace)
         _say_plan(ready, initialisations, settings)
         trials = _run_trials(ready, initialisations, folder, _key(stage))
+        randoms = {start.name: start.random for start in initialisations if start.random}
         table = [
             row
             for labelled in settings.finetune.num_labelled
-            for row in compare({name: rows[labelled] for name, rows in trials.items()}, target.task, labelled)
+            for row in compare({name: rows[labelled] for name, rows in trials.items()}, target.task, labelled, randoms)
         ]
         return _finish(stage, table, ready, initialisations, extent, watch)
 
@@ -81,7 +80,9 @@ def as_pretrained(settings: Settings, workspace: Workspace, starts: Sequence[str
         if path is None or not path.is_file():
             continue
         run = settings_from(yaml.safe_load(path.read_text()))
-        shared = {key: getattr(run, key) for key in ("intensity", "discovery", "autoencoder", "validation_fraction")}
+        given = {key.partition(".")[0] for key in settings.given}
+        keys = {"intensity", "discovery", "autoencoder", "validation_fraction"} - given
+        shared = {key: getattr(run, key) for key in keys}
         if settings.archive.subject_pattern is None:
             shared["archive"] = run.archive
         return settings.model_copy(update=shared)
@@ -123,7 +124,8 @@ def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial,
             while waiting and len(running) < room:
                 start, trial, key = waiting.pop(0)
                 held = [ready.held.of(part) for part in _parts(ready.split, trial)]
-                running[task.remote(pose, start, trial, held, folder, key)] = f"{start.name}, trial {trial.number}"
+                alone = replace(trial, examples=())  # their cases are what it needs
+                running[task.remote(pose, start, alone, held, folder, key)] = f"{start.name}, trial {trial.number}"
             (done,), _ = ray.wait(list(running), num_returns=1)
             title = running.pop(done)
             try:
@@ -179,7 +181,8 @@ def _finish(
     rows = told(table)
     files = {
         "table.csv": as_csv([row.flat() for row in table]), "table.md": f"{markdown(rows)}\n\n{LEGEND}\n",
-        "table.tex": latex(rows), "failures.csv": as_csv([asdict(problem) for problem in ready.problems]),
+        "table.tex": latex(rows),
+        "failures.csv": as_csv([asdict(problem) for problem in ready.problems], ("name", "reason")),
     }  # fmt: skip
     for file, text in files.items():
         publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))

@@ -6,10 +6,10 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from raygenesis.archive.identity import subject_in
+from raygenesis.archive.identity import subject_of
 from raygenesis.archive.scans import Scan, survey
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.transfer.examples import (
@@ -32,27 +32,32 @@ def read_label_maps(
     images: Path, labels: Path, subject_pattern: str | None, ndim: int, *,
     classes: Sequence[str | int] | None = None, split: Path | None = None,
 ) -> Target:  # fmt: skip
-    """Images and label maps that share their paths below two folders; only images with a label map are examples.
+    """Images and label maps that share their paths below two folders but for their endings; a DICOM series goes by the
+    path of its folder too. Only images with a label map are examples.
 
     classes: the names of the labels 1, 2, …; unnamed when None. split: a CSV of `subject` and `split`.
     """
     scans, no_images = _scans(images, "images")
     maps, no_maps = _scans(labels, "labels")
+    named = _called(scans, _paths_of)
+    reasons = {_stem(source): reason for source, reason in no_images.items()}
     parts = _parts_of(split)
-    examples, problems = [], []
-    for source in maps:
-        if source not in scans:
-            reason = f"a label map without an image: {images / source} is not there"
-            problems.append(Problem(source, no_images.pop(source, reason)))
+    examples, problems, used = [], [], set()
+    for label in maps:
+        found = named.get(_stem(label), ())
+        if len(found) != 1 or found[0] in used:
+            alone = f"a label map without an image: {images / label} is not there"
+            reason = "another label map is of the same image" if len(found) == 1 else _several(found) or alone
+            problems.append(Problem(label, reasons.get(_stem(label), reason)))
             continue
-        subject = subject_in(source, subject_pattern)
+        (source,) = found
+        used.add(source)
+        subject = subject_of(scans[source], subject_pattern)
         image = ImageFile(_files(images, scans[source]))
-        examples.append(Example(source, subject, image, LabelFile(labels / source), split=parts.get(subject)))
+        examples.append(Example(source, subject, image, LabelFile(labels / label), split=parts.get(subject)))
     if not examples:
         raise ScanError(f"no label map in {labels} has an image of the same name in {images}")
-    for source in scans:
-        if source not in maps:
-            problems.append(Problem(source, no_maps.pop(source, "an image without a label map")))
+    problems += [Problem(source, "an image without a label map") for source in scans if source not in used]
     problems += [Problem(source, reason) for source, reason in (*no_images.items(), *no_maps.items())]
     return Target(SEGMENTATION, ndim, tuple(map(str, classes or ())), *_split(examples, problems, parts, split))
 
@@ -72,7 +77,7 @@ def read_table(
     columns = [key_column, value_column, *([subject_column] if subject_column else [])]
     rows = read_rows(table, columns)
     scans, no_images = _scans(images, "images")
-    named = _names(scans, subject_pattern)
+    named = _called(scans, lambda scan: _names_of(scan, subject_pattern))
     parts = _parts_of(split)
     values = {row[value_column] for row in rows if row[value_column]}
     if task == CLASSIFICATION and classes is None:
@@ -97,7 +102,7 @@ def read_table(
             continue
         (source,) = found
         used.add(source)
-        subject = row[subject_column] if subject_column else subject_in(source, subject_pattern)
+        subject = row[subject_column] if subject_column else subject_of(scans[source], subject_pattern)
         value = numbers[row[value_column]] if task == CLASSIFICATION else float(row[value_column])
         image = ImageFile(_files(images, scans[source]))
         examples.append(Example(source, subject, image, value=value, split=parts.get(subject)))
@@ -134,7 +139,7 @@ def _fault(key: str, found: Sequence[str], value: str, numbers: Mapping[str, int
     if not found:
         return "a label without an image"
     if len(found) > 1:
-        return f"its name fits {len(found)} images, {found[0]} and {found[1]} among them"
+        return _several(found)
     if not value:
         return "it has no value"
     if task == CLASSIFICATION:
@@ -152,8 +157,9 @@ def _scans(folder: Path, kind: str) -> tuple[dict[str, Scan], dict[str, str]]:
     found = survey(folder)
     if not found.scans:
         first = found.aside[0]
-        raise ScanError(f"none of the files in {kind} folder {folder} can be used; the first, {first.source}: "
-                        f"{first.reason}")
+        raise ScanError(
+            f"none of the files in {kind} folder {folder} can be used; the first, {first.source}: {first.reason}"
+        )
     return {scan.source: scan for scan in found.scans}, {file.source: file.reason for file in found.aside}
 
 
@@ -161,20 +167,35 @@ def _files(folder: Path, scan: Scan) -> tuple[Path, ...]:
     return tuple(folder / file.path for file in scan.files)
 
 
-def _names(scans: Mapping[str, Scan], subject_pattern: str | None) -> dict[str, list[str]]:
+def _called(scans: Mapping[str, Scan], names_of: Callable[[Scan], Iterable[str]]) -> dict[str, list[str]]:
     """What each scan may be called → the scans of that name."""
     names: dict[str, list[str]] = {}
-    for source in scans:
-        for name in set(_names_of(source, subject_pattern)):
+    for source, scan in scans.items():
+        for name in set(names_of(scan)):
             names.setdefault(name, []).append(source)
     return names
 
 
-def _names_of(source: str, subject_pattern: str | None) -> Iterator[str]:
-    file = source.rpartition("/")[2]
-    yield from (source, file, re.sub(r"(\.nii)?\.[A-Za-z]+$", "", file))
-    if subject_pattern:
-        yield subject_in(source, subject_pattern)
+def _paths_of(scan: Scan) -> Iterator[str]:
+    """Its path without the ending; of a DICOM series also its folder's."""
+    yield _stem(scan.source)
+    if scan.series and "/" in scan.source:
+        yield scan.source.rpartition("/")[0]
+
+
+def _names_of(scan: Scan, subject_pattern: str | None) -> Iterator[str]:
+    file = scan.source.rpartition("/")[2]
+    yield from (scan.source, file, _stem(file), *_paths_of(scan))
+    if subject_pattern or scan.patient:
+        yield subject_of(scan, subject_pattern)
+
+
+def _stem(path: str) -> str:
+    return re.sub(r"(\.nii)?\.[A-Za-z]+$", "", path)
+
+
+def _several(found: Sequence[str]) -> str | None:
+    return f"its name fits {len(found)} images, {found[0]} and {found[1]} among them" if len(found) > 1 else None
 
 
 def _parts_of(split: Path | None) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,12 +28,16 @@ NAME = r"[A-Za-z0-9_.+-]+"
 
 @dataclass(frozen=True)
 class Initialisation:
-    """name: what tables call it. weights: a run's folder or a file; None for random weights in `architecture`."""
+    """name: what tables call it. weights: a run's folder or a file; None for random weights in `architecture`.
+
+    random: the name of random weights of the same architecture, if they are compared.
+    """
 
     name: str
     weights: Path | None
     architecture: Architecture
     fingerprint: str
+    random: str | None = None
 
 
 class Classifier(nn.Module):
@@ -55,34 +59,52 @@ def find_initialisations(
 ) -> list[Initialisation]:
     """`random`, names of the workspace's runs, and files of weights, as initialisations; NAME=… gives one a name.
 
-    Random weights are those of the architecture of the first other one, or else of the settings. Raises WorkspaceError
-    or WeightsError where there is none of that name.
+    `random` is one for each architecture of the others, the first of which is called so; without others it has that of
+    the settings. Raises WorkspaceError or WeightsError where there is none of that name.
     """
-    found: list[Initialisation] = []
-    for start in starts:
-        name, source = named(start)
+    others: list[Initialisation] = []
+    for name, source in map(named, starts):
         if source == RANDOM:
             continue
+        if name == RANDOM:
+            raise SettingsError(f"{source} would be called {RANDOM!r}, as random weights are: name it, NAME={source}")
         if is_file(source):
             path = Path(source).expanduser().absolute()
-            found.append(Initialisation(name, path, load_network(path).architecture, xxh3_of(path)))
+            others.append(Initialisation(name, path, load_network(path).architecture, xxh3_of(path)))
         else:
             folder = workspace.run(source)
             manifest = manifest_of(folder, "pretrain")
-            found.append(Initialisation(name, folder, load_network(folder).architecture, manifest["fingerprint"]))
-    given = Architecture(
-        ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
-    )
-    architecture = found[0].architecture if found else given
-    for place, (name, source) in enumerate(map(named, starts)):
-        if source == RANDOM:
-            found.insert(place, Initialisation(name, None, architecture, repr(architecture)))
+            others.append(Initialisation(name, folder, load_network(folder).architecture, manifest["fingerprint"]))
+    found = others
+    if RANDOM in (source for _, source in map(named, starts)):
+        given = Architecture(
+            ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
+        )
+        randoms = _randoms([start.architecture for start in others] or [given])
+        of = {start.architecture: start.name for start in randoms}
+        found = [*randoms, *(replace(start, random=of[_bare(start.architecture)]) for start in others)]
     names = [each.name for each in found]
     if len(set(names)) < len(names):
         raise SettingsError(
             f"two initialisations are called {max(names, key=names.count)!r}: leave one out, or name it, NAME=START"
         )
     return found
+
+
+def _randoms(architectures: Sequence[Architecture]) -> list[Initialisation]:
+    """Random weights for each architecture, called after what tells it from the first."""
+    bare = list(dict.fromkeys(map(_bare, architectures)))
+    first, found = asdict(bare[0]), []
+    for architecture in bare:
+        other = {key: value for key, value in asdict(architecture).items() if value != first[key]}
+        name = "-".join([RANDOM, *(f"{value}d" if key == "ndim" else str(value) for key, value in other.items())])
+        found.append(Initialisation(name, None, architecture, repr(architecture), name))
+    return found
+
+
+def _bare(architecture: Architecture) -> Architecture:
+    """Of encoder and decoder alone: whatever they were pretrained for."""
+    return replace(architecture, head=None, num_classes=0, restores=True)
 
 
 def named(start: str) -> tuple[str, str]:

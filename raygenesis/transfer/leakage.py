@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raygenesis.archive.catalogue import read_catalogue, split_by_subject
+from raygenesis.archive.catalogue import read_columns, split_by_subject
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import scan_fingerprint
-from raygenesis.config import Settings
+from raygenesis.config import ArchiveSettings, Settings
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.transfer.examples import Example
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Workspace, read_json
+
+
+def archive_settings(workspace: Workspace) -> ArchiveSettings | None:
+    """Those that the workspace's archive was made with; None where it does not say."""
+    manifest = read_json(workspace.archive / "manifest.json")
+    return None if manifest is None else ArchiveSettings.model_validate(manifest["settings"]["archive"])
 
 
 def seen_subjects(examples: Sequence[Example], workspace: Workspace, settings: Settings) -> set[str]:
@@ -21,7 +27,7 @@ def seen_subjects(examples: Sequence[Example], workspace: Workspace, settings: S
     """
     if not workspace.catalog.is_file():
         return set()
-    rows = read_catalogue(workspace.catalog)
+    rows = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes"]).to_pylist()
     training, _ = split_by_subject(rows, settings.validation_fraction, settings.seed)
     seen = {row["volume_id"] for row in training}
     for store in (workspace.patterns, workspace.crops):
@@ -33,7 +39,8 @@ def seen_subjects(examples: Sequence[Example], workspace: Workspace, settings: S
     # Only files of a known size can be known files: the others need no hashing.
     sizes = {row["source_bytes"] for row in rows}
     names = {row["subject_id"] for row in rows if row["volume_id"] in seen}
-    identity = open_identity(workspace, settings.archive.keep_ids)
+    made_with = archive_settings(workspace) or settings.archive
+    identity = open_identity(workspace, made_with.keep_ids)
     fingerprints: dict[tuple, str | None] = {}
 
     def fingerprint(paths: tuple) -> str | None:

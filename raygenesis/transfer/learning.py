@@ -56,28 +56,30 @@ def train(
     losses: list[float] = []
     scores: list[float] = []
     best = None
-    watch = Stopwatch()
+    seconds = 0.0
     set_training(network)
     for step in range(1, settings.num_steps + 1):
+        watch = Stopwatch()
         images, wanted = batches(generator)
         loss = loss_of(network(images), wanted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        seconds += watch.seconds
         if not math.isfinite(losses[-1]):
             raise TrainingError(f"the loss is {losses[-1]} at step {step}: lower finetune.learning_rate")
         if validate is not None and step % every == 0:
             scores.append(validate())
             set_training(network)
-            if scores[-1] >= max(scores):
+            if len(scores) - 1 == int(np.argmax(scores)):  # no better for being as good
                 best = copy.deepcopy(network.state_dict())
             if settings.patience and len(scores) - 1 - int(np.argmax(scores)) >= settings.patience:
                 break
     if best is not None:
         network.load_state_dict(best)
     converged = every * converged_at(scores) if scores else converged_at([-loss for loss in smoothed(losses)])
-    return Learnt(tuple(losses), converged, watch.seconds / len(losses))
+    return Learnt(tuple(losses), converged, seconds / len(losses))
 
 
 def to_device(network: nn.Module, device: str) -> None:

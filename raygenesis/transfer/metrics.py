@@ -7,14 +7,12 @@ is in one of them only 0); `dice_pooled`, `iou_pooled` are of the voxels of all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from monai.metrics import compute_dice, compute_iou
-from monai.networks.utils import one_hot
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics
@@ -43,21 +41,14 @@ PRIMARY = {
 
 def overlap(predicted: NDArray[np.uint8], label: NDArray[np.uint8], num_classes: int) -> dict[str, Any]:
     """Of one case: Dice and IoU, each class's and their mean, and the voxels in both maps and in either, by class."""
-    masks = [one_hot(torch.tensor(classes)[None, None].long(), num_classes) for classes in (predicted, label)]
-    dice = compute_dice(*masks, include_background=False, ignore_empty=False)[0].tolist()
-    iou = compute_iou(*masks, include_background=False, ignore_empty=False)[0].tolist()
-    numbers = range(1, num_classes)
-    counts = {
-        "voxels_both": [int(((predicted == number) & (label == number)).sum()) for number in numbers],
-        "voxels_predicted": [int((predicted == number).sum()) for number in numbers],
-        "voxels_labelled": [int((label == number).sum()) for number in numbers],
-    }
+    labelled, found = (np.bincount(classes.ravel(), minlength=num_classes)[1:] for classes in (label, predicted))
+    both = np.bincount(label[predicted == label], minlength=num_classes)[1:]
+    dice, iou = _of_counts(both, found, labelled)
     return {
-        "dice": float(np.mean(dice)),
-        "iou": float(np.mean(iou)),
-        "dice_per_class": dice,
-        "iou_per_class": iou,
-    } | counts
+        "dice": float(dice.mean()), "iou": float(iou.mean()), "dice_per_class": dice.tolist(),
+        "iou_per_class": iou.tolist(), "voxels_both": both.tolist(), "voxels_predicted": found.tolist(),
+        "voxels_labelled": labelled.tolist(),
+    }  # fmt: skip
 
 
 def figures(task: str, tested: Sequence[Row]) -> dict[str, float]:
@@ -76,54 +67,53 @@ def figures(task: str, tested: Sequence[Row]) -> dict[str, float]:
             "r2": float(metrics.r2_score(values, answers)), "correlation": correlation(values, answers),
         }  # fmt: skip
     if task == MULTILABEL:
-        of_each = [auc_of(values[:, number] > 0, answers[:, number]) for number in range(values.shape[1])]
+        of_each = aucs_of(values, answers)
         return {"auc": float(np.nanmean(of_each)), "auc_worst": float(np.nanmin(of_each))}
     chosen = answers.argmax(1)
     return {
-        "auc": _auc(values, answers), "accuracy": float((chosen == values).mean()),
+        "auc": float(np.nanmean(aucs_of(values, answers))), "accuracy": float((chosen == values).mean()),
         "balanced_accuracy": float(metrics.balanced_accuracy_score(values, chosen)),
     }  # fmt: skip
 
 
-def of_subjects(
-    task: str, trials: Sequence[Sequence[Row]]
-) -> tuple[list[str], NDArray[np.float64], NDArray[Any] | None]:
-    """What trials say of each subject on average, for tests by subject: names, [subjects, ...] and their true values.
+@dataclass(frozen=True)
+class Told:
+    """What trials say of each test case on average, for tests over subjects.
 
-    Of a segmentation the Dice, of a regression the absolute error (values None: their mean is the primary figure); of
-    a classification the answers, whose AUC is the primary figure. Subjects with several cases have their mean; where
-    the classes of those differ each case counts as a subject.
+    subjects: whose the cases are. told: of a segmentation the Dice, of a regression the absolute error, whose mean over
+    cases is the primary figure; of a classification the answers [cases, classes], whose AUC is, with the true `values`.
     """
-    first = trials[0]
-    several = {}
-    for case in first:
-        several.setdefault(case["subject"], set()).add(str(case.get("value")))
-    mixed = task in (CLASSIFICATION, MULTILABEL) and any(len(values) > 1 for values in several.values())
-    keys = [case["name" if mixed else "subject"] for case in first]
+
+    subjects: tuple[str, ...]
+    told: NDArray[np.float64]
+    values: NDArray[Any] | None
+
+
+def told_by(task: str, trials: Sequence[Sequence[Row]]) -> Told:
+    """The mean of trials that share their test cases."""
     tell = {SEGMENTATION: lambda case: case["dice"], REGRESSION: lambda case: abs(case["answer"] - case["value"])}
-    told = np.mean([[tell.get(task, lambda case: case["answer"])(case) for case in cases] for cases in trials], 0)
-    names = sorted(set(keys))
-    rows = [[number for number, key in enumerate(keys) if key == name] for name in names]
-    values = None
-    if task in (CLASSIFICATION, MULTILABEL):
-        values = np.array([first[of[0]]["value"] for of in rows])
-    return names, np.array([told[of].mean(0) for of in rows]), values
+    mean = np.mean([[tell.get(task, lambda case: case["answer"])(case) for case in cases] for cases in trials], 0)
+    values = np.array([case["value"] for case in trials[0]]) if task in (CLASSIFICATION, MULTILABEL) else None
+    return Told(tuple(case["subject"] for case in trials[0]), mean, values)
 
 
-def auc_of(positive: NDArray[np.bool_], answers: NDArray[np.float64]) -> float:
-    """Area under the ROC curve; NaN where a class is missing."""
-    if positive.all() or not positive.any():
-        return float("nan")
-    return float(metrics.roc_auc_score(positive, answers))
+def positives(values: NDArray[Any], num_classes: int) -> dict[int, NDArray[np.bool_]]:
+    """Which cases are of a class, of every class whose AUC counts: of two classes the second's.
 
-
-def mean_auc(values: NDArray[Any], answers: NDArray[np.float64]) -> float:
-    """The primary figure of a classification: values [n] (classes) or [n, classes] (0 and 1), answers [n, classes]."""
+    values: [n] numbers of classes, or [n, num_classes] of 0 and 1.
+    """
     if values.ndim == 2:
-        return float(
-            np.nanmean([auc_of(values[:, number] > 0, answers[:, number]) for number in range(values.shape[1])])
-        )
-    return _auc(values, answers)
+        return {number: values[:, number] > 0 for number in range(num_classes)}
+    numbers = [1] if num_classes == 2 else range(num_classes)
+    return {number: values == number for number in numbers}
+
+
+def aucs_of(values: NDArray[Any], answers: NDArray[np.float64]) -> list[float]:
+    """Areas under the ROC curves of `positives`; NaN where all cases are of a class, or none is."""
+    return [
+        float(metrics.roc_auc_score(positive, answers[:, number])) if 0 < positive.sum() < len(positive) else math.nan
+        for number, positive in positives(values, answers.shape[1]).items()
+    ]
 
 
 def correlation(values: NDArray[np.float64], answers: NDArray[np.float64]) -> float:
@@ -133,21 +123,18 @@ def correlation(values: NDArray[np.float64], answers: NDArray[np.float64]) -> fl
     return float(stats.pearsonr(values, answers).statistic)
 
 
-def _auc(values: NDArray[np.int64], answers: NDArray[np.float64]) -> float:
-    """Of two classes the second's; of more the mean over one class against the rest."""
-    if answers.shape[1] == 2:
-        return auc_of(values == 1, answers[:, 1])
-    return float(np.nanmean([auc_of(values == number, answers[:, number]) for number in range(answers.shape[1])]))
+def _of_counts(
+    both: NDArray[np.int64], predicted: NDArray[np.int64], labelled: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Dice and IoU of each class; a class that is nowhere, and found nowhere, is found perfectly."""
+    total = predicted + labelled
+    dice = np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
+    return dice, np.where(total > 0, both / np.maximum(total - both, 1), 1.0)
 
 
 def _of_overlaps(tested: Sequence[Row]) -> dict[str, float]:
-    both, predicted, labelled = (
-        np.sum([case[key] for case in tested], 0) for key in ("voxels_both", "voxels_predicted", "voxels_labelled")
-    )
-    total = predicted + labelled
-    # A class that is nowhere, and found nowhere, is found perfectly.
-    dice = np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
-    iou = np.where(total > 0, both / np.maximum(total - both, 1), 1.0)
+    names = ("voxels_both", "voxels_predicted", "voxels_labelled")
+    dice, iou = _of_counts(*(np.sum([case[name] for case in tested], 0) for name in names))
     return {
         "dice": float(np.mean([case["dice"] for case in tested])),
         "iou": float(np.mean([case["iou"] for case in tested])),

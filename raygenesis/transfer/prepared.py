@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,26 @@ from raygenesis.errors import RaygenesisError, ScanError, SettingsError
 from raygenesis.machine import num_cores
 from raygenesis.progress import progress, say
 from raygenesis.transfer.cases import Case, Form, form_of, read_cases
+from raygenesis.transfer.description import Description, read_target, settings_for
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target
-from raygenesis.transfer.leakage import seen_subjects
+from raygenesis.transfer.leakage import archive_settings, seen_subjects
 from raygenesis.transfer.split import Split, split_examples
 from raygenesis.transfer.trial import Held, Pose
-from raygenesis.workspace import Workspace, digest
+from raygenesis.workspace import Workspace, digest, xxh3_of
 
 CPUS_PER_TRIAL = 1
 EXAMPLES_PER_BLOCK = 32
 MOST_HEADERS = 200  # looked at for the median voxel size
+MOST_HASHED_BYTES = 2**26  # of a larger label map the size has to do
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A described target: what there is, how it is read, and the settings with what its description changes."""
+
+    target: Target
+    form: Form
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -39,52 +51,85 @@ class Prepared:
     problems: tuple[Problem, ...]
 
 
-def prepare(target: Target, form: Form, workspace: Workspace, settings: Settings) -> Prepared:
-    """Read a target's cases into Ray's object store, and draw who learns and who tests.
+def pose(description: Description, workspace: Workspace, settings: Settings) -> Posed:
+    """Read a description; nothing is decoded. Raises ScanError or SettingsError where it gives no target."""
+    settings = settings_for(description, settings)
+    made_with = archive_settings(workspace) or settings.archive
+    pattern = settings.archive.subject_pattern or made_with.subject_pattern
+    target = read_target(description, pattern)
+    return Posed(target, form_for(target, settings), settings)
 
-    Raises ScanError or SettingsError where too little can be used.
+
+def prepare(posed: Posed, workspace: Workspace) -> Prepared:
+    """Draw who learns and who tests, and read their cases into Ray's object store.
+
+    Where some cannot be used, the draw is made again without them. Raises ScanError or SettingsError where too little
+    can be used.
     """
-    held, classes, problems = hold_cases(target, form)
-    usable = replace(target, examples=tuple(example for example in target.examples if example.name in held.places))
-    problems = (*target.problems, *problems)
+    target, form, settings = posed.target, posed.form, posed.settings
+    seen = seen_subjects(target.examples, workspace, settings)
+    held, classes, problems = Held((), {}), set(), list(target.problems)
+    while True:
+        if not target.examples:
+            first = f"{problems[0].name}: {problems[0].reason}"
+            raise ScanError(f"none of the target's {len(problems)} examples can be used; the first: {first}")
+        split = split_examples(target, seen, settings.finetune, settings.seed)
+        missing = [example for example in split.examples if example.name not in held.places]
+        if not missing:
+            break
+        held, found, faults = _hold(missing, form, held)
+        classes |= found
+        problems += faults
+        bad = {fault.name for fault in faults}
+        target = replace(target, examples=tuple(example for example in target.examples if example.name not in bad))
     if problems:
-        first = f"{problems[0].name}: {problems[0].reason}"
-        say("finetune", f"{len(problems)} left out (failures.csv), the first: {first}")
-    if not usable.examples:
-        raise ScanError(f"none of the target's {len(problems)} examples can be used; the first: {first}")
+        say("finetune", f"{len(problems)} left out (failures.csv), the first: {problems[0].name}: {problems[0].reason}")
     num_classes = len(target.classes)
     if target.task == SEGMENTATION:
         num_classes = form.num_classes or check_classes(classes)
-    seen = seen_subjects(usable.examples, workspace, settings)
-    split = split_examples(usable, seen, settings.finetune, settings.seed)
-    return Prepared(_pose(usable.task, num_classes, form, settings), usable, split, held, problems)
+    return Prepared(_pose(target.task, num_classes, form, settings), target, split, held, tuple(problems))
 
 
-def hold_cases(target: Target, form: Form) -> tuple[Held, set[int], list[Problem]]:
-    """Every case read once, the labels that there are, and the examples that cannot be cases."""
-    together: dict[Any, list[Example]] = {}
-    for example in target.examples:
-        together.setdefault(example.image, []).append(example)
-    groups, block = [], []
-    for examples in together.values():
-        block.append(examples)
-        if sum(map(len, block)) >= EXAMPLES_PER_BLOCK or form.spacing_mm is not None:
-            groups.append(block)
-            block = []
-    groups += [block] if block else []
-    read = ray.remote(num_cpus=1, num_returns=2)(_read_block)
-    pairs = [read.remote(group, form) for group in groups]
-    places: dict[str, tuple[int, int]] = {}
+def _hold(examples: Sequence[Example], form: Form, held: Held) -> tuple[Held, set[int], list[Problem]]:
+    """What is held and these examples' cases, the labels in them, and the examples that cannot be cases.
+
+    Each image is decoded once; a few blocks more than there are CPUs are read at a time.
+    """
+    blocks, places = list(held.blocks), dict(held.places)
     classes: set[int] = set()
     problems: list[Problem] = []
-    with progress("finetune", len(target.examples), "examples read") as ticker:
-        for number, (_, told) in enumerate(pairs):
-            names, found, faults = answer_of(told)
-            places |= {name: (number, place) for place, name in enumerate(names)}
+    read = ray.remote(num_cpus=1, num_returns=2)(_read_block)
+    waiting, running = _groups(examples, form), {}
+    most = 2 * int(ray.cluster_resources().get("CPU", 1))
+    with progress("finetune", len(examples), "examples read") as ticker:
+        while running or waiting:
+            while waiting and len(running) < most:
+                cases, told = read.remote(waiting.pop(0), form)
+                running[told] = cases
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            blocks.append(running.pop(done))
+            names, found, faults = answer_of(done)
+            places |= {name: (len(blocks) - 1, place) for place, name in enumerate(names)}
             classes |= found
             problems += faults
             ticker.advance(len(names) + len(faults))
-    return Held(tuple(cases for cases, _ in pairs), places), classes, problems
+    return Held(tuple(blocks), places), classes, sorted(problems, key=lambda problem: problem.name)
+
+
+def _groups(examples: Sequence[Example], form: Form) -> list[list[list[Example]]]:
+    """What is read by one task: the examples of an image together, and of small images several."""
+    together: dict[Any, list[Example]] = {}
+    for example in examples:
+        together.setdefault(example.image, []).append(example)
+    groups: list[list[list[Example]]] = []
+    size = EXAMPLES_PER_BLOCK
+    for of_image in together.values():
+        if size >= EXAMPLES_PER_BLOCK or form.spacing_mm is not None:
+            groups.append([])
+            size = 0
+        groups[-1].append(of_image)
+        size += len(of_image)
+    return groups
 
 
 def _read_block(group: Sequence[Sequence[Example]], form: Form) -> tuple[list[Case], Any]:
@@ -106,8 +151,6 @@ def form_for(target: Target, settings: Settings) -> Form:
     spacing = None
     if to_segment and whole_scans:
         spacing = settings.finetune.spacing_mm or common_spacing(target)
-    if to_segment and settings.finetune.mode == "knn":
-        raise SettingsError("finetune.mode=knn answers for whole scans: to segment choose full, encoder or frozen")
     for key, sides in (("input_shape", shape), ("spacing_mm", spacing)):
         if sides is not None and len(sides) != target.ndim:
             raise SettingsError(
@@ -144,9 +187,31 @@ def check_classes(values: set[int]) -> int:
 
 
 def digest_of(target: Target) -> str:
-    """Identity of a target: its examples, and the sizes of their files."""
-    sizes = {path: path.stat().st_size for example in target.examples for path in example.image.paths if path.exists()}
-    return digest([[repr(example), [sizes.get(path) for path in example.image.paths]] for example in target.examples])
+    """Identity of a target: its examples, the sizes of their images' files and the content of their labels'."""
+    known: dict[Path, Any] = {}
+
+    def of_file(path: Path, content: bool) -> Any:
+        if path not in known:
+            size = path.stat().st_size if path.is_file() else None
+            known[path] = xxh3_of(path) if content and size is not None and size <= MOST_HASHED_BYTES else size
+        return known[path]
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Path):
+            return of_file(value, content=True)
+        if isinstance(value, tuple) and value and isinstance(value[0], Path):
+            return [of_file(path, content=False) for path in value]
+        return repr(value)
+
+    told = [
+        [
+            [repr(value) for value in (example.name, example.subject, example.value, example.region, example.split)],
+            [of_file(path, content=False) for path in example.image.paths],
+            [of(getattr(example.label, field.name)) for field in fields(example.label)] if example.label else None,
+        ]
+        for example in target.examples
+    ]
+    return digest([target.task, target.classes, target.keeps_empty, told])
 
 
 def answer_of(reference: ray.ObjectRef) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +14,22 @@ from raygenesis.errors import SettingsError
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, TEST, VALIDATION, Example, Target
 
 MIN_TEST_SUBJECTS = 2
+KEY_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Trial:
     """Who is learnt from, and the seed of everything else: the same for each initialisation, so trials are paired.
 
-    labelled: as `finetune.num_labelled` says it. A trial of more labelled subjects has those of fewer among them.
+    labelled: as `finetune.num_labelled` says it, num_subjects: what that means. A trial of more labelled subjects has
+    those of fewer among them.
     """
 
     number: int
     seed: int
     labelled: int | str
+    num_subjects: int
     examples: tuple[Example, ...]
-
-    @property
-    def num_subjects(self) -> int:
-        return len({example.subject for example in self.examples})
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Split:
     num_pool_subjects: int
     num_seen: int
 
+    @property
+    def examples(self) -> list[Example]:
+        """All that are used, each once."""
+        parts = (self.test, self.validation, *(trial.examples for trial in self.trials))
+        return list({example.name: example for part in parts for example in part}.values())
+
 
 def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, seed: int) -> Split:
     """Draw a target's test, validation and labelled subjects; only those not `seen` in pretraining are tested on.
@@ -56,12 +62,19 @@ def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, s
         seen = set()
     groups = _subjects_by_class(target)
     subjects = sorted(groups)
-    is_official = any(example.split == TEST for example in examples)
-    if is_official:
+    if any(example.split is not None for example in examples):
         tested, validated = ({e.subject for e in examples if e.split == part} for part in (TEST, VALIDATION))
         _check_official(tested, validated, {e.subject for e in examples if e.split not in (TEST, VALIDATION)}, seen)
+        if not validated:
+            rest = [subject for subject in subjects if subject not in tested]
+            validated = set(_in_proportion(rest, groups, np.random.default_rng(seed))[: settings.num_validation])
     else:
         tested, validated = _drawn(subjects, groups, seen, settings, seed)
+    if settings.patience and not validated:
+        raise SettingsError(
+            f"finetune.patience={settings.patience} needs subjects to validate on: give finetune.num_validation, or "
+            "leave patience out"
+        )
     pool = [subject for subject in subjects if subject not in tested | validated]
     trials = []
     for number in range(settings.num_trials):
@@ -70,7 +83,8 @@ def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, s
         own_seed = int(generator.integers(2**31))
         for labelled in settings.num_labelled:
             drawn = set(order[: count_of(labelled, len(pool))])
-            trials.append(Trial(number, own_seed, labelled, tuple(e for e in examples if e.subject in drawn)))
+            learnt = tuple(example for example in examples if example.subject in drawn)
+            trials.append(Trial(number, own_seed, labelled, len(drawn), learnt))
     of = lambda group: tuple(example for example in examples if example.subject in group)  # noqa: E731
     split = Split(of(tested), of(validated), tuple(trials), len(pool), len(seen & set(subjects)))
     _check_classes(target, split)
@@ -112,12 +126,13 @@ def _drawn(
 
 def _in_proportion(subjects: Sequence[str], groups: Mapping[str, int], generator: np.random.Generator) -> list[str]:
     """A random order in which every beginning has the classes in proportion, and each class early on."""
-    places: dict[str, tuple[float, float]] = {}
+    places: dict[str, tuple[float, bytes]] = {}
+    key = generator.bytes(KEY_BYTES)
+    # Each subject's luck is its own: where another is found to be of no use, most are drawn as before.
+    luck = {subject: hashlib.blake2b(subject.encode(), key=key, digest_size=8).digest() for subject in subjects}
     for group in sorted({groups[subject] for subject in subjects}):
-        members = [subject for subject in subjects if groups[subject] == group]
-        ties = generator.random(len(members))
-        for rank, position in enumerate(generator.permutation(len(members))):
-            places[members[position]] = (rank / len(members), ties[rank])
+        members = sorted((subject for subject in subjects if groups[subject] == group), key=luck.__getitem__)
+        places |= {subject: (rank / len(members), luck[subject]) for rank, subject in enumerate(members)}
     return sorted(subjects, key=places.__getitem__)
 
 
@@ -131,6 +146,11 @@ def _subjects_by_class(target: Target) -> dict[str, int]:
 
 
 def _check_official(tested: set[str], validated: set[str], learnt: set[str], seen: set[str]) -> None:
+    if len(tested) < MIN_TEST_SUBJECTS or not learnt:
+        raise SettingsError(
+            f"the official lists leave {len(learnt)} usable subjects to learn from and {len(tested)} to test on: add "
+            "the files of the others"
+        )
     both = (tested & validated) | ((tested | validated) & learnt)
     if both:
         raise SettingsError(

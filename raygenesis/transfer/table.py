@@ -82,9 +82,10 @@ def latex(rows: Rows) -> str:
     )
 
 
-def as_csv(rows: Rows) -> str:
+def as_csv(rows: Rows, columns: Sequence[str] = ()) -> str:
+    """columns: those that there are without rows, too."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
+    writer = csv.DictWriter(text, columns or _columns(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -154,5 +154,7 @@ def _segmented(
             if not rows:
                 write_example(folder, start.name, case, predicted)
             write_prediction(folder / "predictions" / f"{start.name}-{trial.labelled}", case, predicted)
-        rows.append({"name": case.name, "subject": case.subject, **overlap(predicted, case.label, pose.num_classes)})
+        within = case.grid.within  # padding is no part of the scan
+        counted = overlap(predicted[within], case.label[within], pose.num_classes)
+        rows.append({"name": case.name, "subject": case.subject, **counted})
     return learnt, rows

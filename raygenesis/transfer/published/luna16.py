@@ -53,11 +53,15 @@ def read(
     candidates, bad_rows = _candidates(folder / TABLE)
     examples: list[Example] = []
     for uid, path in scans.items():
-        reason = _fault(path) if uid in candidates else f"{TABLE} has no candidate of it"
-        if reason:
-            problems.append(Problem(path.relative_to(folder).as_posix(), reason))
+        try:
+            if uid not in candidates:
+                raise ScanError(f"{TABLE} has no candidate of it")
+            voxels = data_file(path)
+            image = ImageFile((path, voxels) if voxels else (path,))  # both, as the archive knows a scan by both
+        except ScanError as error:
+            problems.append(Problem(path.relative_to(folder).as_posix(), str(error)))
             continue
-        image, split = ImageFile((path,)), SPLITS[_subset(folder, path) or 0]
+        split = SPLITS[_subset(folder, path) or 0]
         for number, (*centre, value) in _sampled(uid, candidates[uid], max_negatives_per_scan, seed):
             region = Region((centre[0], centre[1], centre[2]), extent_mm)
             examples.append(Example(f"{uid}/{number:04d}", uid, image, value=value, region=region, split=split))
@@ -72,15 +76,6 @@ def _subset(folder: Path, path: Path) -> int | None:
     """Number of the subset that a file lies in; masks of the lungs bear the same names in other folders."""
     found = [SUBSET.fullmatch(part) for part in path.relative_to(folder).parts]
     return next((int(match[1]) for match in found if match), None)
-
-
-def _fault(path: Path) -> str:
-    """Why a scan's files are not complete, empty if they are."""
-    try:
-        data_file(path)
-    except ScanError as error:
-        return str(error)
-    return ""
 
 
 def _candidates(table: Path) -> tuple[dict[str, list[Candidate]], list[Problem]]:
