@@ -22,7 +22,7 @@ from raygenesis.config import FinetuneSettings
 from raygenesis.pretraining.networks import ImageEncoder
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, REGRESSION
-from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, moved, train
 from raygenesis.transfer.metrics import PRIMARY, figures
 
 Answers = NDArray[np.float64]
@@ -38,8 +38,7 @@ def train_classifier(
     validation: Sequence[Case] = (), num_classes: int = 1,
 ) -> Learnt:  # fmt: skip
     """Train in place on batches of whole cases, in a new order each time all have been seen."""
-    memory_format = MEMORY_FORMAT[cases[0].image.ndim]
-    network.to(device, memory_format=memory_format)
+    moved(network, device)
     values = np.array([case.value for case in cases])
     scale = spread_of(values) if task == REGRESSION else (0.0, 1.0)
     order: list[int] = []
@@ -82,7 +81,7 @@ def answers_of(
 @torch.inference_mode()
 def embedded(encoder: ImageEncoder, cases: Sequence[Case], batch_size: int, device: str = "cpu") -> NDArray[np.float32]:
     """[n, num_features]: the encoder's vector of each case."""
-    encoder.to(device, memory_format=MEMORY_FORMAT[cases[0].image.ndim]).eval()
+    moved(encoder, device).eval()
     return torch.cat([encoder.embed(images).cpu() for images in _in_batches(cases, batch_size, device)]).numpy()
 
 

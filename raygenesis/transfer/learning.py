@@ -19,7 +19,7 @@ NUM_VALIDATIONS = 20
 # A curve has converged where it has come so far on its way from its first to its best value.
 CONVERGED = 0.95
 
-# A network is moved to a device in this format: narrow convolutions run twice as fast on a CPU with channels last.
+# Networks and images are kept in this format: narrow convolutions run twice as fast on a CPU with channels last.
 MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -78,6 +78,12 @@ def train(
         network.load_state_dict(best)
     converged = every * converged_at(scores) if scores else converged_at([-loss for loss in smoothed(losses)])
     return Learnt(tuple(losses), converged, watch.seconds / len(losses))
+
+
+def moved(network: nn.Module, device: str) -> nn.Module:
+    """A network on a device, in the format of its own weights: a 2D one may take 3D images slice by slice."""
+    ndim = max(weight.ndim for weight in network.parameters()) - 2
+    return network.to(device, memory_format=MEMORY_FORMAT[ndim])
 
 
 def set_training(network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from raygenesis.config import FinetuneSettings
 from raygenesis.transfer.cases import Case
-from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, moved, train
 from raygenesis.transfer.metrics import overlap
 
 
@@ -26,7 +26,7 @@ def train_segmenter(
     The loss is soft Dice over the foreground classes, each pooled over the batch: patches without it are common.
     """
     memory_format = MEMORY_FORMAT[len(patch_shape)]
-    unet.to(device, memory_format=memory_format)
+    moved(unet, device)
     foregrounds = [np.flatnonzero(case.label) for case in cases]
 
     def batches(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
