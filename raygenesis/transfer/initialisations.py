@@ -175,7 +175,10 @@ def classification_network(initialisation: Initialisation, num_out: int, seed: i
 
 
 def _pretrained(initialisation: Initialisation) -> PretextNetwork | None:
-    return None if initialisation.weights is None else load_network(initialisation.weights)
+    if initialisation.weights is None:
+        return None
+    with _seeded(0):  # a network draws weights before it gets its own
+        return load_network(initialisation.weights)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def test_two_folders_describe_a_segmentation(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("given", [(None, None, None), (None, Path("i"), None), (Path("t"), Path("i"), Path("l"))])
 def test_neither_or_both_ways_to_describe_are_refused(given: tuple[Any, ...]) -> None:
-    with pytest.raises(SettingsError, match="give --target, a YAML file .*, or --images and --labels"):
+    with pytest.raises(SettingsError, match=r"give --target, a YAML file .*, or --images and --labels"):
         description_of(*given, settings_from({}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ def test_more_labelled_contain_fewer_and_share_the_seed() -> None:
     for number in range(3):
         trials = [trial for trial in split.trials if trial.number == number]
         assert [trial.num_subjects for trial in trials] == [2, 5, 13, 26]
-        assert all(subjects(a.examples) < subjects(b.examples) for a, b in zip(trials, trials[1:], strict=False))
+        assert all(subjects(a.examples) < subjects(b.examples) for a, b in pairwise(trials))
         assert len({trial.seed for trial in trials}) == 1
     alone = split_examples(plain(30), set(), chosen(num_labelled=5), 0)
     assert alone.trials == tuple(trial for trial in split.trials if trial.labelled == 5)

@@ -1,0 +1,185 @@
+"""What networks begin with: found by name, alike where they can be, and refused where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from raygenesis.config import PretrainingSettings
+from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
+from raygenesis.pretraining.networks import Architecture, PretextNetwork, UNet
+from raygenesis.pretraining.slicewise import slices_of
+from raygenesis.transfer.initialisations import (
+    Initialisation,
+    check_fits,
+    classification_network,
+    find_initialisations,
+    named,
+    segmentation_network,
+    target_encoder,
+)
+from raygenesis.workspace import Workspace, xxh3_of
+from tests.transfer.made_up import flat, write_run
+
+NARROW = PretrainingSettings(base_width=4)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[str, PretextNetwork]]:
+    """A run of a 3D network, one of a 2D network, and one without a decoder."""
+    workspace = Workspace.open(tmp_path_factory.mktemp("runs"))
+    kinds = {"default": {}, "flat": {"ndim": 2}, "headless": {"restores": False}}
+    return workspace, {name: write_run(workspace.run(name), **kind) for name, kind in kinds.items()}
+
+
+def found(runs: tuple[Workspace, dict], *starts: str, ndim: int = 3) -> list[Initialisation]:
+    return find_initialisations(starts, runs[0], NARROW, ndim)
+
+
+def start(architecture: Architecture, name: str = "random") -> Initialisation:
+    return Initialisation(name, None, architecture, "")
+
+
+def test_runs_files_and_random_weights_are_found_in_their_order(runs) -> None:
+    file = runs[0].run("flat") / "encoder.safetensors"
+    ours, random, flat_file = found(runs, "default", "random", f"theirs={file}")
+    assert [each.name for each in (ours, random, flat_file)] == ["default", "random", "theirs"]
+    assert (ours.weights, random.weights, flat_file.weights) == (runs[0].run("default"), None, file)
+    assert (ours.fingerprint, flat_file.fingerprint) == ("of default", xxh3_of(file))
+    assert random.architecture == ours.architecture == runs[1]["default"].architecture
+    assert flat_file.architecture.ndim == 2
+
+
+def test_random_weights_alone_are_of_the_settings_network(runs) -> None:
+    (random,) = found(runs, "random", ndim=2)
+    assert random.architecture == Architecture(ndim=2, base_width=4)
+    other = find_initialisations(["random"], runs[0], PretrainingSettings(base_width=8), 2)[0]
+    assert random.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize(("given", "name", "source"), [
+    ("random", "random", "random"), ("my-run.2", "my-run.2", "my-run.2"), ("a/Genesis_Chest_CT.pt", "Genesis_Chest_CT",
+     "a/Genesis_Chest_CT.pt"), ("a b.safetensors", "a-b", "a b.safetensors"), ("mine=run", "mine", "run"),
+    ("mine=a/b=c.pt", "mine", "a/b=c.pt"), ("~/x.tar", "x", "~/x.tar"),
+])  # fmt: skip
+def test_what_tables_call_it(given: str, name: str, source: str) -> None:
+    assert named(given) == (name, source)
+
+
+@pytest.mark.parametrize("starts", [("default", "default"), ("random", "random"), ("x=default", "x=random")])
+def test_two_of_one_name_are_refused_unless_one_gets_another(runs, starts: Sequence[str]) -> None:
+    with pytest.raises(SettingsError, match=rf"two .* called '{named(starts[0])[0]}': leave one out, or name it, NAME"):
+        found(runs, *starts)
+    assert len(found(runs, starts[0], f"another={starts[1].rpartition('=')[2]}")) == 2
+
+
+def test_what_is_not_there_is_named(runs, tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match=r"runs/nobody is not there or not finished: run `raygenesis pretrain`"):
+        found(runs, "nobody")
+    with pytest.raises(RaygenesisError, match=r"no\.safetensors does not exist"):
+        found(runs, f"{tmp_path}/no.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"not at all")
+    with pytest.raises(RaygenesisError, match=r"bad\.safetensors is not a safetensors file, or is damaged"):
+        found(runs, f"{tmp_path}/bad.safetensors")
+
+
+def test_a_path_may_begin_at_home(runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(runs[0].run("default")))
+    (ours,) = found(runs, "~/encoder.safetensors")
+    assert ours.name == "encoder" and ours.weights == runs[0].run("default") / "encoder.safetensors"
+
+
+@pytest.mark.parametrize(("architecture", "shape", "said"), [
+    (Architecture(), (64, 64), "initialisation x is a 3D network and the target's images are 2D: leave it out"),
+    (Architecture(), (32, 60, 64), r"finetune.input_shape=\[32, 60, 64\]: initialisation x \(unet\) needs .* of 8"),
+    (Architecture(network="resnet18"), (32, 40, 64), r"x \(resnet18\) needs sides that are multiples of 32"),
+    (Architecture(ndim=2), (5, 60, 64), r"needs sides that are multiples of 8"),
+])  # fmt: skip
+def test_inputs_that_do_not_fit_are_refused(architecture: Architecture, shape: Sequence[int], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        check_fits(start(architecture, "x"), shape)
+
+
+@pytest.mark.parametrize(("architecture", "shape"), [
+    (Architecture(), (8, 16, 64)), (Architecture(ndim=2), (5, 16, 64)), (Architecture(ndim=2), (8, 64)),
+    (Architecture(network="resnet18"), (32, 32, 64)),
+])  # fmt: skip
+def test_inputs_that_fit_are_not(architecture: Architecture, shape: Sequence[int]) -> None:
+    check_fits(start(architecture), shape)
+
+
+@pytest.mark.parametrize("mode", ["full", "encoder", "frozen"])
+def test_initialisations_share_the_output_layer_and_bring_their_own_weights(runs, mode: str) -> None:
+    given, random = found(runs, "default", "random")
+    ours, theirs, other = (
+        segmentation_network(start, 3, mode, seed, 3) for start, seed in ((given, 1), (random, 1), (random, 2))
+    )
+    pretrained = runs[1]["default"]
+    assert torch.equal(flat(ours.encoder), flat(pretrained.encoder))
+    assert torch.equal(flat(ours.decoder.output), flat(theirs.decoder.output))
+    assert not torch.equal(flat(other.decoder.output), flat(theirs.decoder.output))
+    for part in (ours.decoder.levels, ours.decoder.ups):
+        name = "levels" if part is ours.decoder.levels else "ups"
+        brought = mode == "full"
+        assert torch.equal(flat(part), flat(getattr(pretrained.decoder, name))) == brought
+        assert torch.equal(flat(part), flat(getattr(theirs.decoder, name))) != brought
+
+
+def test_random_weights_are_those_of_a_new_network_and_of_the_seed_alone(runs) -> None:
+    random = start(Architecture(base_width=2))
+    torch.manual_seed(5)
+    expected = UNet(3, random.architecture)
+    torch.manual_seed(99)
+    assert torch.equal(flat(segmentation_network(random, 3, "full", 5, 3)), flat(expected))
+    assert torch.equal(flat(target_encoder(random, 5, 3)), flat(expected.encoder))
+
+
+def test_without_a_decoder_its_own_is_that_of_random_weights(runs) -> None:
+    given = found(runs, "headless")[0]
+    ours = segmentation_network(given, 3, "full", 1, 3)
+    theirs = segmentation_network(start(given.architecture), 3, "full", 1, 3)
+    assert torch.equal(flat(ours.decoder), flat(theirs.decoder))
+    assert torch.equal(flat(ours.encoder), flat(runs[1]["headless"].encoder))
+
+
+def test_classifiers_share_the_head_over_their_own_encoders(runs) -> None:
+    given, random = found(runs, "default", "random")
+    ours, theirs, other = (
+        classification_network(start, 4, seed, 3) for start, seed in ((given, 1), (random, 1), (random, 2))
+    )
+    assert torch.equal(flat(ours.head), flat(theirs.head)) and not torch.equal(flat(other.head), flat(theirs.head))
+    assert torch.equal(flat(ours.encoder), flat(runs[1]["default"].encoder))
+    assert not torch.equal(flat(ours.encoder), flat(theirs.encoder))
+
+
+def test_a_classifier_is_mean_over_space_then_1024_units_then_classes(runs) -> None:
+    network = classification_network(found(runs, "default")[0], 4, 1, 3).eval()
+    images = torch.rand(2, 1, 8, 16, 8)
+    first, last = network.head[0], network.head[2]
+    assert first.out_features == 1024 and last.out_features == 4
+    pooled = runs[1]["default"].eval().encoder(images)[-1].mean((2, 3, 4))
+    assert torch.allclose(network(images), last(torch.relu(first(pooled))), atol=1e-5)
+
+
+def test_building_does_not_touch_the_callers_generator(runs) -> None:
+    given = found(runs, "default")[0]
+    before = torch.random.get_rng_state()
+    segmentation_network(given, 3, "full", 1, 3)
+    classification_network(given, 3, 1, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_2d_network_takes_volumes_slice_by_slice(runs) -> None:
+    given = found(runs, "flat")[0]
+    flat_network, volumes = (segmentation_network(given, 3, "full", 1, ndim).eval() for ndim in (2, 3))
+    images = torch.rand(2, 1, 5, 16, 8)
+    with torch.inference_mode():
+        answers = volumes(images)
+        assert answers.shape == (2, 3, 5, 16, 8)
+        assert torch.allclose(slices_of(answers), flat_network(slices_of(images)), atol=1e-5)
+        embedded = target_encoder(given, 1, 3).eval().embed(images)
+        of_slices = target_encoder(given, 1, 2).eval().embed(slices_of(images)).unflatten(0, (2, 5))
+    assert torch.allclose(embedded, of_slices.mean(1), atol=1e-5)

@@ -1,0 +1,141 @@
+"""Training: when it stops, what it keeps, and when it had converged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from raygenesis.config import FinetuneSettings
+from raygenesis.training.experiment import TrainingError
+from raygenesis.transfer.learning import Learnt, converged_at, set_training, smoothed, train
+
+
+def chosen(**changed: Any) -> FinetuneSettings:
+    return FinetuneSettings(**{"num_steps": 40, "learning_rate": 0.05, "batch_size": 4, **changed})
+
+
+def line(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = 3x + 1."""
+    x = torch.from_numpy(generator.random((4, 1), np.float32))
+    return x, 3 * x + 1
+
+
+def learn(network: nn.Module, validate: Callable[[], float] | None = None, **changed: Any) -> Learnt:
+    return train(network, line, functional.mse_loss, chosen(**changed), 0, validate)
+
+
+def new_network(seed: int = 0) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(1, 1)
+
+
+def scored(network: nn.Module, scores: Sequence[float]) -> tuple[Callable[[], float], list[torch.Tensor]]:
+    """Scores one after another, the last for ever, and the weights that each was given to."""
+    seen: list[torch.Tensor] = []
+
+    def validate() -> float:
+        network.eval()
+        seen.append(network.weight.detach().clone())
+        return scores[min(len(seen), len(scores)) - 1]
+
+    return validate, seen
+
+
+def test_it_learns_and_repeats_itself() -> None:
+    first, second = new_network(), new_network()
+    learnt = learn(first, num_steps=400)
+    assert learnt.losses == learn(second, num_steps=400).losses and len(learnt.losses) == 400
+    assert torch.equal(first.weight, second.weight)
+    assert first.weight.item() == pytest.approx(3, abs=0.1) and first.bias.item() == pytest.approx(1, abs=0.1)
+    assert learn(new_network(), num_steps=10).losses == learnt.losses[:10]
+    assert learnt.seconds > 0
+
+
+def test_the_seed_draws_the_batches() -> None:
+    learnt = [train(new_network(), line, functional.mse_loss, chosen(), seed).losses for seed in (0, 1)]
+    assert learnt[0] != learnt[1]
+
+
+def test_the_best_weights_are_kept() -> None:
+    network = new_network()
+    validate, seen = scored(network, [0.1, 0.5, 0.9, 0.3, 0.2])
+    learnt = learn(network, validate)
+    assert len(seen) == 20 and len(learnt.losses) == 40
+    assert torch.equal(network.weight, seen[2]) and learnt.converged == 3 * 2  # two steps a validation
+
+
+@pytest.mark.parametrize(("scores", "patience", "num"), [
+    ([0.1, 0.5, 0.4], 3, 5), ([0.9, 0.8], 1, 2), ([0.5], 4, 5), ([0.1, 0.2, 0.15, 0.3, 0.1], 2, 6),
+    ([0.1, 0.5, 0.4], None, 20),
+])  # fmt: skip
+def test_it_stops_after_as_many_validations_as_are_no_better(
+    scores: list[float], patience: int | None, num: int
+) -> None:
+    network = new_network()
+    validate, seen = scored(network, scores)
+    learnt = learn(network, validate, patience=patience)
+    assert len(seen) == num and len(learnt.losses) == 2 * num
+
+
+def test_a_loss_that_is_no_number_is_one_sentence() -> None:
+    def batches(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full((4, 1), 1e30), torch.zeros(4, 1)
+
+    with pytest.raises(TrainingError, match=r"^the loss is inf at step 1: lower finetune\.learning_rate$"):
+        train(new_network(), batches, functional.mse_loss, chosen(), 0)
+
+
+def test_frozen_parts_keep_their_statistics_and_others_do_not() -> None:
+    network = nn.Sequential(
+        nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3)), nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1)),
+    )  # fmt: skip
+    network[0].requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def validate() -> float:
+        network.eval()  # as an evaluation does
+        return 0.5
+
+    learn(network, validate)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("0."), name
+
+
+def test_what_has_no_weights_is_trained_with_the_rest() -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    network.eval()
+    set_training(network)
+    assert network[1].training
+
+
+def test_means_are_over_a_tenth_of_all_steps() -> None:
+    assert smoothed([4.0, 2.0, 6.0]) == [4.0, 2.0, 6.0]
+    assert smoothed(list(range(20))) == pytest.approx([n + 0.5 for n in range(19)])
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30))
+def test_converged_is_where_95_percent_of_the_way_is_come(scores: list[float]) -> None:
+    number = converged_at(scores)
+    way = max(scores) - scores[0]
+    assert scores[number - 1] - scores[0] >= 0.95 * way - 1e-9
+    assert all(score - scores[0] < 0.95 * way + 1e-9 for score in scores[: number - 1])
+
+
+@pytest.mark.parametrize(("scores", "number"), [
+    ([0.5], 1), ([0.0, 0.5, 0.94, 0.96, 1.0], 4), ([0.9, 0.5, 0.1], 1), ([-3.0, -1.1, -1.0], 2), ([0.2, 0.2], 1),
+])  # fmt: skip
+def test_converged_by_example(scores: list[float], number: int) -> None:
+    assert converged_at(scores) == number
+
+
+def test_without_validation_the_loss_says_when() -> None:
+    learnt = learn(new_network(), num_steps=200)
+    assert learnt.converged == converged_at([-loss for loss in np.convolve(learnt.losses, [0.05] * 20, "valid")])

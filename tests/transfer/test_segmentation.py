@@ -1,0 +1,136 @@
+"""Learning to segment: patches, whole scans, and real hippocampi from five of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raygenesis.config import FinetuneSettings, IntensitySettings
+from raygenesis.pretraining.networks import Architecture, UNet
+from raygenesis.transfer.cases import Case, Form, read_cases
+from raygenesis.transfer.folders import read_label_maps
+from raygenesis.transfer.initialisations import Initialisation, segmentation_network
+from raygenesis.transfer.metrics import overlap
+from raygenesis.transfer.segmentation import draw_patches, segment, train_segmenter
+from raygenesis.transfer.split import split_examples
+from tests.data import HIPPOCAMPI, needs_hippocampi
+from tests.transfer.made_up import box_case, flat
+
+SHAPE = (16, 16, 16)
+QUICK = FinetuneSettings(num_steps=60, batch_size=4, learning_rate=1e-2)
+
+
+def new_unet(ndim: int = 3) -> UNet:
+    torch.manual_seed(0)
+    return UNet(3, Architecture(ndim=ndim, base_width=2))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_training_learns_and_repeats_itself(ndim: int) -> None:
+    shape = (24, 20, 18)[:ndim]
+    cases = [box_case(seed, shape) for seed in range(3)]
+    losses = []
+    for num_steps in (5, QUICK.num_steps):
+        unet = new_unet(ndim)
+        few = QUICK.model_copy(update={"num_steps": num_steps})
+        losses.append(train_segmenter(unet, cases, few, SHAPE[:ndim], seed=5).losses)
+    assert losses[0] == losses[1][:5]
+    assert np.mean(losses[1][-5:]) < 0.6 * losses[1][0]
+    unseen = box_case(99, shape)
+    predicted = segment(unet, unseen.image, SHAPE[:ndim], 4)
+    assert predicted.shape == unseen.label.shape and predicted.dtype == np.uint8
+    assert overlap(predicted, unseen.label, 3)["dice"] > 0.5
+
+
+def test_the_loss_is_soft_dice_over_the_batch_without_background() -> None:
+    case = box_case(0, SHAPE)
+    unet = new_unet()
+    once = QUICK.model_copy(update={"num_steps": 1})
+    with torch.no_grad():
+        image = torch.from_numpy(case.image[None, None].astype(np.float32)).repeat(4, 1, 1, 1, 1)
+        answers = unet.train()(image).softmax(1).numpy()
+    wanted = np.stack([case.label == number for number in (1, 2)])[None].repeat(4, 0)
+    both, either = ((answers[:, 1:] * wanted).sum((0, 2, 3, 4)), (answers[:, 1:] + wanted).sum((0, 2, 3, 4)))
+    losses = train_segmenter(new_unet(), [case], once, SHAPE, seed=5).losses  # the patch is the whole case
+    assert losses[0] == pytest.approx((1 - 2 * both / either).mean(), abs=1e-4)
+
+
+def test_validation_keeps_the_best_weights_by_dice() -> None:
+    cases, unseen = [box_case(0)], [box_case(9), box_case(10)]
+
+    def dice_after(num_steps: int, validation: list[Case]) -> float:
+        unet, few = new_unet(), QUICK.model_copy(update={"num_steps": num_steps})
+        train_segmenter(unet, cases, few, SHAPE, 5, validation=validation, num_classes=3)
+        return np.mean([overlap(segment(unet, case.image, SHAPE, 4), case.label, 3)["dice"] for case in unseen])
+
+    assert dice_after(6, unseen) == pytest.approx(max(dice_after(steps, []) for steps in range(1, 7)))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_frozen_encoder_stays_as_it_is_while_the_decoder_learns(ndim: int) -> None:
+    """Also where a 2D network works slice by slice."""
+    start = Initialisation("random", None, Architecture(ndim=ndim, base_width=2), "")
+    unet = segmentation_network(start, 3, "frozen", 1, 3)
+    unet.encoder.requires_grad_(False)
+    encoder, decoder = flat(unet.encoder), flat(unet.decoder)
+    few = QUICK.model_copy(update={"num_steps": 3})
+    train_segmenter(unet, [box_case(0)], few, SHAPE, 1, validation=[box_case(1)], num_classes=3)
+    assert torch.equal(flat(unet.encoder), encoder) and not torch.equal(flat(unet.decoder), decoder)
+
+
+def test_every_other_patch_is_centred_on_foreground_and_image_and_label_fit() -> None:
+    case = box_case(0, (64, 64, 64))
+    # Each voxel of the image tells its own place, so that a patch tells where it was cut.
+    places = replace(case, image=np.arange(64**3, dtype=np.float32).reshape(64, 64, 64))
+    generator = np.random.default_rng(0)
+    images, labels = draw_patches([places], [np.flatnonzero(case.label)], (8, 8, 8), 400, generator)
+    assert images.shape == labels.shape == (400, 1, 8, 8, 8)
+    assert np.array_equal(labels, case.label.ravel()[images.astype(int)])
+    corners = np.array(np.unravel_index(images[:, 0, 0, 0, 0].astype(int), (64, 64, 64))).T
+    inside = (corners > 0).all(1) & (corners < 56).all(1)
+    even = np.arange(400) % 2 == 0
+    assert inside[even].sum() > 100 and (labels[even & inside, 0, 4, 4, 4] > 0).all()
+    assert (labels[~even, 0, 4, 4, 4] > 0).mean() < 0.05
+    assert corners[~even].min() == 0 and corners[~even].max() == 56  # up to the edges
+
+
+def test_a_case_without_foreground_still_gives_patches() -> None:
+    empty = Case("empty", "empty", np.zeros((8, 8, 8), np.float16), np.zeros((8, 8, 8), np.uint8))
+    _, labels = draw_patches([empty], [np.flatnonzero(empty.label)], (8, 8, 8), 4, np.random.default_rng(0))
+    assert labels.shape == (4, 1, 8, 8, 8) and labels.max() == 0
+
+
+@pytest.mark.parametrize("shape", [(37, 21, 16), (16, 16, 16), (40, 19)])
+def test_a_scan_larger_than_a_patch_is_segmented_as_if_seen_whole(shape: tuple[int, ...]) -> None:
+    class Threshold(nn.Module):
+        """Class 1 where a voxel is bright: needs no context, so windows must not matter."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.full_like(images, 0.7), images * self.weight], 1)
+
+    case = box_case(3, shape)
+    predicted = segment(Threshold(), case.image, SHAPE[: len(shape)], 3)
+    assert np.array_equal(predicted, case.image.astype(np.float32) > 0.7)
+
+
+@needs_hippocampi
+def test_random_weights_learn_the_real_hippocampus_from_five_scans() -> None:
+    few = FinetuneSettings(num_labelled=5, num_test=3, num_trials=2, num_steps=70, batch_size=4, learning_rate=1e-2)
+    target = read_label_maps(HIPPOCAMPI / "images", HIPPOCAMPI / "labels", None, 3)
+    split = split_examples(target, set(), few, seed=2)
+    shape, trial = (24, 24, 24), split.trials[0]
+    form = Form(True, shape, (1.0, 1.0, 1.0), IntensitySettings())
+    learnt, tested = ([read_cases([each], form)[0] for each in part] for part in (trial.examples, split.test))
+    torch.manual_seed(0)
+    unet = UNet(3, Architecture(base_width=4))
+    train_segmenter(unet, learnt, few, shape, trial.seed)
+    dice = [overlap(segment(unet, case.image, shape, 8), case.label, 3)["dice"] for case in tested]
+    assert np.mean(dice) > 0.4, dice
