@@ -37,7 +37,8 @@ def comparison(artifact: Made) -> dict[str, Any]:
     record = artifact.record
     return {
         "name": artifact.folder.name, "artifact": artifact, "overview": shown(record.get("overview", [])),
-        "cubes": record.get("cubes", {}), "semantics": record.get("semantics", []), "paper": record.get("paper", {}), "legend": LEGEND.replace("**", ""),
+        "cubes": record.get("cubes", {}), "semantics": record.get("semantics", []), "paper": record.get("paper", {}),
+        "legend": LEGEND.replace("**", ""),
     }  # fmt: skip
 
 

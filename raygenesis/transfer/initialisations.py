@@ -62,7 +62,7 @@ def find_initialisations(
     `random` is one for each architecture of the others, the first of which is called so; without others it has that of
     the settings. Raises WorkspaceError or WeightsError where there is none of that name.
     """
-    others: list[Initialisation] = []
+    found: list[Initialisation] = []
     for name, source in map(named, starts):
         if source == RANDOM:
             continue
@@ -70,19 +70,21 @@ def find_initialisations(
             raise SettingsError(f"{source} would be called {RANDOM!r}, as random weights are: name it, NAME={source}")
         if is_file(source):
             path = Path(source).expanduser().absolute()
-            others.append(Initialisation(name, path, load_network(path).architecture, xxh3_of(path)))
+            found.append(Initialisation(name, path, load_network(path).architecture, xxh3_of(path)))
         else:
             folder = workspace.run(source)
             manifest = manifest_of(folder, "pretrain")
-            others.append(Initialisation(name, folder, load_network(folder).architecture, manifest["fingerprint"]))
-    found = others
-    if RANDOM in (source for _, source in map(named, starts)):
-        given = Architecture(
-            ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
-        )
-        randoms = _randoms([start.architecture for start in others] or [given])
-        of = {start.architecture: start.name for start in randoms}
-        found = [*randoms, *(replace(start, random=of[_bare(start.architecture)]) for start in others)]
+            found.append(Initialisation(name, folder, load_network(folder).architecture, manifest["fingerprint"]))
+    given = Architecture(
+        ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
+    )
+    architectures = [_bare(start.architecture) for start in found] or [given]
+    for place, (name, source) in enumerate(map(named, starts)):
+        if source == RANDOM:
+            randoms = _randoms(architectures, name)
+            of = {start.architecture: start.name for start in randoms}
+            found = [replace(start, random=start.random or of[_bare(start.architecture)]) for start in found]
+            found[place:place] = randoms
     names = [each.name for each in found]
     if len(set(names)) < len(names):
         raise SettingsError(
@@ -91,14 +93,14 @@ def find_initialisations(
     return found
 
 
-def _randoms(architectures: Sequence[Architecture]) -> list[Initialisation]:
+def _randoms(architectures: Sequence[Architecture], name: str) -> list[Initialisation]:
     """Random weights for each architecture, called after what tells it from the first."""
-    bare = list(dict.fromkeys(map(_bare, architectures)))
-    first, found = asdict(bare[0]), []
-    for architecture in bare:
+    different = list(dict.fromkeys(architectures))
+    first, found = asdict(different[0]), []
+    for architecture in different:
         other = {key: value for key, value in asdict(architecture).items() if value != first[key]}
-        name = "-".join([RANDOM, *(f"{value}d" if key == "ndim" else str(value) for key, value in other.items())])
-        found.append(Initialisation(name, None, architecture, repr(architecture), name))
+        title = "-".join([name, *(f"{value}d" if key == "ndim" else str(value) for key, value in other.items())])
+        found.append(Initialisation(title, None, architecture, repr(architecture), title))
     return found
 
 

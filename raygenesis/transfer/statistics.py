@@ -104,7 +104,7 @@ def compare(
     def against(others: Mapping[str, str]) -> dict[str, Against]:
         found = {}
         for name, other in others.items():
-            if other in results and name != other:
+            if name in results and other in results and name != other:
                 p_subjects = paired_by_subject(told[name], told[other])
                 found[name] = _over_trials(values[name], values[other], primary.sign, p_subjects)
         return _corrected(found)

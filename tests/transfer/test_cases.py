@@ -116,11 +116,11 @@ def test_a_window_is_of_rescaled_values() -> None:
     assert np.allclose(case.image, np.clip((2.0 * voxels - 100) / 400, 0, 1), atol=1e-3)
 
 
-def test_a_targets_own_window_counts_unless_the_settings_have_one() -> None:
+def test_a_targets_own_window_counts_more_than_the_settings() -> None:
     target = Target("segmentation", 3, ("liver",), (), window=(-1000.0, 1000.0), keeps_empty=True)
     found = form_of(target, [8, 8, 8], None, IntensitySettings())
     assert found.intensity.window == (-1000, 1000) and found.num_classes == 2 and found.keeps_empty
-    assert form_of(target, [8, 8, 8], None, IntensitySettings(window=(0, 1))).intensity.window == (0, 1)
+    assert form_of(target, [8, 8, 8], None, IntensitySettings(window=(0, 1))).intensity.window == (-1000, 1000)
     assert form_of(Target("regression", 3, (), ()), [8, 8, 8], None, IntensitySettings()).num_classes is None
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from raygenesis.errors import SettingsError
-from raygenesis.settings import settings_from
+from raygenesis.settings import load_settings, settings_from
 from raygenesis.transfer.description import (
     Description,
     described,
@@ -132,13 +132,22 @@ def test_an_unknown_option_is_named_with_those_that_there_are(adrenals: Path) ->
         read_target(describe({"layout": "lits", "folder": ".", "options": {"fold": 1}}, adrenals))
 
 
-def test_a_target_changes_settings_of_finetune_and_the_window() -> None:
-    before = settings_from({"finetune": {"num_test": 7}})
-    tree = {**MAPS, "settings": {"num_labelled": [2, "50%"]}, "window": [-1000, 1000]}
-    after = settings_for(describe(tree), before)
+def test_a_target_changes_settings_of_finetune_but_not_what_was_given_on_the_command_line() -> None:
+    tree = {**MAPS, "settings": {"num_labelled": [2, "50%"], "num_trials": 4}}
+    after = settings_for(describe(tree), load_settings("cpu-small", ["finetune.num_test=7", "finetune.num_trials=6"]))
     assert after.finetune.num_labelled == (2, "50%") and after.finetune.num_test == 7
-    assert after.intensity.window == (-1000, 1000) and before.intensity.window is None
-    assert settings_for(describe(MAPS), before) == before
+    assert after.finetune.num_trials == 6 and after.finetune.batch_size == 4
+
+
+def test_a_window_and_empty_masks_are_the_targets(adrenals: Path) -> None:
+    tree = {"layout": "medmnist", "folder": "."}
+    assert read_target(describe({**tree, "window": [-1, 2]}, adrenals)).window == (-1, 2)
+    assert not read_target(describe(tree, adrenals)).keeps_empty
+
+
+def test_an_option_of_another_type_is_one_sentence(adrenals: Path) -> None:
+    with pytest.raises(SettingsError, match=r"options of layout medmnist: classes=3 is not allowed"):
+        read_target(describe({"layout": "medmnist", "folder": ".", "options": {"classes": 3}}, adrenals))
 
 
 def test_a_layout_brings_its_input_shape_unless_another_is_given() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,15 @@ def start(architecture: Architecture, name: str = "random") -> Initialisation:
 
 def test_runs_files_and_random_weights_are_found_in_their_order(runs) -> None:
     file = runs[0].run("flat") / "encoder.safetensors"
-    ours, random, flat_file = found(runs, "default", "random", f"theirs={file}")
-    assert [each.name for each in (ours, random, flat_file)] == ["default", "random", "theirs"]
+    ours, random, flat_random, flat_file = found(runs, "default", "random", f"theirs={file}")
+    assert [each.name for each in (ours, random, flat_random, flat_file)] == [
+        "default", "random", "random-2d", "theirs",
+    ]  # fmt: skip
+    assert (ours.random, flat_file.random) == ("random", "random-2d")
     assert (ours.weights, random.weights, flat_file.weights) == (runs[0].run("default"), None, file)
     assert (ours.fingerprint, flat_file.fingerprint) == ("of default", xxh3_of(file))
-    assert random.architecture == ours.architecture == runs[1]["default"].architecture
+    assert random.architecture == replace(ours.architecture, head=None, num_classes=0)
+    assert flat_random.architecture.ndim == 2
     assert flat_file.architecture.ndim == 2
 
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from monai.metrics import compute_dice, compute_iou
+from monai.networks.utils import one_hot
 from sklearn import metrics
 
-from raygenesis.transfer.metrics import PRIMARY, figures, mean_auc, of_subjects, overlap
+from raygenesis.transfer.metrics import PRIMARY, figures, overlap, positives, told_by
 
 MAPS = arrays(np.uint8, (4, 5), elements=st.integers(0, 2))
 
@@ -80,7 +83,6 @@ def test_figures_of_several_findings_leave_out_one_that_nobody_has() -> None:
     found = figures("multilabel", answered(values.tolist(), answers.tolist()))
     each = [metrics.roc_auc_score(values[:, number], answers[:, number]) for number in (0, 1)]
     assert found["auc"] == pytest.approx(np.mean(each)) and found["auc_worst"] == pytest.approx(min(each))
-    assert mean_auc(values, answers) == pytest.approx(found["auc"])
 
 
 def test_figures_of_a_regression() -> None:
@@ -105,25 +107,31 @@ def test_the_primary_figure_comes_first(task: str) -> None:
     assert next(iter(figures(task, tested))) == PRIMARY[task].name
 
 
-def test_subjects_with_several_cases_have_their_mean() -> None:
+def test_overlap_is_monais() -> None:
+    generator = np.random.default_rng(0)
+    predicted, label = generator.integers(0, 4, (2, 6, 5, 4)).astype(np.uint8)
+    masks = [one_hot(torch.tensor(classes)[None, None].long(), 4) for classes in (predicted, label)]
+    found = overlap(predicted, label, 4)
+    for name, compute in (("dice", compute_dice), ("iou", compute_iou)):
+        assert found[f"{name}_per_class"] == pytest.approx(compute(*masks, include_background=False)[0].tolist())
+
+
+def test_of_a_segmentation_each_case_tells_its_mean_dice() -> None:
     tested = [{"name": f"{s}{n}", "subject": s, "dice": dice} for n, (s, dice) in enumerate([("b", 0.2), ("a", 0.5),
               ("b", 0.4)])]  # fmt: skip
-    names, told, values = of_subjects("segmentation", [tested, [{**case, "dice": 1.0} for case in tested]])
-    assert names == ["a", "b"] and told == pytest.approx([0.75, 0.65]) and values is None
+    found = told_by("segmentation", [tested, [{**case, "dice": 1.0} for case in tested]])
+    assert found.subjects == ("b", "a", "b") and found.told == pytest.approx([0.6, 0.75, 0.7]) and found.values is None
 
 
 def test_of_a_regression_each_trial_tells_its_own_error() -> None:
     trials = [answered([1.0, 2.0], answers) for answers in ([0.0, 2.0], [2.0, 4.0])]
-    _, told, values = of_subjects("regression", trials)
-    assert told == pytest.approx([1.0, 1.0]) and values is None  # mean of errors, not error of means
+    found = told_by("regression", trials)
+    assert found.told == pytest.approx([1.0, 1.0]) and found.values is None  # mean of errors, not error of means
 
 
-def test_where_a_subjects_cases_differ_in_class_each_counts() -> None:
-    tested = answered([0, 1, 1], [[0.5, 0.5], [0.1, 0.9], [0.2, 0.8]])
-    alike = [{**case, "subject": "s0" if case["value"] else "s1"} for case in tested]
-    names, told, values = of_subjects("classification", [alike])
-    assert names == ["s0", "s1"] and values.tolist() == [1, 0]
-    assert told == pytest.approx(np.array([[0.15, 0.85], [0.5, 0.5]]))
-    mixed = [{**case, "subject": "s0"} for case in tested]
-    names, told, values = of_subjects("classification", [mixed])
-    assert names == ["c0", "c1", "c2"] and values.tolist() == [0, 1, 1] and told.shape == (3, 2)
+def test_of_a_classification_trials_tell_their_mean_answers() -> None:
+    tested = [answered([0, 1], [[0.5, 0.5], [x, 1 - x]]) for x in (0.1, 0.3)]
+    found = told_by("classification", tested)
+    assert found.told == pytest.approx(np.array([[0.5, 0.5], [0.2, 0.8]])) and found.values.tolist() == [0, 1]
+    assert {n: p.tolist() for n, p in positives(found.values, 2).items()} == {1: [False, True]}
+    assert list(positives(np.array([0, 1, 2]), 3)) == [0, 1, 2]

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from raygenesis.transfer.metrics import Told
 from raygenesis.transfer.statistics import (
     Against,
     Comparison,
@@ -38,12 +39,19 @@ def trials(figures: list[float], metric: str = "dice", test: list[dict[str, Any]
     ]  # fmt: skip
 
 
+RANDOMS = dict.fromkeys(("ours", "others", "theirs", "random"), "random")
+
+
+def told(answers: np.ndarray, values: np.ndarray | None = None, subjects: list[str] | None = None) -> Told:
+    return Told(tuple(subjects or [f"s{n}" for n in range(len(answers))]), answers, values)
+
+
 def case(subject: str, **facts: Any) -> dict[str, Any]:
     return {"name": f"{subject}.nii", "subject": subject, **facts}
 
 
 def table(task: str = "segmentation", metric: str = "dice", **results: list[float]) -> dict[str, Comparison]:
-    rows = compare({name: trials(figures, metric) for name, figures in results.items()}, task, 5)
+    rows = compare({name: trials(figures, metric) for name, figures in results.items()}, task, 5, RANDOMS)
     return {row.initialisation: row for row in rows}
 
 
@@ -69,7 +77,7 @@ def test_means_deviations_and_intervals() -> None:
 
 def test_what_is_never_trained_has_no_time_to_converge() -> None:
     never = [trial | {"epochs_to_converge": None, "seconds_to_converge": None} for trial in trials(OURS)]
-    (row,) = compare({"ours": never}, "segmentation", 5)
+    (row,) = compare({"ours": never}, "segmentation", 5, RANDOMS)
     assert row.epochs_to_converge is None and row.seconds_to_converge is None
 
 
@@ -164,7 +172,26 @@ def test_means_are_compared_over_subjects_as_scipy_permutes() -> None:
         vectorized=True,
     ).pvalue  # fmt: skip
     assert exhaustive(first, second, np.mean) == pytest.approx(theirs)
-    assert paired_by_subject(first, second, None) == about(theirs)
+    assert paired_by_subject(told(first), told(second)) == about(theirs)
+
+
+def test_all_cases_of_a_subject_are_exchanged_together() -> None:
+    generator = np.random.default_rng(4)
+    of_subject = generator.normal(0.05, 0.1, 6)  # cases of a subject are alike
+    first, second = 0.7 + np.repeat(of_subject, 5), np.full(30, 0.7)
+    subjects = [f"s{n}" for n in range(6) for _ in range(5)]
+    together = exhaustive(of_subject, np.zeros(6), np.mean)
+    assert paired_by_subject(told(first, subjects=subjects), told(second, subjects=subjects)) == about(together)
+    assert paired_by_subject(told(first), told(second)) < together / 2
+
+
+def test_the_scale_of_answers_does_not_matter_to_aucs() -> None:
+    generator = np.random.default_rng(5)
+    values = np.arange(40) % 2
+    first, second = (generator.random(40) + weight * values for weight in (0.8, 0.1))
+    both = [np.stack([-answers, answers], 1) for answers in (first, second, 1000 + np.exp(3 * second))]
+    plain, shifted = (paired_by_subject(told(both[0], values), told(other, values)) for other in both[1:])
+    assert plain == shifted < 0.05
 
 
 @pytest.mark.parametrize("kind", ["two classes", "three classes", "several at once"])
@@ -185,14 +212,15 @@ def test_aucs_are_compared_over_subjects_as_all_exchanges_do(kind: str) -> None:
     def mean_auc(answers: np.ndarray) -> float:
         return roc_auc_score(wanted, answers, average="macro")
 
-    assert paired_by_subject(first, second, values) == about(exhaustive(first, second, mean_auc))
+    ranks = (stats.rankdata(answers, axis=0) for answers in (first, second))
+    assert paired_by_subject(told(first, values), told(second, values)) == about(exhaustive(*ranks, mean_auc))
 
 
 def test_subjects_who_differ_always_alike_leave_the_least_p() -> None:
     first = np.full(12, 0.8)
-    assert paired_by_subject(first, first - 0.1, None) == about(2 / 2**12)
-    assert paired_by_subject(first, first - 0.1, None) >= 1 / 9999
-    assert paired_by_subject(first, first.copy(), None) is None
+    assert paired_by_subject(told(first), told(first - 0.1)) == about(2 / 2**12)
+    assert paired_by_subject(told(first), told(first - 0.1)) >= 1 / 9999
+    assert paired_by_subject(told(first), told(first.copy())) is None
 
 
 def test_over_subjects_it_is_what_trials_say_on_average() -> None:
@@ -204,7 +232,7 @@ def test_over_subjects_it_is_what_trials_say_on_average() -> None:
         ]
         for name, rows in dice.items()
     }
-    ours = compare(results, "segmentation", 5)[1]
+    ours = compare(results, "segmentation", 5, RANDOMS)[1]
     assert ours.against_random.p_subjects == about(exhaustive(dice["ours"].mean(0), dice["random"].mean(0), np.mean))
 
 
@@ -212,7 +240,7 @@ def test_over_subjects_it_is_what_trials_say_on_average() -> None:
 @settings(deadline=None)
 def test_aucs_count_pairs_and_ties_half(answers: np.ndarray, data: st.DataObject) -> None:
     positive = np.array(data.draw(st.lists(st.booleans(), min_size=9, max_size=9).filter(lambda p: 0 < sum(p) < 9)))
-    for row, found in zip(answers, aucs(positive, answers), strict=True):
+    for row, found in zip(answers, aucs(positive, stats.rankdata(answers, axis=1)), strict=True):
         pairs = [np.sign(a - b) / 2 + 0.5 for a in row[positive] for b in row[~positive]]
         assert found == pytest.approx(np.mean(pairs)) == pytest.approx(roc_auc_score(positive, row))
 

@@ -50,7 +50,7 @@ def pose(task: str, mode: str = "full", **settings: Any) -> Pose:
 
 
 def trial(seed: int = SEED, number: int = 0) -> Trial:
-    return Trial(number, seed, "10%", (example("s0"), example("s1")))
+    return Trial(number, seed, "10%", 2, (example("s0"), example("s1")))
 
 
 def cases(task: str, numbers: range) -> list[Case]:
