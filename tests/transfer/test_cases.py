@@ -179,8 +179,8 @@ def test_a_ramp_stays_a_ramp_however_coarse(box: Any) -> None:
     region, (at_z, at_y, at_x) = placed([(0.5, share) for _, share in box], oblique())
     expected = np.add.outer(np.add.outer(at_z, at_y), at_x)
     case = case_of(in_memory(z + y + x, None, oblique(), region, 1), spacing_mm=None, is_segmentation=False)
-    # Within a voxel of the array's edges nothing lies beyond that could be averaged.
-    assert np.allclose(case.image, expected / 100, atol=2e-3)
+    # A triangle of no whole width, taken at whole voxels, has its middle up to 0.09 voxels beside its own on each axis.
+    assert np.allclose(case.image, expected / 100, atol=4e-3)
 
 
 def test_a_region_lies_where_simpleitk_finds_it(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ def test_coarser_voxels_come_back_as_blocks(tmp_path: Path) -> None:
     assert np.array_equal(found, case.label.T.repeat(2, 0).repeat(2, 1).repeat(2, 2))
 
 
+def test_a_voxel_has_the_class_of_the_nearest_that_was_predicted(tmp_path: Path) -> None:
+    case = read(tmp_path, labels((8, 8, 8)), np.eye(4), input_shape=(1, 1, 1), spacing_mm=(8 / 3,) * 3)
+    centres = np.arange(8) + 0.5, (np.arange(3) + 0.5) * 8 / 3
+    nearest = np.abs(np.subtract.outer(*centres)).argmin(1)
+    found = np.asarray(written(tmp_path, case).dataobj)
+    assert case.label.shape == (3, 3, 3) and np.array_equal(found, case.label.T[np.ix_(nearest, nearest, nearest)])
+
+
 def test_of_another_format_it_lies_where_the_scan_does(tmp_path: Path) -> None:
     label = SimpleITK.GetImageFromArray(labels(SHAPE))
     label.SetSpacing((0.7, 0.8, 2.5))

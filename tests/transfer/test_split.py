@@ -171,6 +171,8 @@ def test_official_lists_are_kept_whatever_the_settings() -> None:
         assert (subjects(split.test), subjects(split.validation)) == (set("xyz"), {"v"})
         assert split.num_pool_subjects == 6 and all(trial.num_subjects == 3 for trial in split.trials)
         check_apart(split)
+    draws = [split_examples(listed(train="abcdefgh", test="xyz"), set(), chosen(), seed).trials for seed in (0, 1)]
+    assert [trial.examples for trial in draws[0]] != [trial.examples for trial in draws[1]]
 
 
 def test_official_test_subjects_that_were_seen_are_refused() -> None:
