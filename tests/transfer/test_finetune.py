@@ -243,3 +243,18 @@ def test_a_2d_run_works_slice_by_slice_and_a_gpu_that_is_not_there_is_one_senten
         pytest.skip("this machine has a GPU")
     with pytest.raises(SettingsError, match=r"finetune\.num_gpus=1 can never be met"):
         target.finetune(("random", "flat"), num_gpus=1, num_trials=3)
+
+
+def test_only_what_is_drawn_is_opened_and_a_changed_label_map_is_another_target(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    target.finetune(starts=("random",))
+    trials = [target.trial("random", 2, number) for number in range(2)]
+    used = {name for trial in trials for name in trial["learnt_from"]} | {case["name"] for case in trials[0]["test"]}
+    idle = next(path for path in sorted(target.images.iterdir()) if path.name not in used)
+    again = Target(tmp_path / "again")
+    (again.images / idle.name).write_bytes((again.images / idle.name).read_bytes()[:100])
+    assert again.finetune(starts=("random",))["counts"]["left_out"] == 0
+    label = target.labels / idle.name
+    nibabel.save(nibabel.Nifti1Image(1 - np.asarray(nibabel.load(label).dataobj).clip(0, 1), np.eye(4)), label)
+    with pytest.raises(WorkspaceError, match="not made from the present target"):
+        target.finetune(starts=("random",))

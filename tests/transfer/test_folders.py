@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.transfer.examples import Target
 from raygenesis.transfer.folders import read_label_maps, read_rows, read_table
+from tests.archive.dicom_series import STUDY, series, write_all
 from tests.data import HIPPOCAMPI, needs_hippocampi
 from tests.transfer.made_up import write_nifti
 
@@ -33,6 +34,14 @@ def put(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(CONTENT)
+
+
+def write_series(folder: Path, number: int, patient: str) -> None:
+    folder.mkdir(parents=True)
+    slices = series(PatientID=patient, SeriesInstanceUID=f"{STUDY}.9.{number}")
+    for one in slices:
+        one.SOPInstanceUID += f".{number}"
+    write_all(folder, slices)
 
 
 def maps(folder: Path, pattern: str | None = None, **options: Any) -> Target:
@@ -241,3 +250,23 @@ def test_real_hippocampi_are_one_example_a_subject() -> None:
     target = read_label_maps(HIPPOCAMPI / "images", HIPPOCAMPI / "labels", None, 3)
     assert len(target.examples) == len({example.subject for example in target.examples}) == 170
     assert not target.problems
+
+
+def test_a_label_map_may_have_another_ending_and_a_series_goes_by_its_folder(folder: Path) -> None:
+    put(folder, "images/a.nii.gz", "images/b.nii", "labels/a.nii", "labels/b.nii", "labels/b.nii.gz")
+    write_series(folder / "images" / "p1" / "ct", 1, "DOE")
+    put(folder, "labels/p1/ct.nii.gz")
+    target = maps(folder)
+    assert {example.name.rpartition("/")[0] or example.name for example in target.examples} == {
+        "a.nii.gz", "b.nii", "p1/ct",
+    }  # fmt: skip
+    ct = next(example for example in target.examples if example.name.startswith("p1"))
+    assert ct.subject == "DOE" and len(ct.image.paths) == 5
+    assert reasons(target) == {"b.nii.gz": "another label map is of the same image"}
+
+
+def test_two_series_of_a_patient_are_one_subject_who_may_be_named_by_the_patients_id(folder: Path) -> None:
+    for number, (name, patient) in enumerate((("one", "DOE"), ("two", "DOE"), ("three", "ROE"))):
+        write_series(folder / "images" / name, number, patient)
+    target = table(folder, "image,value\none,ill\ntwo,ill\nROE,well\n")
+    assert [example.subject for example in target.examples] == ["DOE", "DOE", "ROE"]

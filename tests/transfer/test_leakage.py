@@ -117,3 +117,14 @@ def test_a_scan_of_several_files_and_time_points_is_recognised_whatever_their_or
     keep(workspace, [*rows, *points])
     assert seen_subjects(series, workspace, chosen()) == {"new"}
     assert seen_subjects(examples[8:], workspace, chosen()) == set()
+
+
+def test_names_are_compared_as_the_archive_was_made_whatever_is_said_now(archive: Any) -> None:
+    workspace, examples = archive
+    rows = [{"volume_id": f"{n:016x}", "subject_id": f"t{n}", "source_bytes": 1} for n in range(8)]
+    write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
+    (workspace.private / "key").unlink()
+    settings = {**chosen().archive.model_dump(mode="json"), "keep_ids": True}
+    write_json(workspace.archive / "manifest.json", {"settings": {"archive": settings}})
+    seen = {name for name in learnt_from(workspace)}
+    assert len(seen) == 6 and seen_subjects(examples, workspace, chosen(keep_ids=False)) == seen

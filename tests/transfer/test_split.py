@@ -193,3 +193,23 @@ def test_a_subject_in_two_official_parts_is_named(parts: dict[str, str]) -> None
 def test_more_labelled_than_a_list_has_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"finetune\.num_labelled=9 is more than the 5 labelled subjects"):
         split_examples(listed(train="abcde", test="xyz"), set(), chosen(num_labelled=9), 0)
+
+
+@pytest.mark.parametrize("parts", [{"train": 5}, {"test": 5}, {"train": 5, "test": 1}, {"train": 5, "validation": 5}])
+def test_a_list_that_leaves_nobody_to_learn_from_or_test_on_is_refused(parts: dict[str, int]) -> None:
+    examples = [example(f"{part}{n}", split=part) for part, count in parts.items() for n in range(count)]
+    with pytest.raises(SettingsError, match=r"the official lists leave \d usable subjects to learn from and \d"):
+        split_examples(target(examples), set(), chosen(), 0)
+
+
+def test_a_list_without_validation_gives_some_of_those_it_lets_learn_from() -> None:
+    examples = [example(f"{part}{n}", split=part) for part in ("train", "test") for n in range(6)]
+    split = split_examples(target(examples), set(), chosen(num_validation=2, patience=3), 0)
+    check_apart(split)
+    assert len(split.validation) == 2 and {each.split for each in split.validation} == {"train"}
+    assert len(split.test) == 6 and split.num_pool_subjects == 4
+
+
+def test_patience_without_anybody_to_validate_on_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"finetune.patience=3 needs subjects to validate on"):
+        split_examples(plain(12), set(), chosen(patience=3), 0)

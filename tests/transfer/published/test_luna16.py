@@ -131,3 +131,10 @@ def test_a_wrong_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "candidates_V2.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ScanError, match="cannot be read as a table"):
         read(tmp_path)
+
+
+def test_a_scan_is_both_its_files_as_in_an_archive(tmp_path: Path) -> None:
+    write_scan(tmp_path, 0, UID.format(1))
+    write_table(tmp_path, f"{UID.format(1)},0,0,0,1")
+    (example,) = read(tmp_path).examples
+    assert [path.suffix for path in example.image.paths] == [".mhd", ".raw"]
