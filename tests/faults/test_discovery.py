@@ -135,7 +135,7 @@ def test_a_killed_driver_leaves_a_folder_that_the_next_one_finishes(archive, set
     workspace = copy_of(archive, tmp_path)
     shutil.copytree(undisturbed.embeddings, workspace.embeddings)
     code = (
-        "import sys; from raygenesis.config import settings_from;"
+        "import sys; from raygenesis.settings import settings_from;"
         "from raygenesis.workspace import Workspace, read_json;"
         "from pathlib import Path; from raygenesis.discovery.discover import discover;"
         "discover(Workspace.existing(sys.argv[1]), settings_from(read_json(Path(sys.argv[2]))))"

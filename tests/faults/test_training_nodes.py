@@ -48,8 +48,8 @@ from tests.training.experiments import HELD_OUT, TRAIN, settings
 
 folder = Path(sys.argv[1])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+ray.init(address=cluster.address, log_to_driver=False)  # while the head is alone: the driver is not to be lost
 machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
-ray.init(address=cluster.address, log_to_driver=False)
 
 def lose_one():
     while not (steps := steps_in(folder / "checkpoints")) or steps[-1] < 6:
@@ -60,6 +60,8 @@ threading.Thread(target=lose_one, daemon=True).start()
 datasets = {"train": ray.data.from_arrow(TRAIN), "validation": ray.data.from_arrow(HELD_OUT)}
 experiment = Noting(settings=settings(), seen=folder.parent, seconds_a_step=0.2)
 fit_with_ray(experiment, datasets, folder, Resources(num_workers=(1, 3), checkpoint_seconds=0))
+ray.shutdown()
+cluster.shutdown()  # left to the end of the process, it ends it with an exit code of its own
 """
 
 
