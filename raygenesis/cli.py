@@ -218,7 +218,9 @@ def finetune_command(
     labels: Annotated[Path | None, typer.Option(help="Folder of their label maps, under the same names.")] = None,
     starts: Annotated[
         list[str] | None,
-        typer.Option("--from", help="random, a pretraining run, or a file of weights; may be repeated."),
+        typer.Option(
+            "--from", help="random, a pretraining run, or a file of weights; repeat it. Without: random and default."
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the target.")] = "default",
 ) -> None:  # fmt: skip

@@ -53,12 +53,20 @@ def _read_preset(preset: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise SettingsError(f"{path} is not valid YAML: {yaml_fault(error)}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise SettingsError(f"{path} must hold a mapping of settings, not a {type(tree).__name__}")
     return tree
+
+
+def yaml_fault(error: Exception) -> str:
+    """Where a YAML file is at fault, and how."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error).splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from raygenesis.config import Settings
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
+from raygenesis.errors import SettingsError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
@@ -18,7 +20,7 @@ from raygenesis.progress import say
 from raygenesis.settings import settings_from
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.finetune import finetune
-from raygenesis.transfer.initialisations import check_fits, find_initialisations
+from raygenesis.transfer.initialisations import check_fits, find_initialisations, is_file
 from raygenesis.transfer.paper import beside_ours
 from raygenesis.transfer.plan import Plan, Start, read_plan
 from raygenesis.transfer.prepared import pose
@@ -67,6 +69,14 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
 
 def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace: Workspace, settings: Settings) -> None:
     """Raise what is at fault with targets, weights, or one for the other."""
+    for word in (start.weights for start in plan.initialisations if start.weights not in (None, RANDOM)):
+        if not is_file(word) and not (workspace.run(word) / "manifest.json").is_file():
+            close = difflib.get_close_matches(word, PRETEXTS, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise SettingsError(
+                f"initialisations: {word!r} is neither a pretext task{hint}, nor a finished run in "
+                f"{workspace.root}/runs, nor a file of weights"
+            )
     given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
     own = [_settings_of(start, settings).pretraining for start in plan.initialisations if start.pretext is not None]
     for title, description in targets.items():

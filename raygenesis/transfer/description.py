@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator, validate_call
 
 from raygenesis.config import Section, Settings
 from raygenesis.errors import SettingsError
-from raygenesis.settings import sentence, settings_from
+from raygenesis.settings import sentence, settings_from, yaml_fault
 from raygenesis.transfer.examples import SEGMENTATION, Target
 from raygenesis.transfer.folders import read_label_maps, read_table
 from raygenesis.transfer.published import PUBLISHED
@@ -79,7 +79,7 @@ def read_description(path: Path) -> Description:
     except OSError as error:
         raise SettingsError(f"target {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise SettingsError(f"{path} is not valid YAML: {yaml_fault(error)}") from None
     if not isinstance(tree, dict):
         there = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise SettingsError(f"{path} must hold a mapping that describes a target, and holds {there}")

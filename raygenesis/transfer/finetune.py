@@ -60,8 +60,8 @@ def finetune(
         return manifest_of(folder, "finetune")
     watch = Stopwatch()
     cluster.connect()
+    ready = prepare(posed, workspace)  # what is at fault here leaves nothing behind
     with stage.claimed():
-        ready = prepare(posed, workspace)
         _say_plan(ready, initialisations, settings)
         trials = _run_trials(ready, initialisations, folder, _key(stage))
         randoms = {start.name: start.random for start in initialisations if start.random}
@@ -179,8 +179,9 @@ def _finish(
     extent: Mapping[str, Any], watch: Stopwatch,
 ) -> dict[str, Any]:  # fmt: skip
     rows = told(table)
+    legend = f"\n{LEGEND}\n" if len(initialisations) > 1 else ""
     files = {
-        "table.csv": as_csv([row.flat() for row in table]), "table.md": f"{markdown(rows)}\n\n{LEGEND}\n",
+        "table.csv": as_csv([row.flat() for row in table]), "table.md": f"{markdown(rows)}\n{legend}",
         "table.tex": latex(rows),
         "failures.csv": as_csv([asdict(problem) for problem in ready.problems], ("name", "reason")),
     }  # fmt: skip

@@ -109,6 +109,10 @@ def read_table(
     if not examples:
         first = f": {problems[0].name}: {problems[0].reason}" if problems else ""
         raise ScanError(f"no row of {table} gives an example{first}")
+    alone = [name for name, number in numbers.items() if all(example.value != number for example in examples)]
+    if alone and len(numbers) > 1:
+        held = ", ".join(sorted(values)[:MOST_CLASSES])
+        raise SettingsError(f"{table}: no usable row is of class {alone[0]!r}: column {value_column!r} holds {held}")
     if task == CLASSIFICATION and len(numbers) < 2:
         raise SettingsError(f"{table}: column {value_column!r} holds only {min(numbers)!r}: there must be two classes")
     given = {example.name for example in examples}

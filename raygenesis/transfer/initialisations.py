@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
-from raygenesis.errors import SettingsError
+from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet, build_encoder, pooled
 from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
 from raygenesis.pretraining.weights import TORCH, load_network
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Workspace, manifest_of, xxh3_of
+from raygenesis.workspace import Workspace, read_json, xxh3_of
 
 # Units between the pooled bottleneck and the answer (METHOD, target tasks).
 HIDDEN = 1024
@@ -73,7 +73,12 @@ def find_initialisations(
             found.append(Initialisation(name, path, load_network(path).architecture, xxh3_of(path)))
         else:
             folder = workspace.run(source)
-            manifest = manifest_of(folder, "pretrain")
+            manifest = read_json(folder / "manifest.json")
+            if manifest is None:
+                raise WorkspaceError(
+                    f"{folder} is not there or not finished: run `raygenesis pretrain` first, or say with --from what "
+                    "to start from, such as --from random"
+                )
             found.append(Initialisation(name, folder, load_network(folder).architecture, manifest["fingerprint"]))
     given = Architecture(
         ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm

@@ -24,18 +24,20 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Primary:
-    """The figure by which initialisations are compared. sign: 1 where more is better, -1 where less is."""
+    """The figure by which initialisations are compared. sign: 1 where more is better, -1 where less is. All are at
+    least 0 and at most `most`."""
 
     name: str
     words: str
     sign: int
+    most: float = 1.0
 
 
 PRIMARY = {
     SEGMENTATION: Primary("dice", "Dice", 1),
     CLASSIFICATION: Primary("auc", "AUC", 1),
     MULTILABEL: Primary("auc", "mean AUC", 1),
-    REGRESSION: Primary("mae", "mean absolute error", -1),
+    REGRESSION: Primary("mae", "mean absolute error", -1, math.inf),
 }
 
 

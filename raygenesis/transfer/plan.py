@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from raygenesis.config import Count, Section
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import PRETEXTS
-from raygenesis.settings import sentence
+from raygenesis.settings import sentence, yaml_fault
 from raygenesis.transfer.description import Description, described, read_description
 from raygenesis.transfer.initialisations import NAME, is_file, named
 from raygenesis.transfer.statistics import RANDOM
@@ -76,7 +76,7 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Description]]:
     except OSError as error:
         raise SettingsError(f"plan {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise SettingsError(f"{path} is not valid YAML: {yaml_fault(error)}") from None
     if not isinstance(tree, dict):
         there = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise SettingsError(f"{path} must hold a mapping that describes a plan, and holds {there}")

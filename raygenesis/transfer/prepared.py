@@ -28,6 +28,7 @@ from raygenesis.workspace import Workspace, digest, xxh3_of
 CPUS_PER_TRIAL = 1
 EXAMPLES_PER_BLOCK = 32
 MOST_HEADERS = 200  # looked at for the median voxel size
+MOST_REASONS = 3  # told at once why examples are left out
 MOST_HASHED_BYTES = 2**26  # of a larger label map the size has to do
 
 
@@ -67,13 +68,18 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     can be used.
     """
     target, form, settings = posed.target, posed.form, posed.settings
+    room = _room(settings)
     seen = seen_subjects(target.examples, workspace, settings)
     held, classes, problems = Held((), {}), set(), list(target.problems)
     while True:
         if not target.examples:
             first = f"{problems[0].name}: {problems[0].reason}"
             raise ScanError(f"none of the target's {len(problems)} examples can be used; the first: {first}")
-        split = split_examples(target, seen, settings.finetune, settings.seed)
+        try:
+            split = split_examples(target, seen, settings.finetune, settings.seed)
+        except SettingsError:
+            _say_left_out(problems)  # it may be because of them
+            raise
         missing = [example for example in split.examples if example.name not in held.places]
         if not missing:
             break
@@ -82,12 +88,22 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
         problems += faults
         bad = {fault.name for fault in faults}
         target = replace(target, examples=tuple(example for example in target.examples if example.name not in bad))
-    if problems:
-        say("finetune", f"{len(problems)} left out (failures.csv), the first: {problems[0].name}: {problems[0].reason}")
+    _say_left_out(problems)
     num_classes = len(target.classes)
     if target.task == SEGMENTATION:
         num_classes = form.num_classes or check_classes(classes)
-    return Prepared(_pose(target.task, num_classes, form, settings), target, split, held, tuple(problems))
+    threads = cluster.threads_per_worker(min(room, num_cores()))
+    pose = Pose(target.task, num_classes, form, settings.finetune, _gpus_of(settings), threads)
+    return Prepared(pose, target, split, held, tuple(problems))
+
+
+def _say_left_out(problems: Sequence[Problem]) -> None:
+    if not problems:
+        return
+    say("finetune", f"{len(problems)} left out (failures.csv lists them), such as:")
+    reasons = {problem.reason: problem for problem in reversed(problems)}  # the first of each reason
+    for problem in list(reversed(reasons.values()))[:MOST_REASONS]:
+        say("finetune", f"  {problem.name}: {problem.reason}")
 
 
 def _hold(examples: Sequence[Example], form: Form, held: Held) -> tuple[Held, set[int], list[Problem]]:
@@ -224,7 +240,8 @@ def answer_of(reference: ray.ObjectRef) -> Any:
         raise
 
 
-def _pose(task: str, num_classes: int, form: Form, settings: Settings) -> Pose:
+def _room(settings: Settings) -> int:
+    """Trials that the cluster has room for at once. Raises SettingsError if it never has any."""
     num_gpus = _gpus_of(settings)
     room = cluster.room_for(CPUS_PER_TRIAL, num_gpus)
     if not room:
@@ -233,8 +250,7 @@ def _pose(task: str, num_classes: int, form: Form, settings: Settings) -> Pose:
             f"{key}={num_gpus:g} can never be met: no node of the cluster has that many GPUs and a CPU: lower "
             "finetune.num_gpus (0 trains on CPUs), or join a cluster with GPUs"
         )
-    threads = cluster.threads_per_worker(min(room, num_cores()))
-    return Pose(task, num_classes, form, settings.finetune, num_gpus, threads)
+    return room
 
 
 def _gpus_of(settings: Settings) -> float:

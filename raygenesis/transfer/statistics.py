@@ -49,8 +49,8 @@ class Against:
 class Comparison:
     """One initialisation over its trials of one number of labelled subjects. Deviations are a sample's (n − 1).
 
-    low, high: confidence interval (95 %, Student's t) of the mean over trials. figures: means of all figures. The best
-    initialisation has no `against_best`, random weights no `against_random`.
+    low, high: confidence interval (95 %, Student's t) of the mean over trials, within what the figure can be. figures:
+    means of all figures. The best initialisation has no `against_best`, random weights no `against_random`.
     """
 
     initialisation: str
@@ -117,7 +117,8 @@ def compare(
         means = {key: float(np.mean([trial["figures"][key] for trial in trials])) for key in trials[0]["figures"]}
         rows.append(
             Comparison(
-                name, labelled, count, primary.name, mean, sd, mean - half, mean + half, name == best,
+                name, labelled, count, primary.name, mean, sd, max(0.0, mean - half), min(primary.most, mean + half),
+                name == best,
                 _mean(trials, "seconds"), _mean(trials, "epochs_to_converge"), _mean(trials, "seconds_to_converge"),
                 to_random.get(name), to_best.get(name), means,
             )

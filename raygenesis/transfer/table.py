@@ -22,12 +22,15 @@ LEGEND = (
 def told(table: Sequence[Comparison]) -> list[dict[str, str]]:
     """What a reader wants to know of each initialisation; columns that say nothing are left out."""
     rows = []
+    compared = len({row.initialisation for row in table}) > 1
     for row in table:
         random, best = row.against_random, row.against_best
         rows.append(
             {
                 "initialisation": row.initialisation, "labelled": str(row.labelled), "trials": str(row.trials),
-                row.metric: marked(f"{row.mean:.3f} ± {row.sd:.3f}", row.is_best, row.is_like_best),
+                row.metric: marked(
+                    f"{row.mean:.3f} ± {row.sd:.3f}", compared and row.is_best, compared and row.is_like_best
+                ),
                 "95 % interval": f"{row.low:.3f} to {row.high:.3f}",
                 "to random": _of(random, "difference", "+.3f"), "g": _of(random, "effect_size", "+.1f"),
                 "p trials": _of(random, "p_holm", ".3f"), "p subjects": _of(random, "p_subjects_holm", ".3f"),
