@@ -108,7 +108,7 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
         ({"initialisations": ["random", {"pretext": "nothing"}]}, "pretext 'nothing' is unknown"),
         ({"initialisations": ["random", "random"]}, "two are called 'random'"),
         ({"initialisations": ["random", {"weights": "a.pt", "settings": {"lambda_cls": 1}}]}, "is not pretrained here"),
-        ({"initialisations": ["random", "nothing"]}, "runs/nothing is not there or not finished"),
+        ({"initialisations": ["random", "models-genesys"]}, "(did you mean models-genesis?), nor a finished"),
         ({"initialisations": ["random", "boxes/nothing.pt"]}, "boxes/nothing.pt does not exist"),
         ({"cubes": 0}, "cubes=0"),
         ({"epochs": 3}, "unknown setting 'epochs'"),
