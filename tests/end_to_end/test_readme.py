@@ -64,7 +64,8 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
     # As the README has them, but for the size of the store, the length of training and places here.
     space, target, plan = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (root / "space.yaml").write_text(space.replace("high: 24", "high: 6"))
-    (root / "TARGET.yaml").write_text(target.replace(": t1", f": {HEADS}").replace(": sub", f": {HEADS.parent}/sub"))
+    target = target.replace(": t1", f": {HEADS}").replace("subjects.csv", f"{HEADS.parent}/subjects.csv")
+    (root / "TARGET.yaml").write_text(target)
     plan = plan.replace("IMAGES", f"{HIPPOCAMPI}/images").replace("LABELS", f"{HIPPOCAMPI}/labels")
     plan = plan.replace("20000", "20")
     (root / "PLAN.yaml").write_text(plan)
