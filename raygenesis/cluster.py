@@ -83,6 +83,16 @@ def room_for(num_cpus: float, num_gpus: float) -> int:
     return room
 
 
+def answer_of(reference: ray.ObjectRef) -> Any:
+    """A task's answer; a user's mistake found there is one sentence here too."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, RaygenesisError):
+            raise error.cause from None
+        raise
+
+
 def each(function: Callable[..., Any], items: Iterable[Any], *shared: Any) -> Iterator[Any]:
     """Call `function(item, *shared)` in a task of its own for every item; yields results as they are ready.
 
@@ -97,11 +107,7 @@ def each(function: Callable[..., Any], items: Iterable[Any], *shared: Any) -> It
         while running:
             (done,), running = ray.wait(running)
             running += [task.remote(item, *shared) for item in itertools.islice(waiting, 1)]
-            yield ray.get(done)
-    except RayTaskError as error:
-        if isinstance(error.cause, RaygenesisError):
-            raise error.cause from None
-        raise
+            yield answer_of(done)
     finally:
         # Nothing may still be writing when the caller has gone.
         for unfinished in running:

@@ -50,10 +50,7 @@ def _read_preset(preset: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in presets_dir().glob("*.yaml")))
         raise SettingsError(f"preset {preset!r} is neither a YAML file nor one of: {known}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {yaml_fault(error)}") from None
+    tree = read_yaml(path, "preset")
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -61,7 +58,26 @@ def _read_preset(preset: str) -> dict[str, Any]:
     return tree
 
 
-def yaml_fault(error: Exception) -> str:
+def read_yaml(path: Path, kind: str) -> Any:
+    """What a YAML file holds; kind: what sentences call it. Raises SettingsError in one sentence."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{kind} {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {_yaml_fault(error)}") from None
+
+
+def read_mapping(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in a YAML file that describes a `kind`. Raises SettingsError in one sentence."""
+    tree = read_yaml(path, kind)
+    if not isinstance(tree, dict):
+        there = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise SettingsError(f"{path} must hold a mapping that describes a {kind}, and holds {there}")
+    return tree
+
+
+def _yaml_fault(error: Exception) -> str:
     """Where a YAML file is at fault, and how."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:

@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from raygenesis.archive.scans import Scan
+from raygenesis.archive.scans import Scan, without_ending
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace import Place, Workspace, publish
 
@@ -92,4 +92,4 @@ def subject_in(source: str, pattern: str | None) -> str:
     """The subject that a path names: the pattern's group, else BIDS' `sub-…`, else the path without its ending."""
     found = re.search(pattern, source) if pattern else BIDS_SUBJECT.search(source)
     subject = found and found.group(min(found.re.groups, 1))
-    return subject or re.sub(r"(\.nii)?\.[A-Za-z]+$", "", source)
+    return subject or without_ending(source)

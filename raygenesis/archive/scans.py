@@ -82,6 +82,11 @@ class Survey:
         return len(self.scans) + len(self.aside)
 
 
+def without_ending(path: str) -> str:
+    """A file's path without its ending; of `.nii.gz` both parts go."""
+    return re.sub(r"(\.nii)?\.[A-Za-z]+$", "", path)
+
+
 ReadHeaders = Callable[[Path, Sequence[File]], Iterable[dicom.Header | str]]
 
 

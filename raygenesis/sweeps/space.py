@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from raygenesis.config import PretrainingSettings, Settings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretrain import EXECUTION
-from raygenesis.settings import settings_from
+from raygenesis.settings import read_yaml, settings_from
 
 # Values of the settings below `pretraining`, by their names there.
 Point = dict[str, Any]
@@ -94,12 +93,7 @@ def read_space(path: Path, search: str) -> Space:
     Raises SettingsError, one sentence with the file and the key, if it is no space, or a value is none that the
     setting takes, or a grid search is to have a range.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"--space {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    tree = read_yaml(path, "--space")
     if not isinstance(tree, dict) or not tree:
         raise SettingsError(
             f"{path} must map settings to lists of values or ranges, such as `{SECTION}.lambda_cls: [0.01, 0.1]`"

@@ -108,7 +108,7 @@ def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Fo
     cut = [axis_weights(*sides) for sides in zip(volume.shape, shape, origin, extent, strict=True)]
     voxels = resample(image[tuple(part for part, _ in cut)], [weights for _, weights in cut])
     if label is not None:
-        label = np.pad(label[np.ix_(*_nearest(volume.shape, shape, origin, extent))], padding)
+        label = np.pad(label[np.ix_(*nearest(volume.shape, shape, origin, extent))], padding)
         if not (form.keeps_empty or label.any()):
             return Problem(example.name, "an empty mask: none of its voxels are labelled")
     within = tuple(slice(before, before + side) for (before, _), side in zip(padding, shape, strict=True))
@@ -141,7 +141,7 @@ def _box(example: Example, volume: Volume) -> tuple[list[float], list[float]]:
     return (centre - extent / 2).tolist(), extent.tolist()
 
 
-def _nearest(
+def nearest(
     sides: Sequence[int], shape: Sequence[int], origin: Sequence[float], extent: Sequence[float]
 ) -> list[NDArray[np.int64]]:
     """The voxel nearest to each output voxel's centre, along each axis."""

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator, validate_call
 
 from raygenesis.config import Section, Settings
 from raygenesis.errors import SettingsError
-from raygenesis.settings import sentence, settings_from, yaml_fault
+from raygenesis.settings import read_mapping, sentence, settings_from
 from raygenesis.transfer.examples import SEGMENTATION, Target
 from raygenesis.transfer.folders import read_label_maps, read_table
 from raygenesis.transfer.published import PUBLISHED
@@ -74,16 +73,7 @@ class Description(Section):
 
 def read_description(path: Path) -> Description:
     """A description's file, with its paths made absolute. Raises SettingsError in one sentence."""
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"target {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {yaml_fault(error)}") from None
-    if not isinstance(tree, dict):
-        there = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise SettingsError(f"{path} must hold a mapping that describes a target, and holds {there}")
-    return described(tree, path.parent.absolute(), str(path))
+    return described(read_mapping(path, "target"), path.parent.absolute(), str(path))
 
 
 def description_of(target: Path | None, images: Path | None, labels: Path | None, settings: Settings) -> Description:

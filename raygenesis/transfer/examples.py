@@ -16,7 +16,6 @@ from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 
 SEGMENTATION, CLASSIFICATION, MULTILABEL, REGRESSION = "segmentation", "classification", "multilabel", "regression"
-TASKS = (SEGMENTATION, CLASSIFICATION, MULTILABEL, REGRESSION)
 
 # What an official list says of an example.
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

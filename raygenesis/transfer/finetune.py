@@ -22,7 +22,7 @@ from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Example
 from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations, is_file, named
 from raygenesis.transfer.predictions import join_examples
-from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, answer_of, digest_of, pose, prepare
+from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, digest_of, pose, prepare
 from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, told
@@ -129,7 +129,7 @@ def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial,
             (done,), _ = ray.wait(list(running), num_returns=1)
             title = running.pop(done)
             try:
-                ticker.advance(note=answer_of(done))
+                ticker.advance(note=cluster.answer_of(done))
             except (RayError, RaygenesisError) as error:
                 failures.append(f"{title}: {str(error).strip().splitlines()[-1]}")
                 ticker.advance(note="failed")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from raygenesis.archive.identity import subject_of
-from raygenesis.archive.scans import Scan, survey
+from raygenesis.archive.scans import Scan, survey, without_ending
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.transfer.examples import (
     CLASSIFICATION,
@@ -40,15 +39,15 @@ def read_label_maps(
     scans, no_images = _scans(images, "images")
     maps, no_maps = _scans(labels, "labels")
     named = _called(scans, _paths_of)
-    reasons = {_stem(source): reason for source, reason in no_images.items()}
+    reasons = {without_ending(source): reason for source, reason in no_images.items()}
     parts = _parts_of(split)
     examples, problems, used = [], [], set()
     for label in maps:
-        found = named.get(_stem(label), ())
+        found = named.get(without_ending(label), ())
         if len(found) != 1 or found[0] in used:
             alone = f"a label map without an image: {images / label} is not there"
             reason = "another label map is of the same image" if len(found) == 1 else _several(found) or alone
-            problems.append(Problem(label, reasons.get(_stem(label), reason)))
+            problems.append(Problem(label, reasons.get(without_ending(label), reason)))
             continue
         (source,) = found
         used.add(source)
@@ -182,20 +181,16 @@ def _called(scans: Mapping[str, Scan], names_of: Callable[[Scan], Iterable[str]]
 
 def _paths_of(scan: Scan) -> Iterator[str]:
     """Its path without the ending; of a DICOM series also its folder's."""
-    yield _stem(scan.source)
+    yield without_ending(scan.source)
     if scan.series and "/" in scan.source:
         yield scan.source.rpartition("/")[0]
 
 
 def _names_of(scan: Scan, subject_pattern: str | None) -> Iterator[str]:
     file = scan.source.rpartition("/")[2]
-    yield from (scan.source, file, _stem(file), *_paths_of(scan))
+    yield from (scan.source, file, without_ending(file), *_paths_of(scan))
     if subject_pattern or scan.patient:
         yield subject_of(scan, subject_pattern)
-
-
-def _stem(path: str) -> str:
-    return re.sub(r"(\.nii)?\.[A-Za-z]+$", "", path)
 
 
 def _several(found: Sequence[str]) -> str | None:

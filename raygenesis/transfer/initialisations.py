@@ -15,7 +15,7 @@ from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet, build_encoder, pooled
 from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
-from raygenesis.pretraining.weights import TORCH, load_network
+from raygenesis.pretraining.weights import TORCH, give_decoder, load_network
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace import Workspace, read_json, xxh3_of
 
@@ -156,11 +156,7 @@ def segmentation_network(initialisation: Initialisation, num_classes: int, mode:
     if pretrained is not None:
         unet.encoder.load_state_dict(pretrained.encoder.state_dict())
         if mode == "full" and pretrained.decoder is not None:
-            last = f"{pretrained.decoder.last}."
-            state = pretrained.decoder.state_dict()
-            unet.decoder.load_state_dict(
-                {name: value for name, value in state.items() if not name.startswith(last)}, strict=False
-            )
+            give_decoder(unet, pretrained)
     return slice_wise(unet) if initialisation.architecture.ndim < ndim else unet
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from raygenesis.config import Count, Section
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import PRETEXTS
-from raygenesis.settings import sentence, yaml_fault
+from raygenesis.settings import read_mapping, sentence
 from raygenesis.transfer.description import Description, described, read_description
 from raygenesis.transfer.initialisations import NAME, is_file, named
 from raygenesis.transfer.statistics import RANDOM
@@ -71,15 +70,7 @@ class Plan(Section):
 
 def read_plan(path: Path) -> tuple[Plan, dict[str, Description]]:
     """A plan's file, and the targets it names; paths are meant from its folder. Raises SettingsError."""
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"plan {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {yaml_fault(error)}") from None
-    if not isinstance(tree, dict):
-        there = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise SettingsError(f"{path} must hold a mapping that describes a plan, and holds {there}")
+    tree = read_mapping(path, "plan")
     try:
         plan = Plan.model_validate(tree)
     except ValidationError as error:

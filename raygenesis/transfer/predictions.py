@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 from nibabel.orientations import io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from raygenesis.transfer.cases import Case
+from raygenesis.archive.scans import without_ending
+from raygenesis.transfer.cases import Case, nearest
 from raygenesis.workspace import publish
 
 
@@ -24,12 +24,9 @@ def write_prediction(folder: Path, case: Case, predicted: NDArray[np.uint8]) -> 
     Each voxel has the class of the nearest voxel that was predicted.
     """
     inside = predicted[case.grid.within]
-    nearest = [
-        ((np.arange(side) + 0.5) * length / side).astype(int)
-        for side, length in zip(case.grid.shape, inside.shape, strict=True)
-    ]
-    classes = inside[np.ix_(*nearest)].T  # x y z
-    path = folder / f"{re.sub(r'([.]nii)?[.][A-Za-z]+$', '', case.name)}.nii.gz"
+    at = nearest(inside.shape, case.grid.shape, [0.0] * inside.ndim, inside.shape)
+    classes = inside[np.ix_(*at)].T  # x y z
+    path = folder / f"{without_ending(case.name)}.nii.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(np.atleast_3d(classes), case.grid.affine)
     source = case.grid.source

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayTaskError
 
 from raygenesis import cluster
 from raygenesis.archive.readers import read_scan_geometry
 from raygenesis.config import Settings
-from raygenesis.errors import RaygenesisError, ScanError, SettingsError
+from raygenesis.errors import ScanError, SettingsError
 from raygenesis.machine import num_cores
 from raygenesis.progress import progress, say
 from raygenesis.transfer.cases import Case, Form, form_of, read_cases
@@ -93,8 +92,8 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     if target.task == SEGMENTATION:
         num_classes = form.num_classes or check_classes(classes)
     threads = cluster.threads_per_worker(min(room, num_cores()))
-    pose = Pose(target.task, num_classes, form, settings.finetune, _gpus_of(settings), threads)
-    return Prepared(pose, target, split, held, tuple(problems))
+    shared = Pose(target.task, num_classes, form, settings.finetune, _gpus_of(settings), threads)
+    return Prepared(shared, target, split, held, tuple(problems))
 
 
 def _say_left_out(problems: Sequence[Problem]) -> None:
@@ -124,7 +123,7 @@ def _hold(examples: Sequence[Example], form: Form, held: Held) -> tuple[Held, se
                 running[told] = cases
             (done,), _ = ray.wait(list(running), num_returns=1)
             blocks.append(running.pop(done))
-            names, found, faults = answer_of(done)
+            names, found, faults = cluster.answer_of(done)
             places |= {name: (len(blocks) - 1, place) for place, name in enumerate(names)}
             classes |= found
             problems += faults
@@ -228,16 +227,6 @@ def digest_of(target: Target) -> str:
         for example in target.examples
     ]
     return digest([target.task, target.classes, target.keeps_empty, told])
-
-
-def answer_of(reference: ray.ObjectRef) -> Any:
-    """A task's answer; a user's mistake found there is one sentence here too."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, RaygenesisError):
-            raise error.cause from None
-        raise
 
 
 def _room(settings: Settings) -> int:

@@ -10,12 +10,12 @@ import yaml
 
 from raygenesis.config import Settings
 from raygenesis.errors import RaygenesisError
-from raygenesis.pretraining.weights import export
 from raygenesis.settings import settings_from
 from raygenesis.transfer.comparison import compare, results_in, shared_out
 from raygenesis.workspace import Workspace, manifest_of
 from tests.patterns.stores import StorePlan
-from tests.transfer.targets import SHAPE, network, write_boxes, write_catalogue, write_sizes
+from tests.transfer.made_up import write_run
+from tests.transfer.targets import SHAPE, write_boxes, write_catalogue, write_sizes
 
 TARGETS = {
     "boxes": {"task": "segmentation", "images": "boxes/images", "labels": "boxes/labels"},
@@ -52,8 +52,7 @@ def workspace(tmp_path: Path) -> Workspace:
     write_boxes(tmp_path / "boxes", 8)
     write_sizes(tmp_path / "sizes", 10)
     write_catalogue(made, {f"a{n}": tmp_path / "boxes" / "images" / f"sub-{n}.nii.gz" for n in range(3)})
-    (tmp_path / "given").mkdir()
-    export(network(), tmp_path / "given", {})
+    write_run(tmp_path / "given")
     return made
 
 

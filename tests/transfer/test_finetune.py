@@ -21,7 +21,8 @@ from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.description import described
 from raygenesis.transfer.finetune import STARTS, finetune
 from raygenesis.workspace import Workspace, read_json
-from tests.transfer.targets import SHAPE, write_boxes, write_catalogue, write_run, write_sizes
+from tests.transfer.made_up import write_run
+from tests.transfer.targets import SHAPE, write_boxes, write_catalogue, write_sizes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
