@@ -15,8 +15,11 @@ from raygenesis.workspace import write_table
 
 def read_metrics(folder: Path) -> list[Row]:
     """Rows of `metrics.parquet`, one an epoch; none when training has not ended its first epoch."""
-    path = folder / "metrics.parquet"
-    return pq.read_table(path).to_pylist() if path.is_file() else []
+    try:  # as bytes: pyarrow opens a file by name twice, and training may replace it in between
+        content = (folder / "metrics.parquet").read_bytes()
+    except FileNotFoundError:
+        return []
+    return pq.read_table(pa.BufferReader(content)).to_pylist()
 
 
 def write_metrics(folder: Path, history: Sequence[Row]) -> None:
