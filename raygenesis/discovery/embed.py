@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -29,7 +26,18 @@ from raygenesis.discovery.encoders import MAX_FITTED, EncoderError, fit_componen
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
 from raygenesis.training.fit import fit_with_ray, samples_from
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, write_table
+from raygenesis.workspace import (
+    Place,
+    Stage,
+    Stopwatch,
+    Workspace,
+    digest,
+    manifest_of,
+    parquet_dataset,
+    place,
+    read_table,
+    write_table,
+)
 
 WEIGHTS = "autoencoder.safetensors"
 PCA_WEIGHTS = "pca.safetensors"
@@ -102,14 +110,14 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     return manifest
 
 
-def embed(workspace: Workspace, settings: Settings, output: Path | None = None) -> dict[str, Any]:
+def embed(workspace: Workspace, settings: Settings, output: str | Place | None = None) -> dict[str, Any]:
     """Embed every volume of the archive into `embeddings/part-*.parquet`, or `output`; returns the manifest.
 
     A part that is there is not made again, and volumes that came after it get parts of their own.
     """
     weights, identity = _encoder(workspace, settings)
     archive = manifest_of(workspace.archive, "ingest")
-    folder = output or workspace.embeddings
+    folder = place(output) if output else workspace.embeddings
     chosen = _chosen(settings, ("intensity",))
     chosen["autoencoder"] = {"input_shape": list(settings.autoencoder.input_shape)}
     chosen["embedding"] = {"volumes_per_part": settings.embedding.volumes_per_part}
@@ -149,14 +157,14 @@ def embed(workspace: Workspace, settings: Settings, output: Path | None = None) 
     return manifest
 
 
-def _encoder(workspace: Workspace, settings: Settings) -> tuple[Path, str]:
+def _encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]:
     """The weights that embed, trained when they are to be and are not there, and what identifies them."""
     chosen = settings.embedding.encoder
     if chosen == "autoencoder":
         return workspace.autoencoder / WEIGHTS, train_autoencoder(workspace, settings)["fingerprint"]
     if chosen == "pca":
         return workspace.pca / PCA_WEIGHTS, fit_pca(workspace, settings)["fingerprint"]
-    path = Path(chosen).expanduser().absolute()
+    path = place(chosen)
     file = path if path.is_file() else path / "encoder.safetensors"
     try:
         model = load_scan_encoder(path, settings.autoencoder.input_shape)
@@ -170,7 +178,7 @@ def _encoder(workspace: Workspace, settings: Settings) -> tuple[Path, str]:
     return file, xxhash.xxh3_64_hexdigest(file.read_bytes())
 
 
-def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any], folder: Path) -> None:
+def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any], folder: Place) -> None:
     if manifest["archive"] == archive["fingerprint"]:
         say(stage, f"nothing to do: it is in {folder}")
         return
@@ -181,12 +189,12 @@ def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any
     )
 
 
-def _listed(folder: Path, ids: Sequence[str], volumes_per_part: int) -> dict[int, list[str]]:
+def _listed(folder: Place, ids: Sequence[str], volumes_per_part: int) -> dict[int, list[str]]:
     """Volume ids of each part by the part's first number; new ones are listed in parts of their own, for good."""
     path = folder / "listing.parquet"
     listing: dict[int, list[str]] = {}
     if path.is_file():
-        for row in pq.read_table(path).to_pylist():
+        for row in read_table(path).to_pylist():
             listing.setdefault(row["start"], []).append(row["volume_id"])
     known = {volume_id for there in listing.values() for volume_id in there}
     new = [volume_id for volume_id in ids if volume_id not in known]
@@ -198,9 +206,9 @@ def _listed(folder: Path, ids: Sequence[str], volumes_per_part: int) -> dict[int
     return listing
 
 
-def _failures(folder: Path, rows: Mapping[str, Any]) -> list[dict[str, str]]:
+def _failures(folder: Place, rows: Mapping[str, Any]) -> list[dict[str, str]]:
     """Write and return the failure rows of the volumes that are in the archive now."""
-    parts = ds.dataset([str(path) for path in sorted(folder.glob("part-*.parquet"))])
+    parts = parquet_dataset(sorted(folder.glob("part-*.parquet")))
     table = parts.to_table(columns=["volume_id", "failure"], filter=pc.field("failure") != "")
     failed = [
         {"source": rows[row["volume_id"]]["source"], "reason": row["failure"]}
@@ -217,9 +225,9 @@ def _failures(folder: Path, rows: Mapping[str, Any]) -> list[dict[str, str]]:
 class Embedder:
     """An actor of the pool: embeds the volumes of a part and writes the part."""
 
-    weights: Path
+    weights: Place
     input_shape: tuple[int, ...]
-    folder: Path
+    folder: Place
     device: str
 
     def __post_init__(self) -> None:
@@ -263,7 +271,7 @@ class Embedder:
 
 
 def _embed_parts(
-    workspace: Workspace, settings: Settings, weights: Path, folder: Path, parts: Sequence[tuple[int, Any]]
+    workspace: Workspace, settings: Settings, weights: Place, folder: Place, parts: Sequence[tuple[int, Any]]
 ) -> None:
     cluster.connect()
     shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
@@ -320,7 +328,7 @@ def _sample(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[Mappi
     return [rows[index] for index in sorted(chosen)]
 
 
-def _part_path(folder: Path, start: int) -> Path:
+def _part_path(folder: Place, start: int) -> Place:
     return folder / f"part-{start:09d}.parquet"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,9 @@ import pyarrow.parquet as pq
 
 from raygenesis.patterns.reader import TRAINING_COLUMNS, damaged, part_paths, predicate, row_groups
 from raygenesis.patterns.writer import part_path
+from raygenesis.remote import RemotePath
 from raygenesis.training.feeding import Samples
+from raygenesis.workspace import Place, parquet_file
 
 # Of each process: parts that stay open, with their footers, and row groups whose cells stay in memory, encoded.
 OPEN_PARTS, CACHED_GROUPS = 64, 8
@@ -26,7 +27,7 @@ CellReader = Callable[[int, int], pa.ChunkedArray]
 class StoredPatterns:
     """The patterns of a split, of K neighbours and C coordinates (all when None), to be opened by each worker."""
 
-    folder: Path
+    folder: Place
     split: str
     num_neighbours: int | None = None
     num_coordinates: int | None = None
@@ -56,16 +57,18 @@ class StoredSamples(Samples):
             raise damaged(part_path(self._folder, part), error) from None
 
 
-def places(folder: Path, where: Any, names: Sequence[str]) -> pa.Table:
+def places(folder: Place, where: Any, names: Sequence[str]) -> pa.Table:
     """The selected rows of a store: columns of these names, and `part`, `group` and `row`, where their cells are."""
     return pa.concat_tables(_places(path, part, where, names) for part, path in enumerate(part_paths(folder)))
 
 
-def _places(path: Path, part: int, where: Any, names: Sequence[str]) -> pa.Table:
+def _places(path: Place, part: int, where: Any, names: Sequence[str]) -> pa.Table:
     groups = row_groups(path, where)
     needed = dict.fromkeys([*names, "rank", "coordinate", "scale", "split"])  # by the predicate
     try:
-        table = pq.ParquetFile(path).read_row_groups([group.id for group in groups], columns=list(needed))
+        # What lies together of a remote part is fetched in one request, and several at a time.
+        part_file = parquet_file(path, pre_buffer=isinstance(path, RemotePath))
+        table = part_file.read_row_groups([group.id for group in groups], columns=list(needed))
     except (ValueError, OSError) as error:
         raise damaged(path, error) from None
     sizes = np.array([group.num_rows for group in groups], np.int64)
@@ -80,12 +83,12 @@ def _places(path: Path, part: int, where: Any, names: Sequence[str]) -> pa.Table
     return table.filter(where).select([*names, *numbers])
 
 
-def cell_reader(folder: Path) -> CellReader:
+def cell_reader(folder: Place) -> CellReader:
     """A function of part and row group → the group's cells. It keeps some files open and some cells in memory."""
 
     @functools.lru_cache(OPEN_PARTS)
     def open_part(part: int) -> pq.ParquetFile:
-        return pq.ParquetFile(part_path(folder, part))
+        return parquet_file(part_path(folder, part))
 
     @functools.lru_cache(CACHED_GROUPS)
     def read(part: int, group: int) -> pa.ChunkedArray:
