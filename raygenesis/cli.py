@@ -23,13 +23,13 @@ weights_app = typer.Typer(no_args_is_help=True, help="Look into weights, or writ
 app.add_typer(weights_app, name="weights")
 
 Scans = Annotated[Path, typer.Option(help="Folder of scans (DICOM, NIfTI, …), searched through.")]
-WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder for everything the run leaves behind.")]
+WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder or s3://bucket/prefix of what is made.")]
 KeepIds = Annotated[bool, typer.Option("--keep-ids", help="Keep subjects' names and paths instead of keyed hashes.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.path=value]...", help="Settings to change.")]
 Name = Annotated[str, typer.Option(help="Name of the pretraining run.")]
 
-WeightsFile = Annotated[Path, typer.Argument(help="A run's folder, its encoder.safetensors, or a published .pt file.")]
+WeightsFile = Annotated[str, typer.Argument(help="A run's folder, its encoder.safetensors, or a published .pt file.")]
 StoreOption = Annotated[Literal["patterns", "crops"], typer.Option("--store", help="Discovered, or random crops.")]
 
 DEFAULT_PRESET = "cpu-small"
@@ -98,13 +98,13 @@ def embed_command(
     encoder: Annotated[
         str | None, typer.Option(help="autoencoder, pca, or the path of weights of ours; embedding.encoder.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the embeddings instead of the workspace's.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for the embeddings instead of the workspace's.")] = None,
 ) -> None:  # fmt: skip
     """Archive → embeddings; trains the auto-encoder when there is none. Run it again for an archive that has grown."""
     from raygenesis.discovery.embed import embed
 
     chosen = [] if encoder is None else [f"embedding.encoder={encoder}"]
-    embed(_existing(workspace), _settings(preset, [*(overrides or []), *chosen]), output and output.absolute())
+    embed(_existing(workspace), _settings(preset, [*(overrides or []), *chosen]), output)
 
 
 @app.command("discover")

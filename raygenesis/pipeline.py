@@ -26,13 +26,13 @@ from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import check_pretext, pretrain
 from raygenesis.progress import say
 from raygenesis.report.report import report
-from raygenesis.workspace import Stopwatch, Workspace, read_json
+from raygenesis.workspace import Place, Stopwatch, Workspace, read_json
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000
 
 
-def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "default") -> Path:
+def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "default") -> Place:
     """ingest → auto-encoder → embed → index → discover → pretrain → report; returns the report's path.
 
     Pretext tasks that learn from random crops need no discovery: ingest → crop → pretrain → report.

@@ -98,11 +98,14 @@ def merge(found: Sequence[Neighbours], k: int) -> Neighbours:
 
 
 def _load(graph: hnswlib.Index, folder: Place, shard: Shard, capacity: int) -> None:
-    path, what = folder / shard.name, "damaged"
+    path, fault = folder / shard.name, ""
     try:
         with on_disk(path) as local:
             if xxh3_of(local) == shard.xxh3:
-                return graph.load_index(str(local), max_elements=capacity)
+                graph.load_index(str(local), max_elements=capacity)
+            else:
+                fault = "damaged"
     except FileNotFoundError:
-        what = "missing"
-    raise SearchError(f"{path} is {what}: remove {folder} and run `raygenesis discover` to build it anew")
+        fault = "missing"
+    if fault:
+        raise SearchError(f"{path} is {fault}: remove {folder} and run `raygenesis discover` to build it anew")

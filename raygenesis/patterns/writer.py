@@ -40,11 +40,11 @@ def write_part(folder: Place, part: int, patterns: pa.Table) -> Place:
 
 def is_sealed(path: Place) -> bool:
     """Whether a part is there, as it was written."""
-    try:
-        with on_disk(path) as local:
-            return read_seal(path) == checksum(local)
-    except FileNotFoundError:
+    written = read_seal(path)
+    if written is None or not path.is_file():
         return False
+    with on_disk(path) as local:
+        return written == checksum(local)
 
 
 def read_seal(path: Place) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import matplotlib
@@ -35,7 +35,7 @@ from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.pretraining.weights import load_network
 from raygenesis.training.feeding import Samples
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Place, Workspace, on_disk
 
 Row = Mapping[str, Any]
 
@@ -271,7 +271,7 @@ def picture(
 
 
 def scan_picture(
-    volumes: Path, row: Row, intensity: IntensitySettings, alt: str, note: str, plane: int = CORONAL
+    volumes: Place, row: Row, intensity: IntensitySettings, alt: str, note: str, plane: int = CORONAL
 ) -> Picture:
     """The mid-slice of an archived scan, read from the level that suffices for it."""
     size = size_mm(row)
@@ -285,7 +285,7 @@ def scan_picture(
     return picture(cube[::-1], alt, note, extent=size, pixels=SCAN_PIXELS)
 
 
-def contact_sheet(volumes: Path, rows: Sequence[Row], intensity: IntensitySettings) -> list[Picture]:
+def contact_sheet(volumes: Place, rows: Sequence[Row], intensity: IntensitySettings) -> list[Picture]:
     """The mid-slices of some scans under their file names; damaged scans are left out."""
     out = []
     for row in rows:
@@ -295,7 +295,7 @@ def contact_sheet(volumes: Path, rows: Sequence[Row], intensity: IntensitySettin
     return out
 
 
-def reconstructions(folder: Path, volumes: Path, rows: Sequence[Row], manifest: Row) -> list[dict[str, Any]]:
+def reconstructions(folder: Place, volumes: Place, rows: Sequence[Row], manifest: Row) -> list[dict[str, Any]]:
     """Held-out scans as the auto-encoder sees them, and as it restores them from their embeddings."""
     intensity = IntensitySettings.model_validate(manifest["settings"]["intensity"])
     model = load_scan_encoder(folder / WEIGHTS)
@@ -341,7 +341,7 @@ def coordinate_boxes(workspace: Workspace, manifest: Row) -> list[dict[str, Any]
     return out
 
 
-def classes(folder: Path, manifest: Row) -> list[dict[str, Any]]:
+def classes(folder: Place, manifest: Row) -> list[dict[str, Any]]:
     """One row per class (up to 8): the mid-slices of the reference's cube and of its nearest neighbours'."""
     where = (pc.field("label") < MOST_CLASSES) & (pc.field("scale") == 0)
     columns = ("label", "rank", "extent_mm", "cube")
@@ -357,7 +357,7 @@ def classes(folder: Path, manifest: Row) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def restorations(run: Path, store: Path, task: PretextTask, settings: Settings) -> list[dict[str, Any]]:
+def restorations(run: Place, store: Place, task: PretextTask, settings: Settings) -> list[dict[str, Any]]:
     """Held-out cubes: original, as the run corrupts them in validation, and as its network restores them."""
     where = predicate(VALIDATION, None, settings.pretraining.num_coordinates)
     ids = np.sort(read_patterns(store, ("pattern_id",), where)["pattern_id"].to_numpy())
@@ -408,9 +408,9 @@ def embedding_map(
     return scatter("Embedding map", alt, groups, labels), float(share[0])
 
 
-def example(path: Path, spacing_mm: Sequence[float]) -> list[Picture]:
+def example(path: Place, spacing_mm: Sequence[float]) -> list[Picture]:
     """A test scan's slice of a target task, with its label and each initialisation's prediction over it."""
-    with np.load(path) as arrays:
+    with on_disk(path) as local, np.load(local) as arrays:
         held = {name: array if array.ndim == 2 else array[len(array) // 2] for name, array in arrays.items()}
     image = np.clip(held.pop("image").astype(np.float32), 0, 1)
     extent = [side * step for side, step in zip(image.shape, spacing_mm[-2:], strict=True)]

@@ -23,7 +23,7 @@ from raygenesis.report.sections import Made, Row
 from raygenesis.report.sweep import SYMBOLS, sweep
 from raygenesis.report.transfer import comparison, transfer
 from raygenesis.settings import as_yaml
-from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
+from raygenesis.workspace import Place, Stopwatch, Workspace, publish, read_json
 
 PACKAGES = (
     "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
@@ -39,7 +39,7 @@ VERBS = {
 }  # fmt: skip
 
 
-def report(workspace: Workspace, settings: Settings) -> Path:
+def report(workspace: Workspace, settings: Settings) -> Place:
     """Write `report/index.html` about whatever the workspace holds; `settings` fill in what no artifact records.
 
     Raises WorkspaceError if it holds nothing.

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
@@ -29,7 +27,7 @@ from raygenesis.report import figures
 from raygenesis.report.figures import Chart, Line
 from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Place, Workspace, parquet_dataset, read_table
 
 Row = Mapping[str, Any]
 
@@ -45,7 +43,7 @@ class Made:
     """One artifact of the workspace: whole when it has a manifest, begun when it has a `started` record."""
 
     name: str
-    folder: Path
+    folder: Place
     manifest: Row | None
     started: Row | None
     command: str
@@ -79,7 +77,7 @@ def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
 def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
     """Counts, ranges of shape and spacing, and a contact sheet."""
     columns = ["volume_id", "subject_id", "shape", "spacing_mm", "dtype"]
-    table = pq.read_table(workspace.catalog, columns=columns).sort_by("volume_id")
+    table = read_table(workspace.catalog, columns=columns).sort_by("volume_id")
     ranges = []
     for ndim in (3, 2):
         members = [row for row in table.select(["shape", "spacing_mm"]).to_pylist() if len(row["shape"]) == ndim]
@@ -103,7 +101,7 @@ def failures(workspace: Workspace) -> dict[str, Any]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for stage in ("archive", "embeddings", "patterns", "crops"):
         path = workspace.root / stage / "failures.parquet"
-        for row in pq.read_table(path).to_pylist() if path.is_file() else []:
+        for row in read_table(path).to_pylist() if path.is_file() else []:
             groups.setdefault((stage, NUMBER.sub("…", row["reason"])), []).append(row)
     ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
     rows = [
@@ -174,11 +172,11 @@ def _likeness(quality: Row) -> Chart:
     return figures.strip("Likeness to the reference's patterns", "patient's rank", "correlation", dots, joined=True)
 
 
-def _embeddings_of(folder: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def _embeddings_of(folder: Place, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """The embeddings of some volumes, by volume id; failed ones are left out."""
-    parts = [str(path) for path in sorted(folder.glob("part-*.parquet"))]
+    parts = parquet_dataset(sorted(folder.glob("part-*.parquet")))
     where = pc.field("volume_id").isin(list(ids)) & (pc.field("failure") == "")
-    table = ds.dataset(parts, format="parquet").to_table(columns=["volume_id", "embedding"], filter=where)
+    table = parts.to_table(columns=["volume_id", "embedding"], filter=where)
     vectors = (np.array(cell, np.float32) for cell in table["embedding"].to_pylist())
     return dict(zip(table["volume_id"].to_pylist(), vectors, strict=True))
 
@@ -194,7 +192,7 @@ def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
     }
 
 
-def _similarity(folder: Path, manifest: Row) -> dict[str, Any] | None:
+def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
     """Mean Pearson correlation of two scans' cubes of the same class, and of different classes.
 
     Held-out patterns when there are two scans of them, else training ones; also the share of them that is uniform.
