@@ -281,20 +281,20 @@ _FAULTS = {
 }
 
 
-def _settings(scheme: str) -> tuple[str, str | None, str | None, int]:
-    """Scheme, endpoint, region and attempts: what a file system is made of, but no secret."""
+def _settings(scheme: str) -> tuple[str, str | None, str | None, int, int]:
+    """Scheme, endpoint, region, attempts and process: what a file system is made of, but no secret."""
     if scheme == "gs":
-        return scheme, None, None, ATTEMPTS
+        return scheme, None, None, ATTEMPTS, os.getpid()
     endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
     if endpoint and ("@" in endpoint or not endpoint.startswith(("http://", "https://"))):
         raise WorkspaceError("AWS_ENDPOINT_URL must be a URL like https://host:port, without credentials")
     # Without an endpoint pyarrow asks the profile; other servers than Amazon's take any.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
-    return scheme, endpoint or None, region, ATTEMPTS
+    return scheme, endpoint or None, region, ATTEMPTS, os.getpid()
 
 
-@functools.cache  # one a process: it holds connections and threads, and so is never part of a path
-def _filesystem(scheme: str, endpoint: str | None, region: str | None, attempts: int) -> pafs.FileSystem:
+@functools.cache  # one a process, also of those that are forked: it holds connections, and so is never part of a path
+def _filesystem(scheme: str, endpoint: str | None, region: str | None, attempts: int, process: int) -> pafs.FileSystem:
     if scheme == "gs":
         return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=5 * attempts))
     if endpoint:  # SeaweedFS, for one, keeps the encoding of a checksummed upload, which not every reader can undo

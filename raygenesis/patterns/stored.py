@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,11 +88,12 @@ def cell_reader(folder: Place) -> CellReader:
     """A function of part and row group → the group's cells. It keeps some files open and some cells in memory."""
 
     @functools.lru_cache(OPEN_PARTS)
-    def open_part(part: int) -> pq.ParquetFile:
+    def open_part(part: int, process: int) -> pq.ParquetFile:
         return parquet_file(part_path(folder, part))
 
     @functools.lru_cache(CACHED_GROUPS)
     def read(part: int, group: int) -> pa.ChunkedArray:
-        return open_part(part).read_row_group(group, columns=["cube"], use_threads=False)["cube"]
+        # A process that was forked from one that had opened the part opens it anew.
+        return open_part(part, os.getpid()).read_row_group(group, columns=["cube"], use_threads=False)["cube"]
 
     return read
