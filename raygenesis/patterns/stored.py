@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raygenesis.patterns.reader import TRAINING_COLUMNS, damaged, part_paths, predicate, row_groups
 from raygenesis.patterns.writer import part_path
 from raygenesis.remote import RemotePath
-from raygenesis.training.feeding import Samples
+from raygenesis.training.feeding import Batch, Samples
 from raygenesis.workspace import Place, parquet_file
 
 # Of each process: parts that stay open, with their footers, and row groups whose cells stay in memory, encoded.
 OPEN_PARTS, CACHED_GROUPS = 64, 8
+
+FETCHED_PARTS = 16  # of a remote store at a time
 
 CellReader = Callable[[int, int], pa.ChunkedArray]
 
@@ -48,12 +53,34 @@ class StoredSamples(Samples):
         self._folder = patterns.folder
         self._parts, self._groups, self._rows = (table[name].to_numpy() for name in ("part", "group", "row"))
         self._read = cell_reader(patterns.folder)
+        self._fetched: dict[tuple[int, int], pa.ChunkedArray] = {}  # of the newest batch, from a remote store
         self._number(table.select(names), key, shape)
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        if isinstance(self._folder, RemotePath):
+            self._fetched = self._fetch(self._where[indices])
+        return super().batch(indices)
+
+    def _fetch(self, rows: NDArray[np.int64]) -> dict[tuple[int, int], pa.ChunkedArray]:
+        """The row groups of some rows by part and group, from several parts at a time: a request takes long."""
+        groups: dict[int, list[int]] = {}
+        for part, group in sorted(set(zip(self._parts[rows].tolist(), self._groups[rows].tolist(), strict=True))):
+            groups.setdefault(part, []).append(group)
+
+        def fetch(part: int) -> list[tuple[tuple[int, int], pa.ChunkedArray]]:
+            return [((part, group), self._group(part, group)) for group in groups[part]]
+
+        with ThreadPoolExecutor(FETCHED_PARTS) as pool:
+            return dict(itertools.chain.from_iterable(pool.map(fetch, groups)))
 
     def _cell(self, row: int) -> memoryview:
         part, group, place = (int(column[row]) for column in (self._parts, self._groups, self._rows))
+        cells = self._fetched.get((part, group))
+        return memoryview((self._group(part, group) if cells is None else cells)[place].as_buffer())
+
+    def _group(self, part: int, group: int) -> pa.ChunkedArray:
         try:
-            return memoryview(self._read(part, group)[place].as_buffer())
+            return self._read(part, group)
         except (ValueError, OSError) as error:
             raise damaged(part_path(self._folder, part), error) from None
 

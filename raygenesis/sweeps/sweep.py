@@ -112,12 +112,11 @@ def _check_held(key: str, asked: int, held: int, space: Space, workspace: Worksp
     if asked <= held:
         return
     verb = ["raygenesis", "discover", "--workspace", str(workspace.root), f"discovery.{key}={asked}"]
-    remove = shlex.join(["rm", "-r", str(workspace.patterns)])
     where = space.where if key in space.axes else "the settings"
     raise SettingsError(
         f"{where}: pretraining.{key}={asked} is more than the {held} that the pattern store holds: lower it, or extend "
-        f"the store with `{remove}` and then `{shlex.join(verb)}` with the preset and the other settings it was made "
-        "with"
+        f"the store: remove {workspace.patterns}, then run `{shlex.join(verb)}` with the preset and the other settings "
+        "it was made with"
     )
 
 

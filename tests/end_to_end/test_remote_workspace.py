@@ -249,7 +249,7 @@ def assert_same_training(run: Place, other: Place) -> None:
 
 @needs_heads
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_main_job_makes_the_same_in_a_store_and_on_a_disk(workspaces: list[Workspace]) -> None:
     in_store, on_disk = workspaces
     for stage in ("autoencoder", "embeddings", "patterns"):
@@ -274,7 +274,7 @@ def test_the_main_job_makes_the_same_in_a_store_and_on_a_disk(workspaces: list[W
 
 @needs_heads
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_no_secret_is_in_what_is_kept(workspaces: list[Workspace], environment: dict[str, str]) -> None:
     kept = contents(workspaces[0].root, "*.json") | contents(workspaces[0].root, "*.yaml")
     kept |= contents(workspaces[0].report)
@@ -285,7 +285,7 @@ def test_no_secret_is_in_what_is_kept(workspaces: list[Workspace], environment: 
 @needs_heads
 @needs_hippocampi
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_other_verb_works_on_it(workspaces: list[Workspace], tmp_path: Path) -> None:
     workspace = workspaces[0]
     (tmp_path / "space.yaml").write_text("pretraining.lambda_cls: [0.01, 1.0]\n")
@@ -316,7 +316,7 @@ def test_every_other_verb_works_on_it(workspaces: list[Workspace], tmp_path: Pat
 
 @needs_heads
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_pretraining_that_is_killed_goes_on_from_the_store(workspaces: list[Workspace]) -> None:
     in_store, on_disk = workspaces
     checkpoints = in_store.run("long") / "checkpoints"

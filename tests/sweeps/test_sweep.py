@@ -341,7 +341,7 @@ def test_more_than_the_store_holds_comes_with_the_commands_that_extend_it(worksp
     ranges = space_file(tmp_path, {"pretraining.num_neighbours": {"low": 6, "high": 40}})
     with pytest.raises(SettingsError) as error:
         sweep(workspace, swept(search="random"), "refused", ranges)
-    assert f"`rm -r {workspace.patterns}`" in str(error.value)
+    assert f"remove {workspace.patterns}, then run" in str(error.value)
     assert f"`raygenesis discover --workspace {workspace.root} discovery.num_neighbours=40`" in str(error.value)
 
 
