@@ -254,6 +254,28 @@ def report_command(
     report(_existing(workspace), _settings(preset, overrides))
 
 
+@app.command("plan")
+def plan_command(
+    overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    volumes: Annotated[int | None, typer.Option(min=1, help="Scans; those of the workspace when left out.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Cores of all nodes; this machine's when left out.")] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of all nodes.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that share them.")] = 1,
+    workspace: Annotated[
+        str | None, typer.Option(help="Take the scans' size and the stages' rates from what was run there.")
+    ] = None,
+    scan_mib: Annotated[float | None, typer.Option(min=0.001, help="MiB of voxels of a scan, unpacked.")] = None,
+    mib_per_second: Annotated[float, typer.Option(min=0.001, help="MiB/s a node reads from the workspace.")] = 500.0,
+) -> None:  # fmt: skip
+    """What a pipeline takes: time, memory, storage, bytes moved, cost, and what limits each stage."""
+    from raygenesis.machine import Hardware, num_cores
+    from raygenesis.planning.plan import plan
+
+    hardware = Hardware(cpus or num_cores(), gpus, nodes)
+    there = None if workspace is None else _existing(workspace)
+    plan(volumes, hardware, _settings(preset, overrides), there, scan_mib, mib_per_second)
+
+
 @app.command("config")
 def config_command(overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """Print the resolved settings as YAML."""
