@@ -30,18 +30,17 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_joined: Hardware | None = None
+_joined: list[Hardware] = []
 
 
 def hardware() -> Hardware:
     """Of the cluster that this process has joined, else of this machine."""
-    return _joined or Hardware(num_cores(), processor=processor())
+    return _joined[-1] if _joined else Hardware(num_cores(), processor=processor())
 
 
 def join(cluster: Hardware) -> None:
     """From now on `hardware` tells of a cluster."""
-    global _joined
-    _joined = cluster
+    _joined[:] = [cluster]
 
 
 @cache
@@ -53,6 +52,11 @@ def processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def memory_gib() -> float:
+    """Of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def peak_memory_gib() -> float:

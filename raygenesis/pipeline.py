@@ -22,6 +22,14 @@ from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
 from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
+from raygenesis.planning.announce import (
+    announce,
+    left_to_crop,
+    left_to_discover,
+    left_to_embed,
+    left_to_ingest,
+    left_to_pretrain,
+)
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import check_pretext, pretrain
 from raygenesis.progress import say
@@ -43,12 +51,17 @@ def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "defa
     found = find(scans, workspace)
     check_settings(found.survey.scans, scans, settings)
     _check_same_scans(found, scans, workspace)
+    announce(left_to_ingest(found, workspace), workspace, settings)
     ingest(scans, workspace, settings, found=found)
     if _discovers(settings):
+        announce(left_to_embed(workspace, settings), workspace, settings)
         embed(workspace, settings)
+        announce(left_to_discover(workspace, settings), workspace, settings)
         discover(workspace, settings)
     else:
+        announce(left_to_crop(workspace, settings), workspace, settings)
         crop(workspace, settings)
+    announce(left_to_pretrain(workspace, settings, name), workspace, settings)
     pretrain(workspace, settings, name)
     page = report(workspace, settings)
     say("run", f"everything is in {workspace.root}, {watch.seconds:.1f} s; open {page}")

@@ -28,7 +28,7 @@ def scans_of(workspace: Workspace) -> Scans | None:
     if made is None:
         return None
     table = read_columns(workspace.catalog, ["shape", "num_channels", "dtype", "source_bytes"])
-    sample = table.take(range(0, table.num_rows, math.ceil(table.num_rows / MOST_SAMPLED))).to_pylist()
+    sample = table.take(list(range(0, table.num_rows, math.ceil(table.num_rows / MOST_SAMPLED)))).to_pylist()
     sizes = [sum(map(of, sample)) / len(sample) / MIB for of in (voxel_bytes, lambda row: row["source_bytes"])]
     return Scans(table.num_rows, *sizes)
 

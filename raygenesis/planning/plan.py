@@ -18,12 +18,13 @@ from raygenesis.workspace import Workspace
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
 SCAN_MIB = {3: 150.0, 2: 7.6}
 COMPRESSED = 0.6  # a scan's files, of its voxels
+MIB_PER_S = 500.0  # that a node reads and writes
 HEADER = ("stage", "work", "time", "on", "memory a node", "stored", "moved", "cost", "limited by", "rates")
 
 
 def plan(
     num_volumes: int | None, hardware: Hardware, settings: Settings, workspace: Workspace | None = None,
-    scan_mib: float | None = None, mib_per_s: float = 500.0,
+    scan_mib: float | None = None, mib_per_s: float = MIB_PER_S,
 ) -> list[Estimate]:  # fmt: skip
     """Print, and return, an estimate of each stage.
 
