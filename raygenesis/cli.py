@@ -40,13 +40,15 @@ DEFAULT_PRESET = "cpu-small"
 def run_command(
     scans: Scans, workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
     name: Name = "default", keep_ids: KeepIds = False,
+    sweeps: Annotated[bool, typer.Option("--sweep", help="Sweep too, and pretrain with the best settings.")] = False,
+    target: Annotated[Path | None, typer.Option(help="YAML file of a target task to learn at the end.")] = None,
 ) -> None:  # fmt: skip
     """The main job: scans in, pretrained encoder and report out. Run it again to continue."""
     from raygenesis.pipeline import run
 
     settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
     with recorded("run", place):
-        run(scans, place, settings, name)
+        run(scans, place, settings, name, sweeps, target)
 
 
 @app.command("ingest")

@@ -48,6 +48,7 @@ def recorded(verb: str, workspace: Workspace) -> Iterator[None]:
         raise
     except (KeyboardInterrupt, SystemExit):
         state = STOPPED
+        progress.say(verb, "stopped; the same command goes on with what is missing")
         raise
     except BaseException as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]

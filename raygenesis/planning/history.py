@@ -52,6 +52,8 @@ def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
         stored = made["bytes"] / MIB / did.stored_mib if did.stored_mib else 1.0
         seen = f"{hardware.num_cores} cores" + (f", {hardware.num_gpus} GPUs" if hardware.num_gpus else "")
         factors[stage] = Factor((seconds - START_S[stage]) / variable, stored, f"this workspace, {seen}")
+    if "pretrain" in factors:  # the same network
+        factors |= dict.fromkeys(("sweep", "finetune"), replace(factors["pretrain"], stored=1.0))
     return factors
 
 
