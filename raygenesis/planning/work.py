@@ -25,6 +25,8 @@ GPU_OF = "a GPU of 10 effective TFLOP/s, assumed and not measured"
 CORE_S_PER_GFLOP, CORE_S_PER_MEGA_ACTIVATION = 0.0056, 0.0119
 GPU_S_PER_GFLOP, GPU_S_PER_MEGA_ACTIVATION = 1.0e-4, 2.7e-5
 FORWARD = 1 / 3  # of training on a sample
+AUTOENCODER = 1.6  # times what its load says: small layers and batches
+ENCODE = 0.043  # of training the auto-encoder on a scan, by its load: its encoder alone, forward
 
 INGEST_S_PER_SCAN, INGEST_S_PER_MIB = 0.017, 0.0078  # MiB of voxels
 COARSE_S_PER_SCAN = 0.0014  # to read a scan's coarse level
@@ -101,7 +103,7 @@ def train_autoencoder(scans: Scans, settings: Settings, num_epochs: int | None =
     load, weights = _autoencoder_load(chosen)
     return Work(
         "auto-encoder", f"{training:,.0f} scans × {epochs} epochs",
-        core_s=(training + FORWARD * validation) * epochs * core_s(load)
+        core_s=(training + FORWARD * validation) * epochs * AUTOENCODER * core_s(load)
         + (training + validation) * COARSE_S_PER_SCAN,
         most_cores=ONE_NODE,
         read_mib=(training + validation) * coarse / MIB,
@@ -119,9 +121,9 @@ def embed(scans: Scans, settings: Settings) -> Work:
     held = chosen.volumes_per_part * voxels * (DTYPE.itemsize + 4) / GIB
     return Work(
         "embed", f"{scans.number:,} scans",
-        core_s=scans.number * (COARSE_S_PER_SCAN + (0 if on_gpu else FORWARD * core_s(load))),
+        core_s=scans.number * (COARSE_S_PER_SCAN + (0 if on_gpu else ENCODE * core_s(load))),
         most_cores=chosen.num_actors + 1,
-        gpu_s=scans.number * FORWARD * gpu_s(load) if on_gpu else 0.0,
+        gpu_s=scans.number * ENCODE * gpu_s(load) if on_gpu else 0.0,
         most_gpus=math.ceil(chosen.num_actors * chosen.num_gpus),
         read_mib=scans.number * voxels * DTYPE.itemsize / MIB,
         stored_mib=scans.number * settings.autoencoder.latent_size * 4 / MIB,
