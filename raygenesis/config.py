@@ -427,6 +427,14 @@ class FinetuneSettings(Section):
         return self
 
 
+class PriceSettings(Section):
+    """What the cluster costs, in whatever currency, for `plan` and `status`."""
+
+    cpu_hour: NonNegative | None = Field(None, description="A core for an hour; no costs are told when null.")
+    gpu_hour: NonNegative | None = Field(None, description="A GPU for an hour.")
+    gib_month: NonNegative | None = Field(None, description="A GiB stored for a month.")
+
+
 class Settings(Section):
     """The whole tree. `raygenesis config --preset NAME` prints it resolved."""
 
@@ -443,6 +451,7 @@ class Settings(Section):
     pretraining: PretrainingSettings = PretrainingSettings()
     sweep: SweepSettings = SweepSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    prices: PriceSettings = PriceSettings()
 
     _given: frozenset[str] = PrivateAttr(default=frozenset())
 
