@@ -10,20 +10,12 @@ import re
 import yaml
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 
-from tests.infra.manifests import INFRA
+from raygenesis.metrics import GAUGES
+from tests.infra.manifests import CHECKOUT, INFRA
 
 DASHBOARD = json.loads((INFRA / "grafana" / "raygenesis.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-# Name and tags of the pipeline's own metrics, before Ray's prefix.
-METRICS = {
-    "raygenesis_rate": {"verb", "stage", "unit"},
-    "raygenesis_done": {"verb", "stage", "unit"},
-    "raygenesis_total": {"verb", "stage", "unit"},
-    "raygenesis_failures": {"verb", "stage"},
-    "raygenesis_index_recall": set(),
-    "raygenesis_training_gap": {"run"},
-    "raygenesis_loss": {"run", "split"},
-}
+METRICS = {name: set(tags) for name, (_, tags) in GAUGES.items()}
 NAME = re.compile(r"\bray_\w+")
 
 
@@ -65,8 +57,18 @@ def test_rates_failures_and_progress_follow_the_verb_that_is_chosen() -> None:
         for metric in NAME.findall(expression):
             if "verb" in METRICS.get(metric.removeprefix("ray_"), set()):
                 assert f'{metric}{{verb=~"$verb"' in expression
-    units = {unit for expression in EXPRESSIONS for unit in re.findall(r'unit="(\w+)"', expression)}
-    assert units == {"volumes", "patterns", "cubes"}
+
+
+def test_units_are_those_that_stages_count() -> None:
+    asked = {
+        unit
+        for expression in EXPRESSIONS
+        for units in re.findall(r'unit=~"([\w|]+)"', expression)
+        for unit in units.split("|")
+    }
+    sources = "".join(path.read_text() for path in (CHECKOUT / "raygenesis").rglob("*.py"))
+    counted = set(re.findall(r'progress\(.*, "([\w ]+)"', sources)) | {"patterns", "crops"}  # by their folders' names
+    assert asked == {"scans", "volumes", "patterns", "crops", "epochs"} and asked <= counted
 
 
 def test_panels_do_not_overlap_and_fit_the_page() -> None:
