@@ -318,8 +318,16 @@ def status_command(
 
 
 @app.command("config")
-def config_command(overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
+def config_command(
+    overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    reference: Annotated[bool, typer.Option("--reference", help="Print what every setting means instead.")] = False,
+) -> None:  # fmt: skip
     """Print the resolved settings as YAML."""
+    if reference:
+        from raygenesis.reference import reference as page
+
+        typer.echo(page(), nl=False)
+        return
     from raygenesis.settings import as_yaml
 
     typer.echo(as_yaml(_settings(preset, overrides)), nl=False)

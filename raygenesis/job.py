@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from raygenesis import machine, progress
+from raygenesis.archive.identity import make_private
 from raygenesis.errors import RaygenesisError, WorkspaceError
 from raygenesis.metrics import set_gauge
 from raygenesis.workspace import Place, Workspace, write_json
@@ -106,7 +107,8 @@ class _Job:
             "said": progress.said()[-MOST_SAID:], **_ray_facts(),
         }  # fmt: skip
         with suppress(WorkspaceError, OSError):  # a full disk must not end the job by its record
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_private(self._folder.parent)
+            self._folder.mkdir(exist_ok=True)
             write_json(self._folder / f"{self._name}.json", self._record)
         for stage in stages:
             tags = {"verb": self._record["verb"], "stage": stage["stage"], "unit": stage["unit"]}
