@@ -274,7 +274,7 @@ _FAULTS = {
         "GOOGLE_APPLICATION_CREDENTIALS), to those of an account that may read and write there"
     ),
     r"AWS Error (NETWORK|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|REQUEST_TIMEOUT|\w+ \(HTTP status 5)|"
-    r"retry attempts failed: |\b(UNAVAILABLE|DEADLINE_EXCEEDED): ": (
+    r"retry attempts failed: |Failed to flush response stream|\b(UNAVAILABLE|DEADLINE_EXCEEDED): ": (
         "{store} did not answer properly in {tries} attempts: check AWS_ENDPOINT_URL, the network and the server"
     ),
     r"AWS Error|google::cloud": "{message}: check the URL, AWS_ENDPOINT_URL and AWS_REGION",

@@ -87,7 +87,10 @@ class StoredSamples(Samples):
 
 def places(folder: Place, where: Any, names: Sequence[str]) -> pa.Table:
     """The selected rows of a store: columns of these names, and `part`, `group` and `row`, where their cells are."""
-    return pa.concat_tables(_places(path, part, where, names) for part, path in enumerate(part_paths(folder)))
+    paths = part_paths(folder)
+    with ThreadPoolExecutor(FETCHED_PARTS if isinstance(folder, RemotePath) else 1) as pool:
+        found = pool.map(lambda part: _places(paths[part], part, where, names), range(len(paths)))
+        return pa.concat_tables(found)
 
 
 def _places(path: Place, part: int, where: Any, names: Sequence[str]) -> pa.Table:

@@ -22,6 +22,7 @@ import torch
 
 from raygenesis import PatternDataset, load_network, remote
 from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.inspection import verify
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
@@ -58,11 +59,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @contextmanager
 def counted(endpoint: str) -> Iterator[tuple[str, list[int]]]:
-    """A way to the server, and the numbers of bytes that came back by it."""
+    """A way to the server, cut in the end, and the numbers of bytes that came back by it."""
     sizes: list[int] = []
+    callers: list[socket.socket] = []
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            callers.append(self.request)
             with socket.create_connection((urlsplit(endpoint).hostname, urlsplit(endpoint).port)) as there:
                 back = threading.Thread(target=self._pass, args=(there, self.request, sizes))
                 back.start()
@@ -84,6 +87,9 @@ def counted(endpoint: str) -> Iterator[tuple[str, list[int]]]:
         threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{proxy.server_address[1]}", sizes
         proxy.shutdown()
+    for caller in callers:
+        with suppress(OSError):  # it has gone already
+            caller.shutdown(socket.SHUT_RDWR)
 
 
 def copied(local: Path, url: str) -> RemotePath:
@@ -127,6 +133,22 @@ def test_a_selection_of_patterns_fetches_what_it_needs(
         assert sum(fetched) < 0.4 * whole
 
 
+def test_a_store_that_is_gone_is_not_called_damage(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    STORE.write(tmp_path / "patterns")
+    folder = copied(tmp_path / "patterns", f"s3://{BUCKET}/gone/patterns")
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    with counted(environment["AWS_ENDPOINT_URL"]) as (endpoint, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        stored = StoredPatterns(folder, TRAINING, 4).open("pattern_id", STORE.shape)
+        stored.batch(np.array([0]))
+    with pytest.raises(WorkspaceError, match="did not answer properly in 2 attempts"):
+        stored.batch(np.array([20]))  # of a part that is open
+    with pytest.raises(WorkspaceError, match="did not answer properly in 2 attempts"):
+        Embeddings(folder).ids()
+
+
 def test_the_store_is_verified_and_read_by_torch(environment: dict[str, str], tmp_path: Path) -> None:
     STORE.write(tmp_path / "patterns")
     url = f"s3://{BUCKET}/torch"
@@ -142,7 +164,7 @@ def test_the_store_is_verified_and_read_by_torch(environment: dict[str, str], tm
     assert torch.equal(torch.cat([batch["cube"] for batch in loader]), cubes)
     part = folder / "part-000000.parquet"
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(Exception, match=r"part-000000.parquet: it has \d+ bytes, and \d+ were written"):
+    with pytest.raises(WorkspaceError, match=r"part-000000.parquet: it has \d+ bytes, and \d+ were written"):
         verify(Workspace.existing(url))
 
 
