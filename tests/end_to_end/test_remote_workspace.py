@@ -41,7 +41,7 @@ from tests.training.experiments import without_timings
 KEY = "5c" * 32
 FEW_STEPS = [
     *TINY, "sweep.num_classification_epochs=1", "sweep.num_joint_epochs=1", "finetune.num_steps=2",
-    "finetune.num_test=2", "finetune.num_trials=1", "finetune.num_labelled=[3]",
+    "finetune.num_test=2", "finetune.num_trials=2", "finetune.num_labelled=[3]",
 ]  # fmt: skip
 # Long enough to be killed in the midst of it, with a checkpoint after nearly every step.
 LONG = [*TINY, "pretraining.num_joint_epochs=12", "pretraining.checkpoint_seconds=0"]
