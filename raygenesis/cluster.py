@@ -83,6 +83,11 @@ def room_for(num_cpus: float, num_gpus: float) -> int:
     return room
 
 
+def is_lost(node_id: str) -> bool:
+    """Whether a node of the cluster is not there any more."""
+    return not any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
 def answer_of(reference: ray.ObjectRef) -> Any:
     """A task's answer; a user's mistake found there is one sentence here too."""
     try:

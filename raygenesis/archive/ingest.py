@@ -283,8 +283,9 @@ def take_in_block(
     block: Mapping[str, Any], root: Path, volumes: Any, settings: ArchiveSettings
 ) -> Iterator[dict[str, str]]:
     """Outcomes, as JSON, of the scans of one block, each with its source."""
+    node = ray.get_runtime_context().get_node_id()
     for files in block["scans"]:
-        outcome = take_in([root / path for path in files], volumes, settings)
+        outcome = take_in([root / path for path in files], volumes, settings, node, cluster.is_lost)
         yield {"source": str(files[0]), "outcome": json.dumps(asdict(outcome))}
 
 

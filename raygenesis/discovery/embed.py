@@ -129,9 +129,12 @@ def embed(workspace: Workspace, settings: Settings, output: Path | None = None) 
     with stage.claimed():
         listing = _listed(folder, known["volume_id"], settings.embedding.volumes_per_part)
         made = {path.name for path in folder.glob("part-*.parquet")}
-        missing = [(start, ids) for start, ids in _parts(listing) if _part_path(folder, start).name not in made]
-        there = ((start, ids.filter(pc.is_in(ids, value_set=known["volume_id"]))) for start, ids in missing)
-        parts = [(start, CatalogueRows(workspace.catalog, ids.to_pylist())) for start, ids in there if len(ids)]
+        there = listing.filter(pc.is_in(listing["volume_id"], value_set=known["volume_id"]))
+        parts = [
+            (start, CatalogueRows(workspace.catalog, ids.to_pylist()))
+            for start, ids in _parts(there)
+            if _part_path(folder, start).name not in made
+        ]
         num_new = sum(len(rows) for _, rows in parts)
         if parts:
             _embed_parts(workspace, settings, weights, folder, parts)
@@ -279,6 +282,7 @@ def _embed_parts(
     shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
     source = coarse_cubes(workspace.volumes, parts, shape, settings.intensity)
     num_gpus = settings.embedding.num_gpus
+    num_actors = min(_num_actors(settings), len(parts))
     scans = ray.data.read_datasource(source, override_num_blocks=len(parts))
     scans.context.target_max_block_size = None  # a block is a part, however large
     done = scans.map_batches(
@@ -286,7 +290,8 @@ def _embed_parts(
         fn_constructor_args=(weights, shape, folder, "cuda" if num_gpus else "cpu"),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(settings.embedding.num_actors, len(parts))),
+        # Of fewer than there were, after the loss of a node, those that are idle make room.
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_actors, initial_size=num_actors),
         num_gpus=num_gpus or None,
         zero_copy_batch=True,
     )
@@ -295,6 +300,14 @@ def _embed_parts(
             if row["error"]:
                 raise WorkspaceError(row["error"])
             ticker.advance(row["volumes"])
+
+
+def _num_actors(settings: Settings) -> int:
+    """As asked for, or as the cluster has room for, where a quarter of the CPUs is left to reading."""
+    if settings.embedding.num_actors is not None:
+        return settings.embedding.num_actors
+    not_reading = int(ray.cluster_resources().get("CPU", 1) * 3 / 4)
+    return max(1, min(cluster.room_for(1, settings.embedding.num_gpus), not_reading))
 
 
 def _split(workspace: Workspace, settings: Settings) -> tuple[pa.StringArray, pa.StringArray]:

