@@ -47,7 +47,7 @@ FAILURES = pa.schema([("source", pa.string()), ("reason", pa.string())])
 
 @dataclass(frozen=True)
 class CatalogueRows:
-    """The rows of some volumes, which are read where they are looped over, in order of volume id."""
+    """The rows of some volumes, whose ids are in order: they are read where they are looped over, few at a time."""
 
     path: Place
     volume_ids: Sequence[str]
@@ -55,8 +55,12 @@ class CatalogueRows:
     def __len__(self) -> int:
         return len(self.volume_ids)
 
+    def __getitem__(self, part: slice) -> CatalogueRows:
+        return CatalogueRows(self.path, self.volume_ids[part])
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(read_catalogue(self.path, self.volume_ids))
+        for start in range(0, len(self), ROWS_PER_GROUP):
+            yield from read_catalogue(self.path, self.volume_ids[start : start + ROWS_PER_GROUP])
 
 
 def write_catalogue(path: Place, rows: Sequence[Mapping[str, Any]]) -> None:

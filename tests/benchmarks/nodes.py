@@ -106,7 +106,7 @@ def measure(root: str, num_nodes: str) -> None:
 
     workspace = Workspace.existing(root)
     settings = settings_of(workspace)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS_PER_NODE})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS_PER_NODE, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False)
     for _ in range(int(num_nodes) - 1):
         cluster.add_node(num_cpus=CPUS_PER_NODE)

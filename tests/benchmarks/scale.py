@@ -44,7 +44,7 @@ from raygenesis.workspace import Stopwatch, Workspace, write_json
 
 SIZE, VOLUMES_PER_PART, CLUSTERS = 512, 128, 1000
 ROWS_AT_ONCE = 8192
-SETTINGS = ["discovery.num_references=44", "validation_fraction=0.05"]
+SETTINGS = ["discovery.num_references=44", "validation_fraction=0.05", "embedding.num_actors=2"]
 # A stage may take no more than this of a machine that others use.
 MOST_BYTES = 8 * 2**30
 

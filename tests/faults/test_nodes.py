@@ -164,14 +164,14 @@ FOLDERS = {"ingest": "archive", "embed": "embeddings", "discover": "patterns", "
 
 @contextmanager
 def nodes(num_workers: int) -> Iterator[Any]:
-    """A cluster with this process at its head, where nothing but it works, and so many other nodes of 3 CPUs."""
+    """A cluster with this process at its head, where nothing but it works, and so many other nodes of 2 CPUs."""
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False)  # while the head is alone: the driver is not to be lost
     for _ in range(num_workers):
-        cluster.add_node(num_cpus=3)
+        cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
     try:
         yield cluster
@@ -212,7 +212,7 @@ def lose_one(cluster: Any, stage: str, workspace: Path, log: list[str]) -> None:
     if stage != "ingest":
         return
     with mock.patch("ray._private.utils.set_sigterm_handler"):  # which only the main thread may set
-        fresh = cluster.add_node(num_cpus=3)
+        fresh = cluster.add_node(num_cpus=2)
     while not (workspace / FOLDERS[stage] / "manifest.json").exists():
         if works_on(fresh, loss.title):
             log.append("used")
@@ -233,7 +233,7 @@ def run_losing_nodes(root: str, location: str) -> None:
             watch.join(60)
             print(f"nodes: {stage} {' '.join(log)}", flush=True)
             while len(cluster.worker_nodes) < 2:
-                cluster.add_node(num_cpus=3)
+                cluster.add_node(num_cpus=2)
 
 
 def run_stages(root: str, location: str, *stages: str) -> None:
