@@ -87,7 +87,10 @@ def read_columns(
             wanted &= (field >= pc.min(asked)) & (field <= pc.max(asked))
     needed = list(dict.fromkeys([*columns, "volume_id", "shape"]))
     try:
-        table = read_table(path, schema=CATALOGUE, filters=wanted, columns=needed)
+        # Of a large catalogue, many threads would hold a great deal at once, and take longer in all.
+        table = read_table(
+            path, schema=CATALOGUE, filters=wanted, columns=needed, use_threads=False, pre_buffer=False
+        )
     except FileNotFoundError:
         raise WorkspaceError(f"{path} is not there: run `raygenesis ingest` first") from None
     except (pa.ArrowInvalid, OSError):
