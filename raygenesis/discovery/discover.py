@@ -12,6 +12,7 @@ from raygenesis import cluster
 from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.config import Settings
 from raygenesis.discovery.alignment import AlignmentError
+from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import crop_cubes, place, size_mm
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.neighbours import Search, build_index, find_neighbours, searcher, typical_distance
@@ -26,6 +27,9 @@ from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.progress import progress, say
 from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of
+
+# So many more patients than references are asked, in case that some hold too few coordinates.
+SPARE = 32
 
 Found = list[dict[str, list[int]]]
 
@@ -46,13 +50,13 @@ def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), where, settings)
     embeddings = Embeddings(workspace.embeddings)
     least = settings.discovery.duplicate_distance * typical_distance(embeddings, patients, settings)
-    numbers = choose_references(patients, embeddings, least, settings)
+    numbers = choose_references(patients, embeddings, least, settings, SPARE)
     if len(numbers) < settings.discovery.num_references:
         raise SettingsError(
             f"only {len(numbers)} of discovery.num_references={settings.discovery.num_references} references are no "
             "near-duplicates of each other: lower it or discovery.duplicate_distance"
         )
-    references = _references(workspace, settings, patients.names(numbers))
+    references, numbers = _references(workspace, settings, patients, numbers)
     # What cannot fit was refused before anything is built.
     search = searcher(workspace, build_index(workspace, settings))
     found = _neighbours(settings, patients, embeddings, search, numbers, least)
@@ -105,11 +109,31 @@ def _neighbours(
     return found
 
 
-def _references(workspace: Workspace, settings: Settings, names: Sequence[str]) -> list[Reference]:
-    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, names)}
-    return [
-        choose_coordinates(workspace.volumes, rows[name], number, settings) for number, name in enumerate(names)
-    ]
+def _references(
+    workspace: Workspace, settings: Settings, patients: Patients, numbers: Sequence[int]
+) -> tuple[list[Reference], list[int]]:
+    """The first R of the patients that hold C coordinates, and their numbers; the others are passed over, and told.
+
+    Raises what the first of those raised, if there are fewer.
+    """
+    wanted = settings.discovery.num_references
+    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, patients.names(numbers))}
+    references: list[Reference] = []
+    kept, faults = [], []
+    for number, name in zip(numbers, patients.names(numbers), strict=True):
+        try:
+            references.append(choose_coordinates(workspace.volumes, rows[name], len(references), settings))
+        except (CoordinateError, ScanError) as error:
+            faults.append(error)
+            continue
+        kept.append(number)
+        if len(kept) == wanted:
+            break
+    if len(kept) < wanted:
+        raise faults[0]
+    for fault in faults:
+        say("discover", f"another reference instead of one that does not fit: {fault}")
+    return references, kept
 
 
 def _quality(

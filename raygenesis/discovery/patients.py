@@ -82,11 +82,11 @@ def load_scans(workspace: Workspace, settings: Settings) -> Patients:
 
 
 def choose_references(
-    patients: Patients, embeddings: Embeddings, least_distance: float, settings: Settings
+    patients: Patients, embeddings: Embeddings, least_distance: float, settings: Settings, spare: int = 0
 ) -> list[int]:
-    """Numbers of R training volumes of different subjects, drawn by seed; the first few are those for a smaller R.
+    """Numbers of R + spare training volumes of different subjects, drawn by seed; the first few are those for fewer.
 
-    None is a near-duplicate, at `least_distance` or nearer, of one before it; there may then be fewer than R.
+    None is a near-duplicate, at `least_distance` or nearer, of one before it; there may then be fewer.
     `spread`: the first is drawn, and each further one is the patient farthest from all before it (among at most
     MOST_SPREAD drawn ones).
     """
@@ -94,7 +94,7 @@ def choose_references(
     drawn = generator.permutation(np.flatnonzero(patients.eligible(TRAINING)))
     _, first = np.unique(patients.subjects[drawn], return_index=True)
     drawn = drawn[np.sort(first)]
-    count = settings.discovery.num_references
+    count = settings.discovery.num_references + spare
     if settings.discovery.reference_choice == "random":
         drawn = drawn[: 2 * count + SPARE]
         vectors, kept = embeddings.take(drawn), []

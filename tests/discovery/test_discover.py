@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from scipy import ndimage
 
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
@@ -296,6 +297,24 @@ def test_a_scan_damaged_since_ingest_loses_its_patterns_alone(workspace, tmp_pat
     else:
         lost |= {(0, n) for n in range(1, 9)}
     assert told["quality"]["neighbours"]["num_patients"] == whole["neighbours"]["num_patients"] - len(lost)
+
+
+def blank_coarse(workspace: Workspace, volume_id: str) -> None:
+    path = workspace.volumes / f"{volume_id}.ome.zarr"
+    coarsest = len(catalogue(workspace)[volume_id]["levels"]) - 1
+    level = zarr.open_group(path, mode="r+")[str(coarsest)]
+    level[:] = np.full(level.shape, 0.5, level.dtype)
+
+
+def test_a_patient_that_cannot_be_a_reference_gives_way_to_the_next(workspace, tmp_path, capsys):
+    first, second = (reference["volume_id"] for reference in manifest(workspace)["references"])
+    other = make_workspace(tmp_path)
+    blank_coarse(other, first)
+    made = discover(other, SETTINGS)
+    chosen = [reference["volume_id"] for reference in made["references"]]
+    assert chosen[0] == second and len(set(chosen)) == 2 and first not in chosen
+    assert f"another reference instead of one that does not fit: reference scan {first}.nii" in capsys.readouterr().out
+    assert made["counts"]["references"] == 2
 
 
 # --- whether it worked ----------------------------------------------------------------------------
