@@ -37,7 +37,7 @@ from tests.synthetic import archived
 
 CPUS_PER_NODE = 4
 NUM_NODES = (1, 2, 3)
-NUM_VOLUMES = 1920
+NUM_VOLUMES = 960
 VOLUMES_PER_PART = 8
 SHAPE = (16, 16, 16)
 ARCHITECTURE = {"input_shape": list(SHAPE), "base_width": 2, "latent_size": 8}
