@@ -115,8 +115,7 @@ class EmbeddingSettings(Section):
     )
     num_actors: Count | None = Field(
         None,
-        description="Actors in the pool; when null as many as the cluster has cores for (or GPUs, with num_gpus), a "
-        "quarter of which are left to reading.",
+        description="Actors in the pool; when null as many as the cluster has cores for, or GPUs with num_gpus.",
     )
     num_gpus: NonNegative = Field(0.0, description="GPUs for each actor; a fraction lets several share one.")
     volumes_per_part: Count = Field(128, description="Scans in one Parquet part: the unit of resuming.")

@@ -284,7 +284,8 @@ def _embed_parts(
     num_gpus = settings.embedding.num_gpus
     if num_gpus:
         cluster.require(f"embedding.num_gpus={num_gpus:g}", 1, num_gpus=num_gpus)
-    num_actors = min(_num_actors(settings), len(parts))
+    # Without GPUs Ray Data has the actors read as well, so that they may have all cores.
+    num_actors = min(settings.embedding.num_actors or cluster.at_once(1, num_gpus), len(parts))
     scans = ray.data.read_datasource(source, override_num_blocks=len(parts))
     scans.context.target_max_block_size = None  # a block is a part, however large
     done = scans.map_batches(
@@ -302,14 +303,6 @@ def _embed_parts(
             if row["error"]:
                 raise WorkspaceError(row["error"])
             ticker.advance(row["volumes"])
-
-
-def _num_actors(settings: Settings) -> int:
-    """As asked for, or as the cluster has room for, where a quarter of the CPUs is left to reading."""
-    if settings.embedding.num_actors is not None:
-        return settings.embedding.num_actors
-    not_reading = int(ray.cluster_resources().get("CPU", 1) * 3 / 4)
-    return max(1, min(cluster.room_for(1, settings.embedding.num_gpus), not_reading))
 
 
 def _split(workspace: Workspace, settings: Settings) -> tuple[pa.StringArray, pa.StringArray]:
