@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from raygenesis.archive.catalogue import FAILURES
 from raygenesis.archive.cells import DTYPE, decode, decode_steps
 from raygenesis.archive.inspection import NUMBER, TILE_PIXELS, tile, write_sheet
-from raygenesis.archive.sources import read_sources
+from raygenesis.archive.sources import paths_of
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.reader import made_by, predicate, read_patterns, store_manifest, who_checks
 from raygenesis.patterns.schema import PATTERN, TRAINING, UNLABELLED, VALIDATION
@@ -82,7 +82,7 @@ def _failure_lines(workspace: Workspace, folder: Place) -> list[str]:
         raise WorkspaceError(
             f"{path} is missing or damaged: remove manifest.json beside it and run `raygenesis {made_by(folder)}`"
         ) from None
-    paths = {row["source"]: row["path"] for row in read_sources(workspace.private).values()} if failures else {}
+    paths = paths_of(workspace.private, failures)
     reasons: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in failures:
         reasons[NUMBER.sub("…", row["reason"])].append(row)
