@@ -274,10 +274,20 @@ def write_table(path: Place, table: pa.Table, **options: Any) -> None:
 
 
 def read_table(path: Place, **options: Any) -> pa.Table:
-    """A Parquet file as a table."""
-    if isinstance(path, RemotePath):
+    """A Parquet file as a table; of a remote one some columns or rows are fetched alone.
+
+    Raises FileNotFoundError if it is not there.
+    """
+    if not isinstance(path, RemotePath):
+        return pq.read_table(path, **options)
+    if not options.keys() & {"columns", "filters"}:
         return pq.read_table(io.BytesIO(path.read_bytes()), **options)
-    return pq.read_table(path, **options)
+    try:
+        return pq.read_table(path.key, filesystem=path.filesystem, **options)
+    except (OSError, pa.ArrowException) as error:
+        if (fault := path.fault_of(error)) is not None:
+            raise fault from error
+        raise
 
 
 def parquet_file(path: Place, **options: Any) -> pq.ParquetFile:
