@@ -274,10 +274,15 @@ def write_table(path: Place, table: pa.Table, **options: Any) -> None:
 
 
 def read_table(path: Place, **options: Any) -> pa.Table:
-    """A Parquet file as a table."""
-    if isinstance(path, RemotePath):
+    """A Parquet file as a table; of a remote one with `filters` only the row groups that they leave are fetched."""
+    if not isinstance(path, RemotePath):
+        return pq.read_table(path, **options)
+    if options.get("filters") is None:
         return pq.read_table(io.BytesIO(path.read_bytes()), **options)
-    return pq.read_table(path, **options)
+    try:
+        return pq.read_table(path.key, filesystem=path.filesystem, **options)
+    except OSError as error:
+        raise store_fault(path, error) or error from error
 
 
 def parquet_file(path: Place, **options: Any) -> pq.ParquetFile:
