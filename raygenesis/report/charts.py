@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 MOST_POINTS = 300  # of one curve
-MOST_LETTERS = 60  # of the names below an axis, side by side
+MOST_LETTERS = 40  # of the names below an axis, side by side
 DOTS_PER_INCH = 300
 
 # The page's colours in light; in the page they become its CSS variables, so that charts follow light and dark.

@@ -24,7 +24,7 @@ from raygenesis.report.page import counted, render
 from raygenesis.report.pictures import Gallery
 from raygenesis.report.sections import Made, Row
 from raygenesis.report.sweep import sweep
-from raygenesis.report.transfer import comparison, transfer
+from raygenesis.report.transfer import MARKS, comparison, transfer
 from raygenesis.settings import as_yaml
 from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
 
@@ -130,6 +130,7 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         "runs": runs,
         "sweeps": each("sweeps", sweep),
         "transfers": each("transfer", transfer), "comparisons": each("comparisons", comparison),
+        "marks": MARKS,
         "cost": section(cost, "archive"),
         "provenance": _provenance(made, runs, settings),
     }  # fmt: skip

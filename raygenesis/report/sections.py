@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
-from raygenesis.archive.catalogue import read_catalogue, split_by_subject
+from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
 from raygenesis.archive.cells import decode
 from raygenesis.config import IntensitySettings, Settings
 from raygenesis.errors import RaygenesisError, WorkspaceError
@@ -97,27 +97,28 @@ def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
 
 def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
     """Counts, modalities, corrections, ranges of shape and spacing, and a contact sheet."""
-    rows = sorted(read_catalogue(workspace.catalog), key=lambda row: row["volume_id"])
+    facts = {"modality": "modality", "dtype": "stored as", "num_channels": "channels"}
+    table = read_columns(workspace.catalog, ["volume_id", "subject_id", "shape", "spacing_mm", "corrections", *facts])
     ranges = []
     for ndim in (3, 2):
-        members = [row for row in rows if len(row["shape"]) == ndim]
-        shapes, spacings = (np.array([row[name] for row in members], float) for name in ("shape", "spacing_mm"))
-        for axis, voxels, step in zip("zyx"[-ndim:], shapes.T, spacings.T, strict=True) if members else ():
+        members = table.filter(pc.equal(pc.list_value_length(table["shape"]), ndim))
+        shapes, spacings = (np.array(members[name].to_pylist(), float) for name in ("shape", "spacing_mm"))
+        for axis, voxels, step in zip("zyx"[-ndim:], shapes.T, spacings.T, strict=True) if len(members) else ():
             sizes = {"voxels": _range(voxels), "spacing in mm": _range(step), "size in mm": _range(voxels * step)}
             ranges.append({"axis": f"{axis} ({ndim}D)", **sizes})
-    facts = {"modality": "modality", "dtype": "stored as", "num_channels": "channels"}
+    chosen = read_catalogue(workspace.catalog, _evenly(table["volume_id"].to_pylist(), MOST_SCANS))
+    corrections = pc.list_flatten(table["corrections"]).to_pylist()
     return {
-        "volumes": len(rows), "subjects": len({row["subject_id"] for row in rows}),
-        "facts": [{"fact": title, "volumes": _tally(str(row[key] or "not said") for row in rows)}
-                  for key, title in facts.items()],
-        "corrections": _tally(NUMBER.sub("…", text) for row in rows for text in row["corrections"]),
+        "volumes": table.num_rows, "subjects": pc.count_distinct(table["subject_id"]).as_py(),
+        "facts": [{"fact": title, "volumes": _tally(table[key].to_pylist())} for key, title in facts.items()],
+        "corrections": _tally(NUMBER.sub("…", text) for text in corrections),
         "ranges": ranges,
-        "sheet": galleries.contact_sheet(workspace.volumes, _evenly(rows, MOST_SCANS), intensity_of(made, settings)),
+        "sheet": galleries.contact_sheet(workspace.volumes, chosen, intensity_of(made, settings)),
     }  # fmt: skip
 
 
-def _tally(values: Iterable[str]) -> str:
-    return ", ".join(f"{value} ({count:,})" for value, count in Counter(values).most_common())
+def _tally(values: Iterable[Any]) -> str:
+    return ", ".join(f"{value or 'not said'} ({count:,})" for value, count in Counter(values).most_common())
 
 
 def failures(workspace: Workspace) -> dict[str, Any]:

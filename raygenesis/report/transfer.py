@@ -15,6 +15,7 @@ from raygenesis.transfer.metrics import PRIMARY
 from raygenesis.transfer.table import LEGEND
 from raygenesis.workspace import read_json
 
+MARKS = LEGEND.replace("**", "")  # what is bold in the table is bold on the page
 SIGNIFICANT = 0.05
 
 
@@ -26,7 +27,7 @@ def transfer(artifact: Made) -> dict[str, Any]:
         "name": name, "artifact": artifact, "table": shown(artifact.record.get("shown", [])),
         "charts": _strips(artifact),
         "gallery": galleries.example(image, spacing, f"Target {name} example") if image.is_file() else None,
-        "legend": LEGEND.replace("**", ""), "task": artifact.record.get("task"),
+        "task": artifact.record.get("task"),
     }  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def comparison(artifact: Made) -> dict[str, Any]:
     return {
         "name": artifact.folder.name, "artifact": artifact, "overview": shown(record.get("overview", [])),
         "cubes": record.get("cubes", {}), "semantics": record.get("semantics", []), "paper": record.get("paper", {}),
-        "charts": _with_and_without(artifact), "legend": LEGEND.replace("**", ""),
+        "charts": _with_and_without(artifact),
     }  # fmt: skip
 
 
