@@ -110,10 +110,10 @@ def _planes(ndim: int) -> list[dict[str, Any]]:
 def _not_there(workspace: Workspace, folder: Place, volume_id: str, known: bool) -> SettingsError:
     """What to say of an unknown scan, or one that no pattern was taken from."""
     if known:
-        ids = sorted(set(read_patterns(folder, ["volume_id"])["volume_id"].to_pylist()))
-        what = f"no pattern in {folder} was taken from it"
+        others = sorted(set(read_patterns(folder, ["volume_id"])["volume_id"].to_pylist()))
+        what = f"no pattern in {folder} was taken from it; others have some"
     else:
         ids = read_columns(workspace.catalog, ["volume_id"])["volume_id"].to_pylist()
-        what = f"no volume of {workspace.archive} is called that"
-    close = difflib.get_close_matches(volume_id, ids, n=3, cutoff=0.5) or sorted(ids)[:3]
-    return SettingsError(f"--volume {volume_id}: {what}; there are {', '.join(close)}")
+        others = difflib.get_close_matches(volume_id, ids, n=3) or ids
+        what = f"no volume of {workspace.archive} is called that; there are {len(ids)}"
+    return SettingsError(f"--volume {volume_id}: {what}, such as {', '.join(others[:3])}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def opened(chromium: Browser, path: Path, width: int, scheme: str) -> Iterator[P
     """A page, of which every error and every request to the network is found at the end."""
     page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: said.append(request.url) if not request.url.startswith("data:") else None)
     page.goto(path.as_uri())
@@ -72,7 +73,7 @@ def check(page: Page, width: int) -> None:
     assert page.evaluate(f"{unsaid}.length") == 0
     levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(e => Number(e.tagName[1]))")
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(below <= above + 1 for above, below in zip(levels, levels[1:], strict=False))
+    assert all(below <= above + 1 for above, below in pairwise(levels))
     count, faint = page.evaluate(FAINT)
     assert count > 20 and faint == []
     unnamed = """[...document.querySelectorAll('button, input, select')].filter(

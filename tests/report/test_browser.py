@@ -1,4 +1,4 @@
-"""The report in Chromium, as on a phone and on a desk, in light and dark: no network, no errors, readable, reachable."""
+"""The report in Chromium, on a phone and on a desk, light and dark: no network, no errors, readable, reachable."""
 
 from __future__ import annotations
 

@@ -73,6 +73,7 @@ def expected(workspace: Workspace, at: tuple[int, ...]) -> list[np.ndarray]:
 
 def cut(data: dict[str, Any], at: tuple[int, ...]) -> list[list[int]]:
     """The patterns that the slices through a voxel cut."""
+
     def within(pattern: dict[str, Any], axis: int) -> bool:
         inside = (at[axis] + 0.5) * SPACING[axis] - pattern["origin_mm"][axis]
         return 0 <= inside < pattern["extent_mm"][axis]
@@ -99,8 +100,8 @@ def test_slices_and_boxes_are_where_the_scan_has_them(
             np.testing.assert_allclose(found, right, atol=1)
         assert shown(page) == cut(data, at)
 
-        # The pattern of coordinate 1 spans 9 to 25 mm: from its centre on, voxel 8 (z), 8 (y) and 17 (x).
-        page.locator("figure").first.locator("rect[data-number='1']").click(position={"x": 3, "y": 3})
+        # The pattern of coordinate 1 spans 9 to 25 mm: its centre lies in voxel 8 (z), 8 (y) and 17 (x).
+        page.locator("rect[data-number='1']").first.click(position={"x": 3, "y": 3})
         assert page.locator("#chosen").inner_text().startswith("Class 1 (reference 0, coordinate 1), the reference its")
         assert "around 17.0, 17.0" in page.locator("#chosen").inner_text()
         assert page.locator("tr[aria-current=true] td").nth(3).inner_text() == "1"
@@ -170,9 +171,9 @@ def test_an_unknown_scan_is_one_sentence_with_close_ids(workspace: Workspace, tm
     said = capsys.readouterr().err
     assert said.startswith("raygenesis: --volume 000000000000004: no volume of ") and said.count("\n") == 1
     assert f"{4:016x}" in said
-    with pytest.raises(SettingsError, match=rf"--volume {3:016x}: no pattern in .* there are {0:016x}, "):
+    with pytest.raises(SettingsError, match=rf"--volume {3:016x}: no pattern in .* such as {0:016x}, "):
         view(workspace, f"{3:016x}", path)
-    with pytest.raises(SettingsError, match=r"--volume nonsense: .* there are 0{16}, 0{15}1, 0{15}2$"):
+    with pytest.raises(SettingsError, match=r"--volume nonsense: .* there are 6, such as 0{16}, 0{15}1, 0{15}2$"):
         view(workspace, "nonsense", path)
 
 
