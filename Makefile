@@ -1,12 +1,13 @@
 # make demo    install, pretrain on the embedded population (or SCANS=DIR), write a report
 # make test    install, run the quick tests
+# make audit   known vulnerabilities of the pinned versions
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKSPACE ?= demo-workspace
 POPULATION := $(WORKSPACE)/population
 
-.PHONY: demo test test-all bench lint install
+.PHONY: demo test test-all bench lint audit install
 
 install: $(VENV)/installed
 
@@ -39,6 +40,11 @@ test-all: install lint
 
 lint: install
 	$(BIN)/ruff check .
+
+# Of a package index that has no such data, pip-audit says that it found nothing and lists every package as left out.
+audit: install
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 bench: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

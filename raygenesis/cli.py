@@ -10,6 +10,7 @@ import typer
 
 from raygenesis._version import __version__
 from raygenesis.errors import RaygenesisError
+from raygenesis.job import recorded
 
 HELP = "Self-supervised pretraining of medical-image encoders by Semantic Genesis, on Ray."
 
@@ -39,12 +40,15 @@ DEFAULT_PRESET = "cpu-small"
 def run_command(
     scans: Scans, workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
     name: Name = "default", keep_ids: KeepIds = False,
+    sweeps: Annotated[bool, typer.Option("--sweep", help="Sweep too, and pretrain with the best settings.")] = False,
+    target: Annotated[Path | None, typer.Option(help="YAML file of a target task to learn at the end.")] = None,
 ) -> None:  # fmt: skip
     """The main job: scans in, pretrained encoder and report out. Run it again to continue."""
     from raygenesis.pipeline import run
 
-    settings = _settings(preset, overrides, keep_ids)
-    run(scans, _open(workspace), settings, name)
+    settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
+    with recorded("run", place):
+        run(scans, place, settings, name, sweeps, target)
 
 
 @app.command("ingest")
@@ -54,10 +58,14 @@ def ingest_command(
     prune: Annotated[bool, typer.Option("--prune", help="Remove volumes whose files are gone.")] = False,
 ) -> None:  # fmt: skip
     """Scans → OME-Zarr archive with a catalogue and a failures table. Run it again to add what is new."""
-    from raygenesis.archive.ingest import ingest
+    from raygenesis.archive.ingest import find, ingest
+    from raygenesis.planning.announce import announce, left_to_ingest
 
-    settings = _settings(preset, overrides, keep_ids)
-    ingest(scans, _open(workspace), settings, prune)
+    settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
+    with recorded("ingest", place):
+        found = find(scans, place)
+        announce(left_to_ingest(found, place), place, settings)
+        ingest(scans, place, settings, prune, found)
 
 
 @archive_app.command("info")
@@ -102,9 +110,13 @@ def embed_command(
 ) -> None:  # fmt: skip
     """Archive → embeddings; trains the auto-encoder when there is none. Run it again for an archive that has grown."""
     from raygenesis.discovery.embed import embed
+    from raygenesis.planning.announce import announce, left_to_embed
 
     chosen = [] if encoder is None else [f"embedding.encoder={encoder}"]
-    embed(_existing(workspace), _settings(preset, [*(overrides or []), *chosen]), output and output.absolute())
+    settings, place = _settings(preset, [*(overrides or []), *chosen]), _existing(workspace)
+    with recorded("embed", place):
+        announce(left_to_embed(place, settings) if output is None else [], place, settings)
+        embed(place, settings, output and output.absolute())
 
 
 @app.command("discover")
@@ -113,16 +125,24 @@ def discover_command(
 ) -> None:
     """Embeddings → neighbours → labelled pattern store."""
     from raygenesis.discovery.discover import discover
+    from raygenesis.planning.announce import announce, left_to_discover
 
-    discover(_existing(workspace), _settings(preset, overrides))
+    settings, place = _settings(preset, overrides), _existing(workspace)
+    with recorded("discover", place):
+        announce(left_to_discover(place, settings), place, settings)
+        discover(place, settings)
 
 
 @app.command("crop")
 def crop_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """Archive → random crops, for pretext tasks that need no discovery."""
     from raygenesis.discovery.crop import crop
+    from raygenesis.planning.announce import announce, left_to_crop
 
-    crop(_existing(workspace), _settings(preset, overrides))
+    settings, place = _settings(preset, overrides), _existing(workspace)
+    with recorded("crop", place):
+        announce(left_to_crop(place, settings), place, settings)
+        crop(place, settings)
 
 
 @patterns_app.command("info")
@@ -176,9 +196,13 @@ def pretrain_command(
     ] = False,
 ) -> None:  # fmt: skip
     """Pattern store → pretrained encoder. Run it again to continue."""
+    from raygenesis.planning.announce import announce, left_to_pretrain
     from raygenesis.pretraining.pretrain import pretrain
 
-    pretrain(_existing(workspace), _settings(preset, overrides), name, extend)
+    settings, place = _settings(preset, overrides), _existing(workspace)
+    with recorded("pretrain", place):
+        announce(left_to_pretrain(place, settings, name), place, settings)
+        pretrain(place, settings, name, extend)
 
 
 @app.command("pretexts")
@@ -220,7 +244,9 @@ def sweep_command(
     """Rank settings of the pretraining (λ, K, C, …) on one pattern store. Run it again to continue."""
     from raygenesis.sweeps.sweep import sweep
 
-    sweep(_existing(workspace), _settings(preset, overrides), name, space)
+    settings, place = _settings(preset, overrides), _existing(workspace)
+    with recorded("sweep", place):
+        sweep(place, settings, name, space)
 
 
 @app.command("finetune")
@@ -241,9 +267,10 @@ def finetune_command(
     from raygenesis.transfer.description import description_of
     from raygenesis.transfer.finetune import STARTS, finetune
 
-    settings = _settings(preset, overrides)
+    settings, place = _settings(preset, overrides), _existing(workspace)
     description = description_of(target, images, labels, settings)
-    finetune(description, _existing(workspace), settings, starts or STARTS, name)
+    with recorded("finetune", place):
+        finetune(description, place, settings, starts or STARTS, name)
 
 
 @app.command("compare")
@@ -254,7 +281,9 @@ def compare_command(
     """Pretrain every initialisation of a plan alike, and compare them on its targets. Run it again to continue."""
     from raygenesis.transfer.comparison import compare
 
-    compare(plan, _existing(workspace), _settings(preset, overrides))
+    settings, place = _settings(preset, overrides), _existing(workspace)
+    with recorded("compare", place):
+        compare(plan, place, settings)
 
 
 @app.command("report")
@@ -267,9 +296,51 @@ def report_command(
     report(_existing(workspace), _settings(preset, overrides))
 
 
+@app.command("plan")
+def plan_command(
+    overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    volumes: Annotated[int | None, typer.Option(min=1, help="Scans; those of the workspace when left out.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Cores of all nodes; this machine's when left out.")] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of all nodes.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that share them.")] = 1,
+    workspace: Annotated[
+        str | None, typer.Option(help="Take the scans' size and the stages' rates from what was run there.")
+    ] = None,
+    scan_mib: Annotated[float | None, typer.Option(min=0.001, help="MiB of voxels of a scan, unpacked.")] = None,
+    mib_per_second: Annotated[float, typer.Option(min=0.001, help="MiB/s a node reads from the workspace.")] = 500.0,
+) -> None:  # fmt: skip
+    """What a pipeline takes: time, memory, storage, bytes moved, cost, and what limits each stage."""
+    from raygenesis.machine import Hardware, num_cores
+    from raygenesis.planning.plan import plan
+
+    hardware = Hardware(cpus or num_cores(), gpus, nodes)
+    there = None if workspace is None else _existing(workspace)
+    plan(volumes, hardware, _settings(preset, overrides), there, scan_mib, mib_per_second)
+
+
+@app.command("status")
+def status_command(
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    jobs: Annotated[int, typer.Option(min=1, help="At most so many jobs, the newest.")] = 10,
+) -> None:  # fmt: skip
+    """What the jobs of a workspace are doing, or did: stage, rate, time left, failures, cost so far."""
+    from raygenesis.status import status
+
+    for line in status(_existing(workspace), _settings(preset, overrides).prices, jobs):
+        typer.echo(line)
+
+
 @app.command("config")
-def config_command(overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
+def config_command(
+    overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    reference: Annotated[bool, typer.Option("--reference", help="Print what every setting means instead.")] = False,
+) -> None:  # fmt: skip
     """Print the resolved settings as YAML."""
+    if reference:
+        from raygenesis.reference import reference as page
+
+        typer.echo(page(), nl=False)
+        return
     from raygenesis.settings import as_yaml
 
     typer.echo(as_yaml(_settings(preset, overrides)), nl=False)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import ray
 import ray.data
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._raylet import GcsClient
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError, RayTaskError
 
-from raygenesis.errors import RaygenesisError
-from raygenesis.machine import num_cores
+from raygenesis.errors import RaygenesisError, SettingsError
+from raygenesis.machine import Hardware, join, num_cores, processor
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
 # a pipeline of several operators waits for ever.
 MIN_LOGICAL_CPUS = 4
+
+PATIENCE_S = 40.0  # for an autoscaler to begin starting nodes
 
 # For processes that train: each step takes and frees the same large tensors. By itself glibc would give them back to
 # the system each time and have every page made anew, which can cost a step on a CPU a third of its time.
@@ -38,16 +45,27 @@ def connect() -> None:
     if ray.is_initialized():
         return
     if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        context = ray.init(logging_level=logging.WARNING, log_to_driver=False)
     else:
-        ray.init(
+        context = ray.init(
             address="local",
             num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
+    _dashboards[:] = [context.dashboard_url or ""]
+    there = _nodes()
+    join(Hardware(int(sum(cpus for cpus, _ in there)), int(sum(gpus for _, gpus in there)), len(there), processor()))
     _quieten_ray_data()
+
+
+_dashboards: list[str] = []
+
+
+def dashboard() -> str:
+    """host:port of Ray's dashboard; empty where there is none."""
+    return _dashboards[0] if _dashboards else ""
 
 
 def _quieten_ray_data() -> None:
@@ -63,24 +81,89 @@ def threads_per_worker(num_workers: int) -> int:
     return max(1, num_cores() // num_workers)
 
 
-def room_for(num_cpus: float, num_gpus: float) -> int:
-    """How many tasks that need so much of one node each the whole cluster can ever run at once; 0: none.
+def _logical_nodes() -> list[tuple[str, float, float]]:
+    """Address, CPUs and GPUs of each node, as Ray counts them."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [
+        (node["NodeManagerAddress"], *(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))) for node in alive
+    ]
+
+
+def _nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each node.
 
     On this machine only its cores count: Ray may have been started with more logical CPUs (`MIN_LOGICAL_CPUS`), for
     operators that wait most of the time.
     """
-    here, room = ray.util.get_node_ip_address(), 0
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        cpus, gpus = (node["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))
-        if node["NodeManagerAddress"] == here:
-            cpus = min(cpus, float(num_cores()))
+    here = ray.util.get_node_ip_address()
+    return [
+        (min(cpus, float(num_cores())) if address == here else cpus, gpus) for address, cpus, gpus in _logical_nodes()
+    ]
+
+
+def room_for(num_cpus: float, num_gpus: float) -> int:
+    """How many tasks that need so much of one node each the nodes that there are can run at once; 0: none."""
+    return _room(_nodes(), num_cpus, num_gpus)
+
+
+def at_once(num_cpus: float, num_gpus: float) -> int:
+    """How many such tasks to have running or waiting: in a cluster one that waits has an autoscaler add a node."""
+    return max(1, room_for(num_cpus, num_gpus)) + ("RAY_ADDRESS" in os.environ)
+
+
+def _room(nodes: Iterable[tuple[float, float]], num_cpus: float, num_gpus: float) -> int:
+    room = 0
+    for cpus, gpus in nodes:
         fits = cpus // num_cpus
         if num_gpus:  # a task that takes part of a GPU takes it of one
             fits = min(fits, gpus // num_gpus if num_gpus >= 1 else gpus * math.floor(1 / num_gpus + 1e-9))
         room += int(fits)
     return room
+
+
+def require(key: str, num_tasks: int = 1, num_cpus: float = 1, num_gpus: float = 0.0) -> None:
+    """Raise SettingsError, within a minute, if the cluster can never run so many tasks at once, each of which needs so
+    much of one node; Ray itself would wait for ever.
+
+    key: the setting that asks for them. An autoscaler is asked for the nodes that there are not yet.
+    """
+    there = [node[1:] for node in _logical_nodes()]
+    if _room(there, num_cpus, num_gpus) >= num_tasks:
+        return
+    if "RAY_ADDRESS" in os.environ and _grows(num_tasks, num_cpus, num_gpus):
+        return
+    wanted = f"{num_cpus:g} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
+    lacks = "GPU" if num_gpus and _room(there, num_cpus, 0) >= num_tasks else "CPU"
+    raise SettingsError(
+        f"{key} needs {num_tasks} × {wanted}, each on one node, and the cluster will never have the {lacks}s: it has "
+        f"{sum(gpus for _, gpus in there):g} GPUs and {sum(cpus for cpus, _ in there):g} CPUs on {len(there)} node(s), "
+        "and no more are being started: ask for less, or join a cluster that has them"
+    )
+
+
+def _grows(num_tasks: int, num_cpus: float, num_gpus: float) -> bool:
+    """Ask for the room, and tell whether it came, or nodes are being started for it."""
+    bundle = {"CPU": num_cpus, **({"GPU": num_gpus} if num_gpus else {})}
+    asked = ray.util.placement_group([bundle] * num_tasks)
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if asked.wait(1) or _nodes_are_coming():
+                return True
+        return False
+    finally:
+        ray.util.remove_placement_group(asked)
+
+
+def _nodes_are_coming() -> bool:
+    """Whether an autoscaler is starting nodes."""
+    address = ray.get_runtime_context().gcs_address
+    status = get_cluster_status(address)
+    if status.pending_launches or status.pending_nodes:
+        return True
+    told = GcsClient(address=address).internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None)  # an older autoscaler
+    report = json.loads(told)["autoscaler_report"] if told else {}
+    return bool(report.get("pending_launches") or report.get("pending_nodes"))
 
 
 def answer_of(reference: ray.ObjectRef) -> Any:

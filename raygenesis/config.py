@@ -98,9 +98,9 @@ class AutoencoderSettings(Section):
     input_shape: Shape = Field((64, 64, 64), description="Voxels z y x (2D: y x) a whole scan is resampled to.")
     base_width: Count = Field(16, description="Channels of the first level; each further level doubles them.")
     latent_size: Count = Field(512, description="Length of the embedding.")
-    num_epochs: Count = 100
-    batch_size: Count = 8
-    learning_rate: Positive = 1e-3
+    num_epochs: Count = Field(100, description="At the most.")
+    batch_size: Count = Field(8, description="Scans in a step.")
+    learning_rate: Positive = Field(1e-3, description="Of Adam.")
     patience: Count = Field(10, description="Epochs without a better validation error before stopping.")
     max_volumes: Count = Field(10_000, description="Train on at most this many scans (a seeded sample).")
 
@@ -157,10 +157,14 @@ class DiscoverySettings(Section):
         "random patients only the first counts: the same scan under two names. 0 keeps all but exact copies.",
     )
     cube_shape: Shape = Field((32, 64, 64), description="Voxels z y x (2D: y x) of a pattern.")
-    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (
-        Scale(extent_mm=(40.0, 45.0, 45.0)),
-        Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
-        Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = Field(
+        (
+            Scale(extent_mm=(40.0, 45.0, 45.0)),
+            Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
+            Scale(extent_mm=(40.0, 45.0, 45.0), extent_jitter=0.22, shift_mm=7.0),
+        ),
+        description="Each coordinate is cropped once for each of these: extent_mm z y x (2D: y x), which varies by "
+        "± the share extent_jitter, and a position that varies by ± shift_mm, both in-plane.",
     )
     num_crops: Count | None = Field(
         None,
@@ -238,7 +242,7 @@ class PretrainingSettings(Section):
         description="A batch is gone through in so many pieces, one after another, for less memory; batch norm then "
         "sees one piece at a time.",
     )
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = Field(1e-3, description="Of Adam, to begin with.")
     classification_learning_rate: Positive | None = Field(
         None, description="While classification is learnt alone; learning_rate when null."
     )
@@ -331,8 +335,8 @@ class SweepSettings(Section):
     )
     num_points: Count = Field(16, description="Points of a random or TPE search.")
     num_seeds: Count = Field(1, description="Trainings of each point, each with a seed of its own.")
-    num_classification_epochs: Annotated[int, Field(ge=0)] = 5
-    num_joint_epochs: Annotated[int, Field(ge=0)] = 20
+    num_classification_epochs: Annotated[int, Field(ge=0)] = Field(5, description="Of each trial.")
+    num_joint_epochs: Annotated[int, Field(ge=0)] = Field(20, description="Of each trial.")
     objective: Literal["retrieval", "rankme", "target", "loss"] = Field(
         "retrieval",
         description="What points are ranked by: finding the same place in other held-out scans; the effective rank of "
@@ -392,9 +396,9 @@ class FinetuneSettings(Section):
         0, description="Subjects that tell when to stop and which weights are best, where there is no official list."
     )
     num_trials: Annotated[int, Field(ge=2)] = Field(10, description="Seeded trials of each initialisation.")
-    num_steps: Count = 400
-    batch_size: Annotated[int, Field(ge=2)] = 8
-    learning_rate: Positive = 1e-3
+    num_steps: Count = Field(400, description="Batches of a training, at the most.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="Patches, regions or scans in a step.")
+    learning_rate: Positive = Field(1e-3, description="Of Adam.")
     patience: Count | None = Field(
         None, description="Validations (20 a training) without a better score before stopping; never when null."
     )
@@ -427,10 +431,18 @@ class FinetuneSettings(Section):
         return self
 
 
+class PriceSettings(Section):
+    """What the cluster costs, in whatever currency, for `plan` and `status`."""
+
+    cpu_hour: NonNegative | None = Field(None, description="A core for an hour; no costs are told when null.")
+    gpu_hour: NonNegative | None = Field(None, description="A GPU for an hour.")
+    gib_month: NonNegative | None = Field(None, description="A GiB stored for a month.")
+
+
 class Settings(Section):
     """The whole tree. `raygenesis config --preset NAME` prints it resolved."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of everything that is drawn, in every stage.")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="Share of the subjects held out of every training, auto-encoder included."
     )
@@ -443,6 +455,7 @@ class Settings(Section):
     pretraining: PretrainingSettings = PretrainingSettings()
     sweep: SweepSettings = SweepSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    prices: PriceSettings = PriceSettings()
 
     _given: frozenset[str] = PrivateAttr(default=frozenset())
 

@@ -1,15 +1,62 @@
-"""What this machine offers, and what this process takes of it."""
+"""What this machine and the cluster offer, and what this process takes of it."""
 
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Cores and GPUs of all nodes that a stage may use; processor: of this machine, by its name."""
+
+    num_cores: int
+    num_gpus: int = 0
+    num_nodes: int = 1
+    processor: str = ""
+
+    def as_record(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def num_cores() -> int:
     """Cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_joined: list[Hardware] = []
+
+
+def hardware() -> Hardware:
+    """Of the cluster that this process has joined, else of this machine."""
+    return _joined[-1] if _joined else Hardware(num_cores(), processor=processor())
+
+
+def join(cluster: Hardware) -> None:
+    """From now on `hardware` tells of a cluster."""
+    _joined[:] = [cluster]
+
+
+@cache
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def memory_gib() -> float:
+    """Of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def peak_memory_gib() -> float:

@@ -22,34 +22,71 @@ from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
 from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
+from raygenesis.planning.announce import (
+    announce,
+    left_to_crop,
+    left_to_discover,
+    left_to_embed,
+    left_to_ingest,
+    left_to_pretrain,
+)
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import check_pretext, pretrain
 from raygenesis.progress import say
 from raygenesis.report.report import report
+from raygenesis.settings import load_settings
+from raygenesis.sweeps.sweep import sweep
+from raygenesis.transfer.description import read_description
+from raygenesis.transfer.finetune import finetune
+from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace import Stopwatch, Workspace, read_json
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000
 
 
-def run(scans: Path, workspace: Workspace, settings: Settings, name: str = "default") -> Path:
+# What `run` calls the run with a sweep's best settings.
+BEST = "best"
+
+
+def run(
+    scans: Path, workspace: Workspace, settings: Settings, name: str = "default", sweeps: bool = False,
+    target: Path | None = None,
+) -> Path:  # fmt: skip
     """ingest → auto-encoder → embed → index → discover → pretrain → report; returns the report's path.
 
-    Pretext tasks that learn from random crops need no discovery: ingest → crop → pretrain → report.
-    Raises a RaygenesisError before any work starts if the settings cannot fit the scans.
+    Pretext tasks that learn from random crops need no discovery: ingest → crop → pretrain → report. sweeps: after the
+    pretraining a sweep, and a pretraining with its best settings. target: a file that describes a target task, which is
+    then learnt from random weights and from each pretraining. Raises a RaygenesisError before any work starts if the
+    settings cannot fit the scans, or the target is at fault.
     """
     watch = Stopwatch()
     workspace.run(name)  # a name that is no name is refused before any work
+    description = None if target is None else read_description(target)
     found = find(scans, workspace)
     check_settings(found.survey.scans, scans, settings)
     _check_same_scans(found, scans, workspace)
+    announce(left_to_ingest(found, workspace), workspace, settings)
     ingest(scans, workspace, settings, found=found)
     if _discovers(settings):
+        announce(left_to_embed(workspace, settings), workspace, settings)
         embed(workspace, settings)
+        announce(left_to_discover(workspace, settings), workspace, settings)
         discover(workspace, settings)
     else:
+        announce(left_to_crop(workspace, settings), workspace, settings)
         crop(workspace, settings)
+    announce(left_to_pretrain(workspace, settings, name), workspace, settings)
     pretrain(workspace, settings, name)
+    starts = [RANDOM, name]
+    if sweeps:
+        sweep(workspace, settings, name)
+        best = load_settings(str(workspace.sweep(name) / "best.yaml"))
+        announce(left_to_pretrain(workspace, best, BEST), workspace, best)
+        pretrain(workspace, best, BEST)
+        starts.append(BEST)
+    if description is not None:
+        finetune(description, workspace, settings, starts, name)
     page = report(workspace, settings)
     say("run", f"everything is in {workspace.root}, {watch.seconds:.1f} s; open {page}")
     return page

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 5.0
+MOST_KEPT = 100  # stages, and lines, that a job's record may ask for
 
 
 class Ticker:
@@ -22,12 +25,15 @@ class Ticker:
         self._task = bar.add_task(title, total=total, completed=done, note="") if bar else None
         self._begin = self._shown = time.perf_counter()
         self._before = self._done = done
+        self._note = ""
+        self._now = self._begin
 
     def advance(self, count: float = 1, note: str = "") -> None:
         """`count` more units are done; `note` is shown beside them."""
         self._done += count
-        now = time.perf_counter()
-        rate = (self._done - self._before) / max(now - self._begin, 1e-9)
+        self._note = note
+        self._now = now = time.perf_counter()
+        rate = self._rate()
         speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s for one of the {self.unit}"
         if self._bar is not None:
             self._bar.update(self._task, advance=count, note=f"{speed} {note}")
@@ -36,6 +42,30 @@ class Ticker:
             left = (self.total - self._done) / max(rate, 1e-9)
             done = self._done if isinstance(self._done, int) else f"{self._done:.1f}"
             print(f"{self.title}: {done}/{self.total}, {speed}, {left:.0f} s left {note}".rstrip(), flush=True)
+
+    def as_record(self) -> dict[str, Any]:
+        """What is done of what, units a second, seconds until the last of them was done, and the newest note."""
+        return {
+            "stage": self.title, "unit": self.unit, "done": self._done, "total": self.total, "rate": self._rate(),
+            "seconds": self._now - self._begin, "note": self._note,
+        }  # fmt: skip
+
+    def _rate(self) -> float:
+        return (self._done - self._before) / max(self._now - self._begin, 1e-9)
+
+
+_tickers: deque[Ticker] = deque(maxlen=MOST_KEPT)
+_lines: deque[str] = deque(maxlen=MOST_KEPT)
+
+
+def shown() -> list[Ticker]:
+    """What this process has shown the progress of, oldest first."""
+    return list(_tickers)
+
+
+def said() -> list[str]:
+    """The lines that this process has said of its stages, oldest first."""
+    return list(_lines)
 
 
 @contextmanager
@@ -47,14 +77,21 @@ def progress(title: str, total: int, unit: str, done: float = 0) -> Iterator[Tic
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(), transient=True) as bar:
-            yield Ticker(title, total, unit, bar, done)
+            yield _kept(Ticker(title, total, unit, bar, done))
     else:
-        yield Ticker(title, total, unit, None, done)
+        yield _kept(Ticker(title, total, unit, None, done))
+
+
+def _kept(ticker: Ticker) -> Ticker:
+    _tickers.append(ticker)
+    return ticker
 
 
 def say(stage: str, text: str) -> None:
     """One plain line about a stage."""
-    print(f"{stage}: {text}", flush=True)
+    line = f"{stage}: {text}"
+    _lines.append(line)
+    print(line, flush=True)
 
 
 def mib(num_bytes: float) -> str:

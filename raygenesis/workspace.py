@@ -30,6 +30,8 @@ import xxhash
 
 from raygenesis._version import __version__
 from raygenesis.errors import WorkspaceError
+from raygenesis.machine import hardware
+from raygenesis.metrics import set_gauge
 from raygenesis.remote import RemotePath, remote
 
 Place = Path | RemotePath
@@ -190,6 +192,8 @@ class Stage:
 
     def finish(self, counts: Mapping[str, Any], seconds: float, **facts: Any) -> dict[str, Any]:
         """Write the manifest, last of all, and return it."""
+        if "failures" in counts:
+            set_gauge("raygenesis_failures", counts["failures"], stage=self.folder.name)
         manifest = {
             "settings": self.settings,
             "inputs": self.inputs,
@@ -199,6 +203,7 @@ class Stage:
             "bytes": folder_bytes(self.folder),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": __version__,
+            "hardware": hardware().as_record(),
             **facts,
         }
         write_json(self.folder / "manifest.json", manifest)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -44,6 +46,11 @@ def read_catalogue(
 ) -> list[dict[str, Any]]:
     """Catalogue rows, all or those of some ids or of some number of spatial dimensions, in order of volume id."""
     return read_columns(path, CATALOGUE.names, volume_ids, ndim).to_pylist()
+
+
+def voxel_bytes(row: Mapping[str, Any]) -> int:
+    """Bytes of the voxels of a volume, at its finest level and unpacked, from `shape`, `num_channels` and `dtype`."""
+    return math.prod(row["shape"]) * row["num_channels"] * np.dtype(row["dtype"]).itemsize
 
 
 def read_columns(

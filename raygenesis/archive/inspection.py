@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
+from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue, voxel_bytes
 from raygenesis.archive.intake import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.sources import read_sources
@@ -36,7 +36,7 @@ def info(workspace: Workspace, every_failure: bool = False) -> list[str]:
     manifest = manifest_of(workspace.archive, "ingest")
     rows = read_catalogue(workspace.catalog)
     counts = manifest["counts"]
-    stored, voxels = sum(row["stored_bytes"] for row in rows), sum(_voxel_bytes(row) for row in rows)
+    stored, voxels = sum(row["stored_bytes"] for row in rows), sum(voxel_bytes(row) for row in rows)
     lines = [
         f"{len(rows)} volumes of {counts['subjects']} subjects, {counts['failures']} failures; "
         f"{mib(manifest['source_bytes'])} of files, {mib(voxels)} of voxels, {mib(stored)} stored with pyramids",
@@ -52,10 +52,6 @@ def info(workspace: Workspace, every_failure: bool = False) -> list[str]:
     corrected = Counter(NUMBER.sub("…", text) for row in rows for text in row["corrections"])
     lines += [f"corrected: {count} × {text}" for text, count in corrected.most_common()]
     return lines + _failure_lines(workspace, every_failure)
-
-
-def _voxel_bytes(row: Mapping[str, Any]) -> int:
-    return int(np.prod(row["shape"])) * row["num_channels"] * np.dtype(row["dtype"]).itemsize
 
 
 def _span(rows: Sequence[Mapping[str, Any]], axis: int) -> str:
@@ -122,7 +118,7 @@ def verify(workspace: Workspace) -> int:
             f"{len(faults)} of {len(rows)} volumes in {workspace.archive} are damaged, {min(faults)}: remove their "
             "folders below volumes/ and ingest again"
         )
-    say("verify", f"{len(rows)} volumes are whole, {mib(sum(map(_voxel_bytes, rows)))} of voxels read")
+    say("verify", f"{len(rows)} volumes are whole, {mib(sum(map(voxel_bytes, rows)))} of voxels read")
     return len(rows)
 
 

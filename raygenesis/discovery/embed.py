@@ -269,6 +269,8 @@ def _embed_parts(
     shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
     source = coarse_cubes(workspace.volumes, parts, shape, settings.intensity)
     num_gpus = settings.embedding.num_gpus
+    if num_gpus:
+        cluster.require(f"embedding.num_gpus={num_gpus:g}", 1, num_gpus=num_gpus)
     scans = ray.data.read_datasource(source, override_num_blocks=len(parts))
     scans.context.target_max_block_size = None  # a block is a part, however large
     done = scans.map_batches(

@@ -16,6 +16,7 @@ from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
 from raygenesis.discovery.patients import Patients
+from raygenesis.metrics import set_gauge
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.progress import mib, progress, say
 from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of
@@ -232,6 +233,7 @@ def _measure(
     most = max(shard.count for shard in shards)
     while True:
         found = recall(search_shards(workspace, shards, queries, k, ef), truth)
+        set_gauge("raygenesis_index_recall", found)
         if found >= settings.index.min_recall:
             return ef, found
         if ef >= most:

@@ -55,10 +55,10 @@ def pretrain(
         return manifest_of(folder, "pretrain")
     task = pretext_task(settings, patterns)
     watch = Stopwatch()
+    cluster.connect()
+    _check_resources(settings)
     with stage.claimed():
         publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
-        cluster.connect()
-        _check_resources(settings)
         feeds, where = pattern_feeds(store, settings)
         samples = {key: samples_from(feed, task) for key, feed in feeds.items()}
         num_patterns = len(samples["train"])
@@ -162,18 +162,9 @@ def check_pretext(settings: Settings) -> None:
 
 
 def _check_resources(settings: Settings) -> None:
-    there = ray.cluster_resources()
-    workers = settings.pretraining.fewest_workers
-    if settings.pretraining.use_gpu and there.get("GPU", 0) < workers:
-        raise SettingsError(
-            f"pretraining.use_gpu=true needs {workers} GPU(s) for pretraining.num_workers={workers} and the cluster "
-            f"has {there.get('GPU', 0):g}: set pretraining.use_gpu=false or join a cluster with GPUs"
-        )
-    if workers > there.get("CPU", 0):
-        raise SettingsError(
-            f"pretraining.num_workers={workers} needs as many logical CPUs and the cluster has "
-            f"{there.get('CPU', 0):g}: lower it"
-        )
+    chosen = settings.pretraining
+    key = f"pretraining.num_workers={chosen.fewest_workers}" + (" with pretraining.use_gpu=true" * chosen.use_gpu)
+    cluster.require(key, chosen.fewest_workers, num_gpus=float(chosen.use_gpu))
 
 
 def _resources(settings: Settings) -> Resources:

@@ -17,6 +17,8 @@ import torch
 from raygenesis import cluster
 from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
+from raygenesis.planning.announce import announce
+from raygenesis.planning.work import sweep as sweep_work
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import EXECUTION, pretext_task
 from raygenesis.progress import mib, say
@@ -73,6 +75,7 @@ def sweep(
             f"{settings.sweep.search} search over {', '.join(space.varied) or 'one point'}: {num_trials} trials, "
             f"{concurrent} at once; best by {OBJECTIVES[settings.sweep.objective].words}",
         )
+        announce([sweep_work(settings, _num_points(settings, space))], workspace, settings)
         run_trials(queue, plan, workspace.patterns, concurrent, num_trials)
         return _finish(stage, queue, space, settings, patterns, watch, _cropped(before, _contents(workspace)))
 
@@ -156,15 +159,9 @@ def _capacity(settings: Settings) -> tuple[float, int]:
     """GPUs of a trial, and how many trials run at once. Raises SettingsError if the cluster never holds one."""
     wanted = settings.sweep
     num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(settings.pretraining.use_gpu)
-    room = cluster.room_for(CPUS_PER_TRIAL, num_gpus)
-    if not room:
-        there = ray.cluster_resources()
-        key = "sweep.num_gpus" if wanted.num_gpus is not None else "pretraining.use_gpu=true, so sweep.num_gpus"
-        raise SettingsError(
-            f"{key}={num_gpus:g} can never be met: no node of the cluster has that many GPUs and a CPU (in all there "
-            f"are {there.get('GPU', 0):g} GPUs and {there.get('CPU', 0):g} CPUs): lower sweep.num_gpus (0 trains on "
-            "CPUs), or join a cluster with GPUs"
-        )
+    key = "sweep.num_gpus" if wanted.num_gpus is not None else "pretraining.use_gpu=true: sweep.num_gpus"
+    cluster.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
+    room = max(cluster.room_for(CPUS_PER_TRIAL, num_gpus), 1)
     concurrent = min(room, wanted.max_concurrent_trials or room)
     if wanted.max_concurrent_trials and wanted.max_concurrent_trials > room:
         say("sweep", f"sweep.max_concurrent_trials={wanted.max_concurrent_trials}: the cluster holds {room} at once")

@@ -21,6 +21,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from raygenesis.cluster import TRAINING_ENVIRONMENT, threads_per_worker
 from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
+from raygenesis.metrics import set_gauge
 from raygenesis.progress import progress, say
 from raygenesis.training.checkpoints import State, newest_checkpoint, newest_step
 from raygenesis.training.experiment import Experiment, Row, TrainingError
@@ -255,6 +256,7 @@ def _shown(experiment: Experiment, folder: Path) -> Iterator[None]:
                 last = stopped.wait(SHOWN_SECONDS)
                 rows, status = read_metrics(folder), read_json(folder / STATUS_FILE) or {}
                 reached = max(done, float(len(rows)), status.get("epochs", 0.0))
+                _measure(folder.name, rows, status)
                 if reached > done:
                     ticker.advance(reached - done, note=_note(rows, status))
                     done = reached
@@ -271,6 +273,15 @@ def _shown(experiment: Experiment, folder: Path) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
+
+
+def _measure(run: str, rows: Sequence[Row], status: Mapping[str, Any]) -> None:
+    """Tell Prometheus how training goes."""
+    if status:
+        set_gauge("raygenesis_training_gap", status["gap"], run=run)
+        set_gauge("raygenesis_loss", status["loss"], run=run, split="training")
+    if rows and rows[-1].get("val_loss") is not None:
+        set_gauge("raygenesis_loss", rows[-1]["val_loss"], run=run, split="held out")
 
 
 def _note(rows: Sequence[Row], status: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from raygenesis.discovery.embed import embed
 from raygenesis.errors import SettingsError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
+from raygenesis.planning.announce import announce, left_to_pretrain
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
 from raygenesis.pretraining.pretrain import pretrain, store_of
 from raygenesis.progress import say
@@ -127,7 +128,9 @@ def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, setti
         f"{start.title}: {epochs} epochs of {an_epoch} cubes, {cubes} in all"
         + f"; warning: far from the plan's cubes={plan.cubes}, which should be many epochs" * far,
     )
-    pretrain(workspace, settings_from(tree), run)
+    chosen = settings_from(tree)
+    announce(left_to_pretrain(workspace, chosen, run), workspace, chosen)
+    pretrain(workspace, chosen, run)
     return run, cubes
 
 

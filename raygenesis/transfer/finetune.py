@@ -14,6 +14,8 @@ from ray.exceptions import RayError
 from raygenesis import cluster
 from raygenesis.config import Settings
 from raygenesis.errors import RaygenesisError
+from raygenesis.planning.announce import announce
+from raygenesis.planning.work import finetune as finetune_work
 from raygenesis.progress import progress, say
 from raygenesis.settings import settings_from
 from raygenesis.training.experiment import TrainingError
@@ -63,6 +65,7 @@ def finetune(
     ready = prepare(posed, workspace)  # what is at fault here leaves nothing behind
     with stage.claimed():
         _say_plan(ready, initialisations, settings)
+        announce([finetune_work(settings, len(initialisations))], workspace, settings)
         trials = _run_trials(ready, initialisations, folder, _key(stage))
         randoms = {start.name: start.random for start in initialisations if start.random}
         table = [
@@ -115,13 +118,12 @@ def _run_trials(
 def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial, str]], folder: Path) -> None:
     """As many at once as the cluster has room for."""
     pose, waiting, running, failures = ready.pose, list(missing), {}, []
-    room = cluster.room_for(CPUS_PER_TRIAL, pose.num_gpus)
     task = ray.remote(
         num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, runtime_env=cluster.TRAINING_ENVIRONMENT
     )(run_trial)  # fmt: skip
     with progress("finetune", len(waiting), "trials") as ticker:
         while waiting or running:
-            while waiting and len(running) < room:
+            while waiting and len(running) < cluster.at_once(CPUS_PER_TRIAL, pose.num_gpus):
                 start, trial, key = waiting.pop(0)
                 held = [ready.held.of(part) for part in _parts(ready.split, trial)]
                 alone = replace(trial, examples=())  # their cases are what it needs

@@ -15,7 +15,7 @@ from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet, build_encoder, pooled
 from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
-from raygenesis.pretraining.weights import TORCH, give_decoder, load_network
+from raygenesis.pretraining.weights import ENCODER_FILE, TORCH, give_decoder, load_network
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace import Workspace, read_json, xxh3_of
 
@@ -70,6 +70,7 @@ def find_initialisations(
             raise SettingsError(f"{source} would be called {RANDOM!r}, as random weights are: name it, NAME={source}")
         if is_file(source):
             path = Path(source).expanduser().absolute()
+            path = path / ENCODER_FILE if path.is_dir() else path  # the run of another workspace
             found.append(Initialisation(name, path, load_network(path).architecture, xxh3_of(path)))
         else:
             folder = workspace.run(source)

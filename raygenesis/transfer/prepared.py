@@ -67,7 +67,7 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     can be used.
     """
     target, form, settings = posed.target, posed.form, posed.settings
-    room = _room(settings)
+    _check_room(settings)
     seen = seen_subjects(target.examples, workspace, settings)
     held, classes, problems = Held((), {}), set(), list(target.problems)
     while True:
@@ -91,8 +91,9 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     num_classes = len(target.classes)
     if target.task == SEGMENTATION:
         num_classes = form.num_classes or check_classes(classes)
-    threads = cluster.threads_per_worker(min(room, num_cores()))
-    shared = Pose(target.task, num_classes, form, settings.finetune, _gpus_of(settings), threads)
+    num_gpus = _gpus_of(settings)
+    threads = cluster.threads_per_worker(max(1, min(cluster.room_for(CPUS_PER_TRIAL, num_gpus), num_cores())))
+    shared = Pose(target.task, num_classes, form, settings.finetune, num_gpus, threads)
     return Prepared(shared, target, split, held, tuple(problems))
 
 
@@ -229,17 +230,13 @@ def digest_of(target: Target) -> str:
     return digest([target.task, target.classes, target.keeps_empty, told])
 
 
-def _room(settings: Settings) -> int:
-    """Trials that the cluster has room for at once. Raises SettingsError if it never has any."""
+def _check_room(settings: Settings) -> None:
+    """Raise SettingsError if the cluster never has room for a trial."""
     num_gpus = _gpus_of(settings)
-    room = cluster.room_for(CPUS_PER_TRIAL, num_gpus)
-    if not room:
-        key = "finetune.num_gpus" if settings.finetune.num_gpus is not None else "pretraining.use_gpu=true: num_gpus"
-        raise SettingsError(
-            f"{key}={num_gpus:g} can never be met: no node of the cluster has that many GPUs and a CPU: lower "
-            "finetune.num_gpus (0 trains on CPUs), or join a cluster with GPUs"
-        )
-    return room
+    key = "finetune.num_gpus"
+    if settings.finetune.num_gpus is None:
+        key = f"pretraining.use_gpu=true: {key}"
+    cluster.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
 
 
 def _gpus_of(settings: Settings) -> float:

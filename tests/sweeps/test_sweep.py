@@ -293,7 +293,8 @@ def test_real_trials_report_each_epoch_to_the_stopping_rule(workspace: Workspace
 def test_more_than_the_cluster_ever_holds_is_refused_before_anything_is_made(workspace: Workspace) -> None:
     assert not ray.cluster_resources().get("GPU"), "this test is for machines without a GPU"
     for asked in ({"num_gpus": 1}, {"num_gpus": 0.25}):
-        with pytest.raises(SettingsError, match=r"sweep.num_gpus=\S+ can never be met: .* 0 GPUs"):
+        said = r"sweep.num_gpus=\S+ needs 1 × 1 CPU and \S+ GPU, .* never have the GPUs: it has 0 GPUs"
+        with pytest.raises(SettingsError, match=said):
             sweep(workspace, swept(**asked), "gpus")
     assert not workspace.sweep("gpus").exists()
 

@@ -242,7 +242,7 @@ def test_a_2d_run_works_slice_by_slice_and_a_gpu_that_is_not_there_is_one_senten
     assert [row["initialisation"] for row in manifest["table"]] == ["random", "flat"]
     if ray.cluster_resources().get("GPU"):
         pytest.skip("this machine has a GPU")
-    with pytest.raises(SettingsError, match=r"finetune\.num_gpus=1 can never be met"):
+    with pytest.raises(SettingsError, match=r"finetune\.num_gpus=1 needs 1 × 1 CPU and 1 GPU"):
         target.finetune(("random", "flat"), num_gpus=1, num_trials=3)
 
 

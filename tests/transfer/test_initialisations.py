@@ -97,6 +97,12 @@ def test_a_path_may_begin_at_home(runs, monkeypatch: pytest.MonkeyPatch) -> None
     assert ours.name == "encoder" and ours.weights == runs[0].run("default") / "encoder.safetensors"
 
 
+def test_a_run_of_another_workspace_is_its_folder(runs) -> None:
+    folder = runs[0].run("default")
+    (ours,) = found(runs, str(folder))
+    assert ours.name == "default" and ours.weights == folder / "encoder.safetensors"
+
+
 @pytest.mark.parametrize(("architecture", "shape", "said"), [
     (Architecture(), (64, 64), "initialisation x is a 3D network and the target's images are 2D: leave it out"),
     (Architecture(), (32, 60, 64), r"finetune.input_shape=\[32, 60, 64\]: initialisation x \(unet\) needs .* of 8"),

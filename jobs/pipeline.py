@@ -1,4 +1,4 @@
-"""`raygenesis run` for `ray job submit`: takes the same options."""
+"""`raygenesis run`, the whole pipeline, for `ray job submit`: takes the same options."""
 
 import sys
 

@@ -1,0 +1,131 @@
+"""A job's record: what it is doing, how fast, and what it has used, in a file that can be read while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
+
+from raygenesis import machine, progress
+from raygenesis.archive.identity import make_private
+from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.metrics import set_gauge
+from raygenesis.workspace import Place, Workspace, write_json
+
+BEAT_SECONDS = 2.0
+MOST_SAID = 20  # lines
+RUNNING, SUCCEEDED, FAILED, STOPPED = "running", "succeeded", "failed", "stopped"
+TERMINATED = 128 + signal.SIGTERM
+
+
+def jobs_folder(workspace: Workspace) -> Place:
+    """Where the records are: they hold lines of the log, which name files."""
+    return workspace.private / "jobs"
+
+
+@contextmanager
+def recorded(verb: str, workspace: Workspace) -> Iterator[None]:
+    """Keep the record of the job that the block is, and end the block in order when the job is asked to stop."""
+    job = _Job(verb, workspace)
+    earlier = _on_termination()
+    beating = threading.Thread(target=job.beat, daemon=True)
+    beating.start()
+    state, told = FAILED, ""
+    try:
+        yield
+        state = SUCCEEDED
+    except RaygenesisError as error:
+        told = str(error)
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        state = STOPPED
+        progress.say(verb, "stopped; the same command goes on with what is missing")
+        raise
+    except BaseException as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise
+    finally:
+        job.stopped.set()
+        beating.join()
+        job.end(state, told)
+        if earlier is not None:
+            signal.signal(signal.SIGTERM, earlier)
+
+
+def _on_termination() -> Any:
+    """Have SIGTERM, by which `ray job stop` and schedulers end a job, unwind it; the earlier handler, if it was set."""
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, unwind)
+
+
+class _Job:
+    def __init__(self, verb: str, workspace: Workspace) -> None:
+        now = datetime.now(UTC)
+        self._folder = jobs_folder(workspace)
+        self._name = f"{now:%Y%m%d-%H%M%S}-{verb}-{secrets.token_hex(2)}"
+        self._record: dict[str, Any] = {
+            "verb": verb, "state": RUNNING, "started": now.isoformat(timespec="seconds"),
+            "host": socket.gethostname(), "process": os.getpid(), "core_seconds": 0.0, "gpu_seconds": 0.0,
+        }  # fmt: skip
+        self._last = time.monotonic()
+        self.stopped = threading.Event()
+
+    def beat(self) -> None:
+        """Write the record now and then until the job stops."""
+        self._note()
+        while not self.stopped.wait(BEAT_SECONDS):
+            self._note()
+
+    def end(self, state: str, told: str) -> None:
+        self._record |= {"state": state, "told": told, "ended": _now()}
+        self._note()
+
+    def _note(self) -> None:
+        now = time.monotonic()
+        hardware = machine.hardware()
+        self._record["core_seconds"] += (now - self._last) * hardware.num_cores
+        self._record["gpu_seconds"] += (now - self._last) * hardware.num_gpus
+        self._last = now
+        stages = [ticker.as_record() for ticker in progress.shown()]
+        self._record |= {
+            "updated": _now(), "hardware": hardware.as_record(), "stages": stages,
+            "said": progress.said()[-MOST_SAID:], **_ray_facts(),
+        }  # fmt: skip
+        with suppress(WorkspaceError, OSError):  # a full disk must not end the job by its record
+            make_private(self._folder.parent)
+            self._folder.mkdir(exist_ok=True)
+            write_json(self._folder / f"{self._name}.json", self._record)
+        for stage in stages:
+            tags = {"verb": self._record["verb"], "stage": stage["stage"], "unit": stage["unit"]}
+            for name in ("rate", "done", "total"):
+                set_gauge(f"raygenesis_{name}", stage[name], **tags)
+
+
+def _ray_facts() -> dict[str, Any]:
+    """Where Ray's dashboard is, and what `ray job` calls this job, where there are such."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    name = submitted.get("metadata", {}).get("job_submission_id")
+    facts = {"submission": name} if name else {}
+    cluster = sys.modules.get("raygenesis.cluster")
+    if cluster is not None and cluster.dashboard():
+        facts["dashboard"] = cluster.dashboard()
+    return facts
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

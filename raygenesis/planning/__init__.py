@@ -1,0 +1,1 @@
+"""What stages need and cost, before they run."""

@@ -1,0 +1,73 @@
+"""From work to an estimate: time, memory, storage, bytes moved and cost on given hardware, and what limits it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raygenesis.config import PriceSettings
+from raygenesis.machine import Hardware
+from raygenesis.planning.work import ONE_NODE, START_S, Work
+
+HOURS_A_MONTH = 730.0
+LEAST_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Factor:
+    """How much longer than at the shipped rates a stage took, and how much more it stored; where that was seen."""
+
+    seconds: float = 1.0
+    stored: float = 1.0
+    seen: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one stage. memory_gib: of the fullest node; cost: None where no price is given; limit: what takes the time."""
+
+    work: Work
+    num_cores: float
+    num_gpus: int
+    seconds: float
+    memory_gib: float
+    stored_mib: float
+    moved_mib: float
+    cost: float | None
+    limit: str
+    seen: str
+
+
+def estimate(
+    work: Work, hardware: Hardware, prices: PriceSettings, factors: Mapping[str, Factor], mib_per_s: float
+) -> Estimate:
+    """mib_per_s: what a node reads from and writes to the workspace."""
+    factor = factors.get(work.stage, Factor())
+    per_node = hardware.num_cores / hardware.num_nodes
+    cores = min(hardware.num_cores, per_node if work.most_cores == ONE_NODE else work.most_cores)
+    gpus = min(hardware.num_gpus, work.most_gpus) if work.gpu_s else 0
+    nodes = min(hardware.num_nodes, math.ceil(cores / per_node)) if not gpus else hardware.num_nodes
+    stored = work.stored_mib * factor.stored
+    terms = {
+        _cores(cores, hardware): work.core_s * factor.seconds / cores,
+        f"{gpus} GPU{'s' if gpus > 1 else ''}": work.gpu_s * factor.seconds / max(gpus, 1),
+        "disk or network": (work.read_mib + stored) / (mib_per_s * nodes),
+    }
+    limit = max(terms, key=terms.__getitem__)
+    start = START_S[work.stage]
+    seconds = start + terms[limit]
+    cost = None
+    if prices.cpu_hour is not None:
+        hourly = hardware.num_cores * prices.cpu_hour + hardware.num_gpus * (prices.gpu_hour or 0.0)
+        cost = seconds / 3600 * hourly + stored / 1024 * (prices.gib_month or 0.0)
+    return Estimate(
+        work, cores, gpus, max(seconds, LEAST_SECONDS),
+        work.memory_gib + work.memory_gib_per_core * math.ceil(cores / nodes), stored, work.read_mib + stored, cost,
+        "starting" if start > terms[limit] else limit, factor.seen,
+    )  # fmt: skip
+
+
+def _cores(cores: float, hardware: Hardware) -> str:
+    told = f"{cores:g} core{'s' if cores > 1 else ''}"
+    return told if cores == hardware.num_cores else f"{told} of {hardware.num_cores}"

@@ -1,0 +1,53 @@
+"""What a network costs a sample, counted on shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SAMPLES = 2  # batch norm wants more than one
+
+
+@dataclass(frozen=True)
+class Load:
+    """Of one sample: billions of floating-point operations, and millions of numbers that layers put out.
+
+    Wide networks are bound by the first, narrow ones by the second.
+    """
+
+    gflop: float = 0.0
+    mega_activations: float = 0.0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(self.gflop + other.gflop, self.mega_activations + other.mega_activations)
+
+    def __mul__(self, number: float) -> Load:
+        return Load(self.gflop * number, self.mega_activations * number)
+
+
+def load_of(model: nn.Module, shape: Sequence[int], forward: Callable[..., Any] | None = None) -> Load:
+    """The load of training on one image of `shape`, forward and backward; a third of it is the forward pass.
+
+    forward: of the model; its call when None. Nothing is computed: the model moves to torch's meta device.
+    """
+    model = model.to("meta").train()
+    put_out = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal put_out
+        put_out += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    hooks = [part.register_forward_hook(count) for part in model.modules() if not list(part.children())]
+    images = torch.empty(SAMPLES, 1, *shape, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        answers = (forward or model)(images)
+        answers = answers if isinstance(answers, (tuple, list)) else (answers,)
+        torch.stack([answer.sum() for answer in answers if isinstance(answer, torch.Tensor)]).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    return Load(counter.get_total_flops() / SAMPLES / 1e9, put_out / SAMPLES / 1e6)

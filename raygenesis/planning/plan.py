@@ -1,0 +1,118 @@
+"""Plan: what a pipeline over so many scans takes on a cluster, stage by stage, before there is either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from raygenesis.config import Settings
+from raygenesis.errors import SettingsError
+from raygenesis.machine import Hardware
+from raygenesis.planning.estimate import Estimate, Factor, estimate
+from raygenesis.planning.history import factors_of, scans_of
+from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
+from raygenesis.progress import say
+from raygenesis.settings import settings_from
+from raygenesis.workspace import Workspace
+
+# MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
+SCAN_MIB = {3: 150.0, 2: 7.6}
+COMPRESSED = 0.6  # a scan's files, of its voxels
+MIB_PER_S = 500.0  # that a node reads and writes
+HEADER = ("stage", "work", "time", "on", "memory a node", "stored", "moved", "cost", "limited by", "rates")
+
+
+def plan(
+    num_volumes: int | None, hardware: Hardware, settings: Settings, workspace: Workspace | None = None,
+    scan_mib: float | None = None, mib_per_s: float = MIB_PER_S,
+) -> list[Estimate]:  # fmt: skip
+    """Print, and return, an estimate of each stage.
+
+    num_volumes: as many as the workspace holds when None. With a workspace, its scans' size and what its stages took
+    correct the shipped rates. With GPUs, pretraining uses all of them unless the settings were given. scan_mib: of the
+    voxels of a scan. mib_per_s: what a node reads from and writes to the workspace.
+    """
+    there = None if workspace is None else scans_of(workspace)
+    if num_volumes is None and there is None:
+        raise SettingsError("plan needs a number of scans: give --volumes, or --workspace with an archive")
+    factors = {} if workspace is None else factors_of(workspace, settings)
+    size = scan_mib or (SCAN_MIB[settings.ndim] if there is None else there.voxel_mib)
+    files = COMPRESSED if there is None else there.source_mib / there.voxel_mib
+    scans = Scans(num_volumes or there.number, size, size * files)
+    settings, told = _for_gpus(settings, hardware)
+    estimates = [
+        estimate(work, hardware, settings.prices, factors, mib_per_s) for work in pipeline(scans, settings)
+    ]
+    gpus = f", {hardware.num_gpus} GPUs" if hardware.num_gpus else ""
+    say("plan", f"{scans.number:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.num_cores} cores{gpus}, "
+        f"{hardware.num_nodes} node(s) that read and write {mib_per_s:g} MiB/s")  # fmt: skip
+    for line in table(estimates):
+        say("plan", line)
+    if told:
+        say("plan", f"with {told}, for pretraining on all GPUs")
+    say("plan", _notes(factors, estimates))
+    return estimates
+
+
+def _for_gpus(settings: Settings, hardware: Hardware) -> tuple[Settings, str]:
+    """Settings under which pretraining takes all GPUs, where it was not said how it is to run."""
+    keys = {"pretraining.use_gpu", "pretraining.num_workers"}
+    if not hardware.num_gpus or keys & settings.given:
+        return settings, ""
+    tree = settings.model_dump(mode="json")
+    tree["pretraining"] |= {"use_gpu": True, "num_workers": hardware.num_gpus}
+    return settings_from(tree), f"pretraining.use_gpu=true pretraining.num_workers={hardware.num_gpus}"
+
+
+def table(estimates: Sequence[Estimate]) -> list[str]:
+    """Lines of aligned columns, the last of them the sums."""
+    rows = [HEADER, *map(_cells, estimates), _total(estimates)]
+    if estimates[0].cost is None:
+        rows = [(*row[:7], *row[8:]) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _cells(one: Estimate) -> tuple[str, ...]:
+    on = f"{one.num_gpus} GPUs" if one.num_gpus else f"{one.num_cores:g} cores"
+    return (
+        one.work.stage, one.work.what, duration(one.seconds), on, size(one.memory_gib * 1024), size(one.stored_mib),
+        size(one.moved_mib), "" if one.cost is None else f"{one.cost:,.2f}", one.limit, one.seen or "shipped",
+    )  # fmt: skip
+
+
+def _total(estimates: Sequence[Estimate]) -> tuple[str, ...]:
+    cost = "" if estimates[0].cost is None else f"{sum(one.cost or 0 for one in estimates):,.2f}"
+    slowest = max(estimates, key=lambda one: one.seconds)
+    sums = replace(
+        slowest, seconds=sum(one.seconds for one in estimates), stored_mib=sum(one.stored_mib for one in estimates),
+        moved_mib=sum(one.moved_mib for one in estimates), memory_gib=max(one.memory_gib for one in estimates),
+    )  # fmt: skip
+    return (
+        "all", "", duration(sums.seconds), "", size(sums.memory_gib * 1024), size(sums.stored_mib),
+        size(sums.moved_mib), cost, f"most time: {slowest.work.stage}", "",
+    )  # fmt: skip
+
+
+def _notes(factors: dict[str, Factor], estimates: Sequence[Estimate]) -> str:
+    shipped = [one.work.stage for one in estimates if not one.seen]
+    told = f"rates of {', '.join(shipped)}: shipped, of {RATES_OF}" if shipped else "all rates are this workspace's"
+    if any(one.num_gpus and not one.seen for one in estimates):
+        told += f", and {GPU_OF}"
+    return f"{told}; an estimate is good to a factor of two"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, whichever reads best."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(mib: float) -> str:
+    """MiB, GiB or TiB, whichever reads best."""
+    for unit, length in (("TiB", 2**20), ("GiB", 2**10)):
+        if mib >= length:
+            return f"{mib / length:.1f} {unit}"
+    return f"{mib:.1f} MiB"

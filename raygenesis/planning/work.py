@@ -1,0 +1,286 @@
+"""What each stage has to do, in seconds of one core (or GPU) at the rates that are shipped, and in bytes.
+
+The rates were measured on 2 cores (RATES_OF); for GPUs they are assumed, as none was at hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from raygenesis.archive.cells import DTYPE
+from raygenesis.config import AutoencoderSettings, PretrainingSettings, Settings
+from raygenesis.discovery.autoencoder import Autoencoder
+from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, is_exact_cheaper
+from raygenesis.planning.load import Load, load_of
+from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
+from raygenesis.pretraining.task import PretextTask
+
+RATES_OF = "an AMD EPYC, 2 cores"
+GPU_OF = "a GPU of 10 effective TFLOP/s, assumed and not measured"
+
+# Training, forward and backward.
+CORE_S_PER_GFLOP, CORE_S_PER_MEGA_ACTIVATION = 0.0056, 0.0119
+GPU_S_PER_GFLOP, GPU_S_PER_MEGA_ACTIVATION = 1.0e-4, 2.7e-5
+FORWARD = 1 / 3  # of training on a sample
+AUTOENCODER = 1.6  # times what its load says: small layers and batches
+ENCODE = 0.043  # of training the auto-encoder on a scan, by its load: its encoder alone, forward
+
+INGEST_S_PER_SCAN, INGEST_S_PER_MIB = 0.017, 0.0078  # MiB of voxels
+COARSE_S_PER_SCAN = 0.0014  # to read a scan's coarse level
+CROP_S_PER_MEGAVOXEL = 0.0153
+START_S = {"ingest": 6, "auto-encoder": 12, "embed": 5, "index": 0, "discover": 4, "crop": 4, "pretrain": 12,
+           "sweep": 8, "finetune": 5}  # fmt: skip
+
+STORED_OF_VOXELS = 0.75  # the archive, pyramids and all, of its voxels
+STORED_OF_CUBES = 0.67  # the pattern store, of its cubes
+CHECKPOINTS = 9  # times the weights: a run's checkpoints (weights, best ones, Adam's moments) and its encoder
+WORKER_GIB = 0.6  # a process that has imported torch and Ray
+MIB, GIB = 2**20, 2**30
+ONE_NODE = -1  # `most_cores` of one process: the cores of its node
+
+
+@dataclass(frozen=True)
+class Scans:
+    """An archive: how many scans, and the size of one: MiB of voxels, and MiB of its files."""
+
+    number: int
+    voxel_mib: float
+    source_mib: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage has to do.
+
+    what: in words; core_s: seconds on one core, of work that at most `most_cores` can share; gpu_s, most_gpus: the same
+    of GPUs, instead of cores; read, stored: MiB from and to the workspace; memory_gib: held at once, by `most_cores`.
+    """
+
+    stage: str
+    what: str
+    core_s: float
+    most_cores: float = math.inf
+    gpu_s: float = 0.0
+    most_gpus: int = 0
+    read_mib: float = 0.0
+    stored_mib: float = 0.0
+    memory_gib: float = WORKER_GIB
+    memory_gib_per_core: float = 0.0
+
+
+def core_s(load: Load) -> float:
+    """Seconds of one core to train on a sample."""
+    return load.gflop * CORE_S_PER_GFLOP + load.mega_activations * CORE_S_PER_MEGA_ACTIVATION
+
+
+def gpu_s(load: Load) -> float:
+    """Seconds of one GPU to train on a sample."""
+    return load.gflop * GPU_S_PER_GFLOP + load.mega_activations * GPU_S_PER_MEGA_ACTIVATION
+
+
+def ingest(scans: Scans) -> Work:
+    """Decode, hash, store: each scan alone."""
+    voxels = scans.number * scans.voxel_mib
+    return Work(
+        "ingest", f"{scans.number:,} scans",
+        core_s=scans.number * INGEST_S_PER_SCAN + voxels * INGEST_S_PER_MIB,
+        read_mib=scans.number * scans.source_mib, stored_mib=voxels * STORED_OF_VOXELS,
+        memory_gib_per_core=WORKER_GIB + 4 * scans.voxel_mib / 1024,
+    )  # fmt: skip
+
+
+def train_autoencoder(scans: Scans, settings: Settings, num_epochs: int | None = None) -> Work:
+    """One worker, which has the cores of its node."""
+    chosen = settings.autoencoder
+    held_out = settings.validation_fraction
+    training = min(scans.number * (1 - held_out), chosen.max_volumes)
+    validation = min(scans.number * held_out, chosen.max_volumes)
+    epochs = chosen.num_epochs if num_epochs is None else num_epochs
+    coarse = math.prod(chosen.input_shape) * DTYPE.itemsize
+    load, weights = _autoencoder_load(chosen)
+    return Work(
+        "auto-encoder", f"{training:,.0f} scans × {epochs} epochs",
+        core_s=(training + FORWARD * validation) * epochs * AUTOENCODER * core_s(load)
+        + (training + validation) * COARSE_S_PER_SCAN,
+        most_cores=ONE_NODE,
+        read_mib=(training + validation) * coarse / MIB,
+        stored_mib=CHECKPOINTS * weights * 4 / MIB,
+        memory_gib=2 * WORKER_GIB + (training + validation) * coarse / GIB + _training_gib(load, chosen.batch_size),
+    )  # fmt: skip
+
+
+def embed(scans: Scans, settings: Settings) -> Work:
+    """A forward pass a scan, by the actors of the pool; reading runs beside them."""
+    chosen = settings.embedding
+    load, _ = _autoencoder_load(settings.autoencoder)
+    voxels = math.prod(settings.autoencoder.input_shape)
+    on_gpu = chosen.num_gpus > 0
+    held = chosen.volumes_per_part * voxels * (DTYPE.itemsize + 4) / GIB
+    return Work(
+        "embed", f"{scans.number:,} scans",
+        core_s=scans.number * (COARSE_S_PER_SCAN + (0 if on_gpu else ENCODE * core_s(load))),
+        most_cores=chosen.num_actors + 1,
+        gpu_s=scans.number * ENCODE * gpu_s(load) if on_gpu else 0.0,
+        most_gpus=math.ceil(chosen.num_actors * chosen.num_gpus),
+        read_mib=scans.number * voxels * DTYPE.itemsize / MIB,
+        stored_mib=scans.number * settings.autoencoder.latent_size * 4 / MIB,
+        memory_gib_per_core=WORKER_GIB + held,
+    )  # fmt: skip
+
+
+def index(scans: Scans, settings: Settings) -> Work:
+    """The references' exact search, or graphs of all scans where those are cheaper."""
+    size, number = settings.autoencoder.latent_size, scans.number
+    references, k = settings.discovery.num_references, settings.discovery.num_neighbours
+    chosen = settings.index
+    exact = chosen.method == "exact"
+    if chosen.method == "auto":
+        exact = is_exact_cheaper(number, references, 0, size, k, chosen)
+    vectors_mib = number * size * 4 / MIB
+    if exact:
+        seconds = number * size * (READ_S + EXACT_S * references)
+        return Work("index", f"{references:,} exact searches", seconds, 1, read_mib=vectors_mib)
+    return Work(
+        "index", f"HNSW graphs of {number:,} scans",
+        core_s=number * size * chosen.ef_construction * BUILD_S,
+        most_cores=math.ceil(number / chosen.volumes_per_shard),
+        read_mib=vectors_mib, stored_mib=vectors_mib + number * chosen.m * 10 / MIB,
+        memory_gib_per_core=WORKER_GIB + 2 * chosen.volumes_per_shard * size * 4 / GIB,
+    )  # fmt: skip
+
+
+def num_patterns(settings: Settings, *, held_out: bool = True) -> int:
+    """R × (K + held-out K) × C × scales, or those that are learnt from."""
+    chosen = settings.discovery
+    patients = chosen.num_neighbours + held_out * chosen.num_validation_neighbours
+    return chosen.num_references * patients * chosen.num_coordinates * len(chosen.scales)
+
+
+def discover(settings: Settings, number: int | None = None, stage: str = "discover") -> Work:
+    """Crop, resize and encode each pattern; or random crops."""
+    number = num_patterns(settings) if number is None else number
+    voxels = number * math.prod(settings.discovery.cube_shape)
+    raw_mib = voxels * DTYPE.itemsize / MIB
+    per_part = settings.discovery.patterns_per_part * math.prod(settings.discovery.cube_shape) * DTYPE.itemsize
+    return Work(
+        stage, f"{number:,} {'patterns' if stage == 'discover' else 'crops'}",
+        core_s=voxels / 1e6 * CROP_S_PER_MEGAVOXEL,
+        most_cores=math.ceil(number / settings.discovery.patterns_per_part),
+        read_mib=raw_mib, stored_mib=raw_mib * STORED_OF_CUBES,
+        memory_gib_per_core=WORKER_GIB + 2 * per_part / GIB,
+    )  # fmt: skip
+
+
+def pretrain(
+    settings: Settings, learnt: int | None = None, held_out: int | None = None, num_epochs: int | None = None
+) -> Work:
+    """Classification alone, then jointly; each epoch also goes forward through what is held out.
+
+    learnt, held_out: patterns; num_epochs: of all phases, if training ended early.
+    """
+    chosen = settings.pretraining
+    learnt = num_patterns(settings, held_out=False) if learnt is None else learnt
+    held_out = num_patterns(settings) - num_patterns(settings, held_out=False) if held_out is None else held_out
+    alone, joint, weights = _pretraining_loads(
+        chosen, settings.discovery.cube_shape, settings.discovery.num_references * settings.discovery.num_coordinates
+    )
+    num_alone = chosen.num_classification_epochs if alone is not None else 0
+    total = chosen.num_classification_epochs + chosen.num_joint_epochs if num_epochs is None else num_epochs
+    num_alone = min(num_alone, total)
+    load = (alone or joint) * num_alone + joint * (total - num_alone)
+    samples = learnt + FORWARD * held_out
+    stored_mib = (learnt + held_out) * math.prod(settings.discovery.cube_shape) * DTYPE.itemsize
+    stored_mib *= STORED_OF_CUBES / MIB
+    in_memory = stored_mib / 1024 <= chosen.memory_gib
+    workers = chosen.most_workers
+    return Work(
+        "pretrain", f"{learnt:,} {'crops' if alone is None else 'patterns'} × {total} epochs",
+        core_s=0.0 if chosen.use_gpu else samples * core_s(load),
+        most_cores=workers if workers > 1 else ONE_NODE,
+        gpu_s=samples * gpu_s(load) if chosen.use_gpu else 0.0, most_gpus=workers,
+        read_mib=stored_mib * (1 if in_memory else total),
+        stored_mib=CHECKPOINTS * weights * 4 / MIB,
+        memory_gib=2 * WORKER_GIB + (stored_mib / 1024 if in_memory else 0)
+        + (0 if chosen.use_gpu else _training_gib(joint, chosen.batch_size)),
+    )  # fmt: skip
+
+
+def sweep(settings: Settings, num_points: int = 8) -> Work:
+    """As many short pretrainings as there are points; 8 is λ × K × C of the space that `sweep` brings along."""
+    chosen = settings.sweep
+    trials = num_points * chosen.num_seeds
+    epochs = {name: getattr(chosen, name) for name in ("num_classification_epochs", "num_joint_epochs")}
+    short = settings.model_copy(update={"pretraining": settings.pretraining.model_copy(update=epochs)})
+    one = pretrain(short)
+    return Work(
+        "sweep", f"{trials} trials",
+        core_s=trials * one.core_s, most_cores=trials, gpu_s=trials * one.gpu_s, most_gpus=trials,
+        read_mib=trials * one.read_mib, memory_gib_per_core=WORKER_GIB + _training_gib_of(settings),
+    )  # fmt: skip
+
+
+def finetune(settings: Settings, num_initialisations: int = 2) -> Work:
+    """Trials of each initialisation and number of labelled subjects: their steps; testing is not counted."""
+    chosen = settings.finetune
+    trials = num_initialisations * len(chosen.num_labelled) * chosen.num_trials
+    shape = chosen.input_shape or settings.discovery.cube_shape
+    _, joint, _ = _pretraining_loads(settings.pretraining, shape, 2)
+    samples = trials * (0 if chosen.mode == "knn" else chosen.num_steps) * chosen.batch_size
+    gpus = settings.pretraining.use_gpu if chosen.num_gpus is None else chosen.num_gpus > 0
+    return Work(
+        "finetune", f"{trials} trials × {chosen.num_steps} steps",
+        core_s=0.0 if gpus else samples * core_s(joint), most_cores=trials,
+        gpu_s=samples * gpu_s(joint) if gpus else 0.0, most_gpus=trials,
+        memory_gib_per_core=WORKER_GIB + _training_gib(joint, chosen.batch_size),
+    )  # fmt: skip
+
+
+def pipeline(scans: Scans, settings: Settings) -> list[Work]:
+    """Every stage of `raygenesis run`, in order, with the sweep and the fine-tuning that may follow."""
+    if pretext_of(settings.pretraining).crops != PATTERNS:
+        crops = settings.discovery.num_crops
+        number = num_patterns(settings) if crops is None else crops * scans.number
+        held_out = round(number * settings.validation_fraction)
+        return [
+            ingest(scans), discover(settings, number, "crop"), pretrain(settings, number - held_out, held_out),
+            finetune(settings),
+        ]  # fmt: skip
+    return [
+        ingest(scans), train_autoencoder(scans, settings), embed(scans, settings), index(scans, settings),
+        discover(settings), pretrain(settings), sweep(settings), finetune(settings),
+    ]  # fmt: skip
+
+
+@cache
+def _autoencoder_load(settings: AutoencoderSettings) -> tuple[Load, int]:
+    model = Autoencoder(settings.input_shape, settings.base_width, settings.latent_size)
+    weights = sum(weight.numel() for weight in model.parameters())
+    return load_of(model, settings.input_shape), weights
+
+
+@cache
+def _pretraining_loads(
+    settings: PretrainingSettings, shape: Sequence[int], num_classes: int
+) -> tuple[Load | None, Load, int]:
+    """Of classification alone, if there is any; of both tasks; and the number of weights."""
+    plain = settings.model_copy(update={"compile": False, "gradient_checkpointing": False})
+    task = PretextTask(plain, 0, tuple(shape), 1, num_classes)
+    model = task.build()
+    weights = sum(weight.numel() for weight in model.parameters())
+    joint = load_of(model, shape)
+    if task.puzzle is None or not task.architecture.restores:
+        return None if task.puzzle is None else joint, joint, weights
+    return load_of(model, shape, lambda images: model(images, restore=False)), joint, weights
+
+
+def _training_gib(load: Load, batch_size: int) -> float:
+    """Activations of a batch, kept for the backward pass, and as much again for gradients."""
+    return 2 * load.mega_activations * 1e6 * 4 * batch_size / GIB
+
+
+def _training_gib_of(settings: Settings) -> float:
+    _, joint, _ = _pretraining_loads(settings.pretraining, settings.discovery.cube_shape, 1)
+    return _training_gib(joint, settings.pretraining.batch_size)

@@ -1,0 +1,90 @@
+"""What a workspace's jobs are doing, or did, from the records that they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from raygenesis.config import PriceSettings
+from raygenesis.errors import WorkspaceError
+from raygenesis.job import BEAT_SECONDS, RUNNING, jobs_folder
+from raygenesis.planning.plan import duration
+from raygenesis.workspace import Place, Workspace, read_json, read_table
+
+# A record of a running job that was not written for so long is of one that was killed.
+SILENT_S = 15 * BEAT_SECONDS
+
+# Stages that leave a table of failures.
+FAILING = ("archive", "embeddings", "patterns", "crops")
+
+
+def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Iterator[str]:
+    """Lines about the newest jobs, the newest first, and about failures.
+
+    Raises WorkspaceError where there was no job.
+    """
+    records = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
+    if not records:
+        raise WorkspaceError(f"no job has been run in {workspace.root} yet: start one, such as `raygenesis run`")
+    for path in records[:most]:
+        yield from _job(path, prices)
+    if len(records) > most:
+        yield f"{len(records) - most} earlier jobs: --jobs {len(records)} lists them"
+    failed = {stage: _num_failures(workspace.root / stage / "failures.parquet") for stage in FAILING}
+    told = ", ".join(f"{stage} {number}" for stage, number in failed.items() if number)
+    yield f"failures: {told or 'none'}" + " (`raygenesis archive info --failures` lists the archive's)" * bool(told)
+
+
+def _job(path: Place, prices: PriceSettings) -> Iterator[str]:
+    job = read_json(path)
+    assert job is not None
+    age = (datetime.now(UTC) - datetime.fromisoformat(job["updated"])).total_seconds()
+    took = duration((datetime.fromisoformat(job["updated"]) - datetime.fromisoformat(job["started"])).total_seconds())
+    runs = job["state"] == RUNNING
+    state = job["state"]
+    if runs and age > SILENT_S:
+        state = f"not heard of for {duration(age)}: killed, or cut off; the same command goes on with what is missing"
+    where = f"process {job['process']} on {job['host']}"
+    yield f"{job['verb']}: {state}, since {job['started']} for {took}, {where}" + _submission(job)
+    for stage in job["stages"] if runs else job["stages"][-1:]:
+        yield f"  {_stage(stage, runs)}"
+    yield f"  {_used(job, prices)}"
+    if job.get("told"):
+        yield f"  {job['told']}"
+    elif not runs and job["said"]:
+        yield f"  {job['said'][-1]}"
+    if runs and age <= SILENT_S:
+        if job.get("dashboard"):
+            yield f"  dashboard: http://{job['dashboard']} (through a tunnel or port-forward)"
+        yield f"  if it seems to hang: `py-spy dump --pid {job['process']}` on {job['host']}, or of a worker there"
+
+
+def _submission(job: Mapping[str, Any]) -> str:
+    return f", `ray job logs {job['submission']}`" if job.get("submission") else ""
+
+
+def _stage(stage: Mapping[str, Any], runs: bool) -> str:
+    """One stage in a line; the time left where it is not done."""
+    share = stage["done"] / stage["total"] if stage["total"] else 1.0
+    line = f"{stage['stage']}: {stage['done']:,.6g} of {stage['total']:,} {stage['unit']} ({share:.0%})"
+    if stage["rate"]:
+        line += f", {stage['rate']:,.4g} {stage['unit']}/s"
+        if runs and share < 1:
+            line += f", {duration((stage['total'] - stage['done']) / stage['rate'])} left"
+    return f"{line} {stage['note']}".rstrip()
+
+
+def _used(job: Mapping[str, Any], prices: PriceSettings) -> str:
+    """What of the cluster the job has had to itself so far."""
+    hours = job["core_seconds"] / 3600, job["gpu_seconds"] / 3600
+    there = job["hardware"]
+    line = f"{there['num_cores']} cores and {there['num_gpus']} GPUs on {there['num_nodes']} node(s)"
+    line += f": {hours[0]:.2f} core hours, {hours[1]:.2f} GPU hours"
+    if prices.cpu_hour is not None:
+        line += f", {hours[0] * prices.cpu_hour + hours[1] * (prices.gpu_hour or 0.0):,.2f} in cost"
+    return line
+
+
+def _num_failures(path: Place) -> int:
+    return read_table(path).num_rows if path.is_file() else 0

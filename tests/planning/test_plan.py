@@ -1,0 +1,160 @@
+"""The verb `plan`, and what a workspace's own stages teach it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raygenesis.archive.catalogue import CATALOGUE
+from raygenesis.config import PriceSettings
+from raygenesis.errors import SettingsError
+from raygenesis.machine import Hardware
+from raygenesis.planning import work
+from raygenesis.planning.announce import announce, left_to_embed, left_to_pretrain
+from raygenesis.planning.estimate import estimate
+from raygenesis.planning.history import factors_of, scans_of
+from raygenesis.planning.plan import duration, plan, size
+from raygenesis.planning.work import START_S
+from raygenesis.settings import load_settings
+from raygenesis.workspace import Workspace, write_json
+from tests.end_to_end.conftest import raygenesis
+
+SMALL = load_settings("cpu-small")
+HARDWARE = Hardware(2)
+MADE_ON = {"num_cores": 2, "num_gpus": 0, "num_nodes": 1, "processor": "one"}
+
+
+def manifest(folder: Path, seconds: float, **facts: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"inputs": {}, "bytes": 10 * 2**20, "seconds": seconds, "fingerprint": "f", "finished": "2026-01-01"}
+    write_json(folder / "manifest.json", {**told, "hardware": MADE_ON, **facts})
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """1,000 scans of 2 MiB of voxels in files of 1 MiB; stages took twice as long as the shipped rates say."""
+    found = Workspace.open(tmp_path)
+    found.archive.mkdir()
+    rows = [
+        {
+            "volume_id": f"{number:04d}", "shape": [64, 128, 128], "num_channels": 1, "dtype": "int16",
+            "source_bytes": 2**20,
+        } for number in range(1000)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, CATALOGUE), found.catalog)
+    scans = work.Scans(1000, 2.0, 1.0)
+
+    def twice(stage: str, did: work.Work) -> float:
+        one = estimate(did, HARDWARE, PriceSettings(), {}, 1e12).seconds
+        return START_S[stage] + 2 * (one - START_S[stage])
+
+    counts = {"scans": 1000, "volumes": 1000, "known": 0, "failures": 0}
+    manifest(found.archive, twice("ingest", work.ingest(scans)), counts=counts, settings={})
+    tree = SMALL.model_dump(mode="json")
+    taught = {"epochs": 10, "training": 800, "validation": 200}
+    manifest(
+        found.autoencoder, twice("auto-encoder", work.train_autoencoder(scans, SMALL, 10)), counts=taught,
+        settings={"autoencoder": tree["autoencoder"]},
+    )  # fmt: skip
+    manifest(
+        found.patterns, twice("discover", work.discover(SMALL, 50_000)),
+        counts={"patterns": 50_000, "validation": 10_000}, settings={"discovery": tree["discovery"]},
+    )  # fmt: skip
+    manifest(
+        found.run("default"), twice("pretrain", work.pretrain(SMALL, 40_000, 10_000, 5)),
+        counts={"patterns": 40_000, "epochs": 5}, settings={"pretraining": tree["pretraining"]},
+    )  # fmt: skip
+    return found
+
+
+def test_a_workspaces_scans_are_counted_and_measured(workspace: Workspace) -> None:
+    scans = scans_of(workspace)
+    assert (scans.number, scans.voxel_mib, scans.source_mib) == (1000, 2.0, 1.0)
+
+
+def test_stages_that_took_twice_as_long_will_again(workspace: Workspace) -> None:
+    factors = factors_of(workspace, SMALL)
+    # A sweep, and fine-tuning, train the same network.
+    assert factors.keys() == {"ingest", "auto-encoder", "discover", "pretrain", "sweep", "finetune"}
+    for stage, factor in factors.items():
+        assert factor.seconds == pytest.approx(2.0, rel=1e-6), stage
+    assert factors["ingest"].stored == pytest.approx(10 / 1500)
+    told = {one.work.stage: one for one in plan(2000, Hardware(8), SMALL, workspace, mib_per_s=1e9)}
+    shipped = {one.work.stage: one for one in plan(2000, Hardware(8), SMALL, scan_mib=2.0, mib_per_s=1e9)}
+    for stage in factors:
+        variable = shipped[stage].seconds - START_S[stage]
+        assert told[stage].seconds == pytest.approx(START_S[stage] + 2 * variable, rel=0.01), stage
+
+
+def test_manifests_that_do_not_say_on_what_they_were_made_teach_nothing(workspace: Workspace) -> None:
+    for path in workspace.root.rglob("manifest.json"):
+        told = json.loads(path.read_text())
+        del told["hardware"]
+        path.write_text(json.dumps(told))
+    assert factors_of(workspace, SMALL) == {}
+
+
+def test_pretraining_takes_all_gpus_unless_it_is_said_how_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    paper = load_settings("paper-3d")
+    told = {one.work.stage: one for one in plan(1000, Hardware(64, 8, 2), paper)}
+    assert told["pretrain"].num_gpus == 8
+    assert "with pretraining.use_gpu=true pretraining.num_workers=8" in capsys.readouterr().out
+    given = load_settings("paper-3d", ["pretraining.use_gpu=true"])
+    told = {one.work.stage: one for one in plan(1000, Hardware(64, 8, 2), given)}
+    assert told["pretrain"].num_gpus == 1
+
+
+def test_a_plan_needs_a_number_of_scans(tmp_path: Path) -> None:
+    for workspace in (None, Workspace.open(tmp_path)):
+        with pytest.raises(SettingsError, match=r"give --volumes, or --workspace with an archive"):
+            plan(None, HARDWARE, SMALL, workspace)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    done = raygenesis(
+        "plan", "--volumes", "100000", "--cpus", "64", "--gpus", "8", "--nodes", "4", "--preset", "paper-3d",
+        "prices.cpu_hour=0.05", "prices.gpu_hour=2.5",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for stage in ("ingest", "auto-encoder", "embed", "index", "discover", "pretrain", "sweep", "finetune", "all"):
+        assert f"plan: {stage} " in done.stdout
+    assert "cost" in done.stdout and "assumed and not measured" in done.stdout
+    refused = raygenesis("plan", "--volumes", "0")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+
+
+# --- before a stage starts ------------------------------------------------------------------------
+
+
+def test_what_is_left_is_what_is_not_there(workspace: Workspace) -> None:
+    assert [each.stage for each in left_to_embed(workspace, SMALL)] == ["embed"]
+    manifest(workspace.embeddings, 1.0, counts={"volumes": 990, "failures": 4}, settings={})
+    (embedding,) = left_to_embed(workspace, SMALL)
+    assert embedding.what == "6 scans"
+    assert left_to_pretrain(workspace, SMALL, "default") == []
+    (training,) = left_to_pretrain(workspace, SMALL, "another")
+    assert training.what == "40,000 patterns × 25 epochs"
+
+
+def test_a_stage_says_what_it_takes_and_warns(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    announce([work.ingest(work.Scans(10**9, 1000, 600))], workspace, SMALL)
+    said = capsys.readouterr().out
+    assert "ingest: 1,000,000,000 scans: about " in said and "at the rates of this workspace" in said
+    assert "ingest: warning: only " in said
+    announce([], workspace, SMALL)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.4, "0 s"), (119, "119 s"), (150, "2.5 min"), (3 * 3600, "3.0 h"), (3 * 86400, "3.0 d")]
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
+
+
+def test_sizes() -> None:
+    assert [size(mib) for mib in (0.04, 1023, 1024, 3 * 2**20)] == ["0.0 MiB", "1023.0 MiB", "1.0 GiB", "3.0 TiB"]
