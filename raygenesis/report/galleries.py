@@ -64,7 +64,7 @@ def reconstructions(folder: Path, volumes: Path, rows: Sequence[Row], manifest: 
         columns.append([
             picture(mid_slice(voxels), f"{what} of {name}", note, extent=size, pixels=SCAN_PIXELS)
             for what, voxels, note in (
-                ("Input", scan, name), ("Reconstruction", restored, f"restored, error {error:.4g}"),
+                ("Input", scan, name), ("Reconstruction", restored, f"error {error:.4g}"),
             )
         ])  # fmt: skip
     rows_of = list(zip(*columns, strict=True))

@@ -123,6 +123,7 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         "workspace": str(workspace.root), "made": made, "written": _now(), "machine": _machine(),
         "total": {key: sum(manifest[key] for manifest in whole) for key in ("seconds", "bytes")},
         "archive": section(sections.archive, "archive"),
+        "jobs": sections.guarded(sections.jobs, workspace, settings.prices),
         "failures": sections.guarded(sections.failures, workspace),
         "autoencoder": section(sections.autoencoder, "archive", "autoencoder"),
         "neighbours": section(neighbours, "archive", "embeddings", "index", "patterns"),

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
 from raygenesis.archive.cells import decode
-from raygenesis.config import IntensitySettings, Settings
+from raygenesis.config import IntensitySettings, PriceSettings, Settings
 from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.job import jobs_folder
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.pretexts import pretext_of
@@ -30,12 +32,13 @@ from raygenesis.report.charts import Chart, Line
 from raygenesis.report.pictures import Gallery
 from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Workspace, read_json
 
 Row = Mapping[str, Any]
 
 MOST_FAILURES = 50
 NUMBER = re.compile(r"\d+")
+MOST_JOBS = 20
 MOST_SCANS, MOST_HELD_OUT, MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 16, 4, 12, 3
 MOST_SCANS_COMPARED = 12
 UNIFORM = 0.05  # a cube with a smaller standard deviation shows next to nothing
@@ -138,6 +141,22 @@ def failures(workspace: Workspace) -> dict[str, Any]:
         for (stage, reason), rows in ranked[:MOST_FAILURES]
     ]  # fmt: skip
     return {"rows": rows, "count": sum(map(len, groups.values())), "reasons_left_out": len(ranked) - len(rows)}
+
+
+def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
+    """The newest jobs with what they had of the cluster; of their records, which name files, only figures are shown."""
+    paths = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
+    rows = []
+    for path in paths[:MOST_JOBS]:
+        job = read_json(path)
+        started, updated = (datetime.fromisoformat(job[key]) for key in ("started", "updated"))
+        hours = {"core hours": job["core_seconds"] / 3600, "GPU hours": job["gpu_seconds"] / 3600}
+        row = {"job": job["verb"], "state": job["state"], "started": f"{started:%Y-%m-%d %H:%M}"}
+        row |= {"minutes": (updated - started).total_seconds() / 60, **hours}
+        if prices.cpu_hour is not None:
+            row["cost"] = hours["core hours"] * prices.cpu_hour + hours["GPU hours"] * (prices.gpu_hour or 0.0)
+        rows.append(row)
+    return {"rows": rows, "left_out": len(paths) - len(rows)}
 
 
 def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:

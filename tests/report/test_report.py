@@ -20,7 +20,7 @@ from raygenesis.report import charts
 from raygenesis.report.page import duration, size
 from raygenesis.report.pictures import Gallery, mid_slice, picture
 from raygenesis.report.report import report
-from raygenesis.workspace import Stage, Workspace
+from raygenesis.workspace import Stage, Workspace, write_json
 from tests.report.workspaces import (
     HOSTILE,
     chosen,
@@ -218,6 +218,18 @@ def test_cubes_of_a_class_are_more_alike_than_others(workspace: Workspace) -> No
     page = Page(report(workspace, settings_of(3)))
     within, between = re.search(r"correlate by (\S+) between scans, .* by (\S+)\s", page.text).groups()
     assert float(within) > 0.5 > abs(float(between))
+
+
+def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Workspace) -> None:
+    make_archive(workspace)
+    (workspace.private / "jobs").mkdir(parents=True)
+    job = {"verb": "ingest", "state": "succeeded", "said": [f"{HOSTILE} is damaged"], "host": "a-host"}
+    job |= {"started": "2026-01-02T03:04:05+00:00", "updated": "2026-01-02T03:34:05+00:00"}
+    job |= {"core_seconds": 7200.0, "gpu_seconds": 1800.0}
+    write_json(workspace.private / "jobs" / "20260102-030405-ingest-abcd.json", job)
+    page = Page(report(workspace, settings_of(3, prices={"cpu_hour": 0.5, "gpu_hour": 3})))
+    assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30\s*2\s*0.5\s*2.5\s", page.text)
+    assert "a-host" not in page.text and "is damaged" not in page.text
 
 
 def test_nothing_is_priced_by_a_call_that_took_in_nothing(workspace: Workspace) -> None:
