@@ -51,6 +51,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.archive
 	$(BIN)/python -m tests.benchmarks.discovery
 	$(BIN)/python -m tests.benchmarks.scale
+	$(BIN)/python -m tests.benchmarks.nodes
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.corruptions
 	$(BIN)/python -m tests.benchmarks.step

@@ -121,6 +121,11 @@ def _room(nodes: Iterable[tuple[float, float]], num_cpus: float, num_gpus: float
     return room
 
 
+def is_lost(node_id: str) -> bool:
+    """Whether a node of the cluster is not there any more."""
+    return not any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
 def require(key: str, num_tasks: int = 1, num_cpus: float = 1, num_gpus: float = 0.0) -> None:
     """Raise SettingsError, within a minute, if the cluster can never run so many tasks at once, each of which needs so
     much of one node; Ray itself would wait for ever.

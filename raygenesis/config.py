@@ -113,7 +113,10 @@ class EmbeddingSettings(Section):
         description="What describes a whole scan: `autoencoder` (trained on the archive), `pca` (the linear baseline "
         "of the same sizes), or the path of weights of ours: an auto-encoder's or PCA's file, or a run's folder.",
     )
-    num_actors: Count = Field(2, description="Actors in the pool.")
+    num_actors: Count | None = Field(
+        None,
+        description="Actors in the pool; when null as many as the cluster has cores for, or GPUs with num_gpus.",
+    )
     num_gpus: NonNegative = Field(0.0, description="GPUs for each actor; a fraction lets several share one.")
     volumes_per_part: Count = Field(128, description="Scans in one Parquet part: the unit of resuming.")
 

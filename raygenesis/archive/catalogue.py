@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace import Place, read_table
+from raygenesis.workspace import Place, read_table, write_table
 
 CATALOGUE = pa.schema(
     [
@@ -38,7 +40,33 @@ CATALOGUE = pa.schema(
     ]
 )
 
+# Small enough that who asks for some volumes next to each other reads little else.
+ROWS_PER_GROUP = 8192
+
 FAILURES = pa.schema([("source", pa.string()), ("reason", pa.string())])
+
+
+@dataclass(frozen=True)
+class CatalogueRows:
+    """The rows of some volumes, whose ids are in order: they are read where they are looped over, few at a time."""
+
+    path: Place
+    volume_ids: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.volume_ids)
+
+    def __getitem__(self, part: slice) -> CatalogueRows:
+        return CatalogueRows(self.path, self.volume_ids[part])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self), ROWS_PER_GROUP):
+            yield from read_catalogue(self.path, self.volume_ids[start : start + ROWS_PER_GROUP])
+
+
+def write_catalogue(path: Place, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the catalogue; rows in order of volume id."""
+    write_table(path, pa.Table.from_pylist(rows, CATALOGUE), row_group_size=ROWS_PER_GROUP)
 
 
 def read_catalogue(
@@ -57,10 +85,18 @@ def read_columns(
     path: Place, columns: Sequence[str], volume_ids: Iterable[str] | None = None, ndim: int | None = None
 ) -> pa.Table:
     """Some columns of the catalogue, as a table: what a million volumes need."""
-    wanted = None if volume_ids is None else pc.field("volume_id").isin(pa.array(volume_ids, pa.string()))
+    wanted = None
+    if volume_ids is not None:
+        asked, field = pa.array(volume_ids, pa.string()), pc.field("volume_id")
+        wanted = field.isin(asked)
+        if len(asked):  # lets whole row groups be passed by
+            wanted &= (field >= pc.min(asked)) & (field <= pc.max(asked))
     needed = list(dict.fromkeys([*columns, "volume_id", "shape"]))
     try:
-        table = read_table(path, schema=CATALOGUE, filters=wanted, columns=needed)
+        # Of a large catalogue, many threads would hold a great deal at once, and take longer in all.
+        table = read_table(
+            path, schema=CATALOGUE, filters=wanted, columns=needed, use_threads=False, pre_buffer=False
+        )
     except FileNotFoundError:
         raise WorkspaceError(f"{path} is not there: run `raygenesis ingest` first") from None
     except (pa.ArrowInvalid, OSError):
@@ -68,7 +104,9 @@ def read_columns(
             f"{path} is damaged: remove it and manifest.json beside it and ingest again; volumes of files that are "
             "still there are not decoded anew"
         ) from None
-    table = table.sort_by("volume_id")
+    ids = table["volume_id"]
+    if table.num_rows > 1 and not pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py():
+        table = table.sort_by("volume_id")
     if ndim is not None and table.num_rows:
         table = table.filter(pc.equal(pc.list_value_length(table["shape"]), ndim))
         if not table.num_rows:
@@ -96,9 +134,34 @@ def held_out_subjects(rows: Iterable[Mapping[str, Any]], fraction: float, seed: 
     Depends on the seed and on the content of the scans alone, not on what the subjects are called here: every stage,
     and every workspace of the same scans, holds out the same.
     """
-    first = first_volumes(rows)
-    ranked = sorted(first, key=lambda subject: hashlib.sha256(f"{seed}/{first[subject]}".encode()).digest())
-    return frozenset(ranked[: num_held_out(len(ranked), fraction)])
+    pairs = [(row["volume_id"], row["subject_id"]) for row in rows]
+    volumes, subjects = (pa.array([pair[column] for pair in pairs], pa.string()) for column in (0, 1))
+    return frozenset(subjects.filter(pa.array(is_held_out(volumes, subjects, fraction, seed))).to_pylist())
+
+
+def is_held_out(
+    volumes: pa.StringArray, subjects: pa.StringArray, fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Whether the subject of each volume is held out (`held_out_subjects`): bool [n]."""
+    numbered = subjects.dictionary_encode()
+    table = pa.table({"subject": numbered.indices, "volume": volumes})
+    first = table.group_by("subject").aggregate([("volume", "min")])
+    order = hash_order(f"{seed}/", first["volume_min"])
+    chosen = np.zeros(len(first), bool)
+    chosen[first["subject"].to_numpy()[order[: num_held_out(len(first), fraction)]]] = True
+    return chosen[numbered.indices.to_numpy()]
+
+
+def hash_order(prefix: str, texts: pa.StringArray | pa.ChunkedArray) -> NDArray[np.int64]:
+    """The places of texts in order of the SHA-256 hashes of prefix and text."""
+    hashes = (hashlib.sha256(f"{prefix}{text}".encode()).digest() for text in strings(texts))
+    return np.argsort(np.fromiter(hashes, "S32", len(texts)), kind="stable")
+
+
+def strings(column: pa.Array | pa.ChunkedArray) -> Iterator[str]:
+    """The values of a column, few of them Python objects at a time."""
+    for start in range(0, len(column), ROWS_PER_GROUP):
+        yield from column.slice(start, ROWS_PER_GROUP).to_pylist()
 
 
 def split_by_subject(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, first_volumes, read_catalogue
+from raygenesis.archive.catalogue import FAILURES, first_volumes, read_catalogue, write_catalogue
 from raygenesis.archive.dicom import Header
 from raygenesis.archive.identity import Identity, make_private, open_identity, subject_of
 from raygenesis.archive.intake import Outcome, take_in
@@ -136,7 +136,7 @@ def ingest(
             raise _nothing_readable(scans, found.survey, outcomes)
         rows = sorted(rows + removed, key=lambda row: row["volume_id"])
         _remember(workspace, scans, found, outcomes, identity, rows, known)
-        write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
+        write_catalogue(workspace.catalog, rows)
         seen = earlier.keys() | {record["volume_id"] for outcome in outcomes.values() for record in outcome.records}
         for volume_id in sorted(seen - {row["volume_id"] for row in rows}):  # duplicates, superseded and pruned ones
             remove_tree(volume_folder(workspace.volumes, volume_id))
@@ -283,8 +283,9 @@ def take_in_block(
     block: Mapping[str, Any], root: Path, volumes: Any, settings: ArchiveSettings
 ) -> Iterator[dict[str, str]]:
     """Outcomes, as JSON, of the scans of one block, each with its source."""
+    node = ray.get_runtime_context().get_node_id()
     for files in block["scans"]:
-        outcome = take_in([root / path for path in files], volumes, settings)
+        outcome = take_in([root / path for path in files], volumes, settings, node, cluster.is_lost)
         yield {"source": str(files[0]), "outcome": json.dumps(asdict(outcome))}
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue, voxel_bytes
+from raygenesis.archive.catalogue import CATALOGUE, FAILURES, CatalogueRows, read_catalogue, read_columns, strings
 from raygenesis.archive.intake import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.sources import read_sources
+from raygenesis.archive.sources import paths_of
 from raygenesis.archive.store import halve, level_shape, open_level, read_array, read_record, read_region, volume_folder
 from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
@@ -27,6 +27,8 @@ from raygenesis.workspace import Place, Workspace, manifest_of, read_table
 
 VOLUMES_PER_BLOCK = 8
 TILE_PIXELS = 128
+# Columns that `info` counts.
+COUNTED = ("shape", "num_channels", "spacing_mm", "dtype", "modality", "corrections", "stored_bytes")
 # What differs between failures of one cause: hashes and numbers.
 NUMBER = re.compile(r"\b[0-9a-f]{16}\b|\d[\d,.]*")
 
@@ -34,29 +36,57 @@ NUMBER = re.compile(r"\b[0-9a-f]{16}\b|\d[\d,.]*")
 def info(workspace: Workspace, every_failure: bool = False) -> list[str]:
     """Lines that say what an archive holds: counts, modalities, sizes, spacings, and failures by cause, or each."""
     manifest = manifest_of(workspace.archive, "ingest")
-    rows = read_catalogue(workspace.catalog)
+    table = read_columns(workspace.catalog, COUNTED)
     counts = manifest["counts"]
-    stored, voxels = sum(row["stored_bytes"] for row in rows), sum(voxel_bytes(row) for row in rows)
+    stored, voxels = pc.sum(table["stored_bytes"]).as_py() or 0, _voxel_bytes(table)
     lines = [
-        f"{len(rows)} volumes of {counts['subjects']} subjects, {counts['failures']} failures; "
+        f"{len(table)} volumes of {counts['subjects']} subjects, {counts['failures']} failures; "
         f"{mib(manifest['source_bytes'])} of files, {mib(voxels)} of voxels, {mib(stored)} stored with pyramids",
     ]
     for ndim in (3, 2):
-        members = [row for row in rows if len(row["shape"]) == ndim]
-        if members:
+        members = _of(ndim, table)
+        if len(members):
             lines.append(f"{ndim}D: {len(members)} volumes")
-            lines += [f"  {axis}: {_span(members, number)}" for number, axis in enumerate("zyx"[-ndim:])]
+            sides, steps = _sides(members["shape"]), _sides(members["spacing_mm"])
+            lines += [f"  {axis}: {_span(sides[:, n], steps[:, n])}" for n, axis in enumerate("zyx"[-ndim:])]
     for title, key in (("modality", "modality"), ("type", "dtype"), ("channels", "num_channels")):
-        found = Counter(str(row[key] or "not said") for row in rows)
-        lines.append(f"{title}: " + ", ".join(f"{value} {count}" for value, count in found.most_common()))
-    corrected = Counter(NUMBER.sub("…", text) for row in rows for text in row["corrections"])
+        found = _counted(table[key])
+        lines.append(f"{title}: " + ", ".join(f"{value or 'not said'} {count}" for value, count in found.most_common()))
+    corrected: Counter[str] = Counter()
+    for text, count in _counted(pc.list_flatten(table["corrections"])).items():
+        corrected[NUMBER.sub("…", text)] += count
     lines += [f"corrected: {count} × {text}" for text, count in corrected.most_common()]
     return lines + _failure_lines(workspace, every_failure)
 
 
-def _span(rows: Sequence[Mapping[str, Any]], axis: int) -> str:
-    voxels, spacing = (np.array([row[name][axis] for row in rows]) for name in ("shape", "spacing_mm"))
+def _counted(column: pa.ChunkedArray) -> Counter[Any]:
+    """How often each value comes, the first one first among equals."""
+    return Counter({item["values"]: item["counts"] for item in column.value_counts().to_pylist()})
 
+
+def _of(ndim: int, table: pa.Table) -> pa.Table:
+    return table.filter(pc.equal(pc.list_value_length(table["shape"]), ndim))
+
+
+def _sides(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Lists of one length each as an array [n, length]."""
+    return pc.list_flatten(column).to_numpy().reshape(len(column), -1)
+
+
+def _voxel_bytes(table: pa.Table) -> int:
+    """Bytes of the voxels of volumes, unpacked: of columns `shape`, `num_channels` and `dtype`."""
+    total = 0
+    for ndim in (3, 2):
+        members = _of(ndim, table)
+        if len(members):
+            kinds = members["dtype"].combine_chunks().dictionary_encode()
+            itemsizes = np.array([np.dtype(name).itemsize for name in kinds.dictionary.to_pylist()])
+            sizes = itemsizes[kinds.indices.to_numpy()] * members["num_channels"].to_numpy()
+            total += int((sizes * _sides(members["shape"]).prod(1, dtype=np.int64)).sum())
+    return total
+
+
+def _span(voxels: NDArray[Any], spacing: NDArray[Any]) -> str:
     def text(values: NDArray[Any]) -> str:
         least, median, most = values.min(), np.median(values), values.max()
         return f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g} (median {median:.4g})"
@@ -66,15 +96,13 @@ def _span(rows: Sequence[Mapping[str, Any]], axis: int) -> str:
 
 def _failure_lines(workspace: Workspace, every_failure: bool) -> list[str]:
     """Each failure, or those of a cause together with the first; by its path where the private table knows it."""
-    paths: dict[str, str] = {}
-    for row in read_sources(workspace.private).values():
-        paths.setdefault(row["source"], row["path"])
     causes: dict[str, list[dict[str, str]]] = defaultdict(list)
     path = workspace.archive / "failures.parquet"
     try:
         failures = read_table(path, schema=FAILURES).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException):
         raise WorkspaceError(f"{path} is missing or damaged: remove manifest.json beside it and ingest again") from None
+    paths = paths_of(workspace.private, failures)
     for row in failures:
         causes[row["source"] if every_failure else NUMBER.sub("…", row["reason"])].append(row)
     lines = []
@@ -93,33 +121,36 @@ def verify(workspace: Workspace) -> int:
     Raises WorkspaceError naming what is damaged.
     """
     manifest_of(workspace.archive, "ingest")
-    rows = read_catalogue(workspace.catalog)
-    cluster.connect()
-    volumes = workspace.volumes
-    blocks = [{"rows": rows[start : start + VOLUMES_PER_BLOCK]} for start in range(0, len(rows), VOLUMES_PER_BLOCK)]
-
-    def check(block: dict[str, Any]) -> list[dict[str, str]]:
-        return [{"volume_id": row["volume_id"], "fault": fault_of(volumes, row)} for row in block["rows"]]
-
-    faults = []
-    with progress("verify", len(rows), "volumes") as ticker:
-        for row in ray.data.from_items(blocks, override_num_blocks=len(blocks)).flat_map(check).iter_rows():
-            if row["fault"]:
-                faults.append(f"{row['volume_id']}: {row['fault']}")
-            ticker.advance(note=f"{len(faults)} damaged")
-    known = {volume_folder(volumes, row["volume_id"]).name for row in rows}
-    strangers = sorted({folder.name for folder in volumes.iterdir()} - known)
+    table = read_columns(workspace.catalog, ["volume_id", "shape", "num_channels", "dtype"])
+    ids, volumes = table["volume_id"], workspace.volumes
+    blocks = (
+        CatalogueRows(workspace.catalog, ids.slice(start, VOLUMES_PER_BLOCK).to_pylist())
+        for start in range(0, len(ids), VOLUMES_PER_BLOCK)
+    )
+    faults: list[str] = []
+    with progress("verify", len(ids), "volumes") as ticker:
+        for num_volumes, found in cluster.each(_faults_of, blocks, volumes):
+            faults += found
+            ticker.advance(num_volumes, note=f"{len(faults)} damaged")
+    known = {volume_folder(volumes, volume_id).name for volume_id in strings(ids)}
+    strangers = sorted(folder.name for folder in volumes.iterdir() if folder.name not in known)
     for fault in sorted(faults):
         say("verify", fault)
     for stranger in strangers:
         say("verify", f"{stranger} is not in the catalogue: remove it if nobody needs it")
     if faults:
         raise WorkspaceError(
-            f"{len(faults)} of {len(rows)} volumes in {workspace.archive} are damaged, {min(faults)}: remove their "
+            f"{len(faults)} of {len(ids)} volumes in {workspace.archive} are damaged, {min(faults)}: remove their "
             "folders below volumes/ and ingest again"
         )
-    say("verify", f"{len(rows)} volumes are whole, {mib(sum(map(voxel_bytes, rows)))} of voxels read")
-    return len(rows)
+    say("verify", f"{len(ids)} volumes are whole, {mib(_voxel_bytes(table))} of voxels read")
+    return len(ids)
+
+
+def _faults_of(rows: CatalogueRows, volumes: Place) -> tuple[int, list[str]]:
+    """How many volumes were looked at, and what is wrong with which."""
+    faults = [(row["volume_id"], fault_of(volumes, row)) for row in rows]
+    return len(faults), [f"{volume_id}: {fault}" for volume_id, fault in faults if fault]
 
 
 def fault_of(volumes: Place, row: Mapping[str, Any]) -> str:
@@ -151,8 +182,9 @@ def fault_of(volumes: Place, row: Mapping[str, Any]) -> str:
 def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
     """Write a contact sheet (PNG) of the axial mid-slices of volumes evenly chosen by id; returns how many."""
     manifest_of(workspace.archive, "ingest")
-    rows = read_catalogue(workspace.catalog)
-    chosen = [rows[n] for n in np.unique(np.linspace(0, len(rows) - 1, num_volumes).astype(int))]
+    ids = read_columns(workspace.catalog, ["volume_id"])["volume_id"]
+    places = np.unique(np.linspace(0, len(ids) - 1, num_volumes).astype(int))
+    chosen = read_catalogue(workspace.catalog, ids.take(pa.array(places)).to_pylist())
     columns = max(1, int(np.ceil(np.sqrt(len(chosen)))))
     step = TILE_PIXELS + 14
     sheet = Image.new("L", (columns * (TILE_PIXELS + 2), -(-len(chosen) // columns) * step))
@@ -166,7 +198,7 @@ def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
             draw.text((corner[0] + 2, corner[1] + 2), "damaged", fill=255)
         draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), f"{row['volume_id'][:16]} {row['modality']}", fill=200)
     write_sheet(sheet, path)
-    say("show", f"{len(chosen)} of {len(rows)} volumes → {path}")
+    say("show", f"{len(chosen)} of {len(ids)} volumes → {path}")
     return len(chosen)
 
 

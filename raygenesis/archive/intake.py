@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,17 @@ class Outcome:
     fault: str = ""
 
 
-def take_in(paths: Sequence[Path], volumes: Place, settings: ArchiveSettings) -> Outcome:
-    """Store a scan's volumes, unless they are there already; never raises for what a scan or a disk may do."""
+def take_in(
+    paths: Sequence[Path],
+    volumes: Place,
+    settings: ArchiveSettings,
+    node: str = "here",
+    is_lost: Callable[[str], bool] = lambda node: False,
+) -> Outcome:
+    """Store a scan's volumes, unless they are there already; never raises for what a scan or a disk may do.
+
+    node: which this is; an attempt that ended with a node that `is_lost` says nothing of the scan.
+    """
     try:
         scan_id = scan_fingerprint(paths)
         known = _known_records(volumes, scan_id)
@@ -48,10 +57,10 @@ def take_in(paths: Sequence[Path], volumes: Place, settings: ArchiveSettings) ->
             return Outcome(known)
         attempt = attempt_note(volumes, paths)
         crashed = attempt.read_text() if attempt.exists() else ""
-        num_crashes = len(crashed.splitlines())
+        num_crashes = sum(not is_lost(line.split()[-1]) for line in crashed.splitlines())
         if num_crashes >= MOST_CRASHES:
             return Outcome(reason=f"decoding it crashed or ran out of memory {num_crashes} times", is_lasting=False)
-        _write_note(attempt, f"{crashed}{os.getpid()}\n")
+        _write_note(attempt, f"{crashed}{os.getpid()} {node}\n")
         try:
             return Outcome(_store(paths, volumes, scan_id, settings))
         finally:
@@ -74,7 +83,10 @@ def attempt_note(volumes: Place, paths: Sequence[Path]) -> Place:
 
 
 def _write_note(attempt: Place, processes: str) -> None:
-    """Leave a note that outlives a crash. Raises WorkspaceError: a full disk is not the scan's fault."""
+    """Leave a note, of processes and their nodes, that outlives a crash.
+
+    Raises WorkspaceError: a full disk is not the scan's fault.
+    """
     try:
         attempt.parent.mkdir(parents=True, exist_ok=True)
         attempt.write_text(processes)

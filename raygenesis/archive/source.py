@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
+from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows, read_columns
 from raygenesis.archive.cells import DTYPE, encode
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import limits, normalise
@@ -32,11 +32,12 @@ COARSE_SCHEMA = pa.schema(
 BLOCK_BYTES = 64 * 2**20
 MIN_BLOCKS = 64
 
-Part = tuple[int, Sequence[Mapping[str, Any]]]
+Part = tuple[int, Sequence[Mapping[str, Any]] | CatalogueRows]
+Item = TypeVar("Item")
 
 
-def parts_of(rows: Sequence[Mapping[str, Any]], rows_per_part: int) -> list[Part]:
-    """Catalogue rows in parts: the number of the first row of each, and its rows."""
+def parts_of(rows: Sequence[Item], rows_per_part: int) -> list[tuple[int, Sequence[Item]]]:
+    """Catalogue rows, or volume ids, in parts: the number of the first of each, and these."""
     return [(start, rows[start : start + rows_per_part]) for start in range(0, len(rows), rows_per_part)]
 
 
@@ -62,21 +63,21 @@ def read_coarse(
 class ArchiveSource(Datasource):
     """Rows made from catalogue rows, one read task, and so one block, per part.
 
+    parts: rows may be read late, in the read task alone (`CatalogueRows`).
+    sizes: bytes in memory of what `read_row` makes of each part, so that Ray can plan.
     read_row: a catalogue row → the columns of `schema` beside `number`, `volume_id` and `failure`; may raise ScanError,
         and then `failure` has the reason, and these columns are null.
-    bytes_of: size in memory of what `read_row` makes, so that Ray can plan.
     """
 
     def __init__(
         self,
         parts: Sequence[Part],
+        sizes: Sequence[int],
         schema: pa.Schema,
         read_row: Callable[[Mapping[str, Any]], dict[str, Any]],
-        bytes_of: Callable[[Mapping[str, Any]], int],
     ) -> None:
         super().__init__()
-        self._parts, self._schema, self._read_row = parts, schema, read_row
-        self._sizes = [sum(map(bytes_of, rows)) for _, rows in parts]
+        self._parts, self._sizes, self._schema, self._read_row = parts, sizes, schema, read_row
 
     def estimate_inmemory_data_size(self) -> int:
         return sum(self._sizes)
@@ -95,7 +96,7 @@ class ArchiveSource(Datasource):
             for (start, rows), size in zip(self._parts, self._sizes, strict=True)
         ]
 
-    def _reader(self, start: int, rows: Sequence[Mapping[str, Any]]) -> Callable[[], Iterator[pa.Table]]:
+    def _reader(self, start: int, rows: Iterable[Mapping[str, Any]]) -> Callable[[], Iterator[pa.Table]]:
         schema, read_row = self._schema, self._read_row
 
         def read() -> Iterator[pa.Table]:
@@ -120,7 +121,7 @@ def coarse_cubes(
         return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
 
     num_bytes = int(np.prod(shape)) * DTYPE.itemsize
-    return ArchiveSource(parts, COARSE_SCHEMA, read, lambda row: num_bytes)
+    return ArchiveSource(parts, [num_bytes * len(rows) for _, rows in parts], COARSE_SCHEMA, read)
 
 
 def read_archive(
@@ -146,18 +147,18 @@ def read_archive(
     unknown = sorted(set(columns) - set(CATALOGUE.names))
     if unknown:
         raise SettingsError(f"columns: the catalogue has no {unknown[0]!r}; it has {', '.join(CATALOGUE.names)}")
-    rows = read_catalogue(archive.catalog, volume_ids)
-    missing = sorted(set(volume_ids or ()) - {row["volume_id"] for row in rows})
+    there = read_columns(archive.catalog, ["volume_id"], volume_ids)["volume_id"].to_pylist()
+    missing = sorted(set(volume_ids or ()) - set(there))
     if missing:
         raise SettingsError(f"volume_ids: the archive has no volume {missing[0]!r}")
     cluster.connect()
-    source = volume_rows(archive.volumes, rows, columns, level, region_mm)
+    source = volume_rows(archive.volumes, CatalogueRows(archive.catalog, there), columns, level, region_mm)
     return ray.data.read_datasource(source, override_num_blocks=len(source.get_read_tasks(1)))
 
 
 def volume_rows(
     volumes: Place,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]] | CatalogueRows,
     columns: Sequence[str] = (),
     level: int = 0,
     region_mm: tuple[Sequence[float], Sequence[float]] | None = None,
@@ -181,7 +182,7 @@ def volume_rows(
         + [("voxels", pa.large_binary()), ("voxels_shape", pa.list_(pa.int32())), ("voxels_dtype", pa.string())]
         + [("failure", pa.string())]
     )
-    return ArchiveSource(_even_parts(rows, bytes_of), schema, read, bytes_of)
+    return ArchiveSource(*_even_parts(rows, bytes_of), schema, read)
 
 
 def voxels_of(row: Mapping[str, Any]) -> NDArray[np.generic]:
@@ -208,8 +209,10 @@ def _region(
     return tuple(region)
 
 
-def _even_parts(rows: Sequence[Mapping[str, Any]], bytes_of: Callable[[Mapping[str, Any]], int]) -> list[Part]:
-    """Parts of consecutive rows of about equal bytes: BLOCK_BYTES, or less where that leaves workers idle."""
+def _even_parts(
+    rows: Sequence[Mapping[str, Any]] | CatalogueRows, bytes_of: Callable[[Mapping[str, Any]], int]
+) -> tuple[list[Part], list[int]]:
+    """Parts of consecutive rows of about BLOCK_BYTES, or less where that leaves workers idle, and the bytes of each."""
     sizes = [bytes_of(row) for row in rows]
     most = min(BLOCK_BYTES, max(sum(sizes) // MIN_BLOCKS, 1))
     starts, filled = [], most + 1  # the first row starts the first part even where it has no bytes
@@ -218,4 +221,5 @@ def _even_parts(rows: Sequence[Mapping[str, Any]], bytes_of: Callable[[Mapping[s
             starts.append(number)
             filled = 0
         filled += size
-    return [(first, rows[first:last]) for first, last in itertools.pairwise([*starts, len(rows)])]
+    spans = list(itertools.pairwise([*starts, len(rows)]))
+    return [(first, rows[first:last]) for first, last in spans], [sum(sizes[first:last]) for first, last in spans]

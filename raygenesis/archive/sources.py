@@ -5,11 +5,13 @@ They let the next ingest pass by what it knows, and let the owner of the scans f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raygenesis._version import __version__
 from raygenesis.archive.dicom import Header
@@ -35,6 +37,10 @@ HEADERS = pa.schema(
 )  # fmt: skip
 
 
+# A source where a reason names one: what it is called with a key.
+SOURCE = re.compile(r"\b[0-9a-f]{16}\b")
+
+
 def stamp_of(scan: Scan) -> str:
     """Changes when a file of the scan does, or our version: what failed may then be readable."""
     return digest([__version__, [asdict(file) for file in scan.files]])
@@ -43,6 +49,18 @@ def stamp_of(scan: Scan) -> str:
 def read_sources(folder: Place) -> dict[str, dict[str, Any]]:
     """Rows of the table of sources by path; none where there is no table."""
     return {row["path"]: row for row in _rows(folder / "sources.parquet", SOURCES)}
+
+
+def paths_of(folder: Place, failures: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Paths of the sources that failures name, in their reasons too, where the table knows them."""
+    named = {name for failure in failures for name in (failure["source"], *SOURCE.findall(failure["reason"]))}
+    if not named:
+        return {}
+    wanted = pc.field("source").isin(pa.array(named, pa.string()))
+    paths: dict[str, str] = {}
+    for row in _rows(folder / "sources.parquet", SOURCES, columns=["source", "path"], filters=wanted):
+        paths.setdefault(row["source"], row["path"])
+    return paths
 
 
 def write_sources(folder: Place, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -67,8 +85,8 @@ def write_headers(folder: Place, headers: Mapping[File, Header]) -> None:
     write_table(folder / "headers.parquet", pa.Table.from_pylist(rows, HEADERS))
 
 
-def _rows(path: Place, schema: pa.Schema) -> list[dict[str, Any]]:
+def _rows(path: Place, schema: pa.Schema, **options: Any) -> list[dict[str, Any]]:
     try:
-        return read_table(path, schema=schema).to_pylist()
+        return read_table(path, schema=schema, **options).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException):
         return []  # it only spares work: without it everything is looked at again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raygenesis.archive.catalogue import hash_order
 from raygenesis.archive.source import read_coarse
 from raygenesis.archive.store import level_shape
 from raygenesis.config import Settings
@@ -47,7 +47,7 @@ def crop(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         return manifest_of(workspace.crops, "crop")
     num_crops = settings.discovery.num_crops
     plan = plan_visits([names], num_crops, settings.discovery.patterns_per_part)
-    unlabelled = pa.array([UNLABELLED] * plan.num_rows, pa.int32())
+    unlabelled = pa.array(np.full(plan.num_rows, UNLABELLED, np.int32))
     plan = plan.set_column(plan.column_names.index("reference"), "reference", unlabelled)
     with stage.claimed():
         small = too_small(workspace, scans, settings)
@@ -57,19 +57,19 @@ def crop(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         return finish_store(stage, settings, outcomes, failures, sizes, watch)
 
 
-def _in_order(scans: Patients, split: str, settings: Settings) -> list[str]:
+def _in_order(scans: Patients, split: str, settings: Settings) -> pa.StringArray:
     """Volume ids of a split's scans that can hold the largest crop, in an order that seed and ids alone decide.
 
     Raises WorkspaceError if there are none.
     """
-    names = scans.names(np.flatnonzero(scans.eligible(split)))
-    if not names:
+    names = scans.ids.filter(pa.array(scans.eligible(split)))
+    if not len(names):
         reach = mm(np.array(largest_extent(settings.discovery.scales)))
         raise WorkspaceError(
             f"no {split} scan of the archive can hold the largest crop, {reach} mm: lower discovery.scales' extent_mm "
             "or add scans of other subjects"
         )
-    return sorted(names, key=lambda name: hashlib.sha256(f"crop/{settings.seed}/{name}".encode()).digest())
+    return names.take(pa.array(hash_order(f"crop/{settings.seed}/", names)))
 
 
 def _resolved(settings: Settings, num_training: int) -> Settings:
@@ -103,7 +103,7 @@ def crop_part(part: int, workspace: Workspace, settings: Settings) -> dict[str, 
 
 
 def _check_any(
-    workspace: Workspace, outcomes: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]]
+    workspace: Workspace, outcomes: Sequence[Mapping[str, Any]], failures: pa.Table
 ) -> None:
     """Raise WorkspaceError, and leave nothing, if a split has no crops."""
     num_validation = sum(outcome["validation"] for outcome in outcomes)
@@ -113,5 +113,5 @@ def _check_any(
             remove_tree(workspace.crops)
             raise WorkspaceError(
                 f"no {split} scan gave a crop; of {len(failures)} scans that failed the first is "
-                f"{failures[0]['source']}: {failures[0]['reason']}"
+                "{source}: {reason}".format(**failures[:1].to_pylist()[0])
             )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -19,7 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import FAILURES, first_volumes, read_catalogue, split_by_subject
+from raygenesis.archive.catalogue import FAILURES, CatalogueRows, is_held_out, read_columns
 from raygenesis.archive.cells import decode
 from raygenesis.archive.source import coarse_cubes, parts_of
 from raygenesis.config import Settings
@@ -29,12 +28,26 @@ from raygenesis.discovery.encoders import MAX_FITTED, EncoderError, fit_componen
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
 from raygenesis.training.fit import fit_with_ray, samples_from
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, write_table
+from raygenesis.workspace import (
+    Place,
+    Stage,
+    Stopwatch,
+    Workspace,
+    digest_of_text,
+    manifest_of,
+    parquet_dataset,
+    place,
+    read_table,
+    write_table,
+)
 
 WEIGHTS = "autoencoder.safetensors"
 PCA_WEIGHTS = "pca.safetensors"
 VOLUMES_PER_BLOCK = 16
 VOLUMES_PER_BATCH = 16
+
+# Which part a volume is in, by the part's first number.
+LISTING = pa.schema([("volume_id", pa.string()), ("start", pa.int64())])
 
 
 def train_autoencoder(workspace: Workspace, settings: Settings) -> dict[str, Any]:
@@ -88,7 +101,7 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         experiment = IdentityMapping(settings.autoencoder, settings.seed)
         fitted = _sample(training, settings)[:MAX_FITTED]
         judged = _sample(validation, settings)[:MAX_FITTED]
-        samples = [samples_from(_coarse_dataset(workspace, rows, settings), experiment) for rows in (fitted, judged)]
+        samples = [samples_from(_coarse_dataset(workspace, ids, settings), experiment) for ids in (fitted, judged)]
         model = fit_components(samples[0], settings.autoencoder.latent_size, settings.seed)
         architecture = {"input_shape": list(model.input_shape), "latent_size": model.latent_size}
         save_encoder(workspace.pca / PCA_WEIGHTS, "pca", model.state_dict(), architecture)
@@ -102,14 +115,14 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     return manifest
 
 
-def embed(workspace: Workspace, settings: Settings, output: Path | None = None) -> dict[str, Any]:
+def embed(workspace: Workspace, settings: Settings, output: str | Place | None = None) -> dict[str, Any]:
     """Embed every volume of the archive into `embeddings/part-*.parquet`, or `output`; returns the manifest.
 
     A part that is there is not made again, and volumes that came after it get parts of their own.
     """
     weights, identity = _encoder(workspace, settings)
     archive = manifest_of(workspace.archive, "ingest")
-    folder = output or workspace.embeddings
+    folder = place(output) if output else workspace.embeddings
     chosen = _chosen(settings, ("intensity",))
     chosen["autoencoder"] = {"input_shape": list(settings.autoencoder.input_shape)}
     chosen["embedding"] = {"volumes_per_part": settings.embedding.volumes_per_part}
@@ -120,24 +133,25 @@ def embed(workspace: Workspace, settings: Settings, output: Path | None = None) 
             say("embed", f"nothing to do: embeddings are in {folder}")
             return manifest
     watch = Stopwatch()
-    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, ndim=settings.ndim)}
+    known = read_columns(workspace.catalog, ["volume_id", "source"], ndim=settings.ndim)
     with stage.claimed():
-        listing = _listed(folder, list(rows), settings.embedding.volumes_per_part)
+        listing = _listed(folder, known["volume_id"], settings.embedding.volumes_per_part)
+        made = {path.name for path in folder.glob("part-*.parquet")}
+        there = listing.filter(pc.is_in(listing["volume_id"], value_set=known["volume_id"]))
         parts = [
-            (start, [rows[volume_id] for volume_id in ids if volume_id in rows])
-            for start, ids in listing.items()
-            if not _part_path(folder, start).is_file()
+            (start, CatalogueRows(workspace.catalog, ids.to_pylist()))
+            for start, ids in _parts(there)
+            if _part_path(folder, start).name not in made
         ]
-        parts = [part for part in parts if part[1]]
-        num_new = sum(len(there) for _, there in parts)
+        num_new = sum(len(rows) for _, rows in parts)
         if parts:
             _embed_parts(workspace, settings, weights, folder, parts)
-        failed = _failures(folder, rows)
-        num_parts = sum(_part_path(folder, start).is_file() for start in listing)
-        counts = {"volumes": len(rows) - len(failed), "new": num_new, "failures": len(failed), "parts": num_parts}
+        failed = _failures(folder, known)
+        num_parts = len(made) + len(parts)
+        counts = {"volumes": len(known) - len(failed), "new": num_new, "failures": len(failed), "parts": num_parts}
         size = Embeddings(folder).size
         manifest = stage.finish(
-            counts, watch.seconds, content=[archive["fingerprint"], digest(listing)], archive=archive["fingerprint"],
+            counts, watch.seconds, content=[archive["fingerprint"], _digest(listing)], archive=archive["fingerprint"],
             size=size,
         )  # fmt: skip
     rate = num_new / max(watch.seconds, 1e-9)
@@ -149,14 +163,14 @@ def embed(workspace: Workspace, settings: Settings, output: Path | None = None) 
     return manifest
 
 
-def _encoder(workspace: Workspace, settings: Settings) -> tuple[Path, str]:
+def _encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]:
     """The weights that embed, trained when they are to be and are not there, and what identifies them."""
     chosen = settings.embedding.encoder
     if chosen == "autoencoder":
         return workspace.autoencoder / WEIGHTS, train_autoencoder(workspace, settings)["fingerprint"]
     if chosen == "pca":
         return workspace.pca / PCA_WEIGHTS, fit_pca(workspace, settings)["fingerprint"]
-    path = Path(chosen).expanduser().absolute()
+    path = place(chosen)
     file = path if path.is_file() else path / "encoder.safetensors"
     try:
         model = load_scan_encoder(path, settings.autoencoder.input_shape)
@@ -170,7 +184,7 @@ def _encoder(workspace: Workspace, settings: Settings) -> tuple[Path, str]:
     return file, xxhash.xxh3_64_hexdigest(file.read_bytes())
 
 
-def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any], folder: Path) -> None:
+def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any], folder: Place) -> None:
     if manifest["archive"] == archive["fingerprint"]:
         say(stage, f"nothing to do: it is in {folder}")
         return
@@ -181,34 +195,41 @@ def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any
     )
 
 
-def _listed(folder: Path, ids: Sequence[str], volumes_per_part: int) -> dict[int, list[str]]:
-    """Volume ids of each part by the part's first number; new ones are listed in parts of their own, for good."""
+def _listed(folder: Place, ids: pa.ChunkedArray, volumes_per_part: int) -> pa.Table:
+    """Rows (schema LISTING) of all parts in order; volumes that are new are listed in parts of their own, for good."""
     path = folder / "listing.parquet"
-    listing: dict[int, list[str]] = {}
-    if path.is_file():
-        for row in pq.read_table(path).to_pylist():
-            listing.setdefault(row["start"], []).append(row["volume_id"])
-    known = {volume_id for there in listing.values() for volume_id in there}
-    new = [volume_id for volume_id in ids if volume_id not in known]
-    if new:
-        begin = max(listing, default=-volumes_per_part) + volumes_per_part
-        listing |= {begin + start: list(there) for start, there in parts_of(new, volumes_per_part)}
-        rows = [{"volume_id": volume_id, "start": start} for start, there in listing.items() for volume_id in there]
-        write_table(path, pa.Table.from_pylist(rows))
+    listing = read_table(path, schema=LISTING) if path.is_file() else LISTING.empty_table()
+    new = ids.filter(pc.invert(pc.is_in(ids, value_set=listing["volume_id"])))
+    if len(new):
+        begin = listing["start"][-1].as_py() + volumes_per_part if len(listing) else 0
+        starts = begin + np.arange(len(new)) // volumes_per_part * volumes_per_part
+        listing = pa.concat_tables([listing, pa.table([new, pa.array(starts)], schema=LISTING)]).combine_chunks()
+        write_table(path, listing)
     return listing
 
 
-def _failures(folder: Path, rows: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Write and return the failure rows of the volumes that are in the archive now."""
-    parts = ds.dataset([str(path) for path in sorted(folder.glob("part-*.parquet"))])
+def _parts(listing: pa.Table) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    """The first number of each part and the ids of its volumes."""
+    starts, begins = np.unique(listing["start"].to_numpy(), return_index=True)
+    for start, begin, end in zip(starts.tolist(), begins, [*begins[1:], len(listing)], strict=True):
+        yield start, listing["volume_id"][begin:end]
+
+
+def _digest(listing: pa.Table) -> str:
+    """The digest of the tree of parts: start → volume ids."""
+    texts = (f'"{start}": {json.dumps(ids.to_pylist())}' for start, ids in _parts(listing))
+    return digest_of_text(itertools.chain("{", (", " * (number > 0) + text for number, text in enumerate(texts)), "}"))
+
+
+def _failures(folder: Place, known: pa.Table) -> pa.Table:
+    """Write and return the failures (schema FAILURES) of the volumes that are in the archive now."""
+    parts = parquet_dataset(sorted(folder.glob("part-*.parquet")))
     table = parts.to_table(columns=["volume_id", "failure"], filter=pc.field("failure") != "")
-    failed = [
-        {"source": rows[row["volume_id"]]["source"], "reason": row["failure"]}
-        for row in table.to_pylist()
-        if row["volume_id"] in rows
-    ]
-    write_table(folder / "failures.parquet", pa.Table.from_pylist(failed, FAILURES))
-    for row in failed[:5]:
+    at = pc.index_in(table["volume_id"], value_set=known["volume_id"])
+    columns = [known["source"].take(at.drop_null()), table["failure"].filter(at.is_valid())]
+    failed = pa.table(columns, schema=FAILURES)
+    write_table(folder / "failures.parquet", failed)
+    for row in failed[:5].to_pylist():
         say("embed", f"skipped {row['source']}: {row['reason']}")
     return failed
 
@@ -217,9 +238,9 @@ def _failures(folder: Path, rows: Mapping[str, Any]) -> list[dict[str, str]]:
 class Embedder:
     """An actor of the pool: embeds the volumes of a part and writes the part."""
 
-    weights: Path
+    weights: Place
     input_shape: tuple[int, ...]
-    folder: Path
+    folder: Place
     device: str
 
     def __post_init__(self) -> None:
@@ -263,7 +284,7 @@ class Embedder:
 
 
 def _embed_parts(
-    workspace: Workspace, settings: Settings, weights: Path, folder: Path, parts: Sequence[tuple[int, Any]]
+    workspace: Workspace, settings: Settings, weights: Place, folder: Place, parts: Sequence[tuple[int, Any]]
 ) -> None:
     cluster.connect()
     shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
@@ -271,6 +292,8 @@ def _embed_parts(
     num_gpus = settings.embedding.num_gpus
     if num_gpus:
         cluster.require(f"embedding.num_gpus={num_gpus:g}", 1, num_gpus=num_gpus)
+    # Without GPUs Ray Data has the actors read as well, so that they may have all cores.
+    num_actors = min(settings.embedding.num_actors or cluster.at_once(1, num_gpus), len(parts))
     scans = ray.data.read_datasource(source, override_num_blocks=len(parts))
     scans.context.target_max_block_size = None  # a block is a part, however large
     done = scans.map_batches(
@@ -278,7 +301,8 @@ def _embed_parts(
         fn_constructor_args=(weights, shape, folder, "cuda" if num_gpus else "cpu"),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(settings.embedding.num_actors, len(parts))),
+        # Of fewer than there were, after the loss of a node, those that are idle make room.
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_actors, initial_size=num_actors),
         num_gpus=num_gpus or None,
         zero_copy_batch=True,
     )
@@ -289,23 +313,24 @@ def _embed_parts(
             ticker.advance(row["volumes"])
 
 
-def _split(workspace: Workspace, settings: Settings) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Catalogue rows to learn from and held out. Raises WorkspaceError if either is empty."""
-    rows = read_catalogue(workspace.catalog, ndim=settings.ndim)
-    training, validation = split_by_subject(rows, settings.validation_fraction, settings.seed)
-    if not training or not validation:
+def _split(workspace: Workspace, settings: Settings) -> tuple[pa.StringArray, pa.StringArray]:
+    """Ids of the volumes to learn from and held out. Raises WorkspaceError if there are none of either."""
+    table = read_columns(workspace.catalog, ["volume_id", "subject_id"], ndim=settings.ndim).combine_chunks()
+    volumes, subjects = (table[name].combine_chunks() for name in table.column_names)
+    held_out = is_held_out(volumes, subjects, settings.validation_fraction, settings.seed)
+    if held_out.all() or not held_out.any():
         raise WorkspaceError(
-            f"{workspace.archive} holds {len(first_volumes(rows))} subject: training and validation need at least 2; "
+            f"{workspace.archive} holds {len(subjects.unique())} subject: training and validation need at least 2; "
             "add scans, or check archive.subject_pattern"
         )
-    return training, validation
+    return volumes.filter(pa.array(~held_out)), volumes.filter(pa.array(held_out))
 
 
-def _coarse_dataset(
-    workspace: Workspace, rows: Sequence[Mapping[str, Any]], settings: Settings
-) -> ray.data.Dataset:
+def _coarse_dataset(workspace: Workspace, volume_ids: Sequence[str], settings: Settings) -> ray.data.Dataset:
     """Whole scans at the coarse level, in Ray's object store; damaged volumes are left out."""
-    parts = parts_of(rows, VOLUMES_PER_BLOCK)
+    parts = [
+        (start, CatalogueRows(workspace.catalog, there)) for start, there in parts_of(volume_ids, VOLUMES_PER_BLOCK)
+    ]
     source = coarse_cubes(workspace.volumes, parts, settings.autoencoder.input_shape, settings.intensity)
     dataset = ray.data.read_datasource(source, override_num_blocks=len(parts)).map_batches(
         lambda table: table.filter(pa.compute.equal(table["failure"], "")), batch_size=None, batch_format="pyarrow"
@@ -313,16 +338,16 @@ def _coarse_dataset(
     return dataset.materialize()
 
 
-def _sample(rows: Sequence[Mapping[str, Any]], settings: Settings) -> list[Mapping[str, Any]]:
-    """At most `autoencoder.max_volumes` rows, drawn by seed."""
-    if len(rows) <= settings.autoencoder.max_volumes:
-        return list(rows)
-    generator = np.random.default_rng(np.random.SeedSequence([settings.seed, len(rows)]))
-    chosen = generator.choice(len(rows), settings.autoencoder.max_volumes, replace=False)
-    return [rows[index] for index in sorted(chosen)]
+def _sample(volume_ids: pa.StringArray, settings: Settings) -> list[str]:
+    """At most `autoencoder.max_volumes` of the ids, drawn by seed."""
+    if len(volume_ids) <= settings.autoencoder.max_volumes:
+        return volume_ids.to_pylist()
+    generator = np.random.default_rng(np.random.SeedSequence([settings.seed, len(volume_ids)]))
+    chosen = generator.choice(len(volume_ids), settings.autoencoder.max_volumes, replace=False)
+    return volume_ids.take(pa.array(np.sort(chosen))).to_pylist()
 
 
-def _part_path(folder: Path, start: int) -> Path:
+def _part_path(folder: Place, start: int) -> Place:
     return folder / f"part-{start:09d}.parquet"
 
 

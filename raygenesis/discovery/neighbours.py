@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from raygenesis import cluster
+from raygenesis.archive.catalogue import strings
 from raygenesis.config import Settings
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
@@ -19,7 +22,7 @@ from raygenesis.discovery.patients import Patients
 from raygenesis.metrics import set_gauge
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of
+from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, digest, digest_of_text, manifest_of
 
 RECALL_QUERIES = 100
 TYPICAL_VOLUMES = 500
@@ -46,14 +49,14 @@ def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         return earlier
     watch = Stopwatch()
     embeddings = Embeddings(workspace.embeddings)
-    ids, encoder = embeddings.ids().to_pylist(), digest([made["inputs"], made.get("settings")])
+    ids, encoder = embeddings.ids(), digest([made["inputs"], made.get("settings")])
     num_volumes = len(ids)
     shards = [Shard(**record) for record in earlier.get("shards", [])]
     num_indexed = sum(shard.count for shard in shards)
-    if earlier.get("encoder") != encoder or earlier.get("ids") != digest(ids[:num_indexed]):
+    if earlier.get("encoder") != encoder or earlier.get("ids") != _digest(ids[:num_indexed]):
         shards, num_indexed = [], 0  # of other embeddings, or in another order
     facts = {
-        "embeddings": made["fingerprint"], "encoder": encoder, "ids": digest(ids), "metric": "l2", "asked": asked,
+        "embeddings": made["fingerprint"], "encoder": encoder, "ids": _digest(ids), "metric": "l2", "asked": asked,
     }  # fmt: skip
     method = settings.index.method
     if method == "auto":
@@ -206,12 +209,12 @@ def _grow(
     return [whole[first] for first in sorted(whole)]
 
 
-def _search_one(shard: Shard, folder: Path, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
+def _search_one(shard: Shard, folder: Place, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
     return search_shard(folder, shard, queries, k, ef)
 
 
 def _build_one(
-    missing: tuple[int, int, Shard | None], folder: Path, embeddings: Embeddings, settings: Settings
+    missing: tuple[int, int, Shard | None], folder: Place, embeddings: Embeddings, settings: Settings
 ) -> Shard:
     first, last, grown = missing
     vectors = embeddings.span(first if grown is None else first + grown.count, last)
@@ -243,6 +246,12 @@ def _measure(
             )
         say("index", f"recall@{k} {found:.4f} at ef={ef} is less than {settings.index.min_recall:g}: twice the ef")
         ef = min(2 * ef, most)
+
+
+def _digest(ids: pa.StringArray) -> str:
+    """The digest of the list of these ids."""
+    texts = (json.dumps(text) for text in strings(ids))
+    return digest_of_text(itertools.chain("[", (", " * (number > 0) + text for number, text in enumerate(texts)), "]"))
 
 
 def _summarise(manifest: Mapping[str, Any], settings: Settings, workspace: Workspace) -> None:

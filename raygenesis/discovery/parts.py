@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import FAILURES, read_catalogue
+from raygenesis.archive.catalogue import FAILURES, read_catalogue, read_columns
 from raygenesis.archive.cells import DTYPE, STEPS, encode
 from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
@@ -22,12 +20,15 @@ from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError
 from raygenesis.patterns.reader import made_by
 from raygenesis.patterns.schema import PATTERN, VALIDATION
-from raygenesis.patterns.writer import checksum, is_sealed, part_path, write_part
+from raygenesis.patterns.writer import is_sealed, part_path, read_seal, write_part
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, write_table
+from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, parquet_file, read_table, write_table
 
 # Cubes of one scan made at a time, so that many references do not fill the memory.
 MOST_BOXES = 256
+
+# Small enough that who asks for one part reads little else of the plan.
+VISITS_PER_GROUP = 4096
 
 Visit = Mapping[str, Any]
 # Why a volume's visits left nothing: by volume and reference, or of all its visits under (volume, None).
@@ -38,38 +39,40 @@ Planner = Callable[[Sequence[Visit], Mapping[str, Any], Reasons], list[dict[str,
 
 
 def write_parts(
-    folder: Path,
+    folder: Place,
     plan: pa.Table,
     per_visit: int,
-    failures: Sequence[Mapping[str, str]],
+    failures: pa.Table,
     task: Callable[..., dict[str, Any]],
     *shared: Any,
-) -> tuple[list[dict[str, Any]], list[Mapping[str, str]]]:
+) -> tuple[list[dict[str, Any]], pa.Table]:
     """Call `task(part, *shared)`, which ends in `write_planned`, for every part of a plan (schema VISIT), side by side.
 
-    Writes the table of failures, those given and those of the parts. Returns what each task says, and all failures.
+    Writes the table of failures (schema FAILURES), those given and those of the parts. Returns what each task says but
+    for its failures, and all of these.
     """
-    write_table(folder / "plan.parquet", plan)
-    outcomes = []
+    write_table(folder / "plan.parquet", plan, row_group_size=VISITS_PER_GROUP)
+    outcomes, failed = [], {}
     with progress(made_by(folder), plan.num_rows * per_visit, folder.name) as ticker:
         for outcome in cluster.each(task, np.unique(plan["part"].to_numpy()).tolist(), *shared):
+            failed[outcome["part"]] = pa.Table.from_pylist(outcome.pop("failures"), FAILURES)
             outcomes.append(outcome)
             ticker.advance(outcome["planned"])
     outcomes.sort(key=lambda outcome: outcome["part"])
-    failures = [*failures, *(failure for outcome in outcomes for failure in outcome["failures"])]
-    write_table(folder / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
+    failures = pa.concat_tables([failures, *(failed[part] for part in sorted(failed))])
+    write_table(folder / "failures.parquet", failures)
     (folder / "plan.parquet").unlink()
     return outcomes, failures
 
 
 def write_planned(
-    part: int, folder: Path, workspace: Workspace, settings: Settings, per_visit: int, plan_patterns: Planner
+    part: int, folder: Place, workspace: Workspace, settings: Settings, per_visit: int, plan_patterns: Planner
 ) -> dict[str, Any]:
     """Crop the patterns of one part, volume by volume, and publish it. A damaged volume loses its patterns.
 
     A part that is there is not cropped again, but for the reasons of what it lacks.
     """
-    plan = pq.read_table(folder / "plan.parquet", filters=[("part", "=", part)])
+    plan = read_table(folder / "plan.parquet", filters=[("part", "=", part)])
     path = part_path(folder, part)
     visits = sorted(plan.to_pylist(), key=lambda visit: visit["volume_id"])
     rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {v["volume_id"] for v in visits})}
@@ -79,7 +82,7 @@ def write_planned(
         patterns = _cropped(visits, rows, workspace, settings, plan_patterns, reasons)
         patterns.sort(key=lambda row: (row["rank"], row["reference"], row["coordinate"], row["scale"]))
         write_part(folder, part, pa.Table.from_pylist(patterns, PATTERN))
-    stored = pq.read_table(path, columns=["split", "volume_id", "reference"])
+    stored = parquet_file(path).read(["split", "volume_id", "reference"])
     there = set(zip(stored["volume_id"].to_pylist(), stored["reference"].to_pylist(), strict=True))
     if was_there:
         lacking = [visit for visit in visits if (visit["volume_id"], visit["reference"]) not in there]
@@ -90,7 +93,7 @@ def write_planned(
         "patterns": stored.num_rows,
         "validation": stored["split"].to_pylist().count(VALIDATION),
         "volumes": len({volume for volume, _ in there}),
-        "checksum": checksum(path),
+        "checksum": read_seal(path),
         "failures": _failures(visits, there, rows, reasons),
     }
 
@@ -144,24 +147,29 @@ def _failures(
     return list(out.values())
 
 
-def too_small(workspace: Workspace, patients: Patients, settings: Settings) -> list[dict[str, str]]:
-    """Failure rows of the scans that cannot hold the largest crop."""
+def too_small(workspace: Workspace, patients: Patients, settings: Settings) -> pa.Table:
+    """Failures (schema FAILURES) of the scans that cannot hold the largest crop."""
     reach = mm(np.array(largest_extent(settings.discovery.scales)))
     names = patients.names(np.flatnonzero(~patients.is_roomy & patients.is_there))
-    return [
-        {
-            "source": row["source"],
-            "reason": f"{mm(size_mm(row))} mm is smaller than the largest crop, {reach} mm (discovery.scales)",
-        }
-        for row in read_catalogue(workspace.catalog, names)
-    ]
+    if not names:
+        return FAILURES.empty_table()
+    return pa.Table.from_pylist(
+        [
+            {
+                "source": row["source"],
+                "reason": f"{mm(size_mm(row))} mm is smaller than the largest crop, {reach} mm (discovery.scales)",
+            }
+            for row in read_columns(workspace.catalog, ["source", "shape", "spacing_mm"], names).to_pylist()
+        ],
+        FAILURES,
+    )
 
 
 def finish_store(
     stage: Stage,
     settings: Settings,
     outcomes: Sequence[Mapping[str, Any]],
-    failures: Sequence[Mapping[str, str]],
+    failures: pa.Table,
     sizes: Mapping[str, int],
     watch: Stopwatch,
     **facts: Any,
@@ -182,9 +190,9 @@ def finish_store(
     return manifest
 
 
-def _summarise(folder: Path, manifest: Mapping[str, Any], failures: Sequence[Mapping[str, str]]) -> None:
+def _summarise(folder: Place, manifest: Mapping[str, Any], failures: pa.Table) -> None:
     counts = manifest["counts"]
-    for failure in failures[:5]:
+    for failure in failures[:5].to_pylist():
         say(made_by(folder), f"skipped {failure['source']}: {failure['reason']}")
     classes = f" of {counts['references'] * counts['coordinates']} classes" if counts["references"] else ""
     rate = counts["patterns"] / max(manifest["seconds"], 1e-9)

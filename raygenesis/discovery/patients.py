@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raygenesis.archive.catalogue import held_out_subjects, read_columns
+from raygenesis.archive.catalogue import is_held_out, read_columns
 from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.embeddings import Embeddings
@@ -73,16 +73,12 @@ def load_scans(workspace: Workspace, settings: Settings) -> Patients:
     """All volumes of the catalogue with as many dimensions as a cube, a few columns read."""
     columns = ["volume_id", "subject_id", "shape", "spacing_mm"]
     table = read_columns(workspace.catalog, columns, ndim=settings.ndim)
-    volumes, subjects = table["volume_id"].to_pylist(), table["subject_id"].combine_chunks()
-    pairs = zip(subjects.to_pylist(), volumes, strict=True)
-    rows = ({"subject_id": subject, "volume_id": volume} for subject, volume in pairs)
-    held_out = held_out_subjects(rows, settings.validation_fraction, settings.seed)
+    ids, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
+    held_out = is_held_out(ids, subjects, settings.validation_fraction, settings.seed)
     sizes = _flat(table["shape"], settings.ndim) * _flat(table["spacing_mm"], settings.ndim)
     is_roomy = (sizes >= np.array(largest_extent(settings.discovery.scales)) - 1e-6).all(1)
-    is_held_out = pc.is_in(subjects, value_set=pa.array(held_out, pa.string())).to_numpy(zero_copy_only=False)
     numbered = subjects.dictionary_encode().indices.to_numpy().astype(np.int64)
-    ids = table["volume_id"].combine_chunks()
-    return Patients(ids, numbered, is_held_out, is_roomy, np.ones(len(ids), bool))
+    return Patients(ids, numbered, held_out, is_roomy, np.ones(len(ids), bool))
 
 
 def choose_references(

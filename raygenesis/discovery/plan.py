@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raygenesis.config import DiscoverySettings, Scale
@@ -26,35 +27,58 @@ VISIT = pa.schema(
     ]
 )
 
+SPLITS = (TRAINING, VALIDATION)
+
 # Random crops of a scan that `pack` has numbers for.
 MOST_CROPS = 2**15
 
 
 def plan_visits(
-    neighbours: Sequence[Mapping[str, Sequence[str]]], patterns_per_visit: int, patterns_per_part: int
+    neighbours: Sequence[Mapping[str, Sequence[str] | pa.StringArray]], patterns_per_visit: int, patterns_per_part: int
 ) -> pa.Table:
     """Every visit, in the order in which it is stored (schema VISIT).
 
     neighbours: for each reference volume ids by split, nearest first, the reference itself the first of the training
     ones. Every volume falls in one part, nearest volumes first; splits never share a part.
     """
-    visits: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for reference, found in enumerate(neighbours):
-        for split, first_rank in ((TRAINING, 0), (VALIDATION, 1)):
-            for rank, volume_id in enumerate(found[split], first_rank):
-                visit = {"split": split, "reference": reference, "rank": rank, "volume_id": volume_id}
-                visits.setdefault((split, volume_id), []).append(visit)
-    order = sorted(visits, key=lambda key: (key[0], min(visit["rank"] for visit in visits[key]), key[1]))
-    part, filled, previous = -1, 0, None
-    rows = []
-    for key in order:
-        num_patterns = len(visits[key]) * patterns_per_visit
-        if part < 0 or key[0] != previous or filled + num_patterns > patterns_per_part:
-            part, filled, previous = part + 1, 0, key[0]
-        filled += num_patterns
-        rows += [{**visit, "part": part} for visit in visits[key]]
-    rows.sort(key=lambda row: (row["part"], row["rank"], row["reference"]))
-    return pa.Table.from_pylist(rows, VISIT)
+    groups = [_texts(found[split]) for found in neighbours for split in SPLITS]
+    sizes, ids = [len(group) for group in groups], pa.concat_arrays(groups)
+    # One number a visit: of its split, its reference, and its rank, which held-out patients count from 1.
+    split = np.repeat(np.arange(len(groups)) % 2, sizes)
+    reference = np.repeat(np.arange(len(groups)) // 2, sizes)
+    rank = np.concatenate([number % 2 + np.arange(size) for number, size in enumerate(sizes)])
+    # Each volume of a split is one scan, whose visits stay together; `scans` are in order of split and id.
+    order_of_id = pc.rank(ids, tiebreaker="dense").to_numpy().astype(np.int64)
+    scans, scan = np.unique(split * (len(ids) + 1) + order_of_id, return_inverse=True)
+    split_of_scan = scans // (len(ids) + 1)
+    first_rank = np.full(len(scans), len(ids))
+    np.minimum.at(first_rank, scan, rank)
+    order = np.lexsort((scans, first_rank, split_of_scan))
+    num_patterns = np.bincount(scan) * patterns_per_visit
+    part = np.empty(len(scans), np.int32)
+    part[order] = _filled(split_of_scan[order], num_patterns[order], patterns_per_part)
+    rows = np.lexsort((reference, rank, part[scan]))
+    plan = {
+        "part": part[scan[rows]], "split": pa.array(SPLITS).take(pa.array(split[rows])),
+        "reference": reference[rows], "rank": rank[rows], "volume_id": ids.take(pa.array(rows)),
+    }  # fmt: skip
+    return pa.table(plan).cast(VISIT)
+
+
+def _texts(texts: Sequence[str] | pa.StringArray) -> pa.StringArray:
+    return texts if isinstance(texts, pa.Array) else pa.array(texts, pa.string())
+
+
+def _filled(split: NDArray[np.int64], num_patterns: NDArray[np.int64], patterns_per_part: int) -> NDArray[np.int32]:
+    """The part of each scan, in order: a new one where the last is full, or another split begins."""
+    part, filled, previous = -1, 0, -1
+    parts = np.empty(len(split), np.int32)
+    for number, (own, count) in enumerate(zip(split, num_patterns, strict=True)):
+        if own != previous or filled + count > patterns_per_part:
+            part, filled, previous = part + 1, 0, own
+        filled += count
+        parts[number] = part
+    return parts
 
 
 def patterns_of(

@@ -119,12 +119,13 @@ def embed(scans: Scans, settings: Settings) -> Work:
     voxels = math.prod(settings.autoencoder.input_shape)
     on_gpu = chosen.num_gpus > 0
     held = chosen.volumes_per_part * voxels * (DTYPE.itemsize + 4) / GIB
+    num_actors = chosen.num_actors or math.ceil(scans.number / chosen.volumes_per_part)
     return Work(
         "embed", f"{scans.number:,} scans",
         core_s=scans.number * (COARSE_S_PER_SCAN + (0 if on_gpu else ENCODE * core_s(load))),
-        most_cores=chosen.num_actors + 1,
+        most_cores=num_actors + 1,
         gpu_s=scans.number * ENCODE * gpu_s(load) if on_gpu else 0.0,
-        most_gpus=math.ceil(chosen.num_actors * chosen.num_gpus),
+        most_gpus=math.ceil(num_actors * chosen.num_gpus),
         read_mib=scans.number * voxels * DTYPE.itemsize / MIB,
         stored_mib=scans.number * settings.autoencoder.latent_size * 4 / MIB,
         memory_gib_per_core=WORKER_GIB + held,

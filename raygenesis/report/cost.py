@@ -83,7 +83,7 @@ def train_autoencoder(run: Measured, num_scans: int) -> Cost:
     used = {split: min(num_scans * counts[split] / there, most) for split in ("training", "validation")}
     seconds = run.trained_seconds("autoencoder") * used["training"] / min(counts["training"], most)
     coarse = sum(used.values()) * run.input_voxels * DTYPE.itemsize
-    return Cost(seconds, made["bytes"], num_scans * run.row_bytes + coarse)
+    return Cost(seconds, made["bytes"], num_scans * run.table_bytes + coarse)
 
 
 def embed(run: Measured, num_scans: int) -> Cost | None:
@@ -94,7 +94,7 @@ def embed(run: Measured, num_scans: int) -> Cost | None:
     if not embedded:
         return None
     at_once = min(num_scans, run.num_tasks * made["settings"]["embedding"]["volumes_per_part"])
-    memory = num_scans * run.row_bytes + at_once * run.input_voxels * NUMBER_BYTES
+    memory = num_scans * run.table_bytes + at_once * run.input_voxels * NUMBER_BYTES
     return Cost(made["seconds"] / embedded * num_scans, num_scans * run.latent_size * NUMBER_BYTES, memory)
 
 

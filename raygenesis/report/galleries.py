@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.pretraining.weights import load_network
 from raygenesis.report.pictures import CORONAL, SCAN_PIXELS, Gallery, Picture, mid_slice, picture, scan_picture
 from raygenesis.training.feeding import Samples
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Place, Workspace, on_disk
 
 Row = Mapping[str, Any]
 
@@ -36,7 +35,7 @@ PLANES = {0: "axial", CORONAL: "coronal", 2: "sagittal"}
 OVERLAY = np.array([[0.95, 0.45, 0.1], [0.2, 0.65, 1.0], [0.25, 0.8, 0.4], [0.85, 0.4, 0.85], [0.95, 0.85, 0.2]])
 
 
-def contact_sheet(volumes: Path, rows: Sequence[Row], intensity: IntensitySettings) -> Gallery | None:
+def contact_sheet(volumes: Place, rows: Sequence[Row], intensity: IntensitySettings) -> Gallery | None:
     """The mid-slices of some scans under their volume ids; damaged scans are left out."""
     shown = []
     for row in rows:
@@ -51,7 +50,7 @@ def in_rows(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
     return [pictures[first : first + MOST_COLUMNS] for first in range(0, len(pictures), MOST_COLUMNS)]
 
 
-def reconstructions(folder: Path, volumes: Path, rows: Sequence[Row], manifest: Row) -> Gallery | None:
+def reconstructions(folder: Place, volumes: Place, rows: Sequence[Row], manifest: Row) -> Gallery | None:
     """Held-out scans as the auto-encoder sees them, and below as it restores them from their embeddings."""
     intensity = IntensitySettings.model_validate(manifest["settings"]["intensity"])
     model = load_scan_encoder(folder / WEIGHTS)
@@ -87,7 +86,7 @@ def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
     return Gallery("Where the classes lie", [shown])
 
 
-def classes(folder: Path, manifest: Row) -> dict[int, list[Picture]]:
+def classes(folder: Place, manifest: Row) -> dict[int, list[Picture]]:
     """By class (up to 8): the mid-slices of the reference's cube and of its nearest neighbours'."""
     where = (pc.field("label") < MOST_CLASSES) & (pc.field("scale") == 0)
     columns = ("label", "rank", "extent_mm", "cube")
@@ -104,7 +103,7 @@ def classes(folder: Path, manifest: Row) -> dict[int, list[Picture]]:
 
 
 @torch.inference_mode()
-def restorations(run: Path, store: Path, task: PretextTask, settings: Settings) -> list[dict[str, Any]]:
+def restorations(run: Place, store: Place, task: PretextTask, settings: Settings) -> list[dict[str, Any]]:
     """Held-out cubes: original, as the run corrupts them in validation, and as its network restores them."""
     where = predicate(VALIDATION, None, settings.pretraining.num_coordinates)
     ids = np.sort(read_patterns(store, ("pattern_id",), where)["pattern_id"].to_numpy())
@@ -133,9 +132,9 @@ def restorations(run: Path, store: Path, task: PretextTask, settings: Settings) 
     return out
 
 
-def example(path: Path, spacing_mm: Sequence[float], title: str) -> Gallery:
+def example(path: Place, spacing_mm: Sequence[float], title: str) -> Gallery:
     """A test scan's slice of a target task, with its label and each initialisation's prediction over it."""
-    with np.load(path) as arrays:
+    with on_disk(path) as local, np.load(local) as arrays:
         held = {name: array if array.ndim == 2 else array[len(array) // 2] for name, array in arrays.items()}
     image = np.clip(held.pop("image").astype(np.float32), 0, 1)
     extent = [side * step for side, step in zip(image.shape, spacing_mm[-2:], strict=True)]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
@@ -22,7 +20,7 @@ from raygenesis.report.charts import Chart
 from raygenesis.report.galleries import MOST_COLUMNS
 from raygenesis.report.pictures import CORONAL, Gallery, Picture, scan_picture
 from raygenesis.report.sections import Made, Row, intensity_of, split_of
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Place, Workspace, parquet_dataset
 
 MOST_MAPPED = 2000
 
@@ -78,7 +76,7 @@ def _gallery(
     return Gallery("Neighbours", [line for line in lines if line], names=names[: 1 + bool(lines[1])])
 
 
-def _boxes(folder: Path, rows: Mapping[str, Row], reference: str) -> dict[str, Row]:
+def _boxes(folder: Place, rows: Mapping[str, Row], reference: str) -> dict[str, Row]:
     """Of each scan, the pattern of the coordinate that lies nearest to the middle of the reference."""
     where = (pc.field("reference") == 0) & (pc.field("scale") == 0)
     columns = ("coordinate", "rank", "volume_id", "origin_mm", "extent_mm")
@@ -103,11 +101,11 @@ def _likeness(quality: Row) -> Chart:
     return charts.strip(title, "patient's rank", "correlation", dots, joined=True, dot="patient")
 
 
-def _embeddings_of(folder: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def _embeddings_of(folder: Place, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """The embeddings of some volumes, by volume id; failed ones are left out."""
-    parts = [str(path) for path in sorted(folder.glob("part-*.parquet"))]
+    parts = parquet_dataset(sorted(folder.glob("part-*.parquet")))
     where = pc.field("volume_id").isin(list(ids)) & (pc.field("failure") == "")
-    table = ds.dataset(parts, format="parquet").to_table(columns=["volume_id", "embedding"], filter=where)
+    table = parts.to_table(columns=["volume_id", "embedding"], filter=where)
     vectors = (np.array(cell, np.float32) for cell in table["embedding"].to_pylist())
     return dict(zip(table["volume_id"].to_pylist(), vectors, strict=True))
 

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -20,6 +19,7 @@ from PIL import Image
 from raygenesis.config import IntensitySettings
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.report.charts import DOTS_PER_INCH, STYLE, slug
+from raygenesis.workspace import Place
 
 Row = Mapping[str, Any]
 
@@ -131,7 +131,7 @@ def picture(
 
 
 def scan_picture(
-    volumes: Path, row: Row, intensity: IntensitySettings, alt: str, note: str, plane: int = CORONAL,
+    volumes: Place, row: Row, intensity: IntensitySettings, alt: str, note: str, plane: int = CORONAL,
     boxes: Sequence[Row] = (), at_mm: float | None = None,
 ) -> Picture:  # fmt: skip
     """A slice of an archived scan, in the middle or at `at_mm`, read from the level that suffices for it.

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from raygenesis.cluster import MIN_LOGICAL_CPUS
 from raygenesis.config import Settings
 from raygenesis.report.sections import Made, Row
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Workspace, parquet_file, read_table
 
 STAGES = ("archive", "autoencoder", "embeddings", "index", "patterns")
 MOST_ROWS = 1000  # of the catalogue, measured in memory
@@ -55,8 +54,8 @@ def measured(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         finished["runs"] = max(learnt, key=lambda one: one.manifest["finished"])
     trained = {stage: finished[stage].folder for stage in ("autoencoder", "runs") if stage in finished}
     seconds = {stage: sum(row.get("seconds") or 0 for row in read_metrics(path)) for stage, path in trained.items()}
-    sample = next(pq.ParquetFile(workspace.catalog).iter_batches(MOST_ROWS))
-    scans = pq.read_table(workspace.catalog, columns=["shape", "num_channels", "dtype"]).to_pylist()
+    sample = next(parquet_file(workspace.catalog).iter_batches(MOST_ROWS))
+    scans = read_table(workspace.catalog, columns=["shape", "num_channels", "dtype"]).to_pylist()
     part = next(workspace.embeddings.glob("part-*.parquet"), None)
     encoder = finished["autoencoder"].manifest["settings"] if "autoencoder" in finished else settings.model_dump()
     return Measured(
@@ -66,7 +65,7 @@ def measured(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         table_bytes=sample.nbytes / sample.num_rows,
         scan_bytes=max(math.prod(s["shape"]) * s["num_channels"] * np.dtype(s["dtype"]).itemsize for s in scans),
         input_voxels=math.prod(encoder["autoencoder"]["input_shape"]),
-        latent_size=pq.read_schema(part).field("embedding").type.list_size if part else 0,
+        latent_size=parquet_file(part).schema_arrow.field("embedding").type.list_size if part else 0,
         num_tasks=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
     )
 

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from raygenesis.report.sections import Made, Row
 from raygenesis.report.sweep import sweep
 from raygenesis.report.transfer import MARKS, comparison, transfer
 from raygenesis.settings import as_yaml
-from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
+from raygenesis.workspace import Place, Stopwatch, Workspace, publish, read_json
 
 PACKAGES = (
     "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
@@ -39,7 +38,7 @@ VERBS = {
 }  # fmt: skip
 
 
-def report(workspace: Workspace, settings: Settings) -> Path:
+def report(workspace: Workspace, settings: Settings) -> Place:
     """Write `report/index.html` about whatever the workspace holds; `settings` fill in what no artifact records.
 
     Raises WorkspaceError if it holds nothing.
@@ -60,7 +59,7 @@ def report(workspace: Workspace, settings: Settings) -> Path:
     return path
 
 
-def _write_figures(folder: Path, context: Mapping[str, Any]) -> int:
+def _write_figures(folder: Place, context: Mapping[str, Any]) -> int:
     """Every figure of the page as SVG and PNG, in place of those that were there; returns the number of figures."""
     figures = {figure.name: figure for figure in _figures_in(context)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
@@ -32,7 +30,7 @@ from raygenesis.report.charts import Chart, Line
 from raygenesis.report.pictures import Gallery
 from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.workspace import Place, Workspace, read_json, read_table
 
 Row = Mapping[str, Any]
 
@@ -49,7 +47,7 @@ class Made:
     """One artifact of the workspace: whole when it has a manifest, begun when it has a `started` record."""
 
     name: str
-    folder: Path
+    folder: Place
     manifest: Row | None
     started: Row | None
     command: str
@@ -129,7 +127,7 @@ def failures(workspace: Workspace) -> dict[str, Any]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for stage in ("archive", "embeddings", "patterns", "crops"):
         path = workspace.root / stage / "failures.parquet"
-        for row in pq.read_table(path).to_pylist() if path.is_file() else []:
+        for row in read_table(path).to_pylist() if path.is_file() else []:
             groups.setdefault((stage, NUMBER.sub("…", row["reason"])), []).append(row)
     ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
     rows = [
@@ -190,7 +188,7 @@ def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
     }
 
 
-def _similarity(folder: Path, manifest: Row) -> dict[str, Any] | None:
+def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
     """Mean Pearson correlation of two scans' cubes of the same class, and of different classes.
 
     Held-out patterns when there are two scans of them, else training ones; also the share of them that is uniform.

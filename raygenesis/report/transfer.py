@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -13,7 +12,7 @@ from raygenesis.report.charts import Chart
 from raygenesis.report.sections import Made, Row
 from raygenesis.transfer.metrics import PRIMARY
 from raygenesis.transfer.table import LEGEND
-from raygenesis.workspace import read_json
+from raygenesis.workspace import Place, read_json
 
 MARKS = LEGEND.replace("**", "")  # what is bold in the table is bold on the page
 SIGNIFICANT = 0.05
@@ -52,7 +51,7 @@ def _bold(text: Any) -> Any:
     return text
 
 
-def _trials(folder: Path, record: Row) -> dict[Any, dict[str, list[float]]]:
+def _trials(folder: Place, record: Row) -> dict[Any, dict[str, list[float]]]:
     """The primary figure of each trial, by the number of labelled subjects and by initialisation, in their order."""
     trials = [read_json(path) for path in sorted(folder.glob("trial-*.json"))]
     extent = record.get("extent") or {  # what was compared before may still be there

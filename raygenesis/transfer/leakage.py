@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raygenesis.archive.catalogue import read_columns, split_by_subject
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raygenesis.archive.catalogue import is_held_out, read_columns
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import scan_fingerprint
 from raygenesis.config import ArchiveSettings, Settings
@@ -27,9 +30,10 @@ def seen_subjects(examples: Sequence[Example], workspace: Workspace, settings: S
     """
     if not workspace.catalog.is_file():
         return set()
-    rows = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes"]).to_pylist()
-    training, _ = split_by_subject(rows, settings.validation_fraction, settings.seed)
-    seen = {row["volume_id"] for row in training}
+    table = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes"])
+    volumes, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
+    held_out = is_held_out(volumes, subjects, settings.validation_fraction, settings.seed)
+    seen = set(volumes.filter(pa.array(~held_out)).to_pylist())
     for store in (workspace.patterns, workspace.crops):
         if (store / "manifest.json").is_file():
             # What the encoder saw, should the seed or the archive have changed since.
@@ -37,8 +41,8 @@ def seen_subjects(examples: Sequence[Example], workspace: Workspace, settings: S
     # A scan of several volumes (time points) has their number behind its fingerprint.
     scans = {volume.partition("-")[0] for volume in seen}
     # Only files of a known size can be known files: the others need no hashing.
-    sizes = {row["source_bytes"] for row in rows}
-    names = {row["subject_id"] for row in rows if row["volume_id"] in seen}
+    sizes = set(table["source_bytes"].unique().to_pylist())
+    names = set(subjects.filter(pc.is_in(volumes, value_set=pa.array(seen, pa.string()))).to_pylist())
     made_with = archive_settings(workspace) or settings.archive
     identity = open_identity(workspace, made_with.keep_ids)
     fingerprints: dict[tuple, str | None] = {}

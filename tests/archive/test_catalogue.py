@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygenesis.archive.catalogue import (
     CATALOGUE,
+    ROWS_PER_GROUP,
+    CatalogueRows,
+    hash_order,
     held_out_subjects,
     num_held_out,
     read_catalogue,
     read_columns,
     split_by_subject,
+    write_catalogue,
 )
 from raygenesis.archive.identity import Identity, open_identity, subject_in, subject_of
 from raygenesis.archive.scans import File, Scan
@@ -184,6 +190,40 @@ def test_columns_of_one_dimension_are_those_of_its_rows(path: Path) -> None:
     assert read_columns(path, ["volume_id"], [], ndim=2).num_rows == 0
     with pytest.raises(WorkspaceError, match=r"no 2D scans, and discovery\.cube_shape asks for 2D"):
         read_columns(path, ["volume_id"], ["0"], ndim=2)
+
+
+def test_rows_are_read_where_they_are_looped_over(path: Path) -> None:
+    rows = CatalogueRows(path, ["a", "c"])
+    content = path.read_bytes()
+    path.unlink()
+    assert len(pickle.dumps(rows)) < 500 and len(rows) == 2
+    path.write_bytes(content)
+    assert list(pickle.loads(pickle.dumps(rows))) == read_catalogue(path, ["a", "c"])
+
+
+def test_volumes_next_to_each_other_are_found_without_the_rest_of_a_large_catalogue(path: Path) -> None:
+    rows = [{"volume_id": f"{number:05d}", "subject_id": "s", "shape": [2, 3, 4]} for number in range(20_000)]
+    write_catalogue(path, rows)
+    groups = pq.ParquetFile(path).metadata
+    assert groups.num_row_groups == -(-20_000 // ROWS_PER_GROUP)
+    assert [row["volume_id"] for row in read_catalogue(path, ["19998", "19999"])] == ["19998", "19999"]
+    first = groups.row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    begin = first.dictionary_page_offset or first.data_page_offset
+    content[begin : begin + first.total_compressed_size] = bytes(first.total_compressed_size)
+    path.write_bytes(content)  # the first group cannot be read any more
+    assert [row["volume_id"] for row in read_catalogue(path, ["19998", "19999"])] == ["19998", "19999"]
+    with pytest.raises(WorkspaceError, match="is damaged"):
+        read_catalogue(path, ["00000"])
+
+
+@many
+@given(st.lists(st.text("abc", max_size=3), unique=True), st.text(max_size=3))
+def test_the_order_of_hashes_is_that_of_their_digits(texts: list[str], prefix: str) -> None:
+    order = hash_order(prefix, pa.array(texts, pa.string()))
+    assert [texts[place] for place in order] == sorted(
+        texts, key=lambda text: hashlib.sha256(f"{prefix}{text}".encode()).hexdigest()
+    )
 
 
 def test_only_the_columns_asked_for_are_decoded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

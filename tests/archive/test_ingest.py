@@ -19,7 +19,14 @@ import xxhash
 
 from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
 from raygenesis.archive.ingest import ingest, take_in_block
-from raygenesis.archive.intake import MOST_CRASHES, Outcome, file_fingerprint, scan_fingerprint, take_in
+from raygenesis.archive.intake import (
+    MOST_CRASHES,
+    Outcome,
+    attempt_note,
+    file_fingerprint,
+    scan_fingerprint,
+    take_in,
+)
 from raygenesis.archive.sources import read_sources
 from raygenesis.archive.store import read_region
 from raygenesis.config import ArchiveSettings
@@ -434,6 +441,16 @@ for _ in range({MOST_CRASHES}):
     assert "crashed or ran out of memory 2 times" in outcome.reason and not outcome.is_lasting
     shutil.rmtree(tmp_path / "archive/attempts")
     assert take_in([path], volumes, ArchiveSettings()).records and not any((tmp_path / "archive/attempts").iterdir())
+
+
+def test_attempts_that_ended_with_their_node_say_nothing_of_the_scan(scans: Path, tmp_path: Path) -> None:
+    path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
+    note = attempt_note(volumes, [path])
+    note.parent.mkdir(parents=True)
+    note.write_text("4711 gone\n" * MOST_CRASHES)
+    asked = ([path], volumes, ArchiveSettings(), "here")
+    assert "crashed" in take_in(*asked, lambda node: node == "another").reason
+    assert take_in(*asked, lambda node: node == "gone").records
 
 
 def test_a_refused_scan_leaves_no_note_of_a_crash(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ray import cloudpickle
 from scipy.ndimage import map_coordinates
 
-from raygenesis.archive.catalogue import CATALOGUE
+from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows
 from raygenesis.archive.cells import STEPS, decode
 from raygenesis.archive.source import (
     COARSE_SCHEMA,
@@ -120,6 +120,18 @@ def test_one_block_per_part_whatever_the_parallelism(tmp_path: Path, rows: list[
 def test_reading_again_gives_the_same_bytes(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     source = coarse_cubes(tmp_path, parts_of(rows, 3), SHAPE, OWN)
     assert tables(source, parallelism=1) == tables(source, parallelism=1)
+
+
+def test_a_part_of_volume_ids_is_read_as_its_rows_and_weighs_little(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    write_table(tmp_path / "catalog.parquet", pa.Table.from_pylist(rows, CATALOGUE))
+    ids = [row["volume_id"] for row in rows]
+    parts = [(start, CatalogueRows(tmp_path / "catalog.parquet", there)) for start, there in parts_of(ids, 2)]
+    source = coarse_cubes(tmp_path, parts, SHAPE, OWN)
+    assert tables(source, parallelism=1) == tables(coarse_cubes(tmp_path, parts_of(rows, 2), SHAPE, OWN), parallelism=1)
+    many = coarse_cubes(tmp_path, [(0, CatalogueRows(tmp_path, [f"{n:016x}" for n in range(1000)]))], SHAPE, OWN)
+    few = coarse_cubes(tmp_path, [(0, CatalogueRows(tmp_path, []))], SHAPE, OWN)
+    one, none = (len(cloudpickle.dumps(source.get_read_tasks(1))) for source in (many, few))
+    assert one - none < 1000 * 25
 
 
 def test_a_damaged_volume_says_so_in_its_row_and_the_others_are_read(tmp_path: Path, rows) -> None:

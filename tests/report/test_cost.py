@@ -54,9 +54,9 @@ def measured(**manifests: dict[str, Any] | None) -> Measured:
         # 0.5 s, 70 bytes and a catalogue row a scan; four scans unpacked.
         ("archive", Cost(500_000, 70 * MILLION, 2000 * MILLION + 4 * MILLION)),
         # 0.5 s a training scan up to 1,600 of them; with as many held out at 2 bytes a voxel.
-        ("autoencoder", Cost(800, 999, 2000 * MILLION + 3200 * 1000 * 2)),
+        ("autoencoder", Cost(800, 999, 300 * MILLION + 3200 * 1000 * 2)),
         # 0.1 s and 64 × 4 bytes a scan; four parts of 128 coarse scans at 4 bytes a voxel.
-        ("embeddings", Cost(100_000, 256 * MILLION, 2000 * MILLION + 512 * 1000 * 4)),
+        ("embeddings", Cost(100_000, 256 * MILLION, 300 * MILLION + 512 * 1000 * 4)),
         # 0.02 s and 300 bytes a scan; four shards of 1,000.
         ("index", Cost(20_000, 300 * MILLION, 300 * MILLION + 4000 * 300)),
         # As measured; the 32 patterns fit in four parts of 16, at 64 KiB each.

@@ -1,0 +1,324 @@
+"""The pipeline on three Ray nodes: one machine's result, whichever node is lost, comes late or is started again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from raygenesis.archive import ingest as ingesting
+from raygenesis.archive.ingest import ingest, take_in_block
+from raygenesis.discovery import crop as cropping
+from raygenesis.discovery import discover as discovering
+from raygenesis.discovery import embed as embedding
+from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.discovery.crop import crop
+from raygenesis.discovery.discover import discover
+from raygenesis.discovery.embed import Embedder, embed, train_autoencoder
+from raygenesis.pretraining import pretrain as pretraining
+from raygenesis.pretraining.pretrain import pretrain
+from raygenesis.pretraining.task import PretextTask
+from raygenesis.settings import load_settings
+from raygenesis.transfer import finetune as finetuning
+from raygenesis.transfer.description import described
+from raygenesis.transfer.finetune import finetune
+from raygenesis.transfer.trial import run_trial
+from raygenesis.workspace import Workspace, read_json
+from tests.data import HEADS, needs_heads
+from tests.end_to_end.conftest import NUM_HEADS, TINY
+from tests.faults.test_kill import content, losses
+from tests.transfer.targets import SHAPE, write_boxes
+
+pytestmark = [needs_heads, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SETTINGS = [
+    *TINY, "embedding.volumes_per_part=2", "discovery.patterns_per_part=12", "discovery.num_crops=4",
+    f"finetune.input_shape={list(SHAPE)}", "finetune.num_labelled=2", "finetune.num_test=3", "finetune.num_trials=3",
+    "finetune.num_steps=3", "finetune.batch_size=2",
+]  # fmt: skip
+Stage = Callable[[Path, Workspace], Any]
+
+
+def settings() -> Any:
+    return load_settings("cpu-small", SETTINGS)
+
+
+def _finetune(root: Path, workspace: Workspace) -> None:
+    tree = {"task": "segmentation", "images": "images", "labels": "labels"}
+    finetune(described(tree, root / "target", "target"), workspace, settings(), ("random", "default"))
+
+
+STAGES: dict[str, Stage] = {
+    "ingest": lambda root, workspace: ingest(root / "scans", workspace, settings()),
+    "autoencoder": lambda _, workspace: train_autoencoder(workspace, settings()),
+    "embed": lambda _, workspace: embed(workspace, settings()),
+    "discover": lambda _, workspace: discover(workspace, settings()),
+    "crop": lambda _, workspace: crop(workspace, settings()),
+    "pretrain": lambda _, workspace: pretrain(workspace, settings()),
+    "finetune": _finetune,
+}
+
+
+# The same work as ever, but slow enough for a node to be lost in the midst of it.
+
+
+def slow_block(block: Any, **arguments: Any) -> Iterator[dict[str, str]]:
+    for outcome in take_in_block(block, **arguments):
+        time.sleep(0.5)
+        yield outcome
+
+
+class SlowEmbedder(Embedder):
+    def __call__(self, part: Any) -> Any:
+        time.sleep(1)
+        return super().__call__(part)
+
+
+def slow_patterns(part: int, *shared: Any) -> Any:
+    time.sleep(0.5)
+    return discovering_part(part, *shared)
+
+
+def slow_crops(part: int, *shared: Any) -> Any:
+    time.sleep(0.5)
+    return cropping_part(part, *shared)
+
+
+discovering_part, cropping_part = discovering.crop_part, cropping.crop_part
+
+
+@dataclass(frozen=True)
+class SlowMapping(IdentityMapping):
+    def losses(self, model: Any, batch: Any, epoch: int) -> Any:
+        time.sleep(1)
+        return super().losses(model, batch, epoch)
+
+
+@dataclass(frozen=True)
+class SlowTask(PretextTask):
+    def losses(self, model: Any, batch: Any, epoch: int) -> Any:
+        time.sleep(1)
+        return super().losses(model, batch, epoch)
+
+
+def slow_trial(*arguments: Any) -> str:
+    time.sleep(1)
+    return run_trial(*arguments)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """When a node is lost: once `reached`, and one on which a process works whose title has `title` in it."""
+
+    slow: Any  # what makes the stage slow
+    title: str
+    reached: Callable[[Path], bool]
+
+
+LOSSES = {
+    "ingest": Loss(
+        mock.patch.object(ingesting, "take_in_block", slow_block), "slow_block",
+        lambda ws: any(ws.glob("archive/volumes/*.ome.zarr/zarr.json")),
+    ),
+    "autoencoder": Loss(
+        mock.patch.object(embedding, "IdentityMapping", SlowMapping), "RayTrainWorker",
+        lambda ws: (ws / "autoencoder" / "metrics.parquet").exists(),
+    ),
+    "embed": Loss(
+        mock.patch.object(embedding, "Embedder", SlowEmbedder), "SlowEmbedder",
+        lambda ws: any(ws.glob("embeddings/part-*.parquet")),
+    ),
+    "discover": Loss(
+        mock.patch.object(discovering, "crop_part", slow_patterns), "slow_patterns",
+        lambda ws: any(ws.glob("patterns/part-*.parquet")),
+    ),
+    "crop": Loss(
+        mock.patch.object(cropping, "crop_part", slow_crops), "slow_crops",
+        lambda ws: any(ws.glob("crops/part-*.parquet")),
+    ),
+    "pretrain": Loss(
+        mock.patch.object(pretraining, "PretextTask", SlowTask), "RayTrainWorker",
+        lambda ws: (ws / "runs" / "default" / "metrics.parquet").exists(),
+    ),
+    "finetune": Loss(
+        mock.patch.object(finetuning, "run_trial", slow_trial), "slow_trial",
+        lambda ws: any(ws.glob("transfer/default/trial-*.json")),
+    ),
+}  # fmt: skip
+FOLDERS = {"ingest": "archive", "embed": "embeddings", "discover": "patterns", "crop": "crops",
+           "autoencoder": "autoencoder", "pretrain": "runs/default", "finetune": "transfer/default"}  # fmt: skip
+
+
+@contextmanager
+def nodes(num_workers: int) -> Iterator[Any]:
+    """A cluster with this process at its head, where nothing but it works, and so many other nodes of 2 CPUs."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)  # while the head is alone: the driver is not to be lost
+    for _ in range(num_workers):
+        cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()  # left to the end of the process, it ends it with an exit code of its own
+
+
+def works_on(node: Any, title: str) -> bool:
+    """Whether a node has a process that works and whose title has `title` in it."""
+    (raylet,) = node.all_processes["raylet"]
+    try:
+        return any(title in " ".join(child.cmdline()) for child in psutil.Process(raylet.process.pid).children())
+    except psutil.Error:
+        return False
+
+
+def check_whole(workspace: Path) -> None:
+    """Whatever a reader sees is whole, though its writer has just been killed."""
+    for path in workspace.glob("*/part-*.parquet"):
+        assert pq.read_table(path).num_rows
+    for volume in workspace.glob("archive/volumes/[!.]*.ome.zarr"):
+        assert read_json(volume / "zarr.json")
+
+
+def lose_one(cluster: Any, stage: str, workspace: Path, log: list[str]) -> None:
+    """Kill a node that works; while scans are ingested another one comes, and is waited for until it works."""
+    loss = LOSSES[stage]
+    while True:
+        working = [node for node in cluster.worker_nodes if works_on(node, loss.title)]
+        if working and loss.reached(workspace):
+            break
+        time.sleep(0.02)
+    assert not (workspace / FOLDERS[stage] / "manifest.json").exists()
+    cluster.remove_node(working[0], allow_graceful=False)
+    log.append("lost")
+    check_whole(workspace)
+    if stage != "ingest":
+        return
+    with mock.patch("ray._private.utils.set_sigterm_handler"):  # which only the main thread may set
+        fresh = cluster.add_node(num_cpus=2)
+    while not (workspace / FOLDERS[stage] / "manifest.json").exists():
+        if works_on(fresh, loss.title):
+            log.append("used")
+            return
+        time.sleep(0.02)
+
+
+def run_losing_nodes(root: str, location: str, *stages: str) -> None:
+    """Some stages, each losing a node; prints what became of the nodes."""
+    workspace = Workspace.existing(location)
+    with nodes(2) as cluster:
+        for stage in stages:
+            log: list[str] = []
+            watch = threading.Thread(target=lose_one, args=(cluster, stage, Path(location), log), daemon=True)
+            watch.start()
+            with LOSSES[stage].slow:
+                STAGES[stage](Path(root), workspace)
+            watch.join(60)
+            print(f"nodes: {stage} {' '.join(log)}", flush=True)
+            while len(cluster.worker_nodes) < 2:
+                cluster.add_node(num_cpus=2)
+
+
+def run_stages(root: str, location: str, *stages: str) -> None:
+    """Some stages on a cluster of three nodes."""
+    workspace = Workspace.existing(location)
+    with nodes(2):
+        for stage in stages:
+            STAGES[stage](Path(root), workspace)
+
+
+def in_a_process(function: Callable[..., None], *arguments: Any, cluster: bool = True) -> str:
+    """What a function of this module prints in a process of its own, the driver of a cluster."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if cluster:
+        # On a busy machine a node may take long to answer, and is not lost for that.
+        environment |= {"RAY_AUTH_MODE": "disabled", "RAY_health_check_timeout_ms": "60000"}
+    code = f"import sys, raygenesis; from tests.faults import test_nodes; test_nodes.{function.__name__}(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True,
+        timeout=1200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def run_alone(root: str, location: str) -> None:
+    """All stages on this machine alone."""
+    for make in STAGES.values():
+        make(Path(root), Workspace.existing(location))
+
+
+def made(workspace: Path) -> dict[str, bytes]:
+    """Bytes of what must not depend on nodes."""
+    crops = {path.name: path.read_bytes() for path in workspace.glob("crops/part-*.parquet")}
+    return content(workspace) | {f"crops/{name}": cells for name, cells in crops.items()}
+
+
+def figures(workspace: Path) -> dict[str, Any]:
+    """What the trials of fine-tuning found."""
+    results = {path.name: read_json(path) for path in workspace.glob("transfer/default/trial-*.json")}
+    return {name: (result["figures"], result["test"]) for name, result in results.items()}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scans, a target, and workspaces with one key, so that subjects have one name in all."""
+    folder = tmp_path_factory.mktemp("nodes")
+    (folder / "scans").mkdir()
+    for head in sorted(HEADS.glob("*.nii.gz"))[:NUM_HEADS]:
+        shutil.copy(head, folder / "scans")
+    write_boxes(folder / "target", 10)
+    for name in ("alone", "restarted", "losing"):
+        (folder / name / "private").mkdir(parents=True)
+        (folder / name / "private" / "key").write_text("5e" * 32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path) -> Path:
+    in_a_process(run_alone, root, root / "alone", cluster=False)
+    return root / "alone"
+
+
+def check_same(workspace: Path, alone: Path) -> None:
+    assert made(workspace).keys() == made(alone).keys()
+    assert made(workspace) == made(alone)
+    assert losses(workspace) == losses(alone)
+    for stage in ("archive", "embeddings", "patterns", "crops"):
+        assert pq.read_table(workspace / stage / "failures.parquet").num_rows == 0, stage
+
+
+def test_three_nodes_and_a_new_head_in_between_give_what_one_machine_gives(root: Path, alone: Path) -> None:
+    workspace = root / "restarted"
+    in_a_process(run_stages, root, workspace, "ingest", "autoencoder", "embed")
+    in_a_process(run_stages, root, workspace, "embed", "discover", "crop", "pretrain")
+    check_same(workspace, alone)
+
+
+def test_a_node_lost_in_any_stage_costs_nothing_and_one_that_comes_is_used(root: Path, alone: Path) -> None:
+    workspace = root / "losing"
+    said = in_a_process(run_losing_nodes, root, workspace, *STAGES)
+    fates = {line.split()[1]: line for line in said.splitlines() if line.startswith("nodes: ")}
+    assert fates.keys() == STAGES.keys()
+    for stage, line in fates.items():
+        assert "lost" in line, stage
+    assert "used" in fates["ingest"]
+    check_same(workspace, alone)
+    assert figures(workspace) == figures(alone)
