@@ -304,6 +304,31 @@ def test_no_secret_is_in_what_is_kept(workspaces: list[Workspace], environment: 
 
 
 @needs_heads
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_pretraining_that_is_killed_goes_on_from_the_store(workspaces: list[Workspace]) -> None:
+    in_store, on_disk = workspaces
+    checkpoints = in_store.run("long") / "checkpoints"
+    command = [sys.executable, "-m", "raygenesis", "pretrain", "--workspace", str(in_store.root), "--name", "long"]
+    process = subprocess.Popen(
+        [*command, *LONG], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    begin = time.monotonic()
+    while max(steps_in(checkpoints), default=0) < 4:
+        assert process.poll() is None and time.monotonic() - begin < 200
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert read_json(in_store.run("long") / "manifest.json") is None
+    assert newest_checkpoint(checkpoints) is not None
+    done = [raygenesis("pretrain", "--workspace", each.root, "--name", "long", *LONG) for each in workspaces]
+    assert [each.returncode for each in done] == [0, 0], done[0].stdout + done[0].stderr
+    assert not [name for name in contents(in_store.run("long")) if "/." in name]
+    assert_same_training(in_store.run("long"), on_disk.run("long"))
+    assert len(read_metrics(on_disk.run("long"))) == 13
+
+
+@needs_heads
 @needs_hippocampi
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
@@ -338,28 +363,3 @@ def test_every_other_verb_works_on_it(workspaces: list[Workspace], tmp_path: Pat
     page = (workspace.report / "index.html").read_text()
     assert "Sweep default" in page and "Target default" in page
     assert len(list(workspace.index.glob("shard-*.hnsw"))) == 1
-
-
-@needs_heads
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_pretraining_that_is_killed_goes_on_from_the_store(workspaces: list[Workspace]) -> None:
-    in_store, on_disk = workspaces
-    checkpoints = in_store.run("long") / "checkpoints"
-    command = [sys.executable, "-m", "raygenesis", "pretrain", "--workspace", str(in_store.root), "--name", "long"]
-    process = subprocess.Popen(
-        [*command, *LONG], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    begin = time.monotonic()
-    while max(steps_in(checkpoints), default=0) < 4:
-        assert process.poll() is None and time.monotonic() - begin < 200
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert read_json(in_store.run("long") / "manifest.json") is None
-    assert newest_checkpoint(checkpoints) is not None
-    done = [raygenesis("pretrain", "--workspace", each.root, "--name", "long", *LONG) for each in workspaces]
-    assert [each.returncode for each in done] == [0, 0], done[0].stdout + done[0].stderr
-    assert not [name for name in contents(in_store.run("long")) if "/." in name]
-    assert_same_training(in_store.run("long"), on_disk.run("long"))
-    assert len(read_metrics(on_disk.run("long"))) == 13
