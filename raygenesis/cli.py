@@ -175,6 +175,19 @@ def patterns_show_command(
     show(_existing(workspace), output or Path(f"{store}.png"), classes, store)
 
 
+@patterns_app.command("view")
+def patterns_view_command(
+    workspace: WorkspaceOption,
+    volume: Annotated[str, typer.Option(help="The id of a scan, as `archive show` and the report name it.")],
+    output: Annotated[Path | None, typer.Option(help="The HTML page to write; patterns-ID.html.")] = None,
+    store: StoreOption = "patterns",
+) -> None:
+    """One scan's slices with the boxes of its patterns, to be looked through in a browser."""
+    from raygenesis.report.viewer import view
+
+    view(_existing(workspace), volume, output or Path(f"{store}-{volume}.html"), store)
+
+
 @app.command("pretrain")
 def pretrain_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET, name: Name = "default",

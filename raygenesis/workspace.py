@@ -274,20 +274,18 @@ def write_table(path: Place, table: pa.Table, **options: Any) -> None:
 
 
 def read_table(path: Place, **options: Any) -> pa.Table:
-    """A Parquet file as a table; of a remote one some columns or rows are fetched alone.
+    """A Parquet file as a table; of a remote one some columns, or the row groups that `filters` leave, come alone.
 
     Raises FileNotFoundError if it is not there.
     """
     if not isinstance(path, RemotePath):
         return pq.read_table(path, **options)
-    if not options.keys() & {"columns", "filters"}:
+    if not options.keys() & {"columns", "filters"}:  # at once: it may be replaced meanwhile
         return pq.read_table(io.BytesIO(path.read_bytes()), **options)
     try:
         return pq.read_table(path.key, filesystem=path.filesystem, **options)
-    except (OSError, pa.ArrowException) as error:
-        if (fault := path.fault_of(error)) is not None:
-            raise fault from error
-        raise
+    except OSError as error:
+        raise store_fault(path, error) or error from error
 
 
 def parquet_file(path: Place, **options: Any) -> pq.ParquetFile:
