@@ -1,4 +1,4 @@
-"""The package as others get it: a wheel of the source distribution works away from the checkout, and documents itself."""
+"""The package as others get it: a wheel of the sdist works away from the checkout, and documents itself."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_wheel_of_the_source_distribution_runs_the_demo_from_anywhere(tmp_path
     told = follow(sys.executable, "-c", "import raygenesis; print(raygenesis.__file__)", cwd=tmp_path, env=away)
     assert told.strip() == str(site / "raygenesis" / "__init__.py")
     python = [sys.executable, "-m"]
-    follow(*python, "raygenesis.demo.population", "population", "--heads", "12", cwd=tmp_path, env=away)
+    follow(*python, "raygenesis.demo.population", "population", "--subjects", "12", cwd=tmp_path, env=away)
     follow(*python, "raygenesis", "run", "--scans", "population/scans", "--workspace", "workspace", *TINY,
            cwd=tmp_path, env=away)  # fmt: skip
     assert (tmp_path / "workspace" / "report" / "index.html").is_file()
