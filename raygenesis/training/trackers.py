@@ -49,6 +49,7 @@ class TensorBoard:
         self._writer.close()
         if self._scratch is not None:
             self._upload()
+            self._scratch.cleanup()
 
     def _upload(self) -> None:
         self._uploaded = time.monotonic()
