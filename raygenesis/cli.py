@@ -24,13 +24,13 @@ weights_app = typer.Typer(no_args_is_help=True, help="Look into weights, or writ
 app.add_typer(weights_app, name="weights")
 
 Scans = Annotated[Path, typer.Option(help="Folder of scans (DICOM, NIfTI, …), searched through.")]
-WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder for everything the run leaves behind.")]
+WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder or s3://bucket/prefix of what is made.")]
 KeepIds = Annotated[bool, typer.Option("--keep-ids", help="Keep subjects' names and paths instead of keyed hashes.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.path=value]...", help="Settings to change.")]
 Name = Annotated[str, typer.Option(help="Name of the pretraining run.")]
 
-WeightsFile = Annotated[Path, typer.Argument(help="A run's folder, its encoder.safetensors, or a published .pt file.")]
+WeightsFile = Annotated[str, typer.Argument(help="A run's folder, its encoder.safetensors, or a published .pt file.")]
 StoreOption = Annotated[Literal["patterns", "crops"], typer.Option("--store", help="Discovered, or random crops.")]
 
 DEFAULT_PRESET = "cpu-small"
@@ -106,7 +106,7 @@ def embed_command(
     encoder: Annotated[
         str | None, typer.Option(help="autoencoder, pca, or the path of weights of ours; embedding.encoder.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the embeddings instead of the workspace's.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for the embeddings instead of the workspace's.")] = None,
 ) -> None:  # fmt: skip
     """Archive → embeddings; trains the auto-encoder when there is none. Run it again for an archive that has grown."""
     from raygenesis.discovery.embed import embed
@@ -116,7 +116,7 @@ def embed_command(
     settings, place = _settings(preset, [*(overrides or []), *chosen]), _existing(workspace)
     with recorded("embed", place):
         announce(left_to_embed(place, settings) if output is None else [], place, settings)
-        embed(place, settings, output and output.absolute())
+        embed(place, settings, output)
 
 
 @app.command("discover")
@@ -173,6 +173,19 @@ def patterns_show_command(
     from raygenesis.patterns.inspection import show
 
     show(_existing(workspace), output or Path(f"{store}.png"), classes, store)
+
+
+@patterns_app.command("view")
+def patterns_view_command(
+    workspace: WorkspaceOption,
+    volume: Annotated[str, typer.Option(help="The id of a scan, as `archive show` and the report name it.")],
+    output: Annotated[Path | None, typer.Option(help="The HTML page to write; patterns-ID.html.")] = None,
+    store: StoreOption = "patterns",
+) -> None:
+    """One scan's slices with the boxes of its patterns, to be looked through in a browser."""
+    from raygenesis.report.viewer import view
+
+    view(_existing(workspace), volume, output or Path(f"{store}-{volume}.html"), store)
 
 
 @app.command("pretrain")

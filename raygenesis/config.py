@@ -401,7 +401,12 @@ class FinetuneSettings(Section):
     num_trials: Annotated[int, Field(ge=2)] = Field(10, description="Seeded trials of each initialisation.")
     num_steps: Count = Field(400, description="Batches of a training, at the most.")
     batch_size: Annotated[int, Field(ge=2)] = Field(8, description="Patches, regions or scans in a step.")
-    learning_rate: Positive = Field(1e-3, description="Of Adam.")
+    learning_rate: Positive = Field(1e-3, description="Of Adam, at the most.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine",
+        description="cosine: the learning rate rises over the first tenth of the steps and falls to 0; constant: as in "
+        "the paper.",
+    )
     patience: Count | None = Field(
         None, description="Validations (20 a training) without a better score before stopping; never when null."
     )

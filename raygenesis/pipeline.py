@@ -39,7 +39,7 @@ from raygenesis.sweeps.sweep import sweep
 from raygenesis.transfer.description import read_description
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Stopwatch, Workspace, read_json
+from raygenesis.workspace import Place, Stopwatch, Workspace, read_json
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000
@@ -52,7 +52,7 @@ BEST = "best"
 def run(
     scans: Path, workspace: Workspace, settings: Settings, name: str = "default", sweeps: bool = False,
     target: Path | None = None,
-) -> Path:  # fmt: skip
+) -> Place:  # fmt: skip
     """ingest → auto-encoder → embed → index → discover → pretrain → report; returns the report's path.
 
     Pretext tasks that learn from random crops need no discovery: ingest → crop → pretrain → report. sweeps: after the

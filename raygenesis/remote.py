@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -29,10 +29,12 @@ ATTEMPTS = 7  # waits of up to 1, 2, 4, 8, 16 and 20 s lie between them: about h
 CONNECT_SECONDS, STALL_SECONDS = 2, 10  # of one attempt: to reach the server, and without a byte from or to it
 MARKER = "zarr.json"  # a folder without it is not a volume
 UPLOADS = 8  # files of a folder at a time
+DOWNLOAD_BYTES = 2**26  # in one request
 
 
-class Size(NamedTuple):
+class Stat(NamedTuple):
     st_size: int
+    st_mtime_ns: int
 
 
 @dataclass(frozen=True, order=True)
@@ -63,8 +65,15 @@ class RemotePath:
     def parent(self) -> RemotePath:
         return RemotePath(self.scheme, self.bucket, self.parts[:-1])
 
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
     def with_name(self, name: str) -> RemotePath:
         return self.parent / name
+
+    def with_suffix(self, suffix: str) -> RemotePath:
+        return self.with_name(PurePosixPath(self.name).with_suffix(suffix).name)
 
     def exists(self) -> bool:
         return self._info().type != pafs.FileType.NotFound
@@ -75,19 +84,23 @@ class RemotePath:
     def is_dir(self) -> bool:
         return self._info().type == pafs.FileType.Directory
 
-    def stat(self) -> Size:
+    def stat(self) -> Stat:
         info = self._info()
         if info.type == pafs.FileType.NotFound:
             raise FileNotFoundError(f"{self} does not exist")
-        return Size(info.size or 0)
+        return Stat(info.size or 0, info.mtime_ns or 0)
 
     def folder_bytes(self) -> int:
         """Bytes of all files below, from one listing."""
         return sum(info.size or 0 for info in self._below(recursive=True))
 
     def read_bytes(self) -> bytes:
-        with self.open() as file:
-            return file.read()
+        """The whole content, never a piece of a longer one that has taken its place meanwhile."""
+        while True:
+            with self.open() as file:  # pyarrow asks for the size, and then for so many bytes
+                content = file.read()
+            if len(content) == self.stat().st_size:
+                return content
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -97,12 +110,12 @@ class RemotePath:
         """A seekable file (`pyarrow.NativeFile`) to read in a `with` block; only what is read of it is fetched."""
         if mode != "rb":
             raise ValueError(f"mode {mode!r}: a remote file is opened with 'rb'")
-        with self._store() as store, store.open_input_file(self._key) as file:
+        with self._store() as store, store.open_input_file(self.key) as file:
             yield _PatientFile(file)
 
     def write_bytes(self, content: bytes | pa.Buffer) -> None:
         """Readers see the whole content or what was there before."""
-        with self._store() as store, store.open_output_stream(self._key) as file:
+        with self._store() as store, store.open_output_stream(self.key) as file:
             file.write(content)
 
     def write_text(self, text: str, encoding: str = "utf-8") -> None:
@@ -113,13 +126,13 @@ class RemotePath:
 
     def unlink(self, missing_ok: bool = False) -> None:
         with suppress(FileNotFoundError) if missing_ok else nullcontext(), self._store() as store:
-            store.delete_file(self._key)
+            store.delete_file(self.key)
 
     def remove_tree(self) -> None:
         """Remove a folder, if it is there; a volume stops being one first of all."""
         (self / MARKER).unlink(missing_ok=True)
         with suppress(FileNotFoundError), self._store() as store:
-            store.delete_dir(self._key)
+            store.delete_dir(self.key)
 
     def iterdir(self) -> Iterator[RemotePath]:
         return self.glob("*")
@@ -143,17 +156,34 @@ class RemotePath:
         if (local / MARKER).is_file():
             (self / MARKER).upload(local / MARKER)
 
+    def download(self, local: Path) -> None:
+        """Copy a file to this machine."""
+        with self.open() as remote, local.open("wb") as file:
+            while block := remote.read(DOWNLOAD_BYTES):
+                file.write(block)
+
     @property
-    def _key(self) -> str:
+    def filesystem(self) -> pafs.FileSystem:
+        """For what pyarrow reads by itself, under `key`; what it fails in then, `fault_of` tells."""
+        with self._store() as store:
+            return store
+
+    @property
+    def key(self) -> str:
+        """The place's name for `filesystem`."""
         return "/".join((self.bucket, *self.parts))
+
+    def fault_of(self, error: Exception) -> WorkspaceError | None:
+        """What to put right where the store failed, in one sentence; None if something else did."""
+        return _store_fault(self, error)
 
     def _info(self) -> pafs.FileInfo:
         with self._store() as store:
-            return store.get_file_info(self._key)
+            return store.get_file_info(self.key)
 
     def _below(self, recursive: bool) -> list[pafs.FileInfo]:
         with self._store() as store:
-            return store.get_file_info(pafs.FileSelector(self._key, allow_not_found=True, recursive=recursive))
+            return store.get_file_info(pafs.FileSelector(self.key, allow_not_found=True, recursive=recursive))
 
     def _matching(self, pattern: str, recursive: bool) -> Iterator[RemotePath]:
         for info in self._below(recursive):
@@ -244,27 +274,27 @@ _FAULTS = {
         "GOOGLE_APPLICATION_CREDENTIALS), to those of an account that may read and write there"
     ),
     r"AWS Error (NETWORK|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|REQUEST_TIMEOUT|\w+ \(HTTP status 5)|"
-    r"retry attempts failed: |\b(UNAVAILABLE|DEADLINE_EXCEEDED): ": (
+    r"retry attempts failed: |Failed to flush response stream|\b(UNAVAILABLE|DEADLINE_EXCEEDED): ": (
         "{store} did not answer properly in {tries} attempts: check AWS_ENDPOINT_URL, the network and the server"
     ),
     r"AWS Error|google::cloud": "{message}: check the URL, AWS_ENDPOINT_URL and AWS_REGION",
 }
 
 
-def _settings(scheme: str) -> tuple[str, str | None, str | None, int]:
-    """Scheme, endpoint, region and attempts: what a file system is made of, but no secret."""
+def _settings(scheme: str) -> tuple[str, str | None, str | None, int, int]:
+    """Scheme, endpoint, region, attempts and process: what a file system is made of, but no secret."""
     if scheme == "gs":
-        return scheme, None, None, ATTEMPTS
+        return scheme, None, None, ATTEMPTS, os.getpid()
     endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
     if endpoint and ("@" in endpoint or not endpoint.startswith(("http://", "https://"))):
         raise WorkspaceError("AWS_ENDPOINT_URL must be a URL like https://host:port, without credentials")
     # Without an endpoint pyarrow asks the profile; other servers than Amazon's take any.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
-    return scheme, endpoint or None, region, ATTEMPTS
+    return scheme, endpoint or None, region, ATTEMPTS, os.getpid()
 
 
-@functools.cache  # one a process: it holds connections and threads, and so is never part of a path
-def _filesystem(scheme: str, endpoint: str | None, region: str | None, attempts: int) -> pafs.FileSystem:
+@functools.cache  # one a process, also of those that are forked: it holds connections, and so is never part of a path
+def _filesystem(scheme: str, endpoint: str | None, region: str | None, attempts: int, process: int) -> pafs.FileSystem:
     if scheme == "gs":
         return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=5 * attempts))
     if endpoint:  # SeaweedFS, for one, keeps the encoding of a checksummed upload, which not every reader can undo

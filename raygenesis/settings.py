@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
+from raygenesis.workspace import Place, place
 
 
 def presets_dir() -> Path:
@@ -46,7 +47,7 @@ def as_yaml(settings: Settings) -> str:
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets_dir() / f"{preset}.yaml"
+    path = place(preset) if preset.endswith((".yaml", ".yml")) else presets_dir() / f"{preset}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in presets_dir().glob("*.yaml")))
         raise SettingsError(f"preset {preset!r} is neither a YAML file nor one of: {known}")
@@ -58,7 +59,7 @@ def _read_preset(preset: str) -> dict[str, Any]:
     return tree
 
 
-def read_yaml(path: Path, kind: str) -> Any:
+def read_yaml(path: Place, kind: str) -> Any:
     """What a YAML file holds; kind: what sentences call it. Raises SettingsError in one sentence."""
     try:
         return yaml.safe_load(path.read_text())

@@ -17,7 +17,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import xxhash
 
@@ -46,7 +47,7 @@ class Workspace:
     root: Place
 
     @classmethod
-    def open(cls, location: str | Path) -> Workspace:
+    def open(cls, location: str | Place) -> Workspace:
         """The workspace at `location`, a folder or s3://bucket/prefix, made when absent.
 
         Raises WorkspaceError if it cannot be written.
@@ -64,7 +65,7 @@ class Workspace:
         return cls(root)
 
     @classmethod
-    def existing(cls, location: str | Path) -> Workspace:
+    def existing(cls, location: str | Place) -> Workspace:
         """The workspace at `location`, which must be there already."""
         if not place(location).is_dir():
             raise WorkspaceError(f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`")
@@ -88,52 +89,44 @@ class Workspace:
         return self.archive / "catalog.parquet"
 
     @property
-    def autoencoder(self) -> Path:
-        return self._local("autoencoder")
+    def autoencoder(self) -> Place:
+        return self.root / "autoencoder"
 
     @property
-    def pca(self) -> Path:
-        return self._local("pca")
+    def pca(self) -> Place:
+        return self.root / "pca"
 
     @property
-    def embeddings(self) -> Path:
-        return self._local("embeddings")
+    def embeddings(self) -> Place:
+        return self.root / "embeddings"
 
     @property
-    def index(self) -> Path:
-        return self._local("index")
+    def index(self) -> Place:
+        return self.root / "index"
 
     @property
-    def patterns(self) -> Path:
-        return self._local("patterns")
+    def patterns(self) -> Place:
+        return self.root / "patterns"
 
     @property
-    def crops(self) -> Path:
-        return self._local("crops")
+    def crops(self) -> Place:
+        return self.root / "crops"
 
     @property
-    def report(self) -> Path:
-        return self._local("report")
+    def report(self) -> Place:
+        return self.root / "report"
 
-    def run(self, name: str) -> Path:
-        return self._local("runs") / _checked_name(name)
+    def run(self, name: str) -> Place:
+        return self.root / "runs" / _checked_name(name)
 
-    def sweep(self, name: str) -> Path:
-        return self._local("sweeps") / _checked_name(name)
+    def sweep(self, name: str) -> Place:
+        return self.root / "sweeps" / _checked_name(name)
 
-    def transfer(self, name: str) -> Path:
-        return self._local("transfer") / _checked_name(name)
+    def transfer(self, name: str) -> Place:
+        return self.root / "transfer" / _checked_name(name)
 
-    def comparison(self, name: str) -> Path:
-        return self._local("comparisons") / _checked_name(name)
-
-    def _local(self, name: str) -> Path:
-        if isinstance(self.root, RemotePath):
-            raise WorkspaceError(
-                f"workspace {self.root}: an object store can hold the archive (`ingest`, `archive`), but so far {name} "
-                "needs a folder of a mounted file system"
-            )
-        return self.root / name
+    def comparison(self, name: str) -> Place:
+        return self.root / "comparisons" / _checked_name(name)
 
 
 def _checked_name(name: str) -> str:
@@ -281,10 +274,52 @@ def write_table(path: Place, table: pa.Table, **options: Any) -> None:
 
 
 def read_table(path: Place, **options: Any) -> pa.Table:
-    """A Parquet file as a table."""
-    if isinstance(path, RemotePath):
+    """A Parquet file as a table; of a remote one some columns, or the row groups that `filters` leave, come alone.
+
+    Raises FileNotFoundError if it is not there.
+    """
+    if not isinstance(path, RemotePath):
+        return pq.read_table(path, **options)
+    if not options.keys() & {"columns", "filters"}:  # at once: it may be replaced meanwhile
         return pq.read_table(io.BytesIO(path.read_bytes()), **options)
-    return pq.read_table(path, **options)
+    try:
+        return pq.read_table(path.key, filesystem=path.filesystem, **options)
+    except OSError as error:
+        raise store_fault(path, error) or error from error
+
+
+def parquet_file(path: Place, **options: Any) -> pq.ParquetFile:
+    """A Parquet file of which only what is asked for is read."""
+    if isinstance(path, RemotePath):
+        return pq.ParquetFile(path.key, filesystem=path.filesystem, **options)
+    return pq.ParquetFile(path, **options)
+
+
+def parquet_dataset(paths: Sequence[Place], schema: pa.Schema | None = None) -> ds.Dataset:
+    """Parquet files of one folder as one table, of which only what is asked for is read."""
+    if paths and isinstance(paths[0], RemotePath):
+        keys = [path.key for path in paths]
+        return ds.dataset(keys, schema=schema, format="parquet", filesystem=paths[0].filesystem)
+    return ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
+
+
+def store_fault(path: Place, error: Exception) -> WorkspaceError | None:
+    """What an object store failed in when pyarrow read by itself; None if something else is at fault."""
+    return path.fault_of(error) if isinstance(path, RemotePath) else None
+
+
+@contextmanager
+def on_disk(path: Place) -> Iterator[Path]:
+    """A file for code that reads files of this machine alone: itself, or a copy while the block runs.
+
+    Raises FileNotFoundError if a remote one is not there.
+    """
+    if not isinstance(path, RemotePath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path.download(Path(scratch, path.name))
+        yield Path(scratch, path.name)
 
 
 def publish(path: Place, write: Callable[[Path], object]) -> None:
@@ -346,7 +381,7 @@ def _locked(folder: Place) -> Iterator[None]:
         yield
 
 
-def place(location: str | Path) -> Place:
+def place(location: str | Place) -> Place:
     """A folder on this machine, or a remote one where the location is a URL."""
     if re.match(r"(s3|gs):/(?!/)", str(location)):
         raise WorkspaceError(f"workspace {location}: a URL has two slashes, as in s3://bucket/prefix")

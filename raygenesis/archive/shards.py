@@ -195,7 +195,8 @@ class Array:
 def open_array(folder: Place) -> Array:
     """An array's shape and type. Raises ScanError if it is not there, or not one that `write_array` wrote."""
     try:
-        text = (folder / "zarr.json").read_bytes()
+        with (folder / "zarr.json").open("rb") as file:  # which nothing replaces, as `read_bytes` allows for
+            text = file.read()
     except (FileNotFoundError, NotADirectoryError):
         raise ScanError("its zarr.json is missing") from None
     try:

@@ -6,14 +6,11 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -31,7 +28,18 @@ from raygenesis.discovery.encoders import MAX_FITTED, EncoderError, fit_componen
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
 from raygenesis.training.fit import fit_with_ray, samples_from
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest_of_text, manifest_of, write_table
+from raygenesis.workspace import (
+    Place,
+    Stage,
+    Stopwatch,
+    Workspace,
+    digest_of_text,
+    manifest_of,
+    parquet_dataset,
+    place,
+    read_table,
+    write_table,
+)
 
 WEIGHTS = "autoencoder.safetensors"
 PCA_WEIGHTS = "pca.safetensors"
@@ -107,14 +115,14 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     return manifest
 
 
-def embed(workspace: Workspace, settings: Settings, output: Path | None = None) -> dict[str, Any]:
+def embed(workspace: Workspace, settings: Settings, output: str | Place | None = None) -> dict[str, Any]:
     """Embed every volume of the archive into `embeddings/part-*.parquet`, or `output`; returns the manifest.
 
     A part that is there is not made again, and volumes that came after it get parts of their own.
     """
     weights, identity = _encoder(workspace, settings)
     archive = manifest_of(workspace.archive, "ingest")
-    folder = output or workspace.embeddings
+    folder = place(output) if output else workspace.embeddings
     chosen = _chosen(settings, ("intensity",))
     chosen["autoencoder"] = {"input_shape": list(settings.autoencoder.input_shape)}
     chosen["embedding"] = {"volumes_per_part": settings.embedding.volumes_per_part}
@@ -155,14 +163,14 @@ def embed(workspace: Workspace, settings: Settings, output: Path | None = None) 
     return manifest
 
 
-def _encoder(workspace: Workspace, settings: Settings) -> tuple[Path, str]:
+def _encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]:
     """The weights that embed, trained when they are to be and are not there, and what identifies them."""
     chosen = settings.embedding.encoder
     if chosen == "autoencoder":
         return workspace.autoencoder / WEIGHTS, train_autoencoder(workspace, settings)["fingerprint"]
     if chosen == "pca":
         return workspace.pca / PCA_WEIGHTS, fit_pca(workspace, settings)["fingerprint"]
-    path = Path(chosen).expanduser().absolute()
+    path = place(chosen)
     file = path if path.is_file() else path / "encoder.safetensors"
     try:
         model = load_scan_encoder(path, settings.autoencoder.input_shape)
@@ -176,7 +184,7 @@ def _encoder(workspace: Workspace, settings: Settings) -> tuple[Path, str]:
     return file, xxhash.xxh3_64_hexdigest(file.read_bytes())
 
 
-def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any], folder: Path) -> None:
+def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any], folder: Place) -> None:
     if manifest["archive"] == archive["fingerprint"]:
         say(stage, f"nothing to do: it is in {folder}")
         return
@@ -187,10 +195,10 @@ def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any
     )
 
 
-def _listed(folder: Path, ids: pa.ChunkedArray, volumes_per_part: int) -> pa.Table:
+def _listed(folder: Place, ids: pa.ChunkedArray, volumes_per_part: int) -> pa.Table:
     """Rows (schema LISTING) of all parts in order; volumes that are new are listed in parts of their own, for good."""
     path = folder / "listing.parquet"
-    listing = pq.read_table(path, schema=LISTING) if path.is_file() else LISTING.empty_table()
+    listing = read_table(path, schema=LISTING) if path.is_file() else LISTING.empty_table()
     new = ids.filter(pc.invert(pc.is_in(ids, value_set=listing["volume_id"])))
     if len(new):
         begin = listing["start"][-1].as_py() + volumes_per_part if len(listing) else 0
@@ -213,12 +221,12 @@ def _digest(listing: pa.Table) -> str:
     return digest_of_text(itertools.chain("{", (", " * (number > 0) + text for number, text in enumerate(texts)), "}"))
 
 
-def _failures(folder: Path, known: pa.Table) -> pa.Table:
+def _failures(folder: Place, known: pa.Table) -> pa.Table:
     """Write and return the failures (schema FAILURES) of the volumes that are in the archive now."""
-    parts = ds.dataset([str(path) for path in sorted(folder.glob("part-*.parquet"))])
+    parts = parquet_dataset(sorted(folder.glob("part-*.parquet")))
     table = parts.to_table(columns=["volume_id", "failure"], filter=pc.field("failure") != "")
-    place = pc.index_in(table["volume_id"], value_set=known["volume_id"])
-    columns = [known["source"].take(place.drop_null()), table["failure"].filter(place.is_valid())]
+    at = pc.index_in(table["volume_id"], value_set=known["volume_id"])
+    columns = [known["source"].take(at.drop_null()), table["failure"].filter(at.is_valid())]
     failed = pa.table(columns, schema=FAILURES)
     write_table(folder / "failures.parquet", failed)
     for row in failed[:5].to_pylist():
@@ -230,9 +238,9 @@ def _failures(folder: Path, known: pa.Table) -> pa.Table:
 class Embedder:
     """An actor of the pool: embeds the volumes of a part and writes the part."""
 
-    weights: Path
+    weights: Place
     input_shape: tuple[int, ...]
-    folder: Path
+    folder: Place
     device: str
 
     def __post_init__(self) -> None:
@@ -276,7 +284,7 @@ class Embedder:
 
 
 def _embed_parts(
-    workspace: Workspace, settings: Settings, weights: Path, folder: Path, parts: Sequence[tuple[int, Any]]
+    workspace: Workspace, settings: Settings, weights: Place, folder: Place, parts: Sequence[tuple[int, Any]]
 ) -> None:
     cluster.connect()
     shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
@@ -339,7 +347,7 @@ def _sample(volume_ids: pa.StringArray, settings: Settings) -> list[str]:
     return volume_ids.take(pa.array(np.sort(chosen))).to_pylist()
 
 
-def _part_path(folder: Path, start: int) -> Path:
+def _part_path(folder: Place, start: int) -> Place:
     return folder / f"part-{start:09d}.parquet"
 
 

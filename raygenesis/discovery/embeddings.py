@@ -10,16 +10,15 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raygenesis.errors import WorkspaceError
+from raygenesis.workspace import Place, parquet_dataset, parquet_file, store_fault
 
 BLOCK_ROWS = 8192
 
@@ -28,7 +27,7 @@ BLOCK_ROWS = 8192
 class Embeddings:
     """The embeddings in a folder; volumes that failed are left out."""
 
-    folder: Path
+    folder: Place
 
     def ids(self) -> pa.StringArray:
         """Volume ids by number."""
@@ -94,7 +93,7 @@ class Embeddings:
         for path, count in zip(self._paths(), self._counts, strict=True):
             chosen = np.flatnonzero(keep[first : first + count])
             if len(chosen):
-                table = ds.dataset(str(path)).to_table(columns=["embedding"], filter=pc.field("failure") == "")
+                table = parquet_dataset([path]).to_table(columns=["embedding"], filter=pc.field("failure") == "")
                 vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(count, -1)
                 yield vectors[chosen]
             first += count
@@ -109,22 +108,24 @@ class Embeddings:
     def _damage_named(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowInvalid, OSError):
+        except (pa.ArrowInvalid, OSError) as error:
+            if (fault := store_fault(self.folder, error)) is not None:
+                raise fault from error
             damaged = next((path for path in self._paths() if not _opens(path)), self.folder)
             raise WorkspaceError(
                 f"{damaged} is damaged: remove it and manifest.json beside it, then run `raygenesis embed`"
             ) from None
 
-    def _paths(self) -> list[Path]:
+    def _paths(self) -> list[Place]:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def _dataset(self) -> ds.Dataset:
-        return ds.dataset([str(path) for path in self._paths()], format="parquet")
+        return parquet_dataset(self._paths())
 
 
-def _opens(path: Path) -> bool:
+def _opens(path: Place) -> bool:
     try:
-        return pq.read_metadata(path) is not None
+        return parquet_file(path).metadata is not None
     except (pa.ArrowInvalid, OSError):
         return False
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import nn
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.errors import RaygenesisError
 from raygenesis.training.feeding import Samples
-from raygenesis.workspace import publish
+from raygenesis.workspace import Place, on_disk, place, publish
 
 FORMAT = "raygenesis-scan-encoder-1"
 MAX_FITTED = 1000
@@ -89,29 +88,29 @@ def fit_components(samples: Samples, latent_size: int, seed: int) -> PrincipalCo
     return model.eval()
 
 
-def save_encoder(path: Path, kind: str, state: dict[str, torch.Tensor], architecture: dict[str, Any]) -> None:
+def save_encoder(path: Place, kind: str, state: dict[str, torch.Tensor], architecture: dict[str, Any]) -> None:
     """Write weights with what `load_scan_encoder` needs to build their module."""
     described = json.dumps({"format": FORMAT, "kind": kind, "architecture": architecture}, sort_keys=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     publish(path, lambda aside: save_file(tensors, aside, {"raygenesis": described}))
 
 
-def load_scan_encoder(path: str | Path, input_shape: Sequence[int] | None = None) -> ScanEncoder:
+def load_scan_encoder(path: str | Place, input_shape: Sequence[int] | None = None) -> ScanEncoder:
     """An auto-encoder, principal components or a pretraining run's encoder, in evaluation mode; needs no Ray.
 
     input_shape: what a run's encoder is given a whole scan as; the others know their own.
     Raises EncoderError if the file is none of ours.
     """
-    path = Path(path)
+    path = place(path)
     file = path if path.is_file() else path / "encoder.safetensors"
-    described = _described(file)
+    described, state = _read(file)
     if described.get("format") != FORMAT:
         return _pretrained(file, input_shape or ())
     kinds = {"autoencoder": Autoencoder, "pca": PrincipalComponents}
     try:
         model = kinds[described["kind"]](**described["architecture"])
-        model.load_state_dict(load_file(file))
-    except (RuntimeError, SafetensorError, KeyError, TypeError) as error:
+        model.load_state_dict(state)
+    except (RuntimeError, KeyError, TypeError) as error:
         raise EncoderError(f"{file} does not match its own description: {str(error).splitlines()[0]}") from None
     return model.eval()
 
@@ -122,7 +121,7 @@ def restore(model: ScanEncoder, scan: NDArray[np.float32]) -> NDArray[np.float32
         return model(torch.from_numpy(scan)[None, None])[0, 0].numpy()
 
 
-def _pretrained(file: Path, input_shape: Sequence[int]) -> Pretrained:
+def _pretrained(file: Place, input_shape: Sequence[int]) -> Pretrained:
     from raygenesis import load_encoder  # a later stage's, by the package's own door
 
     try:
@@ -135,12 +134,13 @@ def _pretrained(file: Path, input_shape: Sequence[int]) -> Pretrained:
     return Pretrained(encoder, input_shape).eval()
 
 
-def _described(file: Path) -> dict[str, Any]:
+def _read(file: Place) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What the file says of itself, and its tensors."""
     if not file.is_file():
         raise EncoderError(f"encoder {file} does not exist: give the file of an encoder, or the folder of a run")
     try:
-        with safe_open(file, "pt") as opened:
+        with on_disk(file) as local, safe_open(local, "pt") as opened:
             described = json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
-            return described if isinstance(described, dict) else {}
+            return described if isinstance(described, dict) else {}, load_file(local)
     except (SafetensorError, OSError, ValueError):
         raise EncoderError(f"encoder {file} is not a safetensors file of raygenesis") from None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raygenesis.config import IndexSettings
 from raygenesis.discovery.exact import Neighbours, SearchError, check_finite, nearest
-from raygenesis.workspace import publish, xxh3_of
+from raygenesis.workspace import Place, on_disk, publish, xxh3_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def planned_shards(num_volumes: int, shards: Sequence[Shard], volumes_per_shard:
 
 
 def build_shard(
-    folder: Path,
+    folder: Place,
     vectors: NDArray[np.float32],
     first: int,
     settings: IndexSettings,
@@ -56,12 +56,17 @@ def build_shard(
     else:
         _load(graph, folder, grown, last - first)
     graph.add_items(vectors, np.arange(first + there, last), num_threads=1)
-    path = folder / f"shard-{first:09d}-{last:09d}.hnsw"
-    publish(path, lambda aside: graph.save_index(str(aside)))
-    return Shard(path.name, first, last - first, xxh3_of(path))
+    path, written = folder / f"shard-{first:09d}-{last:09d}.hnsw", []
+
+    def write(aside: Path) -> None:
+        graph.save_index(str(aside))
+        written.append(xxh3_of(aside))
+
+    publish(path, write)
+    return Shard(path.name, first, last - first, *written)
 
 
-def search_shard(folder: Path, shard: Shard, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
+def search_shard(folder: Place, shard: Shard, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
     """The k nearest volumes of one shard, or fewer where it holds or reaches fewer.
 
     Raises SearchError if its file is damaged.
@@ -92,9 +97,15 @@ def merge(found: Sequence[Neighbours], k: int) -> Neighbours:
     return Neighbours(numbers, np.sqrt(squares).astype(np.float32))
 
 
-def _load(graph: hnswlib.Index, folder: Path, shard: Shard, capacity: int) -> None:
-    path = folder / shard.name
-    if not path.is_file() or xxh3_of(path) != shard.xxh3:
-        what = "damaged" if path.is_file() else "missing"
-        raise SearchError(f"{path} is {what}: remove {folder} and run `raygenesis discover` to build it anew")
-    graph.load_index(str(path), max_elements=capacity)
+def _load(graph: hnswlib.Index, folder: Place, shard: Shard, capacity: int) -> None:
+    path, fault = folder / shard.name, ""
+    try:
+        with on_disk(path) as local:
+            if xxh3_of(local) == shard.xxh3:
+                graph.load_index(str(local), max_elements=capacity)
+            else:
+                fault = "damaged"
+    except FileNotFoundError:
+        fault = "missing"
+    if fault:
+        raise SearchError(f"{path} is {fault}: remove {folder} and run `raygenesis discover` to build it anew")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from raygenesis.discovery.patients import Patients
 from raygenesis.metrics import set_gauge
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, digest_of_text, manifest_of
+from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, digest, digest_of_text, manifest_of
 
 RECALL_QUERIES = 100
 TYPICAL_VOLUMES = 500
@@ -210,12 +209,12 @@ def _grow(
     return [whole[first] for first in sorted(whole)]
 
 
-def _search_one(shard: Shard, folder: Path, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
+def _search_one(shard: Shard, folder: Place, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
     return search_shard(folder, shard, queries, k, ef)
 
 
 def _build_one(
-    missing: tuple[int, int, Shard | None], folder: Path, embeddings: Embeddings, settings: Settings
+    missing: tuple[int, int, Shard | None], folder: Place, embeddings: Embeddings, settings: Settings
 ) -> Shard:
     first, last, grown = missing
     vectors = embeddings.span(first if grown is None else first + grown.count, last)

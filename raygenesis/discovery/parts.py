@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raygenesis import cluster
 from raygenesis.archive.catalogue import FAILURES, read_catalogue, read_columns
@@ -22,9 +20,9 @@ from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError
 from raygenesis.patterns.reader import made_by
 from raygenesis.patterns.schema import PATTERN, VALIDATION
-from raygenesis.patterns.writer import checksum, is_sealed, part_path, write_part
+from raygenesis.patterns.writer import is_sealed, part_path, read_seal, write_part
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, write_table
+from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, parquet_file, read_table, write_table
 
 # Cubes of one scan made at a time, so that many references do not fill the memory.
 MOST_BOXES = 256
@@ -41,7 +39,7 @@ Planner = Callable[[Sequence[Visit], Mapping[str, Any], Reasons], list[dict[str,
 
 
 def write_parts(
-    folder: Path,
+    folder: Place,
     plan: pa.Table,
     per_visit: int,
     failures: pa.Table,
@@ -68,13 +66,13 @@ def write_parts(
 
 
 def write_planned(
-    part: int, folder: Path, workspace: Workspace, settings: Settings, per_visit: int, plan_patterns: Planner
+    part: int, folder: Place, workspace: Workspace, settings: Settings, per_visit: int, plan_patterns: Planner
 ) -> dict[str, Any]:
     """Crop the patterns of one part, volume by volume, and publish it. A damaged volume loses its patterns.
 
     A part that is there is not cropped again, but for the reasons of what it lacks.
     """
-    plan = pq.read_table(folder / "plan.parquet", filters=[("part", "=", part)])
+    plan = read_table(folder / "plan.parquet", filters=[("part", "=", part)])
     path = part_path(folder, part)
     visits = sorted(plan.to_pylist(), key=lambda visit: visit["volume_id"])
     rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {v["volume_id"] for v in visits})}
@@ -84,7 +82,7 @@ def write_planned(
         patterns = _cropped(visits, rows, workspace, settings, plan_patterns, reasons)
         patterns.sort(key=lambda row: (row["rank"], row["reference"], row["coordinate"], row["scale"]))
         write_part(folder, part, pa.Table.from_pylist(patterns, PATTERN))
-    stored = pq.read_table(path, columns=["split", "volume_id", "reference"])
+    stored = parquet_file(path).read(["split", "volume_id", "reference"])
     there = set(zip(stored["volume_id"].to_pylist(), stored["reference"].to_pylist(), strict=True))
     if was_there:
         lacking = [visit for visit in visits if (visit["volume_id"], visit["reference"]) not in there]
@@ -95,7 +93,7 @@ def write_planned(
         "patterns": stored.num_rows,
         "validation": stored["split"].to_pylist().count(VALIDATION),
         "volumes": len({volume for volume, _ in there}),
-        "checksum": checksum(path),
+        "checksum": read_seal(path),
         "failures": _failures(visits, there, rows, reasons),
     }
 
@@ -192,7 +190,7 @@ def finish_store(
     return manifest
 
 
-def _summarise(folder: Path, manifest: Mapping[str, Any], failures: pa.Table) -> None:
+def _summarise(folder: Place, manifest: Mapping[str, Any], failures: pa.Table) -> None:
     counts = manifest["counts"]
     for failure in failures[:5].to_pylist():
         say(made_by(folder), f"skipped {failure['source']}: {failure['reason']}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from raygenesis.patterns.reader import damaged, made_by, predicate, store_manife
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.stored import CellReader, cell_reader, places
 from raygenesis.patterns.writer import part_path
-from raygenesis.workspace import Workspace, place
+from raygenesis.workspace import Place, Workspace, place
 
 PLACE_COLUMNS = ("pattern_id", "reference", "coordinate")
 
@@ -37,7 +36,7 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        location: str | Path,
+        location: str | Place,
         split: str = TRAINING,
         num_neighbours: int | None = None,
         num_coordinates: int | None = None,
@@ -85,14 +84,14 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self.__dict__ | {"_read": None}
 
 
-def _store_at(location: str | Path) -> Path:
+def _store_at(location: str | Place) -> Place:
     """The folder of the store of a workspace, or the location itself."""
     below = Workspace(place(location)).patterns
     return below if below.is_dir() else below.parent
 
 
 def _check(
-    folder: Path,
+    folder: Place,
     manifest: Mapping[str, Any],
     split: str,
     num_neighbours: int | None,

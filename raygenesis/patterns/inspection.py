@@ -26,7 +26,7 @@ from raygenesis.patterns.reader import made_by, predicate, read_patterns, store_
 from raygenesis.patterns.schema import PATTERN, TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import checksum, part_path
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Workspace, read_table
+from raygenesis.workspace import Place, Workspace, on_disk, read_table
 
 MOST_COLUMNS = 10  # of a contact sheet
 CAPTION_PIXELS = 14
@@ -65,7 +65,7 @@ def info(workspace: Workspace, store: str = "patterns") -> list[str]:
     return lines + _failure_lines(workspace, folder)
 
 
-def _folder(workspace: Workspace, store: str) -> Path:
+def _folder(workspace: Workspace, store: str) -> Place:
     return {"patterns": workspace.patterns, "crops": workspace.crops}[store]
 
 
@@ -73,7 +73,7 @@ def _sides(sides: Sequence[float]) -> str:
     return "×".join(f"{side:g}" for side in sides)
 
 
-def _failure_lines(workspace: Workspace, folder: Path) -> list[str]:
+def _failure_lines(workspace: Workspace, folder: Place) -> list[str]:
     """Failures of one reason together, with the first; by its path where the private table knows it."""
     path = folder / "failures.parquet"
     try:
@@ -142,10 +142,11 @@ def verify(workspace: Workspace, store: str = "patterns") -> int:
     return counts["patterns"]
 
 
-def check_part(path: Path, written: Mapping[str, Any], manifest: Mapping[str, Any]) -> PartCheck:
+def check_part(path: Place, written: Mapping[str, Any], manifest: Mapping[str, Any]) -> PartCheck:
     """Read one part again; `written` is what the manifest says of the file."""
     try:
-        return _read_again(path, written, manifest)
+        with on_disk(path) as local:
+            return _read_again(local, written, manifest)
     except FileNotFoundError:
         return PartCheck("it is missing")
     except (ValueError, RuntimeError, OSError) as error:
@@ -209,7 +210,7 @@ def _parts_that_repeat(pattern_ids: Sequence[NDArray[np.int64]]) -> list[int]:
     return np.unique(owners[order][repeated]).tolist()
 
 
-def _check_counts(folder: Path, counts: Mapping[str, int], checks: Sequence[PartCheck]) -> None:
+def _check_counts(folder: Place, counts: Mapping[str, int], checks: Sequence[PartCheck]) -> None:
     """Raise WorkspaceError if the manifest counts other patterns than the parts hold."""
     held = {
         "patterns": sum(len(check.pattern_ids) for check in checks),
@@ -285,7 +286,7 @@ def _sheet_axes(counts: Mapping[str, int]) -> SheetAxes:
     )  # fmt: skip
 
 
-def _tile(pattern: Mapping[str, Any], shape: Sequence[int], folder: Path) -> NDArray[np.uint8]:
+def _tile(pattern: Mapping[str, Any], shape: Sequence[int], folder: Place) -> NDArray[np.uint8]:
     """The axial mid-slice of a cube (2D: the image), in its true proportions: front up, right on the left."""
     try:
         cube = decode(pattern["cube"], tuple(shape))

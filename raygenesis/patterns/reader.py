@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +12,7 @@ import pyarrow.dataset as ds
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path
-from raygenesis.workspace import manifest_of
+from raygenesis.workspace import Place, manifest_of, parquet_dataset, store_fault
 
 # What training needs of a row.
 TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "volume_id", "cube")
@@ -22,12 +21,12 @@ TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "v
 VERBS = {"patterns": "discover", "crops": "crop"}
 
 
-def made_by(folder: Path) -> str:
+def made_by(folder: Place) -> str:
     """The verb that makes the store in a folder, wherever that is."""
     return VERBS.get(folder.name, "discover")
 
 
-def store_manifest(folder: Path) -> dict[str, Any]:
+def store_manifest(folder: Place) -> dict[str, Any]:
     """The manifest of a finished store. Raises WorkspaceError naming the verb that makes it when absent."""
     return manifest_of(folder, made_by(folder))
 
@@ -58,7 +57,7 @@ def predicate(
     return expression
 
 
-def read_patterns(folder: Path, columns: Sequence[str] = PATTERN.names, where: Any = None) -> pa.Table:
+def read_patterns(folder: Place, columns: Sequence[str] = PATTERN.names, where: Any = None) -> pa.Table:
     """Rows of a finished store, in its order, with the columns and predicate asked for.
 
     Of parts and row groups that the predicate rules out nothing is read but a part's footer. Raises WorkspaceError if
@@ -66,34 +65,35 @@ def read_patterns(folder: Path, columns: Sequence[str] = PATTERN.names, where: A
     """
     paths = part_paths(folder)
     try:
-        store = ds.dataset([str(path) for path in paths], schema=PATTERN, format="parquet")
-        return store.to_table(columns=list(columns), filter=where)
+        return parquet_dataset(paths, PATTERN).to_table(columns=list(columns), filter=where)
     except (pa.ArrowInvalid, OSError) as error:
         for path in paths:
             row_groups(path)  # names the part, where its footer shows the damage
         if isinstance(error, OSError):
-            raise WorkspaceError(
+            raise store_fault(folder, error) or WorkspaceError(
                 f"{folder} is damaged ({str(error).splitlines()[0]}): {who_checks(folder)} names the part"
             ) from None
         raise
 
 
-def row_groups(path: Path, where: Any = None) -> list[ds.RowGroupInfo]:
+def row_groups(path: Place, where: Any = None) -> list[ds.RowGroupInfo]:
     """The row groups of a part whose statistics do not rule the predicate out. Raises WorkspaceError if damaged."""
     try:
-        (fragment,) = ds.dataset(str(path), schema=PATTERN, format="parquet").get_fragments()
+        (fragment,) = parquet_dataset([path], PATTERN).get_fragments()
         return list((fragment if where is None else fragment.subset(where)).row_groups)
     except (pa.ArrowInvalid, OSError) as error:
         raise damaged(path, error) from None
 
 
-def who_checks(folder: Path) -> str:
+def who_checks(folder: Place) -> str:
     """The command that reads a store again and names what is damaged."""
     return f"`raygenesis patterns verify{' --store crops' * (folder.name == 'crops')}`"
 
 
-def damaged(path: Path, error: Exception) -> WorkspaceError:
+def damaged(path: Place, error: Exception) -> WorkspaceError:
     """What to say, and how to mend it, when a part cannot be read."""
+    if (fault := store_fault(path, error)) is not None:
+        return fault
     manifest, verb = path.parent / "manifest.json", made_by(path.parent)
     if not path.is_file():
         return WorkspaceError(f"{path} is missing: remove {manifest}, then run `raygenesis {verb}`")
@@ -102,7 +102,7 @@ def damaged(path: Path, error: Exception) -> WorkspaceError:
     )
 
 
-def part_paths(folder: Path) -> list[Path]:
+def part_paths(folder: Place) -> list[Place]:
     """The parts of a finished store, in order."""
     num_parts = store_manifest(folder)["counts"]["parts"]
     return [part_path(folder, part) for part in range(num_parts)]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from raygenesis.patterns.reader import TRAINING_COLUMNS, part_paths, row_groups
 from raygenesis.patterns.schema import PATTERN
+from raygenesis.workspace import Place, parquet_dataset
 
 
 class PatternSource(Datasource):
@@ -21,7 +20,7 @@ class PatternSource(Datasource):
     Raises WorkspaceError if a part is missing or its footer is damaged.
     """
 
-    def __init__(self, folder: Path, columns: Sequence[str] = TRAINING_COLUMNS, where: Any = None) -> None:
+    def __init__(self, folder: Place, columns: Sequence[str] = TRAINING_COLUMNS, where: Any = None) -> None:
         super().__init__()
         paths = part_paths(folder)
         sizes = {path: sum(group.total_byte_size for group in row_groups(path, where)) for path in paths}
@@ -51,10 +50,10 @@ class PatternSource(Datasource):
             for path, size in self._sizes.items()
         ]
 
-    def _reader(self, path: Path) -> Callable[[], Iterator[pa.Table]]:
+    def _reader(self, path: Place) -> Callable[[], Iterator[pa.Table]]:
         columns, where = self._columns, self._where
 
         def read() -> Iterator[pa.Table]:
-            yield ds.dataset(str(path), schema=PATTERN, format="parquet").to_table(columns=columns, filter=where)
+            yield parquet_dataset([path], PATTERN).to_table(columns=columns, filter=where)
 
         return read

@@ -6,38 +6,53 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP
-from raygenesis.workspace import read_json, write_json, write_table, xxh3_of
+from raygenesis.workspace import Place, on_disk, publish, read_json, write_json, xxh3_of
 
 
-def part_path(folder: Path, part: int) -> Path:
+def part_path(folder: Place, part: int) -> Place:
     return folder / f"part-{part:06d}.parquet"
 
 
-def write_part(folder: Path, part: int, patterns: pa.Table) -> Path:
+def write_part(folder: Place, part: int, patterns: pa.Table) -> Place:
     """Publish rows (schema PATTERN, in the plan's order) as one part; the same rows give the same bytes."""
-    path = part_path(folder, part)
+    path, written = part_path(folder, part), {}
     columns = [name for name in PATTERN.names if name != "cube"]
-    write_table(
-        path,
-        patterns.cast(PATTERN),
-        row_group_size=ROWS_PER_GROUP,
-        use_dictionary=["split", "volume_id"],
-        # Cells are compressed already.
-        compression={**{_leaf(name): "zstd" for name in columns}, "cube": "none"},
-        write_statistics=["rank", "coordinate", "scale", "reference", "split", "pattern_id", "label"],
-    )
-    write_json(_seal(path), checksum(path))
+
+    def write(aside: Path) -> None:
+        pq.write_table(
+            patterns.cast(PATTERN),
+            aside,
+            row_group_size=ROWS_PER_GROUP,
+            use_dictionary=["split", "volume_id"],
+            # Cells are compressed already.
+            compression={**{_leaf(name): "zstd" for name in columns}, "cube": "none"},
+            write_statistics=["rank", "coordinate", "scale", "reference", "split", "pattern_id", "label"],
+        )
+        written.update(checksum(aside))
+
+    publish(path, write)
+    write_json(_seal(path), written)
     return path
 
 
-def is_sealed(path: Path) -> bool:
+def is_sealed(path: Place) -> bool:
     """Whether a part is there, as it was written."""
-    return path.is_file() and read_json(_seal(path)) == checksum(path)
+    written = read_seal(path)
+    if written is None or not path.is_file():
+        return False
+    with on_disk(path) as local:
+        return written == checksum(local)
 
 
-def _seal(path: Path) -> Path:
+def read_seal(path: Place) -> dict[str, Any] | None:
+    """The checksum of a part as it was written."""
+    return read_json(_seal(path))
+
+
+def _seal(path: Place) -> Place:
     """Where a part's checksum is kept beside it, so that one that was damaged is not taken for whole."""
     return path.with_suffix(".json")
 

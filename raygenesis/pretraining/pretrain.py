@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -27,7 +26,7 @@ from raygenesis.settings import as_yaml
 from raygenesis.training.feeding import Samples
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
 from raygenesis.training.trackers import check_trackers
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json
+from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, manifest_of, publish, read_json
 
 # Settings that say how a run is executed: what is learnt does not depend on them.
 EXECUTION = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}
@@ -95,7 +94,7 @@ def pretrain(
         return manifest
 
 
-def store_of(workspace: Workspace, settings: Settings) -> Path:
+def store_of(workspace: Workspace, settings: Settings) -> Place:
     """The store that the pretext task learns from: discovered patterns, or random crops."""
     return workspace.patterns if pretext_of(settings.pretraining).crops == PATTERNS else workspace.crops
 
@@ -124,7 +123,7 @@ def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask
     )
 
 
-def pattern_feeds(folder: Path, settings: Settings) -> tuple[dict[str, Feed], str]:
+def pattern_feeds(folder: Place, settings: Settings) -> tuple[dict[str, Feed], str]:
     """The selected training and held-out patterns, encoded, and where they are.
 
     They are in Ray's object store where `memory_gib` allows it, and otherwise stay in the files.
@@ -178,7 +177,7 @@ def _resources(settings: Settings) -> Resources:
     )
 
 
-def _check_extension(folder: Path, settings: Settings) -> None:
+def _check_extension(folder: Place, settings: Settings) -> None:
     """Raise SettingsError if there is no run to extend, or training for longer would not be training on."""
     if not any((folder / name).is_file() for name in ("manifest.json", "started.json")):
         raise SettingsError(f"{folder} holds no run to extend: leave --extend out, or correct --name")
@@ -238,7 +237,7 @@ def _retrieval(workspace: Workspace, task: PretextTask, model: PretextNetwork) -
     return anatomy_retrieval(model.encoder, Samples([table], task.sample_key, task.sample_shape))
 
 
-def _summarise(manifest: Mapping[str, Any], num_epochs: int, exported: Path) -> None:
+def _summarise(manifest: Mapping[str, Any], num_epochs: int, exported: Place) -> None:
     told = []
     if manifest["accuracy"] is not None:
         told.append(f"accuracy {manifest['accuracy']:.3f} (chance {manifest['chance']:.3f})")

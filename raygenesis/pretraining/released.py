@@ -22,6 +22,7 @@ from raygenesis.pretraining.torch_files import (
     save_torch,
     told,
 )
+from raygenesis.workspace import Place
 
 PARTS = {"encoder": "encoder", "decoder": "decoder", "head": "classification head"}
 LEVELS = {
@@ -80,7 +81,7 @@ def read_released(path: str | Path) -> Released:
     return released_in(read_tensors(path), path)
 
 
-def released_in(found: Mapping[str, Any], path: Path) -> Released:
+def released_in(found: Mapping[str, Any], path: Place) -> Released:
     """`read_released` of a file that was read by `read_tensors`; path: what errors name."""
     renamed = {name: ours for name in found if (ours := _rename(name, OURS))}
     if not is_released(found):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from raygenesis.pretraining.networks import Architecture, build_encoder
 from raygenesis.pretraining.torch_files import WeightsError, finite, is_tensor, misfit, plain, told
+from raygenesis.workspace import Place, place
 
 KNOWN = "Models Genesis, MedicalNet, ResNets of torchvision and timm, and I3D"
 # (blocks of each layer, convolutions of a block, whether shortcuts have weights) → our network.
@@ -67,7 +67,7 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def supervised_in(found: Mapping[str, Any], path: Path) -> Supervised:
+def supervised_in(found: Mapping[str, Any], path: Place) -> Supervised:
     """The encoder among the tensors of a file (`read_tensors`); path: what errors name.
 
     Every tensor of our encoder must be there in its shape, and every tensor of theirs have a place or be of a head.
@@ -102,9 +102,9 @@ def supervised_in(found: Mapping[str, Any], path: Path) -> Supervised:
     return Supervised(layout.title, layout.architecture, state, left, layout.notes + grey)
 
 
-def refuse_tensorflow(path: Path) -> None:
+def refuse_tensorflow(path: Place) -> None:
     """Raises WeightsError for a TensorFlow checkpoint: one of its files, what these begin with, or their folder."""
-    is_one = TENSORFLOW.search(path.name) or Path(f"{path}.index").is_file()
+    is_one = TENSORFLOW.search(path.name) or place(f"{path}.index").is_file()
     if is_one or (path.is_dir() and any(path.glob("*.ckpt*.index"))):
         raise WeightsError(
             f"{path} is a TensorFlow checkpoint, as NiftyNet publishes its dense V-Net: it cannot be read without "
@@ -112,7 +112,7 @@ def refuse_tensorflow(path: Path) -> None:
         )
 
 
-def _layout(found: Mapping[str, Any], path: Path) -> Layout:
+def _layout(found: Mapping[str, Any], path: Place) -> Layout:
     if is_tensor(found.get("Conv3d_1a_7x7.conv3d.weight")):
         return Layout(
             "I3D", _encoder_alone(3, "i3d"), "Conv3d_1a_7x7.conv3d.weight", channels=(1, 3), heads=("logits",)
@@ -126,7 +126,7 @@ def _layout(found: Mapping[str, Any], path: Path) -> Layout:
     )
 
 
-def _resnet_layout(found: Mapping[str, Any], ndim: int, path: Path) -> Layout:
+def _resnet_layout(found: Mapping[str, Any], ndim: int, path: Place) -> Layout:
     blocks = tuple(
         len({name.split(".")[1] for name in found if name.startswith(f"layer{number}.")}) for number in range(1, 5)
     )

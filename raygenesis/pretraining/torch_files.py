@@ -14,14 +14,14 @@ from zipfile import is_zipfile
 import torch
 
 from raygenesis.errors import RaygenesisError
-from raygenesis.workspace import publish
+from raygenesis.workspace import Place, on_disk, publish
 
 
 class WeightsError(RaygenesisError):
     """A file of weights that is not ours, or damaged."""
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Place) -> dict[str, Any]:
     """The state dict in a torch file, `unwrapped`; nothing in the file is run.
 
     Raises WeightsError if it is not there, is no torch file, or holds objects other than tensors.
@@ -34,7 +34,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return unwrapped(content, path)
 
 
-def unwrapped(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+def unwrapped(content: Mapping[Any, Any], path: Place) -> dict[str, Any]:
     """A state dict with names without the prefixes of the modules that wrapped the network."""
     found: dict[str, Any] = {}
     for key, value in content.items():
@@ -69,7 +69,7 @@ def plain(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
+def finite(state: Mapping[str, torch.Tensor], path: Place) -> None:
     """Raises WeightsError if a number of a state is none."""
     for name, value in state.items():
         if not value.isfinite().all():
@@ -93,18 +93,24 @@ def save_torch(content: Mapping[str, Any], path: Path) -> None:
     publish(path, write)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Place) -> Any:
     if not path.is_file():
         raise WeightsError(f"{path} does not exist: give a .pt or .pth file that was published")
+    with on_disk(path) as local:
+        return _load_local(local, path)
+
+
+def _load_local(local: Path, path: Place) -> Any:
+    """`path` is what messages call the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of torch, about a pickle's protocol
-            return torch.load(path, weights_only=True, map_location="cpu")
+            return torch.load(local, weights_only=True, map_location="cpu")
     except PermissionError:
         raise WeightsError(f"{path} may not be read: ask its owner for the permission") from None
     except Exception as error:  # a damaged stream of pickled bytes can end in any of them
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named or (isinstance(error, UnpicklingError) and is_zipfile(path)):
+        if named or (isinstance(error, UnpicklingError) and is_zipfile(local)):
             listed = f" ({named[1]})" if named else ""
             raise WeightsError(
                 f"{path} holds pickled objects other than tensors{listed} and is not opened, because such files can "

@@ -19,7 +19,7 @@ from raygenesis.pretraining.released import is_released, released_in, summary, w
 from raygenesis.pretraining.supervised import refuse_tensorflow, supervised_in
 from raygenesis.pretraining.torch_files import WeightsError, read_tensors, save_torch, unwrapped
 from raygenesis.progress import say
-from raygenesis.workspace import publish
+from raygenesis.workspace import Place, on_disk, place, publish
 
 ENCODER_FILE = "encoder.safetensors"
 CARD_FILE = "model-card.md"
@@ -27,7 +27,7 @@ FORMAT = "raygenesis-2"
 TORCH = (".pt", ".pth", ".tar")  # endings of files that others published, beside their safetensors
 
 
-def export(model: PretextNetwork, folder: Path, facts: Mapping[str, Any]) -> Path:
+def export(model: PretextNetwork, folder: Place, facts: Mapping[str, Any]) -> Place:
     """Write the whole pretrained network as `encoder.safetensors` and describe it in `model-card.md`.
 
     facts: what the card tells.
@@ -42,7 +42,7 @@ def export(model: PretextNetwork, folder: Path, facts: Mapping[str, Any]) -> Pat
     return folder / ENCODER_FILE
 
 
-def load_encoder(path: str | Path) -> ImageEncoder:
+def load_encoder(path: str | Place) -> ImageEncoder:
     """The pretrained encoder as a torch module in evaluation mode; needs no Ray.
 
     `path` is `encoder.safetensors`, the run's folder, or a file published for Models Genesis or Semantic Genesis, or of
@@ -53,7 +53,7 @@ def load_encoder(path: str | Path) -> ImageEncoder:
     return load_network(path).encoder.eval()
 
 
-def load_unet(path: str | Path, num_out: int) -> UNet:
+def load_unet(path: str | Place, num_out: int) -> UNet:
     """The pretrained encoder and decoder with a new output layer of `num_out` channels, for segmentation.
 
     `path` as for `load_encoder`. Where the pretext task had no decoder a new one is made, and a line says so.
@@ -75,7 +75,7 @@ def give_decoder(unet: UNet, pretrained: PretextNetwork) -> None:
     unet.decoder.load_state_dict(kept, strict=False)
 
 
-def load_network(path: str | Path) -> PretextNetwork:
+def load_network(path: str | Place) -> PretextNetwork:
     """The whole pretrained network, heads included; `path` as for `load_encoder`.
 
     Of a published file it prints what was taken and what was not.
@@ -83,26 +83,26 @@ def load_network(path: str | Path) -> PretextNetwork:
     file = _file(path)
     if file.suffix in TORCH:
         return _load_published(file, read_tensors(file))
-    described = _description(file)
+    described, tensors = _read(file)
     if "format" not in described:
-        return _load_published(file, unwrapped(load_file(file), file))
+        return _load_published(file, unwrapped(tensors, file))
     architecture = _architecture(file, described)
     model = PretextNetwork(architecture)
     try:
-        model.load_state_dict(load_file(file))
-    except (RuntimeError, SafetensorError) as error:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
         raise WeightsError(f"{file} does not match its own description: {str(error).splitlines()[0]}") from None
     return model
 
 
-def describe(path: str | Path) -> list[str]:
+def describe(path: str | Place) -> list[str]:
     """Lines that say what a file of weights holds."""
     model = load_network(path)
     architecture = ", ".join(f"{key} {value}" for key, value in asdict(model.architecture).items())
     return [f"{_file(path)}: {architecture}", f"{num_parameters(model):,} parameters"]
 
 
-def export_to_library(path: str | Path, output: Path) -> str:
+def export_to_library(path: str | Place, output: Path) -> str:
     """Write a network as a torch file with the names of the code it is known from; returns what it was written for.
 
     A 3D U-Net as the code of Models Genesis and Semantic Genesis loads it, MONAI's networks as MONAI does.
@@ -140,7 +140,7 @@ def export_to_library(path: str | Path, output: Path) -> str:
     return known_as
 
 
-def _load_published(file: Path, found: Mapping[str, Any]) -> PretextNetwork:
+def _load_published(file: Place, found: Mapping[str, Any]) -> PretextNetwork:
     if is_released(found):
         return _load_released(file, found)
     published = supervised_in(found, file)
@@ -151,7 +151,7 @@ def _load_published(file: Path, found: Mapping[str, Any]) -> PretextNetwork:
     return model
 
 
-def _load_released(file: Path, found: Mapping[str, Any]) -> PretextNetwork:
+def _load_released(file: Place, found: Mapping[str, Any]) -> PretextNetwork:
     released = released_in(found, file)
     architecture = Architecture(
         base_width=released.base_width, norm="batch-statistics", num_classes=released.num_classes or 0,
@@ -165,8 +165,8 @@ def _load_released(file: Path, found: Mapping[str, Any]) -> PretextNetwork:
     return model
 
 
-def _file(path: str | Path) -> Path:
-    path = Path(path)
+def _file(path: str | Place) -> Place:
+    path = place(path)
     refuse_tensorflow(path)
     file = path / ENCODER_FILE if path.is_dir() else path
     if not file.is_file():
@@ -174,18 +174,18 @@ def _file(path: str | Path) -> Path:
     return file
 
 
-def _description(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of itself; empty if it is not ours."""
+def _read(file: Place) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What a safetensors file says of itself, empty if it is not ours, and its tensors."""
     try:
-        with safe_open(file, "pt") as opened:
-            return json.loads((opened.metadata() or {}).get("raygenesis", "{}"))
+        with on_disk(file) as local, safe_open(local, "pt") as opened:
+            return json.loads((opened.metadata() or {}).get("raygenesis", "{}")), load_file(local)
     except (SafetensorError, OSError):
         raise WeightsError(f"{file} is not a safetensors file, or is damaged") from None
     except ValueError:
         raise WeightsError(f"{file} does not describe its network") from None
 
 
-def _architecture(file: Path, described: Mapping[str, Any]) -> Architecture:
+def _architecture(file: Place, described: Mapping[str, Any]) -> Architecture:
     if described["format"] != FORMAT:
         raise WeightsError(
             f"{file} was not written by this version of raygenesis: its format is {described['format']!r}, and "

@@ -5,32 +5,31 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 
 from raygenesis.config import Settings
 from raygenesis.errors import WorkspaceError
 from raygenesis.progress import mib, say
 from raygenesis.report import sections
+from raygenesis.report.charts import Chart
 from raygenesis.report.cost import cost
+from raygenesis.report.neighbours import neighbours
+from raygenesis.report.page import counted, render
+from raygenesis.report.pictures import Gallery
 from raygenesis.report.sections import Made, Row
-from raygenesis.report.sweep import SYMBOLS, sweep
-from raygenesis.report.transfer import comparison, transfer
+from raygenesis.report.sweep import sweep
+from raygenesis.report.transfer import MARKS, comparison, transfer
 from raygenesis.settings import as_yaml
-from raygenesis.workspace import Stopwatch, Workspace, publish, read_json
+from raygenesis.workspace import Place, Stopwatch, Workspace, publish, read_json
 
 PACKAGES = (
     "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
 )  # fmt: skip
-WORDS = {
-    **SYMBOLS, "dice": "Dice", "iou": "IoU", "sd": "s.d.", "rankme": "RankMe",
-}  # fmt: skip
 # The commands that make what is not there yet; `{name}` is a run's, a sweep's or a target's.
 VERBS = {
     "archive": "ingest --scans SCANS", "autoencoder": "embed", "embeddings": "embed", "index": "discover",
@@ -39,7 +38,7 @@ VERBS = {
 }  # fmt: skip
 
 
-def report(workspace: Workspace, settings: Settings) -> Path:
+def report(workspace: Workspace, settings: Settings) -> Place:
     """Write `report/index.html` about whatever the workspace holds; `settings` fill in what no artifact records.
 
     Raises WorkspaceError if it holds nothing.
@@ -50,12 +49,39 @@ def report(workspace: Workspace, settings: Settings) -> Path:
         raise WorkspaceError(
             f"workspace {workspace.root} holds nothing to report: run `raygenesis run` or `raygenesis ingest` first"
         )
-    page = _render(_context(workspace, settings, made))
+    context = _context(workspace, settings, made)
+    page = render("page.html.j2", context)
     path = workspace.report / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, lambda aside: aside.write_text(page, encoding="utf-8"))
-    say("report", f"{mib(path.stat().st_size)}, {watch.seconds:.1f} s → {path}")
+    num_figures = _write_figures(workspace.report / "figures", context)
+    say("report", f"{mib(path.stat().st_size)}, {num_figures} figures, {watch.seconds:.1f} s → {path}")
     return path
+
+
+def _write_figures(folder: Place, context: Mapping[str, Any]) -> int:
+    """Every figure of the page as SVG and PNG, in place of those that were there; returns the number of figures."""
+    figures = {figure.name: figure for figure in _figures_in(context)}
+    folder.mkdir(parents=True, exist_ok=True)
+    written = set()
+    for name, figure in figures.items():
+        for ending, content in figure.files():
+            path = folder / f"{name}.{ending}"
+            publish(path, lambda aside, content=content: aside.write_bytes(content))
+            written.add(path.name)
+    for path in list(folder.glob("*.*")):
+        if path.name not in written:
+            path.unlink(missing_ok=True)
+    return len(figures)
+
+
+def _figures_in(part: Any) -> Iterator[Chart | Gallery]:
+    """Charts and galleries, wherever the page's context has them."""
+    if isinstance(part, Chart | Gallery):
+        yield part
+    elif isinstance(part, Mapping | list | tuple):
+        for below in part.values() if isinstance(part, Mapping) else part:
+            yield from _figures_in(below)
 
 
 def _artifacts(workspace: Workspace) -> dict[str, Made]:
@@ -90,18 +116,21 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         return [{"artifact": artifact, **sections.guarded(build, artifact)} for artifact in begun]
 
     runs = sections.runs(made)
-    whole = [artifact.manifest for artifact in made.values() if artifact.manifest]
+    # A comparison's time is that of its targets.
+    whole = [made[name].manifest for name in made if made[name].manifest and not name.startswith("comparisons")]
     return {
         "workspace": str(workspace.root), "made": made, "written": _now(), "machine": _machine(),
         "total": {key: sum(manifest[key] for manifest in whole) for key in ("seconds", "bytes")},
         "archive": section(sections.archive, "archive"),
+        "jobs": sections.guarded(sections.jobs, workspace, settings.prices),
         "failures": sections.guarded(sections.failures, workspace),
         "autoencoder": section(sections.autoencoder, "archive", "autoencoder"),
-        "neighbours": section(sections.neighbours, "archive", "embeddings", "index", "patterns"),
+        "neighbours": section(neighbours, "archive", "embeddings", "index", "patterns"),
         "patterns": section(sections.patterns, "archive", "patterns"),
         "runs": runs,
         "sweeps": each("sweeps", sweep),
         "transfers": each("transfer", transfer), "comparisons": each("comparisons", comparison),
+        "marks": MARKS,
         "cost": section(cost, "archive"),
         "provenance": _provenance(made, runs, settings),
     }  # fmt: skip
@@ -110,25 +139,27 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
 def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Settings) -> dict[str, Any]:
     """Fingerprints and what they were made from, versions, seeds, and the settings of the newest run."""
     config = next((path for run in runs if (path := run["artifact"].folder / "config.yaml").is_file()), None)
-    current = {name: artifact.manifest["fingerprint"] for name, artifact in made.items() if artifact.manifest}
+    whole = [artifact for artifact in made.values() if artifact.manifest]
+    current = {artifact.name: artifact.manifest["fingerprint"] for artifact in whole}
     rows = []
-    for artifact in made.values():
-        if artifact.manifest:
-            inputs = dict(artifact.manifest["inputs"])
-            now = current | {"run": current.get(f"runs/{artifact.manifest.get('run')}")}
-            stale = {name for name, fingerprint in inputs.items() if now.get(name, fingerprint) != fingerprint}
-            texts = [f"{name} {value}{' (changed since)' * (name in stale)}" for name, value in inputs.items()]
-            row = {"artifact": artifact.name, "fingerprint": artifact.manifest["fingerprint"]}
-            rows.append({**row, "made from": ", ".join(texts)})
+    for artifact in whole:
+        inputs = dict(artifact.manifest["inputs"])
+        now = current | {"run": current.get(f"runs/{artifact.manifest.get('run')}")}
+        stale = {name for name, fingerprint in inputs.items() if now.get(name, fingerprint) != fingerprint}
+        texts = [f"{name} {value}{' (changed since)' * (name in stale)}" for name, value in inputs.items()]
+        row = {"artifact": artifact.name, "fingerprint": artifact.manifest["fingerprint"]}
+        rows.append({**row, "made from": ", ".join(texts)})
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    seeds = {a.manifest["settings"]["seed"] for a in made.values() if a.manifest and "seed" in a.manifest["settings"]}
+    seeds = {artifact.manifest["settings"].get("seed") for artifact in whole} - {None}
+    commands = {a.command: a.command + " --preset settings.yaml" * ("--preset" not in a.command) for a in whole}
     return {
-        "rows": rows, "versions": versions, "seeds": sorted(seeds) or [settings.seed],
+        "rows": rows, "versions": versions, "commands": list(commands.values()),
+        "seeds": sorted(seeds) or [settings.seed],
         "config": config.read_text() if config else as_yaml(settings),
         "config_of": f"of run {config.parent.name}" if config else "given to this report",
     }  # fmt: skip
@@ -138,55 +169,10 @@ def _machine() -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return [
-        _counted({"CPUs": os.cpu_count()}), f"{memory / 2**30:.1f} GiB memory", ", ".join(gpus) or "no GPU",
+        counted({"CPUs": os.cpu_count()}), f"{memory / 2**30:.1f} GiB memory", ", ".join(gpus) or "no GPU",
         platform.platform(), f"Python {platform.python_version()}",
     ]  # fmt: skip
 
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _render(context: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    filters = (("size", _size), ("duration", _duration), ("number", _number), ("words", _words), ("counted", _counted))
-    environment.filters.update(filters)
-    return environment.get_template("page.html.j2").render(context)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 24 * 60:
-        return f"{minutes // 60 // 24:,} d {minutes // 60 % 24:02d} h"
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value if isinstance(value, str) else str(value)  # a string may be markup
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("KiB", "MiB", "GiB"):
-        num_bytes /= 2**10
-        if num_bytes < 2**10:
-            return f"{num_bytes:.1f} {unit}"
-    return f"{num_bytes / 2**10:,.1f} TiB"
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    """`125 volumes, 1 part`: counts under their names."""
-    parts = [(count, name.replace("_", " ")) for name, count in counts.items()]
-    return ", ".join(f"{_number(count)} {name.removesuffix('s') if count == 1 else name}" for count, name in parts)
-
-
-def _words(key: str) -> str:
-    return WORDS.get(key) or " ".join(WORDS.get(word, word) for word in key.split("_"))

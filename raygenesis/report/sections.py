@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
-from raygenesis.archive.catalogue import read_catalogue, split_by_subject
+from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
 from raygenesis.archive.cells import decode
-from raygenesis.config import IntensitySettings, Settings
+from raygenesis.config import IntensitySettings, PriceSettings, Settings
 from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.job import jobs_folder
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.task import JOINT
-from raygenesis.report import figures
-from raygenesis.report.figures import Chart, Line
+from raygenesis.report import charts, galleries
+from raygenesis.report.charts import Chart, Line
+from raygenesis.report.pictures import Gallery
 from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Place, Workspace, read_json, read_table
 
 Row = Mapping[str, Any]
 
 MOST_FAILURES = 50
 NUMBER = re.compile(r"\d+")
-MOST_SCANS, MOST_MAPPED, MOST_HELD_OUT, MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 12, 2000, 4, 6, 3
+MOST_JOBS = 20
+MOST_SCANS, MOST_HELD_OUT, MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 16, 4, 12, 3
 MOST_SCANS_COMPARED = 12
 UNIFORM = 0.05  # a cube with a smaller standard deviation shows next to nothing
 
@@ -45,7 +47,7 @@ class Made:
     """One artifact of the workspace: whole when it has a manifest, begun when it has a `started` record."""
 
     name: str
-    folder: Path
+    folder: Place
     manifest: Row | None
     started: Row | None
     command: str
@@ -64,6 +66,24 @@ class Made:
         return {learnt_from if name == "patterns" else name: count for name, count in counts.items()}
 
     @property
+    def rate(self) -> str:
+        """What the last call did in a second, or the seconds that one took."""
+        per_second = {
+            "archive": ("scans", "scans", "known"), "embeddings": ("new", "scans", ""),
+            "patterns": ("patterns", "patterns", ""), "crops": ("patterns", "crops", ""),
+            "transfer": ("trials", "trials", ""), "sweeps": ("points", "points", ""),
+        }  # fmt: skip
+        kind = self.name.partition("/")[0]
+        counts, seconds = self.manifest["counts"], self.manifest["seconds"]
+        if kind == "runs" and self.manifest.get("speed"):
+            return f"{self.manifest['speed']['cubes_per_s']:.3g} cubes/s"
+        key, unit, spared = per_second.get(kind, ("", "", ""))
+        done = counts.get(key, 0) - counts.get(spared, 0)
+        if not done or not seconds:
+            return "–"
+        return f"{done / seconds:.3g} {unit}/s" if done > seconds else f"{seconds / done:.3g} s/{unit[:-1]}"
+
+    @property
     def record(self) -> Row:
         return self.manifest or self.started or {}
 
@@ -77,25 +97,29 @@ def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
 
 
 def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
-    """Counts, ranges of shape and spacing, and a contact sheet."""
-    columns = ["volume_id", "subject_id", "shape", "spacing_mm", "dtype"]
-    table = pq.read_table(workspace.catalog, columns=columns).sort_by("volume_id")
+    """Counts, modalities, corrections, ranges of shape and spacing, and a contact sheet."""
+    facts = {"modality": "modality", "dtype": "stored as", "num_channels": "channels"}
+    table = read_columns(workspace.catalog, ["volume_id", "subject_id", "shape", "spacing_mm", "corrections", *facts])
     ranges = []
     for ndim in (3, 2):
-        members = [row for row in table.select(["shape", "spacing_mm"]).to_pylist() if len(row["shape"]) == ndim]
-        shapes, spacings = (np.array([row[name] for row in members], float) for name in ("shape", "spacing_mm"))
-        for axis, voxels, step in zip("zyx"[-ndim:], shapes.T, spacings.T, strict=True) if members else ():
+        members = table.filter(pc.equal(pc.list_value_length(table["shape"]), ndim))
+        shapes, spacings = (np.array(members[name].to_pylist(), float) for name in ("shape", "spacing_mm"))
+        for axis, voxels, step in zip("zyx"[-ndim:], shapes.T, spacings.T, strict=True) if len(members) else ():
             sizes = {"voxels": _range(voxels), "spacing in mm": _range(step), "size in mm": _range(voxels * step)}
             ranges.append({"axis": f"{axis} ({ndim}D)", **sizes})
-    chosen = _evenly(table["volume_id"].to_pylist(), MOST_SCANS)
-    rows = read_catalogue(workspace.catalog, chosen)
+    chosen = read_catalogue(workspace.catalog, _evenly(table["volume_id"].to_pylist(), MOST_SCANS))
+    corrections = pc.list_flatten(table["corrections"]).to_pylist()
     return {
-        "volumes": table.num_rows,
-        "subjects": pc.count_distinct(table["subject_id"]).as_py(),
-        "dtypes": {item["values"]: item["counts"] for item in table["dtype"].value_counts().to_pylist()},
+        "volumes": table.num_rows, "subjects": pc.count_distinct(table["subject_id"]).as_py(),
+        "facts": [{"fact": title, "volumes": _tally(table[key].to_pylist())} for key, title in facts.items()],
+        "corrections": _tally(NUMBER.sub("…", text) for text in corrections),
         "ranges": ranges,
-        "pictures": figures.contact_sheet(workspace.volumes, rows, _intensity(made, settings)),
-    }
+        "sheet": galleries.contact_sheet(workspace.volumes, chosen, intensity_of(made, settings)),
+    }  # fmt: skip
+
+
+def _tally(values: Iterable[Any]) -> str:
+    return ", ".join(f"{value or 'not said'} ({count:,})" for value, count in Counter(values).most_common())
 
 
 def failures(workspace: Workspace) -> dict[str, Any]:
@@ -103,7 +127,7 @@ def failures(workspace: Workspace) -> dict[str, Any]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for stage in ("archive", "embeddings", "patterns", "crops"):
         path = workspace.root / stage / "failures.parquet"
-        for row in pq.read_table(path).to_pylist() if path.is_file() else []:
+        for row in read_table(path).to_pylist() if path.is_file() else []:
             groups.setdefault((stage, NUMBER.sub("…", row["reason"])), []).append(row)
     ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
     rows = [
@@ -117,91 +141,61 @@ def failures(workspace: Workspace) -> dict[str, Any]:
     return {"rows": rows, "count": sum(map(len, groups.values())), "reasons_left_out": len(ranked) - len(rows)}
 
 
+def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
+    """The newest jobs with what they had of the cluster; of their records, which name files, only figures are shown."""
+    paths = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
+    rows = []
+    for path in paths[:MOST_JOBS]:
+        job = read_json(path)
+        started, updated = (datetime.fromisoformat(job[key]) for key in ("started", "updated"))
+        hours = {"core hours": job["core_seconds"] / 3600, "GPU hours": job["gpu_seconds"] / 3600}
+        row = {"job": job["verb"], "state": job["state"], "started": f"{started:%Y-%m-%d %H:%M}"}
+        row |= {"minutes": (updated - started).total_seconds() / 60, **hours}
+        if prices.cpu_hour is not None:
+            row["cost"] = hours["core hours"] * prices.cpu_hour + hours["GPU hours"] * (prices.gpu_hour or 0.0)
+        rows.append(row)
+    return {"rows": rows, "left_out": len(paths) - len(rows)}
+
+
 def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
     """The training curve, and held-out scans beside their reconstructions."""
     manifest = made["autoencoder"].manifest
     history = read_metrics(workspace.autoencoder)
     lines = [Line("training", _column(history, "train_loss")), Line("held out", _column(history, "val_mse"))]
-    rows = read_catalogue(workspace.catalog, _evenly(_split(workspace, manifest)[1], MOST_HELD_OUT))
+    rows = read_catalogue(workspace.catalog, _evenly(split_of(workspace, manifest)[1], MOST_HELD_OUT))
     return {
         "manifest": manifest,
-        "chart": figures.curves("Mean squared error", "the auto-encoder", lines, least=0),
+        "chart": charts.curves("Mean squared error", "the auto-encoder", lines, least=0),
         "held_out": guarded(_reconstructed, workspace, rows, manifest),
     }
 
 
 def _reconstructed(workspace: Workspace, rows: Sequence[Row], manifest: Row) -> dict[str, Any]:
-    return {"scans": figures.reconstructions(workspace.autoencoder, workspace.volumes, rows, manifest)}
-
-
-def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
-    """Reference 0 with its nearest training scans beside others at random, as the paper's Fig. 4."""
-    manifest, index = made["patterns"].manifest, made["index"].manifest
-    reference = manifest["references"][0]["volume_id"]
-    first = (pc.field("reference") == 0) & (pc.field("coordinate") == 0) & (pc.field("scale") == 0)
-    found = read_patterns(workspace.patterns, ("volume_id", "rank"), predicate(TRAINING) & first).sort_by("rank")
-    nearest = [volume_id for volume_id in found["volume_id"].to_pylist() if volume_id != reference]
-    rest = sorted(set(_split(workspace, manifest)[0]) - {reference, *nearest})
-    order = np.random.default_rng(manifest["settings"]["seed"]).permutation(len(rest))[:MOST_MAPPED]
-    vectors = _embeddings_of(workspace.embeddings, [reference, *nearest, *(rest[n] for n in order)])
-    others = [rest[n] for n in order if rest[n] in vectors]
-    titles = {reference: "Reference"}
-    titles |= {name: f"Rank {rank}" for rank, name in enumerate(nearest[: figures.MOST_COLUMNS - 1], 1)}
-    titles |= {name: f"Other {number}" for number, name in enumerate(others[: figures.MOST_COLUMNS], 1)}
-    pictures = []
-    for row in read_catalogue(workspace.catalog, titles):
-        title, file = titles[row["volume_id"]], PurePath(row["source"]).name
-        apart = np.linalg.norm(vectors[row["volume_id"]] - vectors[reference])
-        how_far = f", distance {apart:.2f}" if apart else ""
-        alt, note = f"Mid-slice of {title.lower()}, {file}", f"{title}{how_far}: {file}"
-        pictures.append(figures.scan_picture(workspace.volumes, row, _intensity(made, settings), alt, note))
-    chart, share = figures.embedding_map(vectors, reference, nearest)
-    pictures.sort(key=lambda shown: (shown.note.startswith("Rank"), shown.note))
-    return {
-        "nearest": [shown for shown in pictures if not shown.note.startswith("Other")],
-        "random": [shown for shown in pictures if shown.note.startswith("Other")],
-        "index": index, "num_neighbours": len(nearest), "quality": made["patterns"].manifest["quality"],
-        "likeness": _likeness(made["patterns"].manifest["quality"]),
-        "map": chart, "first_axis": share, "source": manifest["references"][0]["source"],
-    }  # fmt: skip
-
-
-def _likeness(quality: Row) -> Chart:
-    """How alike patients' patterns are to the reference's, by rank, and random patients' (the paper's Fig. 4)."""
-    dots = {"–".join(map(str, group["ranks"])): group["values"] for group in quality["by_rank"]}
-    if quality["random"]["num_patients"]:
-        dots["random"] = quality["random"]["values"]
-    return figures.strip("Likeness to the reference's patterns", "patient's rank", "correlation", dots, joined=True)
-
-
-def _embeddings_of(folder: Path, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """The embeddings of some volumes, by volume id; failed ones are left out."""
-    parts = [str(path) for path in sorted(folder.glob("part-*.parquet"))]
-    where = pc.field("volume_id").isin(list(ids)) & (pc.field("failure") == "")
-    table = ds.dataset(parts, format="parquet").to_table(columns=["volume_id", "embedding"], filter=where)
-    vectors = (np.array(cell, np.float32) for cell in table["embedding"].to_pylist())
-    return dict(zip(table["volume_id"].to_pylist(), vectors, strict=True))
+    return {"gallery": galleries.reconstructions(workspace.autoencoder, workspace.volumes, rows, manifest)}
 
 
 def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
     """The classes, how alike their cubes are, and where they lie in the reference."""
     manifest = made["patterns"].manifest
+    rows = galleries.classes(workspace.patterns, manifest)
+    columns = [shown.note for shown in max(rows.values(), key=len, default=())]
+    names = [f"class {label}" for label in rows]
     return {
-        "manifest": manifest,
-        "classes": figures.classes(workspace.patterns, manifest),
+        "manifest": manifest, "labels": list(rows),
+        "gallery": Gallery("Patterns by class", list(rows.values()), columns, names) if rows else None,
         "similarity": _similarity(workspace.patterns, manifest),
-        "planes": figures.coordinate_boxes(workspace, manifest),
+        "planes": galleries.coordinate_boxes(workspace, manifest),
     }
 
 
-def _similarity(folder: Path, manifest: Row) -> dict[str, Any] | None:
+def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
     """Mean Pearson correlation of two scans' cubes of the same class, and of different classes.
 
     Held-out patterns when there are two scans of them, else training ones; also the share of them that is uniform.
     """
     shape = tuple(manifest["cube_shape"])
     for split in (VALIDATION, TRAINING):
-        where = (pc.field("label") < figures.MOST_CLASSES) & (pc.field("scale") == 0)
+        where = (pc.field("label") < galleries.MOST_CLASSES) & (pc.field("scale") == 0)
         where &= pc.field("rank") < MOST_SCANS_COMPARED
         table = read_patterns(folder, ("label", "volume_id", "cube"), predicate(split) & where)
         labels, volumes = table["label"].to_numpy(), np.array(table["volume_id"].to_pylist(), dtype=str)
@@ -239,6 +233,7 @@ def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
                 "facts_row": _facts_row(artifact) if artifact.manifest else {},
                 "curves": guarded(_run_curves, artifact, number < MOST_RUNS_DRAWN),
                 "warnings": (artifact.manifest or {}).get("warnings", []),
+                "words": _in_words(artifact.manifest) if artifact.manifest else [],
                 "restored": guarded(_restored, artifact, made) if artifact.name in restored else None,
             }
         )  # fmt: skip
@@ -257,10 +252,30 @@ def _facts_row(run: Made) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _in_words(facts: Row) -> list[str]:
+    """What a run's monitors say, in sentences."""
+    said = []
+    if facts["accuracy"] is not None:
+        times = facts["accuracy"] / facts["chance"]
+        said.append(f"It names {facts['accuracy']:.0%} of what is held out rightly, {times:.1f} times chance")
+    if facts["restoration_mse"] is not None:
+        baselines = {"leaving the cube as it is": facts["identity_mse"], "the mean image": facts["mean_image_mse"]}
+        shares = [f"{facts['restoration_mse'] / mse:.2f} of {name}'s" for name, mse in baselines.items() if mse]
+        said.append(f"It restores with an error of {facts['restoration_mse']:.4g}: {' and '.join(shares)}")
+    if facts["retrieval"] is not None:
+        said.append(f"It finds the same place in other scans with a mean average precision of {facts['retrieval']:.3f}")
+    if facts["effective_rank"] is not None:
+        said.append(f"Its embedding uses {facts['effective_rank']:.1f} directions")
+    if speed := facts.get("speed"):
+        waited = f"waited for data {speed['gap']:.1%} of the time"
+        said.append(f"It learnt from {speed['cubes_per_s']:.1f} cubes a second and {waited}")
+    return said
+
+
 def _run_curves(artifact: Made, drawn: bool) -> dict[str, Any]:
     history = read_metrics(artifact.folder)
-    charts = _run_charts(artifact.folder.name, artifact.manifest or {}, history) if history and drawn else []
-    return {"epochs": len(history), "charts": charts}
+    shown = _run_charts(artifact.folder.name, artifact.manifest or {}, history) if history and drawn else []
+    return {"epochs": len(history), "charts": shown}
 
 
 def _restored(run: Made, made: Mapping[str, Made]) -> dict[str, Any]:
@@ -268,9 +283,13 @@ def _restored(run: Made, made: Mapping[str, Made]) -> dict[str, Any]:
     if not store.manifest or run.manifest["inputs"].get(store.name) != store.manifest["fingerprint"]:
         raise WorkspaceError(f"the {store.name} that this run learnt from are no longer there")
     settings = settings_from(yaml.safe_load((run.folder / "config.yaml").read_text()))
+    task = pretext_task(settings, store.manifest)
+    rows = galleries.restorations(run.folder, store.folder, task, settings)
+    columns, names = ("original", "corrupted", "restored"), [f"error {row['mse']:.4g}" for row in rows]
+    pictures = [row["pictures"] for row in rows]
     return {
-        "corruption": pretext_of(settings.pretraining).corruption,
-        "rows": figures.restorations(run.folder, store.folder, pretext_task(settings, store.manifest), settings),
+        "corruption": pretext_of(settings.pretraining).corruption, "rows": rows,
+        "gallery": Gallery(f"Run {run.folder.name} restored", pictures, columns, names) if rows else None,
     }
 
 
@@ -297,14 +316,14 @@ def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
         ("Training cubes per second", [Line("cubes per second", _column(history, "cubes_per_s"))], {}),
         ("Share of time waiting for data", [Line("gap", _column(history, "gap"))], {"most": 1, "percent": True}),
     ]
-    return [figures.curves(title, of, lines, least=0, **options) for title, lines, options in drawn if lines]
+    return [charts.curves(title, of, lines, least=0, **options) for title, lines, options in drawn if lines]
 
 
 def _known(levels: Mapping[str, float | None]) -> dict[str, float]:
     return {name: level for name, level in levels.items() if level is not None}
 
 
-def _intensity(made: Mapping[str, Made], settings: Settings) -> IntensitySettings:
+def intensity_of(made: Mapping[str, Made], settings: Settings) -> IntensitySettings:
     """The intensities that the artifacts were made with."""
     for name in ("patterns", "autoencoder"):
         if made[name].record:
@@ -312,7 +331,7 @@ def _intensity(made: Mapping[str, Made], settings: Settings) -> IntensitySetting
     return settings.intensity
 
 
-def _split(workspace: Workspace, manifest: Row) -> tuple[list[str], list[str]]:
+def split_of(workspace: Workspace, manifest: Row) -> tuple[list[str], list[str]]:
     """Volume ids of the training and of the held-out subjects of an artifact."""
     chosen = manifest["settings"]
     shape = chosen["autoencoder"]["input_shape"] if "autoencoder" in chosen else chosen["discovery"]["cube_shape"]

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from raygenesis.report import figures
-from raygenesis.report.figures import Chart
+from raygenesis.report import charts
+from raygenesis.report.charts import Chart
+from raygenesis.report.page import SYMBOLS
 from raygenesis.report.sections import Made, Row
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.sweeps.trial import FAILED
 from raygenesis.workspace import read_json
 
-SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}
 MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a scale
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")
 
@@ -32,17 +32,17 @@ def sweep(artifact: Made) -> dict[str, Any]:
         if isinstance(axis, dict) or len(axis) > 1
     }
     ended = [row for row in table if row["status"] != FAILED and row[objective] is not None]
-    charts = []
+    drawn = []
     if ended and varied:
         title = f"Sweep {artifact.folder.name}"
         marginals = (_marginal(title, ended, key, axis, objective) for key, axis in varied.items())
-        charts = [_parallel(title, ended, varied, objective), *marginals]
+        drawn = [_parallel(title, ended, varied, objective), *marginals]
     shown = [name for name in (table[0] if table else ()) if name not in LEFT_OUT]
     if chosen["num_seeds"] == 1 and table:
         shown.remove("spread")
     fixed = {key.removeprefix("pretraining.") for key in space} - varied.keys()
     return {
-        "name": artifact.folder.name, "artifact": artifact, "charts": charts, "cost": costs(trials),
+        "name": artifact.folder.name, "artifact": artifact, "charts": drawn, "cost": costs(trials),
         "table": [{name: row.get(name) for name in shown if name not in fixed} for row in table],
         "words": OBJECTIVES[objective].words, "note": seeds_note(table, chosen["num_seeds"]) if table else "",
         "failed": [_failure(trial, varied) for trial in trials if trial["status"] == FAILED],
@@ -59,10 +59,10 @@ def _marginal(title: str, rows: Sequence[Row], key: str, axis: Any, objective: s
     values = _values(rows, key, axis)
     if isinstance(axis, dict) and len(values) > MOST_CATEGORIES:
         points = [(row[key], row[objective]) for row in rows]
-        return figures.marginal(f"{title} by {name}", name, objective, points, log=axis["log"])
+        return charts.marginal(f"{title} by {name}", name, objective, points, log=axis["log"])
     dots = {_text(value): [row[objective] for row in rows if row[key] == value] for value in values}
     joined = all(isinstance(value, int | float) for value in values)
-    return figures.strip(f"{title} by {name}", name, objective, dots, joined=joined, dot="point")
+    return charts.strip(f"{title} by {name}", name, objective, dots, joined=joined, dot="point")
 
 
 def _parallel(title: str, rows: Sequence[Row], varied: Mapping[str, Any], objective: str) -> Chart:
@@ -83,7 +83,7 @@ def _parallel(title: str, rows: Sequence[Row], varied: Mapping[str, Any], object
     worst, best = (scores.min(), scores.max())[:: 1 if OBJECTIVES[objective].mode == "max" else -1]
     axes[objective] = [(0.0, _text(float(worst))), (1.0, _text(float(best)))]
     columns.append(_placed(scores, np.array([worst, best])))
-    return figures.parallel(title, axes, np.transpose(columns).tolist(), 0)
+    return charts.parallel(title, axes, np.transpose(columns).tolist(), 0)
 
 
 def _placed(values: Any, ends: Any) -> list[float]:

@@ -22,7 +22,7 @@ from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.prepared import Posed, Prepared, prepare
 from raygenesis.transfer.trial import fine_tune
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Place, Workspace
 
 MIN_HELD_OUT = 2
 
@@ -65,7 +65,7 @@ OBJECTIVES = {
 }
 
 
-def check_objective(name: str, space: Space, patterns: Path) -> None:
+def check_objective(name: str, space: Space, patterns: Place) -> None:
     """Raise SettingsError if the points of this space cannot be compared by the objective."""
     if name == "loss":
         for key, reason in LOSS_DEPENDS_ON.items():

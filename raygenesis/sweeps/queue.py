@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.search import Next, Outcome, Search
 from raygenesis.sweeps.space import Point
 from raygenesis.sweeps.trial import FAILED, WHOLE, Trial
-from raygenesis.workspace import read_json, write_json
+from raygenesis.workspace import Place, read_json, write_json
 
 Row = dict[str, Any]
 
@@ -22,7 +21,7 @@ class Queue:
     proposed then. What failed then is told as failed and tried again at the end.
     """
 
-    def __init__(self, search: Search, folder: Path, seeds: Sequence[int], objective: str) -> None:
+    def __init__(self, search: Search, folder: Place, seeds: Sequence[int], objective: str) -> None:
         self.folder = folder
         self.points: list[Point] = []
         self.rows: dict[str, Row] = {}

@@ -36,7 +36,7 @@ from raygenesis.transfer.description import read_description
 from raygenesis.transfer.initialisations import check_fits, find_initialisations
 from raygenesis.transfer.prepared import Posed, digest_of, pose
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json, write_json
+from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, manifest_of, publish, read_json, write_json
 
 
 def sweep(
@@ -115,12 +115,11 @@ def _check_held(key: str, asked: int, held: int, space: Space, workspace: Worksp
     if asked <= held:
         return
     verb = ["raygenesis", "discover", "--workspace", str(workspace.root), f"discovery.{key}={asked}"]
-    remove = shlex.join(["rm", "-r", str(workspace.patterns)])
     where = space.where if key in space.axes else "the settings"
     raise SettingsError(
         f"{where}: pretraining.{key}={asked} is more than the {held} that the pattern store holds: lower it, or extend "
-        f"the store with `{remove}` and then `{shlex.join(verb)}` with the preset and the other settings it was made "
-        "with"
+        f"the store: remove {workspace.patterns}, then run `{shlex.join(verb)}` with the preset and the other settings "
+        "it was made with"
     )
 
 
@@ -145,7 +144,7 @@ def _with_target(
 
 
 def _stage(
-    folder: Path, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None
+    folder: Place, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None
 ) -> Stage:
     """Its settings are those that decide the results: how many trials run at once does not."""
     included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if posed else ())}
@@ -168,7 +167,7 @@ def _capacity(settings: Settings) -> tuple[float, int]:
     return num_gpus, concurrent
 
 
-def _queue(folder: Path, settings: Settings, space: Space, concurrent: int) -> Queue:
+def _queue(folder: Place, settings: Settings, space: Space, concurrent: int) -> Queue:
     """The trials. What TPE proposes depends on how many run at once, so a resumed sweep keeps that number."""
     chosen, path = settings.sweep, folder / "search.json"
     if chosen.search == "tpe":
@@ -217,18 +216,18 @@ def _finish(
     return manifest
 
 
-def _contents(workspace: Workspace) -> dict[Path, tuple[int, int]]:
+def _contents(workspace: Workspace) -> dict[Place, tuple[int, int]]:
     """Size and time of every file that holds cubes."""
     paths = [path for folder in (workspace.patterns, workspace.crops) for path in folder.glob("*.parquet")]
     return {path: ((state := path.stat()).st_size, state.st_mtime_ns) for path in paths}
 
 
-def _cropped(before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]) -> int:
+def _cropped(before: Mapping[Place, tuple[int, int]], after: Mapping[Place, tuple[int, int]]) -> int:
     """Bytes of the files that were written in between."""
     return sum(state[0] for path, state in after.items() if before.get(path) != state)
 
 
-def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], folder: Place) -> None:
     objective, varied = manifest["objective"], manifest["varied"]
     columns = ["rank", *varied, objective, *(["spread"] if manifest["settings"]["sweep"]["num_seeds"] > 1 else [])]
     columns += [name for name in ("accuracy", "restoration", "seconds", "note") if name != objective]

@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from raygenesis.sweeps.space import Point, for_trial
 from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.transfer.prepared import Prepared
-from raygenesis.workspace import Stopwatch, digest
+from raygenesis.workspace import Place, Stopwatch, digest
 
 # How a trial ended, or that it has not.
 WHOLE, STOPPED, FAILED, RUNNING = "whole", "stopped", "failed", "running"
@@ -46,7 +45,7 @@ class Trial:
     def key(self) -> str:
         return digest({"point": self.point, "seed": self.seed})
 
-    def path(self, folder: Path) -> Path:
+    def path(self, folder: Place) -> Place:
         return folder / f"trial-{self.key}.json"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from raygenesis.progress import Ticker, progress
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import Next
 from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, STOPPED, Plan, Trial, run_trial
-from raygenesis.workspace import Stopwatch, remove_tree
+from raygenesis.workspace import Place, Stopwatch
 
 CPUS_PER_TRIAL = 1
 
 
-def run_trials(queue: Queue, plan: Plan, patterns: Path, concurrent: int, num_trials: int) -> None:
+def run_trials(queue: Queue, plan: Plan, patterns: Place, concurrent: int, num_trials: int) -> None:
     """Run what the queue holds, `concurrent` at once; each trial that ends leaves its row in the queue and its file."""
     first = queue.next()
     if not isinstance(first, Trial):
@@ -34,8 +35,8 @@ def run_trials(queue: Queue, plan: Plan, patterns: Path, concurrent: int, num_tr
         tune.with_parameters(run_trial, blocks=store.to_arrow_refs(), plan=plan),
         {"cpu": CPUS_PER_TRIAL, "gpu": plan.num_gpus},
     )
-    remove_tree(queue.folder / "tune")  # of a call that was killed: what it finished is in our files
-    with progress("sweep", num_trials, "trials") as ticker:
+    # What is finished is in our files; what Tune keeps nobody reads.
+    with tempfile.TemporaryDirectory() as scratch, progress("sweep", num_trials, "trials") as ticker:
         ticker.advance(queue.known)
         tune.Tuner(
             trainable,
@@ -45,10 +46,9 @@ def run_trials(queue: Queue, plan: Plan, patterns: Path, concurrent: int, num_tr
                 reuse_actors=plan.settings.sweep.stopping == "none",
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=str(queue.folder), verbose=0, callbacks=[_Recorder(queue, ticker)],
+                name="tune", storage_path=scratch, verbose=0, callbacks=[_Recorder(queue, ticker)],
             ),
         ).fit()  # fmt: skip
-    remove_tree(queue.folder / "tune")
 
 
 class _Queued(Searcher):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 import threading
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -30,7 +28,7 @@ from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.training.metrics import forget_steps, read_metrics, write_metrics
 from raygenesis.training.recorder import CHECKPOINTS, STATUS_FILE, Recorder
 from raygenesis.training.trackers import TRACKERS, Tracker
-from raygenesis.workspace import read_json, remove_tree, write_json
+from raygenesis.workspace import Place, read_json, remove_tree, write_json
 
 MAX_FAILURES = 3  # of workers, without getting any further
 SHOWN_SECONDS = 1.0
@@ -69,13 +67,13 @@ class _Job:
     """What a worker is told."""
 
     experiment: Experiment
-    folder: Path
+    folder: Place
     resources: Resources
     stored: Mapping[str, Stored]
 
 
 def fit_with_ray(
-    experiment: Experiment, feeds: Mapping[str, Feed], folder: Path, resources: Resources = ONE_WORKER
+    experiment: Experiment, feeds: Mapping[str, Feed], folder: Place, resources: Resources = ONE_WORKER
 ) -> tuple[State, int]:
     """Train under Ray Train; returns the final state and the number of epochs this call ended.
 
@@ -101,13 +99,13 @@ def fit_with_ray(
     return last[1], len(last[1]["history"]) - before
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: Place) -> None:
     """What a call that was killed was writing, and what its workers could not go on with."""
-    for path in (*folder.glob(".ray-*"), *(folder / CHECKPOINTS).glob(".step-*"), folder / REFUSED_FILE):
+    for path in (*(folder / CHECKPOINTS).glob(".step-*"), folder / REFUSED_FILE):
         remove_tree(path)
 
 
-def _go_back(experiment: Experiment, folder: Path) -> int:
+def _go_back(experiment: Experiment, folder: Place) -> int:
     """Take the tables back to the newest checkpoint, where training goes on; returns how many epochs have ended."""
     step, state = newest_checkpoint(
         folder / CHECKPOINTS, lambda text: say(experiment.name, f"warning: {text}")
@@ -126,22 +124,9 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
     """Start workers until they end by themselves; those that die without getting further end it."""
     while True:
         reached = newest_step(job.folder / CHECKPOINTS) or 0
-        scratch = job.folder / f".ray-{uuid.uuid4().hex[:8]}"
-        trainer = TorchTrainer(
-            _train_worker,
-            train_loop_config={"job": job},
-            datasets=dict(datasets),
-            dataset_config=DataConfig(datasets_to_split=[]),
-            scaling_config=ScalingConfig(num_workers=job.resources.num_workers, use_gpu=job.resources.use_gpu),
-            run_config=RunConfig(
-                storage_path=str(scratch),
-                name="train",
-                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
-                worker_runtime_env=TRAINING_ENVIRONMENT,
-            ),
-        )
         try:
-            result = trainer.fit()
+            with tempfile.TemporaryDirectory() as scratch:  # of Ray's controller, on this machine
+                result = _trainer(job, datasets, scratch).fit()
         except TrainingFailedError as error:
             now = newest_step(job.folder / CHECKPOINTS) or 0
             if now <= reached:
@@ -155,8 +140,22 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
             if isinstance(result.return_value, RaygenesisError):
                 raise result.return_value
             return
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trainer(job: _Job, datasets: Mapping[str, Dataset], scratch: str) -> TorchTrainer:
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        datasets=dict(datasets),
+        dataset_config=DataConfig(datasets_to_split=[]),
+        scaling_config=ScalingConfig(num_workers=job.resources.num_workers, use_gpu=job.resources.use_gpu),
+        run_config=RunConfig(
+            storage_path=scratch,
+            name="train",
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            worker_runtime_env=TRAINING_ENVIRONMENT,
+        ),
+    )
 
 
 def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
@@ -218,7 +217,7 @@ def _close(recorder: Recorder | None, now: Progress | None) -> None:
         recorder.close(now)
 
 
-def _agreed_state(folder: Path, workers: Workers) -> State | None:
+def _agreed_state(folder: Place, workers: Workers) -> State | None:
     """The newest whole checkpoint.
 
     Raises RuntimeError, at which Ray starts the workers anew, if they see different ones: another machine may see a
@@ -242,19 +241,20 @@ def samples_from(feed: Any, experiment: Experiment) -> Samples:
 
 
 @contextmanager
-def _shown(experiment: Experiment, folder: Path) -> Iterator[None]:
+def _shown(experiment: Experiment, folder: Place) -> Iterator[None]:
     """Show what the first worker writes into `progress.json` and the epochs' table, and say what goes wrong."""
     stopped = threading.Event()
     (folder / STATUS_FILE).unlink(missing_ok=True)
 
     def watch() -> None:
-        rows = read_metrics(folder)
+        rows, status = read_metrics(folder), {}
         told, done = set(experiment.warnings(rows)), float(len(rows))
         with progress(experiment.name, experiment.num_epochs, "epochs", done=done) as ticker:
             last = False
             while not last:
                 last = stopped.wait(SHOWN_SECONDS)
-                rows, status = read_metrics(folder), read_json(folder / STATUS_FILE) or {}
+                with suppress(WorkspaceError):  # a store that does not answer ends no watching
+                    rows, status = read_metrics(folder), read_json(folder / STATUS_FILE) or {}
                 reached = max(done, float(len(rows)), status.get("epochs", 0.0))
                 _measure(folder.name, rows, status)
                 if reached > done:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from raygenesis.training.checkpoints import State
 from raygenesis.training.experiment import Experiment, Row, TrainingError
 from raygenesis.training.feeding import Batch, Samples, ordered_batches, prefetch, training_batches
 from raygenesis.training.workers import summed, synchronise
-from raygenesis.workspace import publish
+from raygenesis.workspace import Place, publish
 
 # Where the scale of the loss falls below this, it is not for the scale that gradients are not finite.
 LEAST_SCALE = 1.0
@@ -99,7 +98,7 @@ def run_epochs(
     state: Mapping[str, Any] | None = None,
     on_step: Callable[[Progress, Row], None] = lambda *_: None,
     on_epoch: Callable[[Progress], None] = lambda _: None,
-    folder: Path | None = None,
+    folder: Place | None = None,
 ) -> Progress:
     """Train to the end, from `state` when given, which may lie in the midst of an epoch.
 
@@ -149,7 +148,7 @@ def _begin(experiment: Experiment, workers: Workers) -> Progress:
 
 def _epoch(
     experiment: Experiment, now: Progress, train: Samples, workers: Workers, on_step: Callable[[Progress, Row], None],
-    folder: Path | None,
+    folder: Place | None,
 ) -> Row:  # fmt: skip
     """The steps of an epoch that are not done yet; returns its row of means."""
     epoch, num_pieces = len(now.history), experiment.tuning.num_pieces
@@ -194,7 +193,7 @@ def _epoch(
 
 def _step(
     experiment: Experiment, now: Progress, network: nn.Module, pieces: Sequence[Batch], epoch: int, num_cubes: int,
-    rate: float, workers: Workers, folder: Path | None,
+    rate: float, workers: Workers, folder: Place | None,
 ) -> Row:  # fmt: skip
     """Change the weights by one global batch, of which `pieces` are this worker's; returns means over all workers."""
     for group in now.optimizer.param_groups:
@@ -237,7 +236,7 @@ def _add(sums: dict[str, list[float]], figures: Mapping[str, float]) -> None:
 
 def _refuse(
     experiment: Experiment, figures: Mapping[str, float], own_loss: float, pieces: Sequence[Batch], epoch: int,
-    workers: Workers, folder: Path | None,
+    workers: Workers, folder: Place | None,
 ) -> None:  # fmt: skip
     """Raise TrainingError, on all workers, for a loss or gradient that is not finite; those at fault keep the batch."""
     loss = figures["loss"]

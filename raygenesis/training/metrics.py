@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygenesis.training.experiment import Row
-from raygenesis.workspace import write_table
+from raygenesis.workspace import Place, read_table, write_table
 
 
-def read_metrics(folder: Path) -> list[Row]:
+def read_metrics(folder: Place) -> list[Row]:
     """Rows of `metrics.parquet`, one an epoch; none when training has not ended its first epoch."""
     try:  # as bytes: pyarrow opens a file by name twice, and training may replace it in between
         content = (folder / "metrics.parquet").read_bytes()
@@ -22,31 +21,31 @@ def read_metrics(folder: Path) -> list[Row]:
     return pq.read_table(pa.BufferReader(content)).to_pylist()
 
 
-def write_metrics(folder: Path, history: Sequence[Row]) -> None:
+def write_metrics(folder: Place, history: Sequence[Row]) -> None:
     write_table(folder / "metrics.parquet", _as_table(history))
 
 
-def read_steps(folder: Path) -> list[Row]:
+def read_steps(folder: Place) -> list[Row]:
     """A row a step, as far as there is a checkpoint: losses over all workers, learning rate, gradient norm, seconds."""
-    tables = [pq.read_table(path) for path in sorted((folder / "steps").glob("part-*.parquet"))]
+    tables = [read_table(path) for path in sorted((folder / "steps").glob("part-*.parquet"))]
     return pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
 
 
-def write_steps(folder: Path, rows: Sequence[Row]) -> None:
+def write_steps(folder: Place, rows: Sequence[Row]) -> None:
     """Publish the rows of consecutive steps as a part."""
     if rows:
         (folder / "steps").mkdir(parents=True, exist_ok=True)
         write_table(_part(folder, rows[0]["step"]), _as_table(rows))
 
 
-def forget_steps(folder: Path, step: int) -> None:
+def forget_steps(folder: Place, step: int) -> None:
     """Remove the parts of this step and later ones: training goes on from before it."""
     for path in (folder / "steps").glob("part-*.parquet"):
         if path.name >= _part(folder, step).name:
             path.unlink()
 
 
-def _part(folder: Path, step: int) -> Path:
+def _part(folder: Place, step: int) -> Place:
     return folder / "steps" / f"part-{step:09d}.parquet"
 
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from raygenesis.training.experiment import Row
 from raygenesis.training.loop import Progress
 from raygenesis.training.metrics import write_metrics, write_steps
 from raygenesis.training.trackers import Tracker, finite
-from raygenesis.workspace import write_json
+from raygenesis.workspace import Place, write_json
 
 STATUS_SECONDS = 1.0
 CHECKPOINTS, STATUS_FILE = "checkpoints", "progress.json"
@@ -31,7 +30,7 @@ class Recorder:
     and `progress.json` says why.
     """
 
-    def __init__(self, folder: Path, checkpoint_seconds: float, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, folder: Place, checkpoint_seconds: float, trackers: Sequence[Tracker] = ()) -> None:
         self._folder, self._interval, self._trackers = folder, checkpoint_seconds, list(trackers)
         self._lost: list[str] = []  # why trackers were left out
         self._rows: list[Row] = []  # since the last checkpoint

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -10,7 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raygenesis.errors import SettingsError
+from raygenesis.remote import RemotePath
 from raygenesis.training.experiment import Row
+from raygenesis.workspace import Place
+
+UPLOAD_SECONDS = 60.0
 
 
 class Tracker(Protocol):
@@ -20,26 +26,39 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run's folder."""
+    """Event files in `tensorboard/` of the run's folder; in an object store once a minute and at the end."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], first_step: int) -> None:
+    def __init__(self, folder: Place, name: str, config: Mapping[str, Any], first_step: int) -> None:
         from tensorboardX import SummaryWriter
 
+        self._folder, self._uploaded = folder / "tensorboard", time.monotonic()
+        # A file cannot grow in an object store.
+        self._scratch = tempfile.TemporaryDirectory() if isinstance(folder, RemotePath) else None
+        local = self._folder if self._scratch is None else self._scratch.name
         # What was written of later steps before an interruption is not shown.
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None, flush_secs=10)
+        self._writer = SummaryWriter(str(local), purge_step=first_step or None, flush_secs=10)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+        if self._scratch is not None and time.monotonic() - self._uploaded >= UPLOAD_SECONDS:
+            self._writer.flush()
+            self._upload()
 
     def close(self) -> None:
         self._writer.close()
+        if self._scratch is not None:
+            self._upload()
+
+    def _upload(self) -> None:
+        self._uploaded = time.monotonic()
+        self._folder.upload(Path(self._scratch.name))
 
 
 class MLflow:
     """A run of the experiment `raygenesis`, at MLFLOW_TRACKING_URI, through Ray's own integration."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], first_step: int) -> None:
+    def __init__(self, folder: Place, name: str, config: Mapping[str, Any], first_step: int) -> None:
         from ray.air.integrations.mlflow import setup_mlflow
 
         self._mlflow = setup_mlflow(
@@ -56,7 +75,7 @@ class MLflow:
 class WandB:
     """A run of the project `raygenesis`, with WANDB_API_KEY or WANDB_MODE=offline, through Ray's own integration."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], first_step: int) -> None:
+    def __init__(self, folder: Place, name: str, config: Mapping[str, Any], first_step: int) -> None:
         from ray.air.integrations.wandb import setup_wandb
 
         # The same run goes on after an interruption, and one that is made anew is another.
@@ -64,8 +83,8 @@ class WandB:
         if not path.is_file():
             path.write_text(uuid.uuid4().hex)
         self._run = setup_wandb(
-            dict(config), project="raygenesis", name=name, id=path.read_text(), group=None, dir=str(folder),
-            resume="allow",
+            dict(config), project="raygenesis", name=name, id=path.read_text(), group=None,
+            dir=str(folder) if isinstance(folder, Path) else None, resume="allow",
         )  # fmt: skip
 
     def log(self, figures: Mapping[str, float], step: int) -> None:

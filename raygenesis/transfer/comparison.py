@@ -29,7 +29,7 @@ from raygenesis.transfer.published import PUBLISHED
 from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import RANDOM, semantics_of
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, publish, read_json, remove_tree
+from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, manifest_of, publish, read_json, remove_tree
 
 # Cubes that a pretraining sees may differ from the plan's by this share, as epochs are whole.
 MOST_APART = 0.1
@@ -183,7 +183,7 @@ def _finish(
     return manifest
 
 
-def results_in(folder: Path) -> dict[int | str, dict[str, list[dict[str, Any]]]]:
+def results_in(folder: Place) -> dict[int | str, dict[str, list[dict[str, Any]]]]:
     """The trials of a target: by the number of labelled subjects, by initialisation, in their order."""
     extent = manifest_of(folder, "finetune")["extent"]
     results: dict[int | str, dict[str, list[dict[str, Any]]]] = {}

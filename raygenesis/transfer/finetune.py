@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,7 +28,7 @@ from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, told
 from raygenesis.transfer.trial import run_trial, trial_path
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json
+from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json
 
 # What is compared when nothing is said.
 STARTS = (RANDOM, "default")
@@ -93,7 +92,7 @@ def as_pretrained(settings: Settings, workspace: Workspace, starts: Sequence[str
 
 
 def _run_trials(
-    ready: Prepared, initialisations: Sequence[Initialisation], folder: Path, key: str
+    ready: Prepared, initialisations: Sequence[Initialisation], folder: Place, key: str
 ) -> dict[str, dict[int | str, list[dict[str, Any]]]]:
     """The trials' results: of each initialisation, by the number of labelled subjects.
 
@@ -115,7 +114,7 @@ def _run_trials(
     return results
 
 
-def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial, str]], folder: Path) -> None:
+def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial, str]], folder: Place) -> None:
     """As many at once as the cluster has room for."""
     pose, waiting, running, failures = ready.pose, list(missing), {}, []
     task = ray.remote(
@@ -146,7 +145,7 @@ def _parts(split: Split, trial: Trial) -> tuple[Sequence[Example], ...]:
     return trial.examples, split.validation, split.test
 
 
-def _result(folder: Path, start: Initialisation, trial: Trial, key: str) -> dict[str, Any] | None:
+def _result(folder: Place, start: Initialisation, trial: Trial, key: str) -> dict[str, Any] | None:
     """A finished trial's result, or None where there is none of this very trial."""
     result = read_json(trial_path(folder, start.name, trial))
     return result if result is not None and result["key"] == key else None

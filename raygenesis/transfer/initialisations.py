@@ -17,7 +17,7 @@ from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextN
 from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
 from raygenesis.pretraining.weights import ENCODER_FILE, TORCH, give_decoder, load_network
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Workspace, read_json, xxh3_of
+from raygenesis.workspace import Place, Workspace, on_disk, place, read_json, xxh3_of
 
 # Units between the pooled bottleneck and the answer (METHOD, target tasks).
 HIDDEN = 1024
@@ -34,7 +34,7 @@ class Initialisation:
     """
 
     name: str
-    weights: Path | None
+    weights: Place | None
     architecture: Architecture
     fingerprint: str
     random: str | None = None
@@ -69,9 +69,11 @@ def find_initialisations(
         if name == RANDOM:
             raise SettingsError(f"{source} would be called {RANDOM!r}, as random weights are: name it, NAME={source}")
         if is_file(source):
-            path = Path(source).expanduser().absolute()
+            path = place(source)
             path = path / ENCODER_FILE if path.is_dir() else path  # the run of another workspace
-            found.append(Initialisation(name, path, load_network(path).architecture, xxh3_of(path)))
+            architecture = load_network(path).architecture
+            with on_disk(path) as local:
+                found.append(Initialisation(name, path, architecture, xxh3_of(local)))
         else:
             folder = workspace.run(source)
             manifest = read_json(folder / "manifest.json")
@@ -85,12 +87,12 @@ def find_initialisations(
         ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
     )
     architectures = [_bare(start.architecture) for start in found] or [given]
-    for place, (name, source) in enumerate(map(named, starts)):
+    for number, (name, source) in enumerate(map(named, starts)):
         if source == RANDOM:
             randoms = _randoms(architectures, name)
             of = {start.architecture: start.name for start in randoms}
             found = [replace(start, random=start.random or of[_bare(start.architecture)]) for start in found]
-            found[place:place] = randoms
+            found[number:number] = randoms
     names = [each.name for each in found]
     if len(set(names)) < len(names):
         raise SettingsError(

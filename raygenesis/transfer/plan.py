@@ -84,7 +84,7 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Description]]:
         )
     starts = [
         start.model_copy(update={"weights": str(folder / Path(start.weights).expanduser()), "name": start.title})
-        if start.weights not in (None, RANDOM) and is_file(start.weights)
+        if start.weights not in (None, RANDOM) and is_file(start.weights) and "://" not in start.weights
         else start
         for start in plan.initialisations
     ]

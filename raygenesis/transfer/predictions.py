@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.scans import without_ending
 from raygenesis.transfer.cases import Case, nearest
-from raygenesis.workspace import publish
+from raygenesis.workspace import Place, on_disk, publish
 
 
-def write_prediction(folder: Path, case: Case, predicted: NDArray[np.uint8]) -> Path:
+def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) -> Place:
     """`<case>.nii.gz`: the classes of the scan's own voxels, in the order of its file where that is NIfTI; of a region,
     the region's voxels at their place in the scan.
 
@@ -38,7 +38,7 @@ def write_prediction(folder: Path, case: Case, predicted: NDArray[np.uint8]) -> 
     return path
 
 
-def write_example(folder: Path, start: str, case: Case, predicted: NDArray[np.uint8]) -> None:
+def write_example(folder: Place, start: str, case: Case, predicted: NDArray[np.uint8]) -> None:
     """The slice of a case with the most foreground: image float32, label and prediction uint8 [y, x]."""
     at = int((case.label > 0).sum((1, 2)).argmax()) if case.label.ndim == 3 else ...
     slices = {
@@ -47,16 +47,16 @@ def write_example(folder: Path, start: str, case: Case, predicted: NDArray[np.ui
     publish(_example_path(folder, start), lambda aside: _save(aside, slices))
 
 
-def join_examples(folder: Path, starts: Sequence[str]) -> None:
+def join_examples(folder: Place, starts: Sequence[str]) -> None:
     """`example.npz`: image, label, and each initialisation's prediction under its name."""
     joined: dict[str, NDArray[Any]] = {}
     for start in starts:
-        with np.load(_example_path(folder, start)) as arrays:
+        with on_disk(_example_path(folder, start)) as local, np.load(local) as arrays:
             joined |= {"image": arrays["image"], "label": arrays["label"], f"prediction_{start}": arrays["prediction"]}
     publish(folder / "example.npz", lambda aside: _save(aside, joined))
 
 
-def _example_path(folder: Path, start: str) -> Path:
+def _example_path(folder: Place, start: str) -> Place:
     return folder / f"example-{start}.npz"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from raygenesis.transfer.metrics import PRIMARY, figures, overlap
 from raygenesis.transfer.predictions import write_example, write_prediction
 from raygenesis.transfer.segmentation import segment, train_segmenter
 from raygenesis.transfer.split import Trial
-from raygenesis.workspace import Stopwatch, write_json
+from raygenesis.workspace import Place, Stopwatch, write_json
 
 # Modes in which no network is trained to classify.
 PROBES = ("frozen", "knn")
@@ -76,7 +75,7 @@ class Held:
         return [blocks[block][place] for block, place in self.places.values()]
 
 
-def run_trial(pose: Pose, start: Initialisation, trial: Trial, held: Sequence[Held], folder: Path, key: str) -> str:
+def run_trial(pose: Pose, start: Initialisation, trial: Trial, held: Sequence[Held], folder: Place, key: str) -> str:
     """Fine-tune and test, leave the trial's file, and tell the primary figure.
 
     held: cases to learn from, to validate and to test on. key: kept in the file, to know the trial again by.
@@ -103,14 +102,14 @@ def run_trial(pose: Pose, start: Initialisation, trial: Trial, held: Sequence[He
     return f"{start.name} {primary.words} {found[primary.name]:.3f}"
 
 
-def trial_path(folder: Path, start: str, trial: Trial) -> Path:
+def trial_path(folder: Place, start: str, trial: Trial) -> Place:
     labelled = str(trial.labelled).replace("%", "percent")
     return folder / f"trial-{start}-{labelled}-{trial.number}.json"
 
 
 def fine_tune(
     pose: Pose, start: Initialisation, trial: Trial, labelled: Sequence[Case], validation: Sequence[Case],
-    test: Sequence[Case], folder: Path | None = None,
+    test: Sequence[Case], folder: Place | None = None,
 ) -> tuple[Learnt | None, list[dict[str, Any]]]:  # fmt: skip
     """What was learnt (None where nothing is trained), and a row a test case as `metrics.figures` takes them.
 
@@ -140,7 +139,7 @@ def fine_tune(
 
 def _segmented(
     pose: Pose, start: Initialisation, trial: Trial, labelled: Sequence[Case], validation: Sequence[Case],
-    test: Sequence[Case], folder: Path | None,
+    test: Sequence[Case], folder: Place | None,
 ) -> tuple[Learnt, list[dict[str, Any]]]:  # fmt: skip
     settings, shape = pose.settings, pose.form.input_shape
     unet = segmentation_network(start, pose.num_classes, settings.mode, trial.seed, len(shape))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ngff_zarr
 import numpy as np
@@ -38,3 +41,37 @@ def test_an_independent_reader_validates_and_reads(tmp_path: Path, shape, ndim: 
             assert image.axes_units[axis] == "millimeter" and steps in (1, 2, 4, 8) and abs(factor - steps) < 0.4
             assert image.translation[axis] == pytest.approx(spacing[axis] * (steps - 1) / 2)
     assert len(read.images) > 1
+
+
+# What neuroglancer's `zarr3://` reads, of data types, codecs (whole ones, within shards, and of a shard's index) and
+# units of OME axes; all seen in it with a volume of an archive.
+TYPES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32)} | {"uint64", "float32"}
+CODECS = {"sharding_indexed", "bytes", "blosc", "crc32c", "gzip", "zstd", "transpose"}
+
+
+@pytest.mark.parametrize(("shape", "ndim"), [((37, 50, 41), 3), ((3, 20, 33, 40), 3), ((50, 41), 2)])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4"])
+def test_neuroglancer_and_napari_find_what_they_need(tmp_path: Path, shape, ndim: int, dtype: str) -> None:
+    folder = tmp_path / "a.ome.zarr"
+    write_volume(folder, Volume(grey(shape, dtype), np.diag([0.5, 0.75, 2.5, 1.0]), ndim=ndim), {}, SETTINGS)
+    group = json.loads((folder / "zarr.json").read_text())
+    assert (group["zarr_format"], group["node_type"], group["attributes"]["ome"]["version"]) == (3, "group", "0.5")
+    (image,) = group["attributes"]["ome"]["multiscales"]
+    space = [axis for axis in image["axes"] if axis["type"] == "space"]
+    assert [axis["unit"] for axis in space] == ["millimeter"] * ndim
+    assert "".join(axis["name"] for axis in image["axes"]) == "c" * (len(shape) - ndim) + "zyx"[-ndim:]
+    for level in image["datasets"]:
+        array = json.loads((folder / level["path"] / "zarr.json").read_text())
+        assert array["data_type"] in TYPES and array["chunk_grid"]["name"] == "regular"
+        assert array["chunk_key_encoding"]["name"] == "default" and not array.get("storage_transformers")
+        assert array["dimension_names"] == [axis["name"] for axis in image["axes"]]
+        assert {codec["name"] for codec in codecs_of(array["codecs"])} <= CODECS
+        kinds = [transform["type"] for transform in level["coordinateTransformations"]]
+        assert kinds in (["scale"], ["scale", "translation"])
+
+
+def codecs_of(codecs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for codec in codecs:
+        yield codec
+        for inner in ("codecs", "index_codecs"):
+            yield from codecs_of(codec.get("configuration", {}).get(inner, []))

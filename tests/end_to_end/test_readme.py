@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from raygenesis.cli import main
+from raygenesis.patterns.reader import read_patterns
 from tests.data import HEADS, HIPPOCAMPI, RADIOGRAPHS, needs_hippocampi
 from tests.end_to_end.conftest import TINY, MainJob
 
@@ -69,13 +70,15 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
     plan = plan.replace("IMAGES", f"{HIPPOCAMPI}/images").replace("LABELS", f"{HIPPOCAMPI}/labels")
     plan = plan.replace("20000", "20")
     (root / "PLAN.yaml").write_text(plan)
-    outputs = {}
+    volume_id = read_patterns(main_job.workspace / "patterns", ["volume_id"])["volume_id"][0].as_py()
+    outputs = {"ID": volume_id, "patterns.html": str(root / "patterns.html")}
     for line in console_lines("raygenesis "):
         workspace = root / ("other" if "subject_pattern" in line else "workspace")
         places = {
             "SCANS": main_job.scans, "WORKSPACE": workspace, "IMAGES": HIPPOCAMPI / "images",
             "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png", "EMBEDDINGS": root / "embeddings",
-            "patterns.png": root / "patterns.png", "WORKSPACE/runs/default": workspace / "runs" / "default",
+            "patterns.png": root / "patterns.png", "patterns.html": root / "patterns.html", "ID": volume_id,
+            "WORKSPACE/runs/default": workspace / "runs" / "default",
             "WORKSPACE/runs/rotation": workspace / "runs" / "rotation", "genesis.pt": root / "genesis.pt",
             "SPACE.yaml": root / "space.yaml", "TARGET.yaml": root / "TARGET.yaml", "PLAN.yaml": root / "PLAN.yaml",
             "released=genesis.pt": f"released={root / 'genesis.pt'}",
@@ -138,6 +141,10 @@ def test_a_table_of_sexes_is_learnt_from_three_initialisations_and_a_plan_compar
     names = ["random", "random-batch-statistics", "models-genesis", "semantic-genesis", "released"]
     assert [row["initialisation"] for row in compared["overview"]] == names
     assert {row["target"] for row in compared["semantics"]} == {"hippocampus", "sex"}
+
+
+def test_the_patterns_of_a_scan_can_be_looked_through(followed: dict[str, str]) -> None:
+    assert f"Patterns of volume {followed['ID']}" in Path(followed["patterns.html"]).read_text()
 
 
 def test_the_page_tells_of_the_sweep_and_the_target(followed: dict[str, str]) -> None:

@@ -15,7 +15,6 @@ from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.inspection import fault_of, info, show
 from raygenesis.archive.store import read_region, volume_folder
-from raygenesis.errors import WorkspaceError
 from raygenesis.remote import RemotePath
 from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace
@@ -77,5 +76,3 @@ def test_an_archive_in_an_object_store_is_the_one_on_a_disk(
     (first, *_) = read_catalogue(local.catalog)
     folders = [volume_folder(workspace.volumes, first["volume_id"]) for workspace in (remote, local)]
     assert np.array_equal(*(read_region(folder, 0, region) for folder in folders))
-    with pytest.raises(WorkspaceError, match="embeddings needs a folder of a mounted file system"):
-        _ = remote.embeddings

@@ -1,0 +1,265 @@
+"""Curves and other charts: as SVG in the page's own colours, and as SVG and PNG for a paper."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from numpy.typing import NDArray
+
+MOST_POINTS = 300  # of one curve
+MOST_LETTERS = 40  # of the names below an axis, side by side
+DOTS_PER_INCH = 300
+
+# The page's colours in light; in the page they become its CSS variables, so that charts follow light and dark.
+INK, MUTED, SERIES = "#191e24", "#56616d", ("#1d6cbd", "#bd4f06", "#26784a")
+CSS_OF = {INK: "currentColor", MUTED: "var(--muted)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
+}
+STYLE = {
+    "svg.fonttype": "none", "font.size": 8.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+    "grid.color": MUTED, "grid.alpha": 0.25, "axes.axisbelow": True, "lines.linewidth": 1.6, "legend.frameon": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title and, in `alt`, what it shows in words; `wide` takes the page's width.
+
+    `inline` is an SVG element in the page's colours; `svg` and `png` are the content of files.
+    """
+
+    title: str
+    of: str
+    alt: str
+    inline: Markup
+    svg: str
+    png: bytes
+    wide: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its files, without an ending."""
+        return slug(f"{self.of} {self.title}")
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Endings and contents: SVG and PNG."""
+        yield "svg", self.svg.encode()
+        yield "png", self.png
+
+
+def slug(text: str) -> str:
+    """A name for a file: what is no letter, digit or dot becomes a dash."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.").lower()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve over epochs; None and NaN are gaps."""
+
+    name: str
+    y: Sequence[float | None]
+
+
+def curves(
+    title: str, of: str, lines: Sequence[Line], *, levels: Mapping[str, float] | None = None,
+    boundary: float | None = None, least: float | None = None, most: float | None = None, percent: bool = False,
+) -> Chart:  # fmt: skip
+    """Curves over epochs, dashed horizontal `levels`, and a dotted line where the joint phase begins."""
+
+    def draw(axes: Axes) -> None:
+        for line, colour in zip(lines, SERIES, strict=False):
+            y = np.array([np.nan if value is None else value for value in line.y], float)
+            x = np.unique(np.linspace(0, len(y) - 1, MOST_POINTS).astype(int)) if len(y) else np.empty(0, int)
+            axes.plot(x + 1, y[x], color=colour, label=line.name, marker="." if len(x) <= 20 else None)
+        for (name, level), dashes in zip((levels or {}).items(), ((4, 2), (1, 1.5)), strict=False):
+            axes.axhline(level, color=INK, linewidth=1, dashes=dashes, label=name)
+        if boundary is not None:
+            axes.axvline(boundary, color=MUTED, linewidth=1, linestyle=":")
+            axes.text(boundary, 1.0, " joint", transform=axes.get_xaxis_transform(), color=MUTED, va="bottom")
+        axes.set_ylim(least, most)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        _legend(axes)
+
+    last = [f"{line.name} ends at {line.y[-1]:.4g}" for line in lines if line.y and line.y[-1] is not None]
+    also = [f"{name} is {value:.4g}" for name, value in (levels or {}).items()]
+    return _chart(title, f"{title} of {of} over epochs: {', '.join(last + also)}.", draw, of=of)
+
+
+def scatter(title: str, alt: str, groups: Mapping[str, NDArray[np.float64]], labels: Sequence[str]) -> Chart:
+    """Points [n, 2] in three named groups, each drawn above those before it; the last are few and stand out."""
+
+    def draw(axes: Axes) -> None:
+        styles = ((MUTED, 9, "o", 0.45), (SERIES[0], 20, "o", 0.9), (SERIES[1], 110, "*", 1.0))
+        for (name, points), (colour, size, marker, alpha) in zip(groups.items(), styles, strict=True):
+            axes.scatter(*points.T, s=size, c=colour, marker=marker, alpha=alpha, label=name, linewidths=0)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        _legend(axes)
+
+    return _chart(title, alt, draw, (4.2, 3.2))
+
+
+def strip(
+    title: str, xlabel: str, ylabel: str, values: Mapping[str, Sequence[float]], *, joined: bool = False,
+    dot: str = "trial", of: str = "",
+) -> Chart:  # fmt: skip
+    """A column of dots for each name (a row, where names are long), and their means; `dot` is what each of them is."""
+    lies = sum(map(len, values)) > MOST_LETTERS
+
+    def draw(axes: Axes) -> None:
+        means = [float(np.mean(dots)) for dots in values.values()]
+        places = np.repeat(np.arange(len(values)), [len(dots) for dots in values.values()])
+        dots = [dot for column in values.values() for dot in column]
+        order = slice(None, None, -1 if lies else 1)
+        line = "-" if joined and not lies else ""
+        axes.scatter(*(places, dots)[order], s=18, c=SERIES[0], alpha=0.55, linewidths=0, label=dot)
+        axes.plot(
+            *(range(len(values)), means)[order], color=SERIES[1], marker="|" if lies else "_", markersize=16,
+            markeredgewidth=1.6, linestyle=line, label="mean",
+        )  # fmt: skip
+        (axes.set_yticks if lies else axes.set_xticks)(range(len(values)), list(values))
+        (axes.set_ylim if lies else axes.set_xlim)(*(-0.5, len(values) - 0.5)[order])
+        axes.set_xlabel(ylabel if lies else xlabel)
+        axes.set_ylabel("" if lies else ylabel)
+        axes.grid(lies, axis="x")
+        axes.grid(not lies, axis="y")
+        _legend(axes)
+
+    means = ", ".join(f"{np.mean(dots):.4g} at {name}" for name, dots in values.items())
+    size = (4.2, 0.9 + 0.26 * len(values)) if lies else (4.2, 2.7)
+    return _chart(title, f"{title}. Mean {ylabel}: {means}.", draw, size, of=of)
+
+
+def pairs(title: str, ylabel: str, of: str, told: Mapping[str, tuple[Sequence[float], Sequence[float], str]]) -> Chart:
+    """For each name, trials without and with something side by side, their means joined, and a note above them."""
+
+    def draw(axes: Axes) -> None:
+        for side, (name, colour) in enumerate((("without semantics", SERIES[0]), ("with", SERIES[1]))):
+            columns = [pair[side] for pair in told.values()]
+            places = np.arange(len(told)) + (side - 0.5) * 0.36
+            spread = np.repeat(places, [len(dots) for dots in columns])
+            axes.scatter(spread, np.concatenate(columns), s=18, c=colour, alpha=0.55, linewidths=0, label=name)
+            axes.scatter(places, [np.mean(dots) for dots in columns], s=260, c=colour, marker="_", linewidths=2)
+        for place, (without, with_it, note) in enumerate(told.values()):
+            ends = [float(np.mean(without)), float(np.mean(with_it))]
+            axes.plot([place - 0.18, place + 0.18], ends, color=MUTED, linewidth=1, zorder=1)
+            axes.text(place, 1.0, note, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+        axes.set_xticks(range(len(told)), list(told))
+        axes.set_xlim(-0.6, len(told) - 0.4)
+        axes.set_ylabel(ylabel)
+        _legend(axes)
+
+    means = ", ".join(
+        f"{name} {np.mean(without):.4g} without and {np.mean(with_it):.4g} with, {note}"
+        for name, (without, with_it, note) in told.items()
+    )
+    return _chart(title, f"{title}. Mean {ylabel}: {means}.", draw, of=of)
+
+
+def marginal(
+    title: str, key: str, objective: str, points: Sequence[tuple[float, float]], *, log: bool = False
+) -> Chart:
+    """Points (value, objective) of a setting with many values, and their means in up to five groups of like values."""
+    x, y = np.array(sorted(points), float).T
+    groups = np.array_split(np.arange(len(x)), min(5, max(1, len(x) // 2)))
+    middle = (lambda values: np.exp(np.log(values).mean())) if log else np.mean
+
+    def draw(axes: Axes) -> None:
+        axes.scatter(x, y, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label="point")
+        means = [[middle(x[group]), y[group].mean()] for group in groups]
+        axes.plot(*np.transpose(means), color=SERIES[1], marker="_", markersize=16, label="mean of like values")
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(key)
+        axes.set_ylabel(objective)
+        _legend(axes)
+
+    ends = f"The lowest value of {key} has {y[0]:.4g}, the highest {y[-1]:.4g}"
+    return _chart(title, f"{title}: {objective} of {len(x)} points. {ends}.", draw)
+
+
+def parallel(
+    title: str, axes_of: Mapping[str, Sequence[tuple[float, str]]], rows: Sequence[Sequence[float]], best: int
+) -> Chart:
+    """Parallel coordinates: an upright axis a name with ticks (place in [0, 1], label), and a line a row of places.
+
+    The last axis is the objective, upwards better: the higher a line ends there, the stronger it is drawn. `best` is
+    the number of the row that stands out.
+    """
+    names = list(axes_of)
+
+    def draw(axes: Axes) -> None:
+        axes.grid(False)
+        for number, row in enumerate(rows):
+            style = {"color": SERIES[1], "linewidth": 2.4, "zorder": 3} if number == best else {
+                "color": SERIES[0], "alpha": 0.15 + 0.55 * row[-1],
+            }  # fmt: skip
+            axes.plot(row, label="best point" if number == best else None, **style)
+        for place, name in enumerate(names):
+            axes.axvline(place, color=MUTED, linewidth=0.8)
+            for height, label in axes_of[name]:
+                axes.text(place + 0.02, height + 0.015, label, va="bottom", fontsize=7.5, color=INK)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xlim(-0.1, len(names) - 0.6)
+        axes.set_ylim(-0.06, 1.1)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.02), borderaxespad=0)
+
+    alt = f"{title}: {len(rows)} points as lines over {', '.join(names)}."
+    return _chart(title, alt, draw, (max(4.2, 1.6 * len(names)), 3.0), wide=len(names) > 3)
+
+
+def _legend(axes: Axes) -> None:
+    """Names of what is drawn, above it, where there is more than one thing."""
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.03, 1.07), ncols=4, borderaxespad=0, columnspacing=1.1,
+            handlelength=1.3, handletextpad=0.5,
+        )  # fmt: skip
+
+
+def _chart(
+    title: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (4.2, 2.7), wide: bool = False,
+    of: str = "",
+) -> Chart:  # fmt: skip
+    text, picture = io.StringIO(), io.BytesIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once for both files
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(picture, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return Chart(title, of, alt, _inline(text.getvalue()), text.getvalue(), picture.getvalue(), wide)
+
+
+def _inline(svg: str) -> Markup:
+    """The SVG element alone, with the page's font and colours and only the ids that it refers to itself."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (?:xmlns(?::\w+)?|width|height|version)="[^"]*"', "", svg.partition(">")[0]) + svg[svg.index(">") :]
+    svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 inherit-family", svg).replace("inherit-family", "sans-serif")
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found.group(0) if found.group(1) in used else "", svg)
+    for colour, css in CSS_OF.items():
+        svg = svg.replace(colour, css)
+    return Markup(svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1))

@@ -1,0 +1,60 @@
+"""Templates made into pages, and how figures are written for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}
+WORDS = {
+    **SYMBOLS, "dice": "Dice", "iou": "IoU", "auc": "AUC", "sd": "s.d.", "rankme": "RankMe",
+}  # fmt: skip
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """A page from a template of this folder."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    filters = (("size", size), ("duration", duration), ("number", number), ("words", words), ("counted", counted))
+    environment.filters.update(filters)
+    return environment.get_template(template).render(context)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 24 * 60:
+        return f"{minutes // 60 // 24:,} d {minutes // 60 % 24:02d} h"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def number(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value if isinstance(value, str) else str(value)  # a string may be markup
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def size(num_bytes: float) -> str:
+    for unit in ("KiB", "MiB", "GiB"):
+        num_bytes /= 2**10
+        if num_bytes < 2**10:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 2**10:,.1f} TiB"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`125 volumes, 1 part`: counts under their names."""
+    parts = [(count, name.replace("_", " ")) for name, count in counts.items()]
+    return ", ".join(f"{number(count)} {name.removesuffix('s') if count == 1 else name}" for count, name in parts)
+
+
+def words(key: str) -> str:
+    return WORDS.get(key) or " ".join(WORDS.get(word, word) for word in key.split("_"))

@@ -1,0 +1,64 @@
+"""The report in Chromium, on a phone and on a desk, light and dark: no network, no errors, readable, reachable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from raygenesis.report.report import report
+from raygenesis.workspace import Workspace
+from tests.report.browser import browser, check, check_keyboard, needs_chromium, opened
+from tests.report.workspaces import make_archive, make_discovery, make_run, make_sweep, make_transfer, settings_of
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace, settings = Workspace.open(tmp_path_factory.mktemp("report") / "w"), settings_of(3)
+    make_archive(workspace, failures=[{"source": "0" * 200, "reason": "not readable as NIfTI " * 9}])
+    make_discovery(workspace, settings)
+    make_run(workspace, settings, "a-run-with-a-name-that-is-rather-long", warnings=["nothing is learnt"])
+    make_run(workspace, settings, "half", finished=False)
+    make_sweep(workspace)
+    make_transfer(workspace, 3)
+    return report(workspace, settings)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_report(chromium: Browser, page_file: Path, width: int, scheme: str) -> None:
+    with opened(chromium, page_file, width, scheme) as page:
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(18, 22, 26)")
+        page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+        check(page, width)
+
+
+def test_the_report_by_keyboard(chromium: Browser, page_file: Path) -> None:
+    with opened(chromium, page_file, 1440, "light") as page:
+        check_keyboard(page)
+        closed = page.locator("details:not([open]) > summary").first
+        closed.focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.parentElement.open")
+
+
+def test_every_link_of_the_contents_leads_to_its_section(chromium: Browser, page_file: Path) -> None:
+    with opened(chromium, page_file, 390, "light") as page:
+        links = page.locator("nav a").all()
+        assert len(links) == 12
+        for link in links:
+            link.click()
+            heading = page.locator(page.evaluate("location.hash"))
+            assert heading.inner_text() == link.inner_text()
+            assert heading.evaluate("e => e.getBoundingClientRect().top < innerHeight")
