@@ -171,7 +171,7 @@ def _nodes_are_coming() -> bool:
     return bool(report.get("pending_launches") or report.get("pending_nodes"))
 
 
-def answer_of(reference: ray.ObjectRef) -> Any:
+def answer_of(reference: ray.ObjectRef[Any]) -> Any:
     """A task's answer; a user's mistake found there is one sentence here too."""
     try:
         return ray.get(reference)

@@ -115,7 +115,7 @@ class Slice:
     plane: Plane | None
     rescale: tuple[float, float]
     inverted: bool
-    pixels: NDArray[np.generic] | None
+    pixels: Any  # NDArray [rows, columns, ...], None where they are not read
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -143,7 +143,7 @@ def guarded(fault: str) -> Iterator[None]:
             raise ScanError(f"{fault} ({type(error).__name__})") from None
 
 
-def read_dataset(path: Path, tags: Sequence[str | BaseTag], *, pixels: bool) -> FileDataset:
+def read_dataset(path: Path, tags: Sequence[BaseTag], *, pixels: bool) -> FileDataset:
     with guarded("the file is cut short or damaged"), path.open("rb") as file:
         if not looks_like_dicom(file.read(HEAD_BYTES)):
             raise ScanError("not a DICOM file")
@@ -226,7 +226,7 @@ def _format(dataset: FileDataset, file_size: int) -> _Format:
     return found
 
 
-def _decode(dataset: Dataset, stored: _Format) -> NDArray[np.generic]:
+def _decode(dataset: Dataset, stored: _Format) -> NDArray[Any]:
     """Stored values [frames, rows, columns], or [frames, rows, columns, 3] as RGB, in native byte order."""
     shape = (stored.frames, stored.rows, stored.columns, *([stored.samples] * (stored.samples > 1)))
     with guarded("the pixel data is cut short or damaged"):

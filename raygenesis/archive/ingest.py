@@ -24,7 +24,7 @@ from raygenesis.archive.store import volume_folder
 from raygenesis.config import ArchiveSettings, Settings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, publish, read_json, remove_tree, write_table
+from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, remove_tree, write_table
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
@@ -111,7 +111,7 @@ def ingest(
     earlier = _earlier_rows(workspace)
     known = read_sources(workspace.private)
     if stage.is_finished():
-        manifest = read_json(workspace.archive / "manifest.json")
+        manifest = manifest_of(workspace.archive, "ingest")
         if _is_up_to_date(manifest, found, earlier, known) and not (prune and manifest["counts"]["removed"]):
             counts = manifest["counts"]
             what = f"{counts['volumes']} volumes, {counts['failures']} failures"

@@ -152,8 +152,8 @@ def scan_picture(
     def outline(box: Row) -> Box:
         ends = [box["origin_mm"][axis] + box["extent_mm"][axis] for axis in (across, down)]
         left, top = (size[axis] - end for axis, end in zip((across, down), ends, strict=True))
-        sides = (box["extent_mm"][axis] for axis in (across, down))
-        return Box(*(length * unit for length in (left, top, *sides)), box["coordinate"])
+        width, height = (box["extent_mm"][axis] for axis in (across, down))
+        return Box(left * unit, top * unit, width * unit, height * unit, box["coordinate"])
 
-    extent = (size[down], size[across])
-    return picture(image[::-1, ::-1], alt, note, extent=extent, pixels=SCAN_PIXELS, boxes=[outline(b) for b in boxes])
+    sides = (size[down], size[across])
+    return picture(image[::-1, ::-1], alt, note, extent=sides, pixels=SCAN_PIXELS, boxes=[outline(b) for b in boxes])

@@ -69,7 +69,8 @@ def _write_figures(folder: Place, context: Mapping[str, Any]) -> int:
             path = folder / f"{name}.{ending}"
             publish(path, lambda aside, content=content: aside.write_bytes(content))
             written.add(path.name)
-    for path in list(folder.glob("*.*")):
+    there: list[Place] = list(folder.glob("*.*"))
+    for path in there:
         if path.name not in written:
             path.unlink(missing_ok=True)
     return len(figures)
@@ -99,8 +100,8 @@ def _artifacts(workspace: Workspace) -> dict[str, Made]:
         if (folder / "config.yaml").is_file():  # which another preset would be refused for
             words += ["--preset", str(folder / "config.yaml")]
         command = shlex.join(["raygenesis", *words, "--workspace", str(workspace.root)])
-        records = (read_json(folder / file) for file in ("manifest.json", "started.json"))
-        made[name] = Made(name, folder, *records, command)
+        manifest, started = (read_json(folder / file) or {} for file in ("manifest.json", "started.json"))
+        made[name] = Made(name, folder, manifest, started, command)
     return made
 
 

@@ -53,7 +53,8 @@ def _bold(text: Any) -> Any:
 
 def _trials(folder: Place, record: Row) -> dict[Any, dict[str, list[float]]]:
     """The primary figure of each trial, by the number of labelled subjects and by initialisation, in their order."""
-    trials = [read_json(path) for path in sorted(folder.glob("trial-*.json"))]
+    paths: list[Place] = sorted(folder.glob("trial-*.json"))
+    trials = [trial for path in paths if (trial := read_json(path)) is not None]
     extent = record.get("extent") or {  # what was compared before may still be there
         "initialisations": dict.fromkeys(trial["initialisation"] for trial in trials),
         "num_labelled": dict.fromkeys(trial["labelled"] for trial in trials),

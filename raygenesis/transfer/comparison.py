@@ -187,7 +187,7 @@ def results_in(folder: Place) -> dict[int | str, dict[str, list[dict[str, Any]]]
     """The trials of a target: by the number of labelled subjects, by initialisation, in their order."""
     extent = manifest_of(folder, "finetune")["extent"]
     results: dict[int | str, dict[str, list[dict[str, Any]]]] = {}
-    trials = [read_json(path) for path in folder.glob("trial-*.json")]
+    trials = [trial for path in folder.glob("trial-*.json") if (trial := read_json(path)) is not None]
     for trial in sorted(trials, key=lambda trial: trial["trial"]):
         start, labelled = trial["initialisation"], trial["labelled"]
         wanted = start in extent["initialisations"] and labelled in extent["num_labelled"]
