@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import ray.data
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError, RayTaskError
 

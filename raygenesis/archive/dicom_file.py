@@ -210,7 +210,7 @@ def _format(dataset: FileDataset, file_size: int) -> _Format:
     if allocated not in (8, 16, 32) or not 0 < stored <= high + 1 <= allocated:
         raise ScanError(f"pixels of {stored} in {allocated} bits are not supported: expected up to 8, 16 or 32 bits")
     photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
-    if not photometric.startswith({1: "MONOCHROME", 3: ("RGB", "YBR")}.get(samples, "none")):
+    if not photometric.startswith({1: ("MONOCHROME",), 3: ("RGB", "YBR")}.get(samples, ("none",))):
         raise ScanError("the image is neither grey nor RGB: its photometric interpretation is not supported")
     inverted = photometric == "MONOCHROME1" and first_value((dataset,), "Modality") not in MEASURED
     implicit, little = dataset.original_encoding

@@ -36,7 +36,7 @@ def percentiles(voxels: NDArray[Any]) -> tuple[float, float]:
 @functools.cache
 def _even_fractions(count: int) -> NDArray[np.float64]:
     """Multiples of the golden section, modulo one: they fill any scan evenly, where strides miss the body."""
-    return np.arange(count) * ((5**0.5 - 1) / 2) % 1.0
+    return np.arange(count, dtype=np.float64) * ((5**0.5 - 1) / 2) % 1.0
 
 
 def _order_statistics(values: NDArray[Any], ranks: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from raygenesis.archive.volume import MAX_COMPRESSION, Volume, canonical, canoni
 from raygenesis.errors import ScanError
 
 # What nibabel, NumPy and zlib raise on damaged bytes.
-DAMAGE: tuple[type[Exception], ...] = (
+DAMAGE: tuple[Any, ...] = (  # isal says of its exception that it is an instance
     ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, isal_zlib.error, OSError, ValueError,
     OverflowError, KeyError,
 )  # fmt: skip

@@ -57,7 +57,7 @@ def content(scan: NDArray[np.float32], window: Sequence[int]) -> NDArray[np.floa
 
 
 def candidates(
-    scan: NDArray[np.float32], spacing_mm: Sequence[float], size_mm: Sequence[float], settings: DiscoverySettings
+    scan: NDArray[np.float32], spacing_mm: NDArray[np.float64], size_mm: NDArray[np.float64], settings: DiscoverySettings
 ) -> NDArray[np.float64]:
     """Centres in mm from the scan's corner, [n, ndim], where a crop of any scale fits and shows anatomy.
 

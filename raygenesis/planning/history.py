@@ -16,7 +16,7 @@ from raygenesis.planning.work import MIB, START_S, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
 from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.workspace import Workspace, manifest_of, read_json
 
 MOST_SAMPLED = 1000  # scans
 ENDLESS = 1e12  # MiB/s: a measured time holds what reading took
@@ -62,7 +62,7 @@ def _done(
 ) -> dict[str, tuple[Mapping[str, Any], Work, float]]:
     """Of each finished stage its manifest, the work of its last call, and the seconds that took."""
     done: dict[str, tuple[Mapping[str, Any], Work, float]] = {}
-    made = read_json(workspace.archive / "manifest.json") or {}
+    made: Mapping[str, Any] | None = manifest_of(workspace.archive, "ingest")
     counts = made["counts"]
     taken_in = round(counts["volumes"] * (1 - counts["known"] / max(counts["scans"], 1)))
     done["ingest"] = made, replace(

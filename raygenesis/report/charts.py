@@ -25,7 +25,7 @@ INK, MUTED, SERIES = "#191e24", "#56616d", ("#1d6cbd", "#bd4f06", "#26784a")
 CSS_OF = {INK: "currentColor", MUTED: "var(--muted)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {  # matplotlib allows its own settings as keys only, each by name
     "svg.fonttype": "none", "font.size": 8.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",

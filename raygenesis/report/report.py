@@ -170,7 +170,7 @@ def _machine() -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return [
-        counted({"CPUs": os.cpu_count()}), f"{memory / 2**30:.1f} GiB memory", ", ".join(gpus) or "no GPU",
+        counted({"CPUs": os.cpu_count() or 1}), f"{memory / 2**30:.1f} GiB memory", ", ".join(gpus) or "no GPU",
         platform.platform(), f"Python {platform.python_version()}",
     ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from raygenesis.report.sections import Made, Row
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.sweeps.trial import FAILED
-from raygenesis.workspace import read_json
+from raygenesis.workspace import Place, read_json
 
 MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a scale
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")

@@ -78,7 +78,9 @@ def _strips(artifact: Made) -> list[Chart]:
     """A chart for each number of labelled subjects: a dot a trial."""
     drawn = []
     for labelled, dots in _trials(artifact.folder, artifact.record).items():
-        metric = next(iter(read_json(next(artifact.folder.glob("trial-*.json")))["figures"]))
+        trial = read_json(next(artifact.folder.glob("trial-*.json")))
+        assert trial is not None
+        metric = next(iter(trial["figures"]))
         title, of = f"Trials with {labelled} labelled subjects", f"target {artifact.folder.name}"
         drawn.append(charts.strip(title, "initialisation", _words_of(metric), dots, of=of))
     return drawn

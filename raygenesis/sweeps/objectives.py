@@ -110,7 +110,9 @@ def few_shot_score(model: PretextNetwork, ready: Prepared, num_gpus: float) -> f
         export(model, Path(folder), {})
         start = Initialisation("pretrained", Path(folder), model.architecture, "")
         for trial in split.trials:
-            cases = [ready.held.of(part).cases() for part in (trial.examples, split.validation, split.test)]
-            _, tested = fine_tune(pose, start, trial, *cases)
+            learnt, validation, test = (
+                ready.held.of(part).cases() for part in (trial.examples, split.validation, split.test)
+            )
+            _, tested = fine_tune(pose, start, trial, learnt, validation, test)
             scores.append(primary.sign * figures(pose.task, tested)[primary.name])
     return float(np.mean(scores))

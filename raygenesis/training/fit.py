@@ -86,7 +86,7 @@ def fit_with_ray(
     _remove_leftovers(folder)
     before = _go_back(experiment, folder)
     stored = {name: feed for name, feed in feeds.items() if not isinstance(feed, Dataset)}
-    datasets = {name: feed for name, feed in feeds.items() if name not in stored}
+    datasets = {name: feed for name, feed in feeds.items() if isinstance(feed, Dataset)}
     with _shown(experiment, folder):
         _fit_to_the_end(_Job(experiment, folder, resources, stored), datasets)
     (folder / STATUS_FILE).unlink(missing_ok=True)
@@ -185,7 +185,9 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
             step = state["steps_done"] if state else 0
             forget_steps(job.folder, step)
             recorder = Recorder(job.folder, job.resources.checkpoint_seconds, _trackers(job, step))
-        watched = {} if recorder is None else {"on_step": recorder.on_step, "on_epoch": recorder.on_epoch}
+        watched: dict[str, Any] = {}
+        if recorder is not None:
+            watched = {"on_step": recorder.on_step, "on_epoch": recorder.on_epoch}
         now = run_epochs(
             job.experiment, train, validation, workers=workers, state=state, folder=job.folder, **watched
         )

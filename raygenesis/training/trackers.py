@@ -47,12 +47,12 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-        if self._scratch is not None:
-            self._upload()
+        self._upload()
 
     def _upload(self) -> None:
-        self._uploaded = time.monotonic()
-        self._folder.upload(Path(self._scratch.name))
+        if self._scratch is not None and isinstance(self._folder, RemotePath):
+            self._uploaded = time.monotonic()
+            self._folder.upload(Path(self._scratch.name))
 
 
 class MLflow:

@@ -31,7 +31,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         mean = all_reduce(wide.sum(axes)) / total
         centred = wide - _along_channels(mean, images)
         variance = all_reduce(centred.square().sum(axes)) / total
-        if self.track_running_stats:
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)
