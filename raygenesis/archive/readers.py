@@ -29,8 +29,8 @@ def format_of(name: str) -> ModuleType | None:
 
 
 def read_scan(
-    paths: Sequence[Path], fourth_axis: dicom.FourthAxis = "refuse", max_bytes: int = MAX_BYTES, fill_nan: float | None = None,
-    may_be_flat: bool = False,
+    paths: Sequence[Path], fourth_axis: dicom.FourthAxis = "refuse", max_bytes: int = MAX_BYTES,
+    fill_nan: float | None = None, may_be_flat: bool = False,
 ) -> list[Volume]:  # fmt: skip
     """Decode the file of a scan, or the files of its DICOM series, into canonical axes.
 

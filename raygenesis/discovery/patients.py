@@ -76,7 +76,7 @@ def load_scans(workspace: Workspace, settings: Settings) -> Patients:
     ids, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
     held_out = is_held_out(ids, subjects, settings.validation_fraction, settings.seed)
     sizes = _flat(table["shape"], settings.ndim) * _flat(table["spacing_mm"], settings.ndim)
-    is_roomy: NDArray[np.bool_] = (sizes >= np.array(largest_extent(settings.discovery.scales)) - 1e-6).all(1)
+    is_roomy = np.all(sizes >= np.array(largest_extent(settings.discovery.scales)) - 1e-6, axis=1)
     numbered = subjects.dictionary_encode().indices.to_numpy().astype(np.int64)
     return Patients(ids, numbered, held_out, is_roomy, np.ones(len(ids), bool))
 

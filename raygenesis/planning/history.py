@@ -62,12 +62,13 @@ def _done(
 ) -> dict[str, tuple[Mapping[str, Any], Work, float]]:
     """Of each finished stage its manifest, the work of its last call, and the seconds that took."""
     done: dict[str, tuple[Mapping[str, Any], Work, float]] = {}
-    made: Mapping[str, Any] | None = manifest_of(workspace.archive, "ingest")
-    counts = made["counts"]
+    archive = manifest_of(workspace.archive, "ingest")
+    counts = archive["counts"]
     taken_in = round(counts["volumes"] * (1 - counts["known"] / max(counts["scans"], 1)))
-    done["ingest"] = made, replace(
+    done["ingest"] = archive, replace(
         work.ingest(replace(scans, number=taken_in)), stored_mib=work.ingest(scans).stored_mib
-    ), made["seconds"]  # fmt: skip
+    ), archive["seconds"]  # fmt: skip
+    made: Mapping[str, Any] | None
     if (made := read_json(workspace.autoencoder / "manifest.json")) is not None:
         then = _settings_then(settings, made)
         seen = replace(scans, number=made["counts"]["training"] + made["counts"]["validation"])

@@ -229,4 +229,7 @@ class PretextTask:
 
     def _joint(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         weights = {"restoration": self.pretext.lambda_rec, "classification": self.pretext.lambda_cls}
-        return sum(weight * parts[name] for name, weight in weights.items() if weight is not None and name in parts)
+        first, *others = (
+            weight * parts[name] for name, weight in weights.items() if weight is not None and name in parts
+        )
+        return sum(others, first)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from raygenesis._version import __version__
 from raygenesis.config import NETWORK_DIVISORS

@@ -25,7 +25,7 @@ INK, MUTED, SERIES = "#191e24", "#56616d", ("#1d6cbd", "#bd4f06", "#26784a")
 CSS_OF = {INK: "currentColor", MUTED: "var(--muted)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
-STYLE: dict[Any, Any] = {  # matplotlib allows its own settings as keys only, each by name
+STYLE: dict[Any, Any] = {  # matplotlib's types allow no other keys than its settings' names
     "svg.fonttype": "none", "font.size": 8.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
@@ -106,7 +106,8 @@ def scatter(title: str, alt: str, groups: Mapping[str, NDArray[np.float64]], lab
     def draw(axes: Axes) -> None:
         styles = ((MUTED, 9, "o", 0.45), (SERIES[0], 20, "o", 0.9), (SERIES[1], 110, "*", 1.0))
         for (name, points), (colour, size, marker, alpha) in zip(groups.items(), styles, strict=True):
-            axes.scatter(points[:, 0], points[:, 1], s=size, c=colour, marker=marker, alpha=alpha, label=name, linewidths=0)
+            x, y = points.T
+            axes.scatter(x, y, s=size, c=colour, marker=marker, alpha=alpha, label=name, linewidths=0)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         _legend(axes)
@@ -127,7 +128,8 @@ def strip(
         dots = [dot for column in values.values() for dot in column]
         line = "-" if joined and not lies else ""
         along = range(len(values))
-        axes.scatter(dots if lies else places, places if lies else dots, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label=dot)
+        x, y = (dots, places) if lies else (places, dots)
+        axes.scatter(x, y, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label=dot)
         axes.plot(
             means if lies else along, along if lies else means, color=SERIES[1], marker="|" if lies else "_",
             markersize=16, markeredgewidth=1.6, linestyle=line, label="mean",

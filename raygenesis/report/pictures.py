@@ -146,7 +146,7 @@ def scan_picture(
         middle = size[plane] / 2 if at_mm is None else at_mm
         origin[plane], extent[plane], shape[plane] = np.clip(middle - step / 2, 0, size[plane] - step), step, 1
     (cube,) = crop_cubes(volumes, row, [(origin, extent)], shape.tolist(), intensity)
-    image: NDArray[Any] = cube.take(0, plane) if len(size) == 3 else cube
+    image = np.take(cube, 0, plane) if len(size) == 3 else cube
     unit = SCAN_PIXELS / max(size[down], size[across])
 
     def outline(box: Row) -> Box:

@@ -7,7 +7,9 @@ import platform
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,7 +69,7 @@ def _write_figures(folder: Place, context: Mapping[str, Any]) -> int:
     for name, figure in figures.items():
         for ending, content in figure.files():
             path = folder / f"{name}.{ending}"
-            publish(path, lambda aside, content=content: aside.write_bytes(content))
+            publish(path, partial(Path.write_bytes, data=content))
             written.add(path.name)
     there: list[Place] = list(folder.glob("*.*"))
     for path in there:

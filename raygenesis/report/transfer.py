@@ -77,8 +77,9 @@ def _words_of(metric: str) -> str:
 def _strips(artifact: Made) -> list[Chart]:
     """A chart for each number of labelled subjects: a dot a trial."""
     drawn = []
+    paths: list[Place] = list(artifact.folder.glob("trial-*.json"))
     for labelled, dots in _trials(artifact.folder, artifact.record).items():
-        trial = read_json(next(artifact.folder.glob("trial-*.json")))
+        trial = read_json(paths[0])
         assert trial is not None
         metric = next(iter(trial["figures"]))
         title, of = f"Trials with {labelled} labelled subjects", f"target {artifact.folder.name}"

@@ -121,7 +121,8 @@ def train_and_measure(
     def on_epoch(now: Progress) -> None:
         scores = [task.score(past) for past in now.history]
         if scores[-1] <= min(scores):
-            measured.update(measures_of(now.validated.encoder, selection.probe))
+            network: Any = now.validated
+            measured.update(measures_of(network.encoder, selection.probe))
         if len(now.history) < task.num_epochs:
             report(row(now))
 

@@ -137,22 +137,29 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
                 ) from error
             say(job.experiment.name, f"workers died {MAX_FAILURES + 1} times; going on from step {now}")
         else:
-            if isinstance(result.return_value, RaygenesisError):
-                raise result.return_value
+            returned = result.return_value  # type: ignore[attr-defined]
+            if isinstance(returned, RaygenesisError):
+                raise returned
             return
 
 
 def _trainer(job: _Job, datasets: Mapping[str, Dataset], scratch: str) -> TorchTrainer:
+    # Ray's types are those of the Train that was before.
     return TorchTrainer(
-        _train_worker,
+        _train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         datasets=dict(datasets),
         dataset_config=DataConfig(datasets_to_split=[]),
-        scaling_config=ScalingConfig(num_workers=job.resources.num_workers, use_gpu=job.resources.use_gpu),
-        run_config=RunConfig(
+        scaling_config=ScalingConfig(
+            num_workers=job.resources.num_workers,  # type: ignore[arg-type]
+            use_gpu=job.resources.use_gpu,
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]
             storage_path=scratch,
             name="train",
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES
+            ),
             worker_runtime_env=TRAINING_ENVIRONMENT,
         ),
     )

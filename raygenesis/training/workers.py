@@ -17,6 +17,12 @@ class SynchronisedBatchNorm(_BatchNorm):
     In evaluation a worker counts its own samples, where it counts any.
     """
 
+    # Where statistics are tracked; there is no layer without a momentum.
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
     def _check_input_dim(self, images: torch.Tensor) -> None:
         """Any number of axes."""
 
@@ -31,7 +37,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         mean = all_reduce(wide.sum(axes)) / total
         centred = wide - _along_channels(mean, images)
         variance = all_reduce(centred.square().sum(axes)) / total
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+        if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean, self.momentum)
