@@ -1,5 +1,6 @@
 # make demo    install, pretrain on the embedded population (or SCANS=DIR), write a report
 # make test    install, run the quick tests
+# make docs    the Python API, from the code's own descriptions, into docs/
 # make audit   known vulnerabilities of the pinned versions
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 WORKSPACE ?= demo-workspace
 POPULATION := $(WORKSPACE)/population
 
-.PHONY: demo test test-all bench lint audit install
+.PHONY: demo test test-all bench lint docs audit install
 
 install: $(VENV)/installed
 
@@ -45,6 +46,10 @@ lint: install
 audit: install
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+docs: install
+	$(BIN)/pdoc --docformat markdown --output-directory docs $(addprefix raygenesis.,archive discovery patterns training \
+	  pretraining planning sweeps transfer report pipeline cluster config settings workspace remote job status errors)
 
 bench: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -274,10 +274,13 @@ def write_table(path: Place, table: pa.Table, **options: Any) -> None:
 
 
 def read_table(path: Place, **options: Any) -> pa.Table:
-    """A Parquet file as a table; of a remote one with `filters` only the row groups that they leave are fetched."""
+    """A Parquet file as a table; of a remote one some columns, or the row groups that `filters` leave, come alone.
+
+    Raises FileNotFoundError if it is not there.
+    """
     if not isinstance(path, RemotePath):
         return pq.read_table(path, **options)
-    if options.get("filters") is None:
+    if not options.keys() & {"columns", "filters"}:  # at once: it may be replaced meanwhile
         return pq.read_table(io.BytesIO(path.read_bytes()), **options)
     try:
         return pq.read_table(path.key, filesystem=path.filesystem, **options)

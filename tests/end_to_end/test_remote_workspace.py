@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -31,7 +32,7 @@ from raygenesis.remote import RemotePath
 from raygenesis.training.checkpoints import newest_checkpoint, save_checkpoint, steps_in
 from raygenesis.training.metrics import read_metrics, read_steps
 from raygenesis.training.trackers import TensorBoard
-from raygenesis.workspace import Place, Workspace, manifest_of, publish, read_json
+from raygenesis.workspace import Place, Workspace, manifest_of, publish, read_json, read_table, write_table
 from tests.data import HEADS, HIPPOCAMPI, needs_heads, needs_hippocampi
 from tests.end_to_end.conftest import TINY, raygenesis
 from tests.patterns.stores import StorePlan
@@ -131,6 +132,25 @@ def test_a_selection_of_patterns_fetches_what_it_needs(
         some = np.array([40, 3, 17])
         assert torch.equal(stored.batch(some).cubes, local.batch(some).cubes)
         assert sum(fetched) < 0.4 * whole
+
+
+def test_columns_and_rows_of_a_table_are_fetched_alone(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rng = remote.remote(f"s3://{BUCKET}/table/plan.parquet"), np.random.default_rng(0)
+    table = pa.table({"part": np.arange(100_000) // 1000, "noise": rng.random(100_000), "more": rng.random(100_000)})
+    write_table(path, table, row_group_size=1000)
+    whole = path.stat().st_size
+    with counted(environment["AWS_ENDPOINT_URL"]) as (endpoint, fetched):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert read_table(path, filters=[("part", "=", 7)]).equals(table.slice(7000, 1000))
+        assert read_table(path, columns=["part"]).equals(table.select(["part"]))
+        assert sum(fetched) < 0.3 * whole
+        fetched.clear()
+        assert read_table(path).equals(table)
+        assert sum(fetched) > whole
+        with pytest.raises(FileNotFoundError):
+            read_table(path.with_name("none"), columns=["part"])
 
 
 def test_a_store_that_is_gone_is_not_called_damage(

@@ -118,7 +118,8 @@ def test_trials_that_fail_or_are_killed_cost_no_others(
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sweeps whose trials are not trained: each is what `outcome` says of its point and seed."""
     monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+    node = {"Alive": True, "NodeManagerAddress": "here", "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
 
     def pretend(
         outcome: Callable[[dict[str, Any], int], float | str], most: int = 100, room: int = 2
