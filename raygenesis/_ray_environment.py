@@ -7,8 +7,10 @@ import sys
 if "ray" not in sys.modules:
     # Ray polls its training workers this often; a worker's `report` waits for the poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # A pipeline that cannot get the CPUs it needs becomes an error instead of a silent wait.
-    os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "300")
+    # A pipeline that cannot get the CPUs it needs becomes an error instead of a silent wait; a cluster may have to
+    # start machines first.
+    patience = "1800" if "RAY_ADDRESS" in os.environ else "300"
+    os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", patience)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -11,6 +11,7 @@ import typer
 from raygenesis._version import __version__
 from raygenesis.errors import RaygenesisError
 from raygenesis.job import recorded
+from raygenesis.machine import MIB_PER_S
 
 if TYPE_CHECKING:
     from raygenesis.config import Settings
@@ -89,7 +90,9 @@ def archive_verify_command(workspace: WorkspaceOption) -> None:
     """Read every volume again and compare it with the catalogue."""
     from raygenesis.archive.inspection import verify
 
-    verify(_existing(workspace))
+    place = _existing(workspace)
+    with recorded("verify", place):
+        verify(place)
 
 
 @archive_app.command("show")
@@ -163,7 +166,9 @@ def patterns_verify_command(workspace: WorkspaceOption, store: StoreOption = "pa
     """Read every part again and compare it with the manifest."""
     from raygenesis.patterns.inspection import verify
 
-    verify(_existing(workspace), store)
+    place = _existing(workspace)
+    with recorded("verify", place):
+        verify(place, store)
 
 
 @patterns_app.command("show")
@@ -297,7 +302,9 @@ def report_command(
     """One self-contained HTML page about everything in a workspace."""
     from raygenesis.report.report import report
 
-    report(_existing(workspace), _settings(preset, overrides))
+    settings, place = _settings(preset, overrides), _existing(workspace)
+    with recorded("report", place):
+        report(place, settings)
 
 
 @app.command("plan")
@@ -311,7 +318,9 @@ def plan_command(
         str | None, typer.Option(help="Take the scans' size and the stages' rates from what was run there.")
     ] = None,
     scan_mib: Annotated[float | None, typer.Option(min=0.001, help="MiB of voxels of a scan, unpacked.")] = None,
-    mib_per_second: Annotated[float, typer.Option(min=0.001, help="MiB/s a node reads from the workspace.")] = 500.0,
+    mib_per_second: Annotated[
+        float, typer.Option(min=0.001, help="What a node reads from and writes to the workspace.")
+    ] = MIB_PER_S,
 ) -> None:  # fmt: skip
     """What a pipeline takes: time, memory, storage, bytes moved, cost, and what limits each stage."""
     from raygenesis.machine import Hardware, num_cores

@@ -14,12 +14,10 @@ from typing import Any
 
 import ray
 import ray.data
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled
-from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
-from raygenesis.errors import RaygenesisError, SettingsError
+from raygenesis.errors import ClusterError, RaygenesisError, SettingsError
 from raygenesis.machine import Hardware, join, num_cores, processor
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
@@ -27,6 +25,7 @@ from raygenesis.machine import Hardware, join, num_cores, processor
 MIN_LOGICAL_CPUS = 4
 
 PATIENCE_S = 40.0  # for an autoscaler to begin starting nodes
+MOST_LOSSES = 20  # of a task's node, before the task is given up
 
 # For processes that train: each step takes and frees the same large tensors. By itself glibc would give them back to
 # the system each time and have every page made anew, which can cost a step on a CPU a third of its time.
@@ -44,7 +43,7 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    if "RAY_ADDRESS" in os.environ:
+    if is_joined():
         context = ray.init(logging_level=logging.WARNING, log_to_driver=False)
     else:
         context = ray.init(
@@ -55,17 +54,30 @@ def connect() -> None:
             log_to_driver=False,
         )
     _dashboards[:] = [context.dashboard_url or ""]
-    there = _nodes()
-    join(Hardware(int(sum(cpus for cpus, _ in there)), int(sum(gpus for _, gpus in there)), len(there), processor()))
+    note_hardware()
     _quieten_ray_data()
 
 
 _dashboards: list[str] = []
 
 
+def note_hardware() -> None:
+    """Have `machine.hardware` tell of the nodes that there are now, where a Ray is joined."""
+    if not ray.is_initialized():
+        return
+    working = [node for node in _nodes() if any(node)]  # a head may have neither CPUs nor GPUs
+    cpus, gpus = (int(sum(node[place] for node in working)) for place in (0, 1))
+    join(Hardware(cpus, gpus, max(len(working), 1), processor()))
+
+
 def dashboard() -> str:
     """host:port of Ray's dashboard; empty where there is none."""
     return _dashboards[0] if _dashboards else ""
+
+
+def is_joined() -> bool:
+    """Whether jobs share a cluster, to which nodes may come, rather than a Ray of their own on this machine."""
+    return "RAY_ADDRESS" in os.environ
 
 
 def _quieten_ray_data() -> None:
@@ -101,6 +113,14 @@ def _nodes() -> list[tuple[float, float]]:
     ]
 
 
+def least_memory_gib() -> float:
+    """Of the nodes with CPUs or GPUs, what the one with the least has for tasks; endless where there are none yet."""
+    working = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min(
+        (there.get("memory", math.inf) for there in working if there.get("CPU") or there.get("GPU")), default=math.inf
+    ) / 2**30
+
+
 def room_for(num_cpus: float, num_gpus: float) -> int:
     """How many tasks that need so much of one node each the nodes that there are can run at once; 0: none."""
     return _room(_nodes(), num_cpus, num_gpus)
@@ -108,7 +128,7 @@ def room_for(num_cpus: float, num_gpus: float) -> int:
 
 def at_once(num_cpus: float, num_gpus: float) -> int:
     """How many such tasks to have running or waiting: in a cluster one that waits has an autoscaler add a node."""
-    return max(1, room_for(num_cpus, num_gpus)) + ("RAY_ADDRESS" in os.environ)
+    return max(1, room_for(num_cpus, num_gpus)) + is_joined()
 
 
 def _room(nodes: Iterable[tuple[float, float]], num_cpus: float, num_gpus: float) -> int:
@@ -135,7 +155,7 @@ def require(key: str, num_tasks: int = 1, num_cpus: float = 1, num_gpus: float =
     there = [node[1:] for node in _logical_nodes()]
     if _room(there, num_cpus, num_gpus) >= num_tasks:
         return
-    if "RAY_ADDRESS" in os.environ and _grows(num_tasks, num_cpus, num_gpus):
+    if is_joined() and _grows(num_tasks, num_cpus, num_gpus):
         return
     wanted = f"{num_cpus:g} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
     lacks = "GPU" if num_gpus and _room(there, num_cpus, 0) >= num_tasks else "CPU"
@@ -153,15 +173,31 @@ def _grows(num_tasks: int, num_cpus: float, num_gpus: float) -> bool:
     try:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            if asked.wait(1) or _nodes_are_coming():
+            if asked.wait(1):
                 return True
-        return False
+            if _is_refused(asked):
+                return False
+        return _nodes_are_coming()
     finally:
         ray.util.remove_placement_group(asked)
 
 
+def _is_refused(asked: PlacementGroup) -> bool:
+    """Whether the autoscaler says that no node that it may start would do."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    told = GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=5)
+    refused = GetClusterStatusReply.FromString(told).autoscaling_state.infeasible_gang_resource_requests
+    return any(asked.id.hex() in request.details for request in refused)
+
+
 def _nodes_are_coming() -> bool:
     """Whether an autoscaler is starting nodes."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray._raylet import GcsClient
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
     address = ray.get_runtime_context().gcs_address
     status = get_cluster_status(address)
     if status.pending_launches or status.pending_nodes:
@@ -179,6 +215,11 @@ def answer_of(reference: ray.ObjectRef[Any]) -> Any:
         if isinstance(error.cause, RaygenesisError):
             raise error.cause from None
         raise
+    except RayError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterError(
+            f"the cluster lost a task more than {MOST_LOSSES} times ({reason}): run the same command again"
+        ) from error
 
 
 def each(function: Callable[..., Any], items: Iterable[Any], *shared: Any) -> Iterator[Any]:
@@ -187,14 +228,16 @@ def each(function: Callable[..., Any], items: Iterable[Any], *shared: Any) -> It
     A task whose worker dies is run again; a mistake that a user can put right is raised as itself.
     """
     connect()
-    task, waiting = ray.remote(function), iter(items)
+    task, waiting = ray.remote(max_retries=MOST_LOSSES)(function), iter(items)
     shared = tuple(ray.put(value) for value in shared)
-    most = 4 * int(ray.cluster_resources().get("CPU", 1))
-    running = [task.remote(item, *shared) for item in itertools.islice(waiting, most)]
+    running: list[ray.ObjectRef] = []
     try:
-        while running:
+        while True:
+            most = 4 * int(ray.cluster_resources().get("CPU", 1))  # nodes may have come
+            running += [task.remote(item, *shared) for item in itertools.islice(waiting, max(most - len(running), 0))]
+            if not running:
+                return
             (done,), running = ray.wait(running)
-            running += [task.remote(item, *shared) for item in itertools.islice(waiting, 1)]
             yield answer_of(done)
     finally:
         # Nothing may still be writing when the caller has gone.

@@ -402,7 +402,12 @@ class FinetuneSettings(Section):
     num_trials: Annotated[int, Field(ge=2)] = Field(10, description="Seeded trials of each initialisation.")
     num_steps: Count = Field(400, description="Batches of a training, at the most.")
     batch_size: Annotated[int, Field(ge=2)] = Field(8, description="Patches, regions or scans in a step.")
-    learning_rate: Positive = Field(1e-3, description="Of Adam.")
+    learning_rate: Positive = Field(1e-3, description="Of Adam, at the most.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine",
+        description="cosine: the learning rate rises over the first tenth of the steps and falls to 0; constant: as in "
+        "the paper.",
+    )
     patience: Count | None = Field(
         None, description="Validations (20 a training) without a better score before stopping; never when null."
     )
@@ -438,9 +443,17 @@ class FinetuneSettings(Section):
 class PriceSettings(Section):
     """What the cluster costs, in whatever currency, for `plan` and `status`."""
 
-    cpu_hour: NonNegative | None = Field(None, description="A core for an hour; no costs are told when null.")
+    cpu_hour: NonNegative | None = Field(None, description="A core for an hour. Without any price no costs are told.")
     gpu_hour: NonNegative | None = Field(None, description="A GPU for an hour.")
     gib_month: NonNegative | None = Field(None, description="A GiB stored for a month.")
+
+    def of(self, core_seconds: float, gpu_seconds: float, gib: float = 0.0) -> float | None:
+        """What so much costs; None where no price is given."""
+        prices = (self.cpu_hour, self.gpu_hour, self.gib_month)
+        amounts = (core_seconds / 3600, gpu_seconds / 3600, gib)
+        if prices == (None, None, None):
+            return None
+        return sum(amount * (price or 0.0) for amount, price in zip(amounts, prices, strict=True))
 
 
 class Settings(Section):

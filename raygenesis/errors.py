@@ -13,5 +13,9 @@ class ScanError(RaygenesisError):
     """A scan cannot be read, or holds what the pipeline cannot use."""
 
 
+class ClusterError(RaygenesisError):
+    """The cluster lost what it was doing, again and again."""
+
+
 class WorkspaceError(RaygenesisError):
     """A workspace is missing something, cannot be written, or was made by other settings."""

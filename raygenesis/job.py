@@ -13,16 +13,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from raygenesis import machine, progress
 from raygenesis.archive.identity import make_private
-from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.errors import RaygenesisError
 from raygenesis.metrics import set_gauge
 from raygenesis.workspace import Place, Workspace, write_json
 
-BEAT_SECONDS = 2.0
+BEAT_SECONDS, REMOTE_BEAT_SECONDS = 2.0, 15.0  # on a disk; in an object store, where each costs a request
 MOST_SAID = 20  # lines
 RUNNING, SUCCEEDED, FAILED, STOPPED = "running", "succeeded", "failed", "stopped"
 TERMINATED = 128 + signal.SIGTERM
@@ -37,7 +38,7 @@ def jobs_folder(workspace: Workspace) -> Place:
 def recorded(verb: str, workspace: Workspace) -> Iterator[None]:
     """Keep the record of the job that the block is, and end the block in order when the job is asked to stop."""
     job = _Job(verb, workspace)
-    earlier = _on_termination()
+    earlier = _on_termination(job)
     beating = threading.Thread(target=job.beat, daemon=True)
     beating.start()
     state, told = FAILED, ""
@@ -49,7 +50,7 @@ def recorded(verb: str, workspace: Workspace) -> Iterator[None]:
         raise
     except (KeyboardInterrupt, SystemExit):
         state = STOPPED
-        progress.say(verb, "stopped; the same command goes on with what is missing")
+        job.say_stopped()
         raise
     except BaseException as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -62,10 +63,14 @@ def recorded(verb: str, workspace: Workspace) -> Iterator[None]:
             signal.signal(signal.SIGTERM, earlier)
 
 
-def _on_termination() -> Any:
-    """Have SIGTERM, by which `ray job stop` and schedulers end a job, unwind it; the earlier handler, if it was set."""
+def _on_termination(job: _Job) -> Any:
+    """Have SIGTERM, by which `ray job stop` and schedulers end a job, unwind it; the earlier handler, if it was set.
+
+    It is said at once: whoever stops a job may not wait until it has unwound.
+    """
 
     def unwind(number: int, frame: FrameType | None) -> None:
+        job.say_stopped()
         raise SystemExit(TERMINATED)
 
     if threading.current_thread() is not threading.main_thread():
@@ -83,20 +88,34 @@ class _Job:
             "host": socket.gethostname(), "process": os.getpid(), "core_seconds": 0.0, "gpu_seconds": 0.0,
         }  # fmt: skip
         self._last = time.monotonic()
+        self._beat = BEAT_SECONDS if isinstance(workspace.root, Path) else REMOTE_BEAT_SECONDS
         self.stopped = threading.Event()
 
     def beat(self) -> None:
         """Write the record now and then until the job stops."""
         self._note()
-        while not self.stopped.wait(BEAT_SECONDS):
+        while not self.stopped.wait(self._beat):
             self._note()
+
+    def say_stopped(self) -> None:
+        """That the job was told to stop, once."""
+        if self._record["state"] != STOPPED:
+            self._record["state"] = STOPPED
+            progress.say(self._record["verb"], "stopped; the same command goes on with what is missing")
 
     def end(self, state: str, told: str) -> None:
         self._record |= {"state": state, "told": told, "ended": _now()}
         self._note()
 
     def _note(self) -> None:
+        with suppress(Exception):  # a full disk, or a Ray that has ended: the record must not end the job
+            self._write()
+
+    def _write(self) -> None:
         now = time.monotonic()
+        cluster = sys.modules.get("raygenesis.cluster")
+        if cluster is not None:
+            cluster.note_hardware()  # nodes come and go
         hardware = machine.hardware()
         self._record["core_seconds"] += (now - self._last) * hardware.num_cores
         self._record["gpu_seconds"] += (now - self._last) * hardware.num_gpus
@@ -106,10 +125,9 @@ class _Job:
             "updated": _now(), "hardware": hardware.as_record(), "stages": stages,
             "said": progress.said()[-MOST_SAID:], **_ray_facts(),
         }  # fmt: skip
-        with suppress(WorkspaceError, OSError):  # a full disk must not end the job by its record
-            make_private(self._folder.parent)
-            self._folder.mkdir(exist_ok=True)
-            write_json(self._folder / f"{self._name}.json", self._record)
+        make_private(self._folder.parent)
+        self._folder.mkdir(exist_ok=True)
+        write_json(self._folder / f"{self._name}.json", self._record)
         for stage in stages:
             tags = {"verb": self._record["verb"], "stage": stage["stage"], "unit": stage["unit"]}
             for name in ("rate", "done", "total"):

@@ -11,6 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+CGROUP = Path("/sys/fs/cgroup")
+MIB_PER_S = 500.0  # that a node is supposed to read from and write to a workspace
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -26,8 +29,18 @@ class Hardware:
 
 
 def num_cores() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: a container's share, or fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _limit("cpu.max").partition(" ")
+    return min(cores, max(1, round(int(quota) / int(period)))) if quota.isdigit() else cores
+
+
+def _limit(name: str) -> str:
+    """A limit of the container's control group; empty without any."""
+    try:
+        return (CGROUP / name).read_text().strip()
+    except OSError:
+        return ""
 
 
 _joined: list[Hardware] = []
@@ -55,8 +68,10 @@ def processor() -> str:
 
 
 def memory_gib() -> float:
-    """Of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    """Of this machine, or the container's share of it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _limit("memory.max")
+    return (min(there, int(limit)) if limit.isdigit() else there) / 2**30
 
 
 def peak_memory_gib() -> float:

@@ -48,8 +48,8 @@ class Ticker:
     def as_record(self) -> dict[str, Any]:
         """What is done of what, units a second, seconds until the last of them was done, and the newest note."""
         return {
-            "stage": self.title, "unit": self.unit, "done": self._done, "total": self.total, "rate": self._rate(),
-            "seconds": self._now - self._begin, "note": self._note,
+            "stage": self.title, "unit": self.unit, "done": float(self._done), "total": int(self.total),
+            "rate": float(self._rate()), "seconds": self._now - self._begin, "note": self._note,
         }  # fmt: skip
 
     def _rate(self) -> float:
@@ -99,3 +99,19 @@ def say(stage: str, text: str) -> None:
 def mib(num_bytes: float) -> str:
     """Bytes as text in MiB."""
     return f"{num_bytes / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, whichever reads best."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(mib: float) -> str:
+    """MiB, GiB or TiB, whichever reads best."""
+    for unit, length in (("TiB", 2**20), ("GiB", 2**10)):
+        if mib >= length:
+            return f"{mib / length:.1f} {unit}"
+    return f"{mib:.1f} MiB"

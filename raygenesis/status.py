@@ -8,12 +8,13 @@ from typing import Any
 
 from raygenesis.config import PriceSettings
 from raygenesis.errors import WorkspaceError
-from raygenesis.job import BEAT_SECONDS, RUNNING, jobs_folder
-from raygenesis.planning.plan import duration
+from raygenesis.job import REMOTE_BEAT_SECONDS, RUNNING, jobs_folder
+from raygenesis.progress import duration
 from raygenesis.workspace import Place, Workspace, read_json, read_table
 
 # A record of a running job that was not written for so long is of one that was killed.
-SILENT_S = 15 * BEAT_SECONDS
+SILENT_S = 4 * REMOTE_BEAT_SECONDS
+MOST_STAGES = 6  # of a running job, the newest
 
 # Stages that leave a table of failures.
 FAILING = ("archive", "embeddings", "patterns", "crops")
@@ -47,7 +48,7 @@ def _job(path: Place, prices: PriceSettings) -> Iterator[str]:
         state = f"not heard of for {duration(age)}: killed, or cut off; the same command goes on with what is missing"
     where = f"process {job['process']} on {job['host']}"
     yield f"{job['verb']}: {state}, since {job['started']} for {took}, {where}" + _submission(job)
-    for stage in job["stages"] if runs else job["stages"][-1:]:
+    for stage in job["stages"][-MOST_STAGES if runs else -1 :]:
         yield f"  {_stage(stage, runs)}"
     yield f"  {_used(job, prices)}"
     if job.get("told"):
@@ -81,9 +82,8 @@ def _used(job: Mapping[str, Any], prices: PriceSettings) -> str:
     there = job["hardware"]
     line = f"{there['num_cores']} cores and {there['num_gpus']} GPUs on {there['num_nodes']} node(s)"
     line += f": {hours[0]:.2f} core hours, {hours[1]:.2f} GPU hours"
-    if prices.cpu_hour is not None:
-        line += f", {hours[0] * prices.cpu_hour + hours[1] * (prices.gpu_hour or 0.0):,.2f} in cost"
-    return line
+    cost = prices.of(job["core_seconds"], job["gpu_seconds"])
+    return line if cost is None else f"{line}, {cost:,.2f} in cost"
 
 
 def _num_failures(path: Place) -> int:

@@ -178,7 +178,8 @@ class Stage:
             raise WorkspaceError(f"{self.folder} cannot be made: {error.strerror}") from None
         with _locked(self.folder):
             self.is_finished()  # raises if another job has meanwhile made it with other settings
-            write_json(self.folder / "started.json", {"settings": self.settings, "inputs": self.inputs})
+            started = {"settings": self.settings, "inputs": self.inputs, "hardware": hardware().as_record()}
+            write_json(self.folder / "started.json", started)
             # From here on the artifact is being changed: nothing may be built on it until it is whole again.
             (self.folder / "manifest.json").unlink(missing_ok=True)
             yield
@@ -196,12 +197,18 @@ class Stage:
             "bytes": folder_bytes(self.folder),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": __version__,
-            "hardware": hardware().as_record(),
+            **self._hardware(),
             **facts,
         }
         write_json(self.folder / "manifest.json", manifest)
         (self.folder / "started.json").unlink(missing_ok=True)
         return manifest
+
+    def _hardware(self) -> dict[str, Any]:
+        """What it was made on, if that was the same from begin to end: rates are learnt from it."""
+        there = hardware().as_record()
+        started = read_json(self.folder / "started.json") or {}
+        return {"hardware": there} if started.get("hardware") == there else {}
 
     def fingerprint(self, content: Any = None) -> str:
         """Identity of the artifact: its settings, inputs and, for artifacts read from outside, their content."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from raygenesis.config import PriceSettings
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.job import jobs_folder, recorded
-from raygenesis.metrics import GAUGES, set_gauge
+from raygenesis.metrics import GAUGES, _gauge, set_gauge
 from raygenesis.progress import progress, say
 from raygenesis.status import status
 from raygenesis.workspace import Workspace
@@ -137,11 +138,35 @@ def test_a_job_that_is_told_to_stop_unwinds_and_says_so(workspace: Workspace) ->
     process.send_signal(signal.SIGTERM)
     said = process.stdout.read()
     assert process.wait(20) == 143
-    assert said.splitlines() == ["unwound", "embed: stopped; the same command goes on with what is missing"]
+    assert said.splitlines() == ["embed: stopped; the same command goes on with what is missing", "unwound"]
     assert record(workspace)["state"] == "stopped"
 
 
-def test_gauges_are_silent_without_ray_and_named_by_their_tags() -> None:
+def test_a_record_that_cannot_be_written_does_not_end_the_job(workspace: Workspace) -> None:
+    jobs_folder(workspace).parent.mkdir()
+    jobs_folder(workspace).write_text("in the way")
+    with pytest.raises(SettingsError, match="the job's own"), recorded("embed", workspace):
+        raise SettingsError("the job's own")
+
+
+@pytest.mark.parametrize("is_joined", [True, False])
+def test_gauges_are_set_where_there_is_a_ray(monkeypatch: pytest.MonkeyPatch, is_joined: bool) -> None:
+    told: list[tuple[str, float, dict[str, str]]] = []
+
+    class Gauge:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            self.name, self.tags = name, set(tag_keys)
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            assert tags.keys() == self.tags
+            told.append((self.name, value, tags))
+
+    metrics = types.ModuleType("ray.util.metrics")
+    metrics.Gauge = Gauge
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: is_joined))
+    monkeypatch.setitem(sys.modules, "ray.util.metrics", metrics)
+    _gauge.cache_clear()
     for name, (_, tags) in GAUGES.items():
-        assert name.startswith("raygenesis_")
-        set_gauge(name, 1.0, **dict.fromkeys(tags, "x"))
+        set_gauge(name, 2.0, **dict.fromkeys(tags, "x"))
+    _gauge.cache_clear()
+    assert [name for name, *_ in told] == (list(GAUGES) if is_joined else [])

@@ -152,7 +152,7 @@ def ingest(
             listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
             stored_bytes=sum(row["stored_bytes"] for row in rows),
         )  # fmt: skip
-        _summarise(manifest, found.survey, outcomes, workspace)
+        _summarise(manifest, found.survey, outcomes, workspace, identity)
         return manifest
 
 
@@ -371,7 +371,7 @@ def _remember(
 
 
 def _summarise(
-    manifest: dict[str, Any], found: Survey, outcomes: Mapping[str, Outcome], workspace: Workspace
+    manifest: dict[str, Any], found: Survey, outcomes: Mapping[str, Outcome], workspace: Workspace, identity: Identity
 ) -> None:
     counts = manifest["counts"]
     if counts["known"]:
@@ -382,6 +382,8 @@ def _summarise(
             f"{counts['removed']} volumes stay whose files are gone or no longer readable: --prune removes them",
         )
     failed = _failed(found, outcomes)
+    if cluster.is_joined():  # whose logs others may read, and paths may name patients
+        failed = [(identity.source(source), reason) for source, reason in failed]
     for source, reason in failed[:5]:
         say("ingest", f"skipped {source}: {reason}")
     if len(failed) > 5:

@@ -294,6 +294,8 @@ def _embed_parts(
         cluster.require(f"embedding.num_gpus={num_gpus:g}", 1, num_gpus=num_gpus)
     # Without GPUs Ray Data has the actors read as well, so that they may have all cores.
     num_actors = min(settings.embedding.num_actors or cluster.at_once(1, num_gpus), len(parts))
+    # In a cluster nodes may come: then as many as there are parts.
+    most_actors = num_actors if settings.embedding.num_actors or not cluster.is_joined() else len(parts)
     scans = ray.data.read_datasource(source, override_num_blocks=len(parts))
     scans.context.target_max_block_size = None  # a block is a part, however large
     done = scans.map_batches(
@@ -302,7 +304,7 @@ def _embed_parts(
         batch_size=None,
         batch_format="pyarrow",
         # Of fewer than there were, after the loss of a node, those that are idle make room.
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_actors, initial_size=num_actors),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most_actors, initial_size=num_actors),
         num_gpus=num_gpus or None,
         zero_copy_batch=True,
     )

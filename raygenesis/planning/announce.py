@@ -1,8 +1,10 @@
-"""Before a stage starts: what it has left to do, what that takes of this cluster, and what is too little."""
+"""Before a stage starts: what it has to do, what that takes of this cluster, and what is too little.
+
+Of what was begun before, all is told.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +15,10 @@ from raygenesis.config import Settings
 from raygenesis.planning import work
 from raygenesis.planning.estimate import estimate
 from raygenesis.planning.history import factors_of, scans_of
-from raygenesis.planning.plan import COMPRESSED, MIB_PER_S, duration, size
+from raygenesis.planning.plan import COMPRESSED
 from raygenesis.planning.work import MIB, RATES_OF, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
-from raygenesis.progress import say
+from raygenesis.progress import duration, say, size
 from raygenesis.workspace import Workspace, read_json
 
 
@@ -24,10 +26,10 @@ def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> 
     """Say what each stage takes on the cluster that is joined, or on this machine, and warn of what is too little."""
     if not left:
         return
-    if "RAY_ADDRESS" in os.environ:
+    if cluster.is_joined():
         cluster.connect()
     hardware, factors = machine.hardware(), factors_of(workspace, settings)
-    for one in (estimate(each, hardware, settings.prices, factors, MIB_PER_S) for each in left):
+    for one in (estimate(each, hardware, settings.prices, factors, machine.MIB_PER_S) for each in left):
         on = f"{one.num_gpus} GPUs" if one.num_gpus else f"{one.num_cores:g} of {hardware.num_cores} cores"
         rates = f"at the rates of {one.seen}" if one.seen else f"at shipped rates, of {RATES_OF}"
         cost = "" if one.cost is None else f", {one.cost:,.2f} in cost"
@@ -41,9 +43,9 @@ def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> 
 
 def _warn(stage: str, memory_gib: float, stored_mib: float, workspace: Workspace) -> None:
     """An estimate refuses nothing: it only warns."""
-    there = machine.memory_gib()
+    there = cluster.least_memory_gib() if cluster.is_joined() else machine.memory_gib()
     if memory_gib > there:
-        say(stage, f"warning: this machine has {there:.1f} GiB of memory")
+        say(stage, f"warning: {'a node' if cluster.is_joined() else 'this machine'} has {there:.1f} GiB of memory")
     if isinstance(workspace.root, Path):
         free_mib = shutil.disk_usage(workspace.root).free / MIB
         if stored_mib > free_mib:

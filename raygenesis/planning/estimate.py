@@ -10,7 +10,6 @@ from raygenesis.config import PriceSettings
 from raygenesis.machine import Hardware
 from raygenesis.planning.work import ONE_NODE, START_S, Work
 
-HOURS_A_MONTH = 730.0
 LEAST_SECONDS = 0.01
 
 
@@ -44,23 +43,22 @@ def estimate(
 ) -> Estimate:
     """mib_per_s: what a node reads from and writes to the workspace."""
     factor = factors.get(work.stage, Factor())
-    per_node = hardware.num_cores / hardware.num_nodes
-    cores = min(hardware.num_cores, per_node if work.most_cores == ONE_NODE else work.most_cores)
+    there = max(hardware.num_cores, 1)  # a cluster whose machines are yet to come
+    per_node = there / hardware.num_nodes
+    cores = min(there, per_node if work.most_cores == ONE_NODE else work.most_cores)
     gpus = min(hardware.num_gpus, work.most_gpus) if work.gpu_s else 0
     nodes = min(hardware.num_nodes, math.ceil(cores / per_node)) if not gpus else hardware.num_nodes
     stored = work.stored_mib * factor.stored
+    on_gpus = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU (time of one)"
     terms = {
         _cores(cores, hardware): work.core_s * factor.seconds / cores,
-        f"{gpus} GPU{'s' if gpus > 1 else ''}": work.gpu_s * factor.seconds / max(gpus, 1),
+        on_gpus: work.gpu_s * factor.seconds / max(gpus, 1),
         "disk or network": (work.read_mib + stored) / (mib_per_s * nodes),
     }
     limit = max(terms, key=terms.__getitem__)
     start = START_S[work.stage]
     seconds = start + terms[limit]
-    cost = None
-    if prices.cpu_hour is not None:
-        hourly = hardware.num_cores * prices.cpu_hour + hardware.num_gpus * (prices.gpu_hour or 0.0)
-        cost = seconds / 3600 * hourly + stored / 1024 * (prices.gib_month or 0.0)
+    cost = prices.of(seconds * hardware.num_cores, seconds * hardware.num_gpus, stored / 1024)
     return Estimate(
         work, cores, gpus, max(seconds, LEAST_SECONDS),
         work.memory_gib + work.memory_gib_per_core * math.ceil(cores / nodes), stored, work.read_mib + stored, cost,

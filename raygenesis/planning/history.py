@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from raygenesis.archive.catalogue import read_columns, voxel_bytes
 from raygenesis.config import PriceSettings, Settings
+from raygenesis.errors import RaygenesisError
 from raygenesis.machine import Hardware
 from raygenesis.planning import work
 from raygenesis.planning.estimate import Factor, estimate
@@ -16,7 +18,7 @@ from raygenesis.planning.work import MIB, START_S, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
 from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace, manifest_of, read_json
+from raygenesis.workspace import Place, Workspace, read_json
 
 MOST_SAMPLED = 1000  # scans
 ENDLESS = 1e12  # MiB/s: a measured time holds what reading took
@@ -34,65 +36,102 @@ def scans_of(workspace: Workspace) -> Scans | None:
 
 
 def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
-    """By stage, of what the workspace's last calls did. A stage that did next to nothing, or whose manifest does not
-    say on what it ran, has none."""
+    """By stage, of what the workspace's last calls did.
+
+    A stage that did next to nothing, or whose manifest does not say on what it ran, or is of another version, has none.
+    """
     scans = scans_of(workspace)
     if scans is None:
         return {}
     factors = {}
-    for stage, (made, did, seconds) in _done(workspace, settings, scans).items():
-        there = made.get("hardware")
-        if there is None or seconds <= START_S[stage]:
-            continue
-        hardware = Hardware(**there)
-        expected = estimate(did, hardware, PriceSettings(), {}, ENDLESS)
-        variable = expected.seconds - START_S[stage]
-        if variable <= 0:
-            continue
-        stored = made["bytes"] / MIB / did.stored_mib if did.stored_mib else 1.0
-        seen = f"{hardware.num_cores} cores" + (f", {hardware.num_gpus} GPUs" if hardware.num_gpus else "")
-        factors[stage] = Factor((seconds - START_S[stage]) / variable, stored, f"this workspace, {seen}")
+    for stage, done in DONE.items():
+        with suppress(RaygenesisError, KeyError, TypeError):
+            factor = _factor(stage, done(workspace, settings, scans))
+            if factor is not None:
+                factors[stage] = factor
     if "pretrain" in factors:  # the same network
         factors |= dict.fromkeys(("sweep", "finetune"), replace(factors["pretrain"], stored=1.0))
     return factors
 
 
-def _done(
-    workspace: Workspace, settings: Settings, scans: Scans
-) -> dict[str, tuple[Mapping[str, Any], Work, float]]:
-    """Of each finished stage its manifest, the work of its last call, and the seconds that took."""
-    done: dict[str, tuple[Mapping[str, Any], Work, float]] = {}
-    archive = manifest_of(workspace.archive, "ingest")
-    counts = archive["counts"]
+# The manifest of a finished stage, the work of its last call, and the seconds that took.
+Did = tuple[Mapping[str, Any], Work, float]
+
+
+def _factor(stage: str, did: Did | None) -> Factor | None:
+    if did is None:
+        return None
+    made, done, seconds = did
+    hardware = Hardware(**made["hardware"])
+    variable = estimate(done, hardware, PriceSettings(), {}, ENDLESS).seconds - START_S[stage]
+    if not hardware.num_cores or variable <= 0 or seconds <= START_S[stage]:
+        return None
+    stored = made["bytes"] / MIB / done.stored_mib if done.stored_mib else 1.0
+    seen = f"{hardware.num_cores} cores" + (f", {hardware.num_gpus} GPUs" if hardware.num_gpus else "")
+    return Factor((seconds - START_S[stage]) / variable, stored, f"this workspace, {seen}")
+
+
+def _ingested(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
+    made = read_json(workspace.archive / "manifest.json")
+    if made is None:
+        return None
+    counts = made["counts"]
     taken_in = round(counts["volumes"] * (1 - counts["known"] / max(counts["scans"], 1)))
-    done["ingest"] = archive, replace(
-        work.ingest(replace(scans, number=taken_in)), stored_mib=work.ingest(scans).stored_mib
-    ), archive["seconds"]  # fmt: skip
-    made: Mapping[str, Any] | None
-    if (made := read_json(workspace.autoencoder / "manifest.json")) is not None:
-        then = _settings_then(settings, made)
-        seen = replace(scans, number=made["counts"]["training"] + made["counts"]["validation"])
-        seconds = max(made["seconds"], _epoch_seconds(workspace.autoencoder))
-        done["auto-encoder"] = made, work.train_autoencoder(seen, then, made["counts"]["epochs"]), seconds
-    if (made := read_json(workspace.embeddings / "manifest.json")) is not None:
-        then = _settings_then(settings, made)
-        done["embed"] = made, work.embed(replace(scans, number=made["counts"].get("new", 0)), then), made["seconds"]
-    for stage, folder in (("discover", workspace.patterns), ("crop", workspace.crops)):
-        if (made := read_json(folder / "manifest.json")) is not None:
-            then = _settings_then(settings, made)
-            done[stage] = made, work.discover(then, made["counts"]["patterns"], stage), made["seconds"]
+    did = work.ingest(replace(scans, number=taken_in))
+    return made, replace(did, stored_mib=work.ingest(scans).stored_mib), made["seconds"]
+
+
+def _learnt(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
+    made = read_json(workspace.autoencoder / "manifest.json")
+    if made is None:
+        return None
+    seen = replace(scans, number=made["counts"]["training"] + made["counts"]["validation"])
+    did = work.train_autoencoder(seen, _settings_then(settings, made), made["counts"]["epochs"])
+    return made, did, max(made["seconds"], _epoch_seconds(workspace.autoencoder))
+
+
+def _embedded(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
+    made = read_json(workspace.embeddings / "manifest.json")
+    if made is None:
+        return None
+    did = work.embed(replace(scans, number=made["counts"].get("new", 0)), _settings_then(settings, made))
+    return made, did, made["seconds"]
+
+
+def _discovered(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
+    return _stored(workspace.patterns, settings, "discover")
+
+
+def _cropped(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
+    return _stored(workspace.crops, settings, "crop")
+
+
+def _stored(folder: Place, settings: Settings, stage: str) -> Did | None:
+    made = read_json(folder / "manifest.json")
+    if made is None:
+        return None
+    did = work.discover(_settings_then(settings, made), made["counts"]["patterns"], stage)
+    return made, did, made["seconds"]
+
+
+def _pretrained(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
     newest = _newest_run(workspace, settings)
-    if newest is not None:
-        made, store, folder = newest
-        then = _settings_then(_settings_then(settings, store), made)
-        learnt = made["counts"]["patterns"]
-        held_out = store["counts"].get("validation", 0)
-        seconds = max(made["seconds"], _epoch_seconds(folder))
-        done["pretrain"] = made, work.pretrain(then, learnt, held_out, made["counts"]["epochs"]), seconds
-    return done
+    if newest is None:
+        return None
+    made, store, folder = newest
+    then = _settings_then(_settings_then(settings, store), made)
+    counts = made["counts"]
+    did = work.pretrain(then, counts["patterns"], store["counts"].get("validation", 0), counts["epochs"])
+    return made, did, max(made["seconds"], _epoch_seconds(folder))
 
 
-def _newest_run(workspace: Workspace, settings: Settings) -> tuple[Mapping[str, Any], Mapping[str, Any], Any] | None:
+DONE = {
+    "ingest": _ingested, "auto-encoder": _learnt, "embed": _embedded, "discover": _discovered, "crop": _cropped,
+    "pretrain": _pretrained,
+}  # fmt: skip
+
+
+def _newest_run(workspace: Workspace, settings: Settings) -> tuple[Mapping[str, Any], Mapping[str, Any], Place] | None:
     """The run that ended last of those of the settings' pretext task: manifest, its store's manifest, folder."""
     store = read_json(store_of(workspace, settings) / "manifest.json")
     wanted = settings.pretraining.pretext
@@ -117,6 +156,6 @@ def _settings_then(settings: Settings, made: Mapping[str, Any]) -> Settings:
     return settings_from(tree)
 
 
-def _epoch_seconds(folder: Any) -> float:
+def _epoch_seconds(folder: Place) -> float:
     """Of all epochs: a manifest has the last call's seconds alone."""
     return sum(row.get("seconds") or 0.0 for row in read_metrics(folder))

@@ -7,18 +7,17 @@ from dataclasses import replace
 
 from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
-from raygenesis.machine import Hardware
+from raygenesis.machine import MIB_PER_S, Hardware
 from raygenesis.planning.estimate import Estimate, Factor, estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
-from raygenesis.progress import say
+from raygenesis.progress import duration, say, size
 from raygenesis.settings import settings_from
 from raygenesis.workspace import Workspace
 
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
 SCAN_MIB = {3: 150.0, 2: 7.6}
 COMPRESSED = 0.6  # a scan's files, of its voxels
-MIB_PER_S = 500.0  # that a node reads and writes
 HEADER = ("stage", "work", "time", "on", "memory a node", "stored", "moved", "cost", "limited by", "rates")
 
 
@@ -50,19 +49,21 @@ def plan(
     for line in table(estimates):
         say("plan", line)
     if told:
-        say("plan", f"with {told}, for pretraining on all GPUs")
+        say("plan", f"with {told}, " + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"))
     say("plan", _notes(factors, estimates))
     return estimates
 
 
 def _for_gpus(settings: Settings, hardware: Hardware) -> tuple[Settings, str]:
-    """Settings under which pretraining takes all GPUs, where it was not said how it is to run."""
+    """Settings under which pretraining takes all GPUs, or cores for want of them, unless it was said how it runs."""
     keys = {"pretraining.use_gpu", "pretraining.num_workers"}
-    if not hardware.num_gpus or keys & settings.given:
+    if keys & settings.given or (not hardware.num_gpus and not settings.pretraining.use_gpu):
         return settings, ""
+    changed = {"use_gpu": bool(hardware.num_gpus), "num_workers": max(hardware.num_gpus, 1)}
     tree = settings.model_dump(mode="json")
-    tree["pretraining"] |= {"use_gpu": True, "num_workers": hardware.num_gpus}
-    return settings_from(tree), f"pretraining.use_gpu=true pretraining.num_workers={hardware.num_gpus}"
+    tree["pretraining"] |= changed
+    told = " ".join(f"pretraining.{key}={str(value).lower()}" for key, value in changed.items())
+    return settings_from(tree), told
 
 
 def table(estimates: Sequence[Estimate]) -> list[str]:
@@ -101,19 +102,3 @@ def _notes(factors: dict[str, Factor], estimates: Sequence[Estimate]) -> str:
     if any(one.num_gpus and not one.seen for one in estimates):
         told += f", and {GPU_OF}"
     return f"{told}; an estimate is good to a factor of two"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days, whichever reads best."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def size(mib: float) -> str:
-    """MiB, GiB or TiB, whichever reads best."""
-    for unit, length in (("TiB", 2**20), ("GiB", 2**10)):
-        if mib >= length:
-            return f"{mib / length:.1f} {unit}"
-    return f"{mib:.1f} MiB"

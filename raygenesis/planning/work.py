@@ -218,7 +218,8 @@ def sweep(settings: Settings, num_points: int = 8) -> Work:
     return Work(
         "sweep", f"{trials} trials",
         core_s=trials * one.core_s, most_cores=trials, gpu_s=trials * one.gpu_s, most_gpus=trials,
-        read_mib=trials * one.read_mib, memory_gib_per_core=WORKER_GIB + _training_gib_of(settings),
+        read_mib=trials * one.read_mib,
+        memory_gib_per_core=WORKER_GIB + (0 if one.gpu_s else _training_gib_of(settings)),
     )  # fmt: skip
 
 
@@ -234,7 +235,7 @@ def finetune(settings: Settings, num_initialisations: int = 2) -> Work:
         "finetune", f"{trials} trials × {chosen.num_steps} steps",
         core_s=0.0 if gpus else samples * core_s(joint), most_cores=trials,
         gpu_s=samples * gpu_s(joint) if gpus else 0.0, most_gpus=trials,
-        memory_gib_per_core=WORKER_GIB + _training_gib(joint, chosen.batch_size),
+        memory_gib_per_core=WORKER_GIB + (0 if gpus else _training_gib(joint, chosen.batch_size)),
     )  # fmt: skip
 
 

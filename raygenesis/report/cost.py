@@ -10,7 +10,6 @@ from raygenesis import machine
 from raygenesis.config import Settings
 from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import factors_of, scans_of
-from raygenesis.planning.plan import MIB_PER_S
 from raygenesis.planning.work import pipeline
 from raygenesis.report.sections import Made
 from raygenesis.workspace import Workspace
@@ -25,13 +24,14 @@ def cost(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> 
     hardware, factors = machine.hardware(), factors_of(workspace, settings)
     columns = [
         [
-            estimate(work, hardware, settings.prices, factors, MIB_PER_S)
+            estimate(work, hardware, settings.prices, factors, machine.MIB_PER_S)
             for work in pipeline(replace(scans, number=number), settings)
         ]
         for number in (scans.number, *SCANS)
     ]
     return {
-        "scans": (scans.number, *SCANS), "hardware": hardware, "scan_mib": scans.voxel_mib, "mib_per_s": MIB_PER_S,
+        "scans": (scans.number, *SCANS), "scan_mib": scans.voxel_mib,
+        "hardware": hardware, "mib_per_s": machine.MIB_PER_S,
         "rows": [{"stage": row[0].work.stage, "seen": row[0].seen, "costs": row} for row in zip(*columns, strict=True)],
         "total": [_sums(column) for column in columns],
     }  # fmt: skip

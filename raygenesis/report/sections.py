@@ -152,8 +152,9 @@ def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
         hours = {"core hours": job["core_seconds"] / 3600, "GPU hours": job["gpu_seconds"] / 3600}
         row = {"job": job["verb"], "state": job["state"], "started": f"{started:%Y-%m-%d %H:%M}"}
         row |= {"minutes": (updated - started).total_seconds() / 60, **hours}
-        if prices.cpu_hour is not None:
-            row["cost"] = hours["core hours"] * prices.cpu_hour + hours["GPU hours"] * (prices.gpu_hour or 0.0)
+        cost = prices.of(job["core_seconds"], job["gpu_seconds"])
+        if cost is not None:
+            row["cost"] = cost
         rows.append(row)
     return {"rows": rows, "left_out": len(paths) - len(rows)}
 

@@ -162,7 +162,7 @@ def _capacity(settings: Settings) -> tuple[float, int]:
     num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(settings.pretraining.use_gpu)
     key = "sweep.num_gpus" if wanted.num_gpus is not None else "pretraining.use_gpu=true: sweep.num_gpus"
     cluster.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
-    room = max(cluster.room_for(CPUS_PER_TRIAL, num_gpus), 1)
+    room = cluster.at_once(CPUS_PER_TRIAL, num_gpus)
     concurrent = min(room, wanted.max_concurrent_trials or room)
     if wanted.max_concurrent_trials and wanted.max_concurrent_trials > room:
         say("sweep", f"sweep.max_concurrent_trials={wanted.max_concurrent_trials}: the cluster holds {room} at once")

@@ -15,7 +15,7 @@ import torch
 from ray.data import Dataset
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from raygenesis.cluster import TRAINING_ENVIRONMENT, threads_per_worker
 from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
@@ -31,6 +31,7 @@ from raygenesis.training.trackers import TRACKERS, Tracker
 from raygenesis.workspace import Place, read_json, remove_tree, write_json
 
 MAX_FAILURES = 3  # of workers, without getting any further
+MAX_WAITS = 30  # of a minute each, for machines that are being started
 SHOWN_SECONDS = 1.0
 REFUSED_FILE = "refused.json"  # why a worker that is not alone cannot go on
 
@@ -127,6 +128,11 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
         try:
             with tempfile.TemporaryDirectory() as scratch:  # of Ray's controller, on this machine
                 result = _trainer(job, datasets, scratch).fit()
+        except ControllerError as error:
+            raise TrainingError(
+                f"{job.experiment.name}: there was no room for its {job.resources.num_workers} worker(s) within "
+                f"{MAX_WAITS} min: run the same command again when the cluster has it"
+            ) from error
         except TrainingFailedError as error:
             now = newest_step(job.folder / CHECKPOINTS) or 0
             if now <= reached:
@@ -158,7 +164,7 @@ def _trainer(job: _Job, datasets: Mapping[str, Dataset], scratch: str) -> TorchT
             storage_path=scratch,
             name="train",
             failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES
+                max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS
             ),
             worker_runtime_env=TRAINING_ENVIRONMENT,
         ),

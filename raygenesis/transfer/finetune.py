@@ -122,7 +122,8 @@ def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial,
     pose, waiting, failures = ready.pose, list(missing), list[str]()
     running: dict[ray.ObjectRef[str], str] = {}
     task = ray.remote(
-        num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, runtime_env=cluster.TRAINING_ENVIRONMENT
+        num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, max_retries=cluster.MOST_LOSSES,
+        runtime_env=cluster.TRAINING_ENVIRONMENT
     )(run_trial)  # fmt: skip
     with progress("finetune", len(waiting), "trials") as ticker:
         while waiting or running:

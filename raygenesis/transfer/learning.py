@@ -16,6 +16,8 @@ from raygenesis.training.experiment import TrainingError
 from raygenesis.workspace import Stopwatch
 
 NUM_VALIDATIONS = 20
+# Of the steps, the learning rate rises for this share.
+RISING = 0.1
 # A curve has converged where it has come so far on its way from its first to its best value.
 CONVERGED = 0.95
 
@@ -60,6 +62,8 @@ def train(
     set_training(network)
     for step in range(1, settings.num_steps + 1):
         watch = Stopwatch()
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * share_of_rate(step, settings)
         images, wanted = batches(generator)
         loss = loss_of(network(images), wanted)
         optimizer.zero_grad()
@@ -80,6 +84,16 @@ def train(
         network.load_state_dict(best)
     converged = every * converged_at(scores) if scores else converged_at([-loss for loss in smoothed(losses)])
     return Learnt(tuple(losses), converged, seconds / len(losses))
+
+
+def share_of_rate(step: int, settings: FinetuneSettings) -> float:
+    """The share of the learning rate that a step, from 1, is taken with."""
+    if settings.schedule == "constant":
+        return 1.0
+    rising = max(1, round(RISING * settings.num_steps))
+    if step <= rising:
+        return step / rising
+    return (1 + math.cos(math.pi * (step - rising) / (settings.num_steps - rising + 1))) / 2
 
 
 def to_device(network: nn.Module, device: str) -> None:

@@ -55,3 +55,14 @@ def test_the_whole_cluster_is_paid_for_as_long_as_a_stage_takes() -> None:
     found = estimate(WORK, CLUSTER, prices, {}, 500)
     assert found.cost == pytest.approx((START + 100) / 3600 * (64 * 0.05 + 8 * 2.0) + 500 / 1024 * 0.02)
     assert estimate(WORK, CLUSTER, FREE, {}, 500).cost is None
+    gpus_alone = estimate(WORK, CLUSTER, PriceSettings(gpu_hour=3.6), {}, 500)
+    assert gpus_alone.cost == pytest.approx((START + 100) * 8 / 1000)
+
+
+def test_a_cluster_whose_machines_are_yet_to_come_counts_as_one_core() -> None:
+    assert estimate(WORK, Hardware(0, 0, 1), FREE, {}, 1e9).seconds == pytest.approx(START + 6400)
+
+
+def test_gpus_that_are_not_there_are_told() -> None:
+    training = Work("pretrain", "", 0, gpu_s=8000, most_gpus=4)
+    assert estimate(training, Hardware(2), FREE, {}, 500).limit.startswith("no GPU")

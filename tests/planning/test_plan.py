@@ -17,8 +17,9 @@ from raygenesis.planning import work
 from raygenesis.planning.announce import announce, left_to_embed, left_to_pretrain
 from raygenesis.planning.estimate import estimate
 from raygenesis.planning.history import factors_of, scans_of
-from raygenesis.planning.plan import duration, plan, size
+from raygenesis.planning.plan import plan
 from raygenesis.planning.work import START_S
+from raygenesis.progress import duration, size
 from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace, write_json
 from tests.end_to_end.conftest import raygenesis
@@ -96,6 +97,29 @@ def test_manifests_that_do_not_say_on_what_they_were_made_teach_nothing(workspac
         del told["hardware"]
         path.write_text(json.dumps(told))
     assert factors_of(workspace, SMALL) == {}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda told: told["settings"].update({"autoencoder": {"of_another_version": 1}}),
+        lambda told: told["hardware"].update(more=1),
+        lambda told: told["hardware"].update(num_cores=0),
+        lambda told: told.pop("counts"),
+    ],
+)
+def test_a_manifest_of_another_version_teaches_nothing_and_stops_nobody(workspace: Workspace, damage) -> None:
+    path = workspace.autoencoder / "manifest.json"
+    told = json.loads(path.read_text())
+    damage(told)
+    path.write_text(json.dumps(told))
+    assert factors_of(workspace, SMALL).keys() == {"ingest", "discover", "pretrain", "sweep", "finetune"}
+
+
+def test_without_gpus_a_preset_that_wants_them_is_planned_on_cores(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {one.work.stage: one for one in plan(1000, Hardware(64), load_settings("paper-3d"))}
+    assert told["pretrain"].num_gpus == 0 and told["pretrain"].limit == "64 cores"
+    assert "with pretraining.use_gpu=false pretraining.num_workers=1, as there are no GPUs" in capsys.readouterr().out
 
 
 def test_pretraining_takes_all_gpus_unless_it_is_said_how_it_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from raygenesis.config import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
-from raygenesis.transfer.learning import Learnt, converged_at, set_training, smoothed, train
+from raygenesis.transfer.learning import Learnt, converged_at, set_training, share_of_rate, smoothed, train
 
 
 def chosen(**changed: Any) -> FinetuneSettings:
-    return FinetuneSettings(**{"num_steps": 40, "learning_rate": 0.05, "batch_size": 4, **changed})
+    usual = {"num_steps": 40, "learning_rate": 0.05, "batch_size": 4, "schedule": "constant"}
+    return FinetuneSettings(**{**usual, **changed})
 
 
 def line(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,6 +36,28 @@ def learn(network: nn.Module, validate: Callable[[], float] | None = None, **cha
 def new_network(seed: int = 0) -> nn.Linear:
     torch.manual_seed(seed)
     return nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 40, 100])
+def test_the_rate_rises_and_falls_as_torchs_schedulers_say(num_steps: int) -> None:
+    settings = chosen(schedule="cosine", num_steps=num_steps)
+    rising = max(1, round(num_steps / 10))
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], 1.0)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps - rising + 1)
+    expected = [(step + 1) / rising for step in range(rising)]
+    for _ in range(num_steps - rising):
+        optimizer.step()
+        falling.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+    found = [share_of_rate(step, settings) for step in range(1, num_steps + 1)]
+    assert found == pytest.approx(expected, abs=1e-9) and max(found) == 1 and min(found) > 0
+    assert {share_of_rate(step, chosen()) for step in range(1, 41)} == {1.0}
+
+
+def test_the_schedule_is_what_is_trained_with() -> None:
+    losses = {name: learn(new_network(), schedule=name).losses for name in ("constant", "cosine")}
+    assert losses["constant"][0] == losses["cosine"][0] and losses["constant"][2] != losses["cosine"][2]
 
 
 def scored(network: nn.Module, scores: Sequence[float]) -> tuple[Callable[[], float], list[torch.Tensor]]:
