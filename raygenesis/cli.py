@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ from raygenesis._version import __version__
 from raygenesis.errors import RaygenesisError
 from raygenesis.job import recorded
 from raygenesis.machine import MIB_PER_S
+
+if TYPE_CHECKING:
+    from raygenesis.config import Settings
+    from raygenesis.workspace import Workspace
 
 HELP = "Self-supervised pretraining of medical-image encoders by Semantic Genesis, on Ray."
 
@@ -371,19 +375,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _settings(preset: str, overrides: list[str] | None, keep_ids: bool = False):
+def _settings(preset: str, overrides: list[str] | None, keep_ids: bool = False) -> Settings:
     from raygenesis.settings import load_settings
 
     return load_settings(preset, [*(overrides or []), *(["archive.keep_ids=true"] if keep_ids else [])])
 
 
-def _open(location: str):
+def _open(location: str) -> Workspace:
     from raygenesis.workspace import Workspace
 
     return Workspace.open(location)
 
 
-def _existing(location: str):
+def _existing(location: str) -> Workspace:
     from raygenesis.workspace import Workspace
 
     return Workspace.existing(location)

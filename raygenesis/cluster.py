@@ -184,8 +184,8 @@ def _grows(num_tasks: int, num_cpus: float, num_gpus: float) -> bool:
 
 def _is_refused(asked: PlacementGroup) -> bool:
     """Whether the autoscaler says that no node that it may start would do."""
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+    from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined] # generated
 
     told = GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=5)
     refused = GetClusterStatusReply.FromString(told).autoscaling_state.infeasible_gang_resource_requests
@@ -195,7 +195,7 @@ def _is_refused(asked: PlacementGroup) -> bool:
 def _nodes_are_coming() -> bool:
     """Whether an autoscaler is starting nodes."""
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     address = ray.get_runtime_context().gcs_address
@@ -207,7 +207,7 @@ def _nodes_are_coming() -> bool:
     return bool(report.get("pending_launches") or report.get("pending_nodes"))
 
 
-def answer_of(reference: ray.ObjectRef) -> Any:
+def answer_of(reference: ray.ObjectRef[Any]) -> Any:
     """A task's answer; a user's mistake found there is one sentence here too."""
     try:
         return ray.get(reference)
@@ -230,7 +230,7 @@ def each(function: Callable[..., Any], items: Iterable[Any], *shared: Any) -> It
     connect()
     task, waiting = ray.remote(max_retries=MOST_LOSSES)(function), iter(items)
     shared = tuple(ray.put(value) for value in shared)
-    running: list[ray.ObjectRef] = []
+    running: list[ray.ObjectRef[Any]] = []
     try:
         while True:
             most = 4 * int(ray.cluster_resources().get("CPU", 1))  # nodes may have come

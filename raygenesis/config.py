@@ -199,9 +199,10 @@ class DiscoverySettings(Section):
 
     @model_validator(mode="after")
     def _box_is_inside(self) -> DiscoverySettings:
-        for low, high in self.box or ():
+        box = self.box or ()
+        for low, high in box:
             if not 0 <= low < high <= 1:
-                raise ValueError(f"discovery.box={[list(side) for side in self.box]}: needs 0 <= from < to <= 1 a side")
+                raise ValueError(f"discovery.box={[list(side) for side in box]}: needs 0 <= from < to <= 1 a side")
         return self
 
 

@@ -22,7 +22,9 @@ class Ticker:
     def __init__(self, title: str, total: int, unit: str, bar: Progress | None, done: float = 0) -> None:
         self.title, self.total, self.unit = title, total, unit
         self._bar = bar
-        self._task = bar.add_task(title, total=total, completed=done, note="") if bar else None
+        self._task = None
+        if bar is not None:
+            self._task = bar.add_task(title, total=total, completed=done, note="")  # type: ignore[arg-type] # shows fractions
         self._begin = self._shown = time.perf_counter()
         self._before = self._done = done
         self._note = ""
@@ -35,7 +37,7 @@ class Ticker:
         self._now = now = time.perf_counter()
         rate = self._rate()
         speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s for one of the {self.unit}"
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, note=f"{speed} {note}")
         elif now - self._shown >= PLAIN_INTERVAL_S or self._done == self.total:
             self._shown = now

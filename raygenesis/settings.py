@@ -80,9 +80,9 @@ def read_mapping(path: Path, kind: str) -> dict[str, Any]:
 
 def _yaml_fault(error: Exception) -> str:
     """Where a YAML file is at fault, and how."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return str(error).splitlines()[0]
+    mark = error.problem_mark
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 

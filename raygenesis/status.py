@@ -25,7 +25,7 @@ def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Itera
 
     Raises WorkspaceError where there was no job.
     """
-    records = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
+    records: list[Place] = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
     if not records:
         raise WorkspaceError(f"no job has been run in {workspace.root} yet: start one, such as `raygenesis run`")
     for path in records[:most]:

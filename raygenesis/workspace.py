@@ -304,9 +304,10 @@ def parquet_file(path: Place, **options: Any) -> pq.ParquetFile:
 
 def parquet_dataset(paths: Sequence[Place], schema: pa.Schema | None = None) -> ds.Dataset:
     """Parquet files of one folder as one table, of which only what is asked for is read."""
-    if paths and isinstance(paths[0], RemotePath):
-        keys = [path.key for path in paths]
-        return ds.dataset(keys, schema=schema, format="parquet", filesystem=paths[0].filesystem)
+    remote_ones = [path for path in paths if isinstance(path, RemotePath)]
+    if remote_ones:
+        keys = [path.key for path in remote_ones]
+        return ds.dataset(keys, schema=schema, format="parquet", filesystem=remote_ones[0].filesystem)
     return ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
 
 
@@ -392,7 +393,7 @@ def place(location: str | Place) -> Place:
     """A folder on this machine, or a remote one where the location is a URL."""
     if re.match(r"(s3|gs):/(?!/)", str(location)):
         raise WorkspaceError(f"workspace {location}: a URL has two slashes, as in s3://bucket/prefix")
-    return remote(str(location)) if "://" in str(location) else Path(location).expanduser().absolute()
+    return remote(str(location)) if "://" in str(location) else Path(str(location)).expanduser().absolute()
 
 
 def remove_tree(path: Place) -> None:

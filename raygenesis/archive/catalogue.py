@@ -169,5 +169,5 @@ def split_by_subject(
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Catalogue rows of the training subjects and of the validation subjects."""
     held_out = held_out_subjects(rows, fraction, seed)
-    training = [row for row in rows if row["subject_id"] not in held_out]
+    training: list[Mapping[str, Any]] = [row for row in rows if row["subject_id"] not in held_out]
     return training, [row for row in rows if row["subject_id"] in held_out]

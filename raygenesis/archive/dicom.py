@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.tag import Tag
 
 from raygenesis.archive.dicom_file import (
     SPACINGS,
@@ -46,10 +47,11 @@ ASIDE_MODALITIES = {
 }  # fmt: skip
 ASIDE_IMAGE_TYPES = {"LOCALIZER": "a localiser", "MOSAIC": "a mosaic of slices in one image"}
 
-HEADER_TAGS = [
+HEADER_NAMES = (
     "SOPClassUID", "SeriesInstanceUID", "PatientID", "IssuerOfPatientID", "Modality", "ImageType", "Rows",
     "BitsAllocated", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "ViewPosition",
-]  # fmt: skip
+)  # fmt: skip
+HEADER_TAGS = [Tag(name) for name in HEADER_NAMES]
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def read_geometry(paths: Sequence[Path]) -> list[tuple[tuple[int, ...], tuple[fl
     if _are_images(slices):
         placed = [((*one.shape[::-1], 1), image_affine(_image_plane(one)[0]), 2) for one in slices]
     else:
-        grids, _ = _each_stack(slices, lambda stack: [lay_out([place[0].plane for place in _places(stack)])])
+        grids, _ = _each_stack(slices, lambda stack: [lay_out(_planes([place[0] for place in _places(stack)]))])
         placed = [(grid.shape[::-1], grid.affine, 3) for grid in grids]
     found = []
     for shape, affine, ndim in placed:
@@ -136,6 +138,11 @@ def _are_images(slices: Sequence[Slice]) -> bool:
     if lost and len(slices) > 1 and not projections:
         raise ScanError(f"{lost} of {len(slices)} slices have no position and orientation")
     return len(slices) == 1 or projections
+
+
+def _planes(slices: Sequence[Slice]) -> list[Plane]:
+    """Where slices lie that are no images of their own: all of them have a place then."""
+    return [one.plane for one in slices if one.plane is not None]
 
 
 def _image_plane(one: Slice) -> tuple[Plane, tuple[str, ...]]:
@@ -185,7 +192,7 @@ def _dropped(copies: int) -> tuple[str, ...]:
 
 def _each_stack(slices: Sequence[Slice], read: Callable[[list[Slice]], list[T]]) -> tuple[list[T], list[str]]:
     """What `read` makes of a series' stacks, and which it left out. ScanError of the largest if it can make none."""
-    planes = [one.plane for one in slices]
+    planes = _planes(slices)
     found: list[T] = []
     left_out: list[tuple[list[int], str]] = []
     every = stacks(planes)
@@ -212,7 +219,7 @@ def _each_stack(slices: Sequence[Slice], read: Callable[[list[Slice]], list[T]])
 
 def _places(stack: Sequence[Slice]) -> list[list[Slice]]:
     """One stack's slices by position along the normal. Raises ScanError if the positions are too few for a volume."""
-    places = [[stack[index] for index in place] for place in positions([one.plane for one in stack])]
+    places = [[stack[index] for index in place] for place in positions(_planes(stack))]
     if len(places) < MIN_SLICES:
         at = f" at {len(places)} position{'s' * (len(places) > 1)}" if len(places) < len(stack) else ""
         raise ScanError(f"{len(stack)} slices{at} are not a volume: expected {MIN_SLICES} positions or more")
@@ -263,7 +270,7 @@ def _time(one: Slice) -> tuple[float, ...]:
 def _volume(channels: Sequence[Sequence[Slice]], notes: tuple[str, ...]) -> Volume:
     """One volume of one or several time points, each with a slice at every position."""
     slices = [one for channel in channels for one in channel]
-    grid = lay_out([one.plane for one in channels[0]])
+    grid = lay_out(_planes(channels[0]))
     rescale = slices[0].rescale
     pixels = [one.pixels for one in slices]
     if len({one.ndim for one in pixels}) > 1 or (pixels[0].ndim > 2 and len(channels) > 1):
@@ -282,7 +289,7 @@ def _volume(channels: Sequence[Sequence[Slice]], notes: tuple[str, ...]) -> Volu
     return _described(xyz, grid.affine, 3, slices, rescale, (*grid.corrections, *notes))
 
 
-def _grey(pixels: NDArray[np.generic]) -> tuple[NDArray[np.generic], tuple[str, ...]]:
+def _grey(pixels: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Colours [..., 3] as they are, or where all three are equal as one grey value [...]; and words for that."""
     if (pixels[..., 0] != pixels[..., 1]).any() or (pixels[..., 0] != pixels[..., 2]).any():
         return pixels, ()
@@ -290,7 +297,7 @@ def _grey(pixels: NDArray[np.generic]) -> tuple[NDArray[np.generic], tuple[str, 
 
 
 def _described(
-    xyz: NDArray[np.generic], affine: NDArray[np.float64], ndim: int, slices: Sequence[Slice],
+    xyz: NDArray[Any], affine: NDArray[np.float64], ndim: int, slices: Sequence[Slice],
     rescale: tuple[float, float], corrections: tuple[str, ...],
 ) -> Volume:  # fmt: skip
     """A Volume from voxels [x, y, z] or [x, y, z, channels], with the tags of its first slice."""

@@ -115,7 +115,7 @@ class Slice:
     plane: Plane | None
     rescale: tuple[float, float]
     inverted: bool
-    pixels: NDArray[np.generic] | None
+    pixels: Any  # NDArray [rows, columns, ...], None where they are not read
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -143,7 +143,7 @@ def guarded(fault: str) -> Iterator[None]:
             raise ScanError(f"{fault} ({type(error).__name__})") from None
 
 
-def read_dataset(path: Path, tags: Sequence[str | BaseTag], *, pixels: bool) -> FileDataset:
+def read_dataset(path: Path, tags: Sequence[BaseTag], *, pixels: bool) -> FileDataset:
     with guarded("the file is cut short or damaged"), path.open("rb") as file:
         if not looks_like_dicom(file.read(HEAD_BYTES)):
             raise ScanError("not a DICOM file")
@@ -210,7 +210,7 @@ def _format(dataset: FileDataset, file_size: int) -> _Format:
     if allocated not in (8, 16, 32) or not 0 < stored <= high + 1 <= allocated:
         raise ScanError(f"pixels of {stored} in {allocated} bits are not supported: expected up to 8, 16 or 32 bits")
     photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
-    if not photometric.startswith({1: "MONOCHROME", 3: ("RGB", "YBR")}.get(samples, "none")):
+    if not photometric.startswith({1: ("MONOCHROME",), 3: ("RGB", "YBR")}.get(samples, ("none",))):
         raise ScanError("the image is neither grey nor RGB: its photometric interpretation is not supported")
     inverted = photometric == "MONOCHROME1" and first_value((dataset,), "Modality") not in MEASURED
     implicit, little = dataset.original_encoding
@@ -226,7 +226,7 @@ def _format(dataset: FileDataset, file_size: int) -> _Format:
     return found
 
 
-def _decode(dataset: Dataset, stored: _Format) -> NDArray[np.generic]:
+def _decode(dataset: Dataset, stored: _Format) -> NDArray[Any]:
     """Stored values [frames, rows, columns], or [frames, rows, columns, 3] as RGB, in native byte order."""
     shape = (stored.frames, stored.rows, stored.columns, *([stored.samples] * (stored.samples > 1)))
     with guarded("the pixel data is cut short or damaged"):

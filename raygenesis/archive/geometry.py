@@ -41,7 +41,9 @@ def resample(voxels: NDArray[np.float32], weights: Sequence[NDArray[np.float32]]
     return np.ascontiguousarray(voxels)
 
 
-def best_level(levels: Sequence[Sequence[int]], spacing_mm: Sequence[float], step_mm: Sequence[float]) -> int:
+def best_level(
+    levels: Sequence[Sequence[int]], spacing_mm: Sequence[float], step_mm: Sequence[float] | NDArray[np.float64]
+) -> int:
     """The coarsest pyramid level whose voxels are no larger than the output's `step_mm` on any axis (else level 0)."""
     fitting = [
         number

@@ -24,7 +24,7 @@ from raygenesis.archive.store import volume_folder
 from raygenesis.config import ArchiveSettings, Settings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, publish, read_json, remove_tree, write_table
+from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, remove_tree, write_table
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
@@ -111,7 +111,7 @@ def ingest(
     earlier = _earlier_rows(workspace)
     known = read_sources(workspace.private)
     if stage.is_finished():
-        manifest = read_json(workspace.archive / "manifest.json")
+        manifest = manifest_of(workspace.archive, "ingest")
         if _is_up_to_date(manifest, found, earlier, known) and not (prune and manifest["counts"]["removed"]):
             counts = manifest["counts"]
             what = f"{counts['volumes']} volumes, {counts['failures']} failures"
@@ -261,7 +261,8 @@ def _datasets(scans: Sequence[Scan], arguments: dict[str, Any]) -> Iterator[ray.
             most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
             memory = min(MEMORY_PER_BYTE * max(scan.num_bytes for scan in large), 0.9 * most)
         yield ray.data.from_items(blocks, override_num_blocks=len(blocks)).flat_map(
-            take_in_block, fn_kwargs=arguments, memory=memory
+            take_in_block,  # type: ignore[arg-type] # Ray says functions of a row alone, and takes generators with arguments
+            fn_kwargs=arguments, memory=memory
         )
 
 
@@ -345,7 +346,7 @@ def _remember(
 ) -> None:
     """Write the private tables: every file of the folder, and those that are gone and whose volumes stay."""
     kept = {row["voxel_fingerprint"]: row["volume_id"] for row in catalogue}
-    rows = [
+    rows: list[Mapping[str, Any]] = [
         {
             "source": identity.source(scan.name, scan.source), "path": scan.source, "stamp": stamp_of(scan),
             # Of a duplicate the volume that stays.

@@ -159,5 +159,5 @@ def describe(volume: Volume, settings: ArchiveSettings) -> dict[str, Any]:
 def voxel_fingerprint(voxels: np.ndarray) -> str:
     """Hash of type, shape and voxels (C order)."""
     fingerprint = xxhash.xxh3_128(f"{voxels.dtype.str}{voxels.shape}".encode())
-    fingerprint.update(memoryview(np.ascontiguousarray(voxels)).cast("B"))
+    fingerprint.update(np.ascontiguousarray(voxels).data.cast("B"))
     return fingerprint.hexdigest()

@@ -17,7 +17,7 @@ LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 MOST_VOXELS = 2**21
 
 
-def percentiles(voxels: NDArray[np.generic]) -> tuple[float, float]:
+def percentiles(voxels: NDArray[Any]) -> tuple[float, float]:
     """The recorded percentiles of one channel's stored values; the extremes where most voxels are equal.
 
     Linear between order statistics; of more than MOST_VOXELS an even sample of a quarter as many.
@@ -36,10 +36,10 @@ def percentiles(voxels: NDArray[np.generic]) -> tuple[float, float]:
 @functools.cache
 def _even_fractions(count: int) -> NDArray[np.float64]:
     """Multiples of the golden section, modulo one: they fill any scan evenly, where strides miss the body."""
-    return np.arange(count) * ((5**0.5 - 1) / 2) % 1.0
+    return np.arange(count, dtype=np.float64) * ((5**0.5 - 1) / 2) % 1.0
 
 
-def _order_statistics(values: NDArray[np.generic], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+def _order_statistics(values: NDArray[Any], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
         least = int(values.min())
         counts = np.bincount(values.astype(np.intp) - least)  # a fifth of the time of sorting
@@ -59,7 +59,7 @@ def limits(row: Mapping[str, Any], settings: IntensitySettings) -> tuple[float, 
     return low, high
 
 
-def normalise(voxels: NDArray[np.generic], low: float, high: float) -> NDArray[np.float32]:
+def normalise(voxels: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
     """Stored values to float32 in [0, 1]: `low` becomes 0, `high` becomes 1, the rest is clipped."""
     values = voxels.astype(np.float32)
     values -= np.float32(low)

@@ -20,7 +20,7 @@ from raygenesis.archive.volume import MAX_COMPRESSION, Volume, canonical, canoni
 from raygenesis.errors import ScanError
 
 # What nibabel, NumPy and zlib raise on damaged bytes.
-DAMAGE = (
+DAMAGE: tuple[Any, ...] = (  # isal says of its exception that it is an instance
     ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, isal_zlib.error, OSError, ValueError,
     OverflowError, KeyError,
 )  # fmt: skip
@@ -76,7 +76,7 @@ def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
 def _open(path: Path) -> BinaryIO:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return igzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
+    return igzip.open(path, "rb") if packed else path.open("rb")
 
 
 def _read_header(file: BinaryIO) -> Any:
@@ -146,7 +146,7 @@ def _rescaling(header: Any) -> tuple[float, float]:
     return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
 
 
-def _read_voxels(path: Path, file: BinaryIO, header: Any, max_bytes: int) -> NDArray[np.generic]:
+def _read_voxels(path: Path, file: BinaryIO, header: Any, max_bytes: int) -> NDArray[Any]:
     """The stored values, flat; of a file that is not packed a view that reads as it is used."""
     dtype = header.get_data_dtype()
     if dtype.kind not in "iufV" or (dtype.names is not None and "R" not in dtype.names):

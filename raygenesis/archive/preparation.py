@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -76,7 +77,8 @@ def crop_to_body(volume: Volume) -> Volume:
     for (first, last), side, spacing in zip(box, volume.shape, volume.spacing_mm, strict=True):
         margin = int(np.ceil(MARGIN_MM / spacing)) + step
         region.append(slice(max(0, first * step - margin), min(side, last * step + margin + 1)))
-    voxels = volume.voxels[(..., *region)]
+    all_channels: tuple[Any, ...] = (..., *region)
+    voxels = volume.voxels[all_channels]
     if voxels.shape == volume.voxels.shape:
         return volume
     affine = volume.affine.copy()

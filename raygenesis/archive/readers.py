@@ -29,8 +29,8 @@ def format_of(name: str) -> ModuleType | None:
 
 
 def read_scan(
-    paths: Sequence[Path], fourth_axis: str = "refuse", max_bytes: int = MAX_BYTES, fill_nan: float | None = None,
-    may_be_flat: bool = False,
+    paths: Sequence[Path], fourth_axis: dicom.FourthAxis = "refuse", max_bytes: int = MAX_BYTES,
+    fill_nan: float | None = None, may_be_flat: bool = False,
 ) -> list[Volume]:  # fmt: skip
     """Decode the file of a scan, or the files of its DICOM series, into canonical axes.
 
@@ -38,10 +38,9 @@ def read_scan(
     Raises ScanError saying what is wrong.
     """
     module = format_of(paths[0].name)
-    is_dicom = module is None
-    if is_dicom and (num_bytes := sum(path.stat().st_size for path in paths)) > max_bytes:
+    if module is None and (num_bytes := sum(path.stat().st_size for path in paths)) > max_bytes:
         raise ScanError(f"{num_bytes:,} bytes of files are more than archive.max_scan_gib={max_bytes / 2**30:g}")
-    found = dicom.read_series(paths, fourth_axis) if is_dicom else module.read(paths[0], fourth_axis, max_bytes)
+    found = dicom.read_series(paths, fourth_axis) if module is None else module.read(paths[0], fourth_axis, max_bytes)
     return [checked(volume, fill_nan, may_be_flat) for volume in found]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,7 +209,7 @@ def _even(depths: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, tupl
     return sources, (f"{between}: resampled linearly to {depths[-1] / len(steps):.2f} mm",)
 
 
-def fill(grid: Grid, slices: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+def fill(grid: Grid, slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Slices [rows, columns, ...] on the grid [slices, rows, columns, ...], of the same type.
 
     Places that no slice covers get the smallest value of the stack.
@@ -229,8 +230,8 @@ def fill(grid: Grid, slices: Sequence[NDArray[np.generic]]) -> NDArray[np.generi
 
 
 def _moved(
-    pixels: NDArray[np.generic], move: NDArray[np.float64], shape: tuple[int, ...], fill_value: np.generic
-) -> NDArray[np.generic]:
+    pixels: NDArray[Any], move: NDArray[np.float64], shape: tuple[int, ...], fill_value: np.generic
+) -> NDArray[Any]:
     """A slice moved by a fraction of pixels into a larger one, linearly."""
     whole = np.floor(move).astype(int)
     for axis, share in enumerate(move - whole):
@@ -244,7 +245,7 @@ def _moved(
     return moved
 
 
-def _blend(one: NDArray[np.generic], other: NDArray[np.generic], share: np.float32) -> NDArray[np.generic]:
+def _blend(one: NDArray[Any], other: NDArray[Any], share: np.float32) -> NDArray[Any]:
     """`share` of the other and the rest of the one, in their own type."""
     mixed = one * (1 - share) + other * share
     return (np.rint(mixed) if one.dtype.kind in "iu" else mixed).astype(one.dtype)

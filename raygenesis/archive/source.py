@@ -185,7 +185,7 @@ def volume_rows(
     return ArchiveSource(*_even_parts(rows, bytes_of), schema, read)
 
 
-def voxels_of(row: Mapping[str, Any]) -> NDArray[np.generic]:
+def voxels_of(row: Mapping[str, Any]) -> NDArray[Any]:
     """The voxels of a row of `read_archive`, read-only."""
     return np.frombuffer(row["voxels"], row["voxels_dtype"]).reshape(row["voxels_shape"])
 

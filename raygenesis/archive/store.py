@@ -74,9 +74,9 @@ def halve(voxels: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _block_means(voxels: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
-    odd = [(0, side % step) for side, step in zip(voxels.shape, steps, strict=True)]
-    if any(after for _, after in odd):
-        voxels = np.pad(voxels, odd, mode="edge")
+    missing = [(0, side % step) for side, step in zip(voxels.shape, steps, strict=True)]
+    if any(after for _, after in missing):
+        voxels = np.pad(voxels, missing, mode="edge")
     is_integer = voxels.dtype.kind in "iu"
     # Exact sums: of up to 16 bits in 32, of more in float64's 53.
     precision = np.float32 if not is_integer else np.int32 if voxels.dtype.itemsize <= 2 else np.float64
@@ -102,7 +102,9 @@ def write_volume(folder: Place, volume: Volume, record: Mapping[str, Any], setti
     except WorkspaceError:
         if read_record(folder) is None:
             raise  # otherwise another task has stored a copy of the same scan meanwhile
-    return read_record(folder)["stored_bytes"]
+    stored = read_record(folder)
+    assert stored is not None
+    return stored["stored_bytes"]
 
 
 def _write(folder: Path, volume: Volume, record: Mapping[str, Any], settings: ArchiveSettings) -> None:

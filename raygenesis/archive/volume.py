@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
@@ -32,7 +33,7 @@ class Volume:
     corrections: what was changed on the way, in words.
     """
 
-    voxels: NDArray[np.generic]
+    voxels: NDArray[Any]
     affine: NDArray[np.float64]
     slope: float = 1.0
     intercept: float = 0.0
@@ -63,8 +64,8 @@ def spacing_of(affine: NDArray[np.float64], ndim: int) -> tuple[float, ...]:
 
 
 def canonical(
-    voxels: NDArray[np.generic], affine: NDArray[np.float64], ndim: int
-) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    voxels: NDArray[Any], affine: NDArray[np.float64], ndim: int
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Turn [x, y, z] or [x, y, z, c] in any orientation into a Volume's order of axes; a view where possible.
 
     `affine` leads from stored indices to RAS+ mm. With ndim 2 the z side must be 1 and is dropped. Raises ScanError

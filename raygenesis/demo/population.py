@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -113,7 +114,7 @@ def load_template() -> Template:
         raise PopulationError(
             f"The installed nilearn has no MNI152 maps in {folder}: pip install raygenesis[demo]."
         )
-    images = [nibabel.load(path) for path in paths]
+    images: list[Any] = [nibabel.load(path) for path in paths]
     return Template(tuple(np.asarray(image.dataobj) for image in images), images[0].affine)
 
 

@@ -32,6 +32,7 @@ MIN_OVERLAP = 0.25
 MIN_CORRELATION = 0.3
 
 How = Literal["rigid", "affine"]
+Matrix = sitk.Euler2DTransform | sitk.Euler3DTransform | sitk.AffineTransform
 
 
 class AlignmentError(ScanError):
@@ -52,9 +53,9 @@ class Alignment:
 
 def align(
     reference: NDArray[np.float32],
-    reference_spacing_mm: Sequence[float],
+    reference_spacing_mm: Sequence[float] | NDArray[np.float64],
     scan: NDArray[np.float32],
-    scan_spacing_mm: Sequence[float],
+    scan_spacing_mm: Sequence[float] | NDArray[np.float64],
     how: How,
 ) -> Alignment:
     """Register a scan to a reference by their coarse images: the same bits each time, on any number of cores.
@@ -113,10 +114,10 @@ def _coarser(image: NDArray[np.float32], spacing: NDArray[np.float64], step: flo
     return made
 
 
-def _best_start(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
+def _best_start(fixed: sitk.Image, moving: sitk.Image) -> Matrix:
     """The shift that correlates better: centre of brightness on centre of brightness, or middle on middle."""
     around = _centroid(fixed)
-    starts = []
+    starts: list[Matrix] = []
     for shift in (_centroid(moving) - around, _middle(moving) - _middle(fixed)):
         start = sitk.Euler2DTransform() if len(shift) == 2 else sitk.Euler3DTransform()
         start.SetCenter(around.tolist())
@@ -148,7 +149,7 @@ def _centroid(image: sitk.Image) -> NDArray[np.float64]:
     return (np.array(indices) + 0.5) * image.GetSpacing()
 
 
-def _as_affine(transform: sitk.Transform) -> sitk.AffineTransform:
+def _as_affine(transform: Matrix) -> sitk.AffineTransform:
     affine = sitk.AffineTransform(transform.GetDimension())
     affine.SetCenter(transform.GetCenter())
     affine.SetMatrix(transform.GetMatrix())
@@ -182,7 +183,7 @@ def _method() -> sitk.ImageRegistrationMethod:
     return method
 
 
-def _alignment(transform: sitk.Transform, unit: float) -> Alignment:
+def _alignment(transform: Matrix, unit: float) -> Alignment:
     """Out of SimpleITK's x y z, its centre of rotation and the unit of length."""
     ndim = transform.GetDimension()
     matrix = np.reshape(transform.GetMatrix(), (ndim, ndim))[::-1, ::-1]

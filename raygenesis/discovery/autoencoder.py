@@ -6,7 +6,7 @@ It has no skip connections: everything the decoder knows passes through the late
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,9 +116,9 @@ class IdentityMapping:
     def score(self, row: Mapping[str, Any]) -> float:
         return row["val_mse"]
 
-    def should_stop(self, history: list[dict[str, Any]]) -> bool:
+    def should_stop(self, history: Sequence[dict[str, Any]]) -> bool:
         scores = [self.score(row) for row in history]
         return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.settings.patience
 
-    def warnings(self, history: list[dict[str, Any]]) -> dict[str, str]:
+    def warnings(self, history: Sequence[dict[str, Any]]) -> dict[str, str]:
         return {}

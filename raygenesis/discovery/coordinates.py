@@ -57,7 +57,10 @@ def content(scan: NDArray[np.float32], window: Sequence[int]) -> NDArray[np.floa
 
 
 def candidates(
-    scan: NDArray[np.float32], spacing_mm: Sequence[float], size_mm: Sequence[float], settings: DiscoverySettings
+    scan: NDArray[np.float32],
+    spacing_mm: NDArray[np.float64],
+    size_mm: NDArray[np.float64],
+    settings: DiscoverySettings,
 ) -> NDArray[np.float64]:
     """Centres in mm from the scan's corner, [n, ndim], where a crop of any scale fits and shows anatomy.
 
@@ -67,8 +70,8 @@ def candidates(
     reach = np.array(largest_extent(settings.scales))
     window = [max(1, round(extent / step)) for extent, step in zip(reach, spacing_mm, strict=True)]
     centres = np.indices(scan.shape).reshape(scan.ndim, -1).T + 0.5
-    centres = centres * np.array(spacing_mm)
-    fits = ((centres >= reach / 2) & (centres <= np.array(size_mm) - reach / 2)).all(1)
+    centres = centres * spacing_mm
+    fits = ((centres >= reach / 2) & (centres <= size_mm - reach / 2)).all(1)
     for axis, (low, high) in enumerate(settings.box or ()):
         fits &= (centres[:, axis] >= low * size_mm[axis]) & (centres[:, axis] <= high * size_mm[axis])
     shows = content(scan, window).ravel() >= settings.min_content - 1e-6

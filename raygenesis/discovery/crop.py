@@ -37,7 +37,8 @@ def crop(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     watch = Stopwatch()
     scans = load_scans(workspace, settings)
     names = {split: _in_order(scans, split, settings) for split in (TRAINING, VALIDATION)}
-    settings = _resolved(settings, len(names[TRAINING]))
+    num_crops = _num_crops(settings, len(names[TRAINING]))
+    settings = settings.model_copy(update={"discovery": settings.discovery.model_copy(update={"num_crops": num_crops})})
     chosen = settings.model_dump(
         mode="json", include={"discovery": MATTERS, "intensity": True, "seed": True, "validation_fraction": True}
     )
@@ -45,7 +46,6 @@ def crop(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     if stage.is_finished():
         say("crop", f"nothing to do: crops are in {workspace.crops}")
         return manifest_of(workspace.crops, "crop")
-    num_crops = settings.discovery.num_crops
     plan = plan_visits([names], num_crops, settings.discovery.patterns_per_part)
     unlabelled = pa.array(np.full(plan.num_rows, UNLABELLED, np.int32))
     plan = plan.set_column(plan.column_names.index("reference"), "reference", unlabelled)
@@ -72,8 +72,8 @@ def _in_order(scans: Patients, split: str, settings: Settings) -> pa.StringArray
     return names.take(pa.array(hash_order(f"crop/{settings.seed}/", names)))
 
 
-def _resolved(settings: Settings, num_training: int) -> Settings:
-    """The settings with the number of crops of each scan. Raises SettingsError if it is more than can be numbered."""
+def _num_crops(settings: Settings, num_training: int) -> int:
+    """The number of crops of each scan. Raises SettingsError if it is more than can be numbered."""
     discovery = settings.discovery
     if (num_crops := discovery.num_crops) is None:
         wanted = discovery.num_references * discovery.num_neighbours * discovery.num_coordinates * len(discovery.scales)
@@ -83,7 +83,7 @@ def _resolved(settings: Settings, num_training: int) -> Settings:
             f"discovery.num_crops={num_crops} (of each of {num_training} training scans) is more than {MOST_CROPS}: "
             "give a smaller number"
         )
-    return settings.model_copy(update={"discovery": discovery.model_copy(update={"num_crops": num_crops})})
+    return num_crops
 
 
 def crop_part(part: int, workspace: Workspace, settings: Settings) -> dict[str, Any]:
@@ -99,7 +99,9 @@ def crop_part(part: int, workspace: Workspace, settings: Settings) -> dict[str, 
         (visit,) = visits
         return crops_of(visit, row, places, step, settings.discovery, settings.seed)
 
-    return write_planned(part, workspace.crops, workspace, settings, settings.discovery.num_crops, plan_crops)
+    num_crops = settings.discovery.num_crops
+    assert num_crops is not None  # `crop` has put it in
+    return write_planned(part, workspace.crops, workspace, settings, num_crops, plan_crops)
 
 
 def _check_any(

@@ -15,7 +15,7 @@ from raygenesis.config import IntensitySettings
 from raygenesis.workspace import Place
 
 # Origin and extent of a box in mm from the scan's corner, z y x (2D: y x).
-Box = tuple[Sequence[float], Sequence[float]]
+Box = tuple[Sequence[float] | NDArray[np.float64], Sequence[float] | NDArray[np.float64]]
 
 
 def size_mm(row: Mapping[str, Any]) -> NDArray[np.float64]:

@@ -161,12 +161,12 @@ def _quality(
     quality = quality_summary(told, settings.discovery.num_neighbours)
     near, random = quality["neighbours"], quality["random"]
     if near["num_patients"]:
-        others = ", with no other patients to compare"
+        compared_to = ", with no other patients to compare"
         if random["num_patients"]:
-            others = f", other random patients' by {random['within']:.3f}"
+            compared_to = f", other random patients' by {random['within']:.3f}"
         say(
             "discover",
-            f"patterns of one class correlate with the reference's by {near['within']:.3f}{others}; "
+            f"patterns of one class correlate with the reference's by {near['within']:.3f}{compared_to}; "
             f"of different classes by {near['between']:.3f}",
         )
     if (sentence := quality_warning(quality)) is not None:

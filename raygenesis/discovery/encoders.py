@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.errors import RaygenesisError
 from raygenesis.training.feeding import Samples
 from raygenesis.workspace import Place, on_disk, place, publish
+
+if TYPE_CHECKING:
+    from raygenesis.pretraining.networks import ImageEncoder
 
 FORMAT = "raygenesis-scan-encoder-1"
 MAX_FITTED = 1000
@@ -35,6 +38,9 @@ class EncoderError(RaygenesisError):
 
 class PrincipalComponents(nn.Module):
     """The linear baseline: the directions in which coarse scans vary most."""
+
+    mean: torch.Tensor
+    components: torch.Tensor
 
     def __init__(self, input_shape: Sequence[int], latent_size: int) -> None:
         super().__init__()
@@ -53,7 +59,7 @@ class PrincipalComponents(nn.Module):
 class Pretrained(nn.Module):
     """The encoder of a pretraining run, which sees the whole scan as one image."""
 
-    def __init__(self, encoder: nn.Module, input_shape: Sequence[int]) -> None:
+    def __init__(self, encoder: ImageEncoder, input_shape: Sequence[int]) -> None:
         super().__init__()
         self.encoder, self.input_shape = encoder, tuple(input_shape)
 

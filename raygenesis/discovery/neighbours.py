@@ -65,7 +65,7 @@ def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         method = "exact" if is_exact_cheaper(*sizes, settings.index) else "hnsw"
     with stage.claimed():
         # Graphs that are there stay, searched or not.
-        measured = {"shards": [shard.as_record() for shard in shards], "ef": None, "recall": 1.0}
+        measured: dict[str, Any] = {"shards": [shard.as_record() for shard in shards], "ef": None, "recall": 1.0}
         if method == "hnsw":
             shards = _grow(workspace, embeddings, num_volumes, shards, settings)
             ef, found = _measure(workspace, embeddings, num_volumes, shards, settings)
@@ -97,7 +97,8 @@ def searcher(workspace: Workspace, index: Mapping[str, Any]) -> Search:
             asked = min(len(among), 2 * asked)
         # The first `fewest` or k of each row: stable, so the nearest stay first.
         order = np.argsort(~is_among, axis=1, kind="stable")[:, : min(k, fewest)]
-        return Neighbours(*(np.take_along_axis(one, order, 1) for one in (found.numbers, found.distances)))
+        numbers, distances = found.numbers, found.distances
+        return Neighbours(np.take_along_axis(numbers, order, 1), np.take_along_axis(distances, order, 1))
 
     return search
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ class Patients:
     is_there (still in the archive): bool [n].
     """
 
-    ids: Sequence[str] | pa.StringArray
+    ids: pa.StringArray
     subjects: NDArray[np.int64]
     is_held_out: NDArray[np.bool_]
     is_roomy: NDArray[np.bool_]
@@ -45,7 +45,7 @@ class Patients:
         """Subjects of a split that have a scan large enough to crop."""
         return len(np.unique(self.subjects[self.eligible(split)]))
 
-    def names(self, numbers: Sequence[int]) -> list[str]:
+    def names(self, numbers: Iterable[int]) -> list[str]:
         """Volume ids of some numbers."""
         return [str(self.ids[int(number)]) for number in numbers]
 
@@ -76,7 +76,7 @@ def load_scans(workspace: Workspace, settings: Settings) -> Patients:
     ids, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
     held_out = is_held_out(ids, subjects, settings.validation_fraction, settings.seed)
     sizes = _flat(table["shape"], settings.ndim) * _flat(table["spacing_mm"], settings.ndim)
-    is_roomy = (sizes >= np.array(largest_extent(settings.discovery.scales)) - 1e-6).all(1)
+    is_roomy = np.all(sizes >= np.array(largest_extent(settings.discovery.scales)) - 1e-6, axis=1)
     numbered = subjects.dictionary_encode().indices.to_numpy().astype(np.int64)
     return Patients(ids, numbered, held_out, is_roomy, np.ones(len(ids), bool))
 
@@ -97,7 +97,7 @@ def choose_references(
     count = settings.discovery.num_references + spare
     if settings.discovery.reference_choice == "random":
         drawn = drawn[: 2 * count + SPARE]
-        vectors, kept = embeddings.take(drawn), []
+        vectors, kept = embeddings.take(drawn), list[int]()
         for number, vector in enumerate(vectors):
             if len(kept) < count and not (np.linalg.norm(vectors[kept] - vector, axis=1) <= least_distance).any():
                 kept.append(number)

@@ -120,6 +120,7 @@ def crops_of(
     places_mm: where they may be centred, [n, ndim] in mm from the scan's corner, on a grid of `step_mm`. What is random
     depends on the seed and the volume's id alone, and the first crops are those of fewer.
     """
+    assert settings.num_crops is not None
     number_of_volume = int.from_bytes(hashlib.sha256(volume["volume_id"].encode()).digest()[:8])
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8, number_of_volume)))
     rows = []

@@ -79,8 +79,8 @@ def summary(visits: Sequence[Mapping[str, Any]], num_neighbours: int) -> dict[st
             number: np.mean([visit["within"] for visit in visits if visit["reference"] == number])
             for number in {visit["reference"] for visit in visits}
         }
-        groups = [[visit["within"] - means[visit["reference"]] for visit in group] for group in (near, random)]
-        told["p_value"] = float(mannwhitneyu(*groups, alternative="greater").pvalue)
+        ours, theirs = ([visit["within"] - means[visit["reference"]] for visit in group] for group in (near, random))
+        told["p_value"] = float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
     return told
 
 

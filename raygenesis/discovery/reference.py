@@ -62,6 +62,7 @@ class Correspondence:
         if reference.row["volume_id"] == self._row["volume_id"]:
             return reference.centres_mm
         if self._discovery.alignment != "none":
+            assert reference.scan is not None and self._scan is not None
             steps = reference.frame.size_mm / reference.scan.shape, self._size / self._scan.shape
             aligned = align(reference.scan, steps[0], self._scan, steps[1], self._discovery.alignment)
             return aligned.corresponding(reference.centres_mm)

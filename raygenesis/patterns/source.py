@@ -43,7 +43,7 @@ class PatternSource(Datasource):
         return [
             ReadTask(
                 self._reader(path),
-                BlockMetadata(None, size, input_files=[str(path)], exec_stats=None),
+                BlockMetadata(None, size, input_files=(str(path),), exec_stats=None),
                 schema,
                 per_task_row_limit,
             )

@@ -32,12 +32,13 @@ def plan(
     voxels of a scan. mib_per_s: what a node reads from and writes to the workspace.
     """
     there = None if workspace is None else scans_of(workspace)
-    if num_volumes is None and there is None:
+    number = num_volumes if there is None else num_volumes or there.number
+    if number is None:
         raise SettingsError("plan needs a number of scans: give --volumes, or --workspace with an archive")
     factors = {} if workspace is None else factors_of(workspace, settings)
     size = scan_mib or (SCAN_MIB[settings.ndim] if there is None else there.voxel_mib)
     files = COMPRESSED if there is None else there.source_mib / there.voxel_mib
-    scans = Scans(num_volumes or there.number, size, size * files)
+    scans = Scans(number, size, size * files)
     settings, told = _for_gpus(settings, hardware)
     estimates = [
         estimate(work, hardware, settings.prices, factors, mib_per_s) for work in pipeline(scans, settings)

@@ -193,8 +193,7 @@ def pretrain(
     num_alone = min(num_alone, total)
     load = (alone or joint) * num_alone + joint * (total - num_alone)
     samples = learnt + FORWARD * held_out
-    stored_mib = (learnt + held_out) * math.prod(settings.discovery.cube_shape) * DTYPE.itemsize
-    stored_mib *= STORED_OF_CUBES / MIB
+    stored_mib = (learnt + held_out) * math.prod(settings.discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
     in_memory = stored_mib / 1024 <= chosen.memory_gib
     workers = chosen.most_workers
     return Work(

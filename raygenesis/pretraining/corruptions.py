@@ -191,7 +191,8 @@ def choose(draws: Draws, corruption: CorruptionSet) -> Chosen:
     """Which sample gets which corruption; in- and out-painting exclude each other."""
     first, second, third, fourth, fifth = draws.uniform("choice", (5,)).unbind(1)
     if corruption.exclusive:
-        return Chosen(*((first * 4).long() == kind for kind in range(4)), swap=first < 0)
+        shuffle, nonlinear, inpaint, outpaint = ((first * 4).long() == kind for kind in range(4))
+        return Chosen(shuffle, nonlinear, inpaint, outpaint, swap=first < 0)
     painted = third < corruption.paint_probability
     inside = fourth < corruption.inpaint_share
     return Chosen(

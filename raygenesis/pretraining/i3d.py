@@ -31,7 +31,7 @@ class Unit(nn.Module):
 class Pool(nn.Sequential):
     """Maxima of neighbours. What is pooled follows a ReLU, so that zeros round it change no maximum."""
 
-    def __init__(self, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    def __init__(self, kernel: tuple[int, ...], stride: tuple[int, ...]) -> None:
         super().__init__(nn.ConstantPad3d(same_padding(kernel, stride), 0), nn.MaxPool3d(kernel, stride))
 
 
@@ -127,7 +127,8 @@ def build_decoder(architecture: Architecture, num_out: int) -> PyramidDecoder:
     return PyramidDecoder(architecture.ndim, list(LEVEL_ENDS.values()), num_out)
 
 
-def same_padding(kernel: Sequence[int], stride: Sequence[int]) -> list[int]:
+def same_padding(kernel: Sequence[int], stride: Sequence[int]) -> tuple[int, int, int, int, int, int]:
     """TensorFlow's `SAME` for sides that the stride divides, last axis first: of an odd number, one more behind."""
     totals = [max(side - step, 0) for side, step in zip(kernel, stride, strict=True)]
-    return [part for total in reversed(totals) for part in (total // 2, total - total // 2)]
+    z, y, x = ((total // 2, total - total // 2) for total in totals)
+    return (*x, *y, *z)

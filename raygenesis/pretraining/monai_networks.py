@@ -8,6 +8,7 @@ MONAI's of that depth have none with weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from monai.networks.nets import FLEXUNET_BACKBONE, FlexibleUNet, SegResNet
@@ -107,7 +108,7 @@ def _build(architecture: Architecture, num_out: int) -> SegResNet | FlexibleUNet
     return whole
 
 
-def _give_shortcuts_weights(encoder: nn.Module, ndim: int) -> None:
+def _give_shortcuts_weights(encoder: Any, ndim: int) -> None:
     """Where a layer of basic blocks narrows the image: a 1×1 convolution and batch norm, named as torchvision's."""
     for layer in (encoder.layer2, encoder.layer3, encoder.layer4):
         conv = layer[0].conv1

@@ -63,7 +63,7 @@ def warnings(history: Sequence[Row], chance: float | None) -> dict[str, str]:
 
 def _collapsed(row: Row) -> str | None:
     variance, rank = row.get("val_embedding_variance"), row.get("val_effective_rank")
-    if variance is None or (variance >= LEAST_VARIANCE and rank >= LEAST_RANK):
+    if variance is None or rank is None or (variance >= LEAST_VARIANCE and rank >= LEAST_RANK):
         return None
     return (
         f"the embedding has collapsed: held-out cubes differ in hardly any direction (variance is {variance:.1e} of "

@@ -239,7 +239,7 @@ def save_memory(model: PretextNetwork) -> None:
     """Have the encoder and the decoder compute activations again instead of keeping them (gradient checkpointing)."""
     for part in (model.encoder, model.decoder):
         if part is not None:
-            part.saves_memory = True
+            part.saves_memory = True  # type: ignore[assignment] # torch says that all attributes are tensors or modules
 
 
 def _module_of(network: str) -> ModuleType:
@@ -260,4 +260,5 @@ def _statistics_kept(part: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum in zip(counting, momenta, strict=True):
             layer.momentum = momentum
-            layer.num_batches_tracked -= 1
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked -= 1

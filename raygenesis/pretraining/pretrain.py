@@ -80,8 +80,8 @@ def pretrain(
         model.load_state_dict(state["best"])
         facts = _facts(task, state, samples)
         facts["retrieval"] = _retrieval(workspace, task, model)
-        told = {key: value for key, value in facts.items() if value is not None}
-        exported = export(model, folder, {"pretext": settings.pretraining.pretext, **told, store.name: num_patterns})
+        known = {key: value for key, value in facts.items() if value is not None}
+        exported = export(model, folder, {"pretext": settings.pretraining.pretext, **known, store.name: num_patterns})
         counts = {
             "epochs": len(state["history"]), "patterns": num_patterns,
             "classes": task.puzzle.num_classes if task.puzzle else 0,

@@ -93,7 +93,9 @@ def released_in(found: Mapping[str, Any], path: Place) -> Released:
     left = {name: _no_place(name) for name, value in found.items() if is_tensor(value)}
     missing = []
     for part, title in PARTS.items():
-        wanted = {_rename(ours, THEIRS): value for ours, value in expected.items() if ours.startswith(f"{part}.")}
+        wanted = {
+            _rename(ours, THEIRS) or ours: value for ours, value in expected.items() if ours.startswith(f"{part}.")
+        }
         reason = misfit(found, wanted)
         if reason and part == "encoder":
             raise WeightsError(f"{path} does not hold a whole encoder: {reason}")

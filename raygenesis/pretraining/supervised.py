@@ -20,7 +20,7 @@ from raygenesis.workspace import Place, place
 
 KNOWN = "Models Genesis, MedicalNet, ResNets of torchvision and timm, and I3D"
 # (blocks of each layer, convolutions of a block, whether shortcuts have weights) → our network.
-RESNETS = {
+RESNETS: dict[tuple[tuple[int, ...], int, bool], str] = {
     ((1, 1, 1, 1), 2, True): "resnet10",
     ((2, 2, 2, 2), 2, False): "resnet18",
     ((2, 2, 2, 2), 2, True): "resnet18-b",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -116,7 +116,7 @@ class PretextTask:
             save_memory(model)
         if self.settings.compile:
             model.compile()
-        return model.to(memory_format=self._memory_format)
+        return model.to(memory_format=self._memory_format)  # type: ignore[call-overload] # not among torch's overloads
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
@@ -186,11 +186,11 @@ class PretextTask:
             return math.inf
         return row["val_classification"] if last == CLASSIFICATION else row["val_loss"]
 
-    def should_stop(self, history: list[dict[str, Any]]) -> bool:
+    def should_stop(self, history: Sequence[dict[str, Any]]) -> bool:
         scores = [self.score(row) for row in history if self.score(row) < math.inf]
         return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.settings.patience
 
-    def warnings(self, history: list[dict[str, Any]]) -> dict[str, str]:
+    def warnings(self, history: Sequence[dict[str, Any]]) -> dict[str, str]:
         """What goes wrong; a part of weight 0 is not meant to learn."""
         jointly = bool(history) and history[-1]["phase"] == JOINT
         found = monitors.warnings(history, None if jointly and not self.pretext.lambda_cls else self.chance)
@@ -221,7 +221,7 @@ class PretextTask:
     def _parts(self, prediction: Prediction, posed: Posed) -> dict[str, torch.Tensor]:
         """Of each sample, float32 [n]: what there is of classification, accuracy and restoration."""
         parts = {}
-        if self.puzzle is not None:
+        if self.puzzle is not None and prediction.logits is not None and posed.answers is not None:
             parts["classification"], parts["accuracy"] = self.puzzle.judge(prediction.logits, posed.answers)
         if prediction.restored is not None:
             parts["restoration"] = (prediction.restored - posed.original).square().flatten(1).mean(1)
@@ -229,4 +229,7 @@ class PretextTask:
 
     def _joint(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         weights = {"restoration": self.pretext.lambda_rec, "classification": self.pretext.lambda_cls}
-        return sum(weight * parts[name] for name, weight in weights.items() if weight is not None and name in parts)
+        first, *others = (
+            weight * parts[name] for name, weight in weights.items() if weight is not None and name in parts
+        )
+        return sum(others, first)

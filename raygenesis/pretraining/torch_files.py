@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeGuard
 from zipfile import is_zipfile
 
 import torch
@@ -45,7 +45,7 @@ def unwrapped(content: Mapping[Any, Any], path: Place) -> dict[str, Any]:
     return found
 
 
-def is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from raygenesis._version import __version__
 from raygenesis.config import NETWORK_DIVISORS
@@ -64,14 +65,14 @@ def load_unet(path: str | Place, num_out: int) -> UNet:
     if pretrained.decoder is None:
         say("weights", f"{path} holds no decoder: the U-Net's begins with random weights")
         return unet
-    give_decoder(unet, pretrained)
+    give_decoder(unet, pretrained.decoder)
     return unet
 
 
-def give_decoder(unet: UNet, pretrained: PretextNetwork) -> None:
+def give_decoder(unet: UNet, pretrained: nn.Module) -> None:
     """Load a pretrained decoder but for its output layer, which stays as it is."""
-    last = f"{pretrained.decoder.last}."
-    kept = {name: value for name, value in pretrained.decoder.state_dict().items() if not name.startswith(last)}
+    last = f"{pretrained.last}."
+    kept = {name: value for name, value in pretrained.state_dict().items() if not name.startswith(last)}
     unet.decoder.load_state_dict(kept, strict=False)
 
 

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,7 @@ INK, MUTED, SERIES = "#191e24", "#56616d", ("#1d6cbd", "#bd4f06", "#26784a")
 CSS_OF = {INK: "currentColor", MUTED: "var(--muted)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's types allow no other keys than its settings' names
     "svg.fonttype": "none", "font.size": 8.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
@@ -105,7 +106,8 @@ def scatter(title: str, alt: str, groups: Mapping[str, NDArray[np.float64]], lab
     def draw(axes: Axes) -> None:
         styles = ((MUTED, 9, "o", 0.45), (SERIES[0], 20, "o", 0.9), (SERIES[1], 110, "*", 1.0))
         for (name, points), (colour, size, marker, alpha) in zip(groups.items(), styles, strict=True):
-            axes.scatter(*points.T, s=size, c=colour, marker=marker, alpha=alpha, label=name, linewidths=0)
+            x, y = points.T
+            axes.scatter(x, y, s=size, c=colour, marker=marker, alpha=alpha, label=name, linewidths=0)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         _legend(axes)
@@ -124,15 +126,19 @@ def strip(
         means = [float(np.mean(dots)) for dots in values.values()]
         places = np.repeat(np.arange(len(values)), [len(dots) for dots in values.values()])
         dots = [dot for column in values.values() for dot in column]
-        order = slice(None, None, -1 if lies else 1)
         line = "-" if joined and not lies else ""
-        axes.scatter(*(places, dots)[order], s=18, c=SERIES[0], alpha=0.55, linewidths=0, label=dot)
+        along = range(len(values))
+        x, y = (dots, places) if lies else (places, dots)
+        axes.scatter(x, y, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label=dot)
         axes.plot(
-            *(range(len(values)), means)[order], color=SERIES[1], marker="|" if lies else "_", markersize=16,
-            markeredgewidth=1.6, linestyle=line, label="mean",
+            means if lies else along, along if lies else means, color=SERIES[1], marker="|" if lies else "_",
+            markersize=16, markeredgewidth=1.6, linestyle=line, label="mean",
         )  # fmt: skip
-        (axes.set_yticks if lies else axes.set_xticks)(range(len(values)), list(values))
-        (axes.set_ylim if lies else axes.set_xlim)(*(-0.5, len(values) - 0.5)[order])
+        (axes.set_yticks if lies else axes.set_xticks)(along, list(values))
+        if lies:
+            axes.set_ylim(len(values) - 0.5, -0.5)
+        else:
+            axes.set_xlim(-0.5, len(values) - 0.5)
         axes.set_xlabel(ylabel if lies else xlabel)
         axes.set_ylabel("" if lies else ylabel)
         axes.grid(lies, axis="x")
@@ -149,7 +155,7 @@ def pairs(title: str, ylabel: str, of: str, told: Mapping[str, tuple[Sequence[fl
 
     def draw(axes: Axes) -> None:
         for side, (name, colour) in enumerate((("without semantics", SERIES[0]), ("with", SERIES[1]))):
-            columns = [pair[side] for pair in told.values()]
+            columns = [pair[:2][side] for pair in told.values()]
             places = np.arange(len(told)) + (side - 0.5) * 0.36
             spread = np.repeat(places, [len(dots) for dots in columns])
             axes.scatter(spread, np.concatenate(columns), s=18, c=colour, alpha=0.55, linewidths=0, label=name)
@@ -206,7 +212,7 @@ def parallel(
     def draw(axes: Axes) -> None:
         axes.grid(False)
         for number, row in enumerate(rows):
-            style = {"color": SERIES[1], "linewidth": 2.4, "zorder": 3} if number == best else {
+            style: dict[str, Any] = {"color": SERIES[1], "linewidth": 2.4, "zorder": 3} if number == best else {
                 "color": SERIES[0], "alpha": 0.15 + 0.55 * row[-1],
             }  # fmt: skip
             axes.plot(row, label="best point" if number == best else None, **style)

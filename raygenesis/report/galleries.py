@@ -58,7 +58,7 @@ def reconstructions(folder: Place, volumes: Place, rows: Sequence[Row], manifest
     for row in rows:
         scan = read_coarse(volumes, row, model.input_shape, intensity)
         restored = restore(model, scan)
-        size, name = size_mm(row)[[0, -1]], row["volume_id"]
+        size, name = size_mm(row)[[0, -1]].tolist(), row["volume_id"]
         error = float(np.square(restored - scan).mean())
         columns.append([
             picture(mid_slice(voxels), f"{what} of {name}", note, extent=size, pixels=SCAN_PIXELS)
@@ -77,7 +77,7 @@ def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
     boxes = read_patterns(workspace.patterns, columns, predicate(TRAINING) & where).sort_by("coordinate").to_pylist()
     (row,) = read_catalogue(workspace.catalog, [manifest["references"][0]["volume_id"]])
     intensity = IntensitySettings.model_validate(manifest["settings"]["intensity"])
-    planes = PLANES if len(row["shape"]) == 3 else {None: "image"}
+    planes = PLANES if len(row["shape"]) == 3 else {CORONAL: "image"}
     shown = []
     for plane, name in planes.items():
         alt = f"{name} mid-plane of the reference with the boxes of {len(boxes)} coordinates".capitalize()
@@ -117,8 +117,9 @@ def restorations(run: Place, store: Place, task: PretextTask, settings: Settings
     extent = [settings.discovery.scales[0].extent_mm[axis] for axis in (0, -1)]
     out = []
     for number in range(len(samples)):
-        row, of = {"label": None, "guess": None}, "a random crop"
-        if task.puzzle is not None:
+        row: dict[str, int | None] = {"label": None, "guess": None}
+        of = "a random crop"
+        if posed.answers is not None and prediction.logits is not None:
             row = {"label": int(posed.answers[number]), "guess": int(prediction.logits[number].argmax())}
             of = f"a pattern of class {row['label']}"
         shown = [

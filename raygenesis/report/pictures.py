@@ -146,14 +146,14 @@ def scan_picture(
         middle = size[plane] / 2 if at_mm is None else at_mm
         origin[plane], extent[plane], shape[plane] = np.clip(middle - step / 2, 0, size[plane] - step), step, 1
     (cube,) = crop_cubes(volumes, row, [(origin, extent)], shape.tolist(), intensity)
-    image = cube.take(0, plane) if len(size) == 3 else cube
+    image = np.take(cube, 0, plane) if len(size) == 3 else cube
     unit = SCAN_PIXELS / max(size[down], size[across])
 
     def outline(box: Row) -> Box:
         ends = [box["origin_mm"][axis] + box["extent_mm"][axis] for axis in (across, down)]
         left, top = (size[axis] - end for axis, end in zip((across, down), ends, strict=True))
-        sides = (box["extent_mm"][axis] for axis in (across, down))
-        return Box(*(length * unit for length in (left, top, *sides)), box["coordinate"])
+        width, height = (box["extent_mm"][axis] for axis in (across, down))
+        return Box(left * unit, top * unit, width * unit, height * unit, box["coordinate"])
 
-    extent = (size[down], size[across])
-    return picture(image[::-1, ::-1], alt, note, extent=extent, pixels=SCAN_PIXELS, boxes=[outline(b) for b in boxes])
+    sides = (size[down], size[across])
+    return picture(image[::-1, ::-1], alt, note, extent=sides, pixels=SCAN_PIXELS, boxes=[outline(b) for b in boxes])

@@ -7,7 +7,9 @@ import platform
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,9 +69,10 @@ def _write_figures(folder: Place, context: Mapping[str, Any]) -> int:
     for name, figure in figures.items():
         for ending, content in figure.files():
             path = folder / f"{name}.{ending}"
-            publish(path, lambda aside, content=content: aside.write_bytes(content))
+            publish(path, partial(Path.write_bytes, data=content))
             written.add(path.name)
-    for path in list(folder.glob("*.*")):
+    there: list[Place] = list(folder.glob("*.*"))
+    for path in there:
         if path.name not in written:
             path.unlink(missing_ok=True)
     return len(figures)
@@ -99,8 +102,8 @@ def _artifacts(workspace: Workspace) -> dict[str, Made]:
         if (folder / "config.yaml").is_file():  # which another preset would be refused for
             words += ["--preset", str(folder / "config.yaml")]
         command = shlex.join(["raygenesis", *words, "--workspace", str(workspace.root)])
-        records = (read_json(folder / file) for file in ("manifest.json", "started.json"))
-        made[name] = Made(name, folder, *records, command)
+        manifest, started = (read_json(folder / file) or {} for file in ("manifest.json", "started.json"))
+        made[name] = Made(name, folder, manifest, started, command)
     return made
 
 
@@ -169,7 +172,7 @@ def _machine() -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return [
-        counted({"CPUs": os.cpu_count()}), f"{memory / 2**30:.1f} GiB memory", ", ".join(gpus) or "no GPU",
+        counted({"CPUs": os.cpu_count() or 1}), f"{memory / 2**30:.1f} GiB memory", ", ".join(gpus) or "no GPU",
         platform.platform(), f"Python {platform.python_version()}",
     ]  # fmt: skip
 

@@ -44,12 +44,12 @@ UNIFORM = 0.05  # a cube with a smaller standard deviation shows next to nothing
 
 @dataclass(frozen=True)
 class Made:
-    """One artifact of the workspace: whole when it has a manifest, begun when it has a `started` record."""
+    """One artifact of the workspace: whole when it has a manifest, begun when it has a `started` record; else empty."""
 
     name: str
     folder: Place
-    manifest: Row | None
-    started: Row | None
+    manifest: Row
+    started: Row
     command: str
 
     @property
@@ -85,7 +85,7 @@ class Made:
 
     @property
     def record(self) -> Row:
-        return self.manifest or self.started or {}
+        return self.manifest or self.started
 
 
 def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -143,10 +143,11 @@ def failures(workspace: Workspace) -> dict[str, Any]:
 
 def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
     """The newest jobs with what they had of the cluster; of their records, which name files, only figures are shown."""
-    paths = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
+    paths: list[Place] = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
     rows = []
     for path in paths[:MOST_JOBS]:
         job = read_json(path)
+        assert job is not None
         started, updated = (datetime.fromisoformat(job[key]) for key in ("started", "updated"))
         hours = {"core hours": job["core_seconds"] / 3600, "GPU hours": job["gpu_seconds"] / 3600}
         row = {"job": job["verb"], "state": job["state"], "started": f"{started:%Y-%m-%d %H:%M}"}
@@ -230,10 +231,10 @@ def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
     for number, artifact in enumerate(begun):
         out.append(
             {
-                "name": artifact.folder.name, "artifact": artifact, "facts": artifact.manifest or {},
+                "name": artifact.folder.name, "artifact": artifact, "facts": artifact.manifest,
                 "facts_row": _facts_row(artifact) if artifact.manifest else {},
                 "curves": guarded(_run_curves, artifact, number < MOST_RUNS_DRAWN),
-                "warnings": (artifact.manifest or {}).get("warnings", []),
+                "warnings": artifact.manifest.get("warnings", []),
                 "words": _in_words(artifact.manifest) if artifact.manifest else [],
                 "restored": guarded(_restored, artifact, made) if artifact.name in restored else None,
             }
@@ -275,7 +276,7 @@ def _in_words(facts: Row) -> list[str]:
 
 def _run_curves(artifact: Made, drawn: bool) -> dict[str, Any]:
     history = read_metrics(artifact.folder)
-    shown = _run_charts(artifact.folder.name, artifact.manifest or {}, history) if history and drawn else []
+    shown = _run_charts(artifact.folder.name, artifact.manifest, history) if history and drawn else []
     return {"epochs": len(history), "charts": shown}
 
 
@@ -307,7 +308,7 @@ def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
 
     floor = {"identity": _column(history, "val_identity")[-1], "mean image": facts.get("mean_image_mse")}
     chance = {"chance": facts.get("chance")}
-    drawn = [
+    drawn: list[tuple[str, list[Line], dict[str, Any]]] = [
         ("Classification loss", pair("classification"), {"boundary": boundary}),
         ("Accuracy", pair("accuracy"), {"levels": _known(chance), "most": 1, "percent": True}),
         ("Restoration error", pair("restoration"), {"levels": _known(floor), "boundary": boundary}),

@@ -14,7 +14,7 @@ from raygenesis.report.sections import Made, Row
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.sweeps.trial import FAILED
-from raygenesis.workspace import read_json
+from raygenesis.workspace import Place, read_json
 
 MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a scale
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")
@@ -24,7 +24,8 @@ def sweep(artifact: Made) -> dict[str, Any]:
     """Ranked points (so far, of a sweep that is not finished), parallel coordinates, a panel a setting, and costs."""
     chosen, space = (artifact.record["settings"][key] for key in ("sweep", "space"))
     objective = chosen["objective"]
-    trials = [read_json(path) for path in sorted(artifact.folder.glob("trial-*.json"))]
+    paths: list[Place] = sorted(artifact.folder.glob("trial-*.json"))
+    trials = [trial for path in paths if (trial := read_json(path)) is not None]
     table = artifact.record.get("table") or rank_points(trials, objective)
     varied = {
         key.removeprefix("pretraining."): axis

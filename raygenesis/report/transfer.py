@@ -53,7 +53,8 @@ def _bold(text: Any) -> Any:
 
 def _trials(folder: Place, record: Row) -> dict[Any, dict[str, list[float]]]:
     """The primary figure of each trial, by the number of labelled subjects and by initialisation, in their order."""
-    trials = [read_json(path) for path in sorted(folder.glob("trial-*.json"))]
+    paths: list[Place] = sorted(folder.glob("trial-*.json"))
+    trials = [trial for path in paths if (trial := read_json(path)) is not None]
     extent = record.get("extent") or {  # what was compared before may still be there
         "initialisations": dict.fromkeys(trial["initialisation"] for trial in trials),
         "num_labelled": dict.fromkeys(trial["labelled"] for trial in trials),
@@ -76,8 +77,11 @@ def _words_of(metric: str) -> str:
 def _strips(artifact: Made) -> list[Chart]:
     """A chart for each number of labelled subjects: a dot a trial."""
     drawn = []
+    paths: list[Place] = list(artifact.folder.glob("trial-*.json"))
     for labelled, dots in _trials(artifact.folder, artifact.record).items():
-        metric = next(iter(read_json(next(artifact.folder.glob("trial-*.json")))["figures"]))
+        trial = read_json(paths[0])
+        assert trial is not None
+        metric = next(iter(trial["figures"]))
         title, of = f"Trials with {labelled} labelled subjects", f"target {artifact.folder.name}"
         drawn.append(charts.strip(title, "initialisation", _words_of(metric), dots, of=of))
     return drawn

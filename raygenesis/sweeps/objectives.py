@@ -12,7 +12,7 @@ from raygenesis.errors import SettingsError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import VALIDATION
 from raygenesis.pretraining.monitors import moments, spread_of
-from raygenesis.pretraining.networks import Encoder, PretextNetwork
+from raygenesis.pretraining.networks import ImageEncoder, PretextNetwork
 from raygenesis.pretraining.probe import embed_samples, place_precision
 from raygenesis.pretraining.weights import export
 from raygenesis.progress import say
@@ -82,7 +82,7 @@ def check_objective(name: str, space: Space, patterns: Place) -> None:
         )
 
 
-def measures_of(encoder: Encoder, probe: Samples) -> dict[str, float]:
+def measures_of(encoder: ImageEncoder, probe: Samples) -> dict[str, float]:
     """Retrieval and RankMe of the encoder on the probe set: held-out patterns of all C of the store, uncorrupted."""
     embedding = embed_samples(encoder, probe)
     means = {name: total / len(embedding) for name, total in moments(embedding).items()}
@@ -110,7 +110,9 @@ def few_shot_score(model: PretextNetwork, ready: Prepared, num_gpus: float) -> f
         export(model, Path(folder), {})
         start = Initialisation("pretrained", Path(folder), model.architecture, "")
         for trial in split.trials:
-            cases = [ready.held.of(part).cases() for part in (trial.examples, split.validation, split.test)]
-            _, tested = fine_tune(pose, start, trial, *cases)
+            learnt, validation, test = (
+                ready.held.of(part).cases() for part in (trial.examples, split.validation, split.test)
+            )
+            _, tested = fine_tune(pose, start, trial, learnt, validation, test)
             scores.append(primary.sign * figures(pose.task, tested)[primary.name])
     return float(np.mean(scores))

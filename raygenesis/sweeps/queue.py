@@ -67,9 +67,10 @@ class Queue:
 
     def _outcome(self, point: Point) -> Outcome | None:
         """Of all seeds together. A trial that was tried again counts as failed, as it did when it was first told."""
-        rows = [self.rows.get(Trial(point, seed).key) for seed in self._seeds]
-        if None in rows:
+        keys = [Trial(point, seed).key for seed in self._seeds]
+        if not self.rows.keys() >= set(keys):
             return None
+        rows = [self.rows[key] for key in keys]
         ended = [row for row in rows if row["status"] != FAILED and not row.get("retried")]
         whole = all(row["status"] == WHOLE for row in ended)
         key = self._objective.name if whole else self._objective.proxy

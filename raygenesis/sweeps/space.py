@@ -206,8 +206,9 @@ def _validated_step(key: str, step: Any, low: float) -> float:
 def _validated(key: str, value: Any) -> Any:
     """The value as the setting holds it. Raises SettingsError if it takes no such value."""
     field = PretrainingSettings.model_fields[key.split(".")[1]]
+    described: Any = Annotated[field.annotation, field]
     try:
-        return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+        return TypeAdapter(described).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise SettingsError(f"{key}={value!r} is not allowed: {message[0].lower()}{message[1:]}") from None

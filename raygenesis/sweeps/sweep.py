@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def _with_target(
         key: made_with[key] for key in ("intensity", "validation_fraction") if key in made_with
     }
     tree["discovery"] |= {"cube_shape": patterns["cube_shape"]}
+    assert settings.sweep.target is not None  # the settings ask for it
     posed = pose(read_description(Path(settings.sweep.target)), workspace, settings_from(tree, settings.given))
     # Of several numbers of labelled subjects the first decides.
     finetune = posed.settings.finetune.model_copy(update={"num_labelled": posed.settings.finetune.num_labelled[:1]})
@@ -182,6 +184,7 @@ def _queue(folder: Place, settings: Settings, space: Space, concurrent: int) -> 
 def _num_points(settings: Settings, space: Space) -> int:
     size = space.size
     if settings.sweep.search == "grid":
+        assert size is not None  # ranges without steps are refused
         return size
     return min(settings.sweep.num_points, size or settings.sweep.num_points)
 
@@ -202,7 +205,7 @@ def _finish(
         "best.yaml": as_yaml(at_point(settings, best, patterns["counts"])),
     }  # fmt: skip
     for file, text in files.items():
-        publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))
+        publish(stage.folder / file, partial(Path.write_text, data=text))
     counts = {
         "points": len(queue.points), "trials": len(trials), "failures": len(failed),
         "stopped": sum(trial["status"] == STOPPED for trial in trials), "bytes_cropped": cropped,

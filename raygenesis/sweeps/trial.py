@@ -74,7 +74,7 @@ def seeds_of(settings: Settings) -> list[int]:
     return [settings.seed, *(int(state) % 2**31 for state in others)][: settings.sweep.num_seeds]
 
 
-def run_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef], plan: Plan) -> None:
+def run_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]], plan: Plan) -> None:
     """The trial that Tune runs. It reports a row an epoch where trials are stopped early, and a last one at the end.
 
     What is raised is reported too, and ends this trial only.
@@ -121,11 +121,12 @@ def train_and_measure(
     def on_epoch(now: Progress) -> None:
         scores = [task.score(past) for past in now.history]
         if scores[-1] <= min(scores):
-            measured.update(measures_of(now.validated.encoder, selection.probe))
+            network: Any = now.validated
+            measured.update(measures_of(network.encoder, selection.probe))
         if len(now.history) < task.num_epochs:
             report(row(now))
 
-    watched = {} if plan.settings.sweep.stopping == "none" else {"on_epoch": on_epoch}
+    watched: dict[str, Any] = {} if plan.settings.sweep.stopping == "none" else {"on_epoch": on_epoch}
     now = run_epochs(task, selection.train, selection.validation, workers=Workers(device=plan.device), **watched)
     model = task.build()
     model.load_state_dict(now.best)

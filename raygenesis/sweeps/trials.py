@@ -62,7 +62,8 @@ class _Queued(Searcher):
         super().__init__(metric=PROXY, mode="max")
         self._queue = queue
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's settings, None to wait, or that there are no more."""
         trial = self._queue.next()
         if trial is Next.DONE:
             return Searcher.FINISHED
@@ -119,10 +120,11 @@ def _scheduler(plan: Plan) -> TrialScheduler:
     """What ends trials early, from a quarter of their epochs on. Both work on plain function trials."""
     sweep = plan.settings.sweep
     epochs = sweep.num_classification_epochs + sweep.num_joint_epochs
-    grace, compared = max(1, epochs // 4), {"time_attr": "training_iteration", "metric": PROXY, "mode": "max"}
+    grace = max(1, epochs // 4)
+    compared: dict[str, Any] = {"time_attr": "training_iteration", "metric": PROXY, "mode": "max"}
     if sweep.stopping == "median":
         # By default the rule pauses trials to let others catch up, and ours would begin anew after a pause.
-        return MedianStoppingRule(grace_period=grace, min_time_slice=math.inf, **compared)
+        return MedianStoppingRule(grace_period=grace, min_time_slice=math.inf, **compared)  # type: ignore[arg-type]
     if sweep.stopping == "asha":
         return AsyncHyperBandScheduler(max_t=epochs + 1, grace_period=grace, reduction_factor=3, **compared)
     return FIFOScheduler()

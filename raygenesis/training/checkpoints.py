@@ -28,7 +28,8 @@ def save_checkpoint(folder: Place, step: int, state: State) -> None:
     Also later ones: they are damaged, or training would have gone on from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, record = _path(folder, step), {"step": step}
+    path = _path(folder, step)
+    record: dict[str, Any] = {"step": step}
     path.with_suffix(".json").unlink(missing_ok=True)  # of the same step before a damage further back
 
     def write(aside: Path) -> None:

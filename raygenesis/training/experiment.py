@@ -40,13 +40,26 @@ PLAIN = Tuning()
 class Experiment(Protocol):
     """Must be picklable."""
 
-    name: str
-    seed: int
-    batch_size: int
-    num_epochs: int
-    sample_key: str
-    sample_shape: tuple[int, ...]
-    tuning: Tuning
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def num_epochs(self) -> int: ...
+
+    @property
+    def sample_key(self) -> str: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def tuning(self) -> Tuning: ...
 
     def build(self) -> nn.Module:
         """The model, seeded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +44,12 @@ class Samples:
 
     def _number(self, table: pa.Table | None, key: str, shape: Sequence[int]) -> None:
         """Take a table of all columns but the cells; none when there are no rows."""
-        names = [] if table is None else table.column_names
+        columns = {} if table is None else {name: table[name] for name in table.column_names}
         keys = np.empty(0, np.int64) if table is None else table[key].to_numpy()
         self.shape = tuple(shape)
         self._where = np.argsort(keys, kind="stable")
         self.columns: dict[str, NDArray[Any]] = {
-            name: table[name].to_numpy(zero_copy_only=False)[self._where] for name in names
+            name: column.to_numpy(zero_copy_only=False)[self._where] for name, column in columns.items()
         }
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ def ordered_batches(
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
-def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]], pin: bool = False) -> Iterator[Batch]:
+def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]], pin: bool = False) -> Generator[Batch, None, None]:
     """Decode batches in a thread of their own, a few ahead; pinned ones are copied to a GPU beside its work."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
     stopped = threading.Event()

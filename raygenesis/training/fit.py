@@ -87,7 +87,7 @@ def fit_with_ray(
     _remove_leftovers(folder)
     before = _go_back(experiment, folder)
     stored = {name: feed for name, feed in feeds.items() if not isinstance(feed, Dataset)}
-    datasets = {name: feed for name, feed in feeds.items() if name not in stored}
+    datasets = {name: feed for name, feed in feeds.items() if isinstance(feed, Dataset)}
     with _shown(experiment, folder):
         _fit_to_the_end(_Job(experiment, folder, resources, stored), datasets)
     (folder / STATUS_FILE).unlink(missing_ok=True)
@@ -143,22 +143,29 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
                 ) from error
             say(job.experiment.name, f"workers died {MAX_FAILURES + 1} times; going on from step {now}")
         else:
-            if isinstance(result.return_value, RaygenesisError):
-                raise result.return_value
+            returned = result.return_value  # type: ignore[attr-defined]
+            if isinstance(returned, RaygenesisError):
+                raise returned
             return
 
 
 def _trainer(job: _Job, datasets: Mapping[str, Dataset], scratch: str) -> TorchTrainer:
+    # Ray's types are those of the Train that was before.
     return TorchTrainer(
-        _train_worker,
+        _train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         datasets=dict(datasets),
         dataset_config=DataConfig(datasets_to_split=[]),
-        scaling_config=ScalingConfig(num_workers=job.resources.num_workers, use_gpu=job.resources.use_gpu),
-        run_config=RunConfig(
+        scaling_config=ScalingConfig(
+            num_workers=job.resources.num_workers,  # type: ignore[arg-type]
+            use_gpu=job.resources.use_gpu,
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]
             storage_path=scratch,
             name="train",
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=MAX_FAILURES, controller_failure_limit=MAX_WAITS
+            ),
             worker_runtime_env=TRAINING_ENVIRONMENT,
         ),
     )
@@ -191,7 +198,9 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
             step = state["steps_done"] if state else 0
             forget_steps(job.folder, step)
             recorder = Recorder(job.folder, job.resources.checkpoint_seconds, _trackers(job, step))
-        watched = {} if recorder is None else {"on_step": recorder.on_step, "on_epoch": recorder.on_epoch}
+        watched: dict[str, Any] = {}
+        if recorder is not None:
+            watched = {"on_step": recorder.on_step, "on_epoch": recorder.on_epoch}
         now = run_epochs(
             job.experiment, train, validation, workers=workers, state=state, folder=job.folder, **watched
         )

@@ -154,7 +154,7 @@ def _epoch(
     epoch, num_pieces = len(now.history), experiment.tuning.num_pieces
     phase = experiment.begin_epoch(now.model, epoch)
     now.model.train()
-    network = now.model
+    network: nn.Module = now.model
     if workers.world_size > 1:  # anew in each epoch, as it may train other parameters
         network = DistributedDataParallel(now.model, broadcast_buffers=False)
     batches = training_batches(
@@ -202,8 +202,8 @@ def _step(
     means: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(pieces, 1):
         share = len(batch.cubes) / num_cubes
-        waits = number < len(pieces) and workers.world_size > 1
-        with network.no_sync() if waits else nullcontext():
+        waits = number < len(pieces)
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and waits else nullcontext():
             losses = experiment.losses(network, _to(batch, workers.device), epoch)
             # Workers' gradients are averaged: with this factor to the mean over all samples, however these are shared.
             now.scaler.scale(losses["loss"] * (share * workers.world_size)).backward()
@@ -211,7 +211,7 @@ def _step(
             means[name] = means.get(name, 0.0) + value.detach() * share
     now.scaler.unscale_(now.optimizer)
     parameters = [parameter for parameter in now.model.parameters() if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters])
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     everywhere = {name: total.item() for name, total in summed(
         {**means, "gradient_norm": norm / workers.world_size}, workers.world_size
     ).items()}  # fmt: skip

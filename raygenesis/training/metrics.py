@@ -27,7 +27,8 @@ def write_metrics(folder: Place, history: Sequence[Row]) -> None:
 
 def read_steps(folder: Place) -> list[Row]:
     """A row a step, as far as there is a checkpoint: losses over all workers, learning rate, gradient norm, seconds."""
-    tables = [read_table(path) for path in sorted((folder / "steps").glob("part-*.parquet"))]
+    paths: list[Place] = sorted((folder / "steps").glob("part-*.parquet"))
+    tables = [read_table(path) for path in paths]
     return pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
 
 

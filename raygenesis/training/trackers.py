@@ -43,17 +43,18 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
         if self._scratch is not None and time.monotonic() - self._uploaded >= UPLOAD_SECONDS:
             self._writer.flush()
-            self._upload()
+            self._upload(self._scratch.name)
 
     def close(self) -> None:
         self._writer.close()
         if self._scratch is not None:
-            self._upload()
+            self._upload(self._scratch.name)
             self._scratch.cleanup()
 
-    def _upload(self) -> None:
+    def _upload(self, scratch: str) -> None:
         self._uploaded = time.monotonic()
-        self._folder.upload(Path(self._scratch.name))
+        assert isinstance(self._folder, RemotePath)
+        self._folder.upload(Path(scratch))
 
 
 class MLflow:

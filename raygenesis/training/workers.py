@@ -17,6 +17,12 @@ class SynchronisedBatchNorm(_BatchNorm):
     In evaluation a worker counts its own samples, where it counts any.
     """
 
+    # Where statistics are tracked; there is no layer without a momentum.
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
     def _check_input_dim(self, images: torch.Tensor) -> None:
         """Any number of axes."""
 

@@ -93,7 +93,9 @@ def read_cases(examples: Sequence[Example], form: Form) -> list[Case | Problem]:
 
 def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Form) -> Case | Problem:
     try:
-        label = example.label.read(volume) if form.is_segmentation else None
+        label = None
+        if form.is_segmentation and example.label is not None:
+            label = example.label.read(volume)
         if label is not None:
             _check_label(label, form)
         origin, extent = _box(example, volume)

@@ -5,7 +5,7 @@ Regression learns its values in units of their spread among the labelled cases.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,9 @@ def _probabilities(
     return found
 
 
-def _loss(task: str, values: NDArray[Any], num_classes: int, scale: tuple[float, float], balanced: bool, device: str):
+def _loss(
+    task: str, values: NDArray[Any], num_classes: int, scale: tuple[float, float], balanced: bool, device: str
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Cross-entropy, of each class apart where several may be true, or squared error.
 
     balanced: rare classes count more.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _make_stores(plan: Plan, workspace: Workspace, settings: Settings) -> None:
 
 def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, settings: Settings) -> tuple[str, int]:
     """What `finetune` is to begin with, pretrained first where it is a pretext task, and the cubes that that took."""
-    if start.pretext is None:
+    if start.weights is not None:
         return start.weights, 0
     run = f"{name}-{start.title}".replace("+", "-")
     chosen = _settings_of(start, settings)
@@ -171,7 +172,7 @@ def _finish(
         "table.tex": latex(overview),
     }  # fmt: skip
     for file, text in files.items():
-        publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))
+        publish(stage.folder / file, partial(Path.write_text, data=text))
     counts = {"initialisations": len(plan.initialisations), "targets": len(targets), "rows": len(rows)}
     manifest = stage.finish(
         counts, watch.seconds, overview=overview, semantics=semantics, cubes=dict(cubes),
@@ -187,7 +188,7 @@ def results_in(folder: Place) -> dict[int | str, dict[str, list[dict[str, Any]]]
     """The trials of a target: by the number of labelled subjects, by initialisation, in their order."""
     extent = manifest_of(folder, "finetune")["extent"]
     results: dict[int | str, dict[str, list[dict[str, Any]]]] = {}
-    trials = [read_json(path) for path in folder.glob("trial-*.json")]
+    trials = [trial for path in folder.glob("trial-*.json") if (trial := read_json(path)) is not None]
     for trial in sorted(trials, key=lambda trial: trial["trial"]):
         start, labelled = trial["initialisation"], trial["labelled"]
         wanted = start in extent["initialisations"] and labelled in extent["num_labelled"]

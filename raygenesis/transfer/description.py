@@ -103,16 +103,18 @@ def read_target(description: Description, subject_pattern: str | None = None) ->
 
     subject_pattern: the archive's, for descriptions without one of their own.
     """
-    if description.layout is not None:
+    task, images, labels = description.task, description.images, description.labels
+    if task is None or images is None or labels is None:  # a layout has its own
         target = _published(description)
-    elif description.task == SEGMENTATION:
+    elif task == SEGMENTATION:
         target = read_label_maps(
-            description.images, description.labels, description.subject_pattern or subject_pattern, description.ndim,
+            images, labels, description.subject_pattern or subject_pattern, description.ndim,
             classes=description.classes, split=description.split,
         )  # fmt: skip
     else:
+        assert description.value_column is not None
         target = read_table(
-            description.images, description.labels, description.task, description.ndim,
+            images, labels, task, description.ndim,
             key_column=description.key_column, value_column=description.value_column,
             subject_column=description.subject_column, subject_pattern=description.subject_pattern or subject_pattern,
             classes=description.classes, split=description.split,
@@ -134,6 +136,7 @@ def settings_for(description: Description, settings: Settings) -> Settings:
 
 
 def _published(description: Description) -> Target:
+    assert description.layout is not None
     layout = PUBLISHED[description.layout]
     where = f"options of layout {description.layout}"
     known = list(inspect.signature(layout.read).parameters)[1:]

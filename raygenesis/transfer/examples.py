@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,9 @@ class Image(Protocol):
 
 
 class LabelMap(Protocol):
-    """Where the classes of an image's voxels come from."""
+    """Where the classes of an image's voxels come from: a dataclass, whose fields tell one from another."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def read(self, image: Volume) -> NDArray[np.uint8]:
         """Class of each voxel, on the image's grid ([z, y, x]; 2D: [y, x]), 0 = background. Raises ScanError."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -110,13 +112,15 @@ def _run_trials(
     results: dict[str, dict[int | str, list[dict[str, Any]]]] = {}
     for start, trial, own_key in wanted:
         result = _result(folder, start, trial, own_key)
+        assert result is not None
         results.setdefault(start.name, {}).setdefault(trial.labelled, []).append(result)
     return results
 
 
 def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial, str]], folder: Place) -> None:
     """As many at once as the cluster has room for."""
-    pose, waiting, running, failures = ready.pose, list(missing), {}, []
+    pose, waiting, failures = ready.pose, list(missing), list[str]()
+    running: dict[ray.ObjectRef[str], str] = {}
     task = ray.remote(
         num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, max_retries=cluster.MOST_LOSSES,
         runtime_env=cluster.TRAINING_ENVIRONMENT
@@ -188,7 +192,7 @@ def _finish(
         "failures.csv": as_csv([asdict(problem) for problem in ready.problems], ("name", "reason")),
     }  # fmt: skip
     for file, text in files.items():
-        publish(stage.folder / file, lambda aside, text=text: aside.write_text(text))
+        publish(stage.folder / file, partial(Path.write_text, data=text))
     target, split = ready.target, ready.split
     if target.task == SEGMENTATION:
         join_examples(stage.folder, [each.name for each in initialisations])

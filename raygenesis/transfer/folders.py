@@ -90,7 +90,7 @@ def read_table(
     examples, problems, used = [], [], set()
     for row in rows:
         key = row[key_column]
-        found = named.get(key, ())
+        found: Sequence[str] = named.get(key, ())
         reason = _fault(key, found, row[value_column], numbers, task)
         if reason is None and subject_column and not row[subject_column]:
             reason = f"it has no {subject_column!r}"
@@ -201,7 +201,7 @@ def _parts_of(split: Path | None) -> dict[str, str]:
     """Subject → train, validation or test."""
     if split is None:
         return {}
-    parts = {}
+    parts: dict[str, str] = {}
     for row in read_rows(split, ["subject", "split"]):
         if row["split"] not in (TRAIN, VALIDATION, TEST):
             raise ScanError(f"{split}: subject {row['subject']} is in {row['split']!r}: use train, validation or test")

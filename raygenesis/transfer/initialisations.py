@@ -159,7 +159,7 @@ def segmentation_network(initialisation: Initialisation, num_classes: int, mode:
     if pretrained is not None:
         unet.encoder.load_state_dict(pretrained.encoder.state_dict())
         if mode == "full" and pretrained.decoder is not None:
-            give_decoder(unet, pretrained)
+            give_decoder(unet, pretrained.decoder)
     return slice_wise(unet) if initialisation.architecture.ndim < ndim else unet
 
 

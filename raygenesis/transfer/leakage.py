@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,9 +46,9 @@ def seen_subjects(examples: Sequence[Example], workspace: Workspace, settings: S
     names = set(subjects.filter(pc.is_in(volumes, value_set=pa.array(seen, pa.string()))).to_pylist())
     made_with = archive_settings(workspace) or settings.archive
     identity = open_identity(workspace, made_with.keep_ids)
-    fingerprints: dict[tuple, str | None] = {}
+    fingerprints: dict[tuple[Path, ...], str | None] = {}
 
-    def fingerprint(paths: tuple) -> str | None:
+    def fingerprint(paths: tuple[Path, ...]) -> str | None:
         if paths not in fingerprints:
             is_known = sum(path.stat().st_size for path in paths) in sizes
             fingerprints[paths] = scan_fingerprint(paths) if is_known else None

@@ -99,7 +99,7 @@ def share_of_rate(step: int, settings: FinetuneSettings) -> float:
 def to_device(network: nn.Module, device: str) -> None:
     """Move a network, and keep the channels of a voxel together in its weights."""
     sides = next((weight.ndim for weight in network.parameters() if weight.ndim in MEMORY_FORMAT), 5)
-    network.to(device, memory_format=MEMORY_FORMAT[sides])
+    network.to(device, memory_format=MEMORY_FORMAT[sides])  # type: ignore[call-overload] # not among torch's overloads
 
 
 def set_training(network: nn.Module) -> None:

@@ -29,7 +29,7 @@ class Start(Section):
 
     @property
     def title(self) -> str:
-        return self.name or self.pretext or named(self.weights)[0]
+        return self.name or self.pretext or named(self.weights or "")[0]
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Start:

@@ -23,26 +23,29 @@ def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) ->
 
     Each voxel has the class of the nearest voxel that was predicted.
     """
-    inside = predicted[case.grid.within]
-    at = nearest(inside.shape, case.grid.shape, [0.0] * inside.ndim, inside.shape)
+    grid = case.grid
+    assert grid is not None
+    inside = predicted[grid.within]
+    at = nearest(inside.shape, grid.shape, [0.0] * inside.ndim, inside.shape)
     classes = inside[np.ix_(*at)].T  # x y z
     path = folder / f"{without_ending(case.name)}.nii.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(np.atleast_3d(classes), case.grid.affine)
-    source = case.grid.source
+    image = nibabel.Nifti1Image(np.atleast_3d(classes), grid.affine)
+    source = grid.source
     if source is not None and source.name.endswith((".nii", ".nii.gz")):
-        image = image.as_reoriented(
-            ornt_transform(io_orientation(image.affine), io_orientation(nibabel.load(source).affine))
-        )
+        scan: Any = nibabel.load(source)
+        image = image.as_reoriented(ornt_transform(io_orientation(image.affine), io_orientation(scan.affine)))
     publish(path, lambda aside: aside.write_bytes(_gzipped(image)))
     return path
 
 
 def write_example(folder: Place, start: str, case: Case, predicted: NDArray[np.uint8]) -> None:
     """The slice of a case with the most foreground: image float32, label and prediction uint8 [y, x]."""
-    at = int((case.label > 0).sum((1, 2)).argmax()) if case.label.ndim == 3 else ...
-    slices = {
-        "image": case.image[at].astype(np.float32), "label": case.label[at], "prediction": predicted[at],
+    label = case.label
+    assert label is not None
+    at = int(np.sum(label > 0, (1, 2)).argmax()) if label.ndim == 3 else ...
+    slices: dict[str, NDArray[Any]] = {
+        "image": case.image[at].astype(np.float32), "label": label[at], "prediction": predicted[at],
     }  # fmt: skip
     publish(_example_path(folder, start), lambda aside: _save(aside, slices))
 
@@ -62,7 +65,7 @@ def _example_path(folder: Place, start: str) -> Place:
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     with path.open("wb") as file:  # given a name, NumPy would add its suffix to it
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # one of the names could be an option's
 
 
 def _gzipped(image: nibabel.Nifti1Image) -> bytes:

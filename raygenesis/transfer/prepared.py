@@ -114,8 +114,9 @@ def _hold(examples: Sequence[Example], form: Form, held: Held) -> tuple[Held, se
     blocks, places = list(held.blocks), dict(held.places)
     classes: set[int] = set()
     problems: list[Problem] = []
-    read = ray.remote(num_cpus=1, num_returns=2)(_read_block)
-    waiting, running = _groups(examples, form), {}
+    read: Any = ray.remote(num_cpus=1, num_returns=2)(_read_block)  # Ray's types know of one answer
+    waiting = _groups(examples, form)
+    running: dict[ray.ObjectRef[Any], ray.ObjectRef[list[Case]]] = {}
     most = 2 * int(ray.cluster_resources().get("CPU", 1))
     with progress("finetune", len(examples), "examples read") as ticker:
         while running or waiting:

@@ -26,7 +26,7 @@ def train_segmenter(
     The loss is soft Dice over the foreground classes, each pooled over the batch: patches without it are common.
     """
     to_device(unet, device)
-    foregrounds = [np.flatnonzero(case.label) for case in cases]
+    foregrounds = [np.flatnonzero(case.label) for case in cases if case.label is not None]
 
     def batches(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = draw_patches(cases, foregrounds, patch_shape, settings.batch_size, generator)
@@ -36,6 +36,7 @@ def train_segmenter(
     def validate() -> float:
         scores = []
         for case in validation:
+            assert case.label is not None
             predicted = segment(unet, case.image, patch_shape, settings.batch_size)
             scores.append(overlap(predicted, case.label, num_classes)["dice"])
         return float(np.mean(scores))
@@ -59,16 +60,17 @@ def draw_patches(
     images, labels = [], []
     for number in range(batch_size):
         chosen = int(generator.integers(len(cases)))
-        case, foreground = cases[chosen], foregrounds[chosen]
-        room = np.array(case.label.shape) - patch
+        case, label, foreground = cases[chosen], cases[chosen].label, foregrounds[chosen]
+        assert label is not None
+        room = np.array(label.shape) - patch
         if number % 2 == 0 and len(foreground):
-            centre = np.unravel_index(generator.choice(foreground), case.label.shape)
+            centre = np.unravel_index(generator.choice(foreground), label.shape)
             corner = np.clip(np.array(centre) - patch // 2, 0, room)
         else:
             corner = generator.integers(room + 1)
         window = tuple(slice(begin, begin + side) for begin, side in zip(corner, patch, strict=True))
         images.append(case.image[window])
-        labels.append(case.label[window])
+        labels.append(label[window])
     return np.stack(images)[:, None].astype(np.float32), np.stack(labels)[:, None]
 
 
@@ -80,4 +82,5 @@ def segment(
     weight = next(unet.parameters())
     whole = torch.tensor(image, dtype=torch.float32, device=weight.device)[None, None]
     logits = sliding_window_inference(whole, patch_shape, batch_size, unet.eval(), overlap=0.5, mode="gaussian")
+    assert isinstance(logits, torch.Tensor)
     return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()

@@ -93,9 +93,7 @@ def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, s
 
 def count_of(labelled: int | str, num_subjects: int) -> int:
     """How many subjects `finetune.num_labelled` means. Raises SettingsError if there are not so many."""
-    count = labelled
-    if isinstance(labelled, str):
-        count = max(2, round(float(labelled.rstrip("%")) / 100 * num_subjects))
+    count = labelled if isinstance(labelled, int) else max(2, round(float(labelled.rstrip("%")) / 100 * num_subjects))
     if count > num_subjects:
         raise SettingsError(
             f"finetune.num_labelled={labelled} is more than the {num_subjects} labelled subjects that are not tested "
@@ -140,7 +138,8 @@ def _subjects_by_class(target: Target) -> dict[str, int]:
     """Subject → the highest class of its examples; all alike where the task has none."""
     groups: dict[str, int] = {}
     for example in target.examples:
-        value = int(example.value) if target.task == CLASSIFICATION else 0
+        value = example.value if target.task == CLASSIFICATION else 0
+        assert isinstance(value, int)
         groups[example.subject] = max(groups.get(example.subject, 0), value)
     return groups
 

@@ -114,12 +114,13 @@ def compare(
     for name, trials in results.items():
         mean, sd, count = float(values[name].mean()), float(values[name].std(ddof=1)), len(trials)
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * sd / count**0.5
+        seconds = float(np.mean([trial["seconds"] for trial in trials]))
         means = {key: float(np.mean([trial["figures"][key] for trial in trials])) for key in trials[0]["figures"]}
         rows.append(
             Comparison(
                 name, labelled, count, primary.name, mean, sd, max(0.0, mean - half), min(primary.most, mean + half),
                 name == best,
-                _mean(trials, "seconds"), _mean(trials, "epochs_to_converge"), _mean(trials, "seconds_to_converge"),
+                seconds, _mean(trials, "epochs_to_converge"), _mean(trials, "seconds_to_converge"),
                 to_random.get(name), to_best.get(name), means,
             )
         )  # fmt: skip
@@ -139,12 +140,13 @@ def semantics_of(results: Mapping[int | str, Mapping[str, Trials]], task: str) -
             pairs.append(("models-genesis", "semantic-genesis"))
         found = {}
         for without, with_semantics in pairs:
-            figures = [
+            ours, theirs = (
                 np.array([trial["figures"][primary.name] for trial in starts[name]])
                 for name in (with_semantics, without)
-            ]
+            )
             told = [told_by(task, [trial["test"] for trial in starts[name]]) for name in (with_semantics, without)]
-            found[without, with_semantics] = (figures, _over_trials(*figures, primary.sign, paired_by_subject(*told)))
+            p_subjects = paired_by_subject(told[0], told[1])
+            found[without, with_semantics] = ((ours, theirs), _over_trials(ours, theirs, primary.sign, p_subjects))
         corrected = _corrected({pair: row for pair, (_, row) in found.items()})
         for (without, with_semantics), (figures, _) in found.items():
             row = corrected[without, with_semantics]

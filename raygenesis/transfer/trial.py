@@ -58,7 +58,7 @@ class Pose:
 class Held:
     """Cases in Ray's object store: blocks of them, and where each is (block, place) by its name."""
 
-    blocks: tuple[ray.ObjectRef, ...]
+    blocks: tuple[ray.ObjectRef[list[Case]], ...]
     places: dict[str, tuple[int, int]]
 
     def of(self, examples: Sequence[Example]) -> Held:
@@ -146,8 +146,9 @@ def _segmented(
     if settings.mode == "frozen":
         unet.encoder.requires_grad_(False)
     learnt = train_segmenter(unet, labelled, settings, shape, trial.seed, pose.device, validation, pose.num_classes)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in test:
+        assert case.grid is not None and case.label is not None
         predicted = segment(unet, case.image, shape, settings.batch_size)
         if folder is not None:
             if not rows:

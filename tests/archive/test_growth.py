@@ -177,7 +177,7 @@ class Crash:
             lines = self._attempt.read_text().splitlines() if self._attempt.exists() else []
             if lines and lines[-1] not in dead:
                 dead.add(lines[-1])
-                os.kill(int(lines[-1]), signal.SIGKILL)
+                os.kill(int(lines[-1].split()[0]), signal.SIGKILL)
                 self.killed += 1
             time.sleep(0.001)
 

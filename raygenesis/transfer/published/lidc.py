@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,17 +41,18 @@ class NoduleMap:
         reading = read_reading(self.xml)
         voxels = consensus([one for one in reading.outlines if one.number in self.marks])
         planes = _planes(self.slices)
-        to_index = np.linalg.inv(image.affine)
+        to_index: NDArray[Any] = np.linalg.inv(image.affine)
         depths = {uid: _index(to_index, plane, 0, 0)[2] for uid, plane in planes.items()}
         # Where slices are missing the image's lie between the scanner's: each has the outlines of the nearest.
         apart = np.abs(np.arange(image.shape[0])[:, None] - np.array([*depths.values()]))
         label = np.zeros(image.shape, np.uint8)
         for number in np.unique(voxels >> 32).tolist():
-            uid = _found(planes, *reading.slices[number], self.xml)
+            named, z_mm = reading.slices[number]
+            uid = _found(planes, named, z_mm, self.xml)
             _, rows, columns = places(voxels[voxels >> 32 == number]).T
             x, y, _ = np.rint(_index(to_index, planes[uid], rows, columns)).astype(int)
             if min(x.min(), y.min()) < 0 or x.max() >= image.shape[2] or y.max() >= image.shape[1]:
-                raise ScanError(f"{self.xml}: an outline at z = {reading.slices[number][1]:g} mm leaves its image")
+                raise ScanError(f"{self.xml}: an outline at z = {z_mm:g} mm leaves its image")
             nearest = np.abs(np.arange(image.shape[0]) - depths[uid]) <= apart.min(1) + 1e-3
             for layer in np.flatnonzero(nearest):
                 label[layer, y, x] = 1
@@ -89,7 +91,10 @@ def read(folder: Path, *, extent_mm: tuple[float, float, float] = (40.0, 45.0, 4
         else:
             documents[reading.series] = path.relative_to(folder)
             for one in _nodules(path, reading, scans[reading.series], extent_mm, min_readers):
-                (examples if isinstance(one, Example) else problems).append(one)
+                if isinstance(one, Example):
+                    examples.append(one)
+                else:
+                    problems.append(one)
     alone = [scan for series, scan in scans.items() if series not in documents]
     problems += [Problem(_source(folder, scan.files[0]), "no readers' document is about it") for scan in alone]
     window = (-1000.0, 1000.0)
@@ -117,7 +122,7 @@ def _scans(folder: Path) -> tuple[dict[str, Series], list[Problem]]:
             reason = str(error)
         if reason:
             problems.append(Problem(_source(folder, files[0]), reason))
-        else:
+        elif plane is not None:
             scans[header.series] = Series(tuple(files), header.patient, plane)
     return scans, problems
 

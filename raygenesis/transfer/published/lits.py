@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -46,7 +47,8 @@ class LiverMap:
         label = read_scan([self.path], may_be_flat=True)[0]
         if np.array_equal(label.affine[:3, :3], np.eye(3)):
             stored = label.voxels.T  # such a header turns nothing
-            voxels, affine = canonical(stored, nibabel.load(self.volume).affine, 3)
+            volume: Any = nibabel.load(self.volume)
+            voxels, affine = canonical(stored, volume.affine, 3)
             label = replace(label, voxels=voxels, affine=affine)
         check_aligned(self.path, label, image)
         return LabelFile(self.path, LIVER).classes_of(label)
@@ -54,7 +56,7 @@ class LiverMap:
 
 def read(folder: Path) -> Target:
     """Cases 0–99 train, 100–114 validate and 115–130 test; each is a subject. Raises ScanError."""
-    named = {"volume": [], "segmentation": []}
+    named: dict[str, list[Path]] = {"volume": [], "segmentation": []}
     for path in files_below(folder, (".nii", ".nii.gz")):
         if match := NAME.fullmatch(path.name):
             named[match[1]].append(path)

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -92,7 +92,7 @@ def _part(path: Path, part: str) -> tuple[NDArray[np.integer], tuple[int, ...], 
     return labels.ravel(), shape, int(first.max(initial=0))
 
 
-def _shape(file: BinaryIO) -> tuple[int, ...]:
+def _shape(file: IO[bytes]) -> tuple[int, ...]:
     """Shape [n, z, y, x] by the head of an .npy, which is read; what follows are the images. Raises ValueError."""
     version = npy.read_magic(file)
     read_head = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
