@@ -248,8 +248,11 @@ def in_a_process(function: Callable[..., None], *arguments: Any, cluster: bool =
     """What a function of this module prints in a process of its own, the driver of a cluster."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if cluster:
-        # On a busy machine a node may take long to answer, and is not lost for that.
-        environment |= {"RAY_AUTH_MODE": "disabled", "RAY_health_check_timeout_ms": "60000"}
+        # On a busy machine a node may take long to answer and a worker to start, and neither is lost for that.
+        environment |= {
+            "RAY_AUTH_MODE": "disabled", "RAY_health_check_timeout_ms": "60000",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+        }  # fmt: skip
     code = f"import sys, raygenesis; from tests.faults import test_nodes; test_nodes.{function.__name__}(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True,
