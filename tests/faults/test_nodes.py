@@ -42,7 +42,7 @@ from tests.end_to_end.conftest import NUM_HEADS, TINY
 from tests.faults.test_kill import content, losses
 from tests.transfer.targets import SHAPE, write_boxes
 
-pytestmark = [needs_heads, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [needs_heads, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SETTINGS = [
     *TINY, "embedding.volumes_per_part=2", "discovery.patterns_per_part=12", "discovery.num_crops=4",
@@ -256,7 +256,7 @@ def in_a_process(function: Callable[..., None], *arguments: Any, cluster: bool =
     code = f"import sys, raygenesis; from tests.faults import test_nodes; test_nodes.{function.__name__}(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True,
-        timeout=1200, check=False,
+        timeout=2400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
