@@ -4,7 +4,7 @@
 
 Nodes are simulated on this machine, with 2 logical CPUs each; each scan costs a fixed time asleep (200 ms), so that the
 cores do not limit it, and beyond that what it always does, on a small volume. What is measured is the stage's own code:
-work list, tasks or actors, parts. The rate counts from when each CPU may have published a part to the last;
+work list, tasks or actors, parts. The rate counts from when each CPU may have published a part to the last, and
 `efficiency` is the rate on n nodes over n times the rate on one. On a machine with other work, let a scan take longer.
 """
 
