@@ -19,6 +19,7 @@ from ray.util.placement_group import PlacementGroup
 
 from raygenesis.errors import ClusterError, RaygenesisError, SettingsError
 from raygenesis.machine import Hardware, join, num_cores, processor
+from raygenesis.progress import say
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
 # a pipeline of several operators waits for ever.
@@ -168,6 +169,7 @@ def require(key: str, num_tasks: int = 1, num_cpus: float = 1, num_gpus: float =
 
 def _grows(num_tasks: int, num_cpus: float, num_gpus: float) -> bool:
     """Ask for the room, and tell whether it came, or nodes are being started for it."""
+    say("cluster", f"waiting up to {PATIENCE_S:.0f} s for machines with {num_cpus:g} CPU and {num_gpus:g} GPU")
     bundle = {"CPU": num_cpus, **({"GPU": num_gpus} if num_gpus else {})}
     asked = ray.util.placement_group([bundle] * num_tasks)
     try:

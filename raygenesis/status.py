@@ -8,7 +8,7 @@ from typing import Any
 
 from raygenesis.config import PriceSettings
 from raygenesis.errors import WorkspaceError
-from raygenesis.job import REMOTE_BEAT_SECONDS, RUNNING, jobs_folder
+from raygenesis.job import REMOTE_BEAT_SECONDS, RUNNING, SUCCEEDED, jobs_folder
 from raygenesis.progress import duration
 from raygenesis.workspace import Place, Workspace, read_json, read_table
 
@@ -31,10 +31,10 @@ def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Itera
     for path in records[:most]:
         yield from _job(path, prices)
     if len(records) > most:
-        yield f"{len(records) - most} earlier jobs: --jobs {len(records)} lists them"
+        yield f"earlier jobs: {len(records) - most} (--jobs {len(records)} lists them)"
     failed = {stage: _num_failures(workspace.root / stage / "failures.parquet") for stage in FAILING}
     told = ", ".join(f"{stage} {number}" for stage, number in failed.items() if number)
-    yield f"failures: {told or 'none'}" + " (`raygenesis archive info --failures` lists the archive's)" * bool(told)
+    yield f"scans left out: {told or 'none'}" + " (see `raygenesis archive info --failures`)" * bool(told)
 
 
 def _job(path: Place, prices: PriceSettings) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _job(path: Place, prices: PriceSettings) -> Iterator[str]:
         state = f"not heard of for {duration(age)}: killed, or cut off; the same command goes on with what is missing"
     where = f"process {job['process']} on {job['host']}"
     yield f"{job['verb']}: {state}, since {job['started']} for {took}, {where}" + _submission(job)
-    for stage in job["stages"][-MOST_STAGES if runs else -1 :]:
+    for stage in job["stages"][-1 if state == SUCCEEDED else -MOST_STAGES :]:
         yield f"  {_stage(stage, runs)}"
     yield f"  {_used(job, prices)}"
     if job.get("told"):
@@ -73,7 +73,7 @@ def _stage(stage: Mapping[str, Any], runs: bool) -> str:
         line += f", {stage['rate']:,.4g} {stage['unit']}/s"
         if runs and share < 1:
             line += f", {duration((stage['total'] - stage['done']) / stage['rate'])} left"
-    return f"{line} {stage['note']}".rstrip()
+    return f"{line}; {stage['note']}" if stage["note"] else line
 
 
 def _used(job: Mapping[str, Any], prices: PriceSettings) -> str:

@@ -68,7 +68,10 @@ class Workspace:
     def existing(cls, location: str | Place) -> Workspace:
         """The workspace at `location`, which must be there already."""
         if not place(location).is_dir():
-            raise WorkspaceError(f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`")
+            raise WorkspaceError(
+                f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`, or wait until the "
+                "job that does has begun"
+            )
         return cls(place(location))
 
     @property

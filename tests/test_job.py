@@ -45,7 +45,7 @@ def test_a_job_tells_what_it_did(workspace: Workspace) -> None:
     assert (stage["stage"], stage["unit"], stage["done"], stage["total"]) == ("embed", "volumes", 3, 4)
     assert job["said"][-1] == "embed: begins"
     lines = list(status(workspace, FREE))
-    assert lines[0].startswith("embed: succeeded, since ") and lines[-1] == "failures: none"
+    assert lines[0].startswith("embed: succeeded, since ") and lines[-1] == "scans left out: none"
     assert "  embed: 3 of 4 volumes (75%)" in lines[1] and "half of them dark" in lines[1]
 
 
@@ -99,7 +99,7 @@ def test_the_newest_job_comes_first_and_costs_are_told_where_there_are_prices(wo
         "discover", "embed",
     ]  # fmt: skip
     assert sum("10.00 core hours, 2.00 GPU hours, 7.00 in cost" in line for line in lines) == 2
-    assert "1 earlier jobs: --jobs 3 lists them" in lines
+    assert "earlier jobs: 1 (--jobs 3 lists them)" in lines
 
 
 def test_a_job_that_was_killed_is_not_heard_of(workspace: Workspace) -> None:

@@ -21,6 +21,7 @@ from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace import Place, Workspace, read_json
 
 MOST_SAMPLED = 1000  # scans
+LEAST_S = 5.0  # of work, at the shipped rates, from which a rate is learnt: of less, starting is most
 ENDLESS = 1e12  # MiB/s: a measured time holds what reading took
 
 
@@ -64,7 +65,7 @@ def _factor(stage: str, did: Did | None) -> Factor | None:
     made, done, seconds = did
     hardware = Hardware(**made["hardware"])
     variable = estimate(done, hardware, PriceSettings(), {}, ENDLESS).seconds - START_S[stage]
-    if not hardware.num_cores or variable <= 0 or seconds <= START_S[stage]:
+    if not hardware.num_cores or variable < LEAST_S or seconds <= START_S[stage]:
         return None
     stored = made["bytes"] / MIB / done.stored_mib if done.stored_mib else 1.0
     seen = f"{hardware.num_cores} cores" + (f", {hardware.num_gpus} GPUs" if hardware.num_gpus else "")

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from raygenesis.archive.catalogue import num_held_out
 from raygenesis.config import Settings
+from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
 from raygenesis.machine import MIB_PER_S, Hardware
 from raygenesis.planning.estimate import Estimate, Factor, estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
+from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.progress import duration, say, size
 from raygenesis.settings import settings_from
 from raygenesis.workspace import Workspace
 
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
 SCAN_MIB = {3: 150.0, 2: 7.6}
+AFTER = ("sweep", "finetune")  # what `run` leaves out unless it is asked for it
 COMPRESSED = 0.6  # a scan's files, of its voxels
 HEADER = ("stage", "work", "time", "on", "memory a node", "stored", "moved", "cost", "limited by", "rates")
 
@@ -40,6 +44,7 @@ def plan(
     files = COMPRESSED if there is None else there.source_mib / there.voxel_mib
     scans = Scans(number, size, size * files)
     settings, told = _for_gpus(settings, hardware)
+    _check(scans, hardware, settings)
     estimates = [
         estimate(work, hardware, settings.prices, factors, mib_per_s) for work in pipeline(scans, settings)
     ]
@@ -50,8 +55,22 @@ def plan(
         say("plan", line)
     if told:
         say("plan", f"with {told}, " + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"))
+    alone = [one for one in estimates if one.work.stage not in AFTER]
+    say("plan", f"`raygenesis run`, without {' and '.join(AFTER)}: {duration(sum(one.seconds for one in alone))}")
     say("plan", _notes(factors, estimates))
     return estimates
+
+
+def _check(scans: Scans, hardware: Hardware, settings: Settings) -> None:
+    """Raise SettingsError for what the stages themselves would refuse."""
+    if hardware.num_nodes > hardware.num_cores:
+        raise SettingsError(f"--nodes {hardware.num_nodes} is more than --cpus {hardware.num_cores}, the cores of all")
+    if settings.pretraining.use_gpu and not hardware.num_gpus:
+        raise SettingsError("pretraining.use_gpu=true needs GPUs: give --gpus, or leave it out")
+    if pretext_of(settings.pretraining).crops == PATTERNS:
+        held_out = num_held_out(scans.number, settings.validation_fraction)
+        where = f"of {scans.number:,} scans, each of another subject"
+        check_counts(scans.number - held_out, held_out, where, settings)
 
 
 def _for_gpus(settings: Settings, hardware: Hardware) -> tuple[Settings, str]:

@@ -36,7 +36,7 @@ PACKAGES = (
 VERBS = {
     "archive": "ingest --scans SCANS", "autoencoder": "embed", "embeddings": "embed", "index": "discover",
     "patterns": "discover", "crops": "crop", "runs": "pretrain --name {name}", "sweeps": "sweep --name {name}",
-    "transfer": "finetune --target TARGET.yaml --name {name}", "comparisons": "compare {name}.yaml",
+    "transfer": "finetune --target TARGET.yaml --name {name}", "comparisons": "compare PLAN.yaml",
 }  # fmt: skip
 
 

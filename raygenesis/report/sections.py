@@ -262,7 +262,7 @@ def _in_words(facts: Row) -> list[str]:
         said.append(f"It names {facts['accuracy']:.0%} of what is held out rightly, {times:.1f} times chance")
     if facts["restoration_mse"] is not None:
         baselines = {"leaving the cube as it is": facts["identity_mse"], "the mean image": facts["mean_image_mse"]}
-        shares = [f"{facts['restoration_mse'] / mse:.2f} of {name}'s" for name, mse in baselines.items() if mse]
+        shares = [f"{facts['restoration_mse'] / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
         said.append(f"It restores with an error of {facts['restoration_mse']:.4g}: {' and '.join(shares)}")
     if facts["retrieval"] is not None:
         said.append(f"It finds the same place in other scans with a mean average precision of {facts['retrieval']:.3f}")

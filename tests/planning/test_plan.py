@@ -132,6 +132,29 @@ def test_pretraining_takes_all_gpus_unless_it_is_said_how_it_runs(capsys: pytest
     assert told["pretrain"].num_gpus == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "hardware", "overrides", "said"),
+    [
+        (10, Hardware(2), [], r"discovery\.num_neighbours=24 is more than the 8 training subjects of 10 scans"),
+        (1000, Hardware(2, 0, 5), [], "--nodes 5 is more than --cpus 2"),
+        (1000, Hardware(2), ["pretraining.use_gpu=true"], "needs GPUs: give --gpus"),
+    ],
+)
+def test_what_the_stages_would_refuse_is_refused(
+    number: int, hardware: Hardware, overrides: list[str], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        plan(number, hardware, load_settings("cpu-small", overrides))
+
+
+def test_next_to_nothing_teaches_no_rate(workspace: Workspace) -> None:
+    path = workspace.patterns / "manifest.json"
+    told = json.loads(path.read_text())
+    told["counts"]["patterns"] = 100
+    path.write_text(json.dumps(told))
+    assert "discover" not in factors_of(workspace, SMALL)
+
+
 def test_a_plan_needs_a_number_of_scans(tmp_path: Path) -> None:
     for workspace in (None, Workspace.open(tmp_path)):
         with pytest.raises(SettingsError, match=r"give --volumes, or --workspace with an archive"):
