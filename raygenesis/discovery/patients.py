@@ -97,7 +97,8 @@ def choose_references(
     count = settings.discovery.num_references + spare
     if settings.discovery.reference_choice == "random":
         drawn = drawn[: 2 * count + SPARE]
-        vectors, kept = embeddings.take(drawn), list[int]()
+        vectors = embeddings.take(drawn)
+        kept: list[int] = []
         for number, vector in enumerate(vectors):
             if len(kept) < count and not (np.linalg.norm(vectors[kept] - vector, axis=1) <= least_distance).any():
                 kept.append(number)

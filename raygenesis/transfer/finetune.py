@@ -119,8 +119,9 @@ def _run_trials(
 
 def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial, str]], folder: Place) -> None:
     """As many at once as the cluster has room for."""
-    pose, waiting, failures = ready.pose, list(missing), list[str]()
+    pose, waiting = ready.pose, list(missing)
     running: dict[ray.ObjectRef[str], str] = {}
+    failures: list[str] = []
     task = ray.remote(
         num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, max_retries=cluster.MOST_LOSSES,
         runtime_env=cluster.TRAINING_ENVIRONMENT

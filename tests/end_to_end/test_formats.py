@@ -91,7 +91,7 @@ def test_every_file_that_a_run_leaves_is_described(main_job: MainJob) -> None:
         relative = path.relative_to(main_job.workspace)
         if path.is_dir() or relative.parts[0] in ("report",) or any(part.startswith(".") for part in relative.parts):
             continue
-        if ".ome.zarr" in str(relative) or relative.parts[2:3] == ("tensorboard",):
+        if ".ome.zarr" in str(relative) or relative.parts[2:3] == ("tensorboard",) or relative.parts[1:2] == ("jobs",):
             continue
         stem = path.name.partition("-")[0] if relative.parts[0] != "archive" else path.name
         assert stem in FORMATS, f"{relative} is not in FORMATS.md"

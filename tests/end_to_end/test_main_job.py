@@ -19,11 +19,11 @@ from tests.end_to_end.conftest import BAD_SCANS, NUM_HEADS, TINY, MainJob, rayge
 
 
 def snapshot(folder: Path) -> dict[str, int]:
-    """Modification time of every file, the report's aside."""
+    """Modification time of every file, the report's and the records of jobs aside."""
     return {
         str(path.relative_to(folder)): path.stat().st_mtime_ns
         for path in folder.rglob("*")
-        if path.is_file() and "report" not in path.parts
+        if path.is_file() and not {"report", "jobs"} & set(path.parts)
     }
 
 
@@ -141,7 +141,9 @@ def test_an_impossible_setting_is_one_sentence_before_any_work(
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
-    assert not (tmp_path / "workspace").exists() or not list((tmp_path / "workspace").iterdir())
+    # At the most the job's record, which says why.
+    left = [path for path in (tmp_path / "workspace").rglob("*") if path.is_file()]
+    assert {path.parent for path in left} <= {tmp_path / "workspace" / "private" / "jobs"}
 
 
 def test_an_empty_folder_and_a_folder_without_a_readable_scan(

@@ -98,7 +98,7 @@ def test_each_verb_that_the_readme_shows_runs(followed: dict[str, str]) -> None:
     verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
     assert verbs == {
         "run", "ingest", "archive", "config", "embed", "patterns", "sweep", "finetune", "report", "crop", "pretrain",
-        "pretexts", "weights", "compare",
+        "pretexts", "weights", "compare", "plan", "status",
     }  # fmt: skip
 
 

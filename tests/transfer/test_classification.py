@@ -47,7 +47,8 @@ class Grey(nn.Module):
 
 
 def chosen(**changed: Any) -> FinetuneSettings:
-    return FinetuneSettings(**{"num_steps": 30, "batch_size": 4, "learning_rate": 1e-2, **changed})
+    usual = {"num_steps": 30, "batch_size": 4, "learning_rate": 1e-2, "schedule": "constant"}
+    return FinetuneSettings(**{**usual, **changed})
 
 
 def even(value: Any, grey: float) -> Case:

@@ -21,7 +21,7 @@ from tests.data import HIPPOCAMPI, needs_hippocampi
 from tests.transfer.made_up import box_case, flat
 
 SHAPE = (16, 16, 16)
-QUICK = FinetuneSettings(num_steps=60, batch_size=4, learning_rate=1e-2)
+QUICK = FinetuneSettings(num_steps=60, batch_size=4, learning_rate=1e-2, schedule="constant")
 
 
 def new_unet(ndim: int = 3) -> UNet:
