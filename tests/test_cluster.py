@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,50 +90,3 @@ def test_what_the_cluster_never_has_is_refused_naming_setting_and_resource(
     said = rf"^pretraining\.use_gpu=true needs .* will never have the {lacks}s: it has"
     with pytest.raises(SettingsError, match=said):
         cluster.require("pretraining.use_gpu=true", num_tasks, num_cpus, num_gpus)
-
-
-AUTOSCALED = """
-import os, sys, time
-import raygenesis
-from ray.cluster_utils import AutoscalingCluster
-
-worker = {"resources": {"CPU": 2, "GPU": 1, "object_store_memory": 100 * 2**20}, "node_config": {}, "min_workers": 0}
-fake = AutoscalingCluster(
-    head_resources={"CPU": 1, "object_store_memory": 100 * 2**20},
-    worker_node_types={"gpu": {**worker, "max_workers": 1}},
-    autoscaler_v2=sys.argv[1] == "v2", upscaling_speed=5,
-)
-fake.start()
-try:
-    from raygenesis import cluster
-    from raygenesis.errors import SettingsError
-
-    os.environ["RAY_ADDRESS"] = "auto"
-    cluster.connect()
-    begin = time.monotonic()
-    cluster.require("pretraining.use_gpu=true", 1, 1, 1.0)
-    print("given", flush=True)
-    for asked in ((2, 1, 1.0), (1, 64, 0.0)):
-        begin = time.monotonic()
-        try:
-            cluster.require("pretraining.use_gpu=true", *asked)
-        except SettingsError as error:
-            print("refused", round(time.monotonic() - begin), error, flush=True)
-finally:
-    fake.shutdown()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_an_autoscaler_is_asked_for_what_it_can_start(version: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-c", AUTOSCALED, version], env=environment, capture_output=True, text=True, timeout=380
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("given", "refused"))]
-    assert len(lines) == 3 and lines[0] == "given", done.stdout[-3000:] + done.stderr[-3000:]
-    for line in lines[1:]:
-        assert int(line.split()[1]) < 60 and "will never have the" in line
