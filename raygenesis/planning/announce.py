@@ -89,8 +89,7 @@ def left_to_crop(workspace: Workspace, settings: Settings) -> list[Work]:
     scans = scans_of(workspace)
     if scans is None or (workspace.crops / "manifest.json").is_file():
         return []
-    number = settings.discovery.num_crops
-    return [work.discover(settings, work.num_patterns(settings) if number is None else number * scans.number, "crop")]
+    return [work.discover(settings, work.num_crops(scans, settings), "crop")]
 
 
 def left_to_pretrain(workspace: Workspace, settings: Settings, name: str) -> list[Work]:

@@ -160,6 +160,12 @@ def num_patterns(settings: Settings, *, held_out: bool = True) -> int:
     return chosen.num_references * patients * chosen.num_coordinates * len(chosen.scales)
 
 
+def num_crops(scans: Scans, settings: Settings) -> int:
+    """Random crops of all scans: as many as there would be patterns, unless it is said how many of each scan."""
+    each = settings.discovery.num_crops
+    return num_patterns(settings) if each is None else each * scans.number
+
+
 def discover(settings: Settings, number: int | None = None, stage: str = "discover") -> Work:
     """Crop, resize and encode each pattern; or random crops."""
     number = num_patterns(settings) if number is None else number
@@ -242,8 +248,7 @@ def finetune(settings: Settings, num_initialisations: int = 2) -> Work:
 def pipeline(scans: Scans, settings: Settings) -> list[Work]:
     """Every stage of `raygenesis run`, in order, with the sweep and the fine-tuning that may follow."""
     if pretext_of(settings.pretraining).crops != PATTERNS:
-        crops = settings.discovery.num_crops
-        number = num_patterns(settings) if crops is None else crops * scans.number
+        number = num_crops(scans, settings)
         held_out = round(number * settings.validation_fraction)
         return [
             ingest(scans), discover(settings, number, "crop"), pretrain(settings, number - held_out, held_out),
