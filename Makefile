@@ -41,6 +41,7 @@ test-all: install lint
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet raygenesis jobs tests infra
 	$(BIN)/mypy
 
 # Of a package index that has no such data, pip-audit says that it found nothing and lists every package as left out.

@@ -127,9 +127,7 @@ def embed_command(
 
 
 @app.command("discover")
-def discover_command(
-    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET
-) -> None:
+def discover_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """Embeddings → neighbours → labelled pattern store."""
     from raygenesis.discovery.discover import discover
     from raygenesis.planning.announce import announce, left_to_discover
@@ -296,9 +294,7 @@ def compare_command(
 
 
 @app.command("report")
-def report_command(
-    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET
-) -> None:
+def report_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """One self-contained HTML page about everything in a workspace."""
     from raygenesis.report.report import report
 

@@ -117,9 +117,13 @@ def _nodes() -> list[tuple[float, float]]:
 def least_memory_gib() -> float:
     """Of the nodes with CPUs or GPUs, what the one with the least has for tasks; endless where there are none yet."""
     working = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return min(
-        (there.get("memory", math.inf) for there in working if there.get("CPU") or there.get("GPU")), default=math.inf
-    ) / 2**30
+    return (
+        min(
+            (there.get("memory", math.inf) for there in working if there.get("CPU") or there.get("GPU")),
+            default=math.inf,
+        )
+        / 2**30
+    )
 
 
 def room_for(num_cpus: float, num_gpus: float) -> int:

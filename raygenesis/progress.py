@@ -75,8 +75,11 @@ def progress(title: str, total: int, unit: str, done: float = 0) -> Iterator[Tic
     """Show progress of `total` units called `unit` (plural), `done` of which are done already."""
     if sys.stdout.isatty():
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(), transient=True) as bar:
             yield _kept(Ticker(title, total, unit, bar, done))

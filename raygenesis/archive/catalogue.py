@@ -94,9 +94,7 @@ def read_columns(
     needed = list(dict.fromkeys([*columns, "volume_id", "shape"]))
     try:
         # Of a large catalogue, many threads would hold a great deal at once, and take longer in all.
-        table = read_table(
-            path, schema=CATALOGUE, filters=wanted, columns=needed, use_threads=False, pre_buffer=False
-        )
+        table = read_table(path, schema=CATALOGUE, filters=wanted, columns=needed, use_threads=False, pre_buffer=False)
     except FileNotFoundError:
         raise WorkspaceError(f"{path} is not there: run `raygenesis ingest` first") from None
     except (pa.ArrowInvalid, OSError):
@@ -139,9 +137,7 @@ def held_out_subjects(rows: Iterable[Mapping[str, Any]], fraction: float, seed: 
     return frozenset(subjects.filter(pa.array(is_held_out(volumes, subjects, fraction, seed))).to_pylist())
 
 
-def is_held_out(
-    volumes: pa.StringArray, subjects: pa.StringArray, fraction: float, seed: int
-) -> NDArray[np.bool_]:
+def is_held_out(volumes: pa.StringArray, subjects: pa.StringArray, fraction: float, seed: int) -> NDArray[np.bool_]:
     """Whether the subject of each volume is held out (`held_out_subjects`): bool [n]."""
     numbered = subjects.dictionary_encode()
     table = pa.table({"subject": numbered.indices, "volume": volumes})

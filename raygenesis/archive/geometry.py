@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def axis_weights(
-    num_in: int, num_out: int, origin: float, extent: float
-) -> tuple[slice, NDArray[np.float32]]:
+def axis_weights(num_in: int, num_out: int, origin: float, extent: float) -> tuple[slice, NDArray[np.float32]]:
     """Linear resampling along one axis: the input slice that is needed, and weights float32 [num_out, slice].
 
     `origin` and `extent` are in input voxels from the array's corner. Output voxels wider than input voxels average

@@ -262,7 +262,8 @@ def _datasets(scans: Sequence[Scan], arguments: dict[str, Any]) -> Iterator[ray.
             memory = min(MEMORY_PER_BYTE * max(scan.num_bytes for scan in large), 0.9 * most)
         yield ray.data.from_items(blocks, override_num_blocks=len(blocks)).flat_map(
             take_in_block,  # type: ignore[arg-type] # Ray says functions of a row alone, and takes generators with arguments
-            fn_kwargs=arguments, memory=memory
+            fn_kwargs=arguments,
+            memory=memory,
         )
 
 

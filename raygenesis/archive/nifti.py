@@ -132,9 +132,7 @@ def _layout(header: Any, shape: tuple[int, ...], fourth_axis: str) -> str:
     if header["dim"][4] == 1:  # the fifth axis is that of vectors
         return "channels"
     if fourth_axis == "refuse":
-        raise ScanError(
-            f"shape {shape} has a fourth axis: choose archive.fourth_axis=split (time points) or channels"
-        )
+        raise ScanError(f"shape {shape} has a fourth axis: choose archive.fourth_axis=split (time points) or channels")
     return fourth_axis
 
 

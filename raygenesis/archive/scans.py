@@ -199,9 +199,7 @@ def _is_dicom(path: Path) -> bool:
         return dicom.looks_like_dicom(file.read(DICOM_HEAD_BYTES))
 
 
-def _series(
-    files: Sequence[File], headers: Iterable[dicom.Header | str]
-) -> tuple[list[Scan], list[SetAside]]:
+def _series(files: Sequence[File], headers: Iterable[dicom.Header | str]) -> tuple[list[Scan], list[SetAside]]:
     """Files by series; projections each for itself; what is no image set aside, one row a series and reason."""
     scans, aside = [], []
     groups: dict[tuple[str, str], list[File]] = defaultdict(list)
@@ -220,4 +218,3 @@ def _series(
         aside.append(SetAside(members[0].path, f"{reason}{more}"))
     scans += [Scan(tuple(members), patient, series) for (series, patient), members in groups.items()]
     return scans, aside
-

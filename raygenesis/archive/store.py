@@ -44,10 +44,7 @@ def level_factors(shape: tuple[int, ...], coarse_size: int) -> list[tuple[int, .
         if max(sides) <= coarse_size:
             return factors
         factors.append(
-            tuple(
-                factor * (2 if side > coarse_size else 1)
-                for side, factor in zip(sides, factors[-1], strict=True)
-            )
+            tuple(factor * (2 if side > coarse_size else 1) for side, factor in zip(sides, factors[-1], strict=True))
         )
 
 

@@ -63,9 +63,7 @@ def spacing_of(affine: NDArray[np.float64], ndim: int) -> tuple[float, ...]:
     return tuple(float(step) for step in xyz[:ndim][::-1])
 
 
-def canonical(
-    voxels: NDArray[Any], affine: NDArray[np.float64], ndim: int
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def canonical(voxels: NDArray[Any], affine: NDArray[np.float64], ndim: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Turn [x, y, z] or [x, y, z, c] in any orientation into a Volume's order of axes; a view where possible.
 
     `affine` leads from stored indices to RAS+ mm. With ndim 2 the z side must be 1 and is dropped. Raises ScanError

@@ -102,18 +102,11 @@ def load_template() -> Template:
     """
     package = importlib.util.find_spec("nilearn")
     if package is None or package.origin is None:
-        raise PopulationError(
-            "The demonstration needs nilearn's MNI152 template: pip install raygenesis[demo]."
-        )
+        raise PopulationError("The demonstration needs nilearn's MNI152 template: pip install raygenesis[demo].")
     folder = Path(package.origin).parent / "datasets" / "data"
-    paths = [
-        folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
-        for name in ("t1", "gm", "wm")
-    ]
+    paths = [folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm")]
     if not all(path.exists() for path in paths):
-        raise PopulationError(
-            f"The installed nilearn has no MNI152 maps in {folder}: pip install raygenesis[demo]."
-        )
+        raise PopulationError(f"The installed nilearn has no MNI152 maps in {folder}: pip install raygenesis[demo].")
     images: list[Any] = [nibabel.load(path) for path in paths]
     return Template(tuple(np.asarray(image.dataobj) for image in images), images[0].affine)
 
@@ -150,9 +143,7 @@ def anatomy(seed: int, subject: int) -> Anatomy:
     )
 
 
-def _field_of_view(
-    subject: int, rng: np.random.Generator
-) -> tuple[tuple[int, int, int], np.ndarray]:
+def _field_of_view(subject: int, rng: np.random.Generator) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and affine float64[4, 4] of a scan: a box of its own, cut into voxels of its own."""
     world_axis, sign = axcodes2ornt(ORIENTATIONS[subject % len(ORIENTATIONS)]).T
     world_axis = world_axis.astype(int)
@@ -236,9 +227,7 @@ def _refuse_foreign_files(directory: Path, num_subjects: int) -> None:
     for folder in ("scans", "labels"):
         for path in sorted((directory / folder).glob("*")):
             if path.name not in ours and not path.name.endswith(".part"):
-                raise PopulationError(
-                    f"{path} is no part of this population; give an empty directory."
-                )
+                raise PopulationError(f"{path} is no part of this population; give an empty directory.")
 
 
 def write_population(directory: Path, num_subjects: int = 48, seed: int = 0) -> None:
@@ -252,8 +241,7 @@ def write_population(directory: Path, num_subjects: int = 48, seed: int = 0) -> 
     """
     if num_subjects < 1 or seed < 0:
         raise PopulationError(
-            f"A population needs at least 1 subject and a seed of at least 0, "
-            f"not {num_subjects} and {seed}."
+            f"A population needs at least 1 subject and a seed of at least 0, not {num_subjects} and {seed}."
         )
     directory = Path(directory)
     wanted = json.dumps({"version": VERSION, "seed": seed, "num_subjects": num_subjects})

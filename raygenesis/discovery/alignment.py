@@ -191,9 +191,7 @@ def _alignment(transform: Matrix, unit: float) -> Alignment:
     return Alignment(np.ascontiguousarray(matrix), (centre + shift - matrix @ centre) * unit)
 
 
-def _check(
-    found: Alignment, correlation: float, size: NDArray[np.float64], scan_size: NDArray[np.float64]
-) -> None:
+def _check(found: Alignment, correlation: float, size: NDArray[np.float64], scan_size: NDArray[np.float64]) -> None:
     """Raises AlignmentError for what no positioning explains."""
     if not (np.isfinite(found.matrix).all() and np.isfinite(found.offset_mm).all() and math.isfinite(correlation)):
         raise AlignmentError("it cannot be aligned: its registration to the reference ends in no finite number")

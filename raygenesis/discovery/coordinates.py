@@ -117,9 +117,7 @@ def frame_of(scan: NDArray[np.float32], size_mm: NDArray[np.float64]) -> Frame:
     return Frame(size_mm, (where.mean(0) + 0.5) / np.array(scan.shape) * size_mm)
 
 
-def corresponding(
-    centre_mm: NDArray[np.float64], source: Frame, target: Frame, how: str
-) -> NDArray[np.float64]:
+def corresponding(centre_mm: NDArray[np.float64], source: Frame, target: Frame, how: str) -> NDArray[np.float64]:
     """The same coordinate in another scan: centres [..., ndim] in mm from its corner.
 
     `relative`: the same fraction of each side; `physical`: the same offset from the centre of the body.

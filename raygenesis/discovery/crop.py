@@ -104,9 +104,7 @@ def crop_part(part: int, workspace: Workspace, settings: Settings) -> dict[str, 
     return write_planned(part, workspace.crops, workspace, settings, num_crops, plan_crops)
 
 
-def _check_any(
-    workspace: Workspace, outcomes: Sequence[Mapping[str, Any]], failures: pa.Table
-) -> None:
+def _check_any(workspace: Workspace, outcomes: Sequence[Mapping[str, Any]], failures: pa.Table) -> None:
     """Raise WorkspaceError, and leave nothing, if a split has no crops."""
     num_validation = sum(outcome["validation"] for outcome in outcomes)
     num_training = sum(outcome["patterns"] for outcome in outcomes) - num_validation

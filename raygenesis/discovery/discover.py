@@ -211,9 +211,7 @@ def _plain_cubes(
     return np.stack([cube.ravel() for cube in cubes])
 
 
-def crop_part(
-    part: int, workspace: Workspace, settings: Settings, references: Sequence[Reference]
-) -> dict[str, Any]:
+def crop_part(part: int, workspace: Workspace, settings: Settings, references: Sequence[Reference]) -> dict[str, Any]:
     """Crop the patterns of one part and publish it (`write_planned`); returns what there is to say of it."""
 
     def plan_patterns(visits: Sequence[Visit], row: Mapping[str, Any], reasons: Reasons) -> list[dict[str, Any]]:

@@ -291,8 +291,6 @@ def _tile(pattern: Mapping[str, Any], shape: Sequence[int], folder: Place) -> ND
     try:
         cube = decode(pattern["cube"], tuple(shape))
     except (ValueError, RuntimeError) as error:
-        raise WorkspaceError(
-            f"{folder} is damaged ({error}): {who_checks(folder)} names the part"
-        ) from None
+        raise WorkspaceError(f"{folder} is damaged ({error}): {who_checks(folder)} names the part") from None
     image = cube[len(cube) // 2] if cube.ndim == 3 else cube
     return tile(np.rint(image * 255).astype(np.uint8), pattern["extent_mm"][-2:])

@@ -45,9 +45,7 @@ def plan(
     scans = Scans(number, size, size * files)
     settings, told = _for_gpus(settings, hardware)
     _check(scans, hardware, settings)
-    estimates = [
-        estimate(work, hardware, settings.prices, factors, mib_per_s) for work in pipeline(scans, settings)
-    ]
+    estimates = [estimate(work, hardware, settings.prices, factors, mib_per_s) for work in pipeline(scans, settings)]
     gpus = f", {hardware.num_gpus} GPUs" if hardware.num_gpus else ""
     say("plan", f"{scans.number:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.num_cores} cores{gpus}, "
         f"{hardware.num_nodes} node(s) that read and write {mib_per_s:g} MiB/s")  # fmt: skip

@@ -249,10 +249,7 @@ def _empty_like(cubes: torch.Tensor) -> torch.Tensor:
 
 def _check(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> None:
     if cubes.dim() not in (4, 5) or cubes.dtype != torch.float32:
-        raise ValueError(
-            f"cubes must be float32 [N, channels, 2 or 3 axes], not {cubes.dtype} "
-            f"{tuple(cubes.shape)}"
-        )
+        raise ValueError(f"cubes must be float32 [N, channels, 2 or 3 axes], not {cubes.dtype} {tuple(cubes.shape)}")
     if len(draws.keys) != len(cubes):
         raise ValueError(f"{len(cubes)} cubes, but the streams of {len(draws.keys)} samples")
     check_fits(cubes.shape[2:], corruption)

@@ -33,9 +33,7 @@ _SEMANTICS = Pretext(crops=PATTERNS, lambda_rec=1.0, puzzle="label", lambda_cls=
 PRETEXTS: dict[str, Pretext] = {
     "semantic-genesis": replace(_SEMANTICS, corruption="semantic-genesis-paper"),
     "models-genesis": replace(_RESTORATION, corruption="models-genesis"),
-    "self-classification": Pretext(
-        crops=PATTERNS, corruption="semantic-genesis-paper", puzzle="label", lambda_cls=1.0
-    ),
+    "self-classification": Pretext(crops=PATTERNS, corruption="semantic-genesis-paper", puzzle="label", lambda_cls=1.0),
     "in-painting": replace(_RESTORATION, corruption="in-painting"),
     "patch-shuffling": replace(_RESTORATION, corruption="patch-shuffling"),
     "auto-encoder": _RESTORATION,
@@ -50,9 +48,7 @@ PRETEXTS: dict[str, Pretext] = {
 def pretext_of(settings: PretrainingSettings) -> Pretext:
     """The pretext task that the settings name, with what they change in it. Raises SettingsError where they cannot."""
     if settings.pretext not in PRETEXTS:
-        raise SettingsError(
-            f"pretraining.pretext={settings.pretext!r} is unknown: choose one of {', '.join(PRETEXTS)}"
-        )
+        raise SettingsError(f"pretraining.pretext={settings.pretext!r} is unknown: choose one of {', '.join(PRETEXTS)}")
     pretext = PRETEXTS[settings.pretext]
     if settings.corruption is not None and settings.corruption not in CORRUPTIONS:
         raise SettingsError(

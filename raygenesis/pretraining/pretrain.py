@@ -34,9 +34,7 @@ EXECUTION = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trac
 LASTING = frozenset({"pretraining.num_joint_epochs", "pretraining.patience"})
 
 
-def pretrain(
-    workspace: Workspace, settings: Settings, name: str = "default", extend: bool = False
-) -> dict[str, Any]:
+def pretrain(workspace: Workspace, settings: Settings, name: str = "default", extend: bool = False) -> dict[str, Any]:
     """Train a pretext task on its store and export the network to `runs/<name>/`; returns the manifest.
 
     An interrupted run goes on at the batch after its newest checkpoint. Other settings than it began with are refused,
@@ -196,9 +194,7 @@ def _speed(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _facts(
-    task: PretextTask, state: Mapping[str, Any], samples: Mapping[str, Samples]
-) -> dict[str, float | None]:
+def _facts(task: PretextTask, state: Mapping[str, Any], samples: Mapping[str, Samples]) -> dict[str, float | None]:
     """What the best epoch reached on held-out subjects, beside what answering without learning reaches."""
     best = min(state["history"], key=task.score)
     mean_image = mean_image_error(samples["train"], samples["validation"]) if task.architecture.restores else None

@@ -183,7 +183,8 @@ def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
     columns = [shown.note for shown in max(rows.values(), key=len, default=())]
     names = [f"class {label}" for label in rows]
     return {
-        "manifest": manifest, "labels": list(rows),
+        "manifest": manifest,
+        "labels": list(rows),
         "gallery": Gallery("Patterns by class", list(rows.values()), columns, names) if rows else None,
         "similarity": _similarity(workspace.patterns, manifest),
         "planes": galleries.coordinate_boxes(workspace, manifest),
@@ -290,7 +291,8 @@ def _restored(run: Made, made: Mapping[str, Made]) -> dict[str, Any]:
     columns, names = ("original", "corrupted", "restored"), [f"error {row['mse']:.4g}" for row in rows]
     pictures = [row["pictures"] for row in rows]
     return {
-        "corruption": pretext_of(settings.pretraining).corruption, "rows": rows,
+        "corruption": pretext_of(settings.pretraining).corruption,
+        "rows": rows,
         "gallery": Gallery(f"Run {run.folder.name} restored", pictures, columns, names) if rows else None,
     }
 
@@ -354,5 +356,3 @@ def _column(rows: Sequence[Row], key: str) -> list[float | None]:
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:
     return [items[n] for n in np.unique(np.linspace(0, len(items) - 1, most).astype(int))] if items else []
-
-

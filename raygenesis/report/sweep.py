@@ -28,9 +28,7 @@ def sweep(artifact: Made) -> dict[str, Any]:
     trials = [trial for path in paths if (trial := read_json(path)) is not None]
     table = artifact.record.get("table") or rank_points(trials, objective)
     varied = {
-        key.removeprefix("pretraining."): axis
-        for key, axis in space.items()
-        if isinstance(axis, dict) or len(axis) > 1
+        key.removeprefix("pretraining."): axis for key, axis in space.items() if isinstance(axis, dict) or len(axis) > 1
     }
     ended = [row for row in table if row["status"] != FAILED and row[objective] is not None]
     drawn = []

@@ -145,9 +145,7 @@ def _with_target(
     return posed.settings, posed
 
 
-def _stage(
-    folder: Place, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None
-) -> Stage:
+def _stage(folder: Place, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None) -> Stage:
     """Its settings are those that decide the results: how many trials run at once does not."""
     included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if posed else ())}
     left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}

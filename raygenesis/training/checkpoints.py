@@ -58,9 +58,7 @@ def newest_step(folder: Place) -> int | None:
     return found and found[0]
 
 
-def _newest(
-    folder: Place, warn: Callable[[str], None], read: Callable[[Path], Read]
-) -> tuple[int, Read] | None:
+def _newest(folder: Place, warn: Callable[[str], None], read: Callable[[Path], Read]) -> tuple[int, Read] | None:
     for step in reversed(steps_in(folder)):
         path = _path(folder, step)
         try:

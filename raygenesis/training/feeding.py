@@ -95,9 +95,7 @@ def training_batches(
     ]
 
 
-def ordered_batches(
-    num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1
-) -> list[NDArray[np.int64]]:
+def ordered_batches(num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[NDArray[np.int64]]:
     """Row numbers of one worker's share of all samples, in order, each exactly once over the workers."""
     mine = np.arange(rank, num_samples, world_size)
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]

@@ -201,9 +201,7 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
         watched: dict[str, Any] = {}
         if recorder is not None:
             watched = {"on_step": recorder.on_step, "on_epoch": recorder.on_epoch}
-        now = run_epochs(
-            job.experiment, train, validation, workers=workers, state=state, folder=job.folder, **watched
-        )
+        now = run_epochs(job.experiment, train, validation, workers=workers, state=state, folder=job.folder, **watched)
         _close(recorder, now)
     except RaygenesisError as error:
         _close(recorder, None)

@@ -183,7 +183,8 @@ def _epoch(
         # A gradient that was finite in no step has no mean.
         **{
             f"train_{name}": total / weight if weight else None
-            for name, (total, weight) in now.sums.items() if name not in TIMES
+            for name, (total, weight) in now.sums.items()
+            if name not in TIMES
         },
         "seconds": seconds,
         "cubes_per_s": num_cubes * len(batches) / seconds,

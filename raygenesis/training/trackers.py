@@ -112,6 +112,4 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def finite(row: Row, prefix: str = "") -> dict[str, float]:
     """The figures of a row that can be drawn."""
-    return {
-        prefix + name: value for name, value in row.items() if isinstance(value, float) and math.isfinite(value)
-    }
+    return {prefix + name: value for name, value in row.items() if isinstance(value, float) and math.isfinite(value)}

@@ -279,8 +279,10 @@ def test_orientations_are_volumes_of_their_own(tmp_path: Path) -> None:
     assert np.array_equal(volume.voxels, shown(grey()))
     assert volume.corrections == ("2 slices of another matrix size left out",)
     with_gap = write_all(tmp_path / "gap", series() + sagittal[:2] + sagittal[3:])
-    assert only(read_series(with_gap)).corrections[0].startswith(
-        "4 slices of another matrix size left out: 1 slice is missing"
+    assert (
+        only(read_series(with_gap))
+        .corrections[0]
+        .startswith("4 slices of another matrix size left out: 1 slice is missing")
     )
 
 

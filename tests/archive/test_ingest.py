@@ -305,8 +305,9 @@ def test_names_are_hashed_and_only_the_private_folder_leads_back(scans: Path, wo
     for path, source in sources.items():
         for volume_id in source["volume_ids"]:
             assert volume_id == file_fingerprint(scans / path)
-    assert rows[file_fingerprint(scans / "sub-00/sub-00_T1w.nii.gz")]["source"] == (
-        sources["sub-00/sub-00_T1w.nii.gz"]["source"]
+    assert (
+        rows[file_fingerprint(scans / "sub-00/sub-00_T1w.nii.gz")]["source"]
+        == (sources["sub-00/sub-00_T1w.nii.gz"]["source"])
     )
     assert len({row["subject_id"] for row in rows.values()}) == 3
     reasons = {row["source"]: row["reason"] for row in read_failures(workspace)}

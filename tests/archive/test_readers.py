@@ -161,8 +161,11 @@ FAULTS = {
     "negative side": (nifti_bytes(SMALL, dim=[3, -4, -4, 4, 1, 1, 1, 1]), ".nii", "shape"),
     "5-D": (nifti_bytes(grey((4, 4, 2, 3, 2))), ".nii", "5 dimensions: split it into 3D files"),
     "RGB where grey is asked for": (nifti_bytes(RGB), ".nii", "it has 3 channels"),
-    "RGBA where grey is asked for": (nifti_bytes(SMALL, datatype=2304, bitpix=32, dim=[3, 4, 4, 2, 1, 1, 1, 1]), ".nii",
-                                  "it has 3 channels"),
+    "RGBA where grey is asked for": (
+        nifti_bytes(SMALL, datatype=2304, bitpix=32, dim=[3, 4, 4, 2, 1, 1, 1, 1]),
+        ".nii",
+        "it has 3 channels",
+    ),
     "a stack along the first axis": (nifti_bytes(grey((1, 4, 4))), ".nii", "along its first or second axis"),
     "one half of a pair": (nifti_bytes(SMALL, magic=b"ni1"), ".nii", "save it as a single .nii"),
     "complex": (nifti_bytes(grey((4, 4, 4), np.complex64)), ".nii", "not grey values"),

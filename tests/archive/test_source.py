@@ -80,9 +80,7 @@ def test_values_are_normalised_as_the_settings_say(tmp_path: Path) -> None:
     assert np.allclose(
         read_coarse(tmp_path, row, SHAPE, window), np.clip((hounsfield + 1000.0) / 2000, 0, 1), atol=1e-5
     )
-    assert np.allclose(
-        read_coarse(tmp_path, row, SHAPE, OWN), np.clip((hounsfield + 400.0) / 2500, 0, 1), atol=1e-5
-    )
+    assert np.allclose(read_coarse(tmp_path, row, SHAPE, OWN), np.clip((hounsfield + 400.0) / 2500, 0, 1), atol=1e-5)
 
 
 def test_radiographs_have_two_sides(tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ def _autoencoder(workspace: Workspace, settings: Settings, counted: Counted) -> 
         raise Enough
 
     with (
-        mock.patch.object(embedding.ray.data, "read_datasource", read), mock.patch.object(embedding.cluster, "connect"),
+        mock.patch.object(embedding.ray.data, "read_datasource", read),
+        mock.patch.object(embedding.cluster, "connect"),
     ):
         embedding.train_autoencoder(workspace, settings)
 

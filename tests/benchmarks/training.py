@@ -206,9 +206,7 @@ def _print(task: PretextTask, rates: dict[str, list[float]], once: list[float], 
     medians = {name: statistics.median(found) for name, found in rates.items()}
     for name, found in rates.items():
         print(f"{name:38s} {medians[name]:7.1f} cubes/s  ({min(found):.1f} to {max(found):.1f})")
-    alone, shared, under_ray = (
-        medians[name] for name in ("plain loop", "plain loops, 2 processes", "under Ray Train")
-    )
+    alone, shared, under_ray = (medians[name] for name in ("plain loop", "plain loops, 2 processes", "under Ray Train"))
     print(f"Ray Train's speed as a share of the plain loop's: {under_ray / alone:.3f}")
     print(f"share of a step waiting for data (gap): {waited:.2%}")
     files, checkpoints, two = (

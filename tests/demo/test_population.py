@@ -51,9 +51,7 @@ def load(directory: Path, folder: str, subject: int) -> nibabel.Nifti1Image:
     return nibabel.load(directory / folder / f"sub-{subject:03d}_T1w.nii.gz")
 
 
-def template_seen_through(
-    subject: int, scan: nibabel.Nifti1Image, template: nibabel.Nifti1Image
-) -> np.ndarray:
+def template_seen_through(subject: int, scan: nibabel.Nifti1Image, template: nibabel.Nifti1Image) -> np.ndarray:
     """The template's T1 where the subject's anatomy says that each of the scan's voxels lies."""
     voxels = np.stack(np.meshgrid(*map(np.arange, scan.shape), indexing="ij"), -1).reshape(-1, 3)
     places = anatomy(SEED, subject).to_template(apply_affine(scan.affine, voxels))
@@ -97,9 +95,7 @@ def test_a_second_call_does_no_work(written: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("num_subjects", "seed"), [(SUBJECTS, SEED + 1), (SUBJECTS - 1, SEED)])
-def test_refuses_a_directory_made_with_other_arguments(
-    written: Path, num_subjects: int, seed: int
-) -> None:
+def test_refuses_a_directory_made_with_other_arguments(written: Path, num_subjects: int, seed: int) -> None:
     before = contents(written)
     with pytest.raises(PopulationError, match="holds the population"):
         write_population(written, num_subjects, seed)
@@ -121,9 +117,7 @@ def test_refuses_arguments_out_of_range(tmp_path: Path, num_subjects: int, seed:
     assert not (tmp_path / "new").exists()
 
 
-def test_says_what_to_install_without_nilearn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_says_what_to_install_without_nilearn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     population.load_template.cache_clear()
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(ValueError, match=r"pip install raygenesis\[demo\]"):
@@ -193,10 +187,7 @@ def test_nothing_folds_and_no_displacement_is_too_long() -> None:
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     for subject in range(4):
         one = anatomy(SEED, subject)
-        columns = [
-            (one.to_template(points + step) - one.to_template(points - step)) / 0.2
-            for step in 0.1 * np.eye(3)
-        ]
+        columns = [(one.to_template(points + step) - one.to_template(points - step)) / 0.2 for step in 0.1 * np.eye(3)]
         assert np.linalg.det(np.stack(columns, -1)).min() > 0.2
         assert np.linalg.norm(one.displacement(points), axis=1).max() < 12
 
@@ -204,9 +195,7 @@ def test_nothing_folds_and_no_displacement_is_too_long() -> None:
 def test_subjects_vary_by_millimetres_and_some_are_alike(brain_points: np.ndarray) -> None:
     subjects = [anatomy(SEED, subject) for subject in range(24)]
     places = [one.to_template(brain_points) for one in subjects]
-    apart = np.array(
-        [np.linalg.norm(a - b, axis=1).mean() for a, b in itertools.combinations(places, 2)]
-    )
+    apart = np.array([np.linalg.norm(a - b, axis=1).mean() for a, b in itertools.combinations(places, 2)])
     assert 8 < apart.mean() < 25
     assert apart.min() > 3  # no two the same
     assert apart.min() < apart.mean() / 2  # but neighbours exist
@@ -218,9 +207,7 @@ def test_subjects_vary_by_millimetres_and_some_are_alike(brain_points: np.ndarra
 def test_the_command_prints_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        sys, "argv", ["population", str(tmp_path / "new"), "--subjects", "1", "--seed", "7"]
-    )
+    monkeypatch.setattr(sys, "argv", ["population", str(tmp_path / "new"), "--subjects", "1", "--seed", "7"])
     population.main()
     out = capsys.readouterr().out
     assert out.startswith("1 subjects, 2 files, ") and out.count("\n") == 1

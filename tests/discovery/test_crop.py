@@ -270,9 +270,7 @@ def test_scans_without_a_crop_are_told_with_their_reason(workspace):
 def test_k_scans_and_c_crops_of_each_are_predicates(workspace, tmp_path):
     some = stored(workspace, predicate(TRAINING, num_neighbours=4, num_coordinates=3))
     everything = stored(workspace)
-    expected = [
-        row for row in everything if row["split"] == TRAINING and row["rank"] < 4 and row["coordinate"] < 3
-    ]
+    expected = [row for row in everything if row["split"] == TRAINING and row["rank"] < 4 and row["coordinate"] < 3]
     assert some == expected and 9 <= len(some) <= 12
     fewer = make_workspace(tmp_path)
     crop(fewer, settings_with(num_crops=3))
@@ -286,9 +284,7 @@ def test_fewer_scans_keep_the_places_and_the_order_of_the_others(workspace, tmp_
     rows, there = stored(workspace), stored(fewer)
     assert content_of(there) == content_of([row for row in rows if row["volume_id"] not in gone])
 
-    ranks = [
-        {row["volume_id"]: row["rank"] for row in some if row["split"] == TRAINING} for some in (rows, there)
-    ]
+    ranks = [{row["volume_id"]: row["rank"] for row in some if row["split"] == TRAINING} for some in (rows, there)]
     in_both = ranks[0].keys() & ranks[1].keys()
     assert len(in_both) == 6
     assert sorted(in_both, key=ranks[0].get) == sorted(in_both, key=ranks[1].get) != sorted(in_both)

@@ -203,7 +203,6 @@ NUM_TRAINING, NUM_HELD_OUT = 24, 4
 FINE, COARSE, HEAD_MM = 64, 32, (240, 240, 180)
 
 
-
 def head(path: Path) -> NDArray[np.float32]:
     """A real head on 64 voxels a side, normalised as ingest does."""
     (volume,) = read_scan([path])

@@ -99,9 +99,7 @@ def test_every_volume_is_found_where_more_are_asked_for_than_a_shard_holds(tmp_p
     rows, chosen = vectors(25), IndexSettings(ef=1)  # raised to what is asked for
     shards = sharded(tmp_path, rows, 10, chosen)  # of 10, 10 and 5
     for k in (7, 12, 25):
-        np.testing.assert_array_equal(
-            search(tmp_path, shards, rows, k, chosen).numbers, exactly(rows, rows, k).numbers
-        )
+        np.testing.assert_array_equal(search(tmp_path, shards, rows, k, chosen).numbers, exactly(rows, rows, k).numbers)
 
 
 def test_shards_refuse_what_exact_search_refuses(tmp_path):

@@ -203,9 +203,7 @@ def test_boxes_lie_inside_their_scans_in_mm_and_in_voxels():
 
 def test_flat_images_are_jittered_along_both_axes():
     flat = {"volume_id": "t0", "shape": [300, 200], "spacing_mm": [1.0, 1.0]}
-    chosen = DiscoverySettings(
-        cube_shape=(8, 8), scales=(Scale(extent_mm=(50, 40), extent_jitter=0.2, shift_mm=9),)
-    )
+    chosen = DiscoverySettings(cube_shape=(8, 8), scales=(Scale(extent_mm=(50, 40), extent_jitter=0.2, shift_mm=9),))
     visit = {"part": 0, "split": TRAINING, "reference": 0, "rank": 0, "volume_id": "t0"}
     rows = patterns_of(visit, flat, np.full((20, 2), 100.0), chosen, 0)
     origins, extents = (np.array([row[name] for row in rows]) for name in ("origin_mm", "extent_mm"))

@@ -300,9 +300,7 @@ def test_boxes_follow_the_law_of_a_replay(shape):
         assert found.mean().item() == pytest.approx(expected, abs=4 * error)
 
 
-@pytest.mark.parametrize(
-    ("corruption", "inside", "outside"), [(GENESIS, 0.058, 0.69), (RELEASED, 0.014, 0.87)]
-)
+@pytest.mark.parametrize(("corruption", "inside", "outside"), [(GENESIS, 0.058, 0.69), (RELEASED, 0.014, 0.87)])
 def test_painting_strengths_of_the_table(corruption, inside, outside):
     hidden = hidden_fractions(False, corruption).mean().item()
     assert hidden == pytest.approx(inside, abs=0.005 if corruption is GENESIS else 0.001)
@@ -412,9 +410,7 @@ def test_target_is_the_flipped_original():
 def _subsets(items, size):
     if size == 0:
         return [()]
-    return [
-        (item, *rest) for i, item in enumerate(items) for rest in _subsets(items[i + 1 :], size - 1)
-    ]
+    return [(item, *rest) for i, item in enumerate(items) for rest in _subsets(items[i + 1 :], size - 1)]
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -448,9 +444,7 @@ def test_batching_and_order_do_not_matter(name, shape, channels, monkeypatch):
 
 def test_an_epoch_repeats_itself_and_differs_from_the_next():
     original = cubes(4)
-    first, again, following = (
-        corrupt(original, streams(4, epoch=epoch), GENESIS)[0] for epoch in (0, 0, 1)
-    )
+    first, again, following = (corrupt(original, streams(4, epoch=epoch), GENESIS)[0] for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert all(not torch.equal(one, other) for one, other in zip(first, following, strict=True))
 

@@ -62,9 +62,7 @@ def test_samples_are_uncorrelated():
     assert abs(correlations.std() - 1) < 0.1 and np.abs(correlations).max() < 5
 
 
-@pytest.mark.parametrize(
-    "other", [{"tag": "b"}, {"epoch": 1}, {"seed": 4}, {"first": SAMPLES}, {"tag": 0}]
-)
+@pytest.mark.parametrize("other", [{"tag": "b"}, {"epoch": 1}, {"seed": 4}, {"first": SAMPLES}, {"tag": 0}])
 def test_streams_are_independent(other):
     one, two = uniform().ravel(), uniform(**other).ravel()
     assert abs(np.corrcoef(one, two)[0, 1]) < 4.5 / np.sqrt(one.size)
@@ -75,9 +73,7 @@ def test_streams_are_independent(other):
 @pytest.mark.parametrize("lag", [1, 2, 32, 64, 2048])
 def test_positions_are_independent(lag):
     numbers = uniform()
-    cells = np.histogram2d(
-        numbers[:, :-lag].ravel(), numbers[:, lag:].ravel(), bins=32, range=[[0, 1], [0, 1]]
-    )[0]
+    cells = np.histogram2d(numbers[:, :-lag].ravel(), numbers[:, lag:].ravel(), bins=32, range=[[0, 1], [0, 1]])[0]
     assert stats.chisquare(cells.ravel()).pvalue > 1e-4
 
 

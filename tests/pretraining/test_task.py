@@ -257,8 +257,8 @@ def test_a_pretext_task_trains_what_it_has_and_reports_it(pretext, shape):
         assert any(not torch.equal(before[name], after[name]) for name in after if name.startswith(part)), part
     row = now.history[-1]
     assert ("val_accuracy" in row) == ("train_classification" in row) == ("c" in PARTS[pretext])
-    assert ("val_restoration" in row) == ("val_identity" in row) == ("train_restoration" in row) == (
-        "r" in PARTS[pretext]
+    assert (
+        ("val_restoration" in row) == ("val_identity" in row) == ("train_restoration" in row) == ("r" in PARTS[pretext])
     )
     phases = {"cr": ["classification", "joint"], "r": ["restoration"] * 2, "c": ["classification"] * 2}
     assert [row["phase"] for row in now.history] == phases[PARTS[pretext]]

@@ -77,7 +77,7 @@ def test_the_note_on_seeds_says_what_can_be_told_apart() -> None:
 
 
 def test_the_files_hold_every_column() -> None:
-    trials = [trial(2, retrieval=0.5), trial(4, status="failed", reason="x, \"y\"", traceback="long")]
+    trials = [trial(2, retrieval=0.5), trial(4, status="failed", reason='x, "y"', traceback="long")]
     rows = list(csv.DictReader(io.StringIO(as_csv(trial_rows(trials)))))
     assert rows[0]["base_width"] == "2" and rows[1]["reason"] == 'x, "y"' and "traceback" not in rows[0]
     assert rows[0]["reason"] == "" and rows[1]["cpu_seconds"] == "3.0"

@@ -98,9 +98,7 @@ def test_a_long_gradient_is_shortened_and_told_as_it_was():
 
         def watch(now, row):
             if not seen:
-                moved = [
-                    (value - before[name]).square().sum() for name, value in now.model.named_parameters()
-                ]
+                moved = [(value - before[name]).square().sum() for name, value in now.model.named_parameters()]
                 seen.append((row["gradient_norm"], float(torch.stack(moved).sum().sqrt().detach())))
 
         run(Descending(settings=experiment.settings, tuning=experiment.tuning), on_step=watch)
@@ -122,8 +120,10 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept():
         expected = decay * expected + (1 - decay) * value
     assert torch.allclose(now.validated.state_dict()[name], expected, atol=1e-6)
     assert not torch.allclose(now.model.state_dict()[name], expected, atol=1e-6)
-    assert torch.equal(now.best[name], now.validated.state_dict()[name]) or now.history[0]["val_mse"] < now.history[
-        1]["val_mse"]
+    assert (
+        torch.equal(now.best[name], now.validated.state_dict()[name])
+        or now.history[0]["val_mse"] < now.history[1]["val_mse"]
+    )
     model = experiment.build()
     model.load_state_dict(now.validated.state_dict())
     held_out = samples(HELD_OUT).batch(np.arange(11)).cubes
@@ -277,5 +277,3 @@ def test_no_thread_outlives_training():
         run(Experiment(nan_in_epoch=0))
     run(Experiment())
     assert not [thread for thread in threading.enumerate() if thread.name == "decode"]
-
-

@@ -227,9 +227,7 @@ def test_over_subjects_it_is_what_trials_say_on_average() -> None:
     generator = np.random.default_rng(1)
     dice = {name: generator.normal(mean, 0.05, (3, 8)) for name, mean in (("random", 0.6), ("ours", 0.66))}
     results = {
-        name: [
-            trials([row.mean()], test=[case(f"s{n}", dice=value) for n, value in enumerate(row)])[0] for row in rows
-        ]
+        name: [trials([row.mean()], test=[case(f"s{n}", dice=value) for n, value in enumerate(row)])[0] for row in rows]
         for name, rows in dice.items()
     }
     ours = compare(results, "segmentation", 5, RANDOMS)[1]

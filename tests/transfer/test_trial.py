@@ -93,9 +93,7 @@ def test_the_seed_and_the_initialisation_count(starts: dict[str, Initialisation]
     assert ours[0] != random[0] and ours[0] != other[0]
 
 
-def test_nothing_but_the_encoder_counts_in_mode_encoder(
-    starts: dict[str, Initialisation], tmp_path: Path
-) -> None:
+def test_nothing_but_the_encoder_counts_in_mode_encoder(starts: dict[str, Initialisation], tmp_path: Path) -> None:
     folder = tmp_path / "same-encoder"
     network = write_run(folder)
     with torch.no_grad():
