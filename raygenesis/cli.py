@@ -14,7 +14,7 @@ from raygenesis.job import recorded
 from raygenesis.machine import MIB_PER_S
 
 if TYPE_CHECKING:
-    from raygenesis.config import Settings
+    from raygenesis.settings import Settings
     from raygenesis.workspace import Workspace
 
 HELP = "Self-supervised pretraining of medical-image encoders by Semantic Genesis, on Ray."
@@ -346,7 +346,7 @@ def config_command(
 ) -> None:  # fmt: skip
     """Print the resolved settings as YAML."""
     if reference:
-        from raygenesis.reference import reference as page
+        from raygenesis.settings.reference import reference as page
 
         typer.echo(page(), nl=False)
         return

@@ -20,8 +20,9 @@ from typing import Any
 from raygenesis import machine, progress
 from raygenesis.archive.identity import make_private
 from raygenesis.errors import RaygenesisError
+from raygenesis.files import Place, write_json
 from raygenesis.metrics import set_gauge
-from raygenesis.workspace import Place, Workspace, write_json
+from raygenesis.workspace import Workspace
 
 BEAT_SECONDS, REMOTE_BEAT_SECONDS = 2.0, 15.0  # on a disk; in an object store, where each costs a request
 MOST_SAID = 20  # lines

@@ -14,7 +14,6 @@ from raygenesis.archive.identity import subject_of
 from raygenesis.archive.ingest import Found, find, ingest
 from raygenesis.archive.readers import read_scan_geometry
 from raygenesis.archive.scans import Scan
-from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
@@ -22,6 +21,7 @@ from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
 from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
+from raygenesis.files import Place, read_json
 from raygenesis.planning.announce import (
     announce,
     left_to_crop,
@@ -32,14 +32,14 @@ from raygenesis.planning.announce import (
 )
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import check_pretext, pretrain
-from raygenesis.progress import say
+from raygenesis.progress import Stopwatch, say
 from raygenesis.report.report import report
-from raygenesis.settings import load_settings
+from raygenesis.settings import Settings, load_settings
 from raygenesis.sweeps.sweep import sweep
 from raygenesis.transfer.description import read_description
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Place, Stopwatch, Workspace, read_json
+from raygenesis.workspace import Workspace
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000

@@ -16,6 +16,17 @@ PLAIN_INTERVAL_S = 5.0
 MOST_KEPT = 100  # stages, and lines, that a job's record may ask for
 
 
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin
+
+
 class Ticker:
     """Counts finished units, `done` of them before it was made, and shows rate and time left."""
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from raygenesis.config import PriceSettings
 from raygenesis.errors import WorkspaceError
+from raygenesis.files import Place, read_json, read_table
 from raygenesis.job import REMOTE_BEAT_SECONDS, RUNNING, SUCCEEDED, jobs_folder
 from raygenesis.progress import duration
-from raygenesis.workspace import Place, Workspace, read_json, read_table
+from raygenesis.settings import PriceSettings
+from raygenesis.workspace import Workspace
 
 # A record of a running job that was not written for so long is of one that was killed.
 SILENT_S = 4 * REMOTE_BEAT_SECONDS

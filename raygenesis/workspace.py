@@ -6,38 +6,20 @@ A stage is (artifacts in, settings) → artifact out. Its folder holds `started.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import io
 import json
-import os
-import re
-import shutil
-import socket
-import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-import xxhash
 
 from raygenesis._version import __version__
 from raygenesis.errors import WorkspaceError
+from raygenesis.files import Place, folder_bytes, locked, place, read_json, write_json
 from raygenesis.machine import hardware
 from raygenesis.metrics import set_gauge
-from raygenesis.remote import RemotePath, remote
-
-Place = Path | RemotePath
-
-BLOCK_BYTES = 2**20  # read at once for a checksum
 
 
 @dataclass(frozen=True)
@@ -179,7 +161,7 @@ class Stage:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkspaceError(f"{self.folder} cannot be made: {error.strerror}") from None
-        with _locked(self.folder):
+        with locked(self.folder):
             self.is_finished()  # raises if another job has meanwhile made it with other settings
             started = {"settings": self.settings, "inputs": self.inputs, "hardware": hardware().as_record()}
             write_json(self.folder / "started.json", started)
@@ -260,180 +242,6 @@ def digest_of_text(pieces: Iterable[str]) -> str:
     for piece in pieces:
         identity.update(piece.encode())
     return identity.hexdigest()
-
-
-def read_json(path: Place) -> dict[str, Any] | None:
-    """The JSON object in a file, or None when there is no such file."""
-    try:
-        tree = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:  # not JSON, or not even text
-        tree = None
-    if not isinstance(tree, dict):
-        raise WorkspaceError(f"{path} is damaged (not a JSON object): remove {path.parent} to make it anew")
-    return tree
-
-
-def write_json(path: Place, tree: Mapping[str, Any]) -> None:
-    publish(path, lambda aside: aside.write_text(json.dumps(tree, indent=2) + "\n"))
-
-
-def write_table(path: Place, table: pa.Table, **options: Any) -> None:
-    publish(path, lambda aside: pq.write_table(table, aside, **options))
-
-
-def read_table(path: Place, **options: Any) -> pa.Table:
-    """A Parquet file as a table; of a remote one some columns, or the row groups that `filters` leave, come alone.
-
-    Raises FileNotFoundError if it is not there.
-    """
-    if not isinstance(path, RemotePath):
-        return pq.read_table(path, **options)
-    if not options.keys() & {"columns", "filters"}:  # at once: it may be replaced meanwhile
-        return pq.read_table(io.BytesIO(path.read_bytes()), **options)
-    try:
-        return pq.read_table(path.key, filesystem=path.filesystem, **options)
-    except OSError as error:
-        raise store_fault(path, error) or error from error
-
-
-def parquet_file(path: Place, **options: Any) -> pq.ParquetFile:
-    """A Parquet file of which only what is asked for is read."""
-    if isinstance(path, RemotePath):
-        return pq.ParquetFile(path.key, filesystem=path.filesystem, **options)
-    return pq.ParquetFile(path, **options)
-
-
-def parquet_dataset(paths: Sequence[Place], schema: pa.Schema | None = None) -> ds.Dataset:
-    """Parquet files of one folder as one table, of which only what is asked for is read."""
-    remote_ones = [path for path in paths if isinstance(path, RemotePath)]
-    if remote_ones:
-        keys = [path.key for path in remote_ones]
-        return ds.dataset(keys, schema=schema, format="parquet", filesystem=remote_ones[0].filesystem)
-    return ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
-
-
-def store_fault(path: Place, error: Exception) -> WorkspaceError | None:
-    """What an object store failed in when pyarrow read by itself; None if something else is at fault."""
-    return path.fault_of(error) if isinstance(path, RemotePath) else None
-
-
-@contextmanager
-def on_disk(path: Place) -> Iterator[Path]:
-    """A file for code that reads files of this machine alone: itself, or a copy while the block runs.
-
-    Raises FileNotFoundError if a remote one is not there.
-    """
-    if not isinstance(path, RemotePath):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        path.download(Path(scratch, path.name))
-        yield Path(scratch, path.name)
-
-
-def publish(path: Place, write: Callable[[Path], object]) -> None:
-    """Call `write` with a name aside, then rename: readers see the whole file or none. Failure leaves nothing.
-
-    To a remote place `write` writes on this machine, and the result is uploaded, a folder's `zarr.json` last.
-    """
-    with _aside(path) as aside:
-        try:
-            write(aside)
-            if isinstance(path, RemotePath):
-                path.upload(aside)
-            else:
-                os.replace(aside, path)
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else error
-            raise WorkspaceError(f"{path} cannot be written: {reason}") from error
-
-
-@contextmanager
-def _aside(path: Place) -> Iterator[Path]:
-    if isinstance(path, RemotePath):
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch, path.name)
-        return
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        yield aside
-    finally:
-        if aside.exists():
-            remove_tree(aside)
-
-
-@contextmanager
-def _locked(folder: Place) -> Iterator[None]:
-    """Hold a folder's lock, a file beside it; the operating system gives it back however the process ends."""
-    if isinstance(folder, RemotePath):  # object stores have no locks
-        yield
-        return
-    path = folder.with_name(f".{folder.name}.lock")
-    try:
-        file = path.open("a+")
-    except OSError as error:
-        reason = f"{path} cannot be written ({error.strerror})"
-        raise WorkspaceError(f"{reason}: choose a folder that you may write") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise WorkspaceError(
-                f"{folder} is being written by another job ({file.read().strip()}): wait until it ends, or stop it"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
-        file.flush()
-        yield
-
-
-def place(location: str | Place) -> Place:
-    """A folder on this machine, or a remote one where the location is a URL."""
-    if re.match(r"(s3|gs):/(?!/)", str(location)):
-        raise WorkspaceError(f"workspace {location}: a URL has two slashes, as in s3://bucket/prefix")
-    return remote(str(location)) if "://" in str(location) else Path(str(location)).expanduser().absolute()
-
-
-def remove_tree(path: Place) -> None:
-    """Remove a file, or a folder with all that is in it; nothing may be there."""
-    if isinstance(path, RemotePath):
-        path.remove_tree()
-    elif path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def folder_bytes(folder: Place) -> int:
-    """Bytes of all files below a folder."""
-    if isinstance(folder, RemotePath):
-        return folder.folder_bytes()
-    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
-
-
-def xxh3_of(path: Path) -> str:
-    """Checksum of a local file's content: xxh3_64, 16 hex digits."""
-    content = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            content.update(block)
-    return content.hexdigest()
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._begin = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._begin
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raygenesis.archive.cells import STEPS, encode
 from raygenesis.archive.store import level_factors, volume_folder, write_volume
 from raygenesis.archive.volume import Volume
-from raygenesis.config import ArchiveSettings
+from raygenesis.settings import ArchiveSettings
 from raygenesis.training.feeding import Samples
 
 

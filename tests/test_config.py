@@ -10,10 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.settings import as_yaml, load_settings, presets_dir, settings_from
+from raygenesis.settings import Settings, as_yaml, load_settings, presets_dir, settings_from
 
 PRESETS = sorted(path.stem for path in presets_dir().glob("*.yaml"))
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from raygenesis.config import PriceSettings
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.job import jobs_folder, recorded
 from raygenesis.metrics import GAUGES, _gauge, set_gauge
 from raygenesis.progress import progress, say
+from raygenesis.settings import PriceSettings
 from raygenesis.status import status
 from raygenesis.workspace import Workspace
 

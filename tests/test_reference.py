@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raygenesis.config import Settings
-from raygenesis.reference import reference
-from raygenesis.settings import load_settings
+from raygenesis.settings import Settings, load_settings
+from raygenesis.settings.reference import reference
 
 PAGE = Path(__file__).resolve().parents[1] / "SETTINGS.md"
 

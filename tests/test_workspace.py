@@ -15,17 +15,8 @@ import pytest
 
 from raygenesis import __version__
 from raygenesis.errors import RaygenesisError, WorkspaceError
-from raygenesis.workspace import (
-    Stage,
-    Workspace,
-    digest,
-    folder_bytes,
-    manifest_of,
-    publish,
-    read_json,
-    write_json,
-    write_table,
-)
+from raygenesis.files import folder_bytes, publish, read_json, write_json, write_table
+from raygenesis.workspace import Stage, Workspace, digest, manifest_of
 
 SETTINGS = {"seed": 0, "archive": {"chunk": 64, "shard": 256}, "shape": (32, 32, 32), "window": None}
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace import Place, read_table, write_table
+from raygenesis.files import Place, read_table, write_table
 
 CATALOGUE = pa.schema(
     [

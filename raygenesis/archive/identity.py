@@ -14,7 +14,8 @@ from pathlib import Path
 
 from raygenesis.archive.scans import Scan, without_ending
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace import Place, Workspace, publish
+from raygenesis.files import Place, publish
+from raygenesis.workspace import Workspace
 
 KEY_BYTES = 32
 BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")

@@ -21,10 +21,11 @@ from raygenesis.archive.intake import Outcome, take_in
 from raygenesis.archive.scans import File, Scan, Survey, read_headers, survey
 from raygenesis.archive.sources import read_known_headers, read_sources, stamp_of, write_headers, write_sources
 from raygenesis.archive.store import volume_folder
-from raygenesis.config import ArchiveSettings, Settings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, digest, manifest_of, publish, remove_tree, write_table
+from raygenesis.files import publish, remove_tree, write_table
+from raygenesis.progress import Stopwatch, mib, progress, say
+from raygenesis.settings import ArchiveSettings, Settings
+from raygenesis.workspace import Stage, Workspace, digest, manifest_of
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20

@@ -20,10 +20,11 @@ from raygenesis.archive.intake import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.sources import paths_of
 from raygenesis.archive.store import halve, level_shape, open_level, read_array, read_record, read_region, volume_folder
-from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
+from raygenesis.files import Place, read_table
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Place, Workspace, manifest_of, read_table
+from raygenesis.settings import IntensitySettings
+from raygenesis.workspace import Workspace, manifest_of
 
 VOLUMES_PER_BLOCK = 8
 TILE_PIXELS = 128

@@ -18,9 +18,9 @@ from raygenesis.archive.preparation import prepare
 from raygenesis.archive.readers import read_scan
 from raygenesis.archive.store import level_factors, read_record, volume_folder, write_volume
 from raygenesis.archive.volume import Volume
-from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError, WorkspaceError
-from raygenesis.workspace import Place
+from raygenesis.files import Place
+from raygenesis.settings import ArchiveSettings
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
 MOST_CRASHES = 2

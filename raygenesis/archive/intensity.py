@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError
+from raygenesis.settings import IntensitySettings
 
 # Percentiles recorded for every volume at ingest.
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5

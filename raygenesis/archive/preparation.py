@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.volume import Volume
-from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError
+from raygenesis.settings import ArchiveSettings
 
 # Left around the body, so that its skin is not the image's edge.
 MARGIN_MM = 5.0

@@ -20,9 +20,10 @@ from raygenesis.archive.cells import DTYPE, encode
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, open_level, read_array, read_region, volume_folder
-from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.workspace import Place, Workspace
+from raygenesis.files import Place
+from raygenesis.settings import IntensitySettings
+from raygenesis.workspace import Workspace
 
 COARSE_SCHEMA = pa.schema(
     [("number", pa.int64()), ("volume_id", pa.string()), ("cube", pa.binary()), ("failure", pa.string())]

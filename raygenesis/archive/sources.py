@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from raygenesis._version import __version__
 from raygenesis.archive.dicom import Header
 from raygenesis.archive.scans import File, Scan
-from raygenesis.workspace import Place, digest, read_table, write_table
+from raygenesis.files import Place, read_table, write_table
+from raygenesis.workspace import digest
 
 SOURCES = pa.schema(
     [

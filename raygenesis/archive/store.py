@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from raygenesis._version import __version__
 from raygenesis.archive.shards import Array, open_array, write_array
 from raygenesis.archive.volume import Volume
-from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError, WorkspaceError
-from raygenesis.workspace import Place, folder_bytes, publish, remove_tree
+from raygenesis.files import Place, folder_bytes, publish, remove_tree
+from raygenesis.settings import ArchiveSettings
 
 AXES = ("z", "y", "x")
 ATTRIBUTES = "raygenesis"

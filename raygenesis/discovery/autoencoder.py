@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from raygenesis.config import AutoencoderSettings
+from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.experiment import PLAIN, Tuning
 from raygenesis.training.feeding import Batch
 

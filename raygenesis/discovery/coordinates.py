@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from raygenesis.archive.preparation import body
-from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.errors import RaygenesisError
+from raygenesis.settings import DiscoverySettings, Scale
 
 # A voxel shows anatomy where its neighbourhood varies by this share of the scan's standard deviation.
 TEXTURE = 0.1

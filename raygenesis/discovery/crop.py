@@ -12,7 +12,6 @@ import pyarrow as pa
 from raygenesis.archive.catalogue import hash_order
 from raygenesis.archive.source import read_coarse
 from raygenesis.archive.store import level_shape
-from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import NO_PLACE, candidates, largest_extent
 from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.parts import Reasons, Visit, finish_store, too_small, write_parts, write_planned
@@ -20,9 +19,11 @@ from raygenesis.discovery.patients import Patients, load_scans
 from raygenesis.discovery.plan import MOST_CROPS, crops_of, plan_visits
 from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
+from raygenesis.files import remove_tree
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
-from raygenesis.progress import say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of, remove_tree
+from raygenesis.progress import Stopwatch, say
+from raygenesis.settings import Settings
+from raygenesis.workspace import Stage, Workspace, manifest_of
 
 # What of the discovery's settings makes a difference to random crops.
 MATTERS = {"cube_shape", "scales", "num_crops", "min_content", "box", "patterns_per_part"}

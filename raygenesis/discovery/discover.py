@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from raygenesis import cluster
 from raygenesis.archive.catalogue import read_catalogue
-from raygenesis.config import Settings
 from raygenesis.discovery.alignment import AlignmentError
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import crop_cubes, place, size_mm
@@ -25,8 +24,9 @@ from raygenesis.discovery.quality import warning as quality_warning
 from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.progress import progress, say
-from raygenesis.workspace import Stage, Stopwatch, Workspace, manifest_of
+from raygenesis.progress import Stopwatch, progress, say
+from raygenesis.settings import Settings
+from raygenesis.workspace import Stage, Workspace, manifest_of
 
 # So many more patients than references are asked, in case that some hold too few coordinates.
 SPARE = 32

@@ -21,25 +21,15 @@ from raygenesis import cluster
 from raygenesis.archive.catalogue import FAILURES, CatalogueRows, is_held_out, read_columns
 from raygenesis.archive.cells import decode
 from raygenesis.archive.source import coarse_cubes, parts_of
-from raygenesis.config import Settings
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.encoders import MAX_FITTED, EncoderError, fit_components, load_scan_encoder, save_encoder
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.progress import mib, progress, say
+from raygenesis.files import Place, parquet_dataset, place, read_table, write_table
+from raygenesis.progress import Stopwatch, mib, progress, say
+from raygenesis.settings import Settings
 from raygenesis.training.fit import fit_with_ray, samples_from
-from raygenesis.workspace import (
-    Place,
-    Stage,
-    Stopwatch,
-    Workspace,
-    digest_of_text,
-    manifest_of,
-    parquet_dataset,
-    place,
-    read_table,
-    write_table,
-)
+from raygenesis.workspace import Stage, Workspace, digest_of_text, manifest_of
 
 WEIGHTS = "autoencoder.safetensors"
 PCA_WEIGHTS = "pca.safetensors"

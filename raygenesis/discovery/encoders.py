@@ -19,8 +19,8 @@ from torch import nn
 
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.errors import RaygenesisError
+from raygenesis.files import Place, on_disk, place, publish
 from raygenesis.training.feeding import Samples
-from raygenesis.workspace import Place, on_disk, place, publish
 
 if TYPE_CHECKING:
     from raygenesis.pretraining.networks import ImageEncoder

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raygenesis.config import IndexSettings
 from raygenesis.errors import RaygenesisError
+from raygenesis.settings import IndexSettings
 
 # Seconds on two threads of one core, measured by tests/benchmarks/discovery.py and scale.py: for an exact search by
 # query, vector and number of a vector; for reading a vector's number; for building and searching a graph by number

@@ -11,9 +11,9 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis.config import IndexSettings
 from raygenesis.discovery.exact import Neighbours, SearchError, check_finite, nearest
-from raygenesis.workspace import Place, on_disk, publish, xxh3_of
+from raygenesis.files import Place, on_disk, publish, xxh3_of
+from raygenesis.settings import IndexSettings
 
 
 @dataclass(frozen=True)

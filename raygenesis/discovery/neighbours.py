@@ -14,15 +14,16 @@ from scipy.spatial.distance import cdist
 
 from raygenesis import cluster
 from raygenesis.archive.catalogue import strings
-from raygenesis.config import Settings
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
 from raygenesis.discovery.patients import Patients
+from raygenesis.files import Place
 from raygenesis.metrics import set_gauge
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, digest, digest_of_text, manifest_of
+from raygenesis.progress import Stopwatch, mib, progress, say
+from raygenesis.settings import Settings
+from raygenesis.workspace import Stage, Workspace, digest, digest_of_text, manifest_of
 
 RECALL_QUERIES = 100
 TYPICAL_VOLUMES = 500

@@ -12,17 +12,18 @@ import pyarrow as pa
 from raygenesis import cluster
 from raygenesis.archive.catalogue import FAILURES, read_catalogue, read_columns
 from raygenesis.archive.cells import DTYPE, STEPS, encode
-from raygenesis.config import Settings
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients
 from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError
+from raygenesis.files import Place, parquet_file, read_table, write_table
 from raygenesis.patterns.reader import made_by
 from raygenesis.patterns.schema import PATTERN, VALIDATION
 from raygenesis.patterns.writer import is_sealed, part_path, read_seal, write_part
-from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, parquet_file, read_table, write_table
+from raygenesis.progress import Stopwatch, mib, progress, say
+from raygenesis.settings import Settings
+from raygenesis.workspace import Stage, Workspace
 
 # Cubes of one scan made at a time, so that many references do not fill the memory.
 MOST_BOXES = 256

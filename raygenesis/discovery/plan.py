@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.discovery.coordinates import is_in_plane
 from raygenesis.discovery.cubes import place, size_mm
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
+from raygenesis.settings import DiscoverySettings, Scale
 
 # One row a visit: a scan whose patterns at one reference's coordinates are to be cropped.
 VISIT = pa.schema(

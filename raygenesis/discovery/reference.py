@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.source import read_coarse
 from raygenesis.archive.store import level_shape
-from raygenesis.config import Settings
 from raygenesis.discovery.alignment import align
 from raygenesis.discovery.coordinates import CoordinateError, Frame, candidates, corresponding, frame_of, spread
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.workspace import Place
+from raygenesis.files import Place
+from raygenesis.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from raygenesis.archive.cells import DTYPE, decode, decode_steps
 from raygenesis.archive.inspection import NUMBER, TILE_PIXELS, tile, write_sheet
 from raygenesis.archive.sources import paths_of
 from raygenesis.errors import WorkspaceError
+from raygenesis.files import Place, on_disk, read_table
 from raygenesis.patterns.reader import made_by, predicate, read_patterns, store_manifest, who_checks
 from raygenesis.patterns.schema import PATTERN, TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import checksum, part_path
 from raygenesis.progress import mib, progress, say
-from raygenesis.workspace import Place, Workspace, on_disk, read_table
+from raygenesis.workspace import Workspace
 
 MOST_COLUMNS = 10  # of a contact sheet
 CAPTION_PIXELS = 14

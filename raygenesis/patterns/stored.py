@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raygenesis.files import Place, parquet_file
 from raygenesis.patterns.reader import TRAINING_COLUMNS, damaged, part_paths, predicate, row_groups
 from raygenesis.patterns.writer import part_path
 from raygenesis.remote import RemotePath
 from raygenesis.training.feeding import Batch, Samples
-from raygenesis.workspace import Place, parquet_file
 
 # Of each process: parts that stay open, with their footers, and row groups whose cells stay in memory, encoded.
 OPEN_PARTS, CACHED_GROUPS = 64, 8

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from raygenesis import cluster, machine
 from raygenesis.archive.ingest import Found
-from raygenesis.config import Settings
+from raygenesis.files import read_json
 from raygenesis.planning import work
 from raygenesis.planning.estimate import estimate
 from raygenesis.planning.history import factors_of, scans_of
@@ -19,7 +19,8 @@ from raygenesis.planning.plan import COMPRESSED
 from raygenesis.planning.work import MIB, RATES_OF, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
 from raygenesis.progress import duration, say, size
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.settings import Settings
+from raygenesis.workspace import Workspace
 
 
 def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> None:

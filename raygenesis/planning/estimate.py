@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raygenesis.config import PriceSettings
 from raygenesis.machine import Hardware
 from raygenesis.planning.work import ONE_NODE, START_S, Work
+from raygenesis.settings import PriceSettings
 
 LEAST_SECONDS = 0.01
 

@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from raygenesis.archive.catalogue import read_columns, voxel_bytes
-from raygenesis.config import PriceSettings, Settings
 from raygenesis.errors import RaygenesisError
+from raygenesis.files import Place, read_json
 from raygenesis.machine import Hardware
 from raygenesis.planning import work
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.planning.work import MIB, START_S, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
-from raygenesis.settings import settings_from
+from raygenesis.settings import PriceSettings, Settings, settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Place, Workspace, read_json
+from raygenesis.workspace import Workspace
 
 MOST_SAMPLED = 1000  # scans
 LEAST_S = 5.0  # of work, at the shipped rates, from which a rate is learnt: of less, starting is most

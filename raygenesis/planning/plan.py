@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from raygenesis.archive.catalogue import num_held_out
-from raygenesis.config import Settings
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
 from raygenesis.machine import MIB_PER_S, Hardware
@@ -15,7 +14,7 @@ from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.progress import duration, say, size
-from raygenesis.settings import settings_from
+from raygenesis.settings import Settings, settings_from
 from raygenesis.workspace import Workspace
 
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from raygenesis.archive.cells import DTYPE
-from raygenesis.config import AutoencoderSettings, PretrainingSettings, Settings
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, is_exact_cheaper
 from raygenesis.planning.load import Load, load_of
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.task import PretextTask
+from raygenesis.settings import AutoencoderSettings, PretrainingSettings, Settings
 
 RATES_OF = "an AMD EPYC, 2 cores"
 GPU_OF = "a GPU of 10 effective TFLOP/s, assumed and not measured"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from raygenesis.config import PretrainingSettings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.corruptions import CORRUPTIONS
+from raygenesis.settings import PretrainingSettings
 
 # Where cubes come from: the discovered patterns, or random crops.
 PATTERNS, CROPS = "patterns", "crops"

@@ -10,8 +10,8 @@ import ray
 import ray.data
 
 from raygenesis import cluster
-from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
+from raygenesis.files import Place, publish, read_json
 from raygenesis.patterns.reader import TRAINING_COLUMNS, made_by, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
@@ -21,12 +21,12 @@ from raygenesis.pretraining.pretexts import CROPS, PATTERNS, pretext_of
 from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.weights import export, num_parameters
-from raygenesis.progress import mib, say
-from raygenesis.settings import as_yaml
+from raygenesis.progress import Stopwatch, mib, say
+from raygenesis.settings import Settings, as_yaml
 from raygenesis.training.feeding import Samples
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
 from raygenesis.training.trackers import check_trackers
-from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, manifest_of, publish, read_json
+from raygenesis.workspace import Stage, Workspace, manifest_of
 
 # Settings that say how a run is executed: what is learnt does not depend on them.
 EXECUTION = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}

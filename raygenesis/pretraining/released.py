@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raygenesis.files import Place
 from raygenesis.pretraining.networks import ClassificationHead, Decoder, Encoder, widths_of
 from raygenesis.pretraining.torch_files import (
     WeightsError,
@@ -22,7 +23,6 @@ from raygenesis.pretraining.torch_files import (
     save_torch,
     told,
 )
-from raygenesis.workspace import Place
 
 PARTS = {"encoder": "encoder", "decoder": "decoder", "head": "classification head"}
 LEVELS = {

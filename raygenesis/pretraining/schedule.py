@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from raygenesis.config import PretrainingSettings
+from raygenesis.settings import PretrainingSettings
 
 
 def learning_rate(settings: PretrainingSettings, epoch: int, share: float, alone: bool) -> float:

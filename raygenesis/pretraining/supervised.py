@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from raygenesis.files import Place, place
 from raygenesis.pretraining.networks import Architecture, build_encoder
 from raygenesis.pretraining.torch_files import WeightsError, finite, is_tensor, misfit, plain, told
-from raygenesis.workspace import Place, place
 
 KNOWN = "Models Genesis, MedicalNet, ResNets of torchvision and timm, and I3D"
 # (blocks of each layer, convolutions of a block, whether shortcuts have weights) → our network.

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining import monitors
 from raygenesis.pretraining.corruptions import CORRUPTIONS, CorruptionSet, check_fits, corrupt
@@ -20,6 +19,7 @@ from raygenesis.pretraining.networks import Architecture, Prediction, PretextNet
 from raygenesis.pretraining.pretexts import Pretext, pretext_of
 from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
 from raygenesis.pretraining.schedule import learning_rate
+from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.training.experiment import Tuning
 from raygenesis.training.feeding import Batch
 

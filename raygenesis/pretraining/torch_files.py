@@ -14,7 +14,7 @@ from zipfile import is_zipfile
 import torch
 
 from raygenesis.errors import RaygenesisError
-from raygenesis.workspace import Place, on_disk, publish
+from raygenesis.files import Place, on_disk, publish
 
 
 class WeightsError(RaygenesisError):

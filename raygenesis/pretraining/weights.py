@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raygenesis._version import __version__
-from raygenesis.config import NETWORK_DIVISORS
+from raygenesis.files import Place, on_disk, place, publish
 from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet
 from raygenesis.pretraining.released import is_released, released_in, summary, write_released
 from raygenesis.pretraining.supervised import refuse_tensorflow, supervised_in
 from raygenesis.pretraining.torch_files import WeightsError, read_tensors, save_torch, unwrapped
 from raygenesis.progress import say
-from raygenesis.workspace import Place, on_disk, place, publish
+from raygenesis.settings import NETWORK_DIVISORS
 
 ENCODER_FILE = "encoder.safetensors"
 CARD_FILE = "model-card.md"

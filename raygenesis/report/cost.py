@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from raygenesis import machine
-from raygenesis.config import Settings
 from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.work import pipeline
 from raygenesis.report.sections import Made
+from raygenesis.settings import Settings
 from raygenesis.workspace import Workspace
 
 SCANS = (10**4, 10**5, 10**6)

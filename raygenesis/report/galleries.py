@@ -13,18 +13,19 @@ import torch
 from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.cells import decode
 from raygenesis.archive.source import read_coarse
-from raygenesis.config import IntensitySettings, Settings
 from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.encoders import load_scan_encoder, restore
 from raygenesis.errors import ScanError
+from raygenesis.files import Place, on_disk
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.pretraining.weights import load_network
 from raygenesis.report.pictures import CORONAL, SCAN_PIXELS, Gallery, Picture, mid_slice, picture, scan_picture
+from raygenesis.settings import IntensitySettings, Settings
 from raygenesis.training.feeding import Samples
-from raygenesis.workspace import Place, Workspace, on_disk
+from raygenesis.workspace import Workspace
 
 Row = Mapping[str, Any]
 

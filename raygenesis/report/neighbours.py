@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from raygenesis.archive.catalogue import read_catalogue
-from raygenesis.config import Settings
 from raygenesis.discovery.cubes import place, size_mm
+from raygenesis.files import Place, parquet_dataset
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.report import charts
@@ -20,7 +20,8 @@ from raygenesis.report.charts import Chart
 from raygenesis.report.galleries import MOST_COLUMNS
 from raygenesis.report.pictures import CORONAL, Gallery, Picture, scan_picture
 from raygenesis.report.sections import Made, Row, intensity_of, split_of
-from raygenesis.workspace import Place, Workspace, parquet_dataset
+from raygenesis.settings import Settings
+from raygenesis.workspace import Workspace
 
 MOST_MAPPED = 2000
 

@@ -16,10 +16,10 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from raygenesis.config import IntensitySettings
 from raygenesis.discovery.cubes import crop_cubes, size_mm
+from raygenesis.files import Place
 from raygenesis.report.charts import DOTS_PER_INCH, STYLE, slug
-from raygenesis.workspace import Place
+from raygenesis.settings import IntensitySettings
 
 Row = Mapping[str, Any]
 

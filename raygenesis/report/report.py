@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from raygenesis.config import Settings
 from raygenesis.errors import WorkspaceError
-from raygenesis.progress import mib, say
+from raygenesis.files import Place, publish, read_json
+from raygenesis.progress import Stopwatch, mib, say
 from raygenesis.report import sections
 from raygenesis.report.charts import Chart
 from raygenesis.report.cost import cost
@@ -26,8 +26,8 @@ from raygenesis.report.pictures import Gallery
 from raygenesis.report.sections import Made, Row
 from raygenesis.report.sweep import sweep
 from raygenesis.report.transfer import MARKS, comparison, transfer
-from raygenesis.settings import as_yaml
-from raygenesis.workspace import Place, Stopwatch, Workspace, publish, read_json
+from raygenesis.settings import Settings, as_yaml
+from raygenesis.workspace import Workspace
 
 PACKAGES = (
     "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",

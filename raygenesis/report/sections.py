@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
 from raygenesis.archive.cells import decode
-from raygenesis.config import IntensitySettings, PriceSettings, Settings
 from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.files import Place, read_json, read_table
 from raygenesis.job import jobs_folder
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
@@ -28,9 +28,9 @@ from raygenesis.pretraining.task import JOINT
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart, Line
 from raygenesis.report.pictures import Gallery
-from raygenesis.settings import settings_from
+from raygenesis.settings import IntensitySettings, PriceSettings, Settings, settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Place, Workspace, read_json, read_table
+from raygenesis.workspace import Workspace
 
 Row = Mapping[str, Any]
 

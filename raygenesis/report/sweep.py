@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from raygenesis.files import Place, read_json
 from raygenesis.report import charts
 from raygenesis.report.charts import Chart
 from raygenesis.report.page import SYMBOLS
@@ -14,7 +15,6 @@ from raygenesis.report.sections import Made, Row
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.sweeps.trial import FAILED
-from raygenesis.workspace import Place, read_json
 
 MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a scale
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")

@@ -7,12 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from raygenesis.files import Place, read_json
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart
 from raygenesis.report.sections import Made, Row
 from raygenesis.transfer.metrics import PRIMARY
 from raygenesis.transfer.table import LEGEND
-from raygenesis.workspace import Place, read_json
 
 MARKS = LEGEND.replace("**", "")  # what is bold in the table is bold on the page
 SIGNIFICANT = 0.05

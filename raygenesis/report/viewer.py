@@ -18,12 +18,13 @@ from PIL import Image
 from raygenesis.archive.catalogue import read_catalogue, read_columns
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, read_regions, volume_folder
-from raygenesis.config import IntensitySettings
 from raygenesis.errors import SettingsError
+from raygenesis.files import Place, publish
 from raygenesis.patterns.reader import read_patterns, store_manifest
 from raygenesis.progress import mib, say
 from raygenesis.report.page import render
-from raygenesis.workspace import Place, Workspace, publish
+from raygenesis.settings import IntensitySettings
+from raygenesis.workspace import Workspace
 
 MOST_VOXELS = 6 * 2**20  # of the pyramid level that is shown; some MiB as PNG, and within what browsers draw at once
 COLUMNS = (

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from raygenesis.errors import SettingsError
+from raygenesis.files import Place
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import VALIDATION
 from raygenesis.pretraining.monitors import moments, spread_of
@@ -22,7 +23,7 @@ from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.prepared import Posed, Prepared, prepare
 from raygenesis.transfer.trial import fine_tune
-from raygenesis.workspace import Place, Workspace
+from raygenesis.workspace import Workspace
 
 MIN_HELD_OUT = 2
 

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from raygenesis.config import PretrainingSettings, Settings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretrain import EXECUTION
-from raygenesis.settings import read_yaml, settings_from
+from raygenesis.settings import PretrainingSettings, Settings, read_yaml, settings_from
 
 # Values of the settings below `pretraining`, by their names there.
 Point = dict[str, Any]

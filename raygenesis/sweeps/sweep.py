@@ -16,14 +16,14 @@ import ray
 import torch
 
 from raygenesis import cluster
-from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
+from raygenesis.files import Place, publish, read_json, write_json
 from raygenesis.planning.announce import announce
 from raygenesis.planning.work import sweep as sweep_work
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import EXECUTION, pretext_task
-from raygenesis.progress import mib, say
-from raygenesis.settings import as_yaml, settings_from
+from raygenesis.progress import Stopwatch, mib, say
+from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
@@ -37,7 +37,7 @@ from raygenesis.transfer.description import read_description
 from raygenesis.transfer.initialisations import check_fits, find_initialisations
 from raygenesis.transfer.prepared import Posed, digest_of, pose
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, manifest_of, publish, read_json, write_json
+from raygenesis.workspace import Stage, Workspace, manifest_of
 
 
 def sweep(

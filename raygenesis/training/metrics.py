@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raygenesis.files import Place, read_table, write_table
 from raygenesis.training.experiment import Row
-from raygenesis.workspace import Place, read_table, write_table
 
 
 def read_metrics(folder: Place) -> list[Row]:

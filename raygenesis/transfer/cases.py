@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import limits, normalise, percentiles
 from raygenesis.archive.volume import Volume
-from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError
+from raygenesis.settings import IntensitySettings
 from raygenesis.transfer.examples import SEGMENTATION, Example, Problem, Target
 
 

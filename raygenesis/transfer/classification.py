@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional
 
-from raygenesis.config import FinetuneSettings
 from raygenesis.pretraining.networks import ImageEncoder
+from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, REGRESSION
 from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, to_device, train

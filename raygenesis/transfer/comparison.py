@@ -8,18 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raygenesis.config import Settings
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.errors import SettingsError
+from raygenesis.files import Place, publish, read_json, remove_tree
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.planning.announce import announce, left_to_pretrain
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
 from raygenesis.pretraining.pretrain import pretrain, store_of
-from raygenesis.progress import say
-from raygenesis.settings import settings_from
+from raygenesis.progress import Stopwatch, say
+from raygenesis.settings import Settings, settings_from
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.initialisations import check_fits, find_initialisations, is_file
@@ -30,7 +30,7 @@ from raygenesis.transfer.published import PUBLISHED
 from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import RANDOM, semantics_of
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
-from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, manifest_of, publish, read_json, remove_tree
+from raygenesis.workspace import Stage, Workspace, manifest_of
 
 # Cubes that a pretraining sees may differ from the plan's by this share, as epochs are whole.
 MOST_APART = 0.1

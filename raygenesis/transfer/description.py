@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator, validate_call
 
-from raygenesis.config import Section, Settings
 from raygenesis.errors import SettingsError
-from raygenesis.settings import read_mapping, sentence, settings_from
+from raygenesis.settings import Section, Settings, read_mapping, sentence, settings_from
 from raygenesis.transfer.examples import SEGMENTATION, Target
 from raygenesis.transfer.folders import read_label_maps, read_table
 from raygenesis.transfer.published import PUBLISHED

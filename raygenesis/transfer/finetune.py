@@ -13,12 +13,12 @@ import yaml
 from ray.exceptions import RayError
 
 from raygenesis import cluster
-from raygenesis.config import Settings
 from raygenesis.errors import RaygenesisError
+from raygenesis.files import Place, publish, read_json
 from raygenesis.planning.announce import announce
 from raygenesis.planning.work import finetune as finetune_work
-from raygenesis.progress import progress, say
-from raygenesis.settings import settings_from
+from raygenesis.progress import Stopwatch, progress, say
+from raygenesis.settings import Settings, settings_from
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
@@ -30,7 +30,7 @@ from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, told
 from raygenesis.transfer.trial import run_trial, trial_path
-from raygenesis.workspace import Place, Stage, Stopwatch, Workspace, digest, manifest_of, publish, read_json
+from raygenesis.workspace import Stage, Workspace, digest, manifest_of
 
 # What is compared when nothing is said.
 STARTS = (RANDOM, "default")

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from raygenesis.config import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.files import Place, on_disk, place, read_json, xxh3_of
 from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet, build_encoder, pooled
 from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
 from raygenesis.pretraining.weights import ENCODER_FILE, TORCH, give_decoder, load_network
+from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Place, Workspace, on_disk, place, read_json, xxh3_of
+from raygenesis.workspace import Workspace
 
 # Units between the pooled bottleneck and the answer (METHOD, target tasks).
 HIDDEN = 1024

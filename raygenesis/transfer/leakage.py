@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 from raygenesis.archive.catalogue import is_held_out, read_columns
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import scan_fingerprint
-from raygenesis.config import ArchiveSettings, Settings
+from raygenesis.files import read_json
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
+from raygenesis.settings import ArchiveSettings, Settings
 from raygenesis.transfer.examples import Example
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.workspace import Workspace
 
 
 def archive_settings(workspace: Workspace) -> ArchiveSettings | None:

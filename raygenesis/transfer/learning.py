@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from raygenesis.config import FinetuneSettings
+from raygenesis.progress import Stopwatch
+from raygenesis.settings import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
-from raygenesis.workspace import Stopwatch
 
 NUM_VALIDATIONS = 20
 # Of the steps, the learning rate rises for this share.

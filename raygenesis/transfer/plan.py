@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from raygenesis.config import Count, Section
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import PRETEXTS
-from raygenesis.settings import read_mapping, sentence
+from raygenesis.settings import Count, Section, read_mapping, sentence
 from raygenesis.transfer.description import Description, described, read_description
 from raygenesis.transfer.initialisations import NAME, is_file, named
 from raygenesis.transfer.statistics import RANDOM

@@ -12,17 +12,18 @@ import ray
 
 from raygenesis import cluster
 from raygenesis.archive.readers import read_scan_geometry
-from raygenesis.config import Settings
 from raygenesis.errors import ScanError, SettingsError
+from raygenesis.files import xxh3_of
 from raygenesis.machine import num_cores
 from raygenesis.progress import progress, say
+from raygenesis.settings import Settings
 from raygenesis.transfer.cases import Case, Form, form_of, read_cases
 from raygenesis.transfer.description import Description, read_target, settings_for
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target
 from raygenesis.transfer.leakage import archive_settings, seen_subjects
 from raygenesis.transfer.split import Split, split_examples
 from raygenesis.transfer.trial import Held, Pose
-from raygenesis.workspace import Workspace, digest, xxh3_of
+from raygenesis.workspace import Workspace, digest
 
 CPUS_PER_TRIAL = 1
 EXAMPLES_PER_BLOCK = 32

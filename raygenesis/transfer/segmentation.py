@@ -11,7 +11,7 @@ from monai.losses import DiceLoss
 from numpy.typing import NDArray
 from torch import nn
 
-from raygenesis.config import FinetuneSettings
+from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, to_device, train
 from raygenesis.transfer.metrics import overlap

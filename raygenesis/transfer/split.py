@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raygenesis.config import FinetuneSettings
 from raygenesis.errors import SettingsError
+from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, TEST, VALIDATION, Example, Target
 
 MIN_TEST_SUBJECTS = 2

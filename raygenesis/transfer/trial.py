@@ -10,7 +10,9 @@ import numpy as np
 import ray
 import torch
 
-from raygenesis.config import FinetuneSettings
+from raygenesis.files import Place, write_json
+from raygenesis.progress import Stopwatch
+from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case, Form
 from raygenesis.transfer.classification import (
     answers_of,
@@ -32,7 +34,6 @@ from raygenesis.transfer.metrics import PRIMARY, figures, overlap
 from raygenesis.transfer.predictions import write_example, write_prediction
 from raygenesis.transfer.segmentation import segment, train_segmenter
 from raygenesis.transfer.split import Trial
-from raygenesis.workspace import Place, Stopwatch, write_json
 
 # Modes in which no network is trained to classify.
 PROBES = ("frozen", "knn")

@@ -20,10 +20,10 @@ from raygenesis.archive.catalogue import FAILURES, read_catalogue
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.intake import MOST_CRASHES, attempt_note, take_in
 from raygenesis.archive.sources import read_sources, write_sources
-from raygenesis.config import Settings
 from raygenesis.errors import WorkspaceError
-from raygenesis.settings import load_settings
-from raygenesis.workspace import Workspace, read_table
+from raygenesis.files import read_table
+from raygenesis.settings import Settings, load_settings
+from raygenesis.workspace import Workspace
 from tests.archive import dicom_series
 from tests.archive.nifti import grey, write_nifti
 

@@ -29,10 +29,10 @@ from raygenesis.archive.intake import (
 )
 from raygenesis.archive.sources import read_sources
 from raygenesis.archive.store import read_region
-from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.settings import load_settings
-from raygenesis.workspace import Workspace, read_json, read_table
+from raygenesis.files import read_json, read_table
+from raygenesis.settings import ArchiveSettings, load_settings
+from raygenesis.workspace import Workspace
 from tests.archive.nifti import grey, write_nifti
 from tests.data import HEADS, needs_heads
 
@@ -429,7 +429,7 @@ def test_a_scan_that_crashed_its_reader_is_given_up_in_the_end(scans: Path, tmp_
     script = f"""
 import os, pathlib
 from raygenesis.archive import intake
-from raygenesis.config import ArchiveSettings
+from raygenesis.settings import ArchiveSettings
 intake.read_scan = lambda *_: os._exit(7)
 for _ in range({MOST_CRASHES}):
     child = os.fork()

@@ -16,8 +16,9 @@ from raygenesis.archive.inspection import fault_of, info, mid_slice, show, verif
 from raygenesis.archive.shards import open_array, write_array
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import WorkspaceError
+from raygenesis.files import write_table
 from raygenesis.settings import load_settings
-from raygenesis.workspace import Workspace, write_table
+from raygenesis.workspace import Workspace
 from tests.archive.nifti import grey, write_nifti
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from raygenesis.archive import intensity
 from raygenesis.archive.intensity import MOST_VOXELS, limits, normalise, percentiles
-from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError
+from raygenesis.settings import IntensitySettings
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from raygenesis.archive.preparation import MARGIN_MM, body, crop_to_body, prepare, to_spacing
 from raygenesis.archive.volume import Volume
-from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError
+from raygenesis.settings import ArchiveSettings
 from tests.archive.nifti import grey
 
 SPACING = (2.5, 0.8, 0.5)  # z y x

@@ -28,9 +28,10 @@ from raygenesis.archive.source import (
     voxels_of,
 )
 from raygenesis.archive.store import read_region, volume_folder
-from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.workspace import Workspace, write_table
+from raygenesis.files import write_table
+from raygenesis.settings import IntensitySettings
+from raygenesis.workspace import Workspace
 from tests.synthetic import archived, imaged
 
 OWN = IntensitySettings()

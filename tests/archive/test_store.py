@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from raygenesis.archive.store import halve, level_factors, open_level, read_record, read_region, write_volume
 from raygenesis.archive.volume import Volume
-from raygenesis.config import ArchiveSettings
 from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.settings import ArchiveSettings
 from tests.archive.nifti import grey
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)

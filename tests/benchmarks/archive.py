@@ -34,8 +34,7 @@ from raygenesis.archive.readers import read_scan
 from raygenesis.archive.source import Part, coarse_cubes, parts_of
 from raygenesis.archive.store import read_regions, write_volume
 from raygenesis.archive.volume import Volume
-from raygenesis.config import ArchiveSettings, IntensitySettings
-from raygenesis.settings import load_settings
+from raygenesis.settings import ArchiveSettings, IntensitySettings, load_settings
 from raygenesis.workspace import Workspace
 from tests.data import HEADS, SHARED
 

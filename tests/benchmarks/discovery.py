@@ -35,7 +35,6 @@ from raygenesis.archive.geometry import best_level
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.source import coarse_cubes, parts_of
 from raygenesis.archive.store import folder_bytes, volume_folder
-from raygenesis.config import IndexSettings, Settings
 from raygenesis.demo.population import write_population
 from raygenesis.discovery.cubes import _region, crop_cubes
 from raygenesis.discovery.discover import discover
@@ -48,7 +47,7 @@ from raygenesis.patterns.schema import TRAINING
 from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import part_path
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.settings import load_settings
+from raygenesis.settings import IndexSettings, Settings, load_settings
 from raygenesis.training.feeding import prefetch, training_batches
 from raygenesis.training.fit import samples_from
 from raygenesis.workspace import Workspace, manifest_of

@@ -25,14 +25,14 @@ import numpy as np
 
 import raygenesis as raygenesis  # first of all: it gives Ray its settings
 from raygenesis.archive.catalogue import write_catalogue
-from raygenesis.config import Settings
 from raygenesis.discovery import crop as cropping
 from raygenesis.discovery import embed as embedding
 from raygenesis.discovery import parts as parting
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.encoders import save_encoder
-from raygenesis.settings import load_settings
-from raygenesis.workspace import Workspace, write_json
+from raygenesis.files import write_json
+from raygenesis.settings import Settings, load_settings
+from raygenesis.workspace import Workspace
 from tests.synthetic import archived
 
 CPUS_PER_NODE = 2

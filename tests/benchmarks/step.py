@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raygenesis.archive.cells import STEPS
 from raygenesis.cluster import TRAINING_ENVIRONMENT
-from raygenesis.config import PretrainingSettings
 from raygenesis.pretraining.task import PretextTask
+from raygenesis.settings import PretrainingSettings
 from raygenesis.training.feeding import Batch
 
 SHAPE, NUM_COORDINATES, ROUNDS = (32, 64, 64), 44, 7

@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raygenesis import cluster
 from raygenesis.archive.cells import DTYPE, STEPS, decode, encode
+from raygenesis.files import write_json
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
@@ -40,7 +41,6 @@ from raygenesis.settings import load_settings
 from raygenesis.training.feeding import Batch, Samples, prefetch, training_batches
 from raygenesis.training.fit import Resources, fit_with_ray, samples_from
 from raygenesis.training.metrics import read_metrics, read_steps
-from raygenesis.workspace import write_json
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8
 EPOCHS, ROUNDS = 4, 3

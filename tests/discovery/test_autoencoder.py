@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from raygenesis.config import AutoencoderSettings
 from raygenesis.discovery.autoencoder import Autoencoder, IdentityMapping
+from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.feeding import Batch
 from raygenesis.training.loop import run_epochs
 from tests.synthetic import pattern_table, samples

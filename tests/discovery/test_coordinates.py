@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.discovery.coordinates import (
     CoordinateError,
     Frame,
@@ -18,6 +17,7 @@ from raygenesis.discovery.coordinates import (
     largest_extent,
     spread,
 )
+from raygenesis.settings import DiscoverySettings, Scale
 
 
 def generator(seed=0):

@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 
 from raygenesis.archive.geometry import best_level
-from raygenesis.config import IntensitySettings
 from raygenesis.discovery import cubes as module
 from raygenesis.discovery.cubes import crop_cubes, place, size_mm
+from raygenesis.settings import IntensitySettings
 from tests.synthetic import archived, imaged
 
 AS_IT_IS = IntensitySettings()

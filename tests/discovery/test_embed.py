@@ -16,7 +16,6 @@ from scipy import ndimage
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_subject
 from raygenesis.archive.cells import decode, encode
 from raygenesis.archive.source import read_coarse
-from raygenesis.config import AutoencoderSettings, DiscoverySettings, EmbeddingSettings, IndexSettings, Scale, Settings
 from raygenesis.discovery import embed as module
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.embed import embed
@@ -24,9 +23,18 @@ from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.encoders import load_scan_encoder, save_encoder
 from raygenesis.discovery.neighbours import build_index
 from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.files import write_json
+from raygenesis.settings import (
+    AutoencoderSettings,
+    DiscoverySettings,
+    EmbeddingSettings,
+    IndexSettings,
+    Scale,
+    Settings,
+)
 from raygenesis.training.fit import samples_from
 from raygenesis.training.loop import run_epochs
-from raygenesis.workspace import Workspace, write_json
+from raygenesis.workspace import Workspace
 from tests.synthetic import archived
 
 SHAPE = (16, 16, 16)

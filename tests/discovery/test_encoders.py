@@ -22,7 +22,6 @@ from raygenesis.archive.cells import encode
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import normalise, percentiles
 from raygenesis.archive.readers import read_scan
-from raygenesis.config import AutoencoderSettings
 from raygenesis.discovery import encoders
 from raygenesis.discovery.autoencoder import Autoencoder, IdentityMapping
 from raygenesis.discovery.encoders import (
@@ -33,6 +32,7 @@ from raygenesis.discovery.encoders import (
     restore,
     save_encoder,
 )
+from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import run_epochs
 from tests.data import HEADS, needs_heads

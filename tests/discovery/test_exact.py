@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from raygenesis.config import IndexSettings
 from raygenesis.discovery import exact
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, nearest, recall
+from raygenesis.settings import IndexSettings
 
 many = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.config import IndexSettings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, recall
 from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
+from raygenesis.settings import IndexSettings
 
 
 def vectors(n, d=8, seed=0):

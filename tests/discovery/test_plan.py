@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from raygenesis.config import DiscoverySettings, Scale
 from raygenesis.discovery.coordinates import Frame, corresponding
 from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.plan import VISIT, pack, patterns_of, plan_visits
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
+from raygenesis.settings import DiscoverySettings, Scale
 
 R, C, K, V = 2, 3, 6, 4
 SCALES = (Scale(extent_mm=(20, 24, 28)), Scale(extent_mm=(20, 24, 28), extent_jitter=0.2, shift_mm=3))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from raygenesis.config import AutoencoderSettings, DiscoverySettings, Scale, Settings
 from raygenesis.discovery import reference as module
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.reference import Correspondence, choose_coordinates
+from raygenesis.settings import AutoencoderSettings, DiscoverySettings, Scale, Settings
 from tests.synthetic import archived, imaged
 
 SPACING = (2.0, 1.5, 1.5)

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.ingest import ingest
-from raygenesis.config import Settings
 from raygenesis.demo.population import anatomy, write_population
 from raygenesis.discovery.cubes import place, size_mm
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates
 from raygenesis.patterns.reader import read_patterns
-from raygenesis.settings import load_settings
+from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace import Workspace
 
 NUM_SUBJECTS, SEED = 26, 3

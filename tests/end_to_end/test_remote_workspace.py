@@ -24,6 +24,7 @@ import torch
 from raygenesis import PatternDataset, load_network, remote
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import WorkspaceError
+from raygenesis.files import Place, publish, read_json, read_table, write_table
 from raygenesis.patterns.inspection import verify
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
@@ -32,7 +33,7 @@ from raygenesis.remote import RemotePath
 from raygenesis.training.checkpoints import newest_checkpoint, save_checkpoint, steps_in
 from raygenesis.training.metrics import read_metrics, read_steps
 from raygenesis.training.trackers import TensorBoard
-from raygenesis.workspace import Place, Workspace, manifest_of, publish, read_json, read_table, write_table
+from raygenesis.workspace import Workspace, manifest_of
 from tests.data import HEADS, HIPPOCAMPI, needs_heads, needs_hippocampi
 from tests.end_to_end.conftest import TINY, raygenesis
 from tests.patterns.stores import StorePlan

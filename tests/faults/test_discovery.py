@@ -21,15 +21,15 @@ import pytest
 from scipy import ndimage
 
 from raygenesis.archive.catalogue import CATALOGUE
-from raygenesis.config import Settings
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.encoders import save_encoder
 from raygenesis.errors import WorkspaceError
+from raygenesis.files import write_json
 from raygenesis.patterns.reader import read_patterns
-from raygenesis.settings import load_settings
-from raygenesis.workspace import Workspace, write_json
+from raygenesis.settings import Settings, load_settings
+from raygenesis.workspace import Workspace
 from tests.synthetic import archived
 
 NUM_VOLUMES = 48

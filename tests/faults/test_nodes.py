@@ -28,6 +28,7 @@ from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import Embedder, embed, train_autoencoder
+from raygenesis.files import read_json
 from raygenesis.pretraining import pretrain as pretraining
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.pretraining.task import PretextTask
@@ -36,7 +37,7 @@ from raygenesis.transfer import finetune as finetuning
 from raygenesis.transfer.description import described
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.trial import run_trial
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.workspace import Workspace
 from tests.data import HEADS, needs_heads
 from tests.end_to_end.conftest import NUM_HEADS, TINY
 from tests.faults.test_kill import content, losses

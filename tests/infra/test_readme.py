@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raygenesis.config import PretrainingSettings
+from raygenesis.settings import PretrainingSettings
 from tests.infra.manifests import CHECKOUT, INFRA, OVERLAYS, cluster_of, containers_of, rendered
 
 README = (INFRA / "README.md").read_text()

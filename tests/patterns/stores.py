@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from raygenesis.archive.catalogue import FAILURES
 from raygenesis.archive.cells import DTYPE, STEPS, encode
+from raygenesis.files import write_json, write_table
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import checksum, write_part
-from raygenesis.workspace import write_json, write_table
 
 
 def noise(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:

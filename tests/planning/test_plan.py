@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raygenesis.archive.catalogue import CATALOGUE
-from raygenesis.config import PriceSettings
 from raygenesis.errors import SettingsError
+from raygenesis.files import write_json
 from raygenesis.machine import Hardware
 from raygenesis.planning import work
 from raygenesis.planning.announce import announce, left_to_embed, left_to_pretrain
@@ -20,8 +20,8 @@ from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.plan import plan
 from raygenesis.planning.work import START_S
 from raygenesis.progress import duration, size
-from raygenesis.settings import load_settings
-from raygenesis.workspace import Workspace, write_json
+from raygenesis.settings import PriceSettings, load_settings
+from raygenesis.workspace import Workspace
 from tests.end_to_end.conftest import raygenesis
 
 SMALL = load_settings("cpu-small")

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from raygenesis.config import Settings
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import pretrain
-from raygenesis.settings import settings_from
+from raygenesis.settings import Settings, settings_from
 from raygenesis.training.metrics import read_metrics, read_steps
 from raygenesis.workspace import Workspace
 from tests.patterns.stores import StorePlan

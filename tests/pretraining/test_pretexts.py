@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raygenesis.config import PretrainingSettings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.corruptions import CORRUPTIONS
 from raygenesis.pretraining.pretexts import PRETEXTS, pretext_of, table
+from raygenesis.settings import PretrainingSettings
 
 RESTORING = {"models-genesis", "in-painting", "patch-shuffling", "auto-encoder"}
 SEMANTIC = {"semantic-genesis", "in-painting+semantics", "patch-shuffling+semantics", "models-genesis+semantics"}

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from raygenesis import load_network, load_unet
-from raygenesis.config import Settings
 from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.files import read_json
 from raygenesis.pretraining.pretrain import _warnings, check_pretext, pretext_task, pretrain
 from raygenesis.report.report import report
-from raygenesis.settings import settings_from
+from raygenesis.settings import Settings, settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.workspace import Workspace
 from tests.patterns.stores import StorePlan
 
 SHAPE = (32, 32)

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from raygenesis.config import PretrainingSettings
 from raygenesis.pretraining.schedule import learning_rate
+from raygenesis.settings import PretrainingSettings
 
 
 def rates(points, alone=False, **chosen):

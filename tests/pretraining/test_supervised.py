@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 import raygenesis
-from raygenesis.config import NETWORK_DIVISORS
 from raygenesis.pretraining.networks import Architecture, PretextNetwork, UNet, build_encoder, save_memory
 from raygenesis.pretraining.supervised import RESNETS, supervised_in
 from raygenesis.pretraining.weights import WeightsError, describe, export, export_to_library, load_network
+from raygenesis.settings import NETWORK_DIVISORS
 
 # --- the published layouts, by hand ---------------------------------------------------------------
 

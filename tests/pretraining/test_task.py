@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from raygenesis.archive.cells import encode
-from raygenesis.config import PretrainingSettings
 from raygenesis.pretraining import task as task_module
 from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
 from raygenesis.pretraining.draws import Draws
 from raygenesis.pretraining.pretexts import PRETEXTS
 from raygenesis.pretraining.puzzles import PUZZLES
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
+from raygenesis.settings import PretrainingSettings
 from raygenesis.training.loop import run_epochs
 from tests.synthetic import pattern_table, samples
 

@@ -16,11 +16,12 @@ from PIL import Image
 
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.errors import WorkspaceError
+from raygenesis.files import write_json
 from raygenesis.report import charts
 from raygenesis.report.page import duration, size
 from raygenesis.report.pictures import Gallery, mid_slice, picture
 from raygenesis.report.report import report
-from raygenesis.workspace import Workspace, write_json
+from raygenesis.workspace import Workspace
 from tests.report.workspaces import (
     HOSTILE,
     make_archive,

@@ -10,18 +10,18 @@ import pyarrow as pa
 
 from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
 from raygenesis.archive.cells import encode
-from raygenesis.config import Settings
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.encoders import save_encoder
 from raygenesis.discovery.quality import summary, warning
+from raygenesis.files import publish, write_json, write_table
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.weights import export
-from raygenesis.settings import as_yaml, settings_from
+from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.sweeps.table import rank_points
-from raygenesis.workspace import Stage, Workspace, manifest_of, publish, write_json, write_table
+from raygenesis.workspace import Stage, Workspace, manifest_of
 from tests.synthetic import archived
 
 HOSTILE = "<script>alert(1)</script>.nii.gz"

@@ -16,17 +16,17 @@ import yaml
 from ray import tune
 
 from raygenesis import cluster
-from raygenesis.config import Settings
 from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.files import read_json
 from raygenesis.report.report import report
-from raygenesis.settings import load_settings, settings_from
+from raygenesis.settings import Settings, load_settings, settings_from
 from raygenesis.sweeps import sweep as module
 from raygenesis.sweeps import trials
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.sweep import sweep
 from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, WHOLE, Trial
 from raygenesis.training.experiment import TrainingError
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.workspace import Workspace
 from tests.patterns.stores import StorePlan
 from tests.pretraining.test_pretrain import SHAPE, ramp, settings_of
 from tests.transfer.targets import SHAPE as SHAPE_3D

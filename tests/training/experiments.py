@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raygenesis.config import AutoencoderSettings
 from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.experiment import Row
 from raygenesis.training.loop import Progress, run_epochs
 from tests.synthetic import pattern_table, samples

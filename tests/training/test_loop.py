@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from raygenesis.config import PretrainingSettings
 from raygenesis.pretraining.task import PretextTask
+from raygenesis.settings import PretrainingSettings
 from raygenesis.training.checkpoints import copied, newest_checkpoint, save_checkpoint
 from raygenesis.training.experiment import TrainingError, Tuning
 from raygenesis.training.feeding import training_batches

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from raygenesis.archive.volume import Volume
-from raygenesis.config import IntensitySettings
+from raygenesis.files import write_json
 from raygenesis.pretraining.networks import Architecture, PretextNetwork
 from raygenesis.pretraining.weights import export
+from raygenesis.settings import IntensitySettings
 from raygenesis.transfer.cases import Case, Form
 from raygenesis.transfer.examples import Example
-from raygenesis.workspace import write_json
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ import pyarrow as pa
 from raygenesis.archive.catalogue import CATALOGUE
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import file_fingerprint
-from raygenesis.workspace import Workspace, write_table
+from raygenesis.files import write_table
+from raygenesis.workspace import Workspace
 from tests.transfer.made_up import box_case
 
 SHAPE = (16, 16, 16)

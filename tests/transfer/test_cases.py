@@ -17,8 +17,8 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from raygenesis.archive.volume import Volume
-from raygenesis.config import IntensitySettings
 from raygenesis.errors import ScanError
+from raygenesis.settings import IntensitySettings
 from raygenesis.transfer.cases import Case, form_of, read_cases
 from raygenesis.transfer.examples import Example, ImageFile, LabelFile, Problem, Region, Target, check_aligned
 from tests.data import HIPPOCAMPI, needs_hippocampi

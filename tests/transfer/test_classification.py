@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from raygenesis.config import FinetuneSettings
 from raygenesis.pretraining.networks import Architecture
+from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.classification import (
     answers_of,

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from raygenesis.config import Settings
 from raygenesis.errors import RaygenesisError
-from raygenesis.settings import settings_from
+from raygenesis.settings import Settings, settings_from
 from raygenesis.transfer.comparison import compare, results_in, shared_out
 from raygenesis.workspace import Workspace, manifest_of
 from tests.patterns.stores import StorePlan

@@ -13,14 +13,14 @@ import ray
 
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.intake import file_fingerprint
-from raygenesis.config import Settings
 from raygenesis.errors import RaygenesisError, ScanError, SettingsError, WorkspaceError
+from raygenesis.files import read_json
 from raygenesis.pretraining.weights import WeightsError
-from raygenesis.settings import settings_from
+from raygenesis.settings import Settings, settings_from
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.description import described
 from raygenesis.transfer.finetune import STARTS, finetune
-from raygenesis.workspace import Workspace, read_json
+from raygenesis.workspace import Workspace
 from tests.transfer.made_up import write_run
 from tests.transfer.targets import SHAPE, write_boxes, write_catalogue, write_sizes
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from raygenesis.config import PretrainingSettings
 from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
+from raygenesis.files import xxh3_of
 from raygenesis.pretraining.networks import Architecture, PretextNetwork, UNet
 from raygenesis.pretraining.slicewise import slices_of
+from raygenesis.settings import PretrainingSettings
 from raygenesis.transfer.initialisations import (
     Initialisation,
     check_fits,
@@ -22,7 +23,7 @@ from raygenesis.transfer.initialisations import (
     segmentation_network,
     target_encoder,
 )
-from raygenesis.workspace import Workspace, xxh3_of
+from raygenesis.workspace import Workspace
 from tests.transfer.made_up import flat, write_run
 
 NARROW = PretrainingSettings(base_width=4)

@@ -12,13 +12,13 @@ import pytest
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import file_fingerprint, scan_fingerprint
-from raygenesis.config import Settings
+from raygenesis.files import write_json, write_table
 from raygenesis.patterns.schema import PATTERN
 from raygenesis.patterns.writer import part_path
-from raygenesis.settings import settings_from
+from raygenesis.settings import Settings, settings_from
 from raygenesis.transfer.examples import Example, ImageFile
 from raygenesis.transfer.leakage import seen_subjects
-from raygenesis.workspace import Workspace, write_json, write_table
+from raygenesis.workspace import Workspace
 
 
 def chosen(**archive: Any) -> Settings:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from raygenesis.config import FinetuneSettings
+from raygenesis.settings import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.learning import Learnt, converged_at, set_training, share_of_rate, smoothed, train
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from raygenesis.config import FinetuneSettings, IntensitySettings
 from raygenesis.pretraining.networks import Architecture, UNet
+from raygenesis.settings import FinetuneSettings, IntensitySettings
 from raygenesis.transfer.cases import Case, Form, read_cases
 from raygenesis.transfer.folders import read_label_maps
 from raygenesis.transfer.initialisations import Initialisation, segmentation_network

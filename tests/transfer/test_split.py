@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.config import FinetuneSettings
 from raygenesis.errors import SettingsError
+from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.examples import Example, Target
 from raygenesis.transfer.split import Split, count_of, split_examples
 from tests.transfer.made_up import example

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from raygenesis.config import FinetuneSettings
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.networks import Architecture
 from raygenesis.pretraining.weights import export
-from raygenesis.settings import settings_from
+from raygenesis.settings import FinetuneSettings, settings_from
 from raygenesis.transfer import trial as trials
 from raygenesis.transfer.cases import Case, Grid
 from raygenesis.transfer.examples import Target

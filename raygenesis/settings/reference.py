@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raygenesis.config import Settings
+from raygenesis.settings.tree import Settings
 
 HEAD = """# Settings
 

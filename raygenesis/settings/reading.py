@@ -9,15 +9,15 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raygenesis.config import Settings
 from raygenesis.errors import SettingsError
-from raygenesis.workspace import Place, place
+from raygenesis.files import Place, place
+from raygenesis.settings.tree import Settings
 
 
 def presets_dir() -> Path:
     """Folder of the preset files: inside an installed package, or `jobs/presets` of a checkout."""
-    installed = Path(__file__).parent / "presets"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "jobs" / "presets"
+    installed = Path(__file__).parents[1] / "presets"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "jobs" / "presets"
 
 
 def load_settings(preset: str = "cpu-small", overrides: list[str] | None = None) -> Settings:

@@ -1,0 +1,50 @@
+"""The one tree of validated settings, its presets and overrides, and its reference page."""
+
+from raygenesis.settings.archive import ArchiveSettings, IntensitySettings
+from raygenesis.settings.discovery import (
+    AutoencoderSettings,
+    DiscoverySettings,
+    EmbeddingSettings,
+    IndexSettings,
+    Scale,
+)
+from raygenesis.settings.finetune import FinetuneSettings
+from raygenesis.settings.pretraining import NETWORK_DIVISORS, PretrainingSettings
+from raygenesis.settings.prices import PriceSettings
+from raygenesis.settings.reading import (
+    as_yaml,
+    load_settings,
+    presets_dir,
+    read_mapping,
+    read_yaml,
+    sentence,
+    settings_from,
+)
+from raygenesis.settings.section import Count, Section
+from raygenesis.settings.sweep import SweepSettings
+from raygenesis.settings.tree import Settings
+
+__all__ = [
+    "NETWORK_DIVISORS",
+    "ArchiveSettings",
+    "AutoencoderSettings",
+    "Count",
+    "DiscoverySettings",
+    "EmbeddingSettings",
+    "FinetuneSettings",
+    "IndexSettings",
+    "IntensitySettings",
+    "PretrainingSettings",
+    "PriceSettings",
+    "Scale",
+    "Section",
+    "Settings",
+    "SweepSettings",
+    "as_yaml",
+    "load_settings",
+    "presets_dir",
+    "read_mapping",
+    "read_yaml",
+    "sentence",
+    "settings_from",
+]
