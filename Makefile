@@ -51,7 +51,7 @@ audit: install
 
 docs: install
 	$(BIN)/pdoc --docformat markdown --output-directory docs $(addprefix raygenesis.,archive discovery patterns training \
-	  pretraining planning sweeps transfer report pipeline cluster config settings workspace remote job status errors)
+	  pretraining planning sweeps transfer report pipeline cluster settings workspace files remote job status errors)
 
 bench: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raygenesis.amounts import several
+
 CGROUP = Path("/sys/fs/cgroup")
 MIB_PER_S = 500.0  # that a node is supposed to read from and write to a workspace
 
@@ -23,6 +25,12 @@ class Hardware:
     num_gpus: int = 0
     num_nodes: int = 1
     processor: str = ""
+
+    @property
+    def amount(self) -> str:
+        """`2 cores, 1 GPU`."""
+        cores, gpus = several(self.num_cores, "cores"), several(self.num_gpus, "GPUs")
+        return f"{cores}, {gpus}" if self.num_gpus else cores
 
     def as_record(self) -> dict[str, Any]:
         return asdict(self)

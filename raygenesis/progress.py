@@ -108,24 +108,3 @@ def say(stage: str, text: str) -> None:
     line = f"{stage}: {text}"
     _lines.append(line)
     print(line, flush=True)
-
-
-def mib(num_bytes: float) -> str:
-    """Bytes as text in MiB."""
-    return f"{num_bytes / 2**20:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days, whichever reads best."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def size(mib: float) -> str:
-    """MiB, GiB or TiB, whichever reads best."""
-    for unit, length in (("TiB", 2**20), ("GiB", 2**10)):
-        if mib >= length:
-            return f"{mib / length:.1f} {unit}"
-    return f"{mib:.1f} MiB"

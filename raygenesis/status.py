@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from raygenesis.amounts import duration, several
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import Place, read_json, read_table
 from raygenesis.job import REMOTE_BEAT_SECONDS, RUNNING, SUCCEEDED, jobs_folder
-from raygenesis.progress import duration
+from raygenesis.machine import Hardware
 from raygenesis.settings import PriceSettings
 from raygenesis.workspace import Workspace
 
@@ -80,9 +81,8 @@ def _stage(stage: Mapping[str, Any], runs: bool) -> str:
 def _used(job: Mapping[str, Any], prices: PriceSettings) -> str:
     """What of the cluster the job has had to itself so far."""
     hours = job["core_seconds"] / 3600, job["gpu_seconds"] / 3600
-    there = job["hardware"]
-    line = f"{there['num_cores']} cores and {there['num_gpus']} GPUs on {there['num_nodes']} node(s)"
-    line += f": {hours[0]:.2f} core hours, {hours[1]:.2f} GPU hours"
+    there = Hardware(**job["hardware"])
+    line = f"{there.amount} on {several(there.num_nodes, 'nodes')}: {hours[0]:.2f} core hours, {hours[1]:.2f} GPU hours"
     cost = prices.of(job["core_seconds"], job["gpu_seconds"])
     return line if cost is None else f"{line}, {cost:,.2f} in cost"
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import ray
 
 from raygenesis import cluster
-from raygenesis.archive.catalogue import FAILURES, first_volumes, read_catalogue, write_catalogue
+from raygenesis.amounts import size
+from raygenesis.archive.catalogue import FAILURES, first_volumes, read_catalogue, voxel_bytes, write_catalogue
 from raygenesis.archive.dicom import Header
 from raygenesis.archive.identity import Identity, make_private, open_identity, subject_of
 from raygenesis.archive.intake import Outcome, take_in
@@ -23,7 +24,7 @@ from raygenesis.archive.sources import read_known_headers, read_sources, stamp_o
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.files import publish, remove_tree, write_table
-from raygenesis.progress import Stopwatch, mib, progress, say
+from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import ArchiveSettings, Settings
 from raygenesis.workspace import Stage, Workspace, digest, manifest_of
 
@@ -151,7 +152,7 @@ def ingest(
             counts, watch.seconds,
             content=[[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows],
             listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
-            stored_bytes=sum(row["stored_bytes"] for row in rows),
+            voxel_bytes=sum(map(voxel_bytes, rows)), stored_bytes=sum(row["stored_bytes"] for row in rows),
         )  # fmt: skip
         _summarise(manifest, found.survey, outcomes, workspace, identity)
         return manifest
@@ -394,6 +395,6 @@ def _summarise(
     say(
         "ingest",
         f"{counts['volumes']} volumes of {counts['subjects']} subjects, {counts['failures']} failures, "
-        f"{mib(manifest['source_bytes'])} read, {mib(manifest['stored_bytes'])} stored, {manifest['seconds']:.1f} s "
+        f"{size(manifest['source_bytes'])} read, {size(manifest['stored_bytes'])} stored, {manifest['seconds']:.1f} s "
         f"→ {workspace.archive}",
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from raygenesis import cluster
+from raygenesis.amounts import size
 from raygenesis.archive.catalogue import CATALOGUE, FAILURES, CatalogueRows, read_catalogue, read_columns, strings
 from raygenesis.archive.intake import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
@@ -22,7 +23,7 @@ from raygenesis.archive.sources import paths_of
 from raygenesis.archive.store import halve, level_shape, open_level, read_array, read_record, read_region, volume_folder
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.files import Place, read_table
-from raygenesis.progress import mib, progress, say
+from raygenesis.progress import progress, say
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace import Workspace, manifest_of
 
@@ -42,7 +43,7 @@ def info(workspace: Workspace, every_failure: bool = False) -> list[str]:
     stored, voxels = pc.sum(table["stored_bytes"]).as_py() or 0, _voxel_bytes(table)
     lines = [
         f"{len(table)} volumes of {counts['subjects']} subjects, {counts['failures']} failures; "
-        f"{mib(manifest['source_bytes'])} of files, {mib(voxels)} of voxels, {mib(stored)} stored with pyramids",
+        f"{size(manifest['source_bytes'])} of files, {size(voxels)} of voxels, {size(stored)} stored with pyramids",
     ]
     for ndim in (3, 2):
         members = _of(ndim, table)
@@ -144,7 +145,7 @@ def verify(workspace: Workspace) -> int:
             f"{len(faults)} of {len(ids)} volumes in {workspace.archive} are damaged, {min(faults)}: remove their "
             "folders below volumes/ and ingest again"
         )
-    say("verify", f"{len(ids)} volumes are whole, {mib(_voxel_bytes(table))} of voxels read")
+    say("verify", f"{len(ids)} volumes are whole, {size(_voxel_bytes(table))} of voxels read")
     return len(ids)
 
 

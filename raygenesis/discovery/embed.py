@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from raygenesis import cluster
+from raygenesis.amounts import size
 from raygenesis.archive.catalogue import FAILURES, CatalogueRows, is_held_out, read_columns
 from raygenesis.archive.cells import decode
 from raygenesis.archive.source import coarse_cubes, parts_of
@@ -26,7 +27,7 @@ from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.encoders import MAX_FITTED, EncoderError, fit_components, load_scan_encoder, save_encoder
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.files import Place, parquet_dataset, place, read_table, write_table
-from raygenesis.progress import Stopwatch, mib, progress, say
+from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings
 from raygenesis.training.fit import fit_with_ray, samples_from
 from raygenesis.workspace import Stage, Workspace, digest_of_text, manifest_of
@@ -139,16 +140,16 @@ def embed(workspace: Workspace, settings: Settings, output: str | Place | None =
         failed = _failures(folder, known)
         num_parts = len(made) + len(parts)
         counts = {"volumes": len(known) - len(failed), "new": num_new, "failures": len(failed), "parts": num_parts}
-        size = Embeddings(folder).size
+        length = Embeddings(folder).size
         manifest = stage.finish(
             counts, watch.seconds, content=[archive["fingerprint"], _digest(listing)], archive=archive["fingerprint"],
-            size=size,
+            size=length,
         )  # fmt: skip
     rate = num_new / max(watch.seconds, 1e-9)
     say(
         "embed",
-        f"{counts['volumes']} volumes × {size} numbers ({num_new} new, {rate:.1f} volumes/s), {len(failed)} failures, "
-        f"{mib(manifest['bytes'])}, {watch.seconds:.1f} s → {folder}",
+        f"{counts['volumes']} volumes × {length} numbers ({num_new} new, {rate:.1f} volumes/s), "
+        f"{len(failed)} failures, {size(manifest['bytes'])}, {watch.seconds:.1f} s → {folder}",
     )
     return manifest
 

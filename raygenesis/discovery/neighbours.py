@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from raygenesis import cluster
+from raygenesis.amounts import size
 from raygenesis.archive.catalogue import strings
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
@@ -21,7 +22,7 @@ from raygenesis.discovery.patients import Patients
 from raygenesis.files import Place
 from raygenesis.metrics import set_gauge
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.progress import Stopwatch, mib, progress, say
+from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings
 from raygenesis.workspace import Stage, Workspace, digest, digest_of_text, manifest_of
 
@@ -265,5 +266,5 @@ def _summarise(manifest: Mapping[str, Any], settings: Settings, workspace: Works
         "index",
         f"{counts['volumes']} volumes in {counts['shards']} HNSW shards ({counts['indexed_before']} were there), "
         f"recall@{settings.discovery.num_neighbours} against exact search {manifest['recall']:.4f} at "
-        f"ef={manifest['ef']}, {mib(manifest['bytes'])}, {manifest['seconds']:.1f} s → {workspace.index}",
+        f"ef={manifest['ef']}, {size(manifest['bytes'])}, {manifest['seconds']:.1f} s → {workspace.index}",
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raygenesis import cluster
+from raygenesis.amounts import size
 from raygenesis.archive.catalogue import FAILURES, read_catalogue, read_columns
 from raygenesis.archive.cells import DTYPE, STEPS, encode
 from raygenesis.discovery.coordinates import largest_extent
@@ -21,7 +22,7 @@ from raygenesis.files import Place, parquet_file, read_table, write_table
 from raygenesis.patterns.reader import made_by
 from raygenesis.patterns.schema import PATTERN, VALIDATION
 from raygenesis.patterns.writer import is_sealed, part_path, read_seal, write_part
-from raygenesis.progress import Stopwatch, mib, progress, say
+from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings
 from raygenesis.workspace import Stage, Workspace
 
@@ -200,6 +201,6 @@ def _summarise(folder: Place, manifest: Mapping[str, Any], failures: pa.Table) -
     say(
         made_by(folder),
         f"{counts['patterns'] - counts['validation']} {folder.name} and {counts['validation']} held-out ones{classes} "
-        f"from {counts['volumes']} scans, {len(failures)} failures, {mib(manifest['raw_bytes'])} raw, "
-        f"{mib(manifest['bytes'])} stored, {manifest['seconds']:.1f} s ({rate:.0f} {folder.name}/s) → {folder}",
+        f"from {counts['volumes']} scans, {len(failures)} failures, {size(manifest['raw_bytes'])} raw, "
+        f"{size(manifest['bytes'])} stored, {manifest['seconds']:.1f} s ({rate:.0f} {folder.name}/s) → {folder}",
     )

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from raygenesis.amounts import size
 from raygenesis.archive.catalogue import FAILURES
 from raygenesis.archive.cells import DTYPE, decode, decode_steps
 from raygenesis.archive.inspection import NUMBER, TILE_PIXELS, tile, write_sheet
@@ -26,7 +27,7 @@ from raygenesis.files import Place, on_disk, read_table
 from raygenesis.patterns.reader import made_by, predicate, read_patterns, store_manifest, who_checks
 from raygenesis.patterns.schema import PATTERN, TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import checksum, part_path
-from raygenesis.progress import mib, progress, say
+from raygenesis.progress import progress, say
 from raygenesis.workspace import Workspace
 
 MOST_COLUMNS = 10  # of a contact sheet
@@ -59,8 +60,8 @@ def info(workspace: Workspace, store: str = "patterns") -> list[str]:
         f"{len(scales)} scales: " + ", ".join(f"{_sides(scale['extent_mm'])} mm" for scale in scales),
         f"cubes of {_sides(manifest['cube_shape'])}, {manifest['cube_dtype']} in {manifest['cube_steps']} steps",
         f"{counts['volumes']} volumes, {counts['parts']} parts",
-        f"{mib(raw)} raw, {mib(stored)} on disk, {raw / max(stored, 1):.2f} to 1",
-        f"{manifest['seconds']:.1f} s: {counts['patterns'] / seconds:.1f} patterns/s, {mib(raw / seconds)}/s raw",
+        f"{size(raw)} raw, {size(stored)} on disk, {raw / max(stored, 1):.2f} to 1",
+        f"{manifest['seconds']:.1f} s: {counts['patterns'] / seconds:.1f} patterns/s, {size(raw / seconds)}/s raw",
         f"{counts['failures']} failures",
     ]
     return lines + _failure_lines(workspace, folder)
@@ -138,7 +139,7 @@ def verify(workspace: Workspace, store: str = "patterns") -> int:
             f"named above and manifest.json there, then run `raygenesis {made_by(folder)}`"
         )
     _check_counts(folder, counts, checks)
-    cubes = mib(manifest["raw_bytes"])
+    cubes = size(manifest["raw_bytes"])
     say("verify", f"{counts['patterns']} patterns in {len(paths)} parts are whole, {cubes} of cubes read")
     return counts["patterns"]
 

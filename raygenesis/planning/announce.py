@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raygenesis import cluster, machine
+from raygenesis.amounts import GIB, MIB, duration, several, size
 from raygenesis.archive.ingest import Found
 from raygenesis.files import read_json
 from raygenesis.planning import work
 from raygenesis.planning.estimate import estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.plan import COMPRESSED
-from raygenesis.planning.work import MIB, RATES_OF, Scans, Work
+from raygenesis.planning.work import RATES_OF, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
-from raygenesis.progress import duration, say, size
+from raygenesis.progress import say
 from raygenesis.settings import Settings
 from raygenesis.workspace import Workspace
 
@@ -31,13 +32,14 @@ def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> 
         cluster.connect()
     hardware, factors = machine.hardware(), factors_of(workspace, settings)
     for one in (estimate(each, hardware, settings.prices, factors, machine.MIB_PER_S) for each in left):
-        on = f"{one.num_gpus} GPUs" if one.num_gpus else f"{one.num_cores:g} of {hardware.num_cores} cores"
+        cores = f"{one.num_cores:g} of {several(hardware.num_cores, 'cores')}"
+        on = several(one.num_gpus, "GPUs") if one.num_gpus else cores
         rates = f"at the rates of {one.seen}" if one.seen else f"at shipped rates, of {RATES_OF}"
         cost = "" if one.cost is None else f", {one.cost:,.2f} in cost"
         say(
             one.work.stage,
-            f"{one.work.what}: about {duration(one.seconds)} on {on} ({rates}), {size(one.memory_gib * 1024)} of "
-            f"memory a node, {size(one.stored_mib)} to store{cost}",
+            f"{one.work.what}: about {duration(one.seconds)} on {on} ({rates}), {size(one.memory_gib * GIB)} of "
+            f"memory a node, {size(one.stored_mib * MIB)} to store{cost}",
         )
         _warn(one.work.stage, one.memory_gib, one.stored_mib, workspace)
 
@@ -50,7 +52,7 @@ def _warn(stage: str, memory_gib: float, stored_mib: float, workspace: Workspace
     if isinstance(workspace.root, Path):
         free_mib = shutil.disk_usage(workspace.root).free / MIB
         if stored_mib > free_mib:
-            say(stage, f"warning: only {size(free_mib)} are free where {workspace.root} is")
+            say(stage, f"warning: only {size(free_mib * MIB)} are free where {workspace.root} is")
 
 
 def left_to_ingest(found: Found, workspace: Workspace) -> list[Work]:

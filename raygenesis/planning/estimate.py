@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from raygenesis.amounts import several
 from raygenesis.machine import Hardware
 from raygenesis.planning.work import ONE_NODE, START_S, Work
 from raygenesis.settings import PriceSettings
@@ -49,7 +50,7 @@ def estimate(
     gpus = min(hardware.num_gpus, work.most_gpus) if work.gpu_s else 0
     nodes = min(hardware.num_nodes, math.ceil(cores / per_node)) if not gpus else hardware.num_nodes
     stored = work.stored_mib * factor.stored
-    on_gpus = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU (time of one)"
+    on_gpus = several(gpus, "GPUs") if gpus else "no GPU (time of one)"
     terms = {
         _cores(cores, hardware): work.core_s * factor.seconds / cores,
         on_gpus: work.gpu_s * factor.seconds / max(gpus, 1),
@@ -67,5 +68,5 @@ def estimate(
 
 
 def _cores(cores: float, hardware: Hardware) -> str:
-    told = f"{cores:g} core{'s' if cores > 1 else ''}"
+    told = several(cores, "cores")
     return told if cores == hardware.num_cores else f"{told} of {hardware.num_cores}"

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from raygenesis.archive.catalogue import read_columns, voxel_bytes
+from raygenesis.amounts import MIB
 from raygenesis.errors import RaygenesisError
 from raygenesis.files import Place, read_json
 from raygenesis.machine import Hardware
 from raygenesis.planning import work
 from raygenesis.planning.estimate import Factor, estimate
-from raygenesis.planning.work import MIB, START_S, Scans, Work
+from raygenesis.planning.work import START_S, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
 from raygenesis.settings import PriceSettings, Settings, settings_from
 from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace import Workspace
 
-MOST_SAMPLED = 1000  # scans
 LEAST_S = 5.0  # of work, at the shipped rates, from which a rate is learnt: of less, starting is most
 ENDLESS = 1e12  # MiB/s: a measured time holds what reading took
 
 
 def scans_of(workspace: Workspace) -> Scans | None:
-    """The archive's scans, of a mean size that an even sample has; None without one."""
+    """The archive's scans, of their mean size; None without an archive, or if its manifest is of an earlier version."""
     made = read_json(workspace.archive / "manifest.json")
-    if made is None:
+    if made is None or "voxel_bytes" not in made:
         return None
-    table = read_columns(workspace.catalog, ["shape", "num_channels", "dtype", "source_bytes"])
-    sample = table.take(list(range(0, table.num_rows, math.ceil(table.num_rows / MOST_SAMPLED)))).to_pylist()
-    sizes = [sum(map(of, sample)) / len(sample) / MIB for of in (voxel_bytes, lambda row: row["source_bytes"])]
-    return Scans(table.num_rows, *sizes)
+    number = made["counts"]["volumes"]
+    return Scans(number, made["voxel_bytes"] / number / MIB, made["source_bytes"] / number / MIB)
 
 
 def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
@@ -68,8 +64,7 @@ def _factor(stage: str, did: Did | None) -> Factor | None:
     if not hardware.num_cores or variable < LEAST_S or seconds <= START_S[stage]:
         return None
     stored = made["bytes"] / MIB / done.stored_mib if done.stored_mib else 1.0
-    seen = f"{hardware.num_cores} cores" + (f", {hardware.num_gpus} GPUs" if hardware.num_gpus else "")
-    return Factor((seconds - START_S[stage]) / variable, stored, f"this workspace, {seen}")
+    return Factor((seconds - START_S[stage]) / variable, stored, f"this workspace, {hardware.amount}")
 
 
 def _ingested(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from raygenesis.amounts import GIB, MIB, duration, several, size
 from raygenesis.archive.catalogue import num_held_out
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
@@ -13,7 +14,7 @@ from raygenesis.planning.estimate import Estimate, Factor, estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
-from raygenesis.progress import duration, say, size
+from raygenesis.progress import say
 from raygenesis.settings import Settings, settings_from
 from raygenesis.workspace import Workspace
 
@@ -39,15 +40,14 @@ def plan(
     if number is None:
         raise SettingsError("plan needs a number of scans: give --volumes, or --workspace with an archive")
     factors = {} if workspace is None else factors_of(workspace, settings)
-    size = scan_mib or (SCAN_MIB[settings.ndim] if there is None else there.voxel_mib)
+    voxel_mib = scan_mib or (SCAN_MIB[settings.ndim] if there is None else there.voxel_mib)
     files = COMPRESSED if there is None else there.source_mib / there.voxel_mib
-    scans = Scans(number, size, size * files)
+    scans = Scans(number, voxel_mib, voxel_mib * files)
     settings, told = _for_gpus(settings, hardware)
     _check(scans, hardware, settings)
     estimates = [estimate(work, hardware, settings.prices, factors, mib_per_s) for work in pipeline(scans, settings)]
-    gpus = f", {hardware.num_gpus} GPUs" if hardware.num_gpus else ""
-    say("plan", f"{scans.number:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.num_cores} cores{gpus}, "
-        f"{hardware.num_nodes} node(s) that read and write {mib_per_s:g} MiB/s")  # fmt: skip
+    say("plan", f"{scans.number:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.amount}, "
+        f"{several(hardware.num_nodes, 'nodes')}, each reading and writing {mib_per_s:g} MiB/s")  # fmt: skip
     for line in table(estimates):
         say("plan", line)
     if told:
@@ -92,10 +92,11 @@ def table(estimates: Sequence[Estimate]) -> list[str]:
 
 
 def _cells(one: Estimate) -> tuple[str, ...]:
-    on = f"{one.num_gpus} GPUs" if one.num_gpus else f"{one.num_cores:g} cores"
+    on = several(one.num_gpus, "GPUs") if one.num_gpus else several(one.num_cores, "cores")
+    cost = "" if one.cost is None else f"{one.cost:,.2f}"
     return (
-        one.work.stage, one.work.what, duration(one.seconds), on, size(one.memory_gib * 1024), size(one.stored_mib),
-        size(one.moved_mib), "" if one.cost is None else f"{one.cost:,.2f}", one.limit, one.seen or "shipped",
+        one.work.stage, one.work.what, duration(one.seconds), on, size(one.memory_gib * GIB),
+        size(one.stored_mib * MIB), size(one.moved_mib * MIB), cost, one.limit, one.seen or "shipped",
     )  # fmt: skip
 
 
@@ -107,8 +108,8 @@ def _total(estimates: Sequence[Estimate]) -> tuple[str, ...]:
         moved_mib=sum(one.moved_mib for one in estimates), memory_gib=max(one.memory_gib for one in estimates),
     )  # fmt: skip
     return (
-        "all", "", duration(sums.seconds), "", size(sums.memory_gib * 1024), size(sums.stored_mib),
-        size(sums.moved_mib), cost, f"most time: {slowest.work.stage}", "",
+        "all", "", duration(sums.seconds), "", size(sums.memory_gib * GIB), size(sums.stored_mib * MIB),
+        size(sums.moved_mib * MIB), cost, f"most time: {slowest.work.stage}", "",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from raygenesis.amounts import GIB, MIB
 from raygenesis.archive.cells import DTYPE
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, is_exact_cheaper
@@ -38,7 +39,6 @@ STORED_OF_VOXELS = 0.75  # the archive, pyramids and all, of its voxels
 STORED_OF_CUBES = 0.67  # the pattern store, of its cubes
 CHECKPOINTS = 9  # times the weights: a run's checkpoints (weights, best ones, Adam's moments) and its encoder
 WORKER_GIB = 0.6  # a process that has imported torch and Ray
-MIB, GIB = 2**20, 2**30
 ONE_NODE = -1  # `most_cores` of one process: the cores of its node
 
 

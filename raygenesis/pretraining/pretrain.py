@@ -10,6 +10,7 @@ import ray
 import ray.data
 
 from raygenesis import cluster
+from raygenesis.amounts import size
 from raygenesis.errors import SettingsError
 from raygenesis.files import Place, publish, read_json
 from raygenesis.patterns.reader import TRAINING_COLUMNS, made_by, predicate, read_patterns
@@ -21,7 +22,7 @@ from raygenesis.pretraining.pretexts import CROPS, PATTERNS, pretext_of
 from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.weights import export, num_parameters
-from raygenesis.progress import Stopwatch, mib, say
+from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, as_yaml
 from raygenesis.training.feeding import Samples
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
@@ -134,12 +135,12 @@ def pattern_feeds(folder: Place, settings: Settings) -> tuple[dict[str, Feed], s
     if num_bytes > pretraining.memory_gib * 2**30:
         return (
             {key: StoredPatterns(folder, split, *selected) for key, split in splits.items()},
-            f"{mib(num_bytes)} read from files",
+            f"{size(num_bytes)} read from files",
         )
     return {
         key: ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
         for key, source in sources.items()
-    }, f"{mib(num_bytes)} in memory"
+    }, f"{size(num_bytes)} in memory"
 
 
 def check_pretext(settings: Settings) -> None:
@@ -250,5 +251,5 @@ def _summarise(manifest: Mapping[str, Any], num_epochs: int, exported: Place) ->
         say("pretrain", f"warning: {sentence}")
     say(
         "pretrain",
-        f"{num_epochs} epochs, {mib(manifest['bytes'])}, {manifest['seconds']:.1f} s → {exported}",
+        f"{num_epochs} epochs, {size(manifest['bytes'])}, {manifest['seconds']:.1f} s → {exported}",
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 
+from raygenesis.amounts import duration, size
+
 SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}
 WORDS = {
     **SYMBOLS, "dice": "Dice", "iou": "IoU", "auc": "AUC", "sd": "s.d.", "rankme": "RankMe",
@@ -25,29 +27,12 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(context)
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 24 * 60:
-        return f"{minutes // 60 // 24:,} d {minutes // 60 % 24:02d} h"
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
 def number(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value if isinstance(value, str) else str(value)  # a string may be markup
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def size(num_bytes: float) -> str:
-    for unit in ("KiB", "MiB", "GiB"):
-        num_bytes /= 2**10
-        if num_bytes < 2**10:
-            return f"{num_bytes:.1f} {unit}"
-    return f"{num_bytes / 2**10:,.1f} TiB"
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from raygenesis.amounts import size
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import Place, publish, read_json
-from raygenesis.progress import Stopwatch, mib, say
+from raygenesis.progress import Stopwatch, say
 from raygenesis.report import sections
 from raygenesis.report.charts import Chart
 from raygenesis.report.cost import cost
@@ -57,7 +58,7 @@ def report(workspace: Workspace, settings: Settings) -> Place:
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, lambda aside: aside.write_text(page, encoding="utf-8"))
     num_figures = _write_figures(workspace.report / "figures", context)
-    say("report", f"{mib(path.stat().st_size)}, {num_figures} figures, {watch.seconds:.1f} s → {path}")
+    say("report", f"{size(path.stat().st_size)}, {num_figures} figures, {watch.seconds:.1f} s → {path}")
     return path
 
 

@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
+from raygenesis.amounts import size
 from raygenesis.archive.catalogue import read_catalogue, read_columns
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, read_regions, volume_folder
 from raygenesis.errors import SettingsError
 from raygenesis.files import Place, publish
 from raygenesis.patterns.reader import read_patterns, store_manifest
-from raygenesis.progress import mib, say
+from raygenesis.progress import say
 from raygenesis.report.page import render
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace import Workspace
@@ -63,7 +64,7 @@ def view(workspace: Workspace, volume_id: str, path: Path, store: str = "pattern
     except OSError as error:
         raise SettingsError(f"--output {path} cannot be written ({error.strerror}): give another name") from None
     publish(path, lambda aside: aside.write_text(page, encoding="utf-8"))
-    say("view", f"{len(patterns)} patterns of {volume_id}, level {level}, {mib(path.stat().st_size)} → {path}")
+    say("view", f"{len(patterns)} patterns of {volume_id}, level {level}, {size(path.stat().st_size)} → {path}")
     return len(patterns)
 
 

@@ -16,13 +16,14 @@ import ray
 import torch
 
 from raygenesis import cluster
+from raygenesis.amounts import size
 from raygenesis.errors import SettingsError
 from raygenesis.files import Place, publish, read_json, write_json
 from raygenesis.planning.announce import announce
 from raygenesis.planning.work import sweep as sweep_work
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import EXECUTION, pretext_task
-from raygenesis.progress import Stopwatch, mib, say
+from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
@@ -247,7 +248,7 @@ def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]],
         "sweep",
         f"{counts['trials']} trials, {counts['stopped']} stopped early, {counts['failures']} failed: "
         f"{cost['seconds']:.1f} trial seconds ({wasted / max(cost['seconds'], 1e-9):.0%} on those), "
-        f"{cost['cpu_seconds']:.1f} CPU and {cost['gpu_seconds']:.1f} GPU seconds; {mib(counts['bytes_cropped'])} "
+        f"{cost['cpu_seconds']:.1f} CPU and {cost['gpu_seconds']:.1f} GPU seconds; {size(counts['bytes_cropped'])} "
         "cropped",
     )
     say("sweep", f"{manifest['seconds']:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from raygenesis.transfer.examples import (
     Problem,
     Target,
 )
+from raygenesis.transfer.tables import named_rows
 
 MOST_CLASSES = 100  # more different values in a column are numbers, not classes
 
@@ -74,7 +74,7 @@ def read_table(
     classes: the values, in the order of the classes; those found, sorted, when None.
     """
     columns = [key_column, value_column, *([subject_column] if subject_column else [])]
-    rows = read_rows(table, columns)
+    rows = named_rows(table, columns)
     scans, no_images = _scans(images, "images")
     named = _called(scans, lambda scan: _names_of(scan, subject_pattern))
     parts = _parts_of(split)
@@ -118,23 +118,6 @@ def read_table(
     problems += [Problem(source, f"an image without a row in {table}") for source in scans if source not in given]
     problems += [Problem(source, reason) for source, reason in no_images.items()]
     return Target(task, ndim, tuple(numbers), *_split(examples, problems, parts, split))
-
-
-def read_rows(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file, values stripped. Raises ScanError if it is not there, or lacks a column."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            there = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = there
-            missing = [name for name in columns if name not in there]
-            if missing:
-                raise ScanError(f"{table} has no column {missing[0]!r}: it has {', '.join(there) or 'none'}")
-            return [{name: (row[name] or "").strip() for name in columns} for row in reader]
-    except OSError as error:
-        raise ScanError(f"table {table} cannot be read: {error.strerror}") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ScanError(f"{table} is not a CSV table: {error}") from None
 
 
 def _fault(key: str, found: Sequence[str], value: str, numbers: Mapping[str, int], task: str) -> str | None:
@@ -202,7 +185,7 @@ def _parts_of(split: Path | None) -> dict[str, str]:
     if split is None:
         return {}
     parts: dict[str, str] = {}
-    for row in read_rows(split, ["subject", "split"]):
+    for row in named_rows(split, ["subject", "split"]):
         if row["split"] not in (TRAIN, VALIDATION, TEST):
             raise ScanError(f"{split}: subject {row['subject']} is in {row['split']!r}: use train, validation or test")
         if parts.setdefault(row["subject"], row["split"]) != row["split"]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from raygenesis.archive.catalogue import CATALOGUE
+from raygenesis.amounts import MIB
 from raygenesis.errors import SettingsError
 from raygenesis.files import write_json
 from raygenesis.machine import Hardware
@@ -19,7 +17,6 @@ from raygenesis.planning.estimate import estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.plan import plan
 from raygenesis.planning.work import START_S
-from raygenesis.progress import duration, size
 from raygenesis.settings import PriceSettings, load_settings
 from raygenesis.workspace import Workspace
 from tests.end_to_end.conftest import raygenesis
@@ -40,13 +37,6 @@ def workspace(tmp_path: Path) -> Workspace:
     """1,000 scans of 2 MiB of voxels in files of 1 MiB; stages took twice as long as the shipped rates say."""
     found = Workspace.open(tmp_path)
     found.archive.mkdir()
-    rows = [
-        {
-            "volume_id": f"{number:04d}", "shape": [64, 128, 128], "num_channels": 1, "dtype": "int16",
-            "source_bytes": 2**20,
-        } for number in range(1000)
-    ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, CATALOGUE), found.catalog)
     scans = work.Scans(1000, 2.0, 1.0)
 
     def twice(stage: str, did: work.Work) -> float:
@@ -54,7 +44,10 @@ def workspace(tmp_path: Path) -> Workspace:
         return START_S[stage] + 2 * (one - START_S[stage])
 
     counts = {"scans": 1000, "volumes": 1000, "known": 0, "failures": 0}
-    manifest(found.archive, twice("ingest", work.ingest(scans)), counts=counts, settings={})
+    manifest(
+        found.archive, twice("ingest", work.ingest(scans)), counts=counts, settings={},
+        voxel_bytes=2000 * MIB, source_bytes=1000 * MIB,
+    )  # fmt: skip
     tree = SMALL.model_dump(mode="json")
     taught = {"epochs": 10, "training": 800, "validation": 200}
     manifest(
@@ -194,14 +187,3 @@ def test_a_stage_says_what_it_takes_and_warns(workspace: Workspace, capsys: pyte
     assert "ingest: warning: only " in said
     announce([], workspace, SMALL)
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"), [(0.4, "0 s"), (119, "119 s"), (150, "2.5 min"), (3 * 3600, "3.0 h"), (3 * 86400, "3.0 d")]
-)
-def test_durations(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
-
-
-def test_sizes() -> None:
-    assert [size(mib) for mib in (0.04, 1023, 1024, 3 * 2**20)] == ["0.0 MiB", "1023.0 MiB", "1.0 GiB", "3.0 TiB"]

@@ -18,7 +18,6 @@ from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import write_json
 from raygenesis.report import charts
-from raygenesis.report.page import duration, size
 from raygenesis.report.pictures import Gallery, mid_slice, picture
 from raygenesis.report.report import report
 from raygenesis.workspace import Workspace
@@ -229,22 +228,6 @@ def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Wor
     page = Page(report(workspace, settings_of(3, prices={"cpu_hour": 0.5, "gpu_hour": 3})))
     assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30\s*2\s*0.5\s*2.5\s", page.text)
     assert "a-host" not in page.text and "is damaged" not in page.text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(12.34, "12.3 s"), (75, "1 min 15 s"), (3600, "1 h 00 min"), (86_399, "23 h 59 min"), (90_000, "1 d 01 h")],
-)
-def test_times_for_people(value: float, text: str) -> None:
-    assert duration(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(512, "0.5 KiB"), (2**20, "1.0 MiB"), (1.5 * 2**30, "1.5 GiB"), (2**40, "1.0 TiB"), (2**51, "2,048.0 TiB")],
-)
-def test_sizes_for_people(value: float, text: str) -> None:
-    assert size(value) == text
 
 
 def test_slices_stand_upright_with_the_right_on_the_left() -> None:

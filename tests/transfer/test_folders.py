@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.transfer.examples import Target
-from raygenesis.transfer.folders import read_label_maps, read_rows, read_table
+from raygenesis.transfer.folders import read_label_maps, read_table
+from raygenesis.transfer.tables import named_rows
 from tests.archive.dicom_series import STUDY, series, write_all
 from tests.data import HIPPOCAMPI, needs_hippocampi
 from tests.transfer.made_up import write_nifti
@@ -176,7 +177,7 @@ def test_subjects_come_from_their_column(folder: Path) -> None:
     ("", "labels.csv has no column 'image': it has none"),
     ("image,value\nz,1\ny,0\n", "no row of .*labels.csv gives an example: z: a label without an image"),
     ("image,value\n", "no row of .*labels.csv gives an example$"),
-    (b"\xff\xfei\x00", "labels.csv is not a CSV table"),
+    (b"\xff\xfei\x00", "labels.csv cannot be read as a table"),
 ])  # fmt: skip
 def test_a_table_that_is_none_is_one_sentence(folder: Path, rows: str | bytes, said: str) -> None:
     put(folder, "images/a.nii")
@@ -186,8 +187,8 @@ def test_a_table_that_is_none_is_one_sentence(folder: Path, rows: str | bytes, s
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ScanError, match=r"table .*no\.csv cannot be read: No such file"):
-        read_rows(tmp_path / "no.csv", ["image"])
+    with pytest.raises(ScanError, match=r"no\.csv does not exist: put the table there"):
+        named_rows(tmp_path / "no.csv", ["image"])
 
 
 def test_classes_are_at_least_two_and_not_as_many_as_numbers(folder: Path) -> None:
@@ -204,7 +205,7 @@ def test_rows_are_what_the_csv_module_wrote(tmp_path: Path, cells: list[str]) ->
     text = io.StringIO()
     csv.writer(text).writerows([["image", "value"], cells])
     (tmp_path / "t.csv").write_text(text.getvalue(), newline="")
-    (row,) = read_rows(tmp_path / "t.csv", ["image", "value"])
+    (row,) = named_rows(tmp_path / "t.csv", ["image", "value"])
     assert list(row.values()) == [cell.strip() for cell in cells]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import MULTILABEL, TEST, TRAIN, Example, ImageFile, Problem, Target
-from raygenesis.transfer.published.listing import by_name, files_below, rows, usable
+from raygenesis.transfer.published.listing import by_name, files_below, usable
+from raygenesis.transfer.tables import rows
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")

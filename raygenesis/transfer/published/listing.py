@@ -1,19 +1,16 @@
-"""What every published layout is read with: the files below a folder, the rows of a table, names that are safe."""
+"""What every published layout is read with: the files below a folder, and names that are safe."""
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import Problem, Target
 
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Run lengths make fields longer than the 128 KiB that csv takes by itself.
-LARGEST_FIELD = 2**24
 
 
 def files_below(folder: Path, endings: str | tuple[str, ...]) -> list[Path]:
@@ -43,30 +40,6 @@ def by_name(
         else:
             named[name] = path
     return named, problems
-
-
-def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Where a row is ("table.csv:7") and what it has in those columns, "" where it is too short.
-
-    Blanks round names and values do not count. Raises ScanError if the table or a column is missing.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            csv.field_size_limit(LARGEST_FIELD)
-            table = csv.reader(file)
-            header = [name.strip() for name in next(table, [])]
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise ScanError(f"{path} has no column {missing[0]}, only {', '.join(header)}: give the owners' file")
-            places = [header.index(name) for name in columns]
-            for row in table:
-                if row:
-                    values = [row[place].strip() if place < len(row) else "" for place in places]
-                    yield f"{path.name}:{table.line_num}", values
-    except FileNotFoundError:
-        raise ScanError(f"{path} does not exist: put the owners' table there") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ScanError(f"{path} cannot be read as a table ({error}): give the owners' file") from None
 
 
 def usable(folder: Path, target: Target) -> Target:

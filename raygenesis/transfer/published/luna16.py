@@ -24,7 +24,8 @@ from raygenesis.transfer.examples import (
     Region,
     Target,
 )
-from raygenesis.transfer.published.listing import by_name, files_below, rows, usable
+from raygenesis.transfer.published.listing import by_name, files_below, usable
+from raygenesis.transfer.tables import rows
 
 TABLE = "candidates_V2.csv"
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "class")

@@ -110,5 +110,5 @@ def test_a_wrong_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match=r"test_list\.txt does not exist"):
         read(tmp_path)
     (tmp_path / "Data_Entry_2017.csv").write_text("Image,Labels\n")
-    with pytest.raises(ScanError, match="has no column Image Index, only Image, Labels"):
+    with pytest.raises(ScanError, match="has no column 'Image Index': it has Image, Labels"):
         read(tmp_path)

@@ -120,10 +120,10 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
 def test_a_wrong_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match="does not exist or is not a folder"):
         read(tmp_path / "nowhere")
-    with pytest.raises(ScanError, match=r"candidates_V2\.csv does not exist: put the owners' table there"):
+    with pytest.raises(ScanError, match=r"candidates_V2\.csv does not exist: put the table there"):
         read(tmp_path)
     write_table(tmp_path, header="seriesuid,x,y,z,class")
-    with pytest.raises(ScanError, match=r"candidates_V2\.csv has no column coordX"):
+    with pytest.raises(ScanError, match=r"candidates_V2\.csv has no column 'coordX'"):
         read(tmp_path)
     write_table(tmp_path, f"{UID.format(1)},1,2,3,1")
     with pytest.raises(ScanError, match=r"holds no example .*no subset holds its \.mhd"):

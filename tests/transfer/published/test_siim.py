@@ -144,7 +144,7 @@ def test_a_wrong_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match=r"train-rle\.csv does not exist"):
         read(tmp_path)
     write_table(tmp_path, header="ImageId,Pixels")
-    with pytest.raises(ScanError, match=r"train-rle\.csv has no column EncodedPixels, only ImageId, Pixels"):
+    with pytest.raises(ScanError, match=r"train-rle\.csv has no column 'EncodedPixels': it has ImageId, Pixels"):
         read(tmp_path)
     write_table(tmp_path)
     with pytest.raises(ScanError, match="holds no example: give the folder"):
