@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,11 @@ TERMINATED = 128 + signal.SIGTERM
 def jobs_folder(workspace: Workspace) -> Place:
     """Where the records are: they hold lines of the log, which name files."""
     return workspace.private / "jobs"
+
+
+def is_own(record: Mapping[str, Any]) -> bool:
+    """Whether it is of a job that this process is just doing."""
+    return (record["state"], record["host"], record["process"]) == (RUNNING, socket.gethostname(), os.getpid())
 
 
 @contextmanager

@@ -24,12 +24,13 @@ ENDLESS = 1e12  # MiB/s: a measured time holds what reading took
 
 
 def scans_of(workspace: Workspace) -> Scans | None:
-    """The archive's scans, of their mean size; None without an archive, or if its manifest is of an earlier version."""
+    """The archive's scans, of their mean size; None without an archive."""
     made = read_json(workspace.archive / "manifest.json")
-    if made is None or "voxel_bytes" not in made:
+    if made is None:
         return None
     number = made["counts"]["volumes"]
-    return Scans(number, made["voxel_bytes"] / number / MIB, made["source_bytes"] / number / MIB)
+    files = made["source_bytes"]
+    return Scans(number, made.get("voxel_bytes", files) / number / MIB, files / number / MIB)  # an earlier version's
 
 
 def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:

@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import yaml
 from numpy.typing import NDArray
 
+from raygenesis.amounts import duration
 from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
 from raygenesis.archive.cells import decode
 from raygenesis.errors import RaygenesisError, WorkspaceError
 from raygenesis.files import Place, read_json, read_table
-from raygenesis.job import jobs_folder
+from raygenesis.job import is_own, jobs_folder
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.pretexts import pretext_of
@@ -150,8 +151,9 @@ def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
         assert job is not None
         started, updated = (datetime.fromisoformat(job[key]) for key in ("started", "updated"))
         hours = {"core hours": job["core_seconds"] / 3600, "GPU hours": job["gpu_seconds"] / 3600}
-        row = {"job": job["verb"], "state": job["state"], "started": f"{started:%Y-%m-%d %H:%M}"}
-        row |= {"minutes": (updated - started).total_seconds() / 60, **hours}
+        state = "writes this page" if is_own(job) else job["state"]
+        row = {"job": job["verb"], "state": state, "started": f"{started:%Y-%m-%d %H:%M}"}
+        row |= {"took": duration((updated - started).total_seconds()), **hours}
         cost = prices.of(job["core_seconds"], job["gpu_seconds"])
         if cost is not None:
             row["cost"] = cost

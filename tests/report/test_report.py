@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -168,8 +170,8 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     # The sweep: what varies, in words and pictures; what failed, what was stopped and what it cost.
     assert page.text.count("OSError: <script>") == 4  # in the table and below it, of the finished one and of the begun
     assert "stopped at epoch 1" in page.text and "0.0 KiB were cropped during the sweep" in page.text
-    assert "The trials took 5 min 40 s" in page.text and "30.0 s those that were stopped early" in page.text
-    assert "10.0 s those that failed" in page.text and "one seed" in page.text
+    assert "The trials took 5.7 min" in page.text and "30 s those that were stopped early" in page.text
+    assert "10 s those that failed" in page.text and "one seed" in page.text
     assert "no monitor warns" in page.text.lower()
     labels = "".join(re.findall(r'aria-label="([^"]*)"', page.html))
     assert "Sweep begun: 11 points as lines over λcls, corruption, learning rate, retrieval" in labels
@@ -221,12 +223,15 @@ def test_cubes_of_a_class_are_more_alike_than_others(workspace: Workspace) -> No
 def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Workspace) -> None:
     make_archive(workspace)
     (workspace.private / "jobs").mkdir(parents=True)
-    job = {"verb": "ingest", "state": "succeeded", "said": [f"{HOSTILE} is damaged"], "host": "a-host"}
+    job = {"verb": "ingest", "state": "succeeded", "said": [f"{HOSTILE} is damaged"], "host": "a-host", "process": 1}
     job |= {"started": "2026-01-02T03:04:05+00:00", "updated": "2026-01-02T03:34:05+00:00"}
     job |= {"core_seconds": 7200.0, "gpu_seconds": 1800.0}
     write_json(workspace.private / "jobs" / "20260102-030405-ingest-abcd.json", job)
+    own = {**job, "verb": "report", "state": "running", "host": socket.gethostname(), "process": os.getpid()}
+    write_json(workspace.private / "jobs" / "20260102-040405-report-abcd.json", own)
     page = Page(report(workspace, settings_of(3, prices={"cpu_hour": 0.5, "gpu_hour": 3})))
-    assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30\s*2\s*0.5\s*2.5\s", page.text)
+    assert re.search(r"report\s*writes this page\s*2026-01-02 03:04", page.text)
+    assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30.0 min\s*2\s*0.5\s*2.5\s", page.text)
     assert "a-host" not in page.text and "is damaged" not in page.text
 
 

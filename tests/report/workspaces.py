@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
+from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue, voxel_bytes
 from raygenesis.archive.cells import encode
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embed import WEIGHTS
@@ -56,7 +56,8 @@ def make_archive(workspace: Workspace, ndim: int = 3, failures: Sequence[dict[st
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
     write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(list(failures), FAILURES))
     counts = {"scans": 6, "volumes": 6, "subjects": 6, "known": 0}
-    Stage(workspace.archive, chosen(settings_of(ndim), "archive"), {}).finish(counts, 1.0)
+    sizes = {"source_bytes": sum(row["source_bytes"] for row in rows), "voxel_bytes": sum(map(voxel_bytes, rows))}
+    Stage(workspace.archive, chosen(settings_of(ndim), "archive"), {}).finish(counts, 1.0, **sizes)
 
 
 def make_discovery(workspace: Workspace, settings: Settings) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from raygenesis.settings import Settings, load_settings
 from raygenesis.settings.reference import reference
 
-PAGE = Path(__file__).resolve().parents[1] / "SETTINGS.md"
+PAGE = Path(__file__).resolve().parents[2] / "SETTINGS.md"
 
 
 def test_the_page_is_up_to_date() -> None:
