@@ -78,7 +78,7 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default", ex
         model = task.build()
         model.load_state_dict(state["best"])
         facts = _facts(task, state, samples)
-        facts["retrieval"] = _retrieval(workspace, task, model)
+        facts |= _retrieval(workspace, task, model)
         known = {key: value for key, value in facts.items() if value is not None}
         exported = export(model, folder, {"pretext": settings.pretraining.pretext, **known, store.name: num_patterns})
         counts = {
@@ -224,14 +224,20 @@ def _warnings(task: PretextTask, state: Mapping[str, Any], facts: Mapping[str, A
     return list(found.values())
 
 
-def _retrieval(workspace: Workspace, task: PretextTask, model: PretextNetwork) -> float | None:
-    """Anatomy retrieval on discovered held-out patterns, so that all pretext tasks can be compared; None without."""
+def _retrieval(workspace: Workspace, task: PretextTask, model: PretextNetwork) -> dict[str, float | None]:
+    """Anatomy retrieval on discovered held-out patterns, so that all pretext tasks can be compared, beside that of the
+    weights that training began with; None without patterns.
+    """
     patterns = read_json(workspace.patterns / "manifest.json")
     if patterns is None or tuple(patterns["cube_shape"]) != task.sample_shape:
-        return None
+        return {"retrieval": None, "retrieval_untrained": None}
     where = predicate(VALIDATION, None, task.settings.num_coordinates if task.pretext.crops == PATTERNS else None)
     table = read_patterns(workspace.patterns, TRAINING_COLUMNS, where)
-    return anatomy_retrieval(model.encoder, Samples([table], task.sample_key, task.sample_shape))
+    samples = Samples([table], task.sample_key, task.sample_shape)
+    return {
+        "retrieval": anatomy_retrieval(model.encoder, samples),
+        "retrieval_untrained": anatomy_retrieval(task.build().encoder, samples),
+    }
 
 
 def _summarise(manifest: Mapping[str, Any], num_epochs: int, exported: Place) -> None:
@@ -244,7 +250,7 @@ def _summarise(manifest: Mapping[str, Any], num_epochs: int, exported: Place) ->
             f"{manifest['mean_image_mse']:.5f})"
         )
     if manifest["retrieval"] is not None:
-        told.append(f"anatomy retrieval {manifest['retrieval']:.3f}")
+        told.append(f"anatomy retrieval {manifest['retrieval']:.3f} (untrained {manifest['retrieval_untrained']:.3f})")
     told.append(f"effective rank of the embedding {manifest['effective_rank']:.1f}")
     say("pretrain", f"held-out subjects: {', '.join(told)}")
     for sentence in manifest["warnings"]:

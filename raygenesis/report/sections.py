@@ -252,7 +252,8 @@ def _facts_row(run: Made) -> dict[str, Any]:
         "epochs": facts["counts"]["epochs"], "best epoch": facts["epoch"] + 1,
         "accuracy": facts["accuracy"], "chance": facts["chance"], "restoration error": facts["restoration_mse"],
         "identity": facts["identity_mse"], "mean image": facts["mean_image_mse"],
-        "anatomy retrieval": facts["retrieval"], "effective rank": facts["effective_rank"],
+        "anatomy retrieval": facts["retrieval"],
+        "untrained": facts.get("retrieval_untrained"), "effective rank": facts["effective_rank"],
         "cubes": facts["counts"]["patterns"], "seconds": facts["seconds"],
     }  # fmt: skip
 
@@ -268,7 +269,10 @@ def _in_words(facts: Row) -> list[str]:
         shares = [f"{facts['restoration_mse'] / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
         said.append(f"It restores with an error of {facts['restoration_mse']:.4g}: {' and '.join(shares)}")
     if facts["retrieval"] is not None:
-        said.append(f"It finds the same place in other scans with a mean average precision of {facts['retrieval']:.3f}")
+        untrained = facts.get("retrieval_untrained")  # an earlier version's run has none
+        beside = "" if untrained is None else f", as untrained it did with {untrained:.3f}"
+        precision = f"a mean average precision of {facts['retrieval']:.3f}"
+        said.append(f"It finds the same place in other scans with {precision}{beside}")
     if facts["effective_rank"] is not None:
         said.append(f"Its embedding uses {facts['effective_rank']:.1f} directions")
     if speed := facts.get("speed"):

@@ -21,6 +21,8 @@ from raygenesis.patterns.reader import read_patterns
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 NUM_SUBJECTS, SEED = 26, 3
 SETTINGS = load_settings(
     "cpu-small",

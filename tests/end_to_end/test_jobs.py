@@ -94,6 +94,7 @@ def submit(environment: dict[str, str], *entrypoint: str) -> subprocess.Complete
         time.sleep(1)
 
 
+@pytest.mark.slow
 def test_pretrain_as_a_job(main_job: MainJob, cluster: dict[str, str], tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     shutil.copytree(main_job.workspace, workspace)

@@ -45,6 +45,7 @@ def contents(archive: Path | RemotePath) -> dict[str, bytes]:
     return {str(path).removeprefix(str(archive)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_an_archive_in_an_object_store_is_the_one_on_a_disk(
     ray_cluster: None, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert (folder / "encoder.safetensors").read_bytes() == (whole / "encoder.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_extended_run_is_as_one_that_was_longer_from_the_start(workspace, whole, capsys):
     pretrain(workspace, settings_of(), "extended")
     with pytest.raises(WorkspaceError, match=r"num_joint_epochs was 2 and is now 3\): add --extend to go on"):

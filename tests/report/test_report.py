@@ -158,6 +158,7 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     assert "Map of 6 embeddings in two dimensions: references (1), neighbours (2), others (3)." in page.html
     assert f"raygenesis discover --workspace {workspace.root} --preset settings.yaml" in page.text
     assert "It names 100% of what is held out rightly, 2.0 times chance" in page.text
+    assert "a mean average precision of 0.900, as untrained it did with 0.300" in page.text
     assert "It restores with an error of 0.01: 0.03 of that of leaving the cube as it is" in page.text
 
     # It says what was learnt and what was not.

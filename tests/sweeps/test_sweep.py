@@ -83,7 +83,7 @@ def test_the_default_space_is_ranked_without_cropping_and_a_second_run_does_noth
     best = load_settings(str(folder / "best.yaml"))
     assert best.pretraining.lambda_cls == table[0]["lambda_cls"]
     assert best.pretraining.num_joint_epochs == settings_of().pretraining.num_joint_epochs  # not the sweep's
-    assert "0.0 MiB cropped" in capsys.readouterr().out
+    assert "0.0 KiB cropped" in capsys.readouterr().out
     assert sweep(workspace, swept()) == manifest and "nothing to do" in capsys.readouterr().out
     page = report(workspace, swept()).read_text()
     assert "Sweep default: 8 points as lines over λcls, K, C, retrieval" in page and "default by λcls" in page
@@ -259,7 +259,8 @@ def made_up(value_of: Callable[[dict[str, Any]], float]) -> Callable[..., None]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("rule", ["median", pytest.param("asha", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["median", "asha"])
 def test_the_worse_trials_are_stopped_early_and_stay_in_the_table(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
@@ -357,6 +358,7 @@ def test_a_corruption_that_is_too_strong_for_the_cube_is_refused(tmp_path: Path)
         sweep(small, settings_from(tree), "refused", space)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_target_is_few_shot_segmentation_of_subjects_that_were_not_learnt_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -73,6 +73,7 @@ def test_one_worker_of_ray_trains_as_the_plain_loop_does(undisturbed):
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "metrics.parquet", "steps"]
 
 
+@pytest.mark.slow
 def test_a_second_call_after_the_end_trains_nothing(undisturbed, datasets, tmp_path):
     state, folder = undisturbed
     again, num_epochs = fit_with_ray(Experiment(), datasets, folder)
@@ -90,6 +91,7 @@ def test_a_worker_killed_twice_in_the_midst_of_epochs_ends_as_if_undisturbed(und
     assert_same_run(tmp_path / "run", state, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_no_more(undisturbed, datasets, tmp_path, capsys):
     half = Experiment(settings=settings(num_epochs=2), seconds_a_step=0.02)
     fit_with_ray(half, datasets, tmp_path, ALWAYS)

@@ -61,6 +61,7 @@ def plan_file(folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interrupted_plan_goes_on(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]

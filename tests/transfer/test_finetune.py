@@ -209,6 +209,7 @@ def test_labels_with_a_gap_are_one_sentence(tmp_path: Path) -> None:
         target.finetune()
 
 
+@pytest.mark.slow
 def test_a_failed_trial_leaves_the_others_and_is_named(tmp_path: Path) -> None:
     target = Target(tmp_path)
     with pytest.raises(TrainingError, match=r"^4 of 4 trials failed, .* the loss is nan at step \d+: lower finetune"):
@@ -246,6 +247,7 @@ def test_a_2d_run_works_slice_by_slice_and_a_gpu_that_is_not_there_is_one_senten
         target.finetune(("random", "flat"), num_gpus=1, num_trials=3)
 
 
+@pytest.mark.slow
 def test_only_what_is_drawn_is_opened_and_a_changed_label_map_is_another_target(tmp_path: Path) -> None:
     target, again = Target(tmp_path), Target(tmp_path / "again")
     for each in (target, again):
