@@ -65,6 +65,8 @@ def sweep(
     watch = Stopwatch()
     cluster.connect()
     num_gpus, concurrent = _capacity(settings)
+    # What TPE proposes depends on how many run at once; other searches use machines that come.
+    grows = cluster.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
     ready = few_shot_of(posed, workspace) if posed else None
     with stage.claimed():
         before = _contents(workspace)
@@ -75,10 +77,11 @@ def sweep(
         say(
             "sweep",
             f"{settings.sweep.search} search over {', '.join(space.varied) or 'one point'}: {num_trials} trials, "
-            f"{concurrent} at once; best by {OBJECTIVES[settings.sweep.objective].words}",
+            f"{concurrent} at once{', more as machines come' if grows else ''}; best by "
+            f"{OBJECTIVES[settings.sweep.objective].words}",
         )
         announce([sweep_work(settings, _num_points(settings, space))], workspace, settings)
-        run_trials(queue, plan, workspace.patterns, concurrent, num_trials)
+        run_trials(queue, plan, workspace.patterns, None if grows else concurrent, num_trials)
         return _finish(stage, queue, space, settings, patterns, watch, _cropped(before, _contents(workspace)))
 
 

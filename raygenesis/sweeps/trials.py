@@ -21,10 +21,14 @@ from raygenesis.sweeps.search import Next
 from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, STOPPED, Plan, Trial, run_trial
 
 CPUS_PER_TRIAL = 1
+MOST_LOSSES = 2  # of a trial's process or machine, before it counts as failed
 
 
-def run_trials(queue: Queue, plan: Plan, patterns: Place, concurrent: int, num_trials: int) -> None:
-    """Run what the queue holds, `concurrent` at once; each trial that ends leaves its row in the queue and its file."""
+def run_trials(queue: Queue, plan: Plan, patterns: Place, most: int | None, num_trials: int) -> None:
+    """Run what the queue holds, each trial that ends leaves its row in the queue and its file.
+
+    most: trials at once; as many as the cluster has room for, whenever machines come, when None.
+    """
     first = queue.next()
     if not isinstance(first, Trial):
         return
@@ -41,12 +45,13 @@ def run_trials(queue: Queue, plan: Plan, patterns: Place, concurrent: int, num_t
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=_Queued(queue), scheduler=_scheduler(plan), max_concurrent_trials=concurrent, num_samples=-1,
+                search_alg=_Queued(queue), scheduler=_scheduler(plan), max_concurrent_trials=most, num_samples=-1,
                 # Starting a process and importing torch takes seconds; but one whose trial was stopped is still in it.
                 reuse_actors=plan.settings.sweep.stopping == "none",
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=scratch, verbose=0, callbacks=[_Recorder(queue, ticker)],
+                name="tune", storage_path=scratch, verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MOST_LOSSES), callbacks=[_Recorder(queue, ticker)],
             ),
         ).fit()  # fmt: skip
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +24,20 @@ from raygenesis.archive.ingest import ingest, take_in_block
 from raygenesis.discovery import crop as cropping
 from raygenesis.discovery import discover as discovering
 from raygenesis.discovery import embed as embedding
+from raygenesis.discovery import neighbours as indexing
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import Embedder, embed, train_autoencoder
+from raygenesis.discovery.neighbours import build_index
 from raygenesis.files import read_json
 from raygenesis.pretraining import pretrain as pretraining
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.pretraining.task import PretextTask
+from raygenesis.remote import remote
 from raygenesis.settings import load_settings
+from raygenesis.sweeps import trials as sweeping
+from raygenesis.sweeps.sweep import sweep
 from raygenesis.transfer import finetune as finetuning
 from raygenesis.transfer.description import described
 from raygenesis.transfer.finetune import finetune
@@ -41,12 +46,15 @@ from raygenesis.workspace import Workspace
 from tests.data import HEADS, needs_heads
 from tests.end_to_end.conftest import NUM_HEADS, TINY
 from tests.faults.test_kill import content, losses
+from tests.s3 import BUCKET, s3_server
 from tests.transfer.targets import SHAPE, write_boxes
 
 pytestmark = [needs_heads, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SETTINGS = [
-    *TINY, "embedding.volumes_per_part=2", "discovery.patterns_per_part=12", "discovery.num_crops=4",
+    *TINY, "embedding.volumes_per_part=2", "index.method=hnsw", "index.volumes_per_shard=4",
+    "discovery.patterns_per_part=12", "discovery.num_crops=4",
+    "sweep.num_classification_epochs=1", "sweep.num_joint_epochs=1",
     f"finetune.input_shape={list(SHAPE)}", "finetune.num_labelled=2", "finetune.num_test=3", "finetune.num_trials=3",
     "finetune.num_steps=3", "finetune.batch_size=2",
 ]  # fmt: skip
@@ -66,9 +74,11 @@ STAGES: dict[str, Stage] = {
     "ingest": lambda root, workspace: ingest(root / "scans", workspace, settings()),
     "autoencoder": lambda _, workspace: train_autoencoder(workspace, settings()),
     "embed": lambda _, workspace: embed(workspace, settings()),
+    "index": lambda _, workspace: build_index(workspace, settings()),
     "discover": lambda _, workspace: discover(workspace, settings()),
     "crop": lambda _, workspace: crop(workspace, settings()),
     "pretrain": lambda _, workspace: pretrain(workspace, settings()),
+    "sweep": lambda _, workspace: sweep(workspace, settings()),
     "finetune": _finetune,
 }
 
@@ -98,7 +108,18 @@ def slow_crops(part: int, *shared: Any) -> Any:
     return cropping_part(part, *shared)
 
 
+def slow_shard(*arguments: Any) -> Any:
+    time.sleep(1)
+    return built_shard(*arguments)
+
+
+def slow_point(*arguments: Any, **shared: Any) -> None:
+    time.sleep(1)
+    swept_point(*arguments, **shared)
+
+
 discovering_part, cropping_part = discovering.crop_part, cropping.crop_part
+built_shard, swept_point = indexing._build_one, sweeping.run_trial
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,7 @@ class Loss:
     reached: Callable[[Path], bool]
 
 
+GROWING = ("ingest", "embed", "crop", "sweep")  # stages in which a node comes, besides
 LOSSES = {
     "ingest": Loss(
         mock.patch.object(ingesting, "take_in_block", slow_block), "slow_block",
@@ -142,6 +164,10 @@ LOSSES = {
         mock.patch.object(embedding, "Embedder", SlowEmbedder), "SlowEmbedder",
         lambda ws: any(ws.glob("embeddings/part-*.parquet")),
     ),
+    "index": Loss(
+        mock.patch.object(indexing, "_build_one", slow_shard), "slow_shard",
+        lambda ws: any(ws.glob("index/shard-*.hnsw")),
+    ),
     "discover": Loss(
         mock.patch.object(discovering, "crop_part", slow_patterns), "slow_patterns",
         lambda ws: any(ws.glob("patterns/part-*.parquet")),
@@ -154,13 +180,19 @@ LOSSES = {
         mock.patch.object(pretraining, "PretextTask", SlowTask), "RayTrainWorker",
         lambda ws: (ws / "runs" / "default" / "metrics.parquet").exists(),
     ),
+    "sweep": Loss(
+        mock.patch.object(sweeping, "run_trial", slow_point), "ImplicitFunc",
+        lambda ws: any(ws.glob("sweeps/default/trial-*.json")),
+    ),
     "finetune": Loss(
         mock.patch.object(finetuning, "run_trial", slow_trial), "slow_trial",
         lambda ws: any(ws.glob("transfer/default/trial-*.json")),
     ),
 }  # fmt: skip
-FOLDERS = {"ingest": "archive", "embed": "embeddings", "discover": "patterns", "crop": "crops",
-           "autoencoder": "autoencoder", "pretrain": "runs/default", "finetune": "transfer/default"}  # fmt: skip
+FOLDERS = {
+    "ingest": "archive", "autoencoder": "autoencoder", "embed": "embeddings", "index": "index", "discover": "patterns",
+    "crop": "crops", "pretrain": "runs/default", "sweep": "sweeps/default", "finetune": "transfer/default",
+}  # fmt: skip
 
 
 @contextmanager
@@ -199,7 +231,7 @@ def check_whole(workspace: Path) -> None:
 
 
 def lose_one(cluster: Any, stage: str, workspace: Path, log: list[str]) -> None:
-    """Kill a node that works; while scans are ingested another one comes, and is waited for until it works."""
+    """Kill a node that works; in some stages another one comes, and is waited for until it works."""
     loss = LOSSES[stage]
     while True:
         working = [node for node in cluster.worker_nodes if works_on(node, loss.title)]
@@ -210,7 +242,7 @@ def lose_one(cluster: Any, stage: str, workspace: Path, log: list[str]) -> None:
     cluster.remove_node(working[0], allow_graceful=False)
     log.append("lost")
     check_whole(workspace)
-    if stage != "ingest":
+    if stage not in GROWING:
         return
     with mock.patch("ray._private.utils.set_sigterm_handler"):  # which only the main thread may set
         fresh = cluster.add_node(num_cpus=2)
@@ -245,9 +277,11 @@ def run_stages(root: str, location: str, *stages: str) -> None:
             STAGES[stage](Path(root), workspace)
 
 
-def in_a_process(function: Callable[..., None], *arguments: Any, cluster: bool = True) -> str:
+def in_a_process(
+    function: Callable[..., None], *arguments: Any, cluster: bool = True, variables: Mapping[str, str] | None = None
+) -> str:
     """What a function of this module prints in a process of its own, the driver of a cluster."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = {**os.environ, **(variables or {}), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if cluster:
         # On a busy machine a node may take long to answer and a worker to start, and neither is lost for that.
         environment |= {
@@ -276,9 +310,11 @@ def made(workspace: Path) -> dict[str, bytes]:
 
 
 def figures(workspace: Path) -> dict[str, Any]:
-    """What the trials of fine-tuning found."""
+    """What the trials of the sweep and of fine-tuning found."""
+    swept = [read_json(path) for path in sorted(workspace.glob("sweeps/default/trial-*.json"))]
     results = {path.name: read_json(path) for path in workspace.glob("transfer/default/trial-*.json")}
-    return {name: (result["figures"], result["test"]) for name, result in results.items()}
+    found = {name: (result["figures"], result["test"]) for name, result in results.items()}
+    return found | {str(row["point"]): (row["status"], row["retrieval"], row["loss"]) for row in swept}
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +359,25 @@ def test_a_node_lost_in_any_stage_costs_nothing_and_one_that_comes_is_used(root:
     assert fates.keys() == STAGES.keys()
     for stage, line in fates.items():
         assert "lost" in line, stage
-    assert "used" in fates["ingest"]
+    assert all("used" in fates[stage] for stage in GROWING)
     check_same(workspace, alone)
     assert figures(workspace) == figures(alone)
+
+
+def test_three_nodes_that_share_an_object_store_give_what_one_machine_gives(
+    root: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    with s3_server(tmp_path) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        workspace = remote(f"s3://{BUCKET}/nodes")
+        (workspace / "private" / "key").write_text("5e" * 32)
+        stages = [stage for stage in STAGES if stage not in ("sweep", "finetune")]
+        in_a_process(run_stages, root, workspace, *stages, variables=variables)
+        for path in workspace.rglob("*"):
+            if path.is_file():
+                local = shared / str(path).removeprefix(f"{workspace}/")
+                local.parent.mkdir(parents=True, exist_ok=True)
+                path.download(local)
+    check_same(shared, alone)

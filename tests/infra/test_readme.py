@@ -64,6 +64,7 @@ def test_the_token_is_made_where_the_launcher_takes_it_from(tmp_path: Path) -> N
     assert len(token) == 64 and (tmp_path / ".ray" / "auth_token").read_text() == token
 
 
+@pytest.mark.slow
 def test_ray_has_the_commands_and_their_options() -> None:
     shown = re.findall(
         r"\bray (job \w+|[a-z-]+)((?: [^\n`|&]*)?)", "\n".join([*COMMANDS, *re.findall("`([^`]*)`", README)])

@@ -74,11 +74,13 @@ def test_there_must_be_a_run_to_extend_and_a_schedule_that_can_go_on(workspace):
     assert not workspace.run("nowhere").exists()
 
 
+@pytest.mark.slow
 def test_a_cosine_cannot_be_extended(workspace, whole):
     with pytest.raises(SettingsError, match="schedule=cosine"):
         pretrain(workspace, settings_of(schedule="cosine"), "whole", extend=True)
 
 
+@pytest.mark.slow
 def test_how_a_run_is_executed_changes_nothing_in_it(workspace, whole, capsys):
     """From files instead of memory, with other checkpoints and trackers."""
     capsys.readouterr()

@@ -58,6 +58,7 @@ def test_more_than_the_crops_hold_is_refused_with_the_remedy(workspace: Workspac
         pretrain(workspace, settings_of(pretext="rotation", num_coordinates=3).model_copy(), "refused")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_puzzle_on_random_crops_leaves_an_encoder_without_a_decoder(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]

@@ -250,6 +250,7 @@ def test_a_killed_driver_or_all_of_ray_goes_on_at_the_next_batch(undisturbed, da
     assert_same_run(folder, state, undisturbed)
 
 
+@pytest.mark.slow
 def test_stored_samples_are_opened_by_each_worker(undisturbed, datasets, tmp_path):
     @dataclass(frozen=True)
     class Elsewhere:

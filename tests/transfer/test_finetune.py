@@ -236,6 +236,7 @@ def test_initialisations_that_are_not_there_are_one_sentence(
     assert not target.folder.exists()
 
 
+@pytest.mark.slow
 def test_a_2d_run_works_slice_by_slice_and_a_gpu_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     target = Target(tmp_path)
     write_run(target.workspace.run("flat"), ndim=2)
