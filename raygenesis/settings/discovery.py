@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raygenesis.settings.section import Count, ExtentMm, Fraction, NonNegative, Positive, Section, Shape
+from raygenesis.settings.section import Count, ExtentMm, Fraction, NonNegative, NumGpus, Positive, Section, Shape
 
 AUTOENCODER_DIVISOR = 8  # each side of its input is a multiple
 
@@ -36,7 +36,7 @@ class EmbeddingSettings(Section):
         None,
         description="Actors in the pool; when null as many as the cluster has cores for, or GPUs with num_gpus.",
     )
-    num_gpus: NonNegative = Field(0.0, description="GPUs for each actor; a fraction lets several share one.")
+    num_gpus: NumGpus = Field(0.0, description="GPUs for each actor; a fraction lets several share one.")
     volumes_per_part: Count = Field(128, description="Scans in one Parquet part: the unit of resuming.")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raygenesis.settings.section import Count, ExtentMm, NonNegative, Positive, Section, Shape
+from raygenesis.settings.section import Count, ExtentMm, NumGpus, Positive, Section, Shape
 
 Labelled = Annotated[int, Field(ge=2)] | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9](\.[0-9]+)?)%$")]
 
@@ -53,7 +53,7 @@ class FinetuneSettings(Section):
         "weights", description="weights: rare classes count more in the loss of a classification."
     )
     k: Count = Field(5, description="Neighbours that answer in mode knn.")
-    num_gpus: NonNegative | None = Field(
+    num_gpus: NumGpus | None = Field(
         None,
         description="GPUs for each trial, a fraction lets several share one; when null 1 with pretraining.use_gpu, "
         "else 0.",
@@ -64,12 +64,6 @@ class FinetuneSettings(Section):
     @classmethod
     def _is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else (value,)
-
-    @model_validator(mode="after")
-    def _gpus_are_whole_or_shared(self) -> FinetuneSettings:
-        if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus % 1:
-            raise ValueError(f"finetune.num_gpus={self.num_gpus:g}: give a fraction below 1 or a whole number")
-        return self
 
     @model_validator(mode="after")
     def _labelled_differ(self) -> FinetuneSettings:

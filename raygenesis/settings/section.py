@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -12,6 +13,15 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Shape = Annotated[tuple[Count, ...], Field(min_length=2, max_length=3)]
 ExtentMm = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=3)]
+
+
+def _whole_or_shared(num_gpus: float) -> float:
+    if num_gpus > 1 and num_gpus % 1:
+        raise PydanticCustomError("num_gpus", "give a fraction below 1 or a whole number")
+    return num_gpus
+
+
+NumGpus = Annotated[NonNegative, AfterValidator(_whole_or_shared)]
 
 
 class Section(BaseModel):

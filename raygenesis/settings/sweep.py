@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raygenesis.settings.section import Count, NonNegative, Section
+from raygenesis.settings.section import Count, NumGpus, Section
 
 
 class SweepSettings(Section):
@@ -32,7 +32,7 @@ class SweepSettings(Section):
     max_concurrent_trials: Count | None = Field(
         None, description="Trials at once; as many as the cluster's CPUs and GPUs hold when null."
     )
-    num_gpus: NonNegative | None = Field(
+    num_gpus: NumGpus | None = Field(
         None,
         description="GPUs for each trial, a fraction lets several share one; when null 1 with pretraining.use_gpu, "
         "else 0.",
@@ -44,8 +44,6 @@ class SweepSettings(Section):
             raise ValueError(
                 "sweep.num_classification_epochs and sweep.num_joint_epochs are both 0: give one of them at least 1"
             )
-        if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus % 1:
-            raise ValueError(f"sweep.num_gpus={self.num_gpus:g}: give a fraction below 1 or a whole number")
         if self.objective == "target" and self.target is None:
             raise ValueError("sweep.objective=target needs a target: give sweep.target, a file that describes it")
         return self

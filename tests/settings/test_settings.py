@@ -304,7 +304,8 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["discovery.box=[[-0.1, 1], [0, 1], [0, 1]]"], ["discovery.box=", "0 <= from"]),
         (["discovery.scales=[{extent_mm: [9, 9]}]"], ["discovery.scales", "extent_mm=[9.0, 9.0]", "cube_shape"]),
         (["sweep.num_classification_epochs=0", "sweep.num_joint_epochs=0"], ["sweep.num_joint_epochs", "at least 1"]),
-        (["sweep.num_gpus=1.5"], ["sweep.num_gpus=1.5", "a fraction below 1 or a whole number"]),
+        (["sweep.num_gpus=1.5"], ["sweep.num_gpus=1.5 is not allowed: give a fraction below 1 or a whole number"]),
+        (["embedding.num_gpus=2.5"], ["embedding.num_gpus=2.5 is not allowed: give a fraction below 1"]),
         (["sweep.objective=target"], ["sweep.objective=target", "give sweep.target"]),
     ],
 )
