@@ -1,4 +1,8 @@
-"""The archive's table of volumes and table of failures, and the split of its subjects."""
+"""The archive's table of volumes and table of failures, and the split of its subjects.
+
+What plans a stage reads the columns that it needs: of a million volumes at most 0.7 GiB are held on the driver
+(`python -m tests.benchmarks.scale`).
+"""
 
 from __future__ import annotations
 
