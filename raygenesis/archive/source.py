@@ -132,11 +132,11 @@ def read_archive(
     region_mm: tuple[Sequence[float], Sequence[float]] | None = None,
     volume_ids: Sequence[str] | None = None,
 ) -> ray.data.Dataset:
-    """The archive of a workspace as a Ray Dataset, one row a volume, in order of volume id.
+    """The archive of a workspace as a Ray Dataset, one row a volume.
 
-    columns: of the catalogue, beside `number`, `volume_id`, `failure` (why a damaged volume has no voxels) and the
-        voxels as they are stored: `voxels` (bytes, C order), `voxels_shape` (c z y x, z y x or y x), `voxels_dtype`;
-        `voxels_of(row)` makes an array of them.
+    columns: of the catalogue, beside `number` (in the order of volume ids, in which rows need not come), `volume_id`,
+        `failure` (why a damaged volume has no voxels) and the voxels as they are stored: `voxels` (bytes, C order),
+        `voxels_shape` (c z y x, z y x or y x), `voxels_dtype`; `voxels_of(row)` makes an array of them.
     level: of the pyramid, 0 the finest; -1 the coarsest; volumes of fewer levels give their coarsest.
     region_mm: origin and extent along z y x (2D: y x) from the scan's corner; the whole scan when None. Voxels are read
         that lie in it at least in part.

@@ -29,7 +29,7 @@ from raygenesis.settings import Settings
 from raygenesis.workspace import Stage, Workspace, manifest_of
 
 # So many more patients than references are asked, in case that some hold too few coordinates.
-SPARE = 32
+SPARE_REFERENCES = 32
 
 Found = list[dict[str, list[int]]]
 
@@ -50,7 +50,7 @@ def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), where, settings)
     embeddings = Embeddings(workspace.embeddings)
     least = settings.discovery.duplicate_distance * typical_distance(embeddings, patients, settings)
-    numbers = choose_references(patients, embeddings, least, settings, SPARE)
+    numbers = choose_references(patients, embeddings, least, settings, SPARE_REFERENCES)
     if len(numbers) < settings.discovery.num_references:
         raise SettingsError(
             f"only {len(numbers)} of discovery.num_references={settings.discovery.num_references} references are no "

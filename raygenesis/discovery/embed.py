@@ -24,7 +24,7 @@ from raygenesis.archive.cells import decode
 from raygenesis.archive.source import coarse_cubes, parts_of
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embeddings import Embeddings
-from raygenesis.discovery.encoders import MAX_FITTED, EncoderError, fit_components, load_scan_encoder, save_encoder
+from raygenesis.discovery.encoders import EncoderError, fit_components, load_scan_encoder, save_encoder
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.files import Place, parquet_dataset, place, read_table, write_table
 from raygenesis.progress import Stopwatch, progress, say
@@ -36,6 +36,7 @@ WEIGHTS = "autoencoder.safetensors"
 PCA_WEIGHTS = "pca.safetensors"
 VOLUMES_PER_BLOCK = 16
 VOLUMES_PER_BATCH = 16
+MOST_FITTED = 1000  # scans that principal components are found from: all are held at once
 
 # Which part a volume is in, by the part's first number.
 LISTING = pa.schema([("volume_id", pa.string()), ("start", pa.int64())])
@@ -57,17 +58,18 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> dict[str, Any
     training, validation = _split(workspace, settings)
     with stage.claimed():
         cluster.connect()
-        datasets = {
-            "train": _coarse_dataset(workspace, _sample(training, settings), settings),
-            "validation": _coarse_dataset(workspace, _sample(validation, settings), settings),
-        }
-        say("auto-encoder", f"{len(training)} training volumes, {len(validation)} held out")
+        most = settings.autoencoder.max_volumes
+        drawn = {key: _sample(ids, most, settings) for key, ids in (("train", training), ("validation", validation))}
+        datasets = {key: _coarse_dataset(workspace, ids, settings) for key, ids in drawn.items()}
+        counts = {"training": len(drawn["train"]), "validation": len(drawn["validation"])}
+        told = f"{counts['training']} of {len(training)} training volumes, {counts['validation']} of {len(validation)}"
+        say("auto-encoder", f"{told} held out")
         experiment = IdentityMapping(settings.autoencoder, settings.seed)
         state, num_epochs = fit_with_ray(experiment, datasets, workspace.autoencoder)
         chosen = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
         save_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", state["best"], chosen)
         best = min(row["val_mse"] for row in state["history"])
-        counts = {"epochs": len(state["history"]), "training": len(training), "validation": len(validation)}
+        counts["epochs"] = len(state["history"])
         manifest = stage.finish(
             counts, watch.seconds, content=archive["fingerprint"], archive=archive["fingerprint"], val_mse=best
         )
@@ -90,10 +92,10 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     with stage.claimed():
         cluster.connect()
         experiment = IdentityMapping(settings.autoencoder, settings.seed)
-        fitted = _sample(training, settings)[:MAX_FITTED]
-        judged = _sample(validation, settings)[:MAX_FITTED]
-        samples = [samples_from(_coarse_dataset(workspace, ids, settings), experiment) for ids in (fitted, judged)]
-        model = fit_components(samples[0], settings.autoencoder.latent_size, settings.seed)
+        most = min(MOST_FITTED, settings.autoencoder.max_volumes)
+        drawn = [_sample(ids, most, settings) for ids in (training, validation)]
+        samples = [samples_from(_coarse_dataset(workspace, ids, settings), experiment) for ids in drawn]
+        model = fit_components(samples[0], settings.autoencoder.latent_size)
         architecture = {"input_shape": list(model.input_shape), "latent_size": model.latent_size}
         save_encoder(workspace.pca / PCA_WEIGHTS, "pca", model.state_dict(), architecture)
         held_out = samples[1].batch(np.arange(len(samples[1]))).cubes
@@ -331,12 +333,12 @@ def _coarse_dataset(workspace: Workspace, volume_ids: Sequence[str], settings: S
     return dataset.materialize()
 
 
-def _sample(volume_ids: pa.StringArray, settings: Settings) -> list[str]:
-    """At most `autoencoder.max_volumes` of the ids, drawn by seed."""
-    if len(volume_ids) <= settings.autoencoder.max_volumes:
+def _sample(volume_ids: pa.StringArray, most: int, settings: Settings) -> list[str]:
+    """So many of the ids at the most, drawn by seed."""
+    if len(volume_ids) <= most:
         return volume_ids.to_pylist()
     generator = np.random.default_rng(np.random.SeedSequence([settings.seed, len(volume_ids)]))
-    chosen = generator.choice(len(volume_ids), settings.autoencoder.max_volumes, replace=False)
+    chosen = generator.choice(len(volume_ids), most, replace=False)
     return volume_ids.take(pa.array(np.sort(chosen))).to_pylist()
 
 

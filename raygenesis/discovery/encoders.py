@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from raygenesis.pretraining.networks import ImageEncoder
 
 FORMAT = "raygenesis-scan-encoder-1"
-MAX_FITTED = 1000
 
 # Of the first component's variance.
 LEAST_VARIANCE = 1e-5
@@ -70,14 +69,12 @@ class Pretrained(nn.Module):
 ScanEncoder = Autoencoder | PrincipalComponents | Pretrained
 
 
-def fit_components(samples: Samples, latent_size: int, seed: int) -> PrincipalComponents:
-    """Principal components of the samples, of at most MAX_FITTED drawn by seed.
+def fit_components(samples: Samples, latent_size: int) -> PrincipalComponents:
+    """Principal components of all the samples.
 
     Fewer than there are samples, and none along which these hardly vary: rounding would decide where it points.
     """
-    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(4,)))
-    chosen = np.sort(generator.permutation(len(samples))[:MAX_FITTED])
-    scans = samples.batch(chosen).cubes.flatten(1)
+    scans = samples.batch(np.arange(len(samples))).cubes.flatten(1)
     mean = scans.mean(0)
     scans -= mean
     # There are fewer scans than voxels: the eigenvectors of scans × scans give those of voxels × voxels.

@@ -30,7 +30,7 @@ RECALL_QUERIES = 100
 TYPICAL_VOLUMES = 500
 
 # Asked for beyond K, for a subject's further scans and for duplicates; doubled until there are enough.
-SPARE = 32
+SPARE_NEIGHBOURS = 32
 
 # (queries [q, d], how many, which volumes: bool [n]) → the nearest of these, and as many where the index has them.
 Search = Callable[[NDArray[np.float32], int, NDArray[np.bool_]], Neighbours]
@@ -62,7 +62,7 @@ def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
     method = settings.index.method
     if method == "auto":
-        k = settings.discovery.num_neighbours + SPARE
+        k = settings.discovery.num_neighbours + SPARE_NEIGHBOURS
         sizes = (num_volumes, asked[1], num_indexed, embeddings.size, k)
         method = "exact" if is_exact_cheaper(*sizes, settings.index) else "hnsw"
     with stage.claimed():
@@ -89,7 +89,7 @@ def searcher(workspace: Workspace, index: Mapping[str, Any]) -> Search:
 
     def search(queries: NDArray[np.float32], k: int, among: NDArray[np.bool_]) -> Neighbours:
         share = max(float(among.mean()), 1e-9)
-        asked = min(len(among), round(k / share * 1.1) + SPARE)
+        asked = min(len(among), round(k / share * 1.1) + SPARE_NEIGHBOURS)
         while True:
             found = search_shards(workspace, shards, queries, asked, index["ef"])
             is_among = among[found.numbers]
@@ -142,7 +142,7 @@ def find_neighbours(
     num_among = int(among.sum())
     vectors = embeddings.take(np.array(references))
     found: list[list[int]] = [[] for _ in references]
-    open_ones, k = list(range(len(references))), wanted + SPARE
+    open_ones, k = list(range(len(references))), wanted + SPARE_NEIGHBOURS
     while open_ones:
         k = min(k, num_among)
         numbers = search(vectors[open_ones], k, among).numbers

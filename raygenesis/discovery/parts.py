@@ -18,7 +18,7 @@ from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients
 from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError
-from raygenesis.files import Place, parquet_file, read_table, write_table
+from raygenesis.files import Place, parquet_file, read_table, remove_tree, write_table
 from raygenesis.patterns.reader import made_by
 from raygenesis.patterns.schema import PATTERN, VALIDATION
 from raygenesis.patterns.writer import is_sealed, part_path, read_seal, write_part
@@ -50,10 +50,15 @@ def write_parts(
 ) -> tuple[list[dict[str, Any]], pa.Table]:
     """Call `task(part, *shared)`, which ends in `write_planned`, for every part of a plan (schema VISIT), side by side.
 
-    Writes the table of failures (schema FAILURES), those given and those of the parts. Returns what each task says but
-    for its failures, and all of these.
+    Parts that an interrupted call left stay if its plan was the same. Writes the table of failures (schema FAILURES),
+    those given and those of the parts. Returns what each task says but for its failures, and all of these.
     """
-    write_table(folder / "plan.parquet", plan, row_group_size=VISITS_PER_GROUP)
+    path = folder / "plan.parquet"
+    if path.is_file() and not read_table(path).equals(plan):  # a scan that failed then is another's neighbour now
+        say(made_by(folder), f"the {folder.name} of another plan, which was interrupted, are made anew")
+        for part in folder.glob("part-*"):
+            remove_tree(part)
+    write_table(path, plan, row_group_size=VISITS_PER_GROUP)
     outcomes, failed = [], {}
     with progress(made_by(folder), plan.num_rows * per_visit, folder.name) as ticker:
         for outcome in cluster.each(task, np.unique(plan["part"].to_numpy()).tolist(), *shared):
@@ -63,7 +68,7 @@ def write_parts(
     outcomes.sort(key=lambda outcome: outcome["part"])
     failures = pa.concat_tables([failures, *(failed[part] for part in sorted(failed))])
     write_table(folder / "failures.parquet", failures)
-    (folder / "plan.parquet").unlink()
+    path.unlink()
     return outcomes, failures
 
 
@@ -140,12 +145,12 @@ def _failures(
         volume, reference = visit["volume_id"], visit["reference"]
         if (volume, reference) in there:
             continue
-        is_aligned = volume not in stored and (volume, reference) not in reasons
+        is_whole_scan = volume not in stored and (volume, reference) not in reasons
         reason = reasons.get((volume, None), "damaged when it was cropped")
-        if not is_aligned:
+        if not is_whole_scan:
             said = reasons.get((volume, reference), "it could not be aligned when it was cropped")
             reason = f"{said} (reference {reference})"
-        out[volume, None if is_aligned else reference] = {"source": rows[volume]["source"], "reason": reason}
+        out[volume, None if is_whole_scan else reference] = {"source": rows[volume]["source"], "reason": reason}
     return list(out.values())
 
 

@@ -21,7 +21,7 @@ from raygenesis.workspace import Workspace
 
 # References are spread among at most so many patients, and drawn among this many more than are needed.
 MOST_SPREAD = 20_000
-SPARE = 32
+SPARE_DRAWN = 32
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Patients:
 def load_patients(workspace: Workspace, settings: Settings) -> Patients:
     """The embedded volumes, and what the catalogue says of them. Raises WorkspaceError if a split has none.
 
-    Who is held out follows from the whole catalogue, as in every other stage: a scan that could not be embedded must
-    not move a subject from one split to the other.
+    Who is held out follows from all volumes of these dimensions in the catalogue: a scan that could not be embedded
+    must not move a subject from one split to the other.
     """
     _check_same_split(workspace, settings)
     ids = Embeddings(workspace.embeddings).ids()
@@ -97,7 +97,7 @@ def choose_references(
     drawn = drawn[np.sort(first)]
     count = settings.discovery.num_references + spare
     if settings.discovery.reference_choice == "random":
-        drawn = drawn[: 2 * count + SPARE]
+        drawn = drawn[: 2 * count + SPARE_DRAWN]
         vectors = embeddings.take(drawn)
         kept: list[int] = []
         for number, vector in enumerate(vectors):
@@ -108,8 +108,10 @@ def choose_references(
     vectors = embeddings.take(drawn)
     chosen, distance = [0], np.full(len(drawn), np.inf)
     while len(chosen) < min(count, len(drawn)):
-        distance = np.minimum(distance, np.square(vectors - vectors[chosen[-1]]).sum(1))
+        distance = np.minimum(distance, np.linalg.norm(vectors - vectors[chosen[-1]], axis=1))
         distance[chosen[-1]] = -np.inf  # never again, though all be alike
+        if distance.max() <= least_distance:
+            break
         chosen.append(int(distance.argmax()))
     return drawn[chosen].tolist()
 

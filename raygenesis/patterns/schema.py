@@ -25,5 +25,5 @@ _PLACE = [
 
 PATTERN = pa.schema([*_PLACE, ("cube", pa.binary())])  # cells.encode of a cube of the manifest's shape
 
-# Small enough that a batch of random patterns reads little it does not need (measured: README, results).
+# Small enough that a batch of random patterns reads little it does not need.
 ROWS_PER_GROUP = 16

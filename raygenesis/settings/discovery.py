@@ -101,8 +101,8 @@ class DiscoverySettings(Section):
     )
     box: tuple[tuple[float, float], ...] | None = Field(
         None,
-        description="Coordinates lie in this part of the reference: [from, to] as fractions of each side, z y x (2D: "
-        "y x), such as [[0.2, 0.8], [0, 0.5], [0, 1]]; anywhere when null.",
+        description="Coordinates lie in this part of the reference, random crops in this part of each scan: [from, to] "
+        "as fractions of each side, z y x (2D: y x), such as [[0.2, 0.8], [0, 0.5], [0, 1]]; anywhere when null.",
     )
     correspondence: Literal["relative", "physical"] = Field(
         "relative",

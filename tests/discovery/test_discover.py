@@ -240,6 +240,29 @@ def test_after_a_kill_only_the_missing_parts_are_cropped_and_nothing_differs(wor
     assert manifest(killed)["counts"] == told["counts"]
 
 
+def test_parts_of_another_plan_are_made_anew(workspace, tmp_path, capsys):
+    """A store whose making was interrupted, before a scan that could not be a reference was mended."""
+    other = make_workspace(tmp_path)
+    first = manifest(workspace)["references"][0]["volume_id"]
+    whole = {path: path.read_bytes() for path in (other.volumes / f"{first}.ome.zarr").rglob("*") if path.is_file()}
+    blank_coarse(other, first)
+    discover(other, SETTINGS)
+    told = manifest(other)
+    assert first not in [reference["volume_id"] for reference in told["references"]]
+    stored = read_patterns(other.patterns).to_pylist()
+    write_json(other.patterns / "started.json", {"settings": told["settings"], "inputs": told["inputs"]})
+    (other.patterns / "manifest.json").unlink()
+    visits = {(row["split"], row["reference"], row["rank"]): row for row in stored}.values()
+    plan = [{name: row.get(name, 0) for name in VISIT.names} for row in visits]
+    pq.write_table(pa.Table.from_pylist(plan, VISIT), other.patterns / "plan.parquet")
+    for path, content in whole.items():
+        path.write_bytes(content)
+    capsys.readouterr()
+    discover(other, SETTINGS)
+    assert "the patterns of another plan, which was interrupted, are made anew" in capsys.readouterr().out
+    assert parts(other) == parts(workspace)
+
+
 def damage(workspace: Workspace, volume_id: str) -> None:
     """Cut the finest level of a scan short; the coarse one stays whole."""
     shards = [path for path in (workspace.volumes / f"{volume_id}.ome.zarr" / "0").glob("c.*") if path.is_file()]

@@ -11,7 +11,7 @@ import pytest
 from raygenesis.discovery import neighbours
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import SearchError, exact_search
-from raygenesis.discovery.neighbours import SPARE, build_index, find_neighbours, searcher, typical_distance
+from raygenesis.discovery.neighbours import SPARE_NEIGHBOURS, build_index, find_neighbours, searcher, typical_distance
 from raygenesis.discovery.patients import Patients
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import write_json
@@ -109,8 +109,8 @@ def test_a_held_out_copy_of_a_scan_that_is_learnt_from_is_passed_over(tmp_path):
 
 def test_enough_are_found_though_one_subject_has_hundreds_of_scans(tmp_path):
     """The search is widened until there are enough, for those references alone that lack some."""
-    assert SPARE == 32
-    crowd = 4 * SPARE
+    assert SPARE_NEIGHBOURS == 32
+    crowd = 4 * SPARE_NEIGHBOURS
     vectors = np.concatenate([np.linspace(0, 1, crowd), np.arange(2.0, 12), [-500, -501, -502, -504]])[:, None]
     known = people([0] * crowd + list(range(1, 11)) + [20, 21, 22, 23])
     table = embedded(tmp_path, known.ids, vectors * np.ones((1, 3)))
@@ -225,9 +225,9 @@ def test_auto_is_exact_for_few_searches_and_graphs_where_they_pay(ray_cluster, t
     assert build_index(few, settings("auto"))["method"] == "exact" and not shards_of(few)
     many = workspace_of(tmp_path / "many", vectors)
     cheap = {"ef": 1, "ef_construction": 1, "min_recall": 0.01}
-    assert build_index(many, settings("auto", 1, 1_000_000, **cheap))["method"] == (
-        "hnsw" if not neighbours.is_exact_cheaper(1500, 10**6, 0, 8, 1 + SPARE, IndexSettings(**cheap)) else "exact"
-    )
+    exact = neighbours.is_exact_cheaper(1500, 10**6, 0, 8, 1 + SPARE_NEIGHBOURS, IndexSettings(**cheap))
+    made = build_index(many, settings("auto", 1, 1_000_000, **cheap))
+    assert made["method"] == ("exact" if exact else "hnsw")
 
 
 def test_a_second_call_does_nothing_and_another_setting_is_refused(ray_cluster, tmp_path, capsys):

@@ -102,10 +102,13 @@ def test_spread_references_are_each_the_farthest_from_those_before(tmp_path, see
         assert choose_references(known, table, 0.0, asked) == eight[:fewer]
 
 
-def test_spread_references_are_different_subjects_though_all_be_alike(tmp_path):
-    table = embedded(tmp_path, patients().ids, np.ones((len(SUBJECTS), 3)))
-    chosen = choose_references(patients(), table, 0.0, settings(references=5, reference_choice="spread"))
-    assert {SUBJECTS[number] for number in chosen} == set("abcef")
+@pytest.mark.parametrize("choice", ["spread", "random"])
+def test_copies_of_a_reference_are_no_further_references(tmp_path, choice):
+    vectors = np.ones((len(SUBJECTS), 3), np.float32)
+    vectors[[SUBJECTS.index("a"), SUBJECTS.index("b")]] = 4
+    table = embedded(tmp_path, patients().ids, vectors)
+    chosen = choose_references(patients(), table, 0.5, settings(references=5, reference_choice=choice))
+    assert len(chosen) == 2 and len({SUBJECTS[number] in "ab" for number in chosen}) == 2
 
 
 # --- counting -------------------------------------------------------------------------------------
