@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
-from raygenesis.archive.nifti import check_claim, first_line
-from raygenesis.archive.volume import Volume
+from raygenesis.archive.volume import Volume, check_claim, first_line
 from raygenesis.errors import ScanError
 
 # What NumPy and zipfile raise on damaged bytes.

@@ -16,7 +16,14 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from raygenesis.archive.volume import MAX_COMPRESSION, Volume, canonical, canonical_geometry
+from raygenesis.archive.volume import (
+    MAX_COMPRESSION,
+    Volume,
+    canonical,
+    canonical_geometry,
+    check_claim,
+    first_line,
+)
 from raygenesis.errors import ScanError
 
 # What nibabel, NumPy and zlib raise on damaged bytes.
@@ -168,16 +175,3 @@ def _read_voxels(path: Path, file: BinaryIO, header: Any, max_bytes: int) -> NDA
     if there < len(view):
         raise ScanError(f"the file is cut short or damaged (it ends after {there:,} of {len(view):,} bytes of voxels)")
     return buffer.view(dtype)
-
-
-def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
-    """Refuse a header whose voxels the file cannot hold, or that would not fit where a scan should."""
-    if claimed > path.stat().st_size * (MAX_COMPRESSION if packed else 1):
-        raise ScanError(f"the header claims {claimed:,} bytes of voxels, more than the file can hold")
-    if claimed > max_bytes:
-        raise ScanError(f"{claimed:,} bytes of voxels are more than archive.max_scan_gib={max_bytes / 2**30:g}")
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of a library says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

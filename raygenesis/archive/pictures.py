@@ -14,8 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from raygenesis.archive.arrays import read_side_car
-from raygenesis.archive.nifti import check_claim
-from raygenesis.archive.volume import Volume, canonical
+from raygenesis.archive.volume import Volume, canonical, check_claim
 from raygenesis.errors import ScanError
 
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,16 @@ def checked(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = F
         voxels, volume.affine, float(volume.slope), float(volume.intercept), volume.ndim, volume.modality,
         volume.tags, corrections,
     )  # fmt: skip
+
+
+def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
+    """Refuse a header whose voxels the file cannot hold, or that would not fit where a scan should."""
+    if claimed > path.stat().st_size * (MAX_COMPRESSION if packed else 1):
+        raise ScanError(f"the header claims {claimed:,} bytes of voxels, more than the file can hold")
+    if claimed > max_bytes:
+        raise ScanError(f"{claimed:,} bytes of voxels are more than archive.max_scan_gib={max_bytes / 2**30:g}")
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
