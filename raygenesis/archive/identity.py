@@ -14,8 +14,8 @@ from pathlib import Path
 
 from raygenesis.archive.scans import Scan, without_ending
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, publish
-from raygenesis.workspace import Workspace
+from raygenesis.files import publish
+from raygenesis.workspace import Workspace, make_private
 
 KEY_BYTES = 32
 BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
@@ -68,13 +68,6 @@ def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
             f"{path} is damaged (expected {2 * KEY_BYTES} hex digits): put the right one back, or start a new workspace"
         )
     return Identity(key)
-
-
-def make_private(folder: Place) -> None:
-    """Make a folder that, on a disk, nobody but its owner may look into."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(folder, Path):
-        folder.chmod(0o700)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from raygenesis import cluster
 from raygenesis.amounts import size
 from raygenesis.archive.catalogue import FAILURES, first_volumes, read_catalogue, voxel_bytes, write_catalogue
 from raygenesis.archive.dicom import Header
-from raygenesis.archive.identity import Identity, make_private, open_identity, subject_of
+from raygenesis.archive.identity import Identity, open_identity, subject_of
 from raygenesis.archive.intake import Outcome, take_in
 from raygenesis.archive.scans import File, Scan, Survey, read_headers, survey
 from raygenesis.archive.sources import read_known_headers, read_sources, stamp_of, write_headers, write_sources
@@ -26,7 +26,7 @@ from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.files import publish, remove_tree, write_table
 from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import ArchiveSettings, Settings
-from raygenesis.workspace import Stage, Workspace, digest, manifest_of
+from raygenesis.workspace import Stage, Workspace, digest, make_private, manifest_of
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
