@@ -48,26 +48,3 @@ def read_scan_geometry(paths: Sequence[Path], fourth_axis: str = "refuse") -> li
     """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) of each volume, without its voxels."""
     module = format_of(paths[0].name)
     return dicom.read_geometry(paths) if module is None else module.read_geometry(paths[0], fourth_axis)
-
-
-def read_volume(path: Path, ndim: int) -> Volume:
-    """The one grey volume of a file, of `ndim` spatial dimensions. Raises ScanError."""
-    volume = read_scan([path])[0]
-    _check_ndim(volume.shape, ndim)
-    if volume.num_channels > 1:
-        raise ScanError(f"it has {volume.num_channels} channels: expected grey values")
-    return volume
-
-
-def read_geometry(path: Path, ndim: int) -> Geometry:
-    """Shape in voxels and spacing in mm of the one volume of a file, of `ndim` dimensions. Raises ScanError."""
-    shape, spacing_mm = read_scan_geometry([path])[0]
-    _check_ndim(shape, ndim)
-    return shape, spacing_mm
-
-
-def _check_ndim(shape: tuple[int, ...], ndim: int) -> None:
-    if len(shape) != ndim:
-        kind = "a single slice" if len(shape) == 2 else "a volume"
-        sides = " × ".join(str(side) for side in shape)
-        raise ScanError(f"{sides} voxels are {kind}, and discovery.cube_shape asks for {ndim}D")
