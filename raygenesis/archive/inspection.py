@@ -197,7 +197,7 @@ def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
             shown = Image.fromarray(mid_slice(workspace.volumes, row))
             sheet.paste(shown, (corner[0] + (TILE_PIXELS - shown.width) // 2, corner[1]))
         except ScanError:
-            draw.text((corner[0] + 2, corner[1] + 2), "damaged", fill=255)
+            draw.text((corner[0] + 2, corner[1] + 2), "not shown", fill=255)
         draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), f"{row['volume_id'][:16]} {row['modality']}", fill=200)
     write_sheet(sheet, path)
     say("show", f"{len(chosen)} of {len(ids)} volumes → {path}")

@@ -141,6 +141,15 @@ def test_the_contact_sheet_shows_every_volume(made: Workspace, workspace: Worksp
     assert show(workspace, tmp_path / "damaged.png") == 4
 
 
+def test_a_scan_whose_first_channel_is_empty_has_its_place_on_the_sheet(tmp_path: Path) -> None:
+    colours = grey((8, 9, 10, 3), np.uint8)
+    colours[..., 0] = 0
+    write_nifti(tmp_path / "scans" / "a.nii", colours.view([(name, "u1") for name in "RGB"])[..., 0])
+    workspace = Workspace.open(tmp_path / "ws")
+    ingest(tmp_path / "scans", workspace, SETTINGS)
+    assert show(workspace, tmp_path / "sheet.png") == 1
+
+
 def test_a_mid_slice_is_displayed_front_up_and_right_on_the_left(tmp_path: Path) -> None:
     voxels = np.zeros((16, 24, 11), np.int16)  # x y z of a file
     voxels[10:, 16:, :] = 100  # right and anterior
