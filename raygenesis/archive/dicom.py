@@ -58,8 +58,8 @@ HEADER_TAGS = [Tag(name) for name in HEADER_NAMES]
 class Header:
     """What groups files into scans.
 
-    series: SeriesInstanceUID. patient: PatientID and its issuer, empty where missing. aside: why the file is not a
-    scan, else empty. is_projection: whether the file is an image of its own rather than a slice.
+    series: SeriesInstanceUID. patient: PatientID, with its issuer where there is one; empty without PatientID. aside:
+    why the file is not a scan, else empty. is_projection: whether the file is an image of its own rather than a slice.
     """
 
     series: str
@@ -78,12 +78,14 @@ def read_header(path: Path) -> Header:
         series = str(first_value((dataset,), "SeriesInstanceUID") or "")
         if not series and not aside:
             raise ScanError("the header is cut short or damaged: it names no series")
-        patient = [str(first_value((dataset,), name) or "") for name in ("PatientID", "IssuerOfPatientID")]
+        patient, issuer = (str(first_value((dataset,), name) or "") for name in ("PatientID", "IssuerOfPatientID"))
         placed = all(first_value((dataset,), name) for name in ("ImagePositionPatient", "ImageOrientationPatient"))
         single = int(first_value((dataset,), "NumberOfFrames") or 1) == 1
         is_projection = modality in PROJECTIONS and single and not placed
         aside = aside or _aside(dataset, sop_class, placed, is_projection)
-    return Header(series, "^^^".join(filter(None, patient)), aside, is_projection)
+    if patient and issuer:
+        patient = f"{patient}^^^{issuer}"
+    return Header(series, patient, aside, is_projection)
 
 
 def _aside(dataset: Dataset, sop_class: str, placed: bool, is_projection: bool) -> str:
