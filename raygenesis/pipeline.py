@@ -139,7 +139,7 @@ def _sizes_mm(found: Sequence[Scan], scans: Path, settings: Settings) -> dict[st
     for scan in found[::step]:
         try:
             geometry = read_scan_geometry([scans / file.path for file in scan.files], settings.archive.fourth_axis)
-        except (ScanError, OSError):
+        except (ScanError, OSError, MemoryError):
             continue  # ingest records it as a failure
         for shape, spacing in geometry:
             if len(shape) == settings.ndim:

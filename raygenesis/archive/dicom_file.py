@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from raygenesis.archive.slices import Plane
-from raygenesis.archive.volume import MAX_COMPRESSION
+from raygenesis.archive.volume import MAX_COMPRESSION, may_pass
 from raygenesis.errors import ScanError
 
 # What pydicom logs quotes values of the file.
@@ -132,7 +132,10 @@ def looks_like_dicom(head: bytes) -> bool:
 
 @contextmanager
 def guarded(fault: str) -> Iterator[None]:
-    """Keep pydicom from warning, and turn what it raises (anything) into a ScanError that quotes no value."""
+    """Keep pydicom from warning, and turn what it raises (anything) into a ScanError that quotes no value.
+
+    What may pass is raised as it is.
+    """
     with warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
         try:
@@ -140,6 +143,8 @@ def guarded(fault: str) -> Iterator[None]:
         except ScanError:
             raise
         except Exception as error:
+            if may_pass(error):
+                raise
             raise ScanError(f"{fault} ({type(error).__name__})") from None
 
 

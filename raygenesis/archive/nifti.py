@@ -23,6 +23,7 @@ from raygenesis.archive.volume import (
     canonical_geometry,
     check_claim,
     first_line,
+    may_pass,
 )
 from raygenesis.errors import ScanError
 
@@ -90,6 +91,8 @@ def _read_header(file: BinaryIO) -> Any:
     try:
         begin = file.read(540)
     except DAMAGE as error:
+        if may_pass(error):
+            raise
         raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
     try:
         sizes = {int.from_bytes(begin[:4], order) for order in ("little", "big")} & HEADERS.keys()
@@ -171,6 +174,8 @@ def _read_voxels(path: Path, file: BinaryIO, header: Any, max_bytes: int) -> NDA
         while there < len(view) and (got := file.readinto(view[there:])):
             there += got
     except DAMAGE as error:
+        if may_pass(error):
+            raise
         raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
     if there < len(view):
         raise ScanError(f"the file is cut short or damaged (it ends after {there:,} of {len(view):,} bytes of voxels)")

@@ -99,6 +99,8 @@ def read_headers(root: Path, files: Sequence[File]) -> Iterator[dicom.Header | s
             yield str(error)
         except OSError as error:
             yield f"cannot be read ({error.strerror or error})"
+        except MemoryError:
+            yield "its header does not fit in memory"
 
 
 def survey(folder: Path, headers: ReadHeaders = read_headers) -> Survey:

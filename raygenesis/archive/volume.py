@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +158,13 @@ def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
         raise ScanError(f"the header claims {claimed:,} bytes of voxels, more than the file can hold")
     if claimed > max_bytes:
         raise ScanError(f"{claimed:,} bytes of voxels are more than archive.max_scan_gib={max_bytes / 2**30:g}")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error is not the file's but the machine's, such as a lost file server or too little memory."""
+    # A damaged file may have its reader look at a place that cannot be: the system says EINVAL.
+    lost = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    return lost or isinstance(error, MemoryError)
 
 
 def first_line(error: Exception) -> str:
