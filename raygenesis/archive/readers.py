@@ -7,8 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from raygenesis.archive import arrays, dicom, itk, nifti, pictures
-from raygenesis.archive.volume import Volume, checked
-from raygenesis.errors import ScanError
+from raygenesis.archive.volume import MAX_BYTES, Volume, checked
 
 # Formats that are known by the end of a file's name; each module has `read` and `read_geometry`.
 FORMATS: dict[str, ModuleType] = {
@@ -17,9 +16,6 @@ FORMATS: dict[str, ModuleType] = {
 }  # fmt: skip
 
 Geometry = tuple[tuple[int, ...], tuple[float, ...]]
-
-# Beyond this a scan is taken for a mistake or an attack; archive.max_scan_gib sets it for an archive.
-MAX_BYTES = 16 * 2**30
 
 
 def format_of(name: str) -> ModuleType | None:
@@ -38,9 +34,10 @@ def read_scan(
     Raises ScanError saying what is wrong.
     """
     module = format_of(paths[0].name)
-    if module is None and (num_bytes := sum(path.stat().st_size for path in paths)) > max_bytes:
-        raise ScanError(f"{num_bytes:,} bytes of files are more than archive.max_scan_gib={max_bytes / 2**30:g}")
-    found = dicom.read_series(paths, fourth_axis) if module is None else module.read(paths[0], fourth_axis, max_bytes)
+    if module is None:
+        found = dicom.read_series(paths, fourth_axis, max_bytes)
+    else:
+        found = module.read(paths[0], fourth_axis, max_bytes)
     return [checked(volume, fill_nan, may_be_flat) for volume in found]
 
 

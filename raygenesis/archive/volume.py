@@ -20,6 +20,9 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 # A header may claim any size; deflate cannot pack more than about so many bytes into one, and no other format does.
 MAX_COMPRESSION = 1032
 
+# Beyond this a scan is taken for a mistake or an attack; archive.max_scan_gib sets it for an archive.
+MAX_BYTES = 16 * 2**30
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -156,8 +159,13 @@ def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
     """Refuse a header whose voxels the file cannot hold, or that would not fit where a scan should."""
     if claimed > path.stat().st_size * (MAX_COMPRESSION if packed else 1):
         raise ScanError(f"the header claims {claimed:,} bytes of voxels, more than the file can hold")
+    check_size(claimed, max_bytes)
+
+
+def check_size(claimed: int, max_bytes: int, what: str = "voxels") -> None:
+    """Refuse more bytes of voxels than a scan may have, or of the files to read before their number is known."""
     if claimed > max_bytes:
-        raise ScanError(f"{claimed:,} bytes of voxels are more than archive.max_scan_gib={max_bytes / 2**30:g}")
+        raise ScanError(f"{claimed:,} bytes of {what} are more than archive.max_scan_gib={max_bytes / 2**30:g}")
 
 
 def may_pass(error: Exception) -> bool:
