@@ -250,12 +250,14 @@ def test_hidden_folders_are_left_out_and_links_to_them_followed(tmp_path: Path) 
     assert [scan.source for scan in found.scans] == ["sub-01/T1w.nii.gz"] and not found.aside
 
 
-def test_links_that_lead_out_or_nowhere_are_not_followed(tmp_path: Path) -> None:
+def test_links_that_lead_out_or_nowhere_are_set_aside(tmp_path: Path) -> None:
     outside = write_nifti(tmp_path / "outside/secret.nii", grey((3, 3, 3)))
     inside = write_nifti(tmp_path / "scans/a.nii", grey((3, 3, 3)))
     (tmp_path / "scans/out.nii").symlink_to(outside)
     (tmp_path / "scans/folder").symlink_to(outside.parent)
     (tmp_path / "scans/nowhere.nii").symlink_to("gone.nii")
+    (tmp_path / "scans/unfetched").symlink_to("../.git/annex/objects/MD5E")
+    (tmp_path / "scans/unfetched.tsv").symlink_to("../.git/annex/objects/MD5E")  # no scan, fetched or not
     (tmp_path / "scans/round.nii").symlink_to("round.nii")
     (tmp_path / "scans/within.nii").symlink_to(inside)
     (tmp_path / "there").symlink_to("scans")
@@ -264,8 +266,12 @@ def test_links_that_lead_out_or_nowhere_are_not_followed(tmp_path: Path) -> None
         assert [scan.source for scan in found.scans] == ["a.nii", "within.nii"]
         assert found.aside == (
             SetAside("folder", "a linked folder, and those are not followed"),
+            SetAside("nowhere.nii", "a link to a file that is not there (git annex get?)"),
             SetAside("out.nii", "a link that leads out of the scans folder"),
+            SetAside("round.nii", "a link to a file that is not there (git annex get?)"),
+            SetAside("unfetched", "a link to a file that is not there (git annex get?)"),
         )
+        assert found.num_others == 1
 
 
 def test_no_folder_and_no_scans_are_said_plainly(tmp_path: Path) -> None:
