@@ -15,8 +15,9 @@ import ray
 
 from raygenesis import cluster
 from raygenesis.amounts import size
-from raygenesis.archive.catalogue import FAILURES, first_volumes, read_catalogue, voxel_bytes, write_catalogue
+from raygenesis.archive.catalogue import first_volumes, read_catalogue, voxel_bytes, write_catalogue
 from raygenesis.archive.dicom import Header
+from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.identity import Identity, open_identity, subject_of
 from raygenesis.archive.intake import Outcome, take_in
 from raygenesis.archive.scans import File, Scan, Survey, read_headers, survey
@@ -138,7 +139,7 @@ def ingest(
             raise _nothing_readable(scans, found.survey, outcomes)
         rows = sorted(rows + removed, key=lambda row: row["volume_id"])
         _remember(workspace, scans, found, outcomes, identity, rows, known)
-        write_catalogue(workspace.catalog, rows)
+        catalogue = write_catalogue(workspace.catalog, rows)
         seen = earlier.keys() | {record["volume_id"] for outcome in outcomes.values() for record in outcome.records}
         for volume_id in sorted(seen - {row["volume_id"] for row in rows}):  # duplicates, superseded and pruned ones
             remove_tree(volume_folder(workspace.volumes, volume_id))
@@ -152,7 +153,7 @@ def ingest(
             counts, watch.seconds,
             content=[[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows],
             listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
-            voxel_bytes=sum(map(voxel_bytes, rows)), stored_bytes=sum(row["stored_bytes"] for row in rows),
+            voxel_bytes=voxel_bytes(catalogue), stored_bytes=sum(row["stored_bytes"] for row in rows),
         )  # fmt: skip
         _summarise(manifest, found.survey, outcomes, workspace, identity)
         return manifest

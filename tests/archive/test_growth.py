@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from raygenesis.archive import intake
-from raygenesis.archive.catalogue import FAILURES, read_catalogue
+from raygenesis.archive.catalogue import read_catalogue
+from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.intake import MOST_CRASHES, attempt_note, take_in
 from raygenesis.archive.sources import read_sources, write_sources

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
+from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
+from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.ingest import ingest, take_in_block
 from raygenesis.archive.intake import (
     MOST_CRASHES,
