@@ -108,21 +108,33 @@ def on_disk(path: Place) -> Iterator[Path]:
         yield Path(scratch, path.name)
 
 
-def publish(path: Place, write: Callable[[Path], object]) -> None:
+def publish(path: Place, write: Callable[[Path], object], keep: bool = False) -> None:
     """Call `write` with a name aside, then rename: readers see the whole file or none. Failure leaves nothing.
 
-    To a remote place `write` writes on this machine, and the result is uploaded, a folder's `zarr.json` last.
+    keep: a file that is there by then stays, where the file system can tell. To a remote place `write` writes on this
+    machine, and the result is uploaded, a folder's `zarr.json` last.
     """
     with _aside(path) as aside:
         try:
             write(aside)
             if isinstance(path, RemotePath):
                 path.upload(aside)
-            else:
+            elif not (keep and _link(aside, path)):
                 os.replace(aside, path)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             raise WorkspaceError(f"{path} cannot be written: {reason}") from error
+
+
+def _link(aside: Path, path: Path) -> bool:
+    """Give a file its name as well, unless the name is taken; whether the file system has such links."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

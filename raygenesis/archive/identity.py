@@ -44,6 +44,8 @@ class Identity:
 def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
     """The identity of a workspace; its key is made, for its owner alone, as long as there is no catalogue.
 
+    Of several jobs that make one at a time, all get the same.
+
     Raises WorkspaceError if the key is damaged or lost: another one would give every subject another name.
     """
     if keep_ids:
@@ -58,8 +60,8 @@ def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
                 f"{path} is gone, and the archive's subjects are named by it: put it back, or start a new workspace"
             ) from None
         make_private(folder)
-        key = secrets.token_bytes(KEY_BYTES)
-        publish(path, lambda aside: _write_private(aside, key.hex()))
+        made = secrets.token_bytes(KEY_BYTES).hex()
+        publish(path, lambda aside: _write_private(aside, made), keep=True)
         key = bytes.fromhex(path.read_text())
     except ValueError:
         key = b""

@@ -124,8 +124,11 @@ def ingest(
     if not found.survey.scans:
         raise _nothing_readable(scans, found.survey, {})
     watch = Stopwatch()
-    identity = open_identity(workspace, settings.archive.keep_ids)
+    if workspace.catalog.is_file():
+        open_identity(workspace, settings.archive.keep_ids)  # that its key is lost is said before anything is changed
     with stage.claimed():
+        earlier, known = _earlier_rows(workspace), read_sources(workspace.private)  # no other job changes them any more
+        identity = open_identity(workspace, settings.archive.keep_ids)
         outcomes = _known_outcomes(found.survey.scans, known, earlier)
         num_known = len(outcomes)
         fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from pathlib import Path
@@ -14,6 +15,7 @@ from raygenesis.archive.identity import open_identity
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.sources import read_sources
 from raygenesis.errors import WorkspaceError
+from raygenesis.files import locked
 from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace
 from tests.archive import dicom_series
@@ -122,6 +124,34 @@ def test_a_damaged_key_is_refused_and_not_replaced(tmp_path: Path, damage: str) 
     assert (tmp_path / "private" / "key").read_text() == damage
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_two_jobs_that_make_a_key_at_once_have_the_same(tmp_path: Path, monkeypatch, has_links: bool) -> None:
+    path = tmp_path / "private" / "key"
+
+    def meanwhile(num_bytes: int) -> bytes:
+        if has_links:
+            path.write_text("5a" * 32)
+        return b"\1" * num_bytes
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("secrets.token_bytes", meanwhile)
+    if not has_links:
+        monkeypatch.setattr("os.link", no_link)
+    identity = open_identity(Workspace(tmp_path), keep_ids=False)
+    assert identity.key == bytes.fromhex(path.read_text()) == (b"\x5a" if has_links else b"\1") * 32
+    assert [file.name for file in path.parent.iterdir()] == ["key"]
+
+
+def test_an_ingest_beside_another_makes_no_key(scans: Path, tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path / "ws")
+    workspace.archive.mkdir()
+    with locked(workspace.archive), pytest.raises(WorkspaceError, match="is being written by another job"):
+        ingest(scans, workspace, SETTINGS)
+    assert not (workspace.private / "key").exists()
+
+
 def test_a_lost_key_is_not_replaced_where_subjects_are_named_by_it(scans: Path, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "ws")
     ingest(scans, workspace, SETTINGS)
@@ -130,3 +160,4 @@ def test_a_lost_key_is_not_replaced_where_subjects_are_named_by_it(scans: Path, 
     write_nifti(scans / "new.nii", grey((8, 9, 11)))
     with pytest.raises(WorkspaceError, match="key is gone"):
         ingest(scans, workspace, SETTINGS)
+    assert (workspace.archive / "manifest.json").is_file() and not (workspace.private / "key").exists()
