@@ -12,7 +12,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def _aside(path: Place) -> Iterator[Path]:
     try:
         yield aside
     finally:
-        if aside.exists():
+        with suppress(WorkspaceError):  # what writing failed in says more
             remove_tree(aside)
 
 
@@ -180,13 +180,17 @@ def locked(folder: Place) -> Iterator[None]:
 
 
 def remove_tree(path: Place) -> None:
-    """Remove a file, or a folder with all that is in it; nothing may be there."""
+    """Remove a file, or a folder with all that is in it; nothing may be there. Raises WorkspaceError if it stays."""
     if isinstance(path, RemotePath):
         path.remove_tree()
-    elif path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+        return
+    try:
+        while path.is_dir() and not path.is_symlink():  # again where another process removes it too
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path)
         path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"{path} cannot be removed: {error.strerror}") from None
 
 
 def folder_bytes(folder: Place) -> int:

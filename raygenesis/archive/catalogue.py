@@ -110,7 +110,7 @@ def read_columns(
     except (pa.ArrowInvalid, OSError):
         raise WorkspaceError(
             f"{path} is damaged: remove it and manifest.json beside it and ingest again; volumes of files that are "
-            "still there are not decoded anew"
+            "still there are not decoded anew, and others are removed"
         ) from None
     ids = table["volume_id"]
     if table.num_rows > 1 and not pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py():

@@ -24,7 +24,7 @@ from raygenesis.archive.scans import File, Scan, Survey, read_headers, survey
 from raygenesis.archive.sources import read_known_headers, read_sources, stamp_of, write_headers, write_sources
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import publish, remove_tree, write_table
+from raygenesis.files import Place, publish, remove_tree, write_table
 from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import ArchiveSettings, Settings
 from raygenesis.workspace import Stage, Workspace, digest, make_private, manifest_of
@@ -133,23 +133,21 @@ def ingest(
         num_known = len(outcomes)
         fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
         outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
-        rows, removed, failures = _tables(found.survey, outcomes, earlier, identity, settings.archive)
-        if prune and removed:
-            say("ingest", f"{len(removed)} volumes removed whose files are gone or no longer readable")
-            removed = []
+        rows, gone, failures = _tables(found.survey, outcomes, earlier, identity, settings.archive)
+        kept = [] if prune else gone
         write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
         if not rows:
             raise _nothing_readable(scans, found.survey, outcomes)
-        rows = sorted(rows + removed, key=lambda row: row["volume_id"])
+        rows = sorted(rows + kept, key=lambda row: row["volume_id"])
         _remember(workspace, scans, found, outcomes, identity, rows, known)
         catalogue = write_catalogue(workspace.catalog, rows)
-        seen = earlier.keys() | {record["volume_id"] for outcome in outcomes.values() for record in outcome.records}
-        for volume_id in sorted(seen - {row["volume_id"] for row in rows}):  # duplicates, superseded and pruned ones
-            remove_tree(volume_folder(workspace.volumes, volume_id))
+        _remove_others(workspace.volumes, rows)
+        if prune and gone:
+            say("ingest", f"{len(gone)} volumes removed whose files are gone or no longer readable")
         counts = {
             "scans": found.survey.num_found, "volumes": len(rows),
             "subjects": len({row["subject_id"] for row in rows}), "failures": len(failures), "known": num_known,
-            "removed": len(removed), "other_files": found.survey.num_others,
+            "removed": len(kept), "other_files": found.survey.num_others,
         }  # fmt: skip
         first = first_volumes(rows)
         manifest = stage.finish(
@@ -328,6 +326,17 @@ def _tables(
     gone = [row for row in earlier.values() if row["source"] not in readable]
     removed = [row for row in gone if row["voxel_fingerprint"] not in first]
     return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
+
+
+def _remove_others(volumes: Place, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Remove what the catalogue does not have: duplicates, superseded, pruned and half-written volumes.
+
+    None is another job's, as the stage is claimed; some may be those of an ingest that was killed.
+    """
+    kept = {volume_folder(volumes, row["volume_id"]).name for row in rows}
+    for folder in volumes.glob("*.ome.zarr*"):
+        if folder.name not in kept:
+            remove_tree(folder)
 
 
 def _failed(found: Survey, outcomes: Mapping[str, Outcome]) -> list[tuple[str, str]]:

@@ -115,6 +115,42 @@ def test_removed_files_are_reported_and_pruned_only_when_asked(tmp_path: Path, c
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_what_a_killed_ingest_did_not_come_to_remove_the_next_one_removes(tmp_path: Path, monkeypatch) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    add(scans, 0, 1, 2)
+    ingest(scans, workspace, SETTINGS)
+    (scans / "sub-01_T1w.nii.gz").unlink()
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        dying.setattr("raygenesis.archive.ingest.remove_tree", killed)
+        ingest(scans, workspace, SETTINGS, prune=True)
+    assert len(list(workspace.volumes.iterdir())) == 3
+    (workspace.volumes / "notes.txt").write_text("somebody's own")
+    assert ingest(scans, workspace, SETTINGS)["counts"]["volumes"] == 2
+    (workspace.volumes / "notes.txt").unlink()
+    assert contents(workspace) == in_one_go(scans, tmp_path / "fresh")
+
+
+def test_a_volume_that_cannot_be_removed_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    add(scans, 0, 1)
+    ingest(scans, workspace, SETTINGS)
+    (scans / "sub-01_T1w.nii.gz").unlink()
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as locked, pytest.raises(WorkspaceError, match=r"zarr cannot be removed: Permission"):
+        locked.setattr(shutil, "rmtree", refuse)
+        ingest(scans, workspace, SETTINGS, prune=True)
+    assert "volumes removed" not in capsys.readouterr().out and not (workspace.archive / "manifest.json").exists()
+    ingest(scans, workspace, SETTINGS, prune=True)
+    assert len(list(workspace.volumes.iterdir())) == 1
+
+
 def test_a_volume_that_was_lost_is_made_again(tmp_path: Path) -> None:
     scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
     add(scans, 0, 1, 2)
