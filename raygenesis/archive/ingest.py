@@ -133,7 +133,7 @@ def ingest(
         num_known = len(outcomes)
         fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
         outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
-        rows, gone, failures = _tables(found.survey, outcomes, earlier, identity, settings.archive)
+        rows, gone, failures = _tables(found.survey, outcomes, earlier, known, identity, settings.archive)
         kept = [] if prune else gone
         write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
         if not rows:
@@ -299,6 +299,7 @@ def _tables(
     found: Survey,
     outcomes: Mapping[str, Outcome],
     earlier: Mapping[str, dict[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
     identity: Identity,
     settings: ArchiveSettings,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
@@ -313,7 +314,7 @@ def _tables(
         if outcome.reason:
             failures.append({"source": source, "reason": outcome.reason})
         else:
-            readable.add(source)
+            readable |= {source, scan.name}
         subject = identity.subject(subject_of(scan, settings.subject_pattern))
         for record in outcome.records:
             row = {**record, "subject_id": subject, "source": source, "source_bytes": scan.num_bytes}
@@ -323,7 +324,8 @@ def _tables(
             else:
                 failures.append({"source": source, "reason": f"same voxels as {original['source']}"})
     # Also of a file that is there and cannot be read any more: half a copy must not cost the whole one.
-    gone = [row for row in earlier.values() if row["source"] not in readable]
+    names = {row["source"]: row["name"] for row in known.values()}
+    gone = [row for row in earlier.values() if not readable & {row["source"], names.get(row["source"])}]
     removed = [row for row in gone if row["voxel_fingerprint"] not in first]
     return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
 
@@ -364,7 +366,8 @@ def _remember(
     kept = {row["voxel_fingerprint"]: row["volume_id"] for row in catalogue}
     rows: list[Mapping[str, Any]] = [
         {
-            "source": identity.source(scan.name, scan.source), "path": scan.source, "stamp": stamp_of(scan),
+            "source": identity.source(scan.name, scan.source), "path": scan.source, "name": scan.name,
+            "stamp": stamp_of(scan),
             # Of a duplicate the volume that stays.
             "volume_ids": [kept[record["voxel_fingerprint"]] for record in outcomes[scan.source].records],
             "reason": outcomes[scan.source].reason, "is_lasting": outcomes[scan.source].is_lasting,
@@ -373,8 +376,8 @@ def _remember(
     ]  # fmt: skip
     rows += [
         {
-            "source": identity.source(file.source), "path": file.source, "stamp": "", "volume_ids": [],
-            "reason": file.reason, "is_lasting": True,
+            "source": identity.source(file.source), "path": file.source, "name": file.source, "stamp": "",
+            "volume_ids": [], "reason": file.reason, "is_lasting": True,
         }
         for file in found.survey.aside
     ]  # fmt: skip

@@ -23,6 +23,10 @@ SOURCES = pa.schema(
     [
         ("source", pa.string()),  # as the catalogue and the failures have it
         ("path", pa.string()),  # below the scans folder
+        (
+            "name",
+            pa.string(),
+        ),  # a DICOM series' own, else the path: what it is known by when the folder is looked at again
         ("stamp", pa.string()),  # of its files' paths, sizes and modification times
         ("volume_ids", pa.list_(pa.string())),
         ("reason", pa.string()),  # why it is no volume

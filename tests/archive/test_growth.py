@@ -324,16 +324,19 @@ def test_another_folder_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> Non
     assert ingest(tmp_path / "moved", workspace, SETTINGS)["counts"]["known"] == 2
 
 
-def test_a_series_that_grows_by_its_first_file_is_still_one_volume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep_ids", [False, True])
+def test_a_series_that_grows_by_its_first_file_is_still_one_volume(tmp_path: Path, keep_ids: bool) -> None:
+    settings = load_settings("cpu-small", [*OVERRIDES, f"archive.keep_ids={keep_ids}"])
     scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
     voxels = np.random.default_rng(0).integers(0, 4096, (6, 16, 16)).astype(np.uint16)
     first = min(dicom_series.write_all(scans, dicom_series.series(voxels)))
     aside = first.read_bytes()
     first.unlink()
-    ingest(scans, workspace, SETTINGS)
+    ingest(scans, workspace, settings)
     (scans / "0000.dcm").write_bytes(aside)
-    counts = ingest(scans, workspace, SETTINGS)["counts"]
+    counts = ingest(scans, workspace, settings)["counts"]
     assert (counts["volumes"], counts["removed"]) == (1, 0)
+    assert len(list(workspace.volumes.iterdir())) == 1 and list(read_sources(workspace.private)) == ["0000.dcm"]
 
 
 def test_duplicates_are_known_too_and_their_paths_stay_listed(tmp_path: Path) -> None:
