@@ -121,8 +121,7 @@ def ingest(
             say("ingest", f"nothing to do: all {found.survey.num_found} scans are in {workspace.archive} ({what})")
             return manifest
     _check_same_folder(scans, found.survey, known, workspace)
-    if not found.survey.scans:
-        raise _nothing_readable(scans, found.survey, {})
+    check_any(scans, found.survey)
     watch = Stopwatch()
     if workspace.catalog.is_file():
         open_identity(workspace, settings.archive.keep_ids)  # that its key is lost is said before anything is changed
@@ -137,7 +136,7 @@ def ingest(
         kept = [] if prune else gone
         write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
         if not rows:
-            raise _nothing_readable(scans, found.survey, outcomes)
+            raise _nothing_readable(scans, found.survey, _failed(found.survey, outcomes, identity))
         rows = sorted(rows + kept, key=lambda row: row["volume_id"])
         _remember(workspace, scans, found, outcomes, identity, rows, known)
         catalogue = write_catalogue(workspace.catalog, rows)
@@ -167,11 +166,11 @@ def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:
     passed_by = [scan.source for scan in scans if not re.search(pattern, scan.source)]
     if len(passed_by) == len(scans):
         raise SettingsError(
-            f"archive.subject_pattern={pattern!r} matches none of the {len(scans)} paths, the first {passed_by[0]}: "
-            "correct it, or leave it out for one subject a file"
+            f"archive.subject_pattern={pattern!r} matches none of the {len(scans)} paths, the first "
+            f"{told(passed_by[0])}: correct it, or leave it out for one subject a file"
         )
     if passed_by:
-        say("ingest", f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {passed_by[0]}")
+        say("ingest", f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {told(passed_by[0])}")
 
 
 def _earlier_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -341,15 +340,32 @@ def _remove_others(volumes: Place, rows: Sequence[Mapping[str, Any]]) -> None:
             remove_tree(folder)
 
 
-def _failed(found: Survey, outcomes: Mapping[str, Outcome]) -> list[tuple[str, str]]:
-    """Path and reason of what became no volume, by path."""
-    failed = [(file.source, file.reason) for file in found.aside]
-    failed += [(source, outcome.reason) for source, outcome in outcomes.items() if outcome.reason]
-    return sorted(failed)
+def told(path: str, name: str = "", identity: Identity | None = None) -> str:
+    """What a message calls a scan: its path, but on a joined cluster what the archive calls it.
+
+    Others may read the logs of a cluster, and paths may name patients. Nothing is told where there is no key yet.
+    """
+    if not cluster.is_joined():
+        return path
+    return identity.source(name or path, path) if identity else "[no name is told in a cluster's log]"
 
 
-def _nothing_readable(scans: Path, found: Survey, outcomes: Mapping[str, Outcome]) -> ScanError:
-    source, reason = _failed(found, outcomes)[0]
+def _failed(found: Survey, outcomes: Mapping[str, Outcome], identity: Identity | None = None) -> list[tuple[str, str]]:
+    """What became no volume, as messages call it and by path, and why."""
+    failed = [(file.source, file.source, file.reason) for file in found.aside]
+    taken_in = (scan for scan in found.scans if scan.source in outcomes)
+    failed += [(scan.source, scan.name, outcomes[scan.source].reason) for scan in taken_in]
+    return [(told(path, name, identity), reason) for path, name, reason in sorted(failed) if reason]
+
+
+def check_any(scans: Path, found: Survey) -> None:
+    """Raise ScanError, with the first reason, if a folder holds nothing but files that are set aside."""
+    if not found.scans:
+        raise _nothing_readable(scans, found, _failed(found, {}))
+
+
+def _nothing_readable(scans: Path, found: Survey, failed: Sequence[tuple[str, str]]) -> ScanError:
+    source, reason = failed[0]
     return ScanError(f"none of the {found.num_found} scans in {scans} can be read; the first: {source}: {reason}")
 
 
@@ -400,9 +416,7 @@ def _summarise(
             "ingest",
             f"{counts['removed']} volumes stay whose files are gone or no longer readable: --prune removes them",
         )
-    failed = _failed(found, outcomes)
-    if cluster.is_joined():  # whose logs others may read, and paths may name patients
-        failed = [(identity.source(source), reason) for source, reason in failed]
+    failed = _failed(found, outcomes, identity)
     for source, reason in failed[:5]:
         say("ingest", f"skipped {source}: {reason}")
     if len(failed) > 5:

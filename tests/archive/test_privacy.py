@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import stat
 from pathlib import Path
 
 import pydicom
 import pytest
 
+from raygenesis import cluster
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.sources import read_sources
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.files import locked
 from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace
@@ -83,6 +85,23 @@ def test_no_byte_of_the_archive_names_a_real_patient(tmp_path: Path) -> None:
     content = archived_bytes(workspace)
     assert len(secrets) > 50
     assert not [secret for secret in secrets if secret in content]
+
+
+def test_a_cluster_s_log_names_no_file_and_what_it_names_is_in_the_tables(
+    scans: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """A series is known by another name than its first file's path."""
+    monkeypatch.setattr(cluster, "is_joined", lambda: True)
+    dicom_series.write_all(scans / "CANARY-3", dicom_series.series(SeriesInstanceUID="1.2.3", RescaleSlope=0))
+    workspace = Workspace.open(tmp_path / "ws")
+    with pytest.raises(SettingsError, match="matches none of the 4 paths") as refused:
+        ingest(scans, workspace, load_settings("cpu-small", ["archive.subject_pattern=nobody"]))
+    ingest(scans, workspace, load_settings("cpu-small", ["archive.subject_pattern=(CANARY-[0-9])"]))
+    logged = f"{capsys.readouterr().out}{refused.value}"
+    assert not any(secret in logged.replace("(CANARY-[0-9])", "") for secret in dicom_series.SECRETS)
+    skipped = re.findall("skipped ([0-9a-f]{16}): ", logged)
+    paths = {row["source"]: path for path, row in read_sources(workspace.private).items()}
+    assert len(skipped) == 3 and sum(paths[source].startswith("CANARY-3/") for source in skipped) == 1
 
 
 def test_the_private_folder_links_volumes_to_files(scans: Path, tmp_path: Path) -> None:
