@@ -76,7 +76,9 @@ def ingest_command(
 @archive_app.command("info")
 def archive_info_command(
     workspace: WorkspaceOption,
-    failures: Annotated[bool, typer.Option("--failures", help="List every failure, with its file.")] = False,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="List every failure with its file, those of later stages too.")
+    ] = False,
 ) -> None:
     """Counts, sizes, spacings, modalities, and failures by cause."""
     from raygenesis.archive.inspection import info

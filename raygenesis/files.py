@@ -12,7 +12,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -108,21 +108,33 @@ def on_disk(path: Place) -> Iterator[Path]:
         yield Path(scratch, path.name)
 
 
-def publish(path: Place, write: Callable[[Path], object]) -> None:
+def publish(path: Place, write: Callable[[Path], object], keep: bool = False) -> None:
     """Call `write` with a name aside, then rename: readers see the whole file or none. Failure leaves nothing.
 
-    To a remote place `write` writes on this machine, and the result is uploaded, a folder's `zarr.json` last.
+    keep: a file that is there by then stays, where the file system can tell. To a remote place `write` writes on this
+    machine, and the result is uploaded, a folder's `zarr.json` last.
     """
     with _aside(path) as aside:
         try:
             write(aside)
             if isinstance(path, RemotePath):
                 path.upload(aside)
-            else:
+            elif not (keep and _link(aside, path)):
                 os.replace(aside, path)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             raise WorkspaceError(f"{path} cannot be written: {reason}") from error
+
+
+def _link(aside: Path, path: Path) -> bool:
+    """Give a file its name as well, unless the name is taken; whether the file system has such links."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -135,7 +147,7 @@ def _aside(path: Place) -> Iterator[Path]:
     try:
         yield aside
     finally:
-        if aside.exists():
+        with suppress(WorkspaceError):  # what writing failed in says more
             remove_tree(aside)
 
 
@@ -168,13 +180,17 @@ def locked(folder: Place) -> Iterator[None]:
 
 
 def remove_tree(path: Place) -> None:
-    """Remove a file, or a folder with all that is in it; nothing may be there."""
+    """Remove a file, or a folder with all that is in it; nothing may be there. Raises WorkspaceError if it stays."""
     if isinstance(path, RemotePath):
         path.remove_tree()
-    elif path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+        return
+    try:
+        while path.is_dir() and not path.is_symlink():  # again where another process removes it too
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path)
         path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"{path} cannot be removed: {error.strerror}") from None
 
 
 def folder_bytes(folder: Place) -> int:

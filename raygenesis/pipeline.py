@@ -11,7 +11,7 @@ import numpy as np
 
 from raygenesis.archive.catalogue import num_held_out
 from raygenesis.archive.identity import subject_of
-from raygenesis.archive.ingest import Found, find, ingest
+from raygenesis.archive.ingest import Found, check_any, find, ingest, told
 from raygenesis.archive.readers import read_scan_geometry
 from raygenesis.archive.scans import Scan
 from raygenesis.discovery.coordinates import largest_extent
@@ -64,6 +64,7 @@ def run(
     workspace.run(name)  # a name that is no name is refused before any work
     description = None if target is None else read_description(target)
     found = find(scans, workspace)
+    check_any(scans, found.survey)
     check_settings(found.survey.scans, scans, settings)
     _check_same_scans(found, scans, workspace)
     announce(left_to_ingest(found, workspace), workspace, settings)
@@ -119,31 +120,36 @@ def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> No
     if _discovers(settings):
         check_counts(len(subjects) - held_out, held_out, where, settings)
     discovery = settings.discovery
-    sizes = _sizes_mm(found, scans, settings)
+    every = _sizes_mm(found, scans, settings)
+    sizes = {source: size for source, size in every.items() if len(size) == settings.ndim}
+    if every and not sizes:
+        raise SettingsError(
+            f"discovery.cube_shape asks for {settings.ndim}D, and of the {len(every)} scans that were looked at in {scans} "
+            f"none is: choose a preset of their dimensions (--preset), or give a folder of {settings.ndim}D scans"
+        )
     reach = np.array(largest_extent(discovery.scales))
     roomy = {source: size for source, size in sizes.items() if (size >= reach - 1e-6).all()}
     if sizes and not roomy:
         source, size = max(sizes.items(), key=lambda item: float(np.prod(item[1])))
         raise SettingsError(
             f"discovery.scales: the largest crop spans {mm(reach)} mm and no scan is that large (the largest, "
-            f"{source}, is {mm(size)} mm): lower extent_mm"
+            f"{told(source)}, is {mm(size)} mm): lower extent_mm"
         )
     if roomy and _discovers(settings):
         _check_room(*min(roomy.items(), key=lambda item: float(np.prod(item[1]))), reach, settings)
 
 
 def _sizes_mm(found: Sequence[Scan], scans: Path, settings: Settings) -> dict[str, Any]:
-    """Physical sizes of the scans of the wanted dimension, by source."""
+    """Physical sizes in mm of scans by source; of one of several volumes that of one with the wanted dimensions."""
     step = math.ceil(len(found) / MAX_HEADERS)
     sizes = {}
     for scan in found[::step]:
         try:
             geometry = read_scan_geometry([scans / file.path for file in scan.files], settings.archive.fourth_axis)
-        except (ScanError, OSError):
+        except (ScanError, OSError, MemoryError):
             continue  # ingest records it as a failure
-        for shape, spacing in geometry:
-            if len(shape) == settings.ndim:
-                sizes[scan.source] = np.array(shape) * np.array(spacing)
+        for shape, spacing in sorted(geometry, key=lambda volume: len(volume[0]) == settings.ndim):
+            sizes[scan.source] = np.array(shape) * np.array(spacing)
     return sizes
 
 
@@ -157,7 +163,7 @@ def _check_room(source: str, size: Any, reach: Any, settings: Settings) -> None:
     most = max(1, math.floor(room / ball))
     if count > most:
         raise SettingsError(
-            f"discovery.num_coordinates={count} does not fit in the smallest scan ({source}, {mm(size)} mm): at "
+            f"discovery.num_coordinates={count} does not fit in the smallest scan ({told(source)}, {mm(size)} mm): at "
             f"most {most} places discovery.min_distance_mm={distance:g} apart leave room for crops of {mm(reach)} "
             "mm; lower one of the two, or the scales' extent_mm"
         )

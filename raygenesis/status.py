@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from raygenesis.amounts import duration, several
+from raygenesis.archive.failures import every_failure
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, read_json, read_table
+from raygenesis.files import Place, read_json
 from raygenesis.job import REMOTE_BEAT_SECONDS, RUNNING, SUCCEEDED, jobs_folder
 from raygenesis.machine import Hardware
 from raygenesis.settings import PriceSettings
@@ -17,9 +18,6 @@ from raygenesis.workspace import Workspace
 # A record of a running job that was not written for so long is of one that was killed.
 SILENT_S = 4 * REMOTE_BEAT_SECONDS
 MOST_STAGES = 6  # of a running job, the newest
-
-# Stages that leave a table of failures.
-FAILING = ("archive", "embeddings", "patterns", "crops")
 
 
 def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Iterator[str]:
@@ -34,8 +32,7 @@ def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Itera
         yield from _job(path, prices)
     if len(records) > most:
         yield f"earlier jobs: {len(records) - most} (--jobs {len(records)} lists them)"
-    failed = {stage: _num_failures(workspace.root / stage / "failures.parquet") for stage in FAILING}
-    told = ", ".join(f"{stage} {number}" for stage, number in failed.items() if number)
+    told = ", ".join(f"{stage} {len(rows)}" for stage, rows in every_failure(workspace).items() if rows)
     yield f"scans left out: {told or 'none'}" + " (see `raygenesis archive info --failures`)" * bool(told)
 
 
@@ -85,7 +82,3 @@ def _used(job: Mapping[str, Any], prices: PriceSettings) -> str:
     line = f"{there.amount} on {several(there.num_nodes, 'nodes')}: {hours[0]:.2f} core hours, {hours[1]:.2f} GPU hours"
     cost = prices.of(job["core_seconds"], job["gpu_seconds"])
     return line if cost is None else f"{line}, {cost:,.2f} in cost"
-
-
-def _num_failures(path: Place) -> int:
-    return read_table(path).num_rows if path.is_file() else 0

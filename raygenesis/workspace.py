@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from raygenesis._version import __version__
@@ -112,6 +113,13 @@ class Workspace:
 
     def comparison(self, name: str) -> Place:
         return self.root / "comparisons" / _checked_name(name)
+
+
+def make_private(folder: Place) -> None:
+    """Make a folder that, on a disk, nobody but its owner may look into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(folder, Path):
+        folder.chmod(0o700)
 
 
 def _checked_name(name: str) -> str:

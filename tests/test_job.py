@@ -12,9 +12,12 @@ import types
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from raygenesis.archive.failures import FAILURES
 from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.files import write_table
 from raygenesis.job import jobs_folder, recorded
 from raygenesis.metrics import GAUGES, _gauge, set_gauge
 from raygenesis.progress import progress, say
@@ -47,6 +50,16 @@ def test_a_job_tells_what_it_did(workspace: Workspace) -> None:
     lines = list(status(workspace, FREE))
     assert lines[0].startswith("embed: succeeded, since ") and lines[-1] == "scans left out: none"
     assert "  embed: 3 of 4 volumes (75%)" in lines[1] and "half of them dark" in lines[1]
+
+
+def test_failures_of_every_stage_are_counted(workspace: Workspace) -> None:
+    with recorded("embed", workspace):
+        for stage, number in (("archive", 2), ("crops", 1)):
+            (workspace.root / stage).mkdir()
+            rows = [{"source": "a", "reason": "damaged"}] * number
+            write_table(workspace.root / stage / "failures.parquet", pa.Table.from_pylist(rows, FAILURES))
+    last = list(status(workspace, FREE))[-1]
+    assert last == "scans left out: archive 2, crops 1 (see `raygenesis archive info --failures`)"
 
 
 def test_a_job_can_be_read_while_it_runs(workspace: Workspace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from raygenesis import __version__
 from raygenesis.errors import RaygenesisError, WorkspaceError
-from raygenesis.files import folder_bytes, publish, read_json, write_json, write_table
+from raygenesis.files import folder_bytes, publish, read_json, remove_tree, write_json, write_table
 from raygenesis.workspace import Stage, Workspace, digest, manifest_of
 
 SETTINGS = {"seed": 0, "archive": {"chunk": 64, "shard": 256}, "shape": (32, 32, 32), "window": None}
@@ -244,6 +245,25 @@ def test_writing_where_nothing_can_be_written_is_one_sentence(tmp_path: Path) ->
     for path in (tmp_path / "file" / "a.json", tmp_path / "missing" / "a.json"):
         with pytest.raises(WorkspaceError, match=rf"{path} cannot be written: "):
             write_json(path, {})
+
+
+def test_a_tree_is_removed_though_another_process_removes_it_too(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "tree" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "tree")
+    remove_tree(tmp_path / "link")
+    remove_tree(tmp_path / "nothing")
+    assert names(tmp_path) == ["tree"]
+    remove, calls = shutil.rmtree, []
+
+    def beside_another(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileNotFoundError(2, "No such file or directory")
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", beside_another)
+    remove_tree(tmp_path / "tree")
+    assert names(tmp_path) == []
 
 
 def test_json_and_tables_come_back(tmp_path: Path) -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.lib import format as npy
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
-from raygenesis.archive.nifti import check_claim, first_line
-from raygenesis.archive.volume import Volume
+from raygenesis.archive.volume import Volume, check_claim, first_line, may_pass
 from raygenesis.errors import ScanError
 
 # What NumPy and zipfile raise on damaged bytes.
 DAMAGE = (
-    ValueError, TypeError, OSError, EOFError, KeyError, OverflowError, NotImplementedError, RuntimeError, MemoryError,
-    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    ValueError, TypeError, OSError, EOFError, KeyError, OverflowError, NotImplementedError, RuntimeError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+# A header has no more, and so no more is unpacked to read it.
+HEADER_BYTES = 65536
 
 
 class SideCar(BaseModel):
@@ -45,13 +51,17 @@ def read_side_car(path: Path) -> SideCar | None:
             raise ScanError('its side-car (.json) must be an object such as {"spacing_mm": [1.0, 0.7, 0.7]}') from None
         key = ".".join(str(part) for part in fault["loc"])
         raise ScanError(f"its side-car (.json): {key}: {fault['msg'].lower()}") from None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ScanError(f"its side-car (.json) is not readable ({type(error).__name__})") from None
 
 
 def read_geometry(path: Path, fourth_axis: str) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """Shape in voxels and spacing in mm (z y x, or y x) of each volume."""
-    return [(volume.shape, volume.spacing_mm) for volume in read(path, fourth_axis, max_bytes=2**63)]
+    """Shape in voxels and spacing in mm (z y x, or y x) of each volume, from the header alone."""
+    side_car = _side_car(path)
+    with _opened(path, side_car) as file:
+        shape, _ = _header(file)
+    num_volumes, ndim = _num_volumes(shape, side_car, fourth_axis), len(side_car.spacing_mm)
+    return [(shape[-ndim:], side_car.spacing_mm)] * num_volumes
 
 
 def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
@@ -59,41 +69,73 @@ def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
 
     An array of one axis more than `spacing_mm` has numbers is taken as archive.fourth_axis says. Raises ScanError.
     """
+    side_car = _side_car(path)
+    is_packed = path.suffix.lower() == ".npz"
+    with _opened(path, side_car) as file:
+        shape, dtype = _header(file)
+        _num_volumes(shape, side_car, fourth_axis)  # raises for what is none
+        check_claim(math.prod(shape) * dtype.itemsize, path, max_bytes, is_packed)
+        file.seek(0)
+        voxels = npy.read_array(file) if is_packed else np.load(path, mmap_mode="r")
+    ndim = len(side_car.spacing_mm)
+    affine = np.diag([*side_car.spacing_mm[::-1], *[1.0] * (4 - ndim)])
+    parts = voxels if fourth_axis == "split" and voxels.ndim > ndim else [voxels]
+    return [Volume(part, affine, ndim=ndim, modality=side_car.modality) for part in parts]
+
+
+def _side_car(path: Path) -> SideCar:
     side_car = read_side_car(path)
     if side_car is None:
         raise ScanError(
             "an array without a side-car has no spacing: write a .json of the same name beside it, such as "
             '{"spacing_mm": [1.0, 0.7, 0.7]}'
         )
-    ndim = len(side_car.spacing_mm)
-    voxels = _load(path, side_car, max_bytes)
-    if voxels.ndim not in (ndim, ndim + 1):
-        raise ScanError(f"shape {voxels.shape} does not fit the {ndim} numbers of spacing_mm")
-    if voxels.ndim == ndim + 1 and fourth_axis == "refuse":
-        raise ScanError(
-            f"shape {voxels.shape} has an axis more than spacing_mm has numbers: choose archive.fourth_axis=split "
-            "(one volume for each index of the first axis) or channels"
-        )
-    parts = voxels if voxels.ndim == ndim + 1 and fourth_axis == "split" else [voxels]
-    affine = np.diag([*side_car.spacing_mm[::-1], *[1.0] * (4 - ndim)])
-    return [Volume(part, affine, ndim=ndim, modality=side_car.modality) for part in parts]
+    return side_car
 
 
-def _load(path: Path, side_car: SideCar, max_bytes: int) -> NDArray[Any]:
+@contextmanager
+def _opened(path: Path, side_car: SideCar) -> Iterator[IO[bytes]]:
+    """The bytes of the array's .npy: the file's own, or those packed in it."""
     try:
         if path.suffix.lower() == ".npy":
-            voxels = np.load(path, mmap_mode="r", allow_pickle=False)
-            check_claim(voxels.nbytes, path, max_bytes, packed=False)
-            return voxels
-        with zipfile.ZipFile(path) as packed:
-            names = [name.removesuffix(".npy") for name in packed.namelist()]
-            name = side_car.array or (names[0] if len(names) == 1 else None)
-            if name not in names:
-                raise ScanError(f"it holds {len(names)} arrays: name one of them as `array` in its side-car")
-            check_claim(packed.getinfo(f"{name}.npy").file_size, path, max_bytes, packed=True)
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[name]
-    except ScanError:
-        raise
+            with path.open("rb") as file:
+                yield file
+        else:
+            with zipfile.ZipFile(path) as packed:
+                names = [name.removesuffix(".npy") for name in packed.namelist()]
+                name = side_car.array or (names[0] if len(names) == 1 else None)
+                if name not in names:
+                    raise ScanError(f"it holds {len(names)} arrays: name one of them as `array` in its side-car")
+                with packed.open(f"{name}.npy") as file:
+                    yield file
     except DAMAGE as error:
+        if isinstance(error, ScanError) or may_pass(error):
+            raise
         raise ScanError(f"the file is cut short or damaged, or holds Python objects ({first_line(error)})") from None
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array in a .npy."""
+    begin = io.BytesIO(file.read(HEADER_BYTES))
+    version = npy.read_magic(begin)
+    if version > (2, 0):
+        raise ScanError("voxels that are records are not grey values: expected integers or floats")
+    shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(begin)
+    return shape, dtype
+
+
+def _num_volumes(shape: tuple[int, ...], side_car: SideCar, fourth_axis: str) -> int:
+    """How many volumes an array is. Raises ScanError for a shape that is none."""
+    ndim = len(side_car.spacing_mm)
+    if len(shape) not in (ndim, ndim + 1):
+        raise ScanError(f"shape {shape} does not fit the {ndim} numbers of spacing_mm")
+    if any(side < 1 for side in shape):
+        raise ScanError(f"shape {shape} holds no voxels")
+    if len(shape) == ndim:
+        return 1
+    if fourth_axis == "refuse":
+        raise ScanError(
+            f"shape {shape} has an axis more than spacing_mm has numbers: choose archive.fourth_axis=split "
+            "(one volume for each index of the first axis) or channels"
+        )
+    return shape[0] if fourth_axis == "split" else 1

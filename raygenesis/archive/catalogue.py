@@ -1,4 +1,4 @@
-"""The archive's table of volumes and table of failures, and the split of its subjects.
+"""The archive's table of volumes, and the split of its subjects.
 
 What plans a stage reads the columns that it needs: of a million volumes at most 0.7 GiB are held on the driver
 (`python -m tests.benchmarks.scale`).
@@ -7,7 +7,6 @@ What plans a stage reads the columns that it needs: of a million volumes at most
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +46,6 @@ CATALOGUE = pa.schema(
 # Small enough that who asks for some volumes next to each other reads little else.
 ROWS_PER_GROUP = 8192
 
-FAILURES = pa.schema([("source", pa.string()), ("reason", pa.string())])
-
 
 @dataclass(frozen=True)
 class CatalogueRows:
@@ -68,9 +65,11 @@ class CatalogueRows:
             yield from read_catalogue(self.path, self.volume_ids[start : start + ROWS_PER_GROUP])
 
 
-def write_catalogue(path: Place, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace the catalogue; rows in order of volume id."""
-    write_table(path, pa.Table.from_pylist(rows, CATALOGUE), row_group_size=ROWS_PER_GROUP)
+def write_catalogue(path: Place, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Replace the catalogue, and return it; rows in order of volume id."""
+    table = pa.Table.from_pylist(rows, CATALOGUE)
+    write_table(path, table, row_group_size=ROWS_PER_GROUP)
+    return table
 
 
 def read_catalogue(
@@ -80,9 +79,16 @@ def read_catalogue(
     return read_columns(path, CATALOGUE.names, volume_ids, ndim).to_pylist()
 
 
-def voxel_bytes(row: Mapping[str, Any]) -> int:
-    """Bytes of the voxels of a volume, at its finest level and unpacked, from `shape`, `num_channels` and `dtype`."""
-    return math.prod(row["shape"]) * row["num_channels"] * np.dtype(row["dtype"]).itemsize
+def voxel_bytes(table: pa.Table) -> int:
+    """Bytes of the voxels of volumes, at their finest level and unpacked: of `shape`, `num_channels` and `dtype`."""
+    if not len(table):
+        return 0
+    lengths = pc.list_value_length(table["shape"]).to_numpy()
+    sides = pc.list_flatten(table["shape"]).to_numpy().astype(np.int64)
+    values = np.multiply.reduceat(sides, np.cumsum(lengths) - lengths) * table["num_channels"].to_numpy()
+    kinds = table["dtype"].combine_chunks().dictionary_encode()
+    itemsizes = np.array([np.dtype(name).itemsize for name in kinds.dictionary.to_pylist()])
+    return int((values * itemsizes[kinds.indices.to_numpy()]).sum())
 
 
 def read_columns(
@@ -104,7 +110,7 @@ def read_columns(
     except (pa.ArrowInvalid, OSError):
         raise WorkspaceError(
             f"{path} is damaged: remove it and manifest.json beside it and ingest again; volumes of files that are "
-            "still there are not decoded anew"
+            "still there are not decoded anew, and others are removed"
         ) from None
     ids = table["volume_id"]
     if table.num_rows > 1 and not pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py():

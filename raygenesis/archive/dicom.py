@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,21 +17,24 @@ from raygenesis.archive.dicom_file import (
     SPACINGS,
     TIME_ORDER,
     Slice,
+    decode,
     first_value,
     floats,
     guarded,
     looks_like_dicom,
     read_dataset,
+    read_frames,
     read_slices,
     tags_of,
 )
 from raygenesis.archive.slices import MIN_SLICES, Plane, difference, fill, image_affine, lay_out, positions, stacks
-from raygenesis.archive.volume import Volume, canonical, spacing_of
+from raygenesis.archive.volume import MAX_BYTES, Volume, canonical, check_size, spacing_of
 from raygenesis.errors import ScanError
 
 __all__ = ["FourthAxis", "Header", "looks_like_dicom", "read_geometry", "read_header", "read_series"]
 
 T = TypeVar("T")
+File = TypeVar("File")
 
 FourthAxis = Literal["refuse", "split", "channels"]
 
@@ -58,8 +62,8 @@ HEADER_TAGS = [Tag(name) for name in HEADER_NAMES]
 class Header:
     """What groups files into scans.
 
-    series: SeriesInstanceUID. patient: PatientID and its issuer, empty where missing. aside: why the file is not a
-    scan, else empty. is_projection: whether the file is an image of its own rather than a slice.
+    series: SeriesInstanceUID. patient: PatientID, with its issuer where there is one; empty without PatientID. aside:
+    why the file is not a scan, else empty. is_projection: whether the file is an image of its own rather than a slice.
     """
 
     series: str
@@ -78,12 +82,14 @@ def read_header(path: Path) -> Header:
         series = str(first_value((dataset,), "SeriesInstanceUID") or "")
         if not series and not aside:
             raise ScanError("the header is cut short or damaged: it names no series")
-        patient = [str(first_value((dataset,), name) or "") for name in ("PatientID", "IssuerOfPatientID")]
+        patient, issuer = (str(first_value((dataset,), name) or "") for name in ("PatientID", "IssuerOfPatientID"))
         placed = all(first_value((dataset,), name) for name in ("ImagePositionPatient", "ImageOrientationPatient"))
         single = int(first_value((dataset,), "NumberOfFrames") or 1) == 1
         is_projection = modality in PROJECTIONS and single and not placed
         aside = aside or _aside(dataset, sop_class, placed, is_projection)
-    return Header(series, "^^^".join(filter(None, patient)), aside, is_projection)
+    if patient and issuer:
+        patient = f"{patient}^^^{issuer}"
+    return Header(series, patient, aside, is_projection)
 
 
 def _aside(dataset: Dataset, sop_class: str, placed: bool, is_projection: bool) -> str:
@@ -98,13 +104,17 @@ def _aside(dataset: Dataset, sop_class: str, placed: bool, is_projection: bool) 
     return next((ASIDE_IMAGE_TYPES[word] for word in words if word in ASIDE_IMAGE_TYPES), "")
 
 
-def read_series(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse") -> list[Volume]:
+def read_series(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_bytes: int = MAX_BYTES) -> list[Volume]:
     """All files of one series, in any order, as volumes in canonical axes; projections and a lone slice as 2D images.
 
     `fourth_axis` says what becomes of time points and echoes, that is of different slices at one position: refused,
-    a volume each, or channels of one volume. Raises ScanError saying why the series is not a volume.
+    a volume each, or channels of one volume. Raises ScanError saying why the series is not a volume, or that it claims
+    more than `max_bytes` of voxels.
     """
-    slices = [one for number, path in enumerate(paths, 1) for one in _numbered(path, number, len(paths))]
+    check_size(sum(path.stat().st_size for path in paths), max_bytes, "files")
+    frames = _each_file(lambda path: read_frames(path, pixels=True), paths)
+    check_size(sum(one.num_bytes for one in frames), max_bytes)
+    slices = list(itertools.chain(*_each_file(decode, frames)))
     if _are_images(slices):
         return [_image(one) for one in slices]
     slices, notes = _without_copies(slices)
@@ -117,7 +127,7 @@ def read_geometry(paths: Sequence[Path]) -> list[tuple[tuple[int, ...], tuple[fl
 
     Time points and echoes count once.
     """
-    slices = [one for path in paths for one in read_slices(path, pixels=False)]
+    slices = [one for path in paths for one in read_slices(path)]
     if _are_images(slices):
         placed = [((*one.shape[::-1], 1), image_affine(_image_plane(one)[0]), 2) for one in slices]
     else:
@@ -162,12 +172,16 @@ def _image(one: Slice) -> Volume:
     return _described(xyz, image_affine(plane), 2, [one], one.rescale, (*notes, *more))
 
 
-def _numbered(path: Path, number: int, count: int) -> list[Slice]:
-    """The slices of a file; what is wrong with it is said of the file's place among its series' sorted names."""
-    try:
-        return list(read_slices(path, pixels=True))
-    except ScanError as error:
-        raise error if count == 1 else ScanError(f"file {number} of {count} in order of name: {error}") from None
+def _each_file(read: Callable[[File], T], files: Sequence[File]) -> list[T]:
+    """What `read` makes of each file; what is wrong with one is said of its place among its series' sorted names."""
+    found = []
+    for number, file in enumerate(files, 1):
+        try:
+            found.append(read(file))
+        except ScanError as error:
+            many = len(files)
+            raise error if many == 1 else ScanError(f"file {number} of {many} in order of name: {error}") from None
+    return found
 
 
 def _without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], tuple[str, ...]]:

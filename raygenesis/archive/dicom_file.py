@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from raygenesis.archive.slices import Plane
-from raygenesis.archive.volume import MAX_COMPRESSION
+from raygenesis.archive.volume import MAX_COMPRESSION, may_pass
 from raygenesis.errors import ScanError
 
 # What pydicom logs quotes values of the file.
@@ -106,6 +106,20 @@ class _Format:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """The frames of one file: its data set, how it stores pixels, and the data sets that describe each frame."""
+
+    dataset: FileDataset
+    stored: _Format
+    groups: Sequence[tuple[Dataset, ...]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pixels, decoded."""
+        return self.stored.num_bytes
+
+
+@dataclass(frozen=True)
 class Slice:
     """One frame. `groups` are the data sets that describe it, most specific first; `plane` is None without a place."""
 
@@ -132,7 +146,10 @@ def looks_like_dicom(head: bytes) -> bool:
 
 @contextmanager
 def guarded(fault: str) -> Iterator[None]:
-    """Keep pydicom from warning, and turn what it raises (anything) into a ScanError that quotes no value."""
+    """Keep pydicom from warning, and turn what it raises (anything) into a ScanError that quotes no value.
+
+    What may pass is raised as it is.
+    """
     with warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
         try:
@@ -140,6 +157,8 @@ def guarded(fault: str) -> Iterator[None]:
         except ScanError:
             raise
         except Exception as error:
+            if may_pass(error):
+                raise
             raise ScanError(f"{fault} ({type(error).__name__})") from None
 
 
@@ -171,8 +190,14 @@ def floats(groups: Sequence[Dataset], name: str, count: int) -> tuple[float, ...
     return numbers
 
 
-def read_slices(path: Path, *, pixels: bool) -> list[Slice]:
-    """The frames of one file."""
+def read_slices(path: Path) -> list[Slice]:
+    """The frames of one file, without their pixels."""
+    frames = read_frames(path, pixels=False)
+    return _slices(frames, [None] * len(frames.groups))
+
+
+def read_frames(path: Path, *, pixels: bool) -> Frames:
+    """What a file holds, its pixels not decoded yet."""
     dataset = read_dataset(path, SLICE_TAGS, pixels=pixels)
     with guarded("the header is damaged"):
         stored = _format(dataset, path.stat().st_size)
@@ -181,12 +206,21 @@ def read_slices(path: Path, *, pixels: bool) -> list[Slice]:
             raise ScanError(f"its {stored.frames:,} frames do not all say where they lie")
         shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
         chains = [(*_functional_groups((frame, *shared)), dataset) for frame in per_frame] or [(dataset,)]
-    decoded = _decode(dataset, stored) if pixels else [None] * stored.frames
+    return Frames(dataset, stored, chains)
+
+
+def decode(frames: Frames) -> list[Slice]:
+    """The frames of one file with their pixels."""
+    return _slices(frames, _decode(frames.dataset, frames.stored))
+
+
+def _slices(frames: Frames, pixels: Iterable[Any]) -> list[Slice]:
+    stored = frames.stored
     with guarded("the header is damaged"):
-        uid, shape = str(dataset.get("SOPInstanceUID", "")), (stored.rows, stored.columns)
+        uid, shape = str(frames.dataset.get("SOPInstanceUID", "")), (stored.rows, stored.columns)
         return [
             Slice(groups, (uid, number), shape, _plane(groups, shape), _rescale(groups, stored), stored.inverted, one)
-            for number, (groups, one) in enumerate(zip(chains, decoded, strict=True))
+            for number, (groups, one) in enumerate(zip(frames.groups, pixels, strict=True))
         ]
 
 

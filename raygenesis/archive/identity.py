@@ -14,8 +14,8 @@ from pathlib import Path
 
 from raygenesis.archive.scans import Scan, without_ending
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, publish
-from raygenesis.workspace import Workspace
+from raygenesis.files import publish
+from raygenesis.workspace import Workspace, make_private
 
 KEY_BYTES = 32
 BIDS_SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
@@ -44,6 +44,8 @@ class Identity:
 def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
     """The identity of a workspace; its key is made, for its owner alone, as long as there is no catalogue.
 
+    Of several jobs that make one at a time, all get the same.
+
     Raises WorkspaceError if the key is damaged or lost: another one would give every subject another name.
     """
     if keep_ids:
@@ -58,8 +60,8 @@ def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
                 f"{path} is gone, and the archive's subjects are named by it: put it back, or start a new workspace"
             ) from None
         make_private(folder)
-        key = secrets.token_bytes(KEY_BYTES)
-        publish(path, lambda aside: _write_private(aside, key.hex()))
+        made = secrets.token_bytes(KEY_BYTES).hex()
+        publish(path, lambda aside: _write_private(aside, made), keep=True)
         key = bytes.fromhex(path.read_text())
     except ValueError:
         key = b""
@@ -68,13 +70,6 @@ def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
             f"{path} is damaged (expected {2 * KEY_BYTES} hex digits): put the right one back, or start a new workspace"
         )
     return Identity(key)
-
-
-def make_private(folder: Place) -> None:
-    """Make a folder that, on a disk, nobody but its owner may look into."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(folder, Path):
-        folder.chmod(0o700)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -15,18 +15,19 @@ import ray
 
 from raygenesis import cluster
 from raygenesis.amounts import size
-from raygenesis.archive.catalogue import FAILURES, first_volumes, read_catalogue, voxel_bytes, write_catalogue
+from raygenesis.archive.catalogue import first_volumes, read_catalogue, voxel_bytes, write_catalogue
 from raygenesis.archive.dicom import Header
-from raygenesis.archive.identity import Identity, make_private, open_identity, subject_of
+from raygenesis.archive.failures import FAILURES
+from raygenesis.archive.identity import Identity, open_identity, subject_of
 from raygenesis.archive.intake import Outcome, take_in
 from raygenesis.archive.scans import File, Scan, Survey, read_headers, survey
 from raygenesis.archive.sources import read_known_headers, read_sources, stamp_of, write_headers, write_sources
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import publish, remove_tree, write_table
+from raygenesis.files import Place, publish, remove_tree, write_table
 from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import ArchiveSettings, Settings
-from raygenesis.workspace import Stage, Workspace, digest, manifest_of
+from raygenesis.workspace import Stage, Workspace, digest, make_private, manifest_of
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
@@ -120,39 +121,39 @@ def ingest(
             say("ingest", f"nothing to do: all {found.survey.num_found} scans are in {workspace.archive} ({what})")
             return manifest
     _check_same_folder(scans, found.survey, known, workspace)
-    if not found.survey.scans:
-        raise _nothing_readable(scans, found.survey, {})
+    check_any(scans, found.survey)
     watch = Stopwatch()
-    identity = open_identity(workspace, settings.archive.keep_ids)
+    if workspace.catalog.is_file():
+        open_identity(workspace, settings.archive.keep_ids)  # that its key is lost is said before anything is changed
     with stage.claimed():
+        earlier, known = _earlier_rows(workspace), read_sources(workspace.private)  # no other job changes them any more
+        identity = open_identity(workspace, settings.archive.keep_ids)
         outcomes = _known_outcomes(found.survey.scans, known, earlier)
         num_known = len(outcomes)
         fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
         outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
-        rows, removed, failures = _tables(found.survey, outcomes, earlier, identity, settings.archive)
-        if prune and removed:
-            say("ingest", f"{len(removed)} volumes removed whose files are gone or no longer readable")
-            removed = []
+        rows, gone, failures = _tables(found.survey, outcomes, earlier, known, identity, settings.archive)
+        kept = [] if prune else gone
         write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
         if not rows:
-            raise _nothing_readable(scans, found.survey, outcomes)
-        rows = sorted(rows + removed, key=lambda row: row["volume_id"])
+            raise _nothing_readable(scans, found.survey, _failed(found.survey, outcomes, identity))
+        rows = sorted(rows + kept, key=lambda row: row["volume_id"])
         _remember(workspace, scans, found, outcomes, identity, rows, known)
-        write_catalogue(workspace.catalog, rows)
-        seen = earlier.keys() | {record["volume_id"] for outcome in outcomes.values() for record in outcome.records}
-        for volume_id in sorted(seen - {row["volume_id"] for row in rows}):  # duplicates, superseded and pruned ones
-            remove_tree(volume_folder(workspace.volumes, volume_id))
+        catalogue = write_catalogue(workspace.catalog, rows)
+        _remove_others(workspace.volumes, rows)
+        if prune and gone:
+            say("ingest", f"{len(gone)} volumes removed whose files are gone or no longer readable")
         counts = {
             "scans": found.survey.num_found, "volumes": len(rows),
             "subjects": len({row["subject_id"] for row in rows}), "failures": len(failures), "known": num_known,
-            "removed": len(removed), "other_files": found.survey.num_others,
+            "removed": len(kept), "other_files": found.survey.num_others,
         }  # fmt: skip
         first = first_volumes(rows)
         manifest = stage.finish(
             counts, watch.seconds,
             content=[[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows],
             listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
-            voxel_bytes=sum(map(voxel_bytes, rows)), stored_bytes=sum(row["stored_bytes"] for row in rows),
+            voxel_bytes=voxel_bytes(catalogue), stored_bytes=sum(row["stored_bytes"] for row in rows),
         )  # fmt: skip
         _summarise(manifest, found.survey, outcomes, workspace, identity)
         return manifest
@@ -165,11 +166,11 @@ def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:
     passed_by = [scan.source for scan in scans if not re.search(pattern, scan.source)]
     if len(passed_by) == len(scans):
         raise SettingsError(
-            f"archive.subject_pattern={pattern!r} matches none of the {len(scans)} paths, the first {passed_by[0]}: "
-            "correct it, or leave it out for one subject a file"
+            f"archive.subject_pattern={pattern!r} matches none of the {len(scans)} paths, the first "
+            f"{told(passed_by[0])}: correct it, or leave it out for one subject a file"
         )
     if passed_by:
-        say("ingest", f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {passed_by[0]}")
+        say("ingest", f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {told(passed_by[0])}")
 
 
 def _earlier_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -297,6 +298,7 @@ def _tables(
     found: Survey,
     outcomes: Mapping[str, Outcome],
     earlier: Mapping[str, dict[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
     identity: Identity,
     settings: ArchiveSettings,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
@@ -311,7 +313,7 @@ def _tables(
         if outcome.reason:
             failures.append({"source": source, "reason": outcome.reason})
         else:
-            readable.add(source)
+            readable |= {source, scan.name}
         subject = identity.subject(subject_of(scan, settings.subject_pattern))
         for record in outcome.records:
             row = {**record, "subject_id": subject, "source": source, "source_bytes": scan.num_bytes}
@@ -321,20 +323,49 @@ def _tables(
             else:
                 failures.append({"source": source, "reason": f"same voxels as {original['source']}"})
     # Also of a file that is there and cannot be read any more: half a copy must not cost the whole one.
-    gone = [row for row in earlier.values() if row["source"] not in readable]
+    names = {row["source"]: row["name"] for row in known.values()}
+    gone = [row for row in earlier.values() if not readable & {row["source"], names.get(row["source"])}]
     removed = [row for row in gone if row["voxel_fingerprint"] not in first]
     return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
 
 
-def _failed(found: Survey, outcomes: Mapping[str, Outcome]) -> list[tuple[str, str]]:
-    """Path and reason of what became no volume, by path."""
-    failed = [(file.source, file.reason) for file in found.aside]
-    failed += [(source, outcome.reason) for source, outcome in outcomes.items() if outcome.reason]
-    return sorted(failed)
+def _remove_others(volumes: Place, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Remove what the catalogue does not have: duplicates, superseded, pruned and half-written volumes.
+
+    None is another job's, as the stage is claimed; some may be those of an ingest that was killed.
+    """
+    kept = {volume_folder(volumes, row["volume_id"]).name for row in rows}
+    for folder in volumes.glob("*.ome.zarr*"):
+        if folder.name not in kept:
+            remove_tree(folder)
 
 
-def _nothing_readable(scans: Path, found: Survey, outcomes: Mapping[str, Outcome]) -> ScanError:
-    source, reason = _failed(found, outcomes)[0]
+def told(path: str, name: str = "", identity: Identity | None = None) -> str:
+    """What a message calls a scan: its path, but on a joined cluster what the archive calls it.
+
+    Others may read the logs of a cluster, and paths may name patients. Nothing is told where there is no key yet.
+    """
+    if not cluster.is_joined():
+        return path
+    return identity.source(name or path, path) if identity else "[no name is told in a cluster's log]"
+
+
+def _failed(found: Survey, outcomes: Mapping[str, Outcome], identity: Identity | None = None) -> list[tuple[str, str]]:
+    """What became no volume, as messages call it and by path, and why."""
+    failed = [(file.source, file.source, file.reason) for file in found.aside]
+    taken_in = (scan for scan in found.scans if scan.source in outcomes)
+    failed += [(scan.source, scan.name, outcomes[scan.source].reason) for scan in taken_in]
+    return [(told(path, name, identity), reason) for path, name, reason in sorted(failed) if reason]
+
+
+def check_any(scans: Path, found: Survey) -> None:
+    """Raise ScanError, with the first reason, if a folder holds nothing but files that are set aside."""
+    if not found.scans:
+        raise _nothing_readable(scans, found, _failed(found, {}))
+
+
+def _nothing_readable(scans: Path, found: Survey, failed: Sequence[tuple[str, str]]) -> ScanError:
+    source, reason = failed[0]
     return ScanError(f"none of the {found.num_found} scans in {scans} can be read; the first: {source}: {reason}")
 
 
@@ -351,7 +382,8 @@ def _remember(
     kept = {row["voxel_fingerprint"]: row["volume_id"] for row in catalogue}
     rows: list[Mapping[str, Any]] = [
         {
-            "source": identity.source(scan.name, scan.source), "path": scan.source, "stamp": stamp_of(scan),
+            "source": identity.source(scan.name, scan.source), "path": scan.source, "name": scan.name,
+            "stamp": stamp_of(scan),
             # Of a duplicate the volume that stays.
             "volume_ids": [kept[record["voxel_fingerprint"]] for record in outcomes[scan.source].records],
             "reason": outcomes[scan.source].reason, "is_lasting": outcomes[scan.source].is_lasting,
@@ -360,8 +392,8 @@ def _remember(
     ]  # fmt: skip
     rows += [
         {
-            "source": identity.source(file.source), "path": file.source, "stamp": "", "volume_ids": [],
-            "reason": file.reason, "is_lasting": True,
+            "source": identity.source(file.source), "path": file.source, "name": file.source, "stamp": "",
+            "volume_ids": [], "reason": file.reason, "is_lasting": True,
         }
         for file in found.survey.aside
     ]  # fmt: skip
@@ -384,9 +416,7 @@ def _summarise(
             "ingest",
             f"{counts['removed']} volumes stay whose files are gone or no longer readable: --prune removes them",
         )
-    failed = _failed(found, outcomes)
-    if cluster.is_joined():  # whose logs others may read, and paths may name patients
-        failed = [(identity.source(source), reason) for source, reason in failed]
+    failed = _failed(found, outcomes, identity)
     for source, reason in failed[:5]:
         say("ingest", f"skipped {source}: {reason}")
     if len(failed) > 5:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from PIL import Image, ImageDraw
 
 from raygenesis import cluster
 from raygenesis.amounts import size
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, CatalogueRows, read_catalogue, read_columns, strings
+from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows, read_catalogue, read_columns, strings, voxel_bytes
+from raygenesis.archive.failures import NUMBER, alike, every_failure, grouped, read_failures
 from raygenesis.archive.intake import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.sources import paths_of
 from raygenesis.archive.store import halve, level_shape, open_level, read_array, read_record, read_region, volume_folder
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import Place, read_table
+from raygenesis.files import Place
 from raygenesis.progress import progress, say
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace import Workspace, manifest_of
@@ -31,16 +32,19 @@ VOLUMES_PER_BLOCK = 8
 TILE_PIXELS = 128
 # Columns that `info` counts.
 COUNTED = ("shape", "num_channels", "spacing_mm", "dtype", "modality", "corrections", "stored_bytes")
-# What differs between failures of one cause: hashes and numbers.
-NUMBER = re.compile(r"\b[0-9a-f]{16}\b|\d[\d,.]*")
+# Room for the longest volume id and a modality below a tile, and for the line that they are in.
+CAPTION_WIDTH, CAPTION_HEIGHT = 144, 14
 
 
-def info(workspace: Workspace, every_failure: bool = False) -> list[str]:
-    """Lines that say what an archive holds: counts, modalities, sizes, spacings, and failures by cause, or each."""
+def info(workspace: Workspace, list_failures: bool = False) -> list[str]:
+    """Lines that say what an archive holds: counts, modalities, sizes, spacings, and failures by cause.
+
+    list_failures: each failure instead, those of later stages too.
+    """
     manifest = manifest_of(workspace.archive, "ingest")
     table = read_columns(workspace.catalog, COUNTED)
     counts = manifest["counts"]
-    stored, voxels = pc.sum(table["stored_bytes"]).as_py() or 0, _voxel_bytes(table)
+    stored, voxels = pc.sum(table["stored_bytes"]).as_py() or 0, voxel_bytes(table)
     lines = [
         f"{len(table)} volumes of {counts['subjects']} subjects, {counts['failures']} failures; "
         f"{size(manifest['source_bytes'])} of files, {size(voxels)} of voxels, {size(stored)} stored with pyramids",
@@ -56,9 +60,14 @@ def info(workspace: Workspace, every_failure: bool = False) -> list[str]:
         lines.append(f"{title}: " + ", ".join(f"{value or 'not said'} {count}" for value, count in found.most_common()))
     corrected: Counter[str] = Counter()
     for text, count in _counted(pc.list_flatten(table["corrections"])).items():
-        corrected[NUMBER.sub("…", text)] += count
+        corrected[alike(text)] += count
     lines += [f"corrected: {count} × {text}" for text, count in corrected.most_common()]
-    return lines + _failure_lines(workspace, every_failure)
+    if not list_failures:
+        return lines + failure_lines(workspace, read_failures(workspace.archive))
+    for stage, failures in every_failure(workspace).items():
+        said = "failed" if stage == workspace.archive.name else f"failed in {stage}"
+        lines += failure_lines(workspace, failures, each=True, said=said)
+    return lines
 
 
 def _counted(column: pa.ChunkedArray) -> Counter[Any]:
@@ -75,19 +84,6 @@ def _sides(column: pa.ChunkedArray) -> NDArray[Any]:
     return pc.list_flatten(column).to_numpy().reshape(len(column), -1)
 
 
-def _voxel_bytes(table: pa.Table) -> int:
-    """Bytes of the voxels of volumes, unpacked: of columns `shape`, `num_channels` and `dtype`."""
-    total = 0
-    for ndim in (3, 2):
-        members = _of(ndim, table)
-        if len(members):
-            kinds = members["dtype"].combine_chunks().dictionary_encode()
-            itemsizes = np.array([np.dtype(name).itemsize for name in kinds.dictionary.to_pylist()])
-            sizes = itemsizes[kinds.indices.to_numpy()] * members["num_channels"].to_numpy()
-            total += int((sizes * _sides(members["shape"]).prod(1, dtype=np.int64)).sum())
-    return total
-
-
 def _span(voxels: NDArray[Any], spacing: NDArray[Any]) -> str:
     def text(values: NDArray[Any]) -> str:
         least, median, most = values.min(), np.median(values), values.max()
@@ -96,23 +92,18 @@ def _span(voxels: NDArray[Any], spacing: NDArray[Any]) -> str:
     return f"{text(voxels)} voxels of {text(spacing)} mm, {text(voxels * spacing)} mm"
 
 
-def _failure_lines(workspace: Workspace, every_failure: bool) -> list[str]:
-    """Each failure, or those of a cause together with the first; by its path where the private table knows it."""
-    causes: dict[str, list[dict[str, str]]] = defaultdict(list)
-    path = workspace.archive / "failures.parquet"
-    try:
-        failures = read_table(path, schema=FAILURES).to_pylist()
-    except (OSError, UnicodeDecodeError, pa.ArrowException):
-        raise WorkspaceError(f"{path} is missing or damaged: remove manifest.json beside it and ingest again") from None
+def failure_lines(
+    workspace: Workspace, failures: Sequence[Mapping[str, str]], each: bool = False, said: str = "failed"
+) -> list[str]:
+    """Lines that tell failures of one cause together, or each; by its path what the private table knows."""
     paths = paths_of(workspace.private, failures)
-    for row in failures:
-        causes[row["source"] if every_failure else NUMBER.sub("…", row["reason"])].append(row)
+    named = [{**row, "source": paths.get(row["source"], row["source"])} for row in failures]
+    named.sort(key=itemgetter("source", "reason"))
     lines = []
-    for rows in sorted(causes.values(), key=len, reverse=True):
-        first = min(rows, key=lambda row: paths.get(row["source"], row["source"]))
-        where = paths.get(first["source"], first["source"])
-        reason = NUMBER.sub(lambda found: paths.get(found[0], found[0]), first["reason"])
-        lines.append(f"failed: {len(rows)} × {reason} [{where}{', …' if len(rows) > 1 else ''}]")
+    for reason, sources in [(row["reason"], [row["source"]]) for row in named] if each else grouped(named):
+        why = NUMBER.sub(lambda found: paths.get(found[0], found[0]), reason)
+        count = "" if each else f"{len(sources)} × "
+        lines.append(f"{said}: {count}{why} [{sources[0]}{', …' if len(sources) > 1 else ''}]")
     return lines
 
 
@@ -145,7 +136,7 @@ def verify(workspace: Workspace) -> int:
             f"{len(faults)} of {len(ids)} volumes in {workspace.archive} are damaged, {min(faults)}: remove their "
             "folders below volumes/ and ingest again"
         )
-    say("verify", f"{len(ids)} volumes are whole, {size(_voxel_bytes(table))} of voxels read")
+    say("verify", f"{len(ids)} volumes are whole, {size(voxel_bytes(table))} of voxels read")
     return len(ids)
 
 
@@ -188,17 +179,17 @@ def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
     places = np.unique(np.linspace(0, len(ids) - 1, num_volumes).astype(int))
     chosen = read_catalogue(workspace.catalog, ids.take(pa.array(places)).to_pylist())
     columns = max(1, int(np.ceil(np.sqrt(len(chosen)))))
-    step = TILE_PIXELS + 14
-    sheet = Image.new("L", (columns * (TILE_PIXELS + 2), -(-len(chosen) // columns) * step))
+    width, height = CAPTION_WIDTH, TILE_PIXELS + CAPTION_HEIGHT
+    sheet = Image.new("L", (columns * width, -(-len(chosen) // columns) * height))
     draw = ImageDraw.Draw(sheet)
     for number, row in enumerate(chosen):
-        corner = (number % columns * (TILE_PIXELS + 2), number // columns * step)
+        corner = (number % columns * width, number // columns * height)
         try:
             shown = Image.fromarray(mid_slice(workspace.volumes, row))
             sheet.paste(shown, (corner[0] + (TILE_PIXELS - shown.width) // 2, corner[1]))
         except ScanError:
-            draw.text((corner[0] + 2, corner[1] + 2), "damaged", fill=255)
-        draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), f"{row['volume_id'][:16]} {row['modality']}", fill=200)
+            draw.text((corner[0] + 2, corner[1] + 2), "not shown", fill=255)
+        draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), f"{row['volume_id']} {row['modality']}", fill=200)
     write_sheet(sheet, path)
     say("show", f"{len(chosen)} of {len(ids)} volumes → {path}")
     return len(chosen)

@@ -129,6 +129,9 @@ def _store(
         volume_id = scan_id if len(found) == 1 else f"{scan_id}-{number:04d}"
         prepared = prepare(volume, settings)
         record = describe(prepared, settings) | {"volume_id": volume_id, "num_siblings": len(found)}
+        if record["low"] == record["high"]:
+            done = "" if prepared is volume else ", once it is cropped or resampled as the settings say"
+            raise ScanError(f"every channel is of a single value{done}: there is no image")
         stored = write_volume(volume_folder(volumes, volume_id), prepared, record, settings)
         records.append(record | {"stored_bytes": stored})
     return tuple(records)

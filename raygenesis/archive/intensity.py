@@ -48,12 +48,17 @@ def _order_statistics(values: NDArray[Any], ranks: NDArray[np.int64]) -> NDArray
 
 
 def limits(row: Mapping[str, Any], settings: IntensitySettings) -> tuple[float, float]:
-    """The stored values of one catalogue row that become 0 and 1; exchanged where the rescale slope is negative."""
+    """The stored values of one catalogue row that become 0 and 1; exchanged where the rescale slope is negative.
+
+    Raises ScanError if the scan has no such channel, or the channel is of a single value.
+    """
     if settings.window is None:
         channel = settings.channel if len(row["low"]) > 1 else 0
         if channel >= len(row["low"]):
             raise ScanError(f"it has {len(row['low'])} channels, and intensity.channel={channel} asks for another")
         low, high = row["low"][channel], row["high"][channel]
+        if low == high:
+            raise ScanError(f"every voxel of its channel {channel} is the same: there is no image")
         return (low, high) if row["slope"] > 0 else (high, low)
     low, high = ((value - row["intercept"]) / row["slope"] for value in settings.window)
     return low, high

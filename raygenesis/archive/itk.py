@@ -9,8 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from raygenesis.archive.nifti import check_claim
-from raygenesis.archive.volume import LPS_TO_RAS, Volume, canonical, canonical_geometry
+from raygenesis.archive.volume import LPS_TO_RAS, Volume, canonical, canonical_geometry, check_claim
 from raygenesis.errors import ScanError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)

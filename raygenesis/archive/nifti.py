@@ -16,7 +16,15 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from raygenesis.archive.volume import MAX_COMPRESSION, Volume, canonical, canonical_geometry
+from raygenesis.archive.volume import (
+    MAX_COMPRESSION,
+    Volume,
+    canonical,
+    canonical_geometry,
+    check_claim,
+    first_line,
+    may_pass,
+)
 from raygenesis.errors import ScanError
 
 # What nibabel, NumPy and zlib raise on damaged bytes.
@@ -83,6 +91,8 @@ def _read_header(file: BinaryIO) -> Any:
     try:
         begin = file.read(540)
     except DAMAGE as error:
+        if may_pass(error):
+            raise
         raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
     try:
         sizes = {int.from_bytes(begin[:4], order) for order in ("little", "big")} & HEADERS.keys()
@@ -164,20 +174,9 @@ def _read_voxels(path: Path, file: BinaryIO, header: Any, max_bytes: int) -> NDA
         while there < len(view) and (got := file.readinto(view[there:])):
             there += got
     except DAMAGE as error:
+        if may_pass(error):
+            raise
         raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
     if there < len(view):
         raise ScanError(f"the file is cut short or damaged (it ends after {there:,} of {len(view):,} bytes of voxels)")
     return buffer.view(dtype)
-
-
-def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
-    """Refuse a header whose voxels the file cannot hold, or that would not fit where a scan should."""
-    if claimed > path.stat().st_size * (MAX_COMPRESSION if packed else 1):
-        raise ScanError(f"the header claims {claimed:,} bytes of voxels, more than the file can hold")
-    if claimed > max_bytes:
-        raise ScanError(f"{claimed:,} bytes of voxels are more than archive.max_scan_gib={max_bytes / 2**30:g}")
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of a library says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

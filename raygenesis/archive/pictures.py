@@ -14,8 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from raygenesis.archive.arrays import read_side_car
-from raygenesis.archive.nifti import check_claim
-from raygenesis.archive.volume import Volume, canonical
+from raygenesis.archive.volume import Volume, canonical, check_claim, may_pass
 from raygenesis.errors import ScanError
 
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
@@ -60,13 +59,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ScanError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except DAMAGE as error:
+        if may_pass(error):
+            raise
         raise ScanError(f"not readable as a PNG or JPEG picture ({type(error).__name__})") from None
     with picture:
         try:
             yield picture
-        except ScanError:
-            raise
         except DAMAGE as error:
+            if isinstance(error, ScanError) or may_pass(error):
+                raise
             raise ScanError(f"the picture is cut short or damaged ({type(error).__name__})") from None
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from raygenesis.archive import arrays, dicom, itk, nifti, pictures
-from raygenesis.archive.volume import Volume, checked
-from raygenesis.errors import ScanError
+from raygenesis.archive.volume import MAX_BYTES, Volume, checked
 
 # Formats that are known by the end of a file's name; each module has `read` and `read_geometry`.
 FORMATS: dict[str, ModuleType] = {
@@ -17,9 +16,6 @@ FORMATS: dict[str, ModuleType] = {
 }  # fmt: skip
 
 Geometry = tuple[tuple[int, ...], tuple[float, ...]]
-
-# Beyond this a scan is taken for a mistake or an attack; archive.max_scan_gib sets it for an archive.
-MAX_BYTES = 16 * 2**30
 
 
 def format_of(name: str) -> ModuleType | None:
@@ -38,9 +34,10 @@ def read_scan(
     Raises ScanError saying what is wrong.
     """
     module = format_of(paths[0].name)
-    if module is None and (num_bytes := sum(path.stat().st_size for path in paths)) > max_bytes:
-        raise ScanError(f"{num_bytes:,} bytes of files are more than archive.max_scan_gib={max_bytes / 2**30:g}")
-    found = dicom.read_series(paths, fourth_axis) if module is None else module.read(paths[0], fourth_axis, max_bytes)
+    if module is None:
+        found = dicom.read_series(paths, fourth_axis, max_bytes)
+    else:
+        found = module.read(paths[0], fourth_axis, max_bytes)
     return [checked(volume, fill_nan, may_be_flat) for volume in found]
 
 
@@ -48,26 +45,3 @@ def read_scan_geometry(paths: Sequence[Path], fourth_axis: str = "refuse") -> li
     """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) of each volume, without its voxels."""
     module = format_of(paths[0].name)
     return dicom.read_geometry(paths) if module is None else module.read_geometry(paths[0], fourth_axis)
-
-
-def read_volume(path: Path, ndim: int) -> Volume:
-    """The one grey volume of a file, of `ndim` spatial dimensions. Raises ScanError."""
-    volume = read_scan([path])[0]
-    _check_ndim(volume.shape, ndim)
-    if volume.num_channels > 1:
-        raise ScanError(f"it has {volume.num_channels} channels: expected grey values")
-    return volume
-
-
-def read_geometry(path: Path, ndim: int) -> Geometry:
-    """Shape in voxels and spacing in mm of the one volume of a file, of `ndim` dimensions. Raises ScanError."""
-    shape, spacing_mm = read_scan_geometry([path])[0]
-    _check_ndim(shape, ndim)
-    return shape, spacing_mm
-
-
-def _check_ndim(shape: tuple[int, ...], ndim: int) -> None:
-    if len(shape) != ndim:
-        kind = "a single slice" if len(shape) == 2 else "a volume"
-        sides = " × ".join(str(side) for side in shape)
-        raise ScanError(f"{sides} voxels are {kind}, and discovery.cube_shape asks for {ndim}D")

@@ -99,6 +99,8 @@ def read_headers(root: Path, files: Sequence[File]) -> Iterator[dicom.Header | s
             yield str(error)
         except OSError as error:
             yield f"cannot be read ({error.strerror or error})"
+        except MemoryError:
+            yield "its header does not fit in memory"
 
 
 def survey(folder: Path, headers: ReadHeaders = read_headers) -> Survey:
@@ -119,12 +121,11 @@ def survey(folder: Path, headers: ReadHeaders = read_headers) -> Survey:
     for path in sorted(_files(root, aside)):
         source = path.relative_to(root).as_posix()
         lower = path.name.lower()
-        refused = _refusal(path, root)
-        if refused is None and not lower.endswith(tuple(FORMATS)) and lower.endswith(NO_SCANS):
+        if not lower.endswith(tuple(FORMATS)) and lower.endswith(NO_SCANS):
             num_others += 1
             continue
         try:
-            reason = refused or NOT_READ.get(path.suffix.lower())
+            reason = _refusal(path, root) or NOT_READ.get(path.suffix.lower())
             if reason is not None:
                 aside.append(SetAside(_printable(source), reason))
             elif format_of(path.name) is not None:
@@ -162,12 +163,18 @@ def _files(root: Path, aside: list[SetAside]) -> Iterator[Path]:
         below[:] = [name for name in below if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and (path.is_file() or _leads_nowhere(path)):
                 yield path
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _refusal(path: Path, root: Path) -> str | None:
     """Why a path is not followed or cannot be written down."""
+    if _leads_nowhere(path):
+        return "a link to a file that is not there (git annex get?)"
     if path.is_symlink() and not path.resolve().is_relative_to(root):
         return "a link that leads out of the scans folder"
     try:

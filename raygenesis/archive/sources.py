@@ -23,6 +23,10 @@ SOURCES = pa.schema(
     [
         ("source", pa.string()),  # as the catalogue and the failures have it
         ("path", pa.string()),  # below the scans folder
+        (
+            "name",
+            pa.string(),
+        ),  # a DICOM series' own, else the path: what it is known by when the folder is looked at again
         ("stamp", pa.string()),  # of its files' paths, sizes and modification times
         ("volume_ids", pa.list_(pa.string())),
         ("reason", pa.string()),  # why it is no volume
@@ -34,6 +38,7 @@ HEADERS = pa.schema(
     [
         ("path", pa.string()), ("num_bytes", pa.int64()), ("mtime_ns", pa.int64()),
         ("series", pa.string()), ("patient", pa.string()), ("aside", pa.string()), ("is_projection", pa.bool_()),
+        ("version", pa.string()),  # of ours that looked: another may see more
     ]
 )  # fmt: skip
 
@@ -71,18 +76,18 @@ def write_sources(folder: Place, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_known_headers(folder: Place) -> dict[File, Header]:
-    """What headers said of DICOM files that an earlier ingest looked into."""
+    """What headers said of DICOM files that an earlier ingest of this version of ours looked into."""
     return {
         File(row["path"], row["num_bytes"], row["mtime_ns"]): Header(
             row["series"], row["patient"], row["aside"], row["is_projection"]
         )
-        for row in _rows(folder / "headers.parquet", HEADERS)
+        for row in _rows(folder / "headers.parquet", HEADERS, filters=pc.field("version") == __version__)
     }
 
 
 def write_headers(folder: Place, headers: Mapping[File, Header]) -> None:
     """Replace the table of headers."""
-    rows = [asdict(file) | asdict(header) for file, header in headers.items()]
+    rows = [asdict(file) | asdict(header) | {"version": __version__} for file, header in headers.items()]
     write_table(folder / "headers.parquet", pa.Table.from_pylist(rows, HEADERS))
 
 

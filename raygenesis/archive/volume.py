@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 # A header may claim any size; deflate cannot pack more than about so many bytes into one, and no other format does.
 MAX_COMPRESSION = 1032
+
+# Beyond this a scan is taken for a mistake or an attack; archive.max_scan_gib sets it for an archive.
+MAX_BYTES = 16 * 2**30
 
 
 @dataclass(frozen=True)
@@ -148,3 +153,28 @@ def checked(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = F
         voxels, volume.affine, float(volume.slope), float(volume.intercept), volume.ndim, volume.modality,
         volume.tags, corrections,
     )  # fmt: skip
+
+
+def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
+    """Refuse a header whose voxels the file cannot hold, or that would not fit where a scan should."""
+    if claimed > path.stat().st_size * (MAX_COMPRESSION if packed else 1):
+        raise ScanError(f"the header claims {claimed:,} bytes of voxels, more than the file can hold")
+    check_size(claimed, max_bytes)
+
+
+def check_size(claimed: int, max_bytes: int, what: str = "voxels") -> None:
+    """Refuse more bytes of voxels than a scan may have, or of the files to read before their number is known."""
+    if claimed > max_bytes:
+        raise ScanError(f"{claimed:,} bytes of {what} are more than archive.max_scan_gib={max_bytes / 2**30:g}")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error is not the file's but the machine's, such as a lost file server or too little memory."""
+    # A damaged file may have its reader look at a place that cannot be: the system says EINVAL.
+    lost = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    return lost or isinstance(error, MemoryError)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

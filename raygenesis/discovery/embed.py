@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from raygenesis import cluster
 from raygenesis.amounts import size
-from raygenesis.archive.catalogue import FAILURES, CatalogueRows, is_held_out, read_columns
+from raygenesis.archive.catalogue import CatalogueRows, is_held_out, read_columns
 from raygenesis.archive.cells import decode
+from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.source import coarse_cubes, parts_of
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embeddings import Embeddings

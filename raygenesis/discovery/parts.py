@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from raygenesis import cluster
 from raygenesis.amounts import size
-from raygenesis.archive.catalogue import FAILURES, read_catalogue, read_columns
+from raygenesis.archive.catalogue import read_catalogue, read_columns
 from raygenesis.archive.cells import DTYPE, STEPS, encode
+from raygenesis.archive.failures import FAILURES
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,12 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from raygenesis.amounts import size
-from raygenesis.archive.catalogue import FAILURES
 from raygenesis.archive.cells import DTYPE, decode, decode_steps
-from raygenesis.archive.inspection import NUMBER, TILE_PIXELS, tile, write_sheet
-from raygenesis.archive.sources import paths_of
+from raygenesis.archive.failures import read_failures
+from raygenesis.archive.inspection import TILE_PIXELS, failure_lines, tile, write_sheet
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, on_disk, read_table
+from raygenesis.files import Place, on_disk
 from raygenesis.patterns.reader import made_by, predicate, read_patterns, store_manifest, who_checks
 from raygenesis.patterns.schema import PATTERN, TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import checksum, part_path
@@ -64,7 +62,7 @@ def info(workspace: Workspace, store: str = "patterns") -> list[str]:
         f"{manifest['seconds']:.1f} s: {counts['patterns'] / seconds:.1f} patterns/s, {size(raw / seconds)}/s raw",
         f"{counts['failures']} failures",
     ]
-    return lines + _failure_lines(workspace, folder)
+    return lines + failure_lines(workspace, read_failures(folder))
 
 
 def _folder(workspace: Workspace, store: str) -> Place:
@@ -73,27 +71,6 @@ def _folder(workspace: Workspace, store: str) -> Place:
 
 def _sides(sides: Sequence[float]) -> str:
     return "×".join(f"{side:g}" for side in sides)
-
-
-def _failure_lines(workspace: Workspace, folder: Place) -> list[str]:
-    """Failures of one reason together, with the first; by its path where the private table knows it."""
-    path = folder / "failures.parquet"
-    try:
-        failures = read_table(path, schema=FAILURES).to_pylist()
-    except (OSError, pa.ArrowException):
-        raise WorkspaceError(
-            f"{path} is missing or damaged: remove manifest.json beside it and run `raygenesis {made_by(folder)}`"
-        ) from None
-    paths = paths_of(workspace.private, failures)
-    reasons: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in failures:
-        reasons[NUMBER.sub("…", row["reason"])].append(row)
-    lines = []
-    for rows in sorted(reasons.values(), key=len, reverse=True):
-        first = rows[0]
-        where = paths.get(first["source"], first["source"])
-        lines.append(f"failed: {len(rows)} × {first['reason']} [{where}{', …' if len(rows) > 1 else ''}]")
-    return lines
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from raygenesis.amounts import duration
 from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
 from raygenesis.archive.cells import decode
+from raygenesis.archive.failures import alike, every_failure, grouped
 from raygenesis.errors import RaygenesisError, WorkspaceError
-from raygenesis.files import Place, read_json, read_table
+from raygenesis.files import Place, read_json
 from raygenesis.job import is_own, jobs_folder
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
@@ -36,7 +36,6 @@ from raygenesis.workspace import Workspace
 Row = Mapping[str, Any]
 
 MOST_FAILURES = 50
-NUMBER = re.compile(r"\d+")
 MOST_JOBS = 20
 MOST_SCANS, MOST_HELD_OUT, MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 16, 4, 12, 3
 MOST_SCANS_COMPARED = 12
@@ -113,7 +112,7 @@ def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) 
     return {
         "volumes": table.num_rows, "subjects": pc.count_distinct(table["subject_id"]).as_py(),
         "facts": [{"fact": title, "volumes": _tally(table[key].to_pylist())} for key, title in facts.items()],
-        "corrections": _tally(NUMBER.sub("…", text) for text in corrections),
+        "corrections": _tally(alike(text) for text in corrections),
         "ranges": ranges,
         "sheet": galleries.contact_sheet(workspace.volumes, chosen, intensity_of(made, settings)),
     }  # fmt: skip
@@ -124,22 +123,15 @@ def _tally(values: Iterable[Any]) -> str:
 
 
 def failures(workspace: Workspace) -> dict[str, Any]:
-    """Failures of all stages, those of one reason but for its numbers together, most frequent first."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for stage in ("archive", "embeddings", "patterns", "crops"):
-        path = workspace.root / stage / "failures.parquet"
-        for row in read_table(path).to_pylist() if path.is_file() else []:
-            groups.setdefault((stage, NUMBER.sub("…", row["reason"])), []).append(row)
-    ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
+    """Failures of all stages, those of one cause together, most frequent first."""
+    found = [(stage, *group) for stage, rows in every_failure(workspace).items() for group in grouped(rows)]
+    found.sort(key=lambda group: -len(group[2]))
     rows = [
-        {
-            "stage": stage, "scans": len(rows),
-            "reason": reason if len({row["reason"] for row in rows}) > 1 else rows[0]["reason"],
-            "for example": ", ".join(row["source"] for row in rows[:3]),
-        }
-        for (stage, reason), rows in ranked[:MOST_FAILURES]
-    ]  # fmt: skip
-    return {"rows": rows, "count": sum(map(len, groups.values())), "reasons_left_out": len(ranked) - len(rows)}
+        {"stage": stage, "scans": len(sources), "reason": reason, "for example": ", ".join(sources[:3])}
+        for stage, reason, sources in found[:MOST_FAILURES]
+    ]
+    count = sum(len(sources) for _, _, sources in found)
+    return {"rows": rows, "count": count, "reasons_left_out": len(found) - len(rows)}
 
 
 def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:

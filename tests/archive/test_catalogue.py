@@ -24,6 +24,7 @@ from raygenesis.archive.catalogue import (
     read_catalogue,
     read_columns,
     split_by_subject,
+    voxel_bytes,
     write_catalogue,
 )
 from raygenesis.archive.identity import Identity, open_identity, subject_in, subject_of
@@ -237,3 +238,12 @@ def test_only_the_columns_asked_for_are_decoded(path: Path, monkeypatch: pytest.
     )
     read_columns(path, ["subject_id"], ndim=3)
     assert sorted(asked[0]) == ["shape", "subject_id", "volume_id"]
+
+
+def test_bytes_of_voxels_are_counted_by_shape_channels_and_type() -> None:
+    kinds = [([3, 4, 5], 1, "int16"), ([300, 400], 3, "uint8"), ([7, 1, 2], 2, "float32"), ([2000] * 3, 1, "int16")]
+    schema = pa.schema([CATALOGUE.field(name) for name in ("shape", "num_channels", "dtype")])
+    table = pa.Table.from_pylist([dict(zip(schema.names, kind, strict=True)) for kind in kinds], schema)
+    assert voxel_bytes(table) == 60 * 2 + 120_000 * 3 + 14 * 2 * 4 + 2000**3 * 2
+    assert voxel_bytes(table.filter([False] * 4)) == 0
+    assert voxel_bytes(pa.concat_tables([table, table])) == 2 * voxel_bytes(table)

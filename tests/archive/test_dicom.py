@@ -24,6 +24,7 @@ from pydicom.uid import (
 
 from raygenesis.archive import dicom
 from raygenesis.archive.dicom import looks_like_dicom, read_geometry, read_header, read_series
+from raygenesis.archive.readers import read_scan
 from raygenesis.errors import ScanError
 from tests.archive.dicom_series import (
     SIDE,
@@ -157,6 +158,16 @@ def test_big_endian_files_are_read(tmp_path: Path) -> None:
 
 def test_rle_files_are_read(tmp_path: Path) -> None:
     assert_as_written(write_all(tmp_path, run_length_encoded(), RLELossless))
+
+
+def test_a_series_that_unpacks_to_more_than_a_scan_may_have_is_not_decoded(tmp_path: Path) -> None:
+    voxels = np.zeros((SLICES, 256, 256), np.uint16)
+    nothing = encapsulate([bytes(64)])  # who decodes it finds that it is damaged
+    paths = write_all(tmp_path, series(voxels, PixelData=nothing), RLELossless)
+    with pytest.raises(ScanError, match=f"^{voxels.nbytes:,} bytes of voxels are more than archive.max_scan_gib="):
+        read_scan(paths, max_bytes=voxels.nbytes - 1)
+    with pytest.raises(ScanError, match=r"file 1 of 5 in order of name: .* damaged"):
+        read_scan(paths, max_bytes=voxels.nbytes)
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "YBR_FULL_422"])

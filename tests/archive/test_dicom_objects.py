@@ -138,7 +138,9 @@ def test_what_is_no_scan_is_set_aside(tmp_path: Path, tags: dict, aside: str) ->
 def test_a_patient_is_known_by_id_and_issuer(tmp_path: Path) -> None:
     path = write(tmp_path / "a", a_slice(grey()[0], IssuerOfPatientID="Here"))
     assert read_header(path).patient == "CANARY-1^^^Here"
-    assert read_header(write(tmp_path / "a", a_slice(grey()[0], PatientID=""))).patient == ""
+    assert read_header(write(tmp_path / "a", a_slice(grey()[0]))).patient == "CANARY-1"
+    for nobody in ({"PatientID": ""}, {"PatientID": "", "IssuerOfPatientID": "Here"}):
+        assert read_header(write(tmp_path / "a", a_slice(grey()[0], **nobody))).patient == ""
 
 
 # Damage, and who must not be named.

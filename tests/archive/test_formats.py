@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
+import re
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,8 @@ from scipy.spatial.transform import Rotation
 from raygenesis.archive.readers import read_scan, read_scan_geometry
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
-from tests.archive.nifti import grey
+from tests.archive import dicom_series
+from tests.archive.nifti import grey, write_nifti
 
 ITK = [".mha", ".mhd", ".nrrd"]
 
@@ -296,7 +302,7 @@ def test_damaged_arrays_are_one_sentence(tmp_path: Path) -> None:
         for damaged in (b"", content[:7], content[: len(content) // 2], content[:-100], b"text" * 50):
             path.unlink()
             path.write_bytes(damaged)
-            assert "damaged" in refusal(path)
+            assert re.search("damaged|claims .* more than the file can hold", refusal(path))
     path = write_array(tmp_path / "b.npy", grey((4, 4, 4), np.complex64), {"spacing_mm": [1, 1, 1]})
     assert "not grey values" in refusal(path)
 
@@ -304,8 +310,74 @@ def test_damaged_arrays_are_one_sentence(tmp_path: Path) -> None:
 def test_an_array_that_unpacks_to_more_than_a_scan_may_have_is_refused(tmp_path: Path) -> None:
     path = write_array(tmp_path / "a.npz", np.zeros((64, 64, 64)), {"spacing_mm": [1, 1, 1]})
     assert "archive.max_scan_gib" in refusal(path, max_bytes=2**20)
+    content = path.read_bytes()  # a header that claims more than the file can hold
+    with zipfile.ZipFile(path, "w") as packed, packed.open("voxels.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (9999,) * 3})
+    assert "more than the file can hold" in refusal(path)
+    path.write_bytes(content)
     with zipfile.ZipFile(path) as packed:
         assert packed.infolist()[0].file_size > 2**20  # else the test would show nothing
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_the_geometry_of_an_array_is_its_header_s(tmp_path: Path, suffix: str) -> None:
+    """Nothing of its voxels is unpacked."""
+    path = write_array(tmp_path / f"a{suffix}", np.zeros((2, 160, 160, 160)), {"spacing_mm": [3, 2, 1]})
+    tracemalloc.start()
+    try:
+        assert read_scan_geometry([path], "split") == [((160, 160, 160), (3.0, 2.0, 1.0))] * 2
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+# --- what may pass --------------------------------------------------------------------------------
+
+
+class Failing(io.FileIO):
+    """A file of which some bytes cannot be read."""
+
+    lost, fault = range(0), Exception()
+
+    def readinto(self, buffer: Any) -> int:
+        if self.tell() < self.lost.stop and self.tell() + len(buffer) > self.lost.start:
+            raise self.fault
+        return super().readinto(buffer)
+
+
+def written(path: Path) -> Path:
+    """Noise in the format that the name says."""
+    noise = np.random.default_rng(0).integers(0, 2**12, (60, 50, 40)).astype(np.uint16)
+    if path.suffix == ".gz":
+        return write_nifti(path, noise)
+    if path.suffix == ".png":
+        Image.fromarray(noise[0]).save(path)
+        return path
+    if path.suffix == ".dcm":
+        return dicom_series.write(path, dicom_series.a_slice(noise[0]))
+    return write_array(path, noise, {"spacing_mm": [1, 1, 1]})
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ESTALE, "Stale file handle"), MemoryError()])
+@pytest.mark.parametrize("start", [0, 1024])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.npz", "a.png", "a.dcm"])
+def test_what_is_not_the_file_s_fault_is_not_called_damage(tmp_path, monkeypatch, name, start, fault) -> None:
+    """Where a file server is lost, or memory is short, the scan is to be tried again."""
+    path = written(tmp_path / name)
+    read_scan([path])  # all is well
+    monkeypatch.setattr(Failing, "lost", range(start, start + 2000))  # not the end, where a .npz begins
+    monkeypatch.setattr(Failing, "fault", fault)
+
+    def opening(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
+        is_it = str(file) == str(path) and mode == "rb"
+        return io.BufferedReader(Failing(file), 512) if is_it else as_ever(file, mode, *more, **options)
+
+    as_ever = open
+    monkeypatch.setattr(builtins, "open", opening)
+    monkeypatch.setattr(io, "open", opening)
+    with pytest.raises(type(fault)) as raised:
+        read_scan([path])
+    assert raised.value is fault
 
 
 # --- pictures -------------------------------------------------------------------------------------

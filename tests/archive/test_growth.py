@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from raygenesis.archive import intake
-from raygenesis.archive.catalogue import FAILURES, read_catalogue
+from raygenesis.archive.catalogue import read_catalogue
+from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.intake import MOST_CRASHES, attempt_note, take_in
 from raygenesis.archive.sources import read_sources, write_sources
@@ -112,6 +113,42 @@ def test_removed_files_are_reported_and_pruned_only_when_asked(tmp_path: Path, c
     capsys.readouterr()
     ingest(scans, workspace, SETTINGS, prune=True)
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_what_a_killed_ingest_did_not_come_to_remove_the_next_one_removes(tmp_path: Path, monkeypatch) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    add(scans, 0, 1, 2)
+    ingest(scans, workspace, SETTINGS)
+    (scans / "sub-01_T1w.nii.gz").unlink()
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        dying.setattr("raygenesis.archive.ingest.remove_tree", killed)
+        ingest(scans, workspace, SETTINGS, prune=True)
+    assert len(list(workspace.volumes.iterdir())) == 3
+    (workspace.volumes / "notes.txt").write_text("somebody's own")
+    assert ingest(scans, workspace, SETTINGS)["counts"]["volumes"] == 2
+    (workspace.volumes / "notes.txt").unlink()
+    assert contents(workspace) == in_one_go(scans, tmp_path / "fresh")
+
+
+def test_a_volume_that_cannot_be_removed_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
+    add(scans, 0, 1)
+    ingest(scans, workspace, SETTINGS)
+    (scans / "sub-01_T1w.nii.gz").unlink()
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as locked, pytest.raises(WorkspaceError, match=r"zarr cannot be removed: Permission"):
+        locked.setattr(shutil, "rmtree", refuse)
+        ingest(scans, workspace, SETTINGS, prune=True)
+    assert "volumes removed" not in capsys.readouterr().out and not (workspace.archive / "manifest.json").exists()
+    ingest(scans, workspace, SETTINGS, prune=True)
+    assert len(list(workspace.volumes.iterdir())) == 1
 
 
 def test_a_volume_that_was_lost_is_made_again(tmp_path: Path) -> None:
@@ -287,16 +324,19 @@ def test_another_folder_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> Non
     assert ingest(tmp_path / "moved", workspace, SETTINGS)["counts"]["known"] == 2
 
 
-def test_a_series_that_grows_by_its_first_file_is_still_one_volume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep_ids", [False, True])
+def test_a_series_that_grows_by_its_first_file_is_still_one_volume(tmp_path: Path, keep_ids: bool) -> None:
+    settings = load_settings("cpu-small", [*OVERRIDES, f"archive.keep_ids={keep_ids}"])
     scans, workspace = tmp_path / "scans", workspace_with_key(tmp_path / "ws")
     voxels = np.random.default_rng(0).integers(0, 4096, (6, 16, 16)).astype(np.uint16)
     first = min(dicom_series.write_all(scans, dicom_series.series(voxels)))
     aside = first.read_bytes()
     first.unlink()
-    ingest(scans, workspace, SETTINGS)
+    ingest(scans, workspace, settings)
     (scans / "0000.dcm").write_bytes(aside)
-    counts = ingest(scans, workspace, SETTINGS)["counts"]
+    counts = ingest(scans, workspace, settings)["counts"]
     assert (counts["volumes"], counts["removed"]) == (1, 0)
+    assert len(list(workspace.volumes.iterdir())) == 1 and list(read_sources(workspace.private)) == ["0000.dcm"]
 
 
 def test_duplicates_are_known_too_and_their_paths_stay_listed(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
+from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
+from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.ingest import ingest, take_in_block
 from raygenesis.archive.intake import (
     MOST_CRASHES,
@@ -459,6 +460,24 @@ def test_a_refused_scan_leaves_no_note_of_a_crash(tmp_path: Path) -> None:
     for _ in range(MOST_CRASHES + 1):
         outcome = take_in([tmp_path / "text.nii"], tmp_path / "archive/volumes", ArchiveSettings())
         assert "not readable as NIfTI" in outcome.reason and outcome.is_lasting
+
+
+def test_a_scan_in_which_preparing_leaves_one_value_is_a_failure(tmp_path: Path) -> None:
+    """Voxels so sparse that all of them are rounded away."""
+    sparse = np.zeros((32, 32, 32), np.uint8)
+    sparse[::8, ::8, ::8] = 1
+    path, volumes = write_nifti(tmp_path / "sparse.nii", sparse), tmp_path / "archive/volumes"
+    outcome = take_in([path], volumes, ArchiveSettings(spacing_mm=(4.0, 4.0, 4.0)))
+    assert outcome.reason.startswith("every channel is of a single value, once it is cropped or resampled")
+    assert outcome.is_lasting and not volumes.exists()
+    assert take_in([path], volumes, ArchiveSettings()).records
+
+
+def test_a_scan_whose_channels_are_flat_each_is_a_failure(tmp_path: Path) -> None:
+    colours = np.zeros((6, 6, 6, 3), np.uint8) + np.array([1, 2, 3], np.uint8)
+    path = write_nifti(tmp_path / "a.nii", colours.view([(name, "u1") for name in "RGB"])[..., 0])
+    outcome = take_in([path], tmp_path / "archive/volumes", ArchiveSettings())
+    assert outcome.reason == "every channel is of a single value: there is no image"
 
 
 def test_the_identity_of_a_scan_is_its_bytes_in_any_order(scans: Path) -> None:

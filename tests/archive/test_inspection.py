@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
+from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.inspection import fault_of, info, mid_slice, show, verify
 from raygenesis.archive.shards import open_array, write_array
@@ -56,6 +57,26 @@ def test_info_counts(made: Workspace) -> None:
     assert "type: int16 3, uint8 1" in lines
     (failed,) = (line for line in lines if line.startswith("failed: 2 × not readable as NIfTI"))
     assert failed.endswith("[broken-0.nii, …]")
+
+
+def test_every_failure_is_listed_by_its_path_those_of_later_stages_too(workspace: Workspace) -> None:
+    (row,) = (row for row in read_catalogue(workspace.catalog) if row["shape"] == [12, 16, 20])
+    twice = [{"source": row["source"], "reason": reason} for reason in ("too small: 12 mm", "damaged")]
+    workspace.embeddings.mkdir()
+    write_table(workspace.embeddings / "failures.parquet", pa.Table.from_pylist(twice, FAILURES))
+    lines = [line for line in info(workspace, list_failures=True) if line.startswith("failed")]
+    unreadable = "not readable as NIfTI (its first number is neither 348 nor 540)"
+    assert lines == [
+        f"failed: {unreadable} [broken-0.nii]", f"failed: {unreadable} [broken-1.nii]",
+        "failed in embeddings: damaged [0.nii.gz]", "failed in embeddings: too small: 12 mm [0.nii.gz]",
+    ]  # fmt: skip
+
+
+def test_a_damaged_table_of_failures_is_said(workspace: Workspace) -> None:
+    (workspace.archive / "failures.parquet").write_bytes(b"PAR1")
+    for list_failures in (False, True):
+        with pytest.raises(WorkspaceError, match=r"failures\.parquet is missing or damaged: .* `raygenesis ingest`"):
+            info(workspace, list_failures)
 
 
 def test_a_whole_archive_is_whole(made: Workspace, capsys) -> None:
@@ -133,12 +154,23 @@ def test_the_contact_sheet_shows_every_volume(made: Workspace, workspace: Worksp
     assert show(made, tmp_path / "below" / "sheet.png") == 4
     picture = np.asarray(Image.open(tmp_path / "below" / "sheet.png"))
     assert picture.ndim == 2 and picture.max() > 200
-    tiles = [picture[:128, :128], picture[:128, 130:258], picture[142:270, :128], picture[142:270, 130:258]]
+    tiles = [picture[:128, :128], picture[:128, 144:272], picture[142:270, :128], picture[142:270, 144:272]]
     assert all(tile.std() > 10 for tile in tiles)
+    captions = [picture[top : top + 14, left : left + 144] for top in (128, 270) for left in (0, 144)]
+    assert all(caption.any() and not caption[:, -2:].any() for caption in captions)
     assert show(made, tmp_path / "one.png", num_volumes=1) == 1
     folder, _ = volume_with_levels(workspace)
     flip(chunk_of(folder, 0), 20)
     assert show(workspace, tmp_path / "damaged.png") == 4
+
+
+def test_a_scan_whose_first_channel_is_empty_has_its_place_on_the_sheet(tmp_path: Path) -> None:
+    colours = grey((8, 9, 10, 3), np.uint8)
+    colours[..., 0] = 0
+    write_nifti(tmp_path / "scans" / "a.nii", colours.view([(name, "u1") for name in "RGB"])[..., 0])
+    workspace = Workspace.open(tmp_path / "ws")
+    ingest(tmp_path / "scans", workspace, SETTINGS)
+    assert show(workspace, tmp_path / "sheet.png") == 1
 
 
 def test_a_mid_slice_is_displayed_front_up_and_right_on_the_left(tmp_path: Path) -> None:

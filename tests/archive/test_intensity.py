@@ -115,6 +115,14 @@ def test_each_channel_has_limits_of_its_own() -> None:
         limits(facts, IntensitySettings(channel=2))
 
 
+def test_a_channel_of_a_single_value_is_no_image_without_a_window() -> None:
+    facts = {"low": [7.0, 2.0], "high": [7.0, 6.0], "slope": 1.0, "intercept": 0.0}
+    with pytest.raises(ScanError, match="every voxel of its channel 0 is the same"):
+        limits(facts, OWN)
+    assert limits(facts, IntensitySettings(channel=1)) == (2, 6)
+    assert limits(facts, HU) == (-1000, 1000)
+
+
 @pytest.mark.parametrize("shape", [(64, 32, 32), (128, 64, 64), (1024, 16, 64), (4, 8, 4096)])
 def test_the_sample_of_a_large_scan_misses_no_plane(shape, monkeypatch) -> None:
     """Strides would read a single edge of sides that are powers of two."""

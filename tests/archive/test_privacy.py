@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import stat
 from pathlib import Path
 
 import pydicom
 import pytest
 
+from raygenesis import cluster
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.sources import read_sources
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.files import locked
 from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace
 from tests.archive import dicom_series
@@ -83,6 +87,23 @@ def test_no_byte_of_the_archive_names_a_real_patient(tmp_path: Path) -> None:
     assert not [secret for secret in secrets if secret in content]
 
 
+def test_a_cluster_s_log_names_no_file_and_what_it_names_is_in_the_tables(
+    scans: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """A series is known by another name than its first file's path."""
+    monkeypatch.setattr(cluster, "is_joined", lambda: True)
+    dicom_series.write_all(scans / "CANARY-3", dicom_series.series(SeriesInstanceUID="1.2.3", RescaleSlope=0))
+    workspace = Workspace.open(tmp_path / "ws")
+    with pytest.raises(SettingsError, match="matches none of the 4 paths") as refused:
+        ingest(scans, workspace, load_settings("cpu-small", ["archive.subject_pattern=nobody"]))
+    ingest(scans, workspace, load_settings("cpu-small", ["archive.subject_pattern=(CANARY-[0-9])"]))
+    logged = f"{capsys.readouterr().out}{refused.value}"
+    assert not any(secret in logged.replace("(CANARY-[0-9])", "") for secret in dicom_series.SECRETS)
+    skipped = re.findall("skipped ([0-9a-f]{16}): ", logged)
+    paths = {row["source"]: path for path, row in read_sources(workspace.private).items()}
+    assert len(skipped) == 3 and sum(paths[source].startswith("CANARY-3/") for source in skipped) == 1
+
+
 def test_the_private_folder_links_volumes_to_files(scans: Path, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "ws")
     ingest(scans, workspace, SETTINGS)
@@ -122,6 +143,34 @@ def test_a_damaged_key_is_refused_and_not_replaced(tmp_path: Path, damage: str) 
     assert (tmp_path / "private" / "key").read_text() == damage
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_two_jobs_that_make_a_key_at_once_have_the_same(tmp_path: Path, monkeypatch, has_links: bool) -> None:
+    path = tmp_path / "private" / "key"
+
+    def meanwhile(num_bytes: int) -> bytes:
+        if has_links:
+            path.write_text("5a" * 32)
+        return b"\1" * num_bytes
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("secrets.token_bytes", meanwhile)
+    if not has_links:
+        monkeypatch.setattr("os.link", no_link)
+    identity = open_identity(Workspace(tmp_path), keep_ids=False)
+    assert identity.key == bytes.fromhex(path.read_text()) == (b"\x5a" if has_links else b"\1") * 32
+    assert [file.name for file in path.parent.iterdir()] == ["key"]
+
+
+def test_an_ingest_beside_another_makes_no_key(scans: Path, tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path / "ws")
+    workspace.archive.mkdir()
+    with locked(workspace.archive), pytest.raises(WorkspaceError, match="is being written by another job"):
+        ingest(scans, workspace, SETTINGS)
+    assert not (workspace.private / "key").exists()
+
+
 def test_a_lost_key_is_not_replaced_where_subjects_are_named_by_it(scans: Path, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "ws")
     ingest(scans, workspace, SETTINGS)
@@ -130,3 +179,4 @@ def test_a_lost_key_is_not_replaced_where_subjects_are_named_by_it(scans: Path, 
     write_nifti(scans / "new.nii", grey((8, 9, 11)))
     with pytest.raises(WorkspaceError, match="key is gone"):
         ingest(scans, workspace, SETTINGS)
+    assert (workspace.archive / "manifest.json").is_file() and not (workspace.private / "key").exists()

@@ -17,8 +17,9 @@ from nibabel import cifti2
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from raygenesis.archive.readers import read_geometry, read_scan, read_scan_geometry, read_volume
+from raygenesis.archive.readers import read_scan, read_scan_geometry
 from raygenesis.archive.scans import SetAside, survey
+from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 from tests.archive.nifti import grey, nifti_bytes, write_nifti
 from tests.data import HEADS, needs_heads
@@ -54,13 +55,19 @@ def affines(draw: st.DrawFn) -> np.ndarray:
     return affine
 
 
+def only(path: Path) -> Volume:
+    (volume,) = read_scan([path])
+    return volume
+
+
 def indices(shape: tuple[int, ...]) -> np.ndarray:
     return np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
 
 
 def assert_voxels_keep_their_places(path: Path, ndim: int) -> None:
     stored = nibabel.load(path)
-    volume = read_volume(path, ndim)
+    volume = only(path)
+    assert volume.ndim == ndim
     xyz = np.zeros((volume.voxels.size, 3), int)
     xyz[:, :ndim] = indices(volume.voxels.shape)[:, ::-1]
     places = apply_affine(volume.affine, xyz)
@@ -68,7 +75,7 @@ def assert_voxels_keep_their_places(path: Path, ndim: int) -> None:
     assert np.allclose(before, np.rint(before), atol=1e-3)
     values = np.asarray(stored.dataobj).reshape(*stored.shape, *[1] * (3 - stored.ndim))
     assert np.array_equal(volume.voxels.ravel(), values[tuple(np.rint(before).astype(int).T)])
-    assert read_geometry(path, ndim) == (volume.voxels.shape, pytest.approx(volume.spacing_mm))
+    assert read_scan_geometry([path]) == [(volume.voxels.shape, pytest.approx(volume.spacing_mm))]
 
 
 @many
@@ -81,7 +88,7 @@ def test_a_voxel_stays_where_it_lies_in_the_world(folder, affine, shape, dtype, 
     path = write_nifti(folder / f"any{suffix}", voxels, affine, big_endian=dtype.startswith(">"))
     if not fourth:
         assert_voxels_keep_their_places(path, 3)
-    volume = read_volume(path, 3)
+    volume = only(path)
     assert nibabel.aff2axcodes(volume.affine) == ("R", "A", "S")
     assert volume.voxels.dtype == (np.dtype(dtype).newbyteorder("=") if dtype in INTEGERS else np.float32)
     canonical = nibabel.as_closest_canonical(nibabel.load(path))
@@ -94,34 +101,42 @@ def test_a_voxel_stays_where_it_lies_in_the_world(folder, affine, shape, dtype, 
 @given(affine=affines(), sides=st.tuples(*[st.integers(2, 6)] * 2), third=st.booleans())
 def test_an_image_of_one_slice_keeps_its_plane_whatever_it_is(folder, affine, sides, third) -> None:
     path = write_nifti(folder / "slice.nii", grey((*sides, 1) if third else sides), affine)
-    assert sorted(read_volume(path, 2).voxels.shape) == sorted(sides)
+    assert sorted(only(path).voxels.shape) == sorted(sides)
     assert_voxels_keep_their_places(path, 2)
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(2.5, -1000.0), (-1.0, 3.0), (1e-4, 0.0)])
 def test_rescaling_is_kept_beside_the_stored_integers(tmp_path: Path, slope: float, intercept: float) -> None:
     path = write_nifti(tmp_path / "a.nii.gz", grey((4, 5, 6)), scl_slope=slope, scl_inter=intercept)
-    volume = read_volume(path, 3)
+    volume = only(path)
     assert volume.voxels.dtype == np.int16
     real = volume.voxels.T * volume.slope + volume.intercept
     assert np.allclose(real, nibabel.load(path).get_fdata(), rtol=1e-6)
 
 
 def test_no_rescaling_is_a_slope_of_one(tmp_path: Path) -> None:
-    volume = read_volume(write_nifti(tmp_path / "a.nii", grey((3, 3, 3)), scl_slope=0, scl_inter=7), 3)
+    volume = only(write_nifti(tmp_path / "a.nii", grey((3, 3, 3)), scl_slope=0, scl_inter=7))
     assert (volume.slope, volume.intercept) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("names", ["RGB", "RGBA"])
+def test_colours_are_channels_and_transparency_is_none(tmp_path: Path, names: str) -> None:
+    colours = grey((4, 5, 6, len(names)), np.uint8)
+    voxels = colours.view([(name, "u1") for name in names])[..., 0]
+    volume = only(write_nifti(tmp_path / "a.nii", voxels))
+    assert volume.num_channels == 3 and np.array_equal(volume.voxels.T, colours[..., :3])
 
 
 @needs_heads
 @pytest.mark.parametrize("number", [0, 60, -1])
 def test_a_real_head_is_as_nibabel_turns_it(number: int) -> None:
     path = sorted(HEADS.glob("*.nii.gz"))[number]
-    volume, canonical = read_volume(path, 3), nibabel.as_closest_canonical(nibabel.load(path))
+    volume, canonical = only(path), nibabel.as_closest_canonical(nibabel.load(path))
     assert nibabel.aff2axcodes(nibabel.load(path).affine) == ("P", "S", "R")
     assert volume.voxels.dtype == np.uint8
     assert np.allclose(volume.voxels.T * volume.slope + volume.intercept, canonical.get_fdata())
     assert np.allclose(volume.affine, canonical.affine)
-    assert read_geometry(path, 3) == (canonical.shape[::-1], pytest.approx(canonical.header.get_zooms()[::-1]))
+    assert read_scan_geometry([path]) == [(canonical.shape[::-1], pytest.approx(canonical.header.get_zooms()[::-1]))]
 
 
 def gz(content: bytes) -> bytes:
@@ -137,7 +152,6 @@ def with_one_nan() -> bytes:
 SCAN = nifti_bytes(grey((8, 8, 8)))
 SMALL = grey((4, 4, 4))
 NOISE = nifti_bytes(np.random.default_rng(0).integers(0, 30000, (8, 8, 8)).astype(np.int16))
-RGB = grey((4, 4, 12), np.uint8).view([("R", "u1"), ("G", "u1"), ("B", "u1")])
 HUGE = {"dim": [3, 10_000, 10_000, 10_000, 1, 1, 1, 1]}
 FLAT_AFFINE = {"sform_code": 1, "srow_x": [1, 2, 0, 0], "srow_y": [2, 4, 0, 0], "srow_z": [0, 0, 1, 0]}
 LOST_AFFINE = {"sform_code": 1, "srow_x": [np.nan, 0, 0, 0]}
@@ -160,18 +174,11 @@ FAULTS = {
     "no voxels": (nifti_bytes(SMALL, dim=[3, 4, 0, 4, 1, 1, 1, 1]), ".nii", "shape"),
     "negative side": (nifti_bytes(SMALL, dim=[3, -4, -4, 4, 1, 1, 1, 1]), ".nii", "shape"),
     "5-D": (nifti_bytes(grey((4, 4, 2, 3, 2))), ".nii", "5 dimensions: split it into 3D files"),
-    "RGB where grey is asked for": (nifti_bytes(RGB), ".nii", "it has 3 channels"),
-    "RGBA where grey is asked for": (
-        nifti_bytes(SMALL, datatype=2304, bitpix=32, dim=[3, 4, 4, 2, 1, 1, 1, 1]),
-        ".nii",
-        "it has 3 channels",
-    ),
     "a stack along the first axis": (nifti_bytes(grey((1, 4, 4))), ".nii", "along its first or second axis"),
     "one half of a pair": (nifti_bytes(SMALL, magic=b"ni1"), ".nii", "save it as a single .nii"),
     "complex": (nifti_bytes(grey((4, 4, 4), np.complex64)), ".nii", "not grey values"),
     "axes in one plane": (nifti_bytes(SMALL, **FLAT_AFFINE), ".nii", "affine is singular"),
     "affine of NaN": (nifti_bytes(SMALL, **LOST_AFFINE), ".nii", "affine is singular"),
-    "a slice where volumes are asked for": (nifti_bytes(grey((4, 4, 1))), ".nii", "single slice"),
     "slope of NaN": (nifti_bytes(SMALL, scl_slope=1, scl_inter=np.nan), ".nii", "intercept"),
 }
 
@@ -182,25 +189,17 @@ def test_a_faulty_file_is_refused_in_one_sentence(tmp_path: Path, fault: str) ->
     path = tmp_path / f"scan{suffix}"
     path.write_bytes(content)
     with np.errstate(over="ignore"), pytest.raises(ScanError) as refusal:
-        read_volume(path, 3)
+        only(path)
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 250
-
-
-def test_a_volume_is_refused_where_images_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ScanError, match="are a volume"):
-        read_volume(write_nifti(tmp_path / "a.nii", grey((4, 4, 4))), 2)
 
 
 def test_a_surface_file_is_not_a_scan(tmp_path: Path) -> None:
     axes = cifti2.ScalarAxis(["a", "b"]), cifti2.BrainModelAxis.from_mask(np.ones((2, 2, 2), bool), affine=np.eye(4))
     path = tmp_path / "a.dscalar.nii"
     cifti2.Cifti2Image(grey((2, 8), np.float32), axes).to_filename(path)
-    for ndim in (2, 3):
-        with pytest.raises(ScanError, match="CIFTI: values on the brain's surface and no image"):
-            read_volume(path, ndim)
     for fourth_axis in ("refuse", "split", "channels"):
-        with pytest.raises(ScanError, match="CIFTI"):
+        with pytest.raises(ScanError, match="CIFTI: values on the brain's surface and no image"):
             read_scan([path], fourth_axis)
         with pytest.raises(ScanError, match="CIFTI"):
             read_scan_geometry([path], fourth_axis)
@@ -209,7 +208,7 @@ def test_a_surface_file_is_not_a_scan(tmp_path: Path) -> None:
 def test_sizes_of_micrometres_and_of_metres_are_not_singular(tmp_path: Path) -> None:
     for size in (1e-4, 1e4):
         path = write_nifti(tmp_path / f"{size}.nii", grey((3, 4, 5)), np.diag([size, size, size, 1]))
-        assert read_volume(path, 3).spacing_mm == pytest.approx((size,) * 3, rel=1e-6)
+        assert only(path).spacing_mm == pytest.approx((size,) * 3, rel=1e-6)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)
@@ -223,7 +222,7 @@ def test_any_damage_to_a_header_is_read_or_refused(folder, damage, ndim) -> None
     path.unlink(missing_ok=True)
     path.write_bytes(content)
     try:
-        volume = read_volume(path, ndim)
+        volume = only(path)
     except ScanError:
         return
     assert np.isfinite(volume.voxels).all() and np.isfinite(volume.affine).all()
@@ -238,7 +237,7 @@ def test_finds_every_scan_below_the_folder_in_order(tmp_path: Path) -> None:
     found = survey(tmp_path)
     assert [scan.source for scan in found.scans] == sorted(names)
     assert {scan.num_bytes for scan in found.scans} == {path.stat().st_size for path in paths}
-    assert all(read_volume(tmp_path / scan.source, 3).voxels.shape == (3, 3, 3) for scan in found.scans)
+    assert all(only(tmp_path / scan.source).voxels.shape == (3, 3, 3) for scan in found.scans)
     assert (found.aside, found.num_others, found.num_found) == ((), 3, 4)  # what is hidden is not even counted
 
 
@@ -251,12 +250,14 @@ def test_hidden_folders_are_left_out_and_links_to_them_followed(tmp_path: Path) 
     assert [scan.source for scan in found.scans] == ["sub-01/T1w.nii.gz"] and not found.aside
 
 
-def test_links_that_lead_out_or_nowhere_are_not_followed(tmp_path: Path) -> None:
+def test_links_that_lead_out_or_nowhere_are_set_aside(tmp_path: Path) -> None:
     outside = write_nifti(tmp_path / "outside/secret.nii", grey((3, 3, 3)))
     inside = write_nifti(tmp_path / "scans/a.nii", grey((3, 3, 3)))
     (tmp_path / "scans/out.nii").symlink_to(outside)
     (tmp_path / "scans/folder").symlink_to(outside.parent)
     (tmp_path / "scans/nowhere.nii").symlink_to("gone.nii")
+    (tmp_path / "scans/unfetched").symlink_to("../.git/annex/objects/MD5E")
+    (tmp_path / "scans/unfetched.tsv").symlink_to("../.git/annex/objects/MD5E")  # no scan, fetched or not
     (tmp_path / "scans/round.nii").symlink_to("round.nii")
     (tmp_path / "scans/within.nii").symlink_to(inside)
     (tmp_path / "there").symlink_to("scans")
@@ -265,8 +266,12 @@ def test_links_that_lead_out_or_nowhere_are_not_followed(tmp_path: Path) -> None
         assert [scan.source for scan in found.scans] == ["a.nii", "within.nii"]
         assert found.aside == (
             SetAside("folder", "a linked folder, and those are not followed"),
+            SetAside("nowhere.nii", "a link to a file that is not there (git annex get?)"),
             SetAside("out.nii", "a link that leads out of the scans folder"),
+            SetAside("round.nii", "a link to a file that is not there (git annex get?)"),
+            SetAside("unfetched", "a link to a file that is not there (git annex get?)"),
         )
+        assert found.num_others == 1
 
 
 def test_no_folder_and_no_scans_are_said_plainly(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray import cloudpickle
 
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue
+from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
+from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.inspection import info
 from raygenesis.archive.sources import SOURCES
 from raygenesis.discovery import crop as cropping

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raygenesis.archive.catalogue import FAILURES
 from raygenesis.archive.cells import DTYPE, STEPS, encode
+from raygenesis.archive.failures import FAILURES
 from raygenesis.files import write_json, write_table
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import checksum, write_part

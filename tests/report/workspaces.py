@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raygenesis.archive.catalogue import CATALOGUE, FAILURES, read_catalogue, voxel_bytes
+from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, voxel_bytes
 from raygenesis.archive.cells import encode
+from raygenesis.archive.failures import FAILURES
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.encoders import save_encoder
@@ -53,10 +54,11 @@ def make_archive(workspace: Workspace, ndim: int = 3, failures: Sequence[dict[st
         )
         for n in range(6)
     ]  # fmt: skip
-    write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
+    table = pa.Table.from_pylist(rows, CATALOGUE)
+    write_table(workspace.catalog, table)
     write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(list(failures), FAILURES))
     counts = {"scans": 6, "volumes": 6, "subjects": 6, "known": 0}
-    sizes = {"source_bytes": sum(row["source_bytes"] for row in rows), "voxel_bytes": sum(map(voxel_bytes, rows))}
+    sizes = {"source_bytes": sum(row["source_bytes"] for row in rows), "voxel_bytes": voxel_bytes(table)}
     Stage(workspace.archive, chosen(settings_of(ndim), "archive"), {}).finish(counts, 1.0, **sizes)
 
 

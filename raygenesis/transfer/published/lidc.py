@@ -110,7 +110,7 @@ def _scans(folder: Path) -> tuple[dict[str, Series], list[Problem]]:
     problems = []
     for files in folders.values():
         try:
-            header, plane = read_header(files[0]), read_slices(files[0], pixels=False)[0].plane
+            header, plane = read_header(files[0]), read_slices(files[0])[0].plane
             reason = header.aside or ("a film and no CT" if header.is_projection else "")
             if not reason and (plane is None or abs(plane.axes[2, 2]) < AXIAL):
                 reason = "its slices are not axial, or have no place"
@@ -160,7 +160,7 @@ def _nodules(
 
 def _planes(files: tuple[Path, ...]) -> dict[str, Plane]:
     """Where each slice lies, by its SOP instance UID."""
-    slices = [one for path in files for one in read_slices(path, pixels=False)]
+    slices = [one for path in files for one in read_slices(path)]
     return {one.identity[0]: one.plane for one in slices if one.plane is not None}
 
 

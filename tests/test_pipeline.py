@@ -1,0 +1,58 @@
+"""The main job: what settings cannot fit is said before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raygenesis import cluster
+from raygenesis.errors import ScanError, SettingsError
+from raygenesis.pipeline import run
+from raygenesis.settings import load_settings
+from raygenesis.workspace import Workspace
+from tests.archive.nifti import grey, write_nifti
+
+CROPS = "pretraining.pretext=models-genesis"
+FEW = ["discovery.num_neighbours=1", "discovery.num_validation_neighbours=1"]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.open(tmp_path / "ws")
+
+
+@pytest.mark.parametrize("overrides", [[], [CROPS]])
+def test_a_folder_of_files_set_aside_is_said_to_hold_nothing_readable(tmp_path, workspace, overrides) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.dcm").write_bytes(b"no scan")
+    with pytest.raises(ScanError, match=r"none of the 1 scans in .* can be read; the first: a\.dcm: not DICOM"):
+        run(tmp_path / "scans", workspace, load_settings("cpu-small", overrides))
+    assert not workspace.archive.exists()
+
+
+@pytest.mark.parametrize("overrides", [FEW, [CROPS]])
+@pytest.mark.parametrize(("preset", "shape", "asked"), [("cpu-small", (90, 80), 3), ("cpu-small-2d", (9, 8, 7), 2)])
+def test_scans_of_other_dimensions_than_the_preset_s_are_refused(
+    tmp_path, workspace, overrides, preset, shape, asked
+) -> None:
+    for number in range(4):
+        write_nifti(tmp_path / "scans" / f"sub-{number}.nii", grey(shape, np.uint8, number))
+    with pytest.raises(SettingsError, match=rf"asks for {asked}D, and of the 4 scans .* none is: choose a preset"):
+        run(tmp_path / "scans", workspace, load_settings(preset, overrides))
+    assert not workspace.archive.exists()
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_a_cluster_s_log_names_no_scan(tmp_path: Path, workspace: Workspace, monkeypatch, is_joined: bool) -> None:
+    monkeypatch.setattr(cluster, "is_joined", lambda: is_joined)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "Jane.dcm").write_bytes(b"no scan")
+    with pytest.raises(ScanError, match=r"can be read; the first: .*: not DICOM") as nothing:
+        run(tmp_path / "scans", workspace, load_settings("cpu-small"))
+    for number in range(4):
+        write_nifti(tmp_path / "scans" / f"Jane-{number}.nii", grey((9, 8, 7), np.uint8, number))
+    with pytest.raises(SettingsError, match=r"the largest, .*, is 7.*×8.*×9.* mm") as small:
+        run(tmp_path / "scans", workspace, load_settings("cpu-small", FEW))
+    assert ["Jane" in str(error.value) for error in (nothing, small)] == [not is_joined] * 2
