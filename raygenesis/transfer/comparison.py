@@ -27,6 +27,7 @@ from raygenesis.transfer.paper import beside_ours
 from raygenesis.transfer.plan import Plan, Start, read_plan
 from raygenesis.transfer.prepared import pose
 from raygenesis.transfer.published import PUBLISHED
+from raygenesis.transfer.runs import Run, runs_of
 from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import RANDOM, semantics_of
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
@@ -80,12 +81,15 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
                 f"{workspace.root}/runs, nor a file of weights"
             )
     given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
-    own = [_settings_of(start, settings).pretraining for start in plan.initialisations if start.pretext is not None]
+    own = {start.title: _settings_of(start, settings) for start in plan.initialisations if start.pretext is not None}
+    runs = [*runs_of(given, workspace), *(Run(title, workspace, chosen) for title, chosen in own.items())]
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
-        posed = pose(description, workspace, settings)
+        posed = pose(description, workspace, settings, runs)
         starts = find_initialisations(given, workspace, settings.pretraining, posed.target.ndim)
-        starts += [find_initialisations([RANDOM], workspace, pretraining, settings.ndim)[0] for pretraining in own]
+        starts += [
+            find_initialisations([RANDOM], workspace, chosen.pretraining, settings.ndim)[0] for chosen in own.values()
+        ]
         for start in starts:
             check_fits(start, posed.form.input_shape)
 

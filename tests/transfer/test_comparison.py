@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raygenesis.errors import RaygenesisError
+from raygenesis.errors import RaygenesisError, SettingsError
 from raygenesis.settings import Settings, settings_from
 from raygenesis.transfer.comparison import compare, results_in, shared_out
 from raygenesis.workspace import Workspace, manifest_of
@@ -123,6 +123,18 @@ def test_a_fault_of_the_plan_is_one_sentence_before_any_work(
         compare(plan_file(tmp_path, **changes), workspace, settings())
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not (workspace.root / "runs").exists() and not (workspace.root / "transfer").exists()
+
+
+def test_a_run_of_other_images_than_those_of_the_plan_is_refused_before_any_work(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    tree = settings().model_dump(mode="json") | {"intensity": {"window": [0, 1000]}}
+    (tmp_path / "given" / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(
+        SettingsError, match=r"^intensity\.window would be \[0\.0, 1000\.0\] as given was .* and null as s"
+    ):
+        compare(plan_file(tmp_path), workspace, settings())
+    assert not (workspace.root / "runs").exists()
 
 
 def test_epochs_are_shared_out_in_the_settings_proportion() -> None:
