@@ -10,7 +10,7 @@ import yaml
 
 from raygenesis.errors import RaygenesisError, SettingsError
 from raygenesis.settings import Settings, settings_from
-from raygenesis.transfer.comparison import compare, results_in, shared_out
+from raygenesis.transfer.comparison import compare, results_in, shared_out, told
 from raygenesis.workspace import Workspace, manifest_of
 from tests.patterns.stores import StorePlan
 from tests.transfer.made_up import write_run
@@ -135,6 +135,14 @@ def test_a_run_of_other_images_than_those_of_the_plan_is_refused_before_any_work
     ):
         compare(plan_file(tmp_path), workspace, settings())
     assert not (workspace.root / "runs").exists()
+
+
+def test_what_else_differs_is_told_with_what_semantics_change() -> None:
+    row = {"target": "liver", "without": "in-painting", "with": "in-painting+semantics", "gain": 0.05}
+    with_semantics, without = (told([{"initialisation": "random"}], table, [], {}) for table in ([row], []))
+    _, table, note = with_semantics.partition("| liver | in-painting |")
+    assert table and "random crops of all training scans" in note and "fewer to restoration" in note
+    assert "random crops" not in without and without.startswith("| initialisation |")
 
 
 def test_epochs_are_shared_out_in_the_settings_proportion() -> None:
