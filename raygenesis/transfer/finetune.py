@@ -180,7 +180,8 @@ def _finish(
         publish(stage.folder / file, partial(Path.write_text, data=text))
     target, split = ready.target, ready.split
     if target.task == SEGMENTATION:
-        join_examples(stage.folder, [each.name for each in initialisations])
+        most = max(split.trials, key=lambda trial: trial.num_subjects)
+        join_examples(stage.folder, [each.name for each in initialisations], most.labelled)
     counts = {
         "examples": len(target.examples), "left_out": len(ready.problems), "test_examples": len(split.test),
         "validation_examples": len(split.validation), "pool_subjects": split.num_pool_subjects,

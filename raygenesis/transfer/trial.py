@@ -31,7 +31,7 @@ from raygenesis.transfer.initialisations import (
 )
 from raygenesis.transfer.learning import Learnt
 from raygenesis.transfer.metrics import PRIMARY, figures, overlap
-from raygenesis.transfer.predictions import write_example, write_prediction
+from raygenesis.transfer.predictions import in_names, write_example, write_prediction
 from raygenesis.transfer.segmentation import segment, train_segmenter
 from raygenesis.transfer.split import Trial
 
@@ -104,8 +104,7 @@ def run_trial(pose: Pose, start: Initialisation, trial: Trial, held: Sequence[He
 
 
 def trial_path(folder: Place, start: str, trial: Trial) -> Place:
-    labelled = str(trial.labelled).replace("%", "percent")
-    return folder / f"trial-{start}-{labelled}-{trial.number}.json"
+    return folder / f"trial-{start}-{in_names(trial.labelled)}-{trial.number}.json"
 
 
 def fine_tune(
@@ -153,7 +152,7 @@ def _segmented(
         predicted = segment(unet, case.image, shape, settings.batch_size)
         if folder is not None:
             if not rows:
-                write_example(folder, start.name, case, predicted)
+                write_example(folder, start.name, trial.labelled, case, predicted)
             write_prediction(folder / "predictions" / f"{start.name}-{trial.labelled}", case, predicted)
         within = case.grid.within  # padding is no part of the scan
         counted = overlap(predicted[within], case.label[within], pose.num_classes)

@@ -124,7 +124,7 @@ def test_a_segmentations_predictions_are_written_once(starts: dict[str, Initiali
     learnt = cases(SEGMENTATION, range(2))
     _, rows = fine_tune(pose(SEGMENTATION), starts["ours"], trial(), learnt, [], test, tmp_path)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
-        "example-ours.npz", "predictions/ours-10%/case-10.nii.gz", "predictions/ours-10%/case-11.nii.gz",
+        "example-ours-10percent.npz", "predictions/ours-10%/case-10.nii.gz", "predictions/ours-10%/case-11.nii.gz",
     ]  # fmt: skip
     for case, row in zip(test, rows, strict=True):
         predicted = np.asarray(nibabel.load(tmp_path / "predictions/ours-10%" / case.name).dataobj).T
