@@ -30,9 +30,9 @@ from raygenesis.transfer.initialisations import (
     target_encoder,
 )
 from raygenesis.transfer.learning import Learnt
-from raygenesis.transfer.metrics import PRIMARY, figures, overlap
+from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.predictions import in_names, write_example, write_prediction
-from raygenesis.transfer.segmentation import segment, train_segmenter
+from raygenesis.transfer.segmentation import overlap_of, segment, train_segmenter
 from raygenesis.transfer.split import Trial
 
 # Modes in which no network is trained to classify.
@@ -148,13 +148,10 @@ def _segmented(
     learnt = train_segmenter(unet, labelled, settings, shape, trial.seed, pose.device, validation, pose.num_classes)
     rows: list[dict[str, Any]] = []
     for case in test:
-        assert case.grid is not None and case.label is not None
         predicted = segment(unet, case.image, shape, settings.batch_size)
         if folder is not None:
             if not rows:
                 write_example(folder, start.name, trial.labelled, case, predicted)
             write_prediction(folder / "predictions" / f"{start.name}-{trial.labelled}", case, predicted)
-        within = case.grid.within  # padding is no part of the scan
-        counted = overlap(predicted[within], case.label[within], pose.num_classes)
-        rows.append({"name": case.name, "subject": case.subject, **counted})
+        rows.append({"name": case.name, "subject": case.subject, **overlap_of(case, predicted, pose.num_classes)})
     return learnt, rows
