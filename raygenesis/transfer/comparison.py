@@ -91,7 +91,7 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
             find_initialisations([RANDOM], workspace, chosen.pretraining, settings.ndim)[0] for chosen in own.values()
         ]
         for start in starts:
-            check_fits(start, posed.form.input_shape)
+            check_fits(start, posed.form.input_shape, posed.settings.finetune.mode)
 
 
 def _settings_of(start: Start, settings: Settings) -> Settings:

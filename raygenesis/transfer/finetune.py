@@ -54,7 +54,7 @@ def finetune(
     target, settings = posed.target, posed.settings
     initialisations = find_initialisations(starts, workspace, settings.pretraining, target.ndim)
     for initialisation in initialisations:
-        check_fits(initialisation, posed.form.input_shape)
+        check_fits(initialisation, posed.form.input_shape, settings.finetune.mode)
     folder = workspace.transfer(name)
     stage = Stage(folder, _chosen(settings, posed.form), {"target": digest_of(target)})
     extent = _extent(initialisations, settings)

@@ -24,6 +24,7 @@ from raygenesis.transfer.classification import (
 )
 from raygenesis.transfer.examples import REGRESSION, SEGMENTATION, Example
 from raygenesis.transfer.initialisations import (
+    PROBES,
     Initialisation,
     classification_network,
     segmentation_network,
@@ -34,9 +35,6 @@ from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.predictions import in_names, write_example, write_prediction
 from raygenesis.transfer.segmentation import overlap_of, segment, train_segmenter
 from raygenesis.transfer.split import Trial
-
-# Modes in which no network is trained to classify.
-PROBES = ("frozen", "knn")
 
 
 @dataclass(frozen=True)
