@@ -252,6 +252,8 @@ def test_the_nearest_labelled_cases_answer() -> None:
     inverse = [1 / 0.5, 1 / 0.5, 1 / 1.5]  # a near one counts more
     assert nearest(3)[1] == pytest.approx([inverse[2] / sum(inverse), sum(inverse[:2]) / sum(inverse)], abs=1e-4)
     assert len(nearest(99)) == 2  # more than there are
+    numbers = probe(learnt, np.array([3.0, 5.0, 7.0, 9.0, 11.0]), tested, "regression", 1, chosen(mode="knn", k=3))
+    assert numbers[1] == pytest.approx(np.average([7.0, 9.0, 11.0], weights=inverse), abs=1e-4)
 
 
 def test_probes_of_several_findings_are_probes_of_each() -> None:
