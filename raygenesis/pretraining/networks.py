@@ -74,8 +74,13 @@ class ImageEncoder(nn.Module):
     saves_memory = False
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """[n, channels, z, y, x] → [n, num_features]: the bottleneck's mean over space."""
-        return pooled(self(images)[-1])
+        """[n, channels, z, y, x] → [n, num_features]: the bottleneck's mean over space.
+
+        In evaluation an image's vector does not depend on the others: norms that know no statistics but a batch's own
+        are given each image alone, which must have more than one voxel at the bottleneck.
+        """
+        parts = images.split(1) if not self.training and has_batch_statistics(self) else [images]
+        return torch.cat([pooled(self(part)[-1]) for part in parts])
 
 
 class Encoder(ImageEncoder):
@@ -225,6 +230,12 @@ def build_decoder(architecture: Architecture, num_out: int) -> nn.Module:
 def pooled(features: torch.Tensor) -> torch.Tensor:
     """[n, channels, ...] → [n, channels]: the mean over space."""
     return features.flatten(2).mean(2)
+
+
+def has_batch_statistics(network: nn.Module) -> bool:
+    """Whether it normalises by a batch's own statistics in evaluation too (`norm_layer`, `batch-statistics`)."""
+    norms = (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
+    return any(not layer.track_running_stats for layer in norms)
 
 
 def run(part: nn.Module, *inputs: Any, again: bool) -> Any:

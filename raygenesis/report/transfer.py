@@ -12,6 +12,7 @@ from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart
 from raygenesis.report.sections import Made, Row
 from raygenesis.transfer.metrics import PRIMARY
+from raygenesis.transfer.statistics import SEMANTICS_NOTE
 from raygenesis.transfer.table import LEGEND
 
 MARKS = LEGEND.replace("**", "")  # what is bold in the table is bold on the page
@@ -36,7 +37,7 @@ def comparison(artifact: Made) -> dict[str, Any]:
     return {
         "name": artifact.folder.name, "artifact": artifact, "overview": shown(record.get("overview", [])),
         "cubes": record.get("cubes", {}), "semantics": record.get("semantics", []), "paper": record.get("paper", {}),
-        "charts": _with_and_without(artifact),
+        "charts": _with_and_without(artifact), "note": SEMANTICS_NOTE,
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ class FinetuneSettings(Section):
         "full",
         description="What comes from the initialisation. full: encoder and decoder (of a classifier, the encoder); "
         "encoder: the encoder, with a new decoder; frozen: the encoder, which stays as it is (linear probe); knn: "
-        "nothing is trained, labelled subjects with like embeddings answer.",
+        "nothing is trained, the labelled cases with the nearest embeddings answer.",
     )
     spacing_mm: ExtentMm | None = Field(
         None, description="Voxel size z y x of whole scans to be segmented; the labelled scans' median when null."
@@ -47,12 +47,13 @@ class FinetuneSettings(Section):
         "the paper.",
     )
     patience: Count | None = Field(
-        None, description="Validations (20 a training) without a better score before stopping; never when null."
+        None,
+        description="Validations (20 a training) without a better score before stopping; never when null.",
     )
     class_balance: Literal["none", "weights"] = Field(
         "weights", description="weights: rare classes count more in the loss of a classification."
     )
-    k: Count = Field(5, description="Neighbours that answer in mode knn.")
+    k: Count = Field(5, description="Labelled cases that answer in mode knn, weighed by the inverse of their distance.")
     num_gpus: NumGpus | None = Field(
         None,
         description="GPUs for each trial, a fraction lets several share one; when null 1 with pretraining.use_gpu, "

@@ -145,7 +145,7 @@ def _with_target(
     finetune = posed.settings.finetune.model_copy(update={"num_labelled": posed.settings.finetune.num_labelled[:1]})
     posed = replace(posed, settings=posed.settings.model_copy(update={"finetune": finetune}))
     (network,) = find_initialisations([RANDOM], workspace, settings.pretraining, settings.ndim)
-    check_fits(network, posed.form.input_shape)
+    check_fits(network, posed.form.input_shape, finetune.mode)
     return posed.settings, posed
 
 

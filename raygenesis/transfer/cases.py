@@ -110,9 +110,10 @@ def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Fo
     cut = [axis_weights(*sides) for sides in zip(volume.shape, shape, origin, extent, strict=True)]
     voxels = resample(image[tuple(part for part, _ in cut)], [weights for _, weights in cut])
     if label is not None:
+        was_empty = not label.any()
         label = np.pad(label[np.ix_(*nearest(volume.shape, shape, origin, extent))], padding)
-        if not (form.keeps_empty or label.any()):
-            return Problem(example.name, "an empty mask: none of its voxels are labelled")
+        if not (was_empty or label.any()):
+            return Problem(example.name, _lost(form))
     within = tuple(slice(before, before + side) for (before, _), side in zip(padding, shape, strict=True))
     grid = None
     if form.is_segmentation:
@@ -168,6 +169,16 @@ def _check_label(label: NDArray[np.uint8], form: Form) -> None:
     most = int(label.max(initial=0))
     if form.num_classes is not None and most >= form.num_classes:
         raise ScanError(f"the unknown class {most}: known are 1 to {form.num_classes - 1}")
+    if not (most or form.keeps_empty):
+        raise ScanError("an empty mask: none of its voxels are labelled")
+
+
+def _lost(form: Form) -> str:
+    """Why a label map with labels is empty in the form that a network takes."""
+    if form.spacing_mm is None:
+        return f"its region shows none of its labels at finetune.input_shape={list(form.input_shape)}"
+    spacing = [round(step, 3) for step in form.spacing_mm]
+    return f"all of its labels are lost at finetune.spacing_mm={spacing}: give a finer one"
 
 
 def _told(error: ScanError | OSError) -> str:

@@ -90,9 +90,11 @@ def probe(
     learnt: NDArray[np.float32], values: NDArray[Any], tested: NDArray[np.float32], task: str, num_classes: int,
     settings: FinetuneSettings,
 ) -> list[Any]:  # fmt: skip
-    """Answers of a linear probe (mode `frozen`) or of the k nearest labelled cases (mode `knn`), as `answers_of`."""
+    """Answers, as `answers_of`, of a linear probe (mode `frozen`), or of the k nearest labelled cases, each weighing as
+    the inverse of its distance (mode `knn`)."""
     if task == REGRESSION:
-        model = KNeighborsRegressor(min(settings.k, len(values))) if settings.mode == "knn" else Ridge()
+        k = min(settings.k, len(values))
+        model = KNeighborsRegressor(k, weights="distance") if settings.mode == "knn" else Ridge()
         return make_pipeline(StandardScaler(), model).fit(learnt, values).predict(tested).tolist()
     if task == MULTILABEL:
         each = [_probabilities(learnt, values[:, number], tested, 2, settings)[:, 1] for number in range(num_classes)]

@@ -27,9 +27,10 @@ from raygenesis.transfer.paper import beside_ours
 from raygenesis.transfer.plan import Plan, Start, read_plan
 from raygenesis.transfer.prepared import pose
 from raygenesis.transfer.published import PUBLISHED
+from raygenesis.transfer.runs import Run, runs_of
 from raygenesis.transfer.split import count_of
-from raygenesis.transfer.statistics import RANDOM, semantics_of
-from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
+from raygenesis.transfer.statistics import RANDOM, SEMANTICS_NOTE, semantics_of
+from raygenesis.transfer.table import LEGEND, Rows, as_csv, latex, lines_of, markdown, wide
 from raygenesis.workspace import Stage, Workspace, manifest_of
 
 # Cubes that a pretraining sees may differ from the plan's by this share, as epochs are whole.
@@ -80,14 +81,17 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
                 f"{workspace.root}/runs, nor a file of weights"
             )
     given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
-    own = [_settings_of(start, settings).pretraining for start in plan.initialisations if start.pretext is not None]
+    own = {start.title: _settings_of(start, settings) for start in plan.initialisations if start.pretext is not None}
+    runs = [*runs_of(given, workspace), *(Run(title, workspace, chosen) for title, chosen in own.items())]
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
-        posed = pose(description, workspace, settings)
+        posed = pose(description, workspace, settings, runs)
         starts = find_initialisations(given, workspace, settings.pretraining, posed.target.ndim)
-        starts += [find_initialisations([RANDOM], workspace, pretraining, settings.ndim)[0] for pretraining in own]
+        starts += [
+            find_initialisations([RANDOM], workspace, chosen.pretraining, settings.ndim)[0] for chosen in own.values()
+        ]
         for start in starts:
-            check_fits(start, posed.form.input_shape)
+            check_fits(start, posed.form.input_shape, posed.settings.finetune.mode)
 
 
 def _settings_of(start: Start, settings: Settings) -> Settings:
@@ -162,14 +166,9 @@ def _finish(
     ]
     papers = {title: _beside_paper(targets[title], manifest) for title, manifest in manifests.items()}
     pretrained = [{"initialisation": title, "cubes": number} for title, number in cubes.items()]
-    parts = [markdown(table) for table in (overview, semantics, pretrained) if table]
-    parts.insert(1, LEGEND)
-    parts += [
-        f"{title}, beside the paper's Table 2 (%):\n\n{markdown(table)}" for title, table in papers.items() if table
-    ]
     files = {
-        "table.csv": as_csv(rows), "semantics.csv": as_csv(semantics), "table.md": "\n\n".join(parts) + "\n",
-        "table.tex": latex(overview),
+        "table.csv": as_csv(rows), "semantics.csv": as_csv(semantics), "table.tex": latex(overview),
+        "table.md": told(overview, semantics, pretrained, papers),
     }  # fmt: skip
     for file, text in files.items():
         publish(stage.folder / file, partial(Path.write_text, data=text))
@@ -178,10 +177,21 @@ def _finish(
         counts, watch.seconds, overview=overview, semantics=semantics, cubes=dict(cubes),
         paper={title: table for title, table in papers.items() if table},
     )  # fmt: skip
-    for line in (*lines_of(overview), *(lines_of(semantics) if semantics else ())):
+    for line in (*lines_of(overview), *((*lines_of(semantics), SEMANTICS_NOTE) if semantics else ())):
         say("compare", line)
     say("compare", f"{watch.seconds:.1f} s → {stage.folder}")
     return manifest
+
+
+def told(overview: Rows, semantics: Rows, pretrained: Rows, papers: Mapping[str, Rows]) -> str:
+    """The tables in Markdown, each with what a reader must know of it; papers: of each target, beside our figures."""
+    parts = [markdown(overview), LEGEND]
+    parts += [markdown(semantics), SEMANTICS_NOTE] if semantics else []
+    parts += [markdown(pretrained)] if pretrained else []
+    parts += [
+        f"{title}, beside the paper's Table 2 (%):\n\n{markdown(table)}" for title, table in papers.items() if table
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def results_in(folder: Place) -> dict[int | str, dict[str, list[dict[str, Any]]]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator, validate_call
 
-from raygenesis.errors import SettingsError
+from raygenesis.errors import ScanError, SettingsError
 from raygenesis.settings import Section, Settings, read_mapping, sentence, settings_from
 from raygenesis.transfer.examples import SEGMENTATION, Target
 from raygenesis.transfer.folders import read_label_maps, read_table
@@ -147,3 +147,5 @@ def _published(description: Description) -> Target:
     except ValidationError as error:
         fault = error.errors()[0]
         raise SettingsError(f"{where}: {fault['loc'][0]}={fault['input']!r} is not allowed: {fault['msg']}") from None
+    except ScanError as error:
+        raise ScanError(f"{error} ({layout.source})") from None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray.exceptions import RayError
 
 from raygenesis import cluster
@@ -18,14 +17,15 @@ from raygenesis.files import Place, publish, read_json
 from raygenesis.planning.announce import announce
 from raygenesis.planning.work import finetune as finetune_work
 from raygenesis.progress import Stopwatch, progress, say
-from raygenesis.settings import Settings, settings_from
+from raygenesis.settings import Settings
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Example
-from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations, is_file, named
+from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations
 from raygenesis.transfer.predictions import join_examples
 from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, digest_of, pose, prepare
+from raygenesis.transfer.runs import runs_of
 from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
 from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, told
@@ -50,11 +50,11 @@ def finetune(
     there are kept: an interrupted call goes on, and more trials, initialisations or numbers of labelled subjects are
     added to what there is.
     """
-    posed = pose(description, workspace, as_pretrained(settings, workspace, starts))
+    posed = pose(description, workspace, settings, runs_of(starts, workspace))
     target, settings = posed.target, posed.settings
     initialisations = find_initialisations(starts, workspace, settings.pretraining, target.ndim)
     for initialisation in initialisations:
-        check_fits(initialisation, posed.form.input_shape)
+        check_fits(initialisation, posed.form.input_shape, settings.finetune.mode)
     folder = workspace.transfer(name)
     stage = Stage(folder, _chosen(settings, posed.form), {"target": digest_of(target)})
     extent = _extent(initialisations, settings)
@@ -75,22 +75,6 @@ def finetune(
             for row in compare({name: rows[labelled] for name, rows in trials.items()}, target.task, labelled, randoms)
         ]
         return _finish(stage, table, ready, initialisations, extent, watch)
-
-
-def as_pretrained(settings: Settings, workspace: Workspace, starts: Sequence[str]) -> Settings:
-    """The settings, with intensity, shapes, split and subjects as the first run among `starts` has them."""
-    for _, start in map(named, starts):
-        path = None if start == RANDOM or is_file(start) else workspace.run(start) / "config.yaml"
-        if path is None or not path.is_file():
-            continue
-        run = settings_from(yaml.safe_load(path.read_text()))
-        given = {key.partition(".")[0] for key in settings.given}
-        keys = {"intensity", "discovery", "autoencoder", "validation_fraction"} - given
-        shared = {key: getattr(run, key) for key in keys}
-        if settings.archive.subject_pattern is None:
-            shared["archive"] = run.archive
-        return settings.model_copy(update=shared)
-    return settings
 
 
 def _run_trials(
@@ -196,7 +180,8 @@ def _finish(
         publish(stage.folder / file, partial(Path.write_text, data=text))
     target, split = ready.target, ready.split
     if target.task == SEGMENTATION:
-        join_examples(stage.folder, [each.name for each in initialisations])
+        most = max(split.trials, key=lambda trial: trial.num_subjects)
+        join_examples(stage.folder, [each.name for each in initialisations], most.labelled)
     counts = {
         "examples": len(target.examples), "left_out": len(ready.problems), "test_examples": len(split.test),
         "validation_examples": len(split.validation), "pool_subjects": split.num_pool_subjects,

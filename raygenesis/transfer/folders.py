@@ -91,7 +91,7 @@ def read_table(
     for row in rows:
         key = row[key_column]
         found: Sequence[str] = named.get(key, ())
-        reason = _fault(key, found, row[value_column], numbers, task)
+        reason = _fault(found, row[value_column], numbers, task)
         if reason is None and subject_column and not row[subject_column]:
             reason = f"it has no {subject_column!r}"
         if reason is None and found[0] in used:
@@ -120,7 +120,7 @@ def read_table(
     return Target(task, ndim, tuple(numbers), *_split(examples, problems, parts, split))
 
 
-def _fault(key: str, found: Sequence[str], value: str, numbers: Mapping[str, int], task: str) -> str | None:
+def _fault(found: Sequence[str], value: str, numbers: Mapping[str, int], task: str) -> str | None:
     """Why a row gives no example, None if it does."""
     if not found:
         return "a label without an image"

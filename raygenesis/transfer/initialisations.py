@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from raygenesis.workspace import Workspace
 
 # Units between the pooled bottleneck and the answer (METHOD, target tasks).
 HIDDEN = 1024
+
+# Modes in which the encoder stays as it is.
+PROBES = ("frozen", "knn")
 
 # What tables call an initialisation is part of files' names.
 NAME = r"[A-Za-z0-9_.+-]+"
@@ -131,8 +135,8 @@ def is_file(start: str) -> bool:
     return "/" in start or start.endswith((".safetensors", *TORCH))
 
 
-def check_fits(initialisation: Initialisation, input_shape: Sequence[int]) -> None:
-    """Raise SettingsError if the network cannot take inputs of this shape."""
+def check_fits(initialisation: Initialisation, input_shape: Sequence[int], mode: str) -> None:
+    """Raise SettingsError if the network cannot take inputs of this shape, in this mode."""
     architecture, ndim = initialisation.architecture, len(input_shape)
     if architecture.ndim > ndim:
         raise SettingsError(
@@ -146,6 +150,12 @@ def check_fits(initialisation: Initialisation, input_shape: Sequence[int]) -> No
             f"finetune.input_shape={list(input_shape)}: initialisation {initialisation.name} ({architecture.network}) "
             f"needs sides that are multiples of {divisor}"
         )
+    slices, voxels = input_shape[: -architecture.ndim], (side // divisor for side in in_plane)
+    if architecture.norm == "batch-statistics" and mode in PROBES and math.prod([*slices, *voxels]) == 1:
+        raise SettingsError(
+            f"finetune.input_shape={list(input_shape)}: initialisation {initialisation.name} normalises an image by "
+            "its own statistics, and a bottleneck of one voxel has none: give longer sides, or finetune.mode=full"
+        )
 
 
 def segmentation_network(initialisation: Initialisation, num_classes: int, mode: str, seed: int, ndim: int) -> UNet:
@@ -154,11 +164,12 @@ def segmentation_network(initialisation: Initialisation, num_classes: int, mode:
     Encoder and, in mode `full`, decoder (without its output layer) are the initialisation's. A 2D network for 3D images
     works slice by slice.
     """
+    architecture = initialisation.architecture if mode in PROBES else _trained(initialisation.architecture)
     with _seeded(seed):
-        unet = UNet(num_classes, initialisation.architecture)
+        unet = UNet(num_classes, architecture)
     pretrained = _pretrained(initialisation)
     if pretrained is not None:
-        unet.encoder.load_state_dict(pretrained.encoder.state_dict())
+        unet.encoder.load_state_dict(unet.encoder.state_dict() | pretrained.encoder.state_dict())
         if mode == "full" and pretrained.decoder is not None:
             give_decoder(unet, pretrained.decoder)
     return slice_wise(unet) if initialisation.architecture.ndim < ndim else unet
@@ -170,15 +181,22 @@ def target_encoder(initialisation: Initialisation, seed: int, ndim: int) -> Imag
         encoder = build_encoder(initialisation.architecture)
     pretrained = _pretrained(initialisation)
     if pretrained is not None:
-        encoder.load_state_dict(pretrained.encoder.state_dict())
+        encoder.load_state_dict(encoder.state_dict() | pretrained.encoder.state_dict())
     return SliceWiseEncoder(encoder) if initialisation.architecture.ndim < ndim else encoder
 
 
 def classification_network(initialisation: Initialisation, num_out: int, seed: int, ndim: int) -> Classifier:
     """A classifier, or with one output a regressor, over the initialisation's encoder; its head is the seed's."""
-    encoder = target_encoder(initialisation, seed, ndim)
+    learning = replace(initialisation, architecture=_trained(initialisation.architecture))
+    encoder = target_encoder(learning, seed, ndim)
     with _seeded(seed):
         return Classifier(encoder, num_out)
+
+
+def _trained(architecture: Architecture) -> Architecture:
+    """As it is trained on a target: norms of a batch's own statistics learn running ones, which are not among the
+    weights. Else an answer would depend on the cases that are told with it."""
+    return replace(architecture, norm="batch") if architecture.norm == "batch-statistics" else architecture
 
 
 def _pretrained(initialisation: Initialisation) -> PretextNetwork | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygenesis.archive.catalogue import is_held_out, read_columns
-from raygenesis.archive.identity import open_identity
+from raygenesis.archive.identity import Identity, open_identity
 from raygenesis.archive.intake import scan_fingerprint
-from raygenesis.files import read_json
+from raygenesis.files import Place, read_json
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
+from raygenesis.progress import say
 from raygenesis.settings import ArchiveSettings, Settings
 from raygenesis.transfer.examples import Example
+from raygenesis.transfer.runs import Run
 from raygenesis.workspace import Workspace
 
 
@@ -25,38 +28,70 @@ def archive_settings(workspace: Workspace) -> ArchiveSettings | None:
     return None if manifest is None else ArchiveSettings.model_validate(manifest["settings"]["archive"])
 
 
-def seen_subjects(examples: Sequence[Example], workspace: Workspace, settings: Settings) -> set[str]:
-    """Subjects whose scan's very files, or whose name, are among the volumes that the workspace trains on.
+def seen_subjects(
+    examples: Sequence[Example], workspace: Workspace, settings: Settings, runs: Sequence[Run] = ()
+) -> set[str]:
+    """Subjects whose scan's very files, or whose name, are among the volumes that the workspace trains on, or the
+    workspaces in which the `runs` lie.
 
-    Empty where the workspace has no archive. What published weights were trained on is not known here.
+    A line says of whose training nothing is known here: published weights, and runs without their workspace.
     """
-    if not workspace.catalog.is_file():
-        return set()
-    table = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes"])
-    volumes, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
-    held_out = is_held_out(volumes, subjects, settings.validation_fraction, settings.seed)
-    seen = set(volumes.filter(pa.array(~held_out)).to_pylist())
-    for store in (workspace.patterns, workspace.crops):
-        if (store / "manifest.json").is_file():
-            # What the encoder saw, should the seed or the archive have changed since.
-            seen |= set(read_patterns(store, ["volume_id"], predicate(TRAINING))["volume_id"].to_pylist())
+    origins = {(workspace, settings.validation_fraction, settings.seed): settings}
+    for run in runs:
+        if run.workspace is not None and (run.workspace.catalog.is_file() or _stores(run.workspace)):
+            made_with = run.settings or settings
+            origins[run.workspace, made_with.validation_fraction, made_with.seed] = made_with
+        else:
+            say(
+                "finetune",
+                f"warning: whom {run.name} was pretrained on cannot be checked, as there is no archive with the "
+                "weights: see to it that nobody of them is tested on",
+            )
+    fingerprint = functools.cache(scan_fingerprint)
+    seen = set()
+    for (origin, _, _), made_with in origins.items():
+        seen |= _seen_in(origin, made_with, examples, fingerprint, is_own=origin == workspace)
+    return seen
+
+
+def _seen_in(
+    workspace: Workspace, settings: Settings, examples: Sequence[Example],
+    fingerprint: Callable[[tuple[Path, ...]], str], is_own: bool,
+) -> set[str]:  # fmt: skip
+    seen: set[str] = set()
+    for store in _stores(workspace):
+        # What the encoder saw, should the seed or the archive have changed since.
+        seen |= set(read_patterns(store, ["volume_id"], predicate(TRAINING))["volume_id"].to_pylist())
+    names, sizes, identity = set(), None, None
+    if workspace.catalog.is_file():
+        table = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes"])
+        volumes, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
+        held_out = is_held_out(volumes, subjects, settings.validation_fraction, settings.seed)
+        seen |= set(volumes.filter(pa.array(~held_out)).to_pylist())
+        names = set(subjects.filter(pc.is_in(volumes, value_set=pa.array(seen, pa.string()))).to_pylist())
+        # Only files of a known size can be known files: the others need no hashing.
+        sizes = set(table["source_bytes"].unique().to_pylist())
+        identity = _identity(workspace, (archive_settings(workspace) or settings.archive).keep_ids, is_own)
     # A scan of several volumes (time points) has their number behind its fingerprint.
     scans = {volume.partition("-")[0] for volume in seen}
-    # Only files of a known size can be known files: the others need no hashing.
-    sizes = set(table["source_bytes"].unique().to_pylist())
-    names = set(subjects.filter(pc.is_in(volumes, value_set=pa.array(seen, pa.string()))).to_pylist())
-    made_with = archive_settings(workspace) or settings.archive
-    identity = open_identity(workspace, made_with.keep_ids)
-    fingerprints: dict[tuple[Path, ...], str | None] = {}
 
-    def fingerprint(paths: tuple[Path, ...]) -> str | None:
-        if paths not in fingerprints:
-            is_known = sum(path.stat().st_size for path in paths) in sizes
-            fingerprints[paths] = scan_fingerprint(paths) if is_known else None
-        return fingerprints[paths]
+    def is_seen(example: Example) -> bool:
+        if identity is not None and identity.subject(example.subject) in names:
+            return True
+        paths = example.image.paths
+        may_be_known = bool(scans) and (sizes is None or sum(path.stat().st_size for path in paths) in sizes)
+        return may_be_known and fingerprint(paths) in scans
 
-    return {
-        example.subject
-        for example in examples
-        if identity.subject(example.subject) in names or fingerprint(example.image.paths) in scans
-    }
+    return {example.subject for example in examples if is_seen(example)}
+
+
+def _stores(workspace: Workspace) -> list[Place]:
+    return [store for store in (workspace.patterns, workspace.crops) if (store / "manifest.json").is_file()]
+
+
+def _identity(workspace: Workspace, keep_ids: bool, is_own: bool) -> Identity | None:
+    """What names subjects there; of another workspace None where that was not shared with its archive."""
+    if keep_ids or is_own or (workspace.private / "key").is_file():
+        return open_identity(workspace, keep_ids)
+    say("finetune", f"warning: without {workspace.private}/key its subjects are known by their files, not by name")
+    return None

@@ -54,7 +54,7 @@ def train(
         [weight for weight in network.parameters() if weight.requires_grad], settings.learning_rate
     )
     generator = np.random.default_rng(seed)
-    every = max(1, settings.num_steps // NUM_VALIDATIONS)
+    validated = validated_after(settings.num_steps)
     losses: list[float] = []
     scores: list[float] = []
     best = None
@@ -73,7 +73,7 @@ def train(
         seconds += watch.seconds
         if not math.isfinite(losses[-1]):
             raise TrainingError(f"the loss is {losses[-1]} at step {step}: lower finetune.learning_rate")
-        if validate is not None and step % every == 0:
+        if validate is not None and step in validated:
             scores.append(validate())
             set_training(network)
             if len(scores) - 1 == int(np.argmax(scores)):  # no better for being as good
@@ -82,8 +82,13 @@ def train(
                 break
     if best is not None:
         network.load_state_dict(best)
-    converged = every * converged_at(scores) if scores else converged_at([-loss for loss in smoothed(losses)])
+    converged = validated[converged_at(scores) - 1] if scores else converged_at([-loss for loss in smoothed(losses)])
     return Learnt(tuple(losses), converged, seconds / len(losses))
+
+
+def validated_after(num_steps: int) -> list[int]:
+    """The steps, from 1, after which there is a validation: twenty, evenly, the last among them; of fewer each."""
+    return sorted({-(-number * num_steps // NUM_VALIDATIONS) for number in range(1, NUM_VALIDATIONS + 1)})
 
 
 def share_of_rate(step: int, settings: FinetuneSettings) -> float:

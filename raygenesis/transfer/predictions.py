@@ -39,7 +39,7 @@ def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) ->
     return path
 
 
-def write_example(folder: Place, start: str, case: Case, predicted: NDArray[np.uint8]) -> None:
+def write_example(folder: Place, start: str, labelled: int | str, case: Case, predicted: NDArray[np.uint8]) -> None:
     """The slice of a case with the most foreground: image float32, label and prediction uint8 [y, x]."""
     label = case.label
     assert label is not None
@@ -47,20 +47,25 @@ def write_example(folder: Place, start: str, case: Case, predicted: NDArray[np.u
     slices: dict[str, NDArray[Any]] = {
         "image": case.image[at].astype(np.float32), "label": label[at], "prediction": predicted[at],
     }  # fmt: skip
-    publish(_example_path(folder, start), lambda aside: _save(aside, slices))
+    publish(_example_path(folder, start, labelled), lambda aside: _save(aside, slices))
 
 
-def join_examples(folder: Place, starts: Sequence[str]) -> None:
-    """`example.npz`: image, label, and each initialisation's prediction under its name."""
+def join_examples(folder: Place, starts: Sequence[str], labelled: int | str) -> None:
+    """`example.npz`: image, label, and each initialisation's prediction under its name, after so many subjects."""
     joined: dict[str, NDArray[Any]] = {}
     for start in starts:
-        with on_disk(_example_path(folder, start)) as local, np.load(local) as arrays:
+        with on_disk(_example_path(folder, start, labelled)) as local, np.load(local) as arrays:
             joined |= {"image": arrays["image"], "label": arrays["label"], f"prediction_{start}": arrays["prediction"]}
     publish(folder / "example.npz", lambda aside: _save(aside, joined))
 
 
-def _example_path(folder: Place, start: str) -> Place:
-    return folder / f"example-{start}.npz"
+def in_names(labelled: int | str) -> str:
+    """A number of labelled subjects as files' names have it."""
+    return str(labelled).replace("%", "percent")
+
+
+def _example_path(folder: Place, start: str, labelled: int | str) -> Place:
+    return folder / f"example-{start}-{in_names(labelled)}.npz"
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from raygenesis.transfer.cases import Case, Form, form_of, read_cases
 from raygenesis.transfer.description import Description, read_target, settings_for
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target
 from raygenesis.transfer.leakage import archive_settings, seen_subjects
+from raygenesis.transfer.runs import Run, as_pretrained
 from raygenesis.transfer.split import Split, split_examples
 from raygenesis.transfer.trial import Held, Pose
 from raygenesis.workspace import Workspace, digest
@@ -34,11 +36,15 @@ MOST_HASHED_BYTES = 2**26  # of a larger label map the size has to do
 
 @dataclass(frozen=True)
 class Posed:
-    """A described target: what there is, how it is read, and the settings with what its description changes."""
+    """A described target: what there is, how it is read, and the settings with what its description changes.
+
+    runs: those that it is learnt from, none of whose subjects is to be tested on.
+    """
 
     target: Target
     form: Form
     settings: Settings
+    runs: tuple[Run, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,18 @@ class Prepared:
     problems: tuple[Problem, ...]
 
 
-def pose(description: Description, workspace: Workspace, settings: Settings) -> Posed:
-    """Read a description; nothing is decoded. Raises ScanError or SettingsError where it gives no target."""
-    settings = settings_for(description, settings)
+def pose(description: Description, workspace: Workspace, settings: Settings, runs: Sequence[Run] = ()) -> Posed:
+    """Read a description as the runs were pretrained; nothing is decoded.
+
+    Raises ScanError or SettingsError where it gives no target, or the runs are not given alike images.
+    """
+    of_runs = {run.name: settings_for(description, as_pretrained(settings, run)) for run in runs if run.settings}
+    settings = next(iter(of_runs.values()), None) or settings_for(description, settings)
     made_with = archive_settings(workspace) or settings.archive
     pattern = settings.archive.subject_pattern or made_with.subject_pattern
     target = read_target(description, pattern)
-    return Posed(target, form_for(target, settings), settings)
+    _check_alike(target, of_runs)
+    return Posed(target, form_for(target, settings), settings, tuple(runs))
 
 
 def prepare(posed: Posed, workspace: Workspace) -> Prepared:
@@ -69,7 +80,7 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     """
     target, form, settings = posed.target, posed.form, posed.settings
     _check_room(settings)
-    seen = seen_subjects(target.examples, workspace, settings)
+    seen = seen_subjects(target.examples, workspace, settings, posed.runs)
     held, classes, problems = Held((), {}), set(), list(target.problems)
     while True:
         if not target.examples:
@@ -160,14 +171,12 @@ def _read_block(group: Sequence[Sequence[Example]], form: Form) -> tuple[list[Ca
 
 def form_for(target: Target, settings: Settings) -> Form:
     """The form of a target's cases by the settings. Raises SettingsError where they have other dimensions."""
-    whole_scans = all(example.region is None for example in target.examples)
     to_segment = target.task == SEGMENTATION
     if to_segment and settings.finetune.mode == "knn":
         raise SettingsError("finetune.mode=knn tells one answer an image: give full, encoder or frozen to segment")
-    cube, scan = settings.discovery.cube_shape, settings.autoencoder.input_shape
-    shape = settings.finetune.input_shape or (cube if to_segment or not whole_scans else scan)
+    shape = _shape_for(target, settings)
     spacing = None
-    if to_segment and whole_scans:
+    if to_segment and _shows_whole_scans(target):
         spacing = settings.finetune.spacing_mm or common_spacing(target)
     for key, sides in (("input_shape", shape), ("spacing_mm", spacing)):
         if sides is not None and len(sides) != target.ndim:
@@ -176,6 +185,38 @@ def form_for(target: Target, settings: Settings) -> Form:
                 f"finetune.{key} with {target.ndim}"
             )
     return form_of(target, shape, spacing, settings.intensity)
+
+
+def _shape_for(target: Target, settings: Settings) -> tuple[int, ...]:
+    """Voxels that a network sees at once."""
+    to_classify_whole = target.task != SEGMENTATION and _shows_whole_scans(target)
+    usual = settings.autoencoder.input_shape if to_classify_whole else settings.discovery.cube_shape
+    return settings.finetune.input_shape or usual
+
+
+def _shows_whole_scans(target: Target) -> bool:
+    return all(example.region is None for example in target.examples)
+
+
+def _check_alike(target: Target, of_runs: Mapping[str, Settings]) -> None:
+    """Raise SettingsError where runs were pretrained on unlike images, and nobody says which all are to be given.
+
+    of_runs: by what tables call a run, the settings that a target would have as it was pretrained.
+    """
+    deciding: dict[str, Callable[[Settings], Any]] = {
+        "intensity.window": lambda settings: target.window or settings.intensity.window,
+        "finetune.input_shape": lambda settings: _shape_for(target, settings),
+    }
+    for key, of in deciding.items():
+        values = {name: of(settings) for name, settings in of_runs.items()}
+        for name, value in values.items():
+            first, usual = next(iter(values.items()))
+            if value != usual:
+                told, other = (json.dumps(each) for each in (usual, value))
+                raise SettingsError(
+                    f"{key} would be {told} as {first} was pretrained and {other} as {name} was, but all are given the "
+                    f"same images: give {key} on the command line, or compare them one by one"
+                )
 
 
 def common_spacing(target: Target) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,12 +35,9 @@ def train_segmenter(
         return shown, torch.from_numpy(labels).to(device)
 
     def validate() -> float:
-        scores = []
-        for case in validation:
-            assert case.label is not None
-            predicted = segment(unet, case.image, patch_shape, settings.batch_size)
-            scores.append(overlap(predicted, case.label, num_classes)["dice"])
-        return float(np.mean(scores))
+        predicted = (segment(unet, case.image, patch_shape, settings.batch_size) for case in validation)
+        pairs = zip(validation, predicted, strict=True)
+        return float(np.mean([overlap_of(case, found, num_classes)["dice"] for case, found in pairs]))
 
     loss_of = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     return train(unet, batches, loss_of, settings, seed, validate if validation else None)
@@ -84,3 +82,10 @@ def segment(
     logits = sliding_window_inference(whole, patch_shape, batch_size, unet.eval(), overlap=0.5, mode="gaussian")
     assert isinstance(logits, torch.Tensor)
     return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+def overlap_of(case: Case, predicted: NDArray[np.uint8], num_classes: int) -> dict[str, Any]:
+    """`metrics.overlap` of a prediction with the case's label, where they show the scan: padding is no part of it."""
+    assert case.grid is not None and case.label is not None
+    within = case.grid.within
+    return overlap(predicted[within], case.label[within], num_classes)

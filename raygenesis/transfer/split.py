@@ -36,7 +36,7 @@ class Trial:
 class Split:
     """Examples to test on and to decide by when to stop, the same in every trial, and the trials' draws from the rest.
 
-    seen: how many subjects pretraining has learnt from, which are therefore only learnt from here too.
+    num_seen: how many subjects pretraining has learnt from, which are therefore only learnt from here too.
     """
 
     test: tuple[Example, ...]

@@ -26,6 +26,13 @@ MOST_NUMBERS = 2 * 10**6  # at once
 CONFIDENCE = 0.95
 RANDOM = "random"
 
+# What a reader must know of `semantics_of`.
+SEMANTICS_NOTE = (
+    "A gain, and its p, are not of semantics alone. Tasks with semantics learn from patterns, cubes at some places in "
+    "the most alike patients; those without learn from random crops of all training scans. And of as many cubes, tasks "
+    "with semantics spend some on classification alone, which leaves fewer to restoration."
+)
+
 Trials = Sequence[Mapping[str, Any]]
 
 
@@ -128,7 +135,7 @@ def compare(
 
 
 def semantics_of(results: Mapping[int | str, Mapping[str, Trials]], task: str) -> list[dict[str, Any]]:
-    """What semantics add to each restoration task that was compared with and without (paper Fig. 2).
+    """How each restoration task with semantics differs from that without (paper Fig. 2; `SEMANTICS_NOTE`).
 
     results: by the number of labelled subjects, by initialisation. p-values are corrected by Holm within each number.
     """

@@ -24,19 +24,17 @@ from raygenesis.transfer.classification import (
 )
 from raygenesis.transfer.examples import REGRESSION, SEGMENTATION, Example
 from raygenesis.transfer.initialisations import (
+    PROBES,
     Initialisation,
     classification_network,
     segmentation_network,
     target_encoder,
 )
 from raygenesis.transfer.learning import Learnt
-from raygenesis.transfer.metrics import PRIMARY, figures, overlap
-from raygenesis.transfer.predictions import write_example, write_prediction
-from raygenesis.transfer.segmentation import segment, train_segmenter
+from raygenesis.transfer.metrics import PRIMARY, figures
+from raygenesis.transfer.predictions import in_names, write_example, write_prediction
+from raygenesis.transfer.segmentation import overlap_of, segment, train_segmenter
 from raygenesis.transfer.split import Trial
-
-# Modes in which no network is trained to classify.
-PROBES = ("frozen", "knn")
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,7 @@ def run_trial(pose: Pose, start: Initialisation, trial: Trial, held: Sequence[He
 
 
 def trial_path(folder: Place, start: str, trial: Trial) -> Place:
-    labelled = str(trial.labelled).replace("%", "percent")
-    return folder / f"trial-{start}-{labelled}-{trial.number}.json"
+    return folder / f"trial-{start}-{in_names(trial.labelled)}-{trial.number}.json"
 
 
 def fine_tune(
@@ -149,13 +146,10 @@ def _segmented(
     learnt = train_segmenter(unet, labelled, settings, shape, trial.seed, pose.device, validation, pose.num_classes)
     rows: list[dict[str, Any]] = []
     for case in test:
-        assert case.grid is not None and case.label is not None
         predicted = segment(unet, case.image, shape, settings.batch_size)
         if folder is not None:
             if not rows:
-                write_example(folder, start.name, case, predicted)
+                write_example(folder, start.name, trial.labelled, case, predicted)
             write_prediction(folder / "predictions" / f"{start.name}-{trial.labelled}", case, predicted)
-        within = case.grid.within  # padding is no part of the scan
-        counted = overlap(predicted[within], case.label[within], pose.num_classes)
-        rows.append({"name": case.name, "subject": case.subject, **counted})
+        rows.append({"name": case.name, "subject": case.subject, **overlap_of(case, predicted, pose.num_classes)})
     return learnt, rows

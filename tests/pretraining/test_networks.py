@@ -149,6 +149,18 @@ def test_only_batch_statistics_depend_on_the_batch_in_evaluation():
         assert torch.allclose(alone, together, atol=1e-5) != depends, kind
 
 
+@pytest.mark.parametrize("kind", ["batch", "batch-statistics", "instance", "group"])
+def test_an_images_vector_does_not_depend_on_the_others_in_evaluation(kind):
+    encoder = Encoder(base_width=2, norm=kind).eval()
+    images = torch.rand(3, 1, 16, 16, 16)
+    with torch.no_grad():
+        together = encoder.embed(images)
+        for number in range(3):
+            torch.testing.assert_close(together[number], encoder(images[number : number + 1])[-1][0].mean((1, 2, 3)))
+        in_training = encoder.train().embed(images)
+        torch.testing.assert_close(in_training, encoder(images)[-1].mean((2, 3, 4)))
+
+
 @pytest.mark.parametrize("kind", ["instance", "group", "batch-statistics"])
 def test_a_network_has_one_kind_of_norm_throughout(kind):
     kinds = {type(layer) for layer in network(norm=kind).modules() if "Norm" in type(layer).__name__}

@@ -178,6 +178,7 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     assert "Sweep begun: 11 points as lines over λcls, corruption, learning rate, retrieval" in labels
     assert "by learning rate: retrieval of 11 points" in labels and "by corruption. Mean retrieval" in labels
     assert "tissue, 5 labelled. Mean Dice: in-painting 0.6 without and 0.65 with, +0.050 *." in labels
+    assert "A gain, and its p, are not of semantics alone." in page.text
     assert "by K" not in labels  # it does not vary
     assert "semantic-genesis" in page.text
     assert "1,000,000 scans" in page.text and "gives the rate" not in page.text

@@ -16,7 +16,7 @@ from raygenesis.files import write_json
 from raygenesis.pretraining.networks import Architecture, PretextNetwork
 from raygenesis.pretraining.weights import export
 from raygenesis.settings import IntensitySettings
-from raygenesis.transfer.cases import Case, Form
+from raygenesis.transfer.cases import Case, Form, Grid
 from raygenesis.transfer.examples import Example
 
 
@@ -54,7 +54,8 @@ def box_case(seed: int, shape: Sequence[int] = (20, 18, 16)) -> Case:
         corner = [int(generator.integers(0, side - 7)) for side in shape]
         label[tuple(slice(begin, begin + 7) for begin in corner)] = value
     image = np.choose(label, (0.5, 0.9, 0.1)) + generator.normal(0, 0.05, shape)
-    return Case(f"case-{seed}.nii.gz", f"case-{seed}", image.clip(0, 1).astype(np.float16), label)
+    grid = Grid(tuple(shape), np.eye(4), tuple(slice(0, side) for side in shape))
+    return Case(f"case-{seed}.nii.gz", f"case-{seed}", image.clip(0, 1).astype(np.float16), label, grid=grid)
 
 
 def grey_case(seed: int, value: Any, grey: float, shape: Sequence[int] = (8, 8, 8)) -> Case:

@@ -244,6 +244,20 @@ def test_an_empty_mask_is_a_problem_unless_nothing_to_find_is_an_answer(tmp_path
     assert not case_of(example, keeps_empty=True).label.any()
 
 
+def test_labels_that_resampling_loses_are_not_called_missing() -> None:
+    """A lesion of one voxel, between the voxels that are kept: also where a mask may be empty, this one is not."""
+    voxels, label = np.arange(4096.0).reshape(16, 16, 16), np.zeros((16, 16, 16), np.uint8)
+    label[5, 5, 5] = 1
+    whole = in_memory(voxels, label)
+    lost = "all of its labels are lost at finetune.spacing_mm=[4.0, 4.0, 4.001]: give a finer one"
+    for keeps_empty in (False, True):
+        assert reason_of(whole, spacing_mm=(4.0, 4.0, 4.0008), keeps_empty=keeps_empty, input_shape=(4, 4, 4)) == lost
+    assert case_of(whole).label.sum() == 1
+    elsewhere = in_memory(voxels, label, None, Region((12.0, 12.0, 12.0), (4.0, 4.0, 4.0)))
+    said = "its region shows none of its labels at finetune.input_shape=[8, 8, 8]"
+    assert reason_of(elsewhere, spacing_mm=None) == said
+
+
 def test_a_class_beyond_those_named_is_said(tmp_path: Path) -> None:
     example = write_pair(tmp_path, ball()[0], ball()[1] * 3)
     assert reason_of(example, num_classes=3) == "the unknown class 3: known are 1 to 2"

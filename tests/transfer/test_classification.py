@@ -176,6 +176,22 @@ def test_validation_keeps_the_weights_that_tell_best() -> None:
     assert areas == [0.0, 1.0] and steps == [200, 40]  # 200 / 20 steps a validation, and three no better than the first
 
 
+def test_what_a_published_network_tells_does_not_depend_on_the_other_cases() -> None:
+    """Grey alone tells the classes, which the statistics of a case by itself would take away."""
+    start = Initialisation("released", None, Architecture(base_width=2, norm="batch-statistics"), "")
+    cases = [grey_case(n, n % 2, 0.3 + 0.4 * (n % 2), (16, 16, 16)) for n in range(6)]
+    network = classification_network(start, 2, 1, 3)
+    train_classifier(network, cases, "classification", chosen(num_steps=60), 0, num_classes=2)
+    unseen = [grey_case(50 + n, n % 2, 0.3 + 0.4 * (n % 2), (16, 16, 16)) for n in range(5)]
+    together = np.array(answers_of(network, unseen, "classification", (0, 1), 4))
+    alone = np.concatenate([answers_of(network, [case], "classification", (0, 1), 4) for case in unseen])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert together.argmax(1).tolist() == [case.value for case in unseen]
+    encoder = target_encoder(start, 1, 3)
+    vectors = embedded(encoder, unseen, 4)
+    assert np.allclose(vectors, np.concatenate([embedded(encoder, [case], 4) for case in unseen]), atol=1e-5)
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_vectors_are_the_encoders_whatever_the_batches(ndim: int) -> None:
     """Also those of a 2D network that takes volumes slice by slice."""
@@ -236,6 +252,8 @@ def test_the_nearest_labelled_cases_answer() -> None:
     inverse = [1 / 0.5, 1 / 0.5, 1 / 1.5]  # a near one counts more
     assert nearest(3)[1] == pytest.approx([inverse[2] / sum(inverse), sum(inverse[:2]) / sum(inverse)], abs=1e-4)
     assert len(nearest(99)) == 2  # more than there are
+    numbers = probe(learnt, np.array([3.0, 5.0, 7.0, 9.0, 11.0]), tested, "regression", 1, chosen(mode="knn", k=3))
+    assert numbers[1] == pytest.approx(np.average([7.0, 9.0, 11.0], weights=inverse), abs=1e-4)
 
 
 def test_probes_of_several_findings_are_probes_of_each() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from raygenesis.errors import RaygenesisError
+from raygenesis.errors import RaygenesisError, SettingsError
 from raygenesis.settings import Settings, settings_from
-from raygenesis.transfer.comparison import compare, results_in, shared_out
+from raygenesis.transfer.comparison import compare, results_in, shared_out, told
 from raygenesis.workspace import Workspace, manifest_of
 from tests.patterns.stores import StorePlan
 from tests.transfer.made_up import write_run
@@ -123,6 +123,26 @@ def test_a_fault_of_the_plan_is_one_sentence_before_any_work(
         compare(plan_file(tmp_path, **changes), workspace, settings())
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not (workspace.root / "runs").exists() and not (workspace.root / "transfer").exists()
+
+
+def test_a_run_of_other_images_than_those_of_the_plan_is_refused_before_any_work(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    tree = settings().model_dump(mode="json") | {"intensity": {"window": [0, 1000]}}
+    (tmp_path / "given" / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(
+        SettingsError, match=r"^intensity\.window would be \[0\.0, 1000\.0\] as given was .* and null as s"
+    ):
+        compare(plan_file(tmp_path), workspace, settings())
+    assert not (workspace.root / "runs").exists()
+
+
+def test_what_else_differs_is_told_with_what_semantics_change() -> None:
+    row = {"target": "liver", "without": "in-painting", "with": "in-painting+semantics", "gain": 0.05}
+    with_semantics, without = (told([{"initialisation": "random"}], table, [], {}) for table in ([row], []))
+    _, table, note = with_semantics.partition("| liver | in-painting |")
+    assert table and "random crops of all training scans" in note and "fewer to restoration" in note
+    assert "random crops" not in without and without.startswith("| initialisation |")
 
 
 def test_epochs_are_shared_out_in_the_settings_proportion() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from raygenesis.errors import SettingsError
+from raygenesis.errors import ScanError, SettingsError
 from raygenesis.settings import load_settings, settings_from
 from raygenesis.transfer.description import (
     Description,
@@ -116,6 +116,15 @@ def adrenals(tmp_path: Path) -> Path:
     np.savez(tmp_path / "a.npz", **arrays, **{f"{part}_labels": np.array([[0], [1], [1]]) for part in
              ("train", "val", "test")})  # fmt: skip
     return tmp_path
+
+
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_where_the_files_of_a_layout_are_missing_it_is_said_whose_they_are(tmp_path: Path, layout: str) -> None:
+    source = PUBLISHED[layout].source
+    for folder in (".", "nowhere"):
+        with pytest.raises(ScanError) as error:
+            read_target(describe({"layout": layout, "folder": folder}, tmp_path))
+        assert str(error.value).endswith(f"({source})") and "\n" not in str(error.value)
 
 
 def test_a_layouts_options_reach_it(adrenals: Path) -> None:

@@ -157,6 +157,10 @@ def test_a_lost_trial_alone_is_run_again_to_the_same_result_and_more_are_added(
     assert [(row["initialisation"], row["labelled"], row["trials"]) for row in more["table"]] == [
         ("random", 2, 3), ("default", 2, 3), ("random", "100%", 3), ("default", "100%", 3),
     ]  # fmt: skip
+    with np.load(target.folder / "example.npz") as shown:
+        for start in STARTS:
+            with np.load(target.folder / f"example-{start}-100percent.npz") as most:  # whichever trial ended last
+                assert np.array_equal(shown[f"prediction_{start}"], most["prediction"])
     few, all_of_them = target.trial("random", 2, 0), target.trial("random", "100percent", 0)
     assert all_of_them["subjects"] == 7 and set(few["learnt_from"]) < set(all_of_them["learnt_from"])
 

@@ -112,7 +112,7 @@ def test_a_run_of_another_workspace_is_its_folder(runs) -> None:
 ])  # fmt: skip
 def test_inputs_that_do_not_fit_are_refused(architecture: Architecture, shape: Sequence[int], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        check_fits(start(architecture, "x"), shape)
+        check_fits(start(architecture, "x"), shape, "full")
 
 
 @pytest.mark.parametrize(("architecture", "shape"), [
@@ -120,7 +120,38 @@ def test_inputs_that_do_not_fit_are_refused(architecture: Architecture, shape: S
     (Architecture(network="resnet18"), (32, 32, 64)),
 ])  # fmt: skip
 def test_inputs_that_fit_are_not(architecture: Architecture, shape: Sequence[int]) -> None:
-    check_fits(start(architecture), shape)
+    check_fits(start(architecture), shape, "frozen")
+
+
+@pytest.mark.parametrize(("ndim", "shape"), [(3, (8, 8, 8)), (2, (8, 8)), (2, (1, 8, 8))])
+def test_one_voxel_has_no_statistics_of_its_own(ndim: int, shape: Sequence[int]) -> None:
+    norm = start(Architecture(ndim=ndim, norm="batch-statistics"), "x")
+    for mode in ("frozen", "knn"):
+        with pytest.raises(SettingsError, match=r"input_shape=\[.*\]: initialisation x .* a bottleneck of one voxel"):
+            check_fits(norm, shape, mode)
+    check_fits(norm, shape, "full")
+    check_fits(norm, (*shape[:-1], 16), "knn")
+    check_fits(start(Architecture(ndim=ndim)), shape, "knn")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_what_is_trained_learns_statistics_that_it_answers_by(tmp_path: Path, kind: str) -> None:
+    """One that knows a batch's alone, as published ones do, trains as it is, and then tells each case by itself."""
+    network = write_run(tmp_path / "theirs", norm="batch-statistics")
+    given = Initialisation("theirs", tmp_path / "theirs", network.architecture, "")
+    images = torch.rand(3, 1, 16, 16, 16)
+    if kind == "classifier":
+        ours = classification_network(given, 2, 1, 3)
+        expected = ours.head(network.train().encoder(images)[-1].mean((2, 3, 4)))
+    else:
+        ours = segmentation_network(given, 2, "full", 1, 3)
+        decoder = UNet(2, network.architecture).decoder
+        decoder.load_state_dict(network.decoder.state_dict() | ours.decoder.output.state_dict(prefix="output."))
+        expected = decoder.train()(network.train().encoder(images))
+    torch.testing.assert_close(ours.train()(images), expected)
+    with torch.no_grad():
+        together, alone = ours.eval()(images), torch.cat([ours(image) for image in images.split(1)])
+    torch.testing.assert_close(together, alone)
 
 
 @pytest.mark.parametrize("mode", ["full", "encoder", "frozen"])

@@ -12,13 +12,16 @@ import pytest
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue
 from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import file_fingerprint, scan_fingerprint
+from raygenesis.errors import WorkspaceError
 from raygenesis.files import write_json, write_table
 from raygenesis.patterns.schema import PATTERN
 from raygenesis.patterns.writer import part_path
-from raygenesis.settings import Settings, settings_from
+from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.transfer.examples import Example, ImageFile
 from raygenesis.transfer.leakage import seen_subjects
+from raygenesis.transfer.runs import runs_of
 from raygenesis.workspace import Workspace
+from tests.s3 import BUCKET, s3_server
 
 
 def chosen(**archive: Any) -> Settings:
@@ -128,3 +131,98 @@ def test_names_are_compared_as_the_archive_was_made_whatever_is_said_now(archive
     write_json(workspace.archive / "manifest.json", {"settings": {"archive": settings}})
     seen = {name for name in learnt_from(workspace)}
     assert len(seen) == 6 and seen_subjects(examples, workspace, chosen(keep_ids=False)) == seen
+
+
+def run_in(workspace: Workspace, settings: Settings | None = None) -> str:
+    """A run's folder, with its settings or without any."""
+    folder = workspace.run("default")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "encoder.safetensors").write_bytes(b"never read")
+    if settings is not None:
+        (folder / "config.yaml").write_text(as_yaml(settings))
+    return str(folder)
+
+
+def seen_by(starts: list[str], examples: list[Example], own: Workspace) -> set[str]:
+    return seen_subjects(examples, own, chosen(), runs_of(starts, own))
+
+
+@pytest.mark.parametrize("given", ["{}", "{}/encoder.safetensors", "theirs={}"])
+def test_subjects_of_the_workspace_that_a_run_lies_in_are_seen_too(archive: Any, tmp_path: Path, given: str) -> None:
+    """By files and by names, which that workspace has hashed with a key of its own."""
+    workspace, examples = archive
+    expected = {subject.removeprefix("sub-") for subject in learnt_from(workspace)}
+    rows, identity = read_catalogue(workspace.catalog), open_identity(workspace, keep_ids=False)
+    by_name = min(expected)
+    for row in rows:
+        if row["subject_id"] == f"sub-{by_name}":
+            row |= {"subject_id": identity.subject(by_name), "source_bytes": 1}
+    keep(workspace, rows)
+    next(e for e in examples if e.subject == by_name).image.paths[0].write_bytes(b"saved anew")
+    own = Workspace.open(tmp_path / "own")
+    assert seen_by([given.format(run_in(workspace, chosen()))], examples, own) == expected
+    assert seen_by(["random"], examples, own) == set()
+
+
+def test_without_that_workspaces_key_its_files_are_known_and_a_line_says_that_names_are_not(
+    archive: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace, examples = archive
+    (workspace.private / "key").unlink()
+    seen = seen_by([run_in(workspace, chosen())], examples, Workspace.open(tmp_path / "own"))
+    assert {f"sub-{subject}" for subject in seen} == learnt_from(workspace)
+    assert f"warning: without {workspace.private}/key" in capsys.readouterr().out
+    with pytest.raises(WorkspaceError, match="put it back"):  # of one's own it is asked for
+        seen_by(["random"], examples, workspace)
+
+
+def test_the_runs_own_seed_says_whom_it_held_out(archive: Any, tmp_path: Path) -> None:
+    workspace, examples = archive
+    other = settings_from({"seed": 5, "validation_fraction": 0.5})
+    held_out = held_out_subjects(read_catalogue(workspace.catalog), 0.5, seed=5)
+    run = run_in(workspace, other)
+    seen = seen_by([run], examples, Workspace.open(tmp_path / "own"))
+    assert {f"sub-{subject}" for subject in seen} == {f"sub-t{n}" for n in range(8)} - held_out
+    assert {f"sub-{name}" for name in seen_by(["default"], examples, workspace)} == (
+        {f"sub-{name}" for name in seen} | learnt_from(workspace)
+    )
+
+
+def test_a_store_tells_whom_it_holds_without_its_archive(archive: Any, tmp_path: Path) -> None:
+    _, examples = archive
+    workspace = Workspace.open(tmp_path / "stores")
+    rows = [{"split": "training", "volume_id": file_fingerprint(examples[9].image.paths[0])}]
+    workspace.patterns.mkdir()
+    write_table(part_path(workspace.patterns, 0), pa.Table.from_pylist(rows, PATTERN))
+    write_json(workspace.patterns / "manifest.json", {"counts": {"parts": 1}})
+    assert seen_by([run_in(workspace)], examples, Workspace.open(tmp_path / "own")) == {"t9"}
+
+
+@pytest.mark.parametrize(("start", "name"), [
+    ("{}/elsewhere/default", "default"), ("{}/genesis.pt", "genesis"), ("ours={}/encoder.safetensors", "ours"),
+    ("default", "default"),
+])  # fmt: skip
+def test_where_nothing_tells_whom_weights_have_learnt_from_a_line_says_so(
+    archive: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str, name: str
+) -> None:
+    (tmp_path / "elsewhere" / "default").mkdir(parents=True)
+    assert seen_by(["random", start.format(tmp_path)], archive[1], Workspace.open(tmp_path / "own")) == set()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"finetune: warning: whom {name} was pretrained on cannot be checked")
+
+
+@pytest.mark.slow
+def test_so_are_those_of_a_workspace_in_an_object_store(
+    archive: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, examples = archive
+    with s3_server(tmp_path) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        there = Workspace.open(f"s3://{BUCKET}/theirs")
+        keep(there, read_catalogue(workspace.catalog))
+        run = there.run("default")
+        (run / "encoder.safetensors").write_bytes(b"never read")
+        (run / "config.yaml").write_text(as_yaml(chosen()))
+        seen = seen_by([str(run)], examples, Workspace.open(tmp_path / "own"))
+        assert {f"sub-{subject}" for subject in seen} == learnt_from(workspace)

@@ -15,7 +15,15 @@ from torch.nn import functional
 
 from raygenesis.settings import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
-from raygenesis.transfer.learning import Learnt, converged_at, set_training, share_of_rate, smoothed, train
+from raygenesis.transfer.learning import (
+    Learnt,
+    converged_at,
+    set_training,
+    share_of_rate,
+    smoothed,
+    train,
+    validated_after,
+)
 
 
 def chosen(**changed: Any) -> FinetuneSettings:
@@ -93,6 +101,22 @@ def test_the_best_weights_are_kept() -> None:
     learnt = learn(network, validate)
     assert len(seen) == 20 and len(learnt.losses) == 40
     assert torch.equal(network.weight, seen[2]) and learnt.converged == 3 * 2  # two steps a validation
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 19, 20, 21, 39, 40, 70, 399])
+def test_there_are_twenty_validations_and_the_last_step_has_one(num_steps: int) -> None:
+    after = validated_after(num_steps)
+    assert len(after) == min(20, num_steps) and after[-1] == num_steps
+    gaps = np.diff([0, *after])
+    assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+
+
+def test_weights_of_the_last_step_can_be_the_best_and_converged_is_counted_in_steps() -> None:
+    network = new_network()
+    validate, seen = scored(network, [*np.linspace(0, 0.5, 19), 1.0])
+    learnt = learn(network, validate, num_steps=39)
+    assert len(seen) == 20 and len(learnt.losses) == learnt.converged == 39
+    assert torch.equal(network.weight, seen[-1])
 
 
 @pytest.mark.parametrize(("scores", "patience", "num"), [

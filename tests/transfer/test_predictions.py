@@ -149,8 +149,9 @@ def test_the_same_prediction_is_the_same_bytes(tmp_path: Path) -> None:
 def test_the_slice_shown_is_the_one_with_the_most_foreground(tmp_path: Path, shape: tuple[int, ...]) -> None:
     case = box_case(0, shape)
     for start, number in (("random", 1), ("ours", 2)):
-        write_example(tmp_path, start, case, np.full(shape, number, np.uint8))
-    join_examples(tmp_path, ["random", "ours"])
+        write_example(tmp_path, start, "50%", case, np.full(shape, number, np.uint8))
+        write_example(tmp_path, start, 5, case, np.zeros(shape, np.uint8))  # of fewer labelled subjects
+    join_examples(tmp_path, ["random", "ours"], "50%")
     with np.load(tmp_path / "example.npz") as shown:
         assert set(shown) == {"image", "label", "prediction_random", "prediction_ours"}
         most = case.label if len(shape) == 2 else max(case.label, key=lambda part: (part > 0).sum())

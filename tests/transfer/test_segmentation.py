@@ -15,7 +15,7 @@ from raygenesis.transfer.cases import Case, Form, read_cases
 from raygenesis.transfer.folders import read_label_maps
 from raygenesis.transfer.initialisations import Initialisation, segmentation_network
 from raygenesis.transfer.metrics import overlap
-from raygenesis.transfer.segmentation import draw_patches, segment, train_segmenter
+from raygenesis.transfer.segmentation import draw_patches, overlap_of, segment, train_segmenter
 from raygenesis.transfer.split import split_examples
 from tests.data import HIPPOCAMPI, needs_hippocampi
 from tests.transfer.made_up import box_case, flat
@@ -68,6 +68,40 @@ def test_validation_keeps_the_best_weights_by_dice() -> None:
         return np.mean([overlap(segment(unet, case.image, SHAPE, 4), case.label, 3)["dice"] for case in unseen])
 
     assert dice_after(6, unseen) == pytest.approx(max(dice_after(steps, []) for steps in range(1, 7)))
+
+
+def padded_case() -> Case:
+    """A scan of which all is class 1 and half is bright, in four times as much padding."""
+    inner = (slice(4, 12), slice(0, 16), slice(4, 12))
+    image, label = np.zeros(SHAPE, np.float16), np.zeros(SHAPE, np.uint8)
+    image[4:8, :, 4:12] = 1
+    label[inner] = 1
+    case = box_case(0, SHAPE)
+    return replace(case, image=image, label=label, grid=replace(case.grid, within=inner))
+
+
+def test_padding_is_no_part_of_what_overlaps() -> None:
+    case = padded_case()
+    everywhere = np.ones(SHAPE, np.uint8)
+    assert overlap_of(case, everywhere, 2)["dice"] == 1 and overlap_of(case, case.label ^ 1, 2)["dice"] == 0
+    assert overlap_of(case, case.image.astype(np.uint8), 2)["dice"] == pytest.approx(2 / 3)
+
+
+def test_validation_leaves_padding_out_as_testing_does() -> None:
+    class Brighter(nn.Module):
+        """Class 1 where a voxel and the bias are more than 0: of the bright voxels first, and then everywhere."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.tensor(-0.5))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.zeros_like(images), images + self.bias], 1)
+
+    network, few = Brighter(), QUICK.model_copy(update={"num_steps": 20, "learning_rate": 0.1})
+    full = replace(padded_case(), label=np.ones(SHAPE, np.uint8))
+    train_segmenter(network, [full], few, SHAPE, 0, validation=[padded_case()], num_classes=2)
+    assert network.bias > 0  # with the padding, finding all of the scan would count less than finding half of it
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -16,7 +16,7 @@ from raygenesis.pretraining.networks import Architecture
 from raygenesis.pretraining.weights import export
 from raygenesis.settings import FinetuneSettings, settings_from
 from raygenesis.transfer import trial as trials
-from raygenesis.transfer.cases import Case, Grid
+from raygenesis.transfer.cases import Case
 from raygenesis.transfer.examples import Target
 from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
@@ -54,12 +54,7 @@ def trial(seed: int = SEED, number: int = 0) -> Trial:
 
 def cases(task: str, numbers: range) -> list[Case]:
     if task == SEGMENTATION:
-        shape = (10, 9, 8)
-        grid = Grid(shape, np.eye(4), tuple(slice(0, side) for side in shape))
-        return [
-            Case(case.name, case.subject, case.image, case.label, grid=grid)
-            for case in (box_case(number, shape) for number in numbers)
-        ]
+        return [box_case(number, (10, 9, 8)) for number in numbers]
     values = {"classification": lambda n: n % 2, "multilabel": lambda n: (n % 2, (n // 2) % 2)}
     tell = values.get(task, lambda n: 10.0 + n)
     return [grey_case(number, tell(number), 0.2 + 0.6 * (number % 2)) for number in numbers]
@@ -124,7 +119,7 @@ def test_a_segmentations_predictions_are_written_once(starts: dict[str, Initiali
     learnt = cases(SEGMENTATION, range(2))
     _, rows = fine_tune(pose(SEGMENTATION), starts["ours"], trial(), learnt, [], test, tmp_path)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
-        "example-ours.npz", "predictions/ours-10%/case-10.nii.gz", "predictions/ours-10%/case-11.nii.gz",
+        "example-ours-10percent.npz", "predictions/ours-10%/case-10.nii.gz", "predictions/ours-10%/case-11.nii.gz",
     ]  # fmt: skip
     for case, row in zip(test, rows, strict=True):
         predicted = np.asarray(nibabel.load(tmp_path / "predictions/ours-10%" / case.name).dataobj).T

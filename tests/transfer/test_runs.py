@@ -1,0 +1,122 @@
+"""Runs that weights come from: found by name and by path, and their settings shared key by key, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raygenesis.errors import SettingsError
+from raygenesis.settings import Settings, as_yaml, load_settings, settings_from
+from raygenesis.transfer.description import described
+from raygenesis.transfer.prepared import Posed, pose
+from raygenesis.transfer.runs import Run, as_pretrained, runs_of
+from raygenesis.workspace import Workspace
+from tests.transfer.targets import write_sizes
+
+CT, MR = [-1000.0, 400.0], None
+
+
+def tree(window: Any = CT, side: int = 16, scan: int = 24) -> dict[str, Any]:
+    shape = [side] * 3
+    return {
+        "intensity": {"window": window, "channel": 1},
+        "discovery": {"cube_shape": shape, "scales": [{"extent_mm": shape}], "num_neighbours": 7},
+        "autoencoder": {"input_shape": [scan] * 3}, "validation_fraction": 0.4,
+        "archive": {"subject_pattern": "(sub-\\d+)"},
+    }  # fmt: skip
+
+
+def write_config(folder: Path, **changes: Any) -> Settings:
+    settings = settings_from(tree(**changes))
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(as_yaml(settings))
+    return settings
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    write_sizes(tmp_path, 4)
+    return Workspace.open(tmp_path / "workspace")
+
+
+def posed(
+    workspace: Workspace, runs: list[Run], overrides: tuple[str, ...] = (), segments: bool = False, **description: Any
+) -> Posed:
+    """A table of sizes, or label maps (the images themselves: nothing is decoded)."""
+    given = {"task": "classification", "images": "images", "labels": "values.csv", "value_column": "size"}
+    if segments:
+        given = {"task": "segmentation", "images": "images", "labels": "images"}
+    settings = load_settings("cpu-small", list(overrides))
+    return pose(described(given | description, workspace.root.parent, "target"), workspace, settings, runs)
+
+
+def test_runs_are_found_by_name_by_path_and_by_their_file(workspace: Workspace, tmp_path: Path) -> None:
+    other = Workspace.open(tmp_path / "other")
+    ours, theirs = write_config(workspace.run("mine")), write_config(other.run("default"), window=MR)
+    (other.run("default") / "encoder.safetensors").touch()
+    (other.run("bare")).mkdir()
+    starts = [
+        "random", "mine", str(other.run("default")), f"x={other.run('default')}/encoder.safetensors",
+        f"{other.run('bare')}", "w/genesis.pt",
+    ]  # fmt: skip
+    assert runs_of(starts, workspace) == [
+        Run("mine", workspace, ours), Run("default", other, theirs), Run("x", other, theirs), Run("bare", other),
+        Run("genesis"),
+    ]  # fmt: skip
+
+
+def test_a_damaged_config_is_named(workspace: Workspace) -> None:
+    write_config(workspace.run("mine"))
+    path = workspace.run("mine") / "config.yaml"
+    path.write_text("intensity: {windows: 3}")
+    with pytest.raises(SettingsError, match=r"runs/mine/config\.yaml: unknown setting 'intensity.windows'"):
+        runs_of(["mine"], workspace)
+
+
+def test_what_was_not_given_is_as_the_run_has_it_key_by_key() -> None:
+    run = Run("run", None, settings_from(tree()))
+    overrides = ["intensity.channel=0", "discovery.num_neighbours=10", "finetune.num_steps=9"]
+    found = as_pretrained(load_settings("cpu-small", overrides), run)
+    assert found.intensity.window == tuple(CT) and found.discovery.cube_shape == (16, 16, 16)
+    assert found.autoencoder.input_shape == (24, 24, 24) and found.validation_fraction == 0.4
+    assert found.archive.subject_pattern == "(sub-\\d+)"
+    assert (found.intensity.channel, found.discovery.num_neighbours, found.finetune.num_steps) == (0, 10, 9)
+    whole = as_pretrained(load_settings("cpu-small", ["intensity={window: [0, 1]}", "validation_fraction=0.3"]), run)
+    assert (whole.intensity.window, whole.intensity.channel, whole.validation_fraction) == ((0, 1), 0, 0.3)
+    assert as_pretrained(found, Run("genesis")) == found
+
+
+def test_a_run_given_by_path_decides_the_images(workspace: Workspace, tmp_path: Path) -> None:
+    other = Workspace.open(tmp_path / "other")
+    write_config(other.run("default"))
+    form = posed(workspace, runs_of(["random", str(other.run("default"))], workspace)).form
+    assert form.intensity.window == tuple(CT) and form.input_shape == (24, 24, 24)
+
+
+def runs(*changes: dict[str, Any]) -> list[Run]:
+    return [Run("genesis"), *(Run(f"run-{n}", None, settings_from(tree(**each))) for n, each in enumerate(changes))]
+
+
+@pytest.mark.parametrize(("change", "segments", "said"), [
+    ({"window": MR}, False, "intensity.window would be [-1000.0, 400.0] as run-0 was pretrained and null as run-1 was"),
+    ({"scan": 32}, False, "finetune.input_shape would be [24, 24, 24] as run-0 was pretrained and [32, 32, 32] as run"),
+    ({"side": 32}, True, "finetune.input_shape would be [16, 16, 16] as run-0 was pretrained and [32, 32, 32] as run"),
+])  # fmt: skip
+def test_runs_of_other_images_are_refused_in_one_sentence(
+    workspace: Workspace, change: dict[str, Any], segments: bool, said: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        posed(workspace, runs({}, change), segments=segments, **({"classes": ["a"]} if segments else {}))
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    assert "on the command line" in str(error.value)
+
+
+def test_what_is_given_or_does_not_decide_settles_it(workspace: Workspace) -> None:
+    three = runs({}, {"window": MR, "side": 32, "scan": 32})
+    given = posed(workspace, three, ("intensity.window=[0, 9]", "finetune.input_shape=[8, 8, 8]")).form
+    assert given.intensity.window == (0, 9) and given.input_shape == (8, 8, 8)
+    by_target = posed(workspace, three, window=[1, 2], settings={"input_shape": [40, 40, 40]}).form
+    assert by_target.intensity.window == (1, 2) and by_target.input_shape == (40, 40, 40)
+    assert posed(workspace, runs({}, {"side": 32})).form.input_shape == (24, 24, 24)  # a whole scan is no cube
