@@ -161,7 +161,7 @@ def _stage(folder: Place, settings: Settings, space: Space, patterns: Mapping[st
 def _capacity(settings: Settings) -> tuple[float, int]:
     """GPUs of a trial, and how many trials run at once. Raises SettingsError if the cluster never holds one."""
     wanted = settings.sweep
-    num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(settings.pretraining.use_gpu)
+    num_gpus = settings.gpus_of_trial("sweep")
     key = "sweep.num_gpus" if wanted.num_gpus is not None else "pretraining.use_gpu=true: sweep.num_gpus"
     cluster.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
     room = cluster.at_once(CPUS_PER_TRIAL, num_gpus)

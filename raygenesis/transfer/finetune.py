@@ -63,10 +63,11 @@ def finetune(
         return manifest_of(folder, "finetune")
     watch = Stopwatch()
     cluster.connect()
+    segments = target.task == SEGMENTATION
+    announce([finetune_work(settings, initialisations, posed.form.input_shape, segments)], workspace, settings)
     ready = prepare(posed, workspace)  # what is at fault here leaves nothing behind
     with stage.claimed():
         _say_plan(ready, initialisations, settings)
-        announce([finetune_work(settings, len(initialisations))], workspace, settings)
         trials = _run_trials(ready, initialisations, folder, _key(stage))
         randoms = {start.name: start.random for start in initialisations if start.random}
         table = [

@@ -173,6 +173,16 @@ def test_sizes_are_classified_in_every_mode(tmp_path: Path, mode: str) -> None:
     assert not (target.folder / "predictions").exists()
 
 
+def test_the_settings_own_pretext_task_refuses_no_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rotation could not be posed on inputs that are no squares, and its network's corruption would not fit them."""
+    target = Sizes(tmp_path)
+    tree = target.settings(mode="frozen", input_shape=[8, 16, 24]).model_dump(mode="json")
+    tree["pretraining"] |= {"pretext": "rotation"}
+    described_as = described(target.tree, target.root, "target")
+    manifest = finetune(described_as, target.workspace, settings_from(tree), STARTS, "boxes")
+    assert manifest["counts"]["trials"] == 4 and "finetune: 4 trials: about" in capsys.readouterr().out
+
+
 def test_radii_are_told_better_than_by_their_mean(tmp_path: Path) -> None:
     target = Sizes(tmp_path)
     target.tree = {**target.tree, "task": "regression", "value_column": "radius"}
