@@ -35,8 +35,8 @@ def load_of(
 ) -> Load:
     """The load of training on one sample, forward and backward; a third of it is the forward pass.
 
-    A sample is `num_images` images of `shape`. forward: of the model; its call when None. Nothing is computed: the model
-    moves to torch's meta device.
+    A sample is `num_images` images of `shape`. forward: of the model; its call when None. Nothing is computed: the
+    model moves to torch's meta device.
     """
     model = model.to("meta").train()
     put_out = 0

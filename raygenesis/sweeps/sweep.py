@@ -28,7 +28,7 @@ from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
-from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, read_space
+from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, most_epochs, read_space
 from raygenesis.sweeps.table import as_csv, costs, rank_points, seeds_note, trial_rows
 from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
@@ -53,7 +53,7 @@ def sweep(
     space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns["counts"])
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
-    settings, posed = _with_target(settings, patterns, workspace)
+    settings, posed = _with_target(settings, space, patterns, workspace)
     folder = workspace.sweep(name)
     stage = _stage(folder, settings, space, patterns, posed)
     if stage.is_finished():
@@ -71,7 +71,8 @@ def sweep(
     with stage.claimed():
         before = _contents(workspace)
         nodes = sum(node["Alive"] for node in ray.nodes())
-        plan = Plan(settings, patterns, num_gpus, cluster.threads_per_worker(math.ceil(concurrent / nodes)), ready)
+        threads = cluster.threads_per_worker(math.ceil(concurrent / nodes))
+        plan = Plan(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
         queue = _queue(folder, settings, space, concurrent)
         num_trials = settings.sweep.num_seeds * _num_points(settings, space)
         say(
@@ -129,9 +130,12 @@ def _check_held(key: str, asked: int, held: int, space: Space, workspace: Worksp
 
 
 def _with_target(
-    settings: Settings, patterns: Mapping[str, Any], workspace: Workspace
+    settings: Settings, space: Space, patterns: Mapping[str, Any], workspace: Workspace
 ) -> tuple[Settings, Posed | None]:
-    """The target of objective `target`, and the settings with what it and the store say of its reading."""
+    """The target of objective `target`, and the settings with what it and the store say of its reading.
+
+    Raises SettingsError if the target's inputs do not fit a network of the space.
+    """
     if settings.sweep.objective != "target":
         return settings, None
     made_with = patterns["settings"]
@@ -144,8 +148,10 @@ def _with_target(
     # Of several numbers of labelled subjects the first decides.
     finetune = posed.settings.finetune.model_copy(update={"num_labelled": posed.settings.finetune.num_labelled[:1]})
     posed = replace(posed, settings=posed.settings.model_copy(update={"finetune": finetune}))
-    (network,) = find_initialisations([RANDOM], workspace, settings.pretraining, settings.ndim)
-    check_fits(network, posed.form.input_shape)
+    for network in space.ends("network") if "network" in space.axes else (settings.pretraining.network,):
+        chosen = settings.pretraining.model_copy(update={"network": network})
+        (start,) = find_initialisations([RANDOM], workspace, chosen, settings.ndim)
+        check_fits(start, posed.form.input_shape)
     return posed.settings, posed
 
 

@@ -17,9 +17,10 @@ from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.planning.announce import announce, left_to_pretrain
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
-from raygenesis.pretraining.pretrain import pretrain, store_of
+from raygenesis.pretraining.pretrain import check_pretext, pretrain, store_of
 from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, settings_from
+from raygenesis.training.feeding import cubes_of_epoch
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.initialisations import check_fits, find_initialisations, is_file
@@ -70,7 +71,7 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
 
 
 def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace: Workspace, settings: Settings) -> None:
-    """Raise what is at fault with targets, weights, or one for the other."""
+    """Raise what is at fault with pretext tasks, targets, weights, or one for the other."""
     for word in (start.weights for start in plan.initialisations if start.weights not in (None, RANDOM)):
         if not is_file(word) and not (workspace.run(word) / "manifest.json").is_file():
             close = difflib.get_close_matches(word, PRETEXTS, n=1)
@@ -80,12 +81,15 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
                 f"{workspace.root}/runs, nor a file of weights"
             )
     given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
-    own = [_settings_of(start, settings).pretraining for start in plan.initialisations if start.pretext is not None]
+    own = [_settings_of(start, settings) for start in plan.initialisations if start.pretext is not None]
+    for chosen in own:
+        check_pretext(chosen, read_json(store_of(workspace, chosen) / "manifest.json"))
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
         posed = pose(description, workspace, settings)
         starts = find_initialisations(given, workspace, settings.pretraining, posed.target.ndim)
-        starts += [find_initialisations([RANDOM], workspace, pretraining, settings.ndim)[0] for pretraining in own]
+        for chosen in own:
+            starts += find_initialisations([RANDOM], workspace, chosen.pretraining, settings.ndim)
         for start in starts:
             check_fits(start, posed.form.input_shape)
 
@@ -118,7 +122,7 @@ def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, setti
         store_of(workspace, chosen), ["pattern_id"],
         predicate(TRAINING, pretraining.num_neighbours, pretraining.num_coordinates),
     ).num_rows  # fmt: skip
-    an_epoch = max(1, rows // pretraining.batch_size * pretraining.batch_size)
+    _, an_epoch = cubes_of_epoch(rows, pretraining.batch_size)
     epochs = max(1, round(plan.cubes / an_epoch))
     cubes = epochs * an_epoch
     tree = chosen.model_dump(mode="json")

@@ -10,6 +10,7 @@ import yaml
 
 from raygenesis.errors import RaygenesisError
 from raygenesis.settings import Settings, settings_from
+from raygenesis.transfer import comparison as module
 from raygenesis.transfer.comparison import compare, results_in, shared_out
 from raygenesis.workspace import Workspace, manifest_of
 from tests.patterns.stores import StorePlan
@@ -109,6 +110,11 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
         ({"initialisations": ["random", {"weights": "a.pt", "settings": {"lambda_cls": 1}}]}, "is not pretrained here"),
         ({"initialisations": ["random", "models-genesys"]}, "(did you mean models-genesis?), nor a finished"),
         ({"initialisations": ["random", "boxes/nothing.pt"]}, "boxes/nothing.pt does not exist"),
+        ({"initialisations": ["random", "rubiks-cube"]}, "too small for the pretext task rubiks-cube"),
+        (
+            {"initialisations": ["random", {"pretext": "semantic-genesis", "settings": {"num_neighbours": 7}}]},
+            "pretraining.num_neighbours=7 is more than the 6 in the store",
+        ),
         ({"cubes": 0}, "cubes=0"),
         ({"epochs": 3}, "unknown setting 'epochs'"),
         ({"targets": {"boxes": "nothing.yaml"}}, "nothing.yaml cannot be read"),
@@ -123,6 +129,25 @@ def test_a_fault_of_the_plan_is_one_sentence_before_any_work(
         compare(plan_file(tmp_path, **changes), workspace, settings())
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not (workspace.root / "runs").exists() and not (workspace.root / "transfer").exists()
+
+
+def test_a_store_of_less_than_a_batch_is_an_epoch_of_all_it_holds(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def pretrain(workspace: Workspace, settings: Settings, run: str) -> None:
+        trained.append(settings.pretraining)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "pretrain", pretrain)
+    monkeypatch.setattr(module, "announce", lambda *_: None)
+    tree = settings().model_dump(mode="json")
+    tree["pretraining"] |= {"batch_size": 64}
+    with pytest.raises(KeyboardInterrupt):
+        compare(plan_file(tmp_path, cubes=36), workspace, settings_from(tree))
+    (chosen,) = trained  # of 12 patterns
+    assert chosen.num_classification_epochs + chosen.num_joint_epochs == 3
 
 
 def test_epochs_are_shared_out_in_the_settings_proportion() -> None:
