@@ -10,7 +10,7 @@ from raygenesis.archive.catalogue import num_held_out
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
 from raygenesis.machine import MIB_PER_S, Hardware
-from raygenesis.planning.estimate import Estimate, Factor, estimate
+from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
@@ -54,7 +54,7 @@ def plan(
         say("plan", f"with {told}, " + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"))
     alone = [one for one in estimates if one.work.stage not in AFTER]
     say("plan", f"`raygenesis run`, without {' and '.join(AFTER)}: {duration(sum(one.seconds for one in alone))}")
-    say("plan", _notes(factors, estimates))
+    say("plan", _notes(estimates))
     return estimates
 
 
@@ -113,7 +113,7 @@ def _total(estimates: Sequence[Estimate]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _notes(factors: dict[str, Factor], estimates: Sequence[Estimate]) -> str:
+def _notes(estimates: Sequence[Estimate]) -> str:
     shipped = [one.work.stage for one in estimates if not one.seen]
     told = f"rates of {', '.join(shipped)}: shipped, of {RATES_OF}" if shipped else "all rates are this workspace's"
     if any(one.num_gpus and not one.seen for one in estimates):

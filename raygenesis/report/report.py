@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 
 import torch
 
-from raygenesis.amounts import size
+from raygenesis import machine
+from raygenesis.amounts import GIB, size
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import Place, publish, read_json
 from raygenesis.progress import Stopwatch, say
@@ -170,11 +170,10 @@ def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Setting
 
 
 def _machine() -> list[str]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return [
-        counted({"CPUs": os.cpu_count() or 1}), f"{memory / 2**30:.1f} GiB memory", ", ".join(gpus) or "no GPU",
-        platform.platform(), f"Python {platform.python_version()}",
+        counted({"cores": machine.num_cores()}), size(machine.memory_gib() * GIB) + " memory",
+        ", ".join(gpus) or "no GPU", platform.platform(), f"Python {platform.python_version()}",
     ]  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def sweep(artifact: Made) -> dict[str, Any]:
         shown.remove("spread")
     fixed = {key.removeprefix("pretraining.") for key in space} - varied.keys()
     return {
-        "name": artifact.folder.name, "artifact": artifact, "charts": drawn, "cost": costs(trials),
+        "artifact": artifact, "charts": drawn, "cost": costs(trials),
         "table": [{name: row.get(name) for name in shown if name not in fixed} for row in table],
         "words": OBJECTIVES[objective].words, "note": seeds_note(table, chosen["num_seeds"]) if table else "",
         "failed": [_failure(trial, varied) for trial in trials if trial["status"] == FAILED],

@@ -23,7 +23,7 @@ def transfer(artifact: Made) -> dict[str, Any]:
     name, image = artifact.folder.name, artifact.folder / "example.npz"
     spacing = artifact.record.get("spacing_mm") or (1, 1)
     return {
-        "name": name, "artifact": artifact, "table": shown(artifact.record.get("shown", [])),
+        "artifact": artifact, "table": shown(artifact.record.get("shown", [])),
         "charts": _strips(artifact),
         "gallery": galleries.example(image, spacing, f"Target {name} example") if image.is_file() else None,
         "task": artifact.record.get("task"),
@@ -34,7 +34,7 @@ def comparison(artifact: Made) -> dict[str, Any]:
     """Initialisations by targets, what semantics add to each restoration task, and the paper's figures beside ours."""
     record = artifact.record
     return {
-        "name": artifact.folder.name, "artifact": artifact, "overview": shown(record.get("overview", [])),
+        "artifact": artifact, "overview": shown(record.get("overview", [])),
         "cubes": record.get("cubes", {}), "semantics": record.get("semantics", []), "paper": record.get("paper", {}),
         "charts": _with_and_without(artifact),
     }  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 import ray
 from PIL import Image
 
+from raygenesis import machine
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import write_json
@@ -234,6 +235,22 @@ def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Wor
     assert re.search(r"report\s*writes this page\s*2026-01-02 03:04", page.text)
     assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30.0 min\s*2\s*0.5\s*2.5\s", page.text)
     assert "a-host" not in page.text and "is damaged" not in page.text
+
+
+def test_prices_give_a_table_of_costs_and_the_machine_is_what_a_container_leaves_of_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory_gib", lambda: 3.0)
+    monkeypatch.setattr(machine, "num_cores", lambda: 1)
+    make_archive(workspace)
+    page = Page(report(workspace, settings_of(3)))
+    assert "1 core, 3.0 GiB memory" in page.text and "Cost by number of scans" not in page.html
+    page = Page(report(workspace, settings_of(3, prices={"cpu_hour": 3600})))
+    table = page.html.partition('aria-label="Cost by number of scans"')[2].partition("</table>")[0]
+    ingest = table.partition(">ingest<")[2].partition("</tr>")[0]
+    costs = [float(cell.replace(",", "")) for cell in re.findall(r"<td[^>]*>\s*([\d,.]+)", ingest)]
+    # 6 seconds to start, and a little for six scans; 0.017 s a scan and more, a price of one a second.
+    assert 6 < costs[0] < 7 and costs[1] > 6 + 1e4 * 0.017 and costs[3] - 6 == pytest.approx(100 * (costs[1] - 6), 0.01)
 
 
 def test_slices_stand_upright_with_the_right_on_the_left() -> None:
