@@ -16,6 +16,7 @@ from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.progress import say
 from raygenesis.settings import Settings, settings_from
+from raygenesis.tables import aligned
 from raygenesis.workspace import Workspace
 
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
@@ -87,8 +88,7 @@ def table(estimates: Sequence[Estimate]) -> list[str]:
     rows = [HEADER, *map(_cells, estimates), _total(estimates)]
     if estimates[0].cost is None:
         rows = [(*row[:7], *row[8:]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _cells(one: Estimate) -> tuple[str, ...]:

@@ -29,9 +29,10 @@ from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_o
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
 from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, most_epochs, read_space
-from raygenesis.sweeps.table import as_csv, costs, rank_points, seeds_note, trial_rows
+from raygenesis.sweeps.table import costs, rank_points, seeds_note, trial_rows
 from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
+from raygenesis.tables import aligned, as_csv, cell
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
 from raygenesis.transfer.description import read_description
@@ -242,11 +243,9 @@ def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]],
     objective, varied = manifest["objective"], manifest["varied"]
     columns = ["rank", *varied, objective, *(["spread"] if manifest["settings"]["sweep"]["num_seeds"] > 1 else [])]
     columns += [name for name in ("accuracy", "restoration", "seconds", "note") if name != objective]
-    lines = [columns, *([_cell(row.get(name)) for name in columns] for row in manifest["table"])]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
-    for line in lines:
-        padded = (cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False))
-        say("sweep", "  ".join([*padded, line[-1]]).rstrip())
+    lines = [columns, *([cell(row.get(name)) for name in columns] for row in manifest["table"])]
+    for line in aligned(lines, "r" * (len(columns) - 1) + "l"):
+        say("sweep", line)
     for trial in failed:
         told = ", ".join(f"{key}={trial['point'][key]}" for key in varied)
         say("sweep", f"failed: {told}, seed {trial['seed']}: {trial['reason']}")
@@ -261,9 +260,3 @@ def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]],
         "cropped",
     )
     say("sweep", f"{manifest['seconds']:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -20,6 +20,7 @@ from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_o
 from raygenesis.pretraining.pretrain import check_pretext, pretrain, store_of
 from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, settings_from
+from raygenesis.tables import as_csv
 from raygenesis.training.feeding import cubes_of_epoch
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.finetune import finetune
@@ -30,7 +31,7 @@ from raygenesis.transfer.prepared import pose
 from raygenesis.transfer.published import PUBLISHED
 from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import RANDOM, semantics_of
-from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, wide
+from raygenesis.transfer.table import LEGEND, latex, lines_of, markdown, wide
 from raygenesis.workspace import Stage, Workspace, manifest_of
 
 # Cubes that a pretraining sees may differ from the plan's by this share, as epochs are whole.

@@ -19,6 +19,7 @@ from raygenesis.planning.announce import announce
 from raygenesis.planning.work import finetune as finetune_work
 from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings, settings_from
+from raygenesis.tables import as_csv
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
@@ -28,7 +29,7 @@ from raygenesis.transfer.predictions import join_examples
 from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, digest_of, pose, prepare
 from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
-from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, told
+from raygenesis.transfer.table import LEGEND, latex, lines_of, markdown, told
 from raygenesis.transfer.trial import run_trial, trial_path
 from raygenesis.workspace import Stage, Workspace, digest, manifest_of
 
