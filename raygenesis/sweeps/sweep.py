@@ -56,7 +56,8 @@ def sweep(
     check_objective(settings.sweep.objective, space, workspace.patterns)
     settings, posed = _with_target(settings, space, patterns, workspace)
     folder = workspace.sweep(name)
-    stage = _stage(folder, settings, space, patterns, posed)
+    command = ("sweep", "--name", name, *(("--space", "SPACE.yaml") if space_file else ()))
+    stage = _stage(folder, settings, space, patterns, posed, command)
     if stage.is_finished():
         manifest = manifest_of(folder, "sweep")
         if not manifest["counts"]["failures"]:
@@ -156,13 +157,16 @@ def _with_target(
     return posed.settings, posed
 
 
-def _stage(folder: Place, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None) -> Stage:
+def _stage(
+    folder: Place, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None,
+    command: tuple[str, ...],
+) -> Stage:  # fmt: skip
     """Its settings are those that decide the results: how many trials run at once does not."""
     included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if posed else ())}
     left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
     inputs = {"patterns": patterns["fingerprint"], **({"target": digest_of(posed.target)} if posed else {})}
-    return Stage(folder, {**chosen, "space": space.tree}, inputs)
+    return Stage(folder, {**chosen, "space": space.tree}, inputs, command=command)
 
 
 def _capacity(settings: Settings) -> tuple[float, int]:

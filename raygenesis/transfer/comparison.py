@@ -12,7 +12,7 @@ from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place, publish, read_json, remove_tree
+from raygenesis.files import publish, read_json, remove_tree
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.planning.announce import announce, left_to_pretrain
@@ -29,10 +29,11 @@ from raygenesis.transfer.paper import beside_ours
 from raygenesis.transfer.plan import Plan, Start, read_plan
 from raygenesis.transfer.prepared import pose
 from raygenesis.transfer.published import PUBLISHED
+from raygenesis.transfer.results import results_in
 from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import RANDOM, semantics_of
 from raygenesis.transfer.table import LEGEND, latex, lines_of, markdown, wide
-from raygenesis.workspace import Stage, Workspace, manifest_of
+from raygenesis.workspace import Stage, Workspace
 
 # Cubes that a pretraining sees may differ from the plan's by this share, as epochs are whole.
 MOST_APART = 0.1
@@ -46,7 +47,7 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
     """
     watch = Stopwatch()
     plan, targets = read_plan(plan_file)
-    name = plan_file.stem
+    name, command = plan_file.stem, ("compare", plan_file.name)
     folder = workspace.comparison(name)
     _check(plan, name, targets, workspace, settings)
     _make_stores(plan, workspace, settings)
@@ -59,9 +60,9 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
     manifests = {}
     for title, description in targets.items():
         say("compare", f"target {title}")
-        manifests[title] = finetune(description, workspace, settings, starts, f"{name}-{title}")
+        manifests[title] = finetune(description, workspace, settings, starts, f"{name}-{title}", command)
     inputs = {f"transfer {title}": manifest["finished"] for title, manifest in manifests.items()}
-    stage = Stage(folder, {"plan": plan.model_dump(mode="json")}, inputs)
+    stage = Stage(folder, {"plan": plan.model_dump(mode="json")}, inputs, command=command)
     made = read_json(folder / "manifest.json")
     if made is not None and made["fingerprint"] == stage.fingerprint():
         say("compare", f"nothing to do: the tables are in {folder}")
@@ -163,7 +164,7 @@ def _finish(
     semantics = [
         {"target": title, **row}
         for title, manifest in manifests.items()
-        for row in semantics_of(results_in(workspace.transfer(f"{name}-{title}")), manifest["task"])
+        for row in semantics_of(results_in(workspace.transfer(f"{name}-{title}"), manifest["extent"]), manifest["task"])
     ]
     papers = {title: _beside_paper(targets[title], manifest) for title, manifest in manifests.items()}
     pretrained = [{"initialisation": title, "cubes": number} for title, number in cubes.items()]
@@ -187,19 +188,6 @@ def _finish(
         say("compare", line)
     say("compare", f"{watch.seconds:.1f} s → {stage.folder}")
     return manifest
-
-
-def results_in(folder: Place) -> dict[int | str, dict[str, list[dict[str, Any]]]]:
-    """The trials of a target: by the number of labelled subjects, by initialisation, in their order."""
-    extent = manifest_of(folder, "finetune")["extent"]
-    results: dict[int | str, dict[str, list[dict[str, Any]]]] = {}
-    trials = [trial for path in folder.glob("trial-*.json") if (trial := read_json(path)) is not None]
-    for trial in sorted(trials, key=lambda trial: trial["trial"]):
-        start, labelled = trial["initialisation"], trial["labelled"]
-        wanted = start in extent["initialisations"] and labelled in extent["num_labelled"]
-        if wanted and trial["trial"] < extent["num_trials"]:
-            results.setdefault(labelled, {}).setdefault(start, []).append(trial)
-    return results
 
 
 def _beside_paper(description: Description, manifest: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:

@@ -43,13 +43,13 @@ EXTENT = {"num_trials", "num_labelled"}
 
 def finetune(
     description: Description, workspace: Workspace, settings: Settings, starts: Sequence[str] = STARTS,
-    name: str = "default",
+    name: str = "default", command: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Learn a target task from each initialisation and compare them; returns the manifest.
 
-    starts: `random`, names of the workspace's runs, files of weights. Results go to `transfer/<name>/`. Trials that are
-    there are kept: an interrupted call goes on, and more trials, initialisations or numbers of labelled subjects are
-    added to what there is.
+    starts: `random`, names of the workspace's runs, files of weights. command: what this is a part of. Results go to
+    `transfer/<name>/`. Trials that are there are kept: an interrupted call goes on, and more trials, initialisations or
+    numbers of labelled subjects are added to what there is.
     """
     posed = pose(description, workspace, as_pretrained(settings, workspace, starts))
     target, settings = posed.target, posed.settings
@@ -57,7 +57,10 @@ def finetune(
     for initialisation in initialisations:
         check_fits(initialisation, posed.form.input_shape)
     folder = workspace.transfer(name)
-    stage = Stage(folder, _chosen(settings, posed.form), {"target": digest_of(target)})
+    own = ("finetune", "--target", "TARGET.yaml", *(word for start in starts for word in ("--from", start)))
+    stage = Stage(
+        folder, _chosen(settings, posed.form), {"target": digest_of(target)}, command=command or (*own, "--name", name)
+    )
     extent = _extent(initialisations, settings)
     if stage.is_finished() and manifest_of(folder, "finetune")["extent"] == extent:
         say("finetune", f"nothing to do: the table is in {folder}")
@@ -171,6 +174,11 @@ def _chosen(settings: Settings, form: Form) -> dict[str, Any]:
     return {**chosen, "intensity": form.intensity.model_dump(mode="json")}
 
 
+def _is_run(start: Initialisation, stage: Stage) -> bool:
+    """Whether it is one of the workspace's runs."""
+    return start.weights is not None and start.weights.parent == stage.folder.parent.parent / "runs"
+
+
 def _key(stage: Stage) -> str:
     return digest([stage.settings, stage.inputs])
 
@@ -209,6 +217,7 @@ def _finish(
         counts, watch.seconds, task=target.task, classes=list(target.classes), extent=extent,
         spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table], shown=rows,
         is_like_best=[row.is_like_best for row in table],
+        runs={each.name: each.weights.name for each in initialisations if _is_run(each, stage)},
     )  # fmt: skip
     for line in lines_of(rows):
         say("finetune", line)

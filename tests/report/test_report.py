@@ -23,9 +23,11 @@ from raygenesis.files import write_json
 from raygenesis.report import charts
 from raygenesis.report.pictures import Gallery, mid_slice, picture
 from raygenesis.report.report import report
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Stage, Workspace, manifest_of
 from tests.report.workspaces import (
     HOSTILE,
+    begin,
+    chosen,
     make_archive,
     make_discovery,
     make_run,
@@ -235,6 +237,46 @@ def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Wor
     assert re.search(r"report\s*writes this page\s*2026-01-02 03:04", page.text)
     assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30.0 min\s*2\s*0.5\s*2.5\s", page.text)
     assert "a-host" not in page.text and "is damaged" not in page.text
+
+
+def test_a_table_made_from_what_is_another_now_says_so_and_how_it_is_made_again(workspace: Workspace) -> None:
+    settings = settings_of(3)
+    make_archive(workspace)
+    make_discovery(workspace, settings)
+    make_run(workspace, settings, "whole")
+    run = manifest_of(workspace.run("whole"), "pretrain")["fingerprint"]
+
+    def make_target(name: str, *command: str) -> str:
+        extent = {"initialisations": {"random": "r", "ours": run}, "num_trials": 2, "num_labelled": [5]}
+        stage = Stage(workspace.transfer(name), {}, {"target": "t"}, command=command)
+        begin(stage)
+        finished = stage.finish({"trials": 4}, 1.0, extent=extent, runs={"ours": "whole"}, task="segmentation")
+        return str(finished["finished"])
+
+    compared = ("compare", "heads.yaml")
+    make_target("alone", "finetune", "--target", "TARGET.yaml", "--from", "random", "--from", "ours=whole")
+    tables = Stage(
+        workspace.comparison("heads"), {}, {"transfer tissue": make_target("heads-tissue", *compared)}, command=compared
+    )
+    begin(tables)
+    tables.finish({"targets": 1}, 1.0)
+    space, command = {"space": {}}, ("sweep", "--name", "wide", "--space", "SPACE.yaml")
+    begin(Stage(workspace.sweep("wide"), {**chosen(settings, "sweep"), **space}, {}, command=command))
+
+    page = Page(report(workspace, settings))
+    assert "(changed since)" not in page.text and f"run whole {run}" in page.text
+    commands = page.html.partition("<h3>Commands</h3>")[2].partition("</pre>")[0]
+    assert commands.count("raygenesis compare heads.yaml --workspace") == 1 and "--name heads-tissue" not in commands
+    assert "raygenesis finetune --target TARGET.yaml --from random --from ours=whole --workspace" in commands
+    assert "--name wide --space SPACE.yaml --workspace" in page.text  # to go on with
+
+    changed = manifest_of(workspace.run("whole"), "pretrain") | {"fingerprint": "another"}
+    write_json(workspace.run("whole") / "manifest.json", changed)
+    grown = manifest_of(workspace.transfer("heads-tissue"), "finetune") | {"finished": "2099-01-01T00:00:00+00:00"}
+    write_json(workspace.transfer("heads-tissue") / "manifest.json", grown)
+    page = Page(report(workspace, settings))
+    assert page.text.count(f"run whole {run} (changed since)") == 2
+    assert len(re.findall(r"transfer tissue \S+ \(changed since\)", page.text)) == 1
 
 
 def test_prices_give_a_table_of_costs_and_the_machine_is_what_a_container_leaves_of_it(

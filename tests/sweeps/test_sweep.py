@@ -231,6 +231,7 @@ def test_another_space_under_the_same_name_is_refused(
     without_ray(lambda point, seed: 0.5)
     space = space_file(tmp_path, {"pretraining.lambda_cls": [0.1]})
     first = sweep(workspace, swept(), "one", space)
+    assert first["command"] == ["sweep", "--name", "one", "--space", "SPACE.yaml"]
     # How many run at once, and on what, changes no result.
     assert sweep(workspace, swept(max_concurrent_trials=1, num_gpus=0.5), "one", space) == first
     with pytest.raises(WorkspaceError, match=r"space.pretraining.lambda_cls was \[0.1\] and is now \[0.2\]"):

@@ -11,7 +11,8 @@ import yaml
 from raygenesis.errors import RaygenesisError
 from raygenesis.settings import Settings, settings_from
 from raygenesis.transfer import comparison as module
-from raygenesis.transfer.comparison import compare, results_in, shared_out
+from raygenesis.transfer.comparison import compare, shared_out
+from raygenesis.transfer.results import results_in
 from raygenesis.workspace import Workspace, manifest_of
 from tests.patterns.stores import StorePlan
 from tests.transfer.made_up import write_run
@@ -74,7 +75,9 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
     runs = {name: manifest_of(workspace.run(f"heads-{name}"), "pretrain") for name in ("semantic-genesis", "strong")}
     assert {run["counts"]["epochs"] for run in runs.values()} == {3}  # of 12 patterns each: 36 cubes of 40
     assert runs["strong"]["settings"]["pretraining"]["lambda_cls"] == 1
-    results = results_in(workspace.transfer("heads-sizes"))
+    sizes = manifest_of(workspace.transfer("heads-sizes"), "compare")
+    assert sizes["command"] == manifest["command"] == ["compare", "heads.yaml"]
+    results = results_in(workspace.transfer("heads-sizes"), sizes["extent"])
     assert set(results) == {2, 4} and all(
         list(starts) == names or set(starts) == set(names) for starts in results.values()
     )

@@ -79,6 +79,8 @@ def test_the_table_says_what_the_trials_found(made: tuple[Target, dict[str, Any]
     target, manifest = made
     assert manifest["counts"]["examples"] == 10 and manifest["counts"]["test_examples"] == 3
     assert manifest["counts"]["pool_subjects"] == 7 and manifest["counts"]["left_out"] == 0
+    made_by = ["finetune", "--target", "TARGET.yaml", "--from", "random", "--from", "default", "--name", "boxes"]
+    assert manifest["command"] == made_by and manifest["runs"] == {"default": "default"}
     with (target.folder / "table.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["initialisation"] for row in table] == list(STARTS)
