@@ -17,6 +17,7 @@ import ray
 from PIL import Image
 
 from raygenesis import machine
+from raygenesis.archive.cells import decode
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import write_json
@@ -33,6 +34,7 @@ from tests.report.workspaces import (
     make_run,
     make_sweep,
     make_transfer,
+    pattern_of,
     settings_of,
 )  # fmt: skip
 
@@ -167,7 +169,10 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     # It says what was learnt and what was not.
     assert "warning: neighbours" not in page.text and "Neighbours cannot be told from random patients" in page.text
     assert "random patients by 0.225 (p = 0.8" in page.text and "They were searched exactly." in page.text
-    assert "Cubes of the same class correlate by" in page.text and "This cannot be shown" not in page.text
+    assert (
+        "Held-out scans' cubes correlate with the reference's of the same class by" in page.text
+        and "This cannot be shown" not in page.text
+    )
     assert page.text.count("nothing is learnt from classification: <b>") == 2  # at the top and at the run
     assert page.text.count("little is learnt from restoration: the mean image") == 2
     assert "Begun, not finished" in page.text and "--name half" in page.text
@@ -220,8 +225,19 @@ def test_cubes_of_a_class_are_more_alike_than_others(workspace: Workspace) -> No
     make_archive(workspace)
     make_discovery(workspace, settings_of(3))
     page = Page(report(workspace, settings_of(3)))
-    within, between = re.search(r"correlate by (\S+) between scans, .* by (\S+)\s", page.text).groups()
-    assert float(within) > 0.5 > abs(float(between))
+    told = re.search(r"cubes correlate with the reference's of the same class by (\S+), .* by (\S+)\s", page.text)
+    assert told is not None
+    within, between = map(float, told.groups())
+    anchors, held_out = (
+        [decode(pattern_of(split, rank, c, "", (16, 16, 16))["cube"], (16, 16, 16)).ravel() for c in (0, 1)]
+        for split, rank in (("train", 0), ("validation", 1))
+    )
+    table = np.corrcoef([*anchors, *held_out])[:2, 2:]
+    # One of the two held-out scans shows what the reference shows, to the voxel.
+    assert within == pytest.approx((1 + np.diag(table).mean()) / 2, abs=2e-3)
+    itself = np.corrcoef(anchors)[0, 1]
+    assert between == pytest.approx((itself + table[~np.eye(2, dtype=bool)].mean()) / 2, abs=2e-3)
+    assert within > 0.5 > abs(between)
 
 
 def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Workspace) -> None:
