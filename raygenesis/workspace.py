@@ -133,7 +133,8 @@ class Stage:
     """One artifact folder being made from `settings` and `inputs` (name → fingerprint of an earlier artifact).
 
     lasting: dotted keys that say how long it takes; extends: they may have been lower when the artifact was made, which
-    is then not finished, but goes on.
+    is then not finished, but goes on. command: what makes it again, where that is not its verb and name alone: words
+    after `raygenesis`, without workspace and settings; kept for readers and never compared.
     """
 
     folder: Place
@@ -141,6 +142,7 @@ class Stage:
     inputs: Mapping[str, str]
     lasting: frozenset[str] = frozenset()
     extends: bool = False
+    command: tuple[str, ...] = ()
 
     def is_finished(self) -> bool:
         """Whether the artifact is whole and is the one these settings and inputs would make.
@@ -171,7 +173,8 @@ class Stage:
             raise WorkspaceError(f"{self.folder} cannot be made: {error.strerror}") from None
         with locked(self.folder):
             self.is_finished()  # raises if another job has meanwhile made it with other settings
-            started = {"settings": self.settings, "inputs": self.inputs, "hardware": hardware().as_record()}
+            started = {"settings": self.settings, "inputs": self.inputs, **self._command()}
+            started["hardware"] = hardware().as_record()
             write_json(self.folder / "started.json", started)
             # From here on the artifact is being changed: nothing may be built on it until it is whole again.
             (self.folder / "manifest.json").unlink(missing_ok=True)
@@ -190,12 +193,16 @@ class Stage:
             "bytes": folder_bytes(self.folder),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": __version__,
+            **self._command(),
             **self._hardware(),
             **facts,
         }
         write_json(self.folder / "manifest.json", manifest)
         (self.folder / "started.json").unlink(missing_ok=True)
         return manifest
+
+    def _command(self) -> dict[str, Any]:
+        return {"command": list(self.command)} if self.command else {}
 
     def _hardware(self) -> dict[str, Any]:
         """What it was made on, if that was the same from begin to end: rates are learnt from it."""

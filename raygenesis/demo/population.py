@@ -24,6 +24,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from raygenesis.errors import RaygenesisError
+from raygenesis.files import publish
 
 VERSION = 1
 CENTRE_MM = np.array([0.0, -17.0, 6.0])  # middle of the template's brain, MNI world
@@ -193,13 +194,6 @@ def simulate(seed: int, subject: int) -> Scan:
     return Scan(_acquire(t1, rng), labels, affine)
 
 
-def _publish(path: Path, content: bytes) -> None:
-    """Writes aside and renames, so that a killed run leaves no half-written file to be read."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(content)
-    os.replace(aside, path)
-
-
 def _nifti(data: np.ndarray, affine: np.ndarray, about: str) -> bytes:
     image = nibabel.Nifti1Image(data, affine)
     image.set_qform(affine, code="scanner")
@@ -217,16 +211,21 @@ def _write_subject(directory: Path, seed: int, subject: int) -> None:
     scan = simulate(seed, subject)
     name = _file_name(subject)
     about = f"simulated from MNI152, seed {seed} subject {subject}"
-    _publish(directory / "labels" / name, _nifti(scan.labels, scan.affine, about))
-    _publish(directory / "scans" / name, _nifti(scan.voxels, scan.affine, about))
+    for folder, data in (("labels", scan.labels), ("scans", scan.voxels)):
+        publish(directory / folder / name, functools.partial(Path.write_bytes, data=_nifti(data, scan.affine, about)))
 
 
 def _refuse_foreign_files(directory: Path, num_subjects: int) -> None:
-    """A scan left by a killed run for more subjects, or by someone else, would join this one."""
+    """A scan left by a killed run for more subjects, or by someone else, would join this one.
+
+    What a killed run left aside is removed.
+    """
     ours = {_file_name(subject) for subject in range(num_subjects)}
     for folder in ("scans", "labels"):
         for path in sorted((directory / folder).glob("*")):
-            if path.name not in ours and not path.name.endswith(".part"):
+            if path.name.startswith(".sub-"):
+                path.unlink()
+            elif path.name not in ours:
                 raise PopulationError(f"{path} is no part of this population; give an empty directory.")
 
 
@@ -259,7 +258,7 @@ def write_population(directory: Path, num_subjects: int = 48, seed: int = 0) -> 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         write = functools.partial(_write_subject, directory, seed)
         list(pool.map(write, range(num_subjects)))
-    _publish(manifest, wanted.encode())
+    publish(manifest, functools.partial(Path.write_text, data=wanted))
 
 
 def main() -> None:
@@ -272,7 +271,7 @@ def main() -> None:
     start = time.perf_counter()
     try:
         write_population(options.directory, options.subjects, options.seed)
-    except PopulationError as error:
+    except RaygenesisError as error:
         parser.error(str(error))
     seconds = time.perf_counter() - start
     sizes = [path.stat().st_size for path in options.directory.glob("*/sub-*.nii.gz")]

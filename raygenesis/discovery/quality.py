@@ -50,7 +50,7 @@ def likeness(anchors: NDArray[np.float32], cubes: NDArray[np.float32]) -> tuple[
 
     Of the same coordinate (within a class), and of different ones (between classes).
     """
-    correlation = _standard(anchors) @ _standard(cubes).T
+    correlation = correlations(anchors, cubes)
     same = np.eye(len(anchors), dtype=bool)
     between = correlation[~same]
     return float(correlation[same].mean()), float(between.mean()) if between.size else 0.0
@@ -114,6 +114,11 @@ def _means(visits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "within": float(np.mean(within)) if visits else None,
         "between": float(np.mean(between)) if visits else None,
     }
+
+
+def correlations(anchors: NDArray[np.float32], cubes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Pearson's, of each of the anchors [m, voxels] with each of the cubes [n, voxels]: [m, n]; 0 of a flat cube."""
+    return _standard(anchors) @ _standard(cubes).T
 
 
 def _standard(cubes: NDArray[np.float32]) -> NDArray[np.float32]:

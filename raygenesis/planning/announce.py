@@ -100,5 +100,4 @@ def left_to_pretrain(workspace: Workspace, settings: Settings, name: str) -> lis
     store = read_json(store_of(workspace, settings) / "manifest.json")
     if store is None or (workspace.run(name) / "manifest.json").is_file():
         return []
-    counts = store["counts"]
-    return [work.pretrain(settings, counts["patterns"] - counts["validation"], counts["validation"])]
+    return [work.pretrain(settings, *work.selected(settings.pretraining, store["counts"]))]

@@ -118,7 +118,8 @@ def _pretrained(workspace: Workspace, settings: Settings, scans: Scans) -> Did |
     made, store, folder = newest
     then = _settings_then(_settings_then(settings, store), made)
     counts = made["counts"]
-    did = work.pretrain(then, counts["patterns"], store["counts"].get("validation", 0), counts["epochs"])
+    _, held_out = work.selected(then.pretraining, store["counts"])
+    did = work.pretrain(then, counts["patterns"], held_out, counts["epochs"])
     return made, did, max(made["seconds"], _epoch_seconds(folder))
 
 

@@ -30,10 +30,13 @@ class Load:
         return Load(self.gflop * number, self.mega_activations * number)
 
 
-def load_of(model: nn.Module, shape: Sequence[int], forward: Callable[..., Any] | None = None) -> Load:
-    """The load of training on one image of `shape`, forward and backward; a third of it is the forward pass.
+def load_of(
+    model: nn.Module, shape: Sequence[int], forward: Callable[..., Any] | None = None, num_images: int = 1
+) -> Load:
+    """The load of training on one sample, forward and backward; a third of it is the forward pass.
 
-    forward: of the model; its call when None. Nothing is computed: the model moves to torch's meta device.
+    A sample is `num_images` images of `shape`. forward: of the model; its call when None. Nothing is computed: the
+    model moves to torch's meta device.
     """
     model = model.to("meta").train()
     put_out = 0
@@ -43,7 +46,7 @@ def load_of(model: nn.Module, shape: Sequence[int], forward: Callable[..., Any] 
         put_out += output.numel() if isinstance(output, torch.Tensor) else 0
 
     hooks = [part.register_forward_hook(count) for part in model.modules() if not list(part.children())]
-    images = torch.empty(SAMPLES, 1, *shape, device="meta")
+    images = torch.empty(SAMPLES * num_images, 1, *shape, device="meta")
     with FlopCounterMode(display=False) as counter:
         answers = (forward or model)(images)
         answers = answers if isinstance(answers, (tuple, list)) else (answers,)

@@ -10,12 +10,13 @@ from raygenesis.archive.catalogue import num_held_out
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
 from raygenesis.machine import MIB_PER_S, Hardware
-from raygenesis.planning.estimate import Estimate, Factor, estimate
+from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.progress import say
 from raygenesis.settings import Settings, settings_from
+from raygenesis.tables import aligned
 from raygenesis.workspace import Workspace
 
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
@@ -54,7 +55,7 @@ def plan(
         say("plan", f"with {told}, " + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"))
     alone = [one for one in estimates if one.work.stage not in AFTER]
     say("plan", f"`raygenesis run`, without {' and '.join(AFTER)}: {duration(sum(one.seconds for one in alone))}")
-    say("plan", _notes(factors, estimates))
+    say("plan", _notes(estimates))
     return estimates
 
 
@@ -87,8 +88,7 @@ def table(estimates: Sequence[Estimate]) -> list[str]:
     rows = [HEADER, *map(_cells, estimates), _total(estimates)]
     if estimates[0].cost is None:
         rows = [(*row[:7], *row[8:]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _cells(one: Estimate) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def _total(estimates: Sequence[Estimate]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _notes(factors: dict[str, Factor], estimates: Sequence[Estimate]) -> str:
+def _notes(estimates: Sequence[Estimate]) -> str:
     shipped = [one.work.stage for one in estimates if not one.seen]
     told = f"rates of {', '.join(shipped)}: shipped, of {RATES_OF}" if shipped else "all rates are this workspace's"
     if any(one.num_gpus and not one.seen for one in estimates):

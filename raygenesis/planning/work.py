@@ -6,18 +6,21 @@ The rates were measured on 2 cores (RATES_OF); for GPUs they are assumed, as non
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from raygenesis.amounts import GIB, MIB
 from raygenesis.archive.cells import DTYPE
 from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, is_exact_cheaper
 from raygenesis.planning.load import Load, load_of
+from raygenesis.pretraining.networks import Architecture, UNet, build_encoder
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import AutoencoderSettings, PretrainingSettings, Settings
+from raygenesis.transfer.initialisations import Classifier, Initialisation, check_fits
+from raygenesis.transfer.statistics import RANDOM
 
 RATES_OF = "an AMD EPYC, 2 cores"
 GPU_OF = "a GPU of 10 effective TFLOP/s, assumed and not measured"
@@ -154,10 +157,21 @@ def index(scans: Scans, settings: Settings) -> Work:
 
 
 def num_patterns(settings: Settings, *, held_out: bool = True) -> int:
-    """R × (K + held-out K) × C × scales, or those that are learnt from."""
+    """R × (K + held-out K) × C × scales, or those of training."""
     chosen = settings.discovery
     patients = chosen.num_neighbours + held_out * chosen.num_validation_neighbours
     return chosen.num_references * patients * chosen.num_coordinates * len(chosen.scales)
+
+
+def selected(settings: PretrainingSettings, counts: Mapping[str, float]) -> tuple[int, int]:
+    """Rows to learn from, and held out, that the pretraining's K and C leave of a store of these counts."""
+
+    def share(name: str) -> float:
+        asked = getattr(settings, f"num_{name}")
+        return 1.0 if asked is None else min(1.0, asked / counts[name])
+
+    learnt, each = counts["patterns"] - counts["validation"], share("coordinates")
+    return round(learnt * share("neighbours") * each), round(counts["validation"] * each)
 
 
 def num_crops(scans: Scans, settings: Settings) -> int:
@@ -189,75 +203,109 @@ def pretrain(
     learnt, held_out: patterns; num_epochs: of all phases, if training ended early.
     """
     chosen = settings.pretraining
-    learnt = num_patterns(settings, held_out=False) if learnt is None else learnt
-    held_out = num_patterns(settings) - num_patterns(settings, held_out=False) if held_out is None else held_out
-    alone, joint, weights = _pretraining_loads(
-        chosen, settings.discovery.cube_shape, settings.discovery.num_references * settings.discovery.num_coordinates
-    )
-    num_alone = chosen.num_classification_epochs if alone is not None else 0
-    total = chosen.num_classification_epochs + chosen.num_joint_epochs if num_epochs is None else num_epochs
-    num_alone = min(num_alone, total)
-    load = (alone or joint) * num_alone + joint * (total - num_alone)
+    to_learn, to_hold_out = _selected_of_patterns(settings)
+    learnt, held_out = to_learn if learnt is None else learnt, to_hold_out if held_out is None else held_out
+    task = _pretext_task(settings)
+    encoding, restoring, weights = _pretraining_loads(task)
+    total = task.num_epochs if num_epochs is None else num_epochs
+    num_restoring = sum(map(task.restores, range(total)))
+    load = encoding * (total - num_restoring) + restoring * num_restoring
     samples = learnt + FORWARD * held_out
     stored_mib = (learnt + held_out) * math.prod(settings.discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
     in_memory = stored_mib / 1024 <= chosen.memory_gib
     workers = chosen.most_workers
     return Work(
-        "pretrain", f"{learnt:,} {'crops' if alone is None else 'patterns'} × {total} epochs",
+        "pretrain", f"{learnt:,} {task.pretext.crops} × {total} epochs",
         core_s=0.0 if chosen.use_gpu else samples * core_s(load),
         most_cores=workers if workers > 1 else ONE_NODE,
         gpu_s=samples * gpu_s(load) if chosen.use_gpu else 0.0, most_gpus=workers,
         read_mib=stored_mib * (1 if in_memory else total),
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
         memory_gib=2 * WORKER_GIB + (stored_mib / 1024 if in_memory else 0)
-        + (0 if chosen.use_gpu else _training_gib(joint, chosen.batch_size)),
+        + (0 if chosen.use_gpu else _training_gib(restoring, chosen.batch_size)),
     )  # fmt: skip
 
 
 def sweep(settings: Settings, num_points: int = 8) -> Work:
     """As many short pretrainings as there are points; 8 is λ × K × C of the space that `sweep` brings along."""
-    chosen = settings.sweep
+    chosen, num_gpus = settings.sweep, settings.gpus_of_trial("sweep")
     trials = num_points * chosen.num_seeds
-    epochs = {name: getattr(chosen, name) for name in ("num_classification_epochs", "num_joint_epochs")}
-    short = settings.model_copy(update={"pretraining": settings.pretraining.model_copy(update=epochs)})
-    one = pretrain(short)
+    changes = {name: getattr(chosen, name) for name in ("num_classification_epochs", "num_joint_epochs")}
+    changes |= {"use_gpu": num_gpus > 0, "num_workers": 1}
+    one = pretrain(settings.model_copy(update={"pretraining": settings.pretraining.model_copy(update=changes)}))
     return Work(
         "sweep", f"{trials} trials",
-        core_s=trials * one.core_s, most_cores=trials, gpu_s=trials * one.gpu_s, most_gpus=trials,
+        core_s=trials * one.core_s, most_cores=trials,
+        gpu_s=trials * one.gpu_s, most_gpus=math.ceil(trials * num_gpus),
         read_mib=trials * one.read_mib,
         memory_gib_per_core=WORKER_GIB + (0 if one.gpu_s else _training_gib_of(settings)),
     )  # fmt: skip
 
 
-def finetune(settings: Settings, num_initialisations: int = 2) -> Work:
+def finetune(
+    settings: Settings, starts: Sequence[Initialisation], input_shape: tuple[int, ...], segments: bool
+) -> Work:
     """Trials of each initialisation and number of labelled subjects: their steps; testing is not counted."""
-    chosen = settings.finetune
-    trials = num_initialisations * len(chosen.num_labelled) * chosen.num_trials
-    shape = chosen.input_shape or settings.discovery.cube_shape
-    _, joint, _ = _pretraining_loads(settings.pretraining, shape, 2)
-    samples = trials * (0 if chosen.mode == "knn" else chosen.num_steps) * chosen.batch_size
-    gpus = settings.pretraining.use_gpu if chosen.num_gpus is None else chosen.num_gpus > 0
+    chosen, num_gpus = settings.finetune, settings.gpus_of_trial("finetune")
+    trials = len(chosen.num_labelled) * chosen.num_trials
+    trained = chosen.mode in ("full", "encoder") or (segments and chosen.mode == "frozen")
+    samples = trials * trained * chosen.num_steps * chosen.batch_size
+    loads = [_target_load(start.architecture, input_shape, segments) for start in starts]
+    gib = max(_training_gib(load, chosen.batch_size) for load in loads)
+    trials *= len(starts)
     return Work(
-        "finetune", f"{trials} trials × {chosen.num_steps} steps",
-        core_s=0.0 if gpus else samples * core_s(joint), most_cores=trials,
-        gpu_s=samples * gpu_s(joint) if gpus else 0.0, most_gpus=trials,
-        memory_gib_per_core=WORKER_GIB + (0 if gpus else _training_gib(joint, chosen.batch_size)),
+        "finetune", f"{trials} trials" + f" × {chosen.num_steps} steps" * trained,
+        core_s=0.0 if num_gpus else samples * sum(map(core_s, loads)), most_cores=trials,
+        gpu_s=samples * sum(map(gpu_s, loads)) if num_gpus else 0.0, most_gpus=math.ceil(trials * num_gpus),
+        memory_gib_per_core=WORKER_GIB + (0 if num_gpus else gib),
     )  # fmt: skip
+
+
+def default_finetune(settings: Settings) -> Work:
+    """Where no target is known: to segment, from random weights and from a run of the settings."""
+    chosen, shape = settings.pretraining, settings.finetune.input_shape or settings.discovery.cube_shape
+    network = Architecture(
+        ndim=settings.ndim, network=chosen.network, base_width=chosen.base_width, norm=chosen.norm
+    )  # fmt: skip
+    start = Initialisation(RANDOM, None, network, "")
+    check_fits(start, shape, settings.finetune.mode)
+    return finetune(settings, [start] * 2, shape, segments=True)
 
 
 def pipeline(scans: Scans, settings: Settings) -> list[Work]:
     """Every stage of `raygenesis run`, in order, with the sweep and the fine-tuning that may follow."""
     if pretext_of(settings.pretraining).crops != PATTERNS:
-        number = num_crops(scans, settings)
-        held_out = round(number * settings.validation_fraction)
+        number, held_out = num_crops(scans, settings), settings.validation_fraction
+        counts = {
+            "patterns": number, "validation": number * held_out, "neighbours": scans.number * (1 - held_out),
+            "coordinates": number / scans.number,
+        }  # fmt: skip
         return [
-            ingest(scans), discover(settings, number, "crop"), pretrain(settings, number - held_out, held_out),
-            finetune(settings),
+            ingest(scans), discover(settings, number, "crop"),
+            pretrain(settings, *selected(settings.pretraining, counts)), default_finetune(settings),
         ]  # fmt: skip
     return [
         ingest(scans), train_autoencoder(scans, settings), embed(scans, settings), index(scans, settings),
-        discover(settings), pretrain(settings), sweep(settings), finetune(settings),
+        discover(settings), pretrain(settings), sweep(settings), default_finetune(settings),
     ]  # fmt: skip
+
+
+def _selected_of_patterns(settings: Settings) -> tuple[int, int]:
+    """Of what discovery will store."""
+    number, chosen = num_patterns(settings), settings.discovery
+    counts = {
+        "patterns": number, "validation": number - num_patterns(settings, held_out=False),
+        "neighbours": chosen.num_neighbours, "coordinates": chosen.num_coordinates,
+    }  # fmt: skip
+    return selected(settings.pretraining, counts)
+
+
+@cache
+def _target_load(architecture: Architecture, input_shape: tuple[int, ...], segments: bool) -> Load:
+    """Of a segmentation network, or of a classifier; of a 2D one on 3D images slice by slice."""
+    network = UNet(2, architecture) if segments else Classifier(build_encoder(architecture), 2)
+    slices, in_plane = input_shape[: -architecture.ndim], input_shape[-architecture.ndim :]
+    return load_of(network, in_plane) * math.prod(slices)
 
 
 @cache
@@ -267,19 +315,22 @@ def _autoencoder_load(settings: AutoencoderSettings) -> tuple[Load, int]:
     return load_of(model, settings.input_shape), weights
 
 
+def _pretext_task(settings: Settings) -> PretextTask:
+    plain = settings.pretraining.model_copy(update={"compile": False, "gradient_checkpointing": False})
+    chosen = settings.discovery
+    return PretextTask(plain, 0, chosen.cube_shape, chosen.num_references, chosen.num_coordinates)
+
+
 @cache
-def _pretraining_loads(
-    settings: PretrainingSettings, shape: Sequence[int], num_classes: int
-) -> tuple[Load | None, Load, int]:
-    """Of classification alone, if there is any; of both tasks; and the number of weights."""
-    plain = settings.model_copy(update={"compile": False, "gradient_checkpointing": False})
-    task = PretextTask(plain, 0, tuple(shape), 1, num_classes)
+def _pretraining_loads(task: PretextTask) -> tuple[Load, Load, int]:
+    """Of encoder and head, and with the decoder, if there is one; and the number of weights."""
     model = task.build()
     weights = sum(weight.numel() for weight in model.parameters())
-    joint = load_of(model, shape)
-    if task.puzzle is None or not task.architecture.restores:
-        return None if task.puzzle is None else joint, joint, weights
-    return load_of(model, shape, lambda images: model(images, restore=False)), joint, weights
+    num_images, *shape = task.shown_shape
+    encoding, restoring = (
+        load_of(model, shape, partial(model, restore=restore), num_images) for restore in (False, True)
+    )
+    return encoding, restoring, weights
 
 
 def _training_gib(load: Load, batch_size: int) -> float:
@@ -288,5 +339,5 @@ def _training_gib(load: Load, batch_size: int) -> float:
 
 
 def _training_gib_of(settings: Settings) -> float:
-    _, joint, _ = _pretraining_loads(settings.pretraining, settings.discovery.cube_shape, 1)
-    return _training_gib(joint, settings.pretraining.batch_size)
+    _, restoring, _ = _pretraining_loads(_pretext_task(settings))
+    return _training_gib(restoring, settings.pretraining.batch_size)

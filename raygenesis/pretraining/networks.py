@@ -65,7 +65,7 @@ class DoubleConv(nn.Sequential):
 
 
 class ImageEncoder(nn.Module):
-    """[n, channels, z, y, x] → features of each level, finest first; the last is the bottleneck.
+    """[n, 1, z, y, x] → features of each level, finest first; the last is the bottleneck.
 
     saves_memory: compute activations again when they are needed for gradients (`saving_memory`).
     """
@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
     saves_memory = False
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """[n, channels, z, y, x] → [n, num_features]: the bottleneck's mean over space.
+        """[n, 1, z, y, x] → [n, num_features]: the bottleneck's mean over space.
 
         In evaluation an image's vector does not depend on the others: norms that know no statistics but a batch's own
         are given each image alone, which must have more than one voxel at the bottleneck.
@@ -86,10 +86,10 @@ class ImageEncoder(nn.Module):
 class Encoder(ImageEncoder):
     """The U-Net's encoder: its bottleneck has 1/8 of each side."""
 
-    def __init__(self, ndim: int = 3, base_width: int = 32, num_channels: int = 1, norm: str = "batch") -> None:
+    def __init__(self, ndim: int = 3, base_width: int = 32, norm: str = "batch") -> None:
         super().__init__()
         widths = widths_of(base_width)
-        num_in = [num_channels, *widths[:-1]]
+        num_in = [1, *widths[:-1]]
         # The second convolution of a level doubles the channels of its first.
         self.levels = nn.ModuleList(
             DoubleConv(ndim, before, max(before, base_width) if level else base_width, after, norm)

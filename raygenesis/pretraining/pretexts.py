@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.corruptions import CORRUPTIONS
 from raygenesis.settings import PretrainingSettings
+from raygenesis.tables import aligned
 
 # Where cubes come from: the discovered patterns, or random crops.
 PATTERNS, CROPS = "patterns", "crops"
@@ -78,6 +79,4 @@ def table() -> list[str]:
         )
         for name, task in PRETEXTS.items()
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows))
-    return ["  ".join(cells).rstrip() for cells in padded]
+    return aligned([head, *rows])

@@ -143,10 +143,15 @@ def pattern_feeds(folder: Place, settings: Settings) -> tuple[dict[str, Feed], s
     }, f"{size(num_bytes)} in memory"
 
 
-def check_pretext(settings: Settings) -> None:
-    """Raise SettingsError if there is no such pretext task, it does not fit the cubes or the discovery, or a tracker
-    is not installed."""
+def check_pretext(settings: Settings, store: Mapping[str, Any] | None = None) -> None:
+    """Raise SettingsError if there is no such pretext task, it does not fit its store, or a tracker is not installed.
+
+    store: its manifest; None where the store is yet to be made as the settings say.
+    """
     check_trackers(settings.pretraining.trackers)
+    if store is not None:
+        pretext_task(settings, store)
+        return
     PretextTask(settings.pretraining, settings.seed, settings.discovery.cube_shape, 1, 1)
     if pretext_of(settings.pretraining).crops != PATTERNS:
         return

@@ -45,6 +45,11 @@ class Puzzle:
     def num_classes(self) -> int:
         raise NotImplementedError
 
+    @property
+    def shown_shape(self) -> tuple[int, ...]:
+        """What the network sees of a cube: [images, z, y, x] (2D: [images, y, x])."""
+        return 1, *self.shape
+
     def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
         """What the network is shown, and the right answers, int64 [n] or [n, several]."""
         raise NotImplementedError
@@ -119,6 +124,10 @@ class RubiksCube(Puzzle):
     @property
     def num_classes(self) -> int:
         return len(orders(2 ** len(self.shape)))
+
+    @property
+    def shown_shape(self) -> tuple[int, ...]:
+        return 2 ** len(self.shape), *self.piece
 
     def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
         n, channels, ndim, device = len(cubes), cubes.shape[1], len(self.shape), cubes.device

@@ -19,7 +19,6 @@ from raygenesis.pretraining.torch_files import (
     is_tensor,
     misfit,
     plain,
-    read_tensors,
     save_torch,
     told,
 )
@@ -70,19 +69,12 @@ class Released:
         return PARTS["decoder"] not in self.missing
 
 
-def read_released(path: str | Path) -> Released:
-    """The 3D network in a file of the earlier systems, in our names.
-
-    The encoder must be whole; a decoder or a classification head that is not is left. Nothing in the file is run.
-    Raises WeightsError if the file is not there, is no torch file, holds objects other than tensors, holds another
-    network, or holds numbers that are not finite.
-    """
-    path = Path(path)
-    return released_in(read_tensors(path), path)
-
-
 def released_in(found: Mapping[str, Any], path: Place) -> Released:
-    """`read_released` of a file that was read by `read_tensors`; path: what errors name."""
+    """The 3D network among the tensors of a file (`read_tensors`) of the earlier systems, in our names.
+
+    The encoder must be whole; a decoder or a classification head that is not is left. path: what errors name. Raises
+    WeightsError if the file holds another network, or numbers that are not finite.
+    """
     renamed = {name: ours for name in found if (ours := _rename(name, OURS))}
     if not is_released(found):
         listed = f"begin with {', '.join(list(found)[:3])}" if found else "are none"

@@ -96,6 +96,11 @@ class PretextTask:
         )
 
     @property
+    def shown_shape(self) -> tuple[int, ...]:
+        """What the network sees of a cube: [images, z, y, x] (2D: [images, y, x])."""
+        return self.puzzle.shown_shape if self.puzzle else (1, *self.sample_shape)
+
+    @property
     def chance(self) -> float | None:
         """Accuracy of guessing; None where nothing is classified."""
         return 1 / self.puzzle.num_classes if self.puzzle else None
@@ -122,12 +127,16 @@ class PretextTask:
         return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
 
     def phase(self, epoch: int) -> str:
-        """Tasks with two parts learn to classify first; those with one have one phase, just as long."""
+        """Tasks with two parts learn to classify first; those with one have one phase, just as long.
+
+        So has a task with two parts whose λ of classification is 0: it never classifies.
+        """
         if not self.architecture.restores:
             return CLASSIFICATION
         if self.puzzle is None:
             return RESTORATION
-        return CLASSIFICATION if epoch < self.settings.num_classification_epochs else JOINT
+        first = self.settings.num_classification_epochs if self.pretext.lambda_cls else 0
+        return CLASSIFICATION if epoch < first else JOINT
 
     @property
     def tuning(self) -> Tuning:
@@ -192,8 +201,7 @@ class PretextTask:
 
     def warnings(self, history: Sequence[dict[str, Any]]) -> dict[str, str]:
         """What goes wrong; a part of weight 0 is not meant to learn."""
-        jointly = bool(history) and history[-1]["phase"] == JOINT
-        found = monitors.warnings(history, None if jointly and not self.pretext.lambda_cls else self.chance)
+        found = monitors.warnings(history, self.chance if self.pretext.lambda_cls else None)
         if not self.pretext.lambda_rec:
             found.pop("restoration", None)
         return found

@@ -37,8 +37,9 @@ def cost(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> 
     }  # fmt: skip
 
 
-def _sums(column: list[Estimate]) -> dict[str, float]:
+def _sums(column: list[Estimate]) -> dict[str, float | None]:
+    costs = [one.cost for one in column if one.cost is not None]  # of all stages, or of none
     return {
         "seconds": sum(one.seconds for one in column), "stored_mib": sum(one.stored_mib for one in column),
-        "memory_gib": max(one.memory_gib for one in column), "cost": sum(one.cost or 0.0 for one in column),
+        "memory_gib": max(one.memory_gib for one in column), "cost": sum(costs) if costs else None,
     }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from raygenesis.amounts import duration, size
+from raygenesis.tables import cell
 
 SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}
 WORDS = {
@@ -28,11 +29,9 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 
 
 def number(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value if isinstance(value, str) else str(value)  # a string may be markup
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, str):
+        return value  # it may be markup
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else cell(value)
 
 
 def counted(counts: Mapping[str, int]) -> str:

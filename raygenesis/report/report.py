@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 
 import torch
 
-from raygenesis.amounts import size
+from raygenesis import machine
+from raygenesis.amounts import GIB, size
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import Place, publish, read_json
 from raygenesis.progress import Stopwatch, say
@@ -33,7 +33,7 @@ from raygenesis.workspace import Workspace
 PACKAGES = (
     "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
 )  # fmt: skip
-# The commands that make what is not there yet; `{name}` is a run's, a sweep's or a target's.
+# The commands that make what no record tells the command of; `{name}` is a run's, a sweep's or a target's.
 VERBS = {
     "archive": "ingest --scans SCANS", "autoencoder": "embed", "embeddings": "embed", "index": "discover",
     "patterns": "discover", "crops": "crop", "runs": "pretrain --name {name}", "sweeps": "sweep --name {name}",
@@ -97,13 +97,14 @@ def _artifacts(workspace: Workspace) -> dict[str, Made]:
     made = {}
     for name in names:
         kind, _, given = name.partition("/")
+        folder = workspace.root / name
+        manifest, started = (read_json(folder / file) or {} for file in ("manifest.json", "started.json"))
         verb, *options = VERBS[kind].split()
         words = [verb, *(option.format(name=given or "default") for option in options)]
-        folder = workspace.root / name
+        words = list((manifest or started).get("command", words))
         if (folder / "config.yaml").is_file():  # which another preset would be refused for
             words += ["--preset", str(folder / "config.yaml")]
         command = shlex.join(["raygenesis", *words, "--workspace", str(workspace.root)])
-        manifest, started = (read_json(folder / file) or {} for file in ("manifest.json", "started.json"))
         made[name] = Made(name, folder, manifest, started, command)
     return made
 
@@ -144,15 +145,13 @@ def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Setting
     """Fingerprints and what they were made from, versions, seeds, and the settings of the newest run."""
     config = next((path for run in runs if (path := run["artifact"].folder / "config.yaml").is_file()), None)
     whole = [artifact for artifact in made.values() if artifact.manifest]
-    current = {artifact.name: artifact.manifest["fingerprint"] for artifact in whole}
-    rows = []
-    for artifact in whole:
-        inputs = dict(artifact.manifest["inputs"])
-        now = current | {"run": current.get(f"runs/{artifact.manifest.get('run')}")}
-        stale = {name for name, fingerprint in inputs.items() if now.get(name, fingerprint) != fingerprint}
-        texts = [f"{name} {value}{' (changed since)' * (name in stale)}" for name, value in inputs.items()]
-        row = {"artifact": artifact.name, "fingerprint": artifact.manifest["fingerprint"]}
-        rows.append({**row, "made from": ", ".join(texts)})
+    rows = [
+        {
+            "artifact": artifact.name, "fingerprint": artifact.manifest["fingerprint"],
+            "made from": ", ".join(_made_from(artifact, made)),
+        }
+        for artifact in whole
+    ]  # fmt: skip
     versions = {}
     for package in PACKAGES:
         try:
@@ -169,12 +168,28 @@ def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Setting
     }  # fmt: skip
 
 
+def _made_from(artifact: Made, made: Mapping[str, Made]) -> Iterator[str]:
+    """Each thing that an artifact was made from, with what it was known by, and whether there is another now."""
+    manifest = artifact.manifest
+    known = {name: (then, name, "fingerprint") for name, then in manifest["inputs"].items()}
+    if artifact.name.startswith(
+        "comparisons/"
+    ):  # of targets, which may have grown, by the times when they were finished
+        for title in list(known):
+            target = f"{artifact.folder.name}-{title.removeprefix('transfer ')}"
+            known[title] = (manifest["inputs"][title], f"transfer/{target}", "finished")
+    for start, run in manifest.get("runs", {}).items():
+        known[f"run {run}"] = (manifest["extent"]["initialisations"][start], f"runs/{run}", "fingerprint")
+    for name, (then, source, key) in known.items():
+        now = made[source].manifest.get(key, then) if source in made else then
+        yield f"{name} {then}{' (changed since)' * (now != then)}"
+
+
 def _machine() -> list[str]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return [
-        counted({"CPUs": os.cpu_count() or 1}), f"{memory / 2**30:.1f} GiB memory", ", ".join(gpus) or "no GPU",
-        platform.platform(), f"Python {platform.python_version()}",
+        counted({"cores": machine.num_cores()}), size(machine.memory_gib() * GIB) + " memory",
+        ", ".join(gpus) or "no GPU", platform.platform(), f"Python {platform.python_version()}",
     ]  # fmt: skip
 
 

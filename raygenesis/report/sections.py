@@ -18,6 +18,7 @@ from raygenesis.amounts import duration
 from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
 from raygenesis.archive.cells import decode
 from raygenesis.archive.failures import alike, every_failure, grouped
+from raygenesis.discovery.quality import correlations
 from raygenesis.errors import RaygenesisError, WorkspaceError
 from raygenesis.files import Place, read_json
 from raygenesis.job import is_own, jobs_folder
@@ -186,31 +187,34 @@ def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
 
 
 def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
-    """Mean Pearson correlation of two scans' cubes of the same class, and of different classes.
+    """How scans' cubes correlate with the references' of the same class, and of other classes (`discovery.quality`).
 
-    Held-out patterns when there are two scans of them, else training ones; also the share of them that is uniform.
+    Of held-out scans, where there are any, which were not searched for among all that are like the reference; else of
+    the nearest neighbours. Also the share of these cubes that is uniform.
     """
     shape = tuple(manifest["cube_shape"])
+    classes = (pc.field("label") < galleries.MOST_CLASSES) & (pc.field("scale") == 0)
+
+    def read(where: Any) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
+        table = read_patterns(folder, ("label", "volume_id", "cube"), where & classes)
+        cubes = [decode(cell, shape).ravel() for cell in table["cube"].to_pylist()]
+        return table["label"].to_numpy(), np.array(cubes), pc.count_distinct(table["volume_id"]).as_py()
+
+    of_anchors, anchors, _ = read(predicate(TRAINING, 1))
     for split in (VALIDATION, TRAINING):
-        where = (pc.field("label") < galleries.MOST_CLASSES) & (pc.field("scale") == 0)
-        where &= pc.field("rank") < MOST_SCANS_COMPARED
-        table = read_patterns(folder, ("label", "volume_id", "cube"), predicate(split) & where)
-        labels, volumes = table["label"].to_numpy(), np.array(table["volume_id"].to_pylist(), dtype=str)
-        if len(set(volumes)) < 2:
-            continue
-        cubes = np.stack([decode(cell, shape).ravel() for cell in table["cube"].to_pylist()])
-        spread = cubes.std(1)
-        cubes -= cubes.mean(1, keepdims=True)
-        cubes /= np.maximum(np.linalg.norm(cubes, axis=1, keepdims=True), 1e-9)
-        correlation, same = cubes @ cubes.T, labels[:, None] == labels
-        apart = volumes[:, None] != volumes
-        if (same & apart).any() and (~same & apart).any():
-            by_class = {int(label): correlation[same & apart & (labels == label)] for label in np.unique(labels)}
+        ranks = pc.field("rank") < MOST_SCANS_COMPARED
+        labels, cubes, num_scans = read(
+            predicate(split) & ranks & ((pc.field("rank") > 0) | (pc.field("split") == VALIDATION))
+        )
+        same = of_anchors[:, None] == labels
+        if same.any() and not same.all():
+            correlation = correlations(anchors, cubes)
+            by_class = {int(label): correlation[same & (labels == label)] for label in of_anchors}
             return {
-                "split": split, "scans": len(set(volumes)), "classes": len(by_class),
-                "within": float(correlation[same & apart].mean()), "between": float(correlation[~same & apart].mean()),
+                "split": split, "scans": num_scans, "classes": len(by_class),
+                "within": float(correlation[same].mean()), "between": float(correlation[~same].mean()),
                 "by_class": {label: float(pairs.mean()) for label, pairs in by_class.items() if len(pairs)},
-                "uniform": float((spread < UNIFORM).mean()),
+                "uniform": float((cubes.std(1) < UNIFORM).mean()),
             }  # fmt: skip
     return None
 

@@ -15,6 +15,7 @@ from raygenesis.report.sections import Made, Row
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.sweeps.trial import FAILED
+from raygenesis.tables import cell
 
 MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a scale
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")
@@ -41,7 +42,7 @@ def sweep(artifact: Made) -> dict[str, Any]:
         shown.remove("spread")
     fixed = {key.removeprefix("pretraining.") for key in space} - varied.keys()
     return {
-        "name": artifact.folder.name, "artifact": artifact, "charts": drawn, "cost": costs(trials),
+        "artifact": artifact, "charts": drawn, "cost": costs(trials),
         "table": [{name: row.get(name) for name in shown if name not in fixed} for row in table],
         "words": OBJECTIVES[objective].words, "note": seeds_note(table, chosen["num_seeds"]) if table else "",
         "failed": [_failure(trial, varied) for trial in trials if trial["status"] == FAILED],
@@ -59,7 +60,7 @@ def _marginal(title: str, rows: Sequence[Row], key: str, axis: Any, objective: s
     if isinstance(axis, dict) and len(values) > MOST_CATEGORIES:
         points = [(row[key], row[objective]) for row in rows]
         return charts.marginal(f"{title} by {name}", name, objective, points, log=axis["log"])
-    dots = {_text(value): [row[objective] for row in rows if row[key] == value] for value in values}
+    dots = {cell(value): [row[objective] for row in rows if row[key] == value] for value in values}
     joined = all(isinstance(value, int | float) for value in values)
     return charts.strip(f"{title} by {name}", name, objective, dots, joined=joined, dot="point")
 
@@ -72,15 +73,15 @@ def _parallel(title: str, rows: Sequence[Row], varied: Mapping[str, Any], object
         if isinstance(axis, dict):
             scale = np.log if axis["log"] else np.asarray
             places = _placed(scale([row[key] for row in rows]), scale([axis["low"], axis["high"]]))
-            ticks = [(0.0, _text(axis["low"])), (1.0, _text(axis["high"]))]
+            ticks = [(0.0, cell(axis["low"])), (1.0, cell(axis["high"]))]
         else:
             height = {value: number / max(1, len(values) - 1) for number, value in enumerate(values)}
-            places, ticks = [height[row[key]] for row in rows], [(height[value], _text(value)) for value in values]
+            places, ticks = [height[row[key]] for row in rows], [(height[value], cell(value)) for value in values]
         axes[SYMBOLS.get(key, key.replace("_", " "))] = ticks
         columns.append(places)
     scores = np.array([row[objective] for row in rows], float)
     worst, best = (scores.min(), scores.max())[:: 1 if OBJECTIVES[objective].mode == "max" else -1]
-    axes[objective] = [(0.0, _text(float(worst))), (1.0, _text(float(best)))]
+    axes[objective] = [(0.0, cell(float(worst))), (1.0, cell(float(best)))]
     columns.append(_placed(scores, np.array([worst, best])))
     return charts.parallel(title, axes, np.transpose(columns).tolist(), 0)
 
@@ -97,7 +98,3 @@ def _values(rows: Sequence[Row], key: str, axis: Any) -> list[Any]:
     if isinstance(axis, dict) or all(isinstance(value, int | float) for value in there):
         return sorted(there)
     return [value for value in axis if value in there]
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from raygenesis.files import Place, read_json
+from raygenesis.files import read_json
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart
 from raygenesis.report.sections import Made, Row
 from raygenesis.transfer.metrics import PRIMARY
+from raygenesis.transfer.results import results_in
 from raygenesis.transfer.statistics import SEMANTICS_NOTE
 from raygenesis.transfer.table import LEGEND
 
@@ -21,12 +22,12 @@ SIGNIFICANT = 0.05
 
 def transfer(artifact: Made) -> dict[str, Any]:
     """The table of initialisations, every trial (so far, of a target that is not finished) and an example."""
-    name, image = artifact.folder.name, artifact.folder / "example.npz"
+    title, image = f"Target {artifact.folder.name} example", artifact.folder / "example.npz"
     spacing = artifact.record.get("spacing_mm") or (1, 1)
     return {
-        "name": name, "artifact": artifact, "table": shown(artifact.record.get("shown", [])),
+        "artifact": artifact, "table": shown(artifact.record.get("shown", [])),
         "charts": _strips(artifact),
-        "gallery": galleries.example(image, spacing, f"Target {name} example") if image.is_file() else None,
+        "gallery": galleries.example(image, spacing, title) if image.is_file() else None,
         "task": artifact.record.get("task"),
     }  # fmt: skip
 
@@ -35,7 +36,7 @@ def comparison(artifact: Made) -> dict[str, Any]:
     """Initialisations by targets, what semantics add to each restoration task, and the paper's figures beside ours."""
     record = artifact.record
     return {
-        "name": artifact.folder.name, "artifact": artifact, "overview": shown(record.get("overview", [])),
+        "artifact": artifact, "overview": shown(record.get("overview", [])),
         "cubes": record.get("cubes", {}), "semantics": record.get("semantics", []), "paper": record.get("paper", {}),
         "charts": _with_and_without(artifact), "note": SEMANTICS_NOTE,
     }  # fmt: skip
@@ -52,23 +53,9 @@ def _bold(text: Any) -> Any:
     return text
 
 
-def _trials(folder: Place, record: Row) -> dict[Any, dict[str, list[float]]]:
-    """The primary figure of each trial, by the number of labelled subjects and by initialisation, in their order."""
-    paths: list[Place] = sorted(folder.glob("trial-*.json"))
-    trials = [trial for path in paths if (trial := read_json(path)) is not None]
-    extent = record.get("extent") or {  # what was compared before may still be there
-        "initialisations": dict.fromkeys(trial["initialisation"] for trial in trials),
-        "num_labelled": dict.fromkeys(trial["labelled"] for trial in trials),
-    }
-    out: dict[Any, dict[str, list[float]]] = {}
-    for labelled in extent["num_labelled"]:
-        of = [trial for trial in trials if trial["labelled"] == labelled]
-        dots = {
-            start: [next(iter(trial["figures"].values())) for trial in of if trial["initialisation"] == start]
-            for start in extent["initialisations"]
-        }
-        out[labelled] = {start: column for start, column in dots.items() if column}
-    return {labelled: dots for labelled, dots in out.items() if dots}
+def _dots(starts: Mapping[str, Sequence[Row]]) -> dict[str, list[float]]:
+    """The primary figure, the first, of each initialisation's trials."""
+    return {start: [next(iter(trial["figures"].values())) for trial in trials] for start, trials in starts.items()}
 
 
 def _words_of(metric: str) -> str:
@@ -78,13 +65,10 @@ def _words_of(metric: str) -> str:
 def _strips(artifact: Made) -> list[Chart]:
     """A chart for each number of labelled subjects: a dot a trial."""
     drawn = []
-    paths: list[Place] = list(artifact.folder.glob("trial-*.json"))
-    for labelled, dots in _trials(artifact.folder, artifact.record).items():
-        trial = read_json(paths[0])
-        assert trial is not None
-        metric = next(iter(trial["figures"]))
+    for labelled, starts in results_in(artifact.folder, artifact.record.get("extent")).items():
+        metric = next(iter(next(iter(starts.values()))[0]["figures"]))
         title, of = f"Trials with {labelled} labelled subjects", f"target {artifact.folder.name}"
-        drawn.append(charts.strip(title, "initialisation", _words_of(metric), dots, of=of))
+        drawn.append(charts.strip(title, "initialisation", _words_of(metric), _dots(starts), of=of))
     return drawn
 
 
@@ -94,11 +78,12 @@ def _with_and_without(artifact: Made) -> list[Chart]:
     rows = artifact.record.get("semantics", [])
     for target, labelled in dict.fromkeys((row["target"], row["labelled"]) for row in rows):
         folder = artifact.folder.parent.parent / "transfer" / f"{artifact.folder.name}-{target}"
-        trials = _trials(folder, read_json(folder / "manifest.json") or {}).get(labelled, {})
+        manifest = read_json(folder / "manifest.json") or {}
+        dots = _dots(results_in(folder, manifest.get("extent")).get(labelled, {}))
         told = {
-            row["without"]: (trials[row["without"]], trials[row["with"]], _gain(row))
+            row["without"]: (dots[row["without"]], dots[row["with"]], _gain(row))
             for row in rows
-            if (row["target"], row["labelled"]) == (target, labelled) and {row["without"], row["with"]} <= trials.keys()
+            if (row["target"], row["labelled"]) == (target, labelled) and {row["without"], row["with"]} <= dots.keys()
         }
         if told:
             title = f"{target}, {labelled} labelled"

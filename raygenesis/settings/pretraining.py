@@ -22,7 +22,11 @@ class PretrainingSettings(Section):
     pretext: str = Field("semantic-genesis", description="Pretext task: `raygenesis pretexts` lists them.")
     corruption: str | None = Field(None, description="Corruption set; the pretext task's own when null.")
     lambda_rec: NonNegative | None = Field(None, description="Weight of restoration; the pretext task's when null.")
-    lambda_cls: NonNegative | None = Field(None, description="Weight of the head's task; the pretext task's when null.")
+    lambda_cls: NonNegative | None = Field(
+        None,
+        description="Weight of the head's task in the joint phase; the pretext task's when null. With 0 nothing is "
+        "classified, not even at first.",
+    )
     num_neighbours: Count | None = Field(
         None, description="Use only patterns of rank < K (of random crops: K scans); all when null."
     )

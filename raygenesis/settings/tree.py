@@ -6,7 +6,7 @@ say only what they change.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -49,6 +49,11 @@ class Settings(Section):
     def given(self) -> frozenset[str]:
         """Dotted keys that were given one by one, on the command line: they count more than what a file says."""
         return self._given
+
+    def gpus_of_trial(self, section: Literal["sweep", "finetune"]) -> float:
+        """GPUs of each trial of a sweep or of fine-tuning: what its section says, else 1 with pretraining.use_gpu."""
+        asked = getattr(self, section).num_gpus
+        return float(self.pretraining.use_gpu) if asked is None else asked
 
     @property
     def ndim(self) -> int:

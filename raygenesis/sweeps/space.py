@@ -124,6 +124,12 @@ def for_trial(settings: Settings, point: Point, counts: Mapping[str, int], seed:
     return settings_from(tree)
 
 
+def most_epochs(space: Space, settings: Settings) -> int:
+    """Of the trial that lasts longest."""
+    keys = ("num_classification_epochs", "num_joint_epochs")
+    return sum(max(space.ends(key)) if key in space.axes else getattr(settings.sweep, key) for key in keys)
+
+
 def _name(key: Any) -> str:
     """The setting's name below `pretraining`. Raises SettingsError if there is none or it cannot vary."""
     parts = str(key).split(".")

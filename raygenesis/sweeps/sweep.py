@@ -28,10 +28,11 @@ from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
-from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, read_space
-from raygenesis.sweeps.table import as_csv, costs, rank_points, seeds_note, trial_rows
+from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, most_epochs, read_space
+from raygenesis.sweeps.table import costs, rank_points, seeds_note, trial_rows
 from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
+from raygenesis.tables import aligned, as_csv, cell
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
 from raygenesis.transfer.description import read_description
@@ -53,9 +54,10 @@ def sweep(
     space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns["counts"])
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
-    settings, posed = _with_target(settings, patterns, workspace)
+    settings, posed = _with_target(settings, space, patterns, workspace)
     folder = workspace.sweep(name)
-    stage = _stage(folder, settings, space, patterns, posed)
+    command = ("sweep", "--name", name, *(("--space", "SPACE.yaml") if space_file else ()))
+    stage = _stage(folder, settings, space, patterns, posed, command)
     if stage.is_finished():
         manifest = manifest_of(folder, "sweep")
         if not manifest["counts"]["failures"]:
@@ -71,7 +73,8 @@ def sweep(
     with stage.claimed():
         before = _contents(workspace)
         nodes = sum(node["Alive"] for node in ray.nodes())
-        plan = Plan(settings, patterns, num_gpus, cluster.threads_per_worker(math.ceil(concurrent / nodes)), ready)
+        threads = cluster.threads_per_worker(math.ceil(concurrent / nodes))
+        plan = Plan(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
         queue = _queue(folder, settings, space, concurrent)
         num_trials = settings.sweep.num_seeds * _num_points(settings, space)
         say(
@@ -129,9 +132,12 @@ def _check_held(key: str, asked: int, held: int, space: Space, workspace: Worksp
 
 
 def _with_target(
-    settings: Settings, patterns: Mapping[str, Any], workspace: Workspace
+    settings: Settings, space: Space, patterns: Mapping[str, Any], workspace: Workspace
 ) -> tuple[Settings, Posed | None]:
-    """The target of objective `target`, and the settings with what it and the store say of its reading."""
+    """The target of objective `target`, and the settings with what it and the store say of its reading.
+
+    Raises SettingsError if the target's inputs do not fit a network of the space.
+    """
     if settings.sweep.objective != "target":
         return settings, None
     made_with = patterns["settings"]
@@ -144,24 +150,29 @@ def _with_target(
     # Of several numbers of labelled subjects the first decides.
     finetune = posed.settings.finetune.model_copy(update={"num_labelled": posed.settings.finetune.num_labelled[:1]})
     posed = replace(posed, settings=posed.settings.model_copy(update={"finetune": finetune}))
-    (network,) = find_initialisations([RANDOM], workspace, settings.pretraining, settings.ndim)
-    check_fits(network, posed.form.input_shape, finetune.mode)
+    for network in space.ends("network") if "network" in space.axes else (settings.pretraining.network,):
+        chosen = settings.pretraining.model_copy(update={"network": network})
+        (start,) = find_initialisations([RANDOM], workspace, chosen, settings.ndim)
+        check_fits(start, posed.form.input_shape, finetune.mode)
     return posed.settings, posed
 
 
-def _stage(folder: Place, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None) -> Stage:
+def _stage(
+    folder: Place, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None,
+    command: tuple[str, ...],
+) -> Stage:  # fmt: skip
     """Its settings are those that decide the results: how many trials run at once does not."""
     included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if posed else ())}
     left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
     inputs = {"patterns": patterns["fingerprint"], **({"target": digest_of(posed.target)} if posed else {})}
-    return Stage(folder, {**chosen, "space": space.tree}, inputs)
+    return Stage(folder, {**chosen, "space": space.tree}, inputs, command=command)
 
 
 def _capacity(settings: Settings) -> tuple[float, int]:
     """GPUs of a trial, and how many trials run at once. Raises SettingsError if the cluster never holds one."""
     wanted = settings.sweep
-    num_gpus = wanted.num_gpus if wanted.num_gpus is not None else float(settings.pretraining.use_gpu)
+    num_gpus = settings.gpus_of_trial("sweep")
     key = "sweep.num_gpus" if wanted.num_gpus is not None else "pretraining.use_gpu=true: sweep.num_gpus"
     cluster.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
     room = cluster.at_once(CPUS_PER_TRIAL, num_gpus)
@@ -236,11 +247,9 @@ def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]],
     objective, varied = manifest["objective"], manifest["varied"]
     columns = ["rank", *varied, objective, *(["spread"] if manifest["settings"]["sweep"]["num_seeds"] > 1 else [])]
     columns += [name for name in ("accuracy", "restoration", "seconds", "note") if name != objective]
-    lines = [columns, *([_cell(row.get(name)) for name in columns] for row in manifest["table"])]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
-    for line in lines:
-        padded = (cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False))
-        say("sweep", "  ".join([*padded, line[-1]]).rstrip())
+    lines = [columns, *([cell(row.get(name)) for name in columns] for row in manifest["table"])]
+    for line in aligned(lines, "r" * (len(columns) - 1) + "l"):
+        say("sweep", line)
     for trial in failed:
         told = ", ".join(f"{key}={trial['point'][key]}" for key in varied)
         say("sweep", f"failed: {told}, seed {trial['seed']}: {trial['reason']}")
@@ -255,9 +264,3 @@ def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]],
         "cropped",
     )
     say("sweep", f"{manifest['seconds']:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -87,15 +85,6 @@ def seeds_note(table: Sequence[Mapping[str, Any]], num_seeds: int) -> str:
         f"Differences between points of less than about {2 * typical * (2 / num_seeds) ** 0.5:.2g} (two standard "
         "errors) tell nothing."
     )
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV, with all columns that any of them has."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def trial_rows(trials: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -53,12 +53,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the trials of a sweep have in common. patterns: the store's manifest; target: of objective `target`."""
+    """What the trials of a sweep have in common.
+
+    patterns: the store's manifest; most_epochs: of the longest trial; target: of objective `target`.
+    """
 
     settings: Settings
     patterns: Mapping[str, Any]
     num_gpus: float
     num_threads: int
+    most_epochs: int
     target: Prepared | None = None
 
     @property

@@ -122,14 +122,13 @@ class _Recorder(tune.Callback):
 
 
 def _scheduler(plan: Plan) -> TrialScheduler:
-    """What ends trials early, from a quarter of their epochs on. Both work on plain function trials."""
+    """What ends trials early, from a quarter of the longest's epochs on. Both work on plain function trials."""
     sweep = plan.settings.sweep
-    epochs = sweep.num_classification_epochs + sweep.num_joint_epochs
-    grace = max(1, epochs // 4)
+    grace = max(1, plan.most_epochs // 4)
     compared: dict[str, Any] = {"time_attr": "training_iteration", "metric": PROXY, "mode": "max"}
     if sweep.stopping == "median":
         # By default the rule pauses trials to let others catch up, and ours would begin anew after a pause.
         return MedianStoppingRule(grace_period=grace, min_time_slice=math.inf, **compared)  # type: ignore[arg-type]
     if sweep.stopping == "asha":
-        return AsyncHyperBandScheduler(max_t=epochs + 1, grace_period=grace, reduction_factor=3, **compared)
+        return AsyncHyperBandScheduler(max_t=plan.most_epochs + 1, grace_period=grace, reduction_factor=3, **compared)
     return FIFOScheduler()

@@ -78,6 +78,12 @@ class Samples:
         return memoryview(self._cells[table][row - int(self._starts[table])].as_buffer())
 
 
+def cubes_of_epoch(num_samples: int, batch_size: int) -> tuple[int, int]:
+    """How many cubes a batch of training has, and how many an epoch takes: whole batches, at least one."""
+    batch_size = min(batch_size, num_samples)
+    return batch_size, num_samples // batch_size * batch_size
+
+
 def training_batches(
     num_samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1, num_pieces: int = 1
 ) -> list[list[NDArray[np.int64]]]:
@@ -88,10 +94,10 @@ def training_batches(
     samples than a batch make one smaller batch.
     """
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(num_samples)
-    batch_size = min(batch_size, num_samples)
+    batch_size, num_cubes = cubes_of_epoch(num_samples, batch_size)
     return [
         [np.array_split(piece, world_size)[rank] for piece in np.array_split(batch, num_pieces)]
-        for batch in (order[start : start + batch_size] for start in range(0, num_samples - batch_size + 1, batch_size))
+        for batch in (order[start : start + batch_size] for start in range(0, num_cubes, batch_size))
     ]
 
 

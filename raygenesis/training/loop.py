@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from raygenesis.files import Place, publish
 from raygenesis.training.checkpoints import State
 from raygenesis.training.experiment import Experiment, Row, TrainingError
-from raygenesis.training.feeding import Batch, Samples, ordered_batches, prefetch, training_batches
+from raygenesis.training.feeding import Batch, Samples, cubes_of_epoch, ordered_batches, prefetch, training_batches
 from raygenesis.training.workers import summed, synchronise
 
 # Where the scale of the loss falls below this, it is not for the scale that gradients are not finite.
@@ -160,7 +160,7 @@ def _epoch(
     batches = training_batches(
         len(train), experiment.batch_size, experiment.seed, epoch, workers.rank, workers.world_size, num_pieces
     )
-    num_cubes = min(experiment.batch_size, len(train))
+    num_cubes, _ = cubes_of_epoch(len(train), experiment.batch_size)
     on_gpu = torch.device(workers.device).type == "cuda"
     begin = time.perf_counter()
     with closing(prefetch(train, [piece for batch in batches[now.step :] for piece in batch], pin=on_gpu)) as feed:

@@ -12,14 +12,16 @@ from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place, publish, read_json, remove_tree
+from raygenesis.files import publish, read_json, remove_tree
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.planning.announce import announce, left_to_pretrain
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
-from raygenesis.pretraining.pretrain import pretrain, store_of
+from raygenesis.pretraining.pretrain import check_pretext, pretrain, store_of
 from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, settings_from
+from raygenesis.tables import Rows, as_csv
+from raygenesis.training.feeding import cubes_of_epoch
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.initialisations import check_fits, find_initialisations, is_file
@@ -27,11 +29,12 @@ from raygenesis.transfer.paper import beside_ours
 from raygenesis.transfer.plan import Plan, Start, read_plan
 from raygenesis.transfer.prepared import pose
 from raygenesis.transfer.published import PUBLISHED
+from raygenesis.transfer.results import results_in
 from raygenesis.transfer.runs import Run, runs_of
 from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import RANDOM, SEMANTICS_NOTE, semantics_of
-from raygenesis.transfer.table import LEGEND, Rows, as_csv, latex, lines_of, markdown, wide
-from raygenesis.workspace import Stage, Workspace, manifest_of
+from raygenesis.transfer.table import LEGEND, latex, lines_of, markdown, wide
+from raygenesis.workspace import Stage, Workspace
 
 # Cubes that a pretraining sees may differ from the plan's by this share, as epochs are whole.
 MOST_APART = 0.1
@@ -45,7 +48,7 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
     """
     watch = Stopwatch()
     plan, targets = read_plan(plan_file)
-    name = plan_file.stem
+    name, command = plan_file.stem, ("compare", plan_file.name)
     folder = workspace.comparison(name)
     _check(plan, name, targets, workspace, settings)
     _make_stores(plan, workspace, settings)
@@ -58,9 +61,9 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
     manifests = {}
     for title, description in targets.items():
         say("compare", f"target {title}")
-        manifests[title] = finetune(description, workspace, settings, starts, f"{name}-{title}")
+        manifests[title] = finetune(description, workspace, settings, starts, f"{name}-{title}", command)
     inputs = {f"transfer {title}": manifest["finished"] for title, manifest in manifests.items()}
-    stage = Stage(folder, {"plan": plan.model_dump(mode="json")}, inputs)
+    stage = Stage(folder, {"plan": plan.model_dump(mode="json")}, inputs, command=command)
     made = read_json(folder / "manifest.json")
     if made is not None and made["fingerprint"] == stage.fingerprint():
         say("compare", f"nothing to do: the tables are in {folder}")
@@ -71,7 +74,7 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
 
 
 def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace: Workspace, settings: Settings) -> None:
-    """Raise what is at fault with targets, weights, or one for the other."""
+    """Raise what is at fault with pretext tasks, targets, weights, or one for the other."""
     for word in (start.weights for start in plan.initialisations if start.weights not in (None, RANDOM)):
         if not is_file(word) and not (workspace.run(word) / "manifest.json").is_file():
             close = difflib.get_close_matches(word, PRETEXTS, n=1)
@@ -82,14 +85,15 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
             )
     given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
     own = {start.title: _settings_of(start, settings) for start in plan.initialisations if start.pretext is not None}
+    for chosen in own.values():
+        check_pretext(chosen, read_json(store_of(workspace, chosen) / "manifest.json"))
     runs = [*runs_of(given, workspace), *(Run(title, workspace, chosen) for title, chosen in own.items())]
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
         posed = pose(description, workspace, settings, runs)
         starts = find_initialisations(given, workspace, settings.pretraining, posed.target.ndim)
-        starts += [
-            find_initialisations([RANDOM], workspace, chosen.pretraining, settings.ndim)[0] for chosen in own.values()
-        ]
+        for chosen in own.values():
+            starts += find_initialisations([RANDOM], workspace, chosen.pretraining, settings.ndim)
         for start in starts:
             check_fits(start, posed.form.input_shape, posed.settings.finetune.mode)
 
@@ -122,7 +126,7 @@ def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, setti
         store_of(workspace, chosen), ["pattern_id"],
         predicate(TRAINING, pretraining.num_neighbours, pretraining.num_coordinates),
     ).num_rows  # fmt: skip
-    an_epoch = max(1, rows // pretraining.batch_size * pretraining.batch_size)
+    _, an_epoch = cubes_of_epoch(rows, pretraining.batch_size)
     epochs = max(1, round(plan.cubes / an_epoch))
     cubes = epochs * an_epoch
     tree = chosen.model_dump(mode="json")
@@ -162,7 +166,7 @@ def _finish(
     semantics = [
         {"target": title, **row}
         for title, manifest in manifests.items()
-        for row in semantics_of(results_in(workspace.transfer(f"{name}-{title}")), manifest["task"])
+        for row in semantics_of(results_in(workspace.transfer(f"{name}-{title}"), manifest["extent"]), manifest["task"])
     ]
     papers = {title: _beside_paper(targets[title], manifest) for title, manifest in manifests.items()}
     pretrained = [{"initialisation": title, "cubes": number} for title, number in cubes.items()]
@@ -192,19 +196,6 @@ def told(overview: Rows, semantics: Rows, pretrained: Rows, papers: Mapping[str,
         f"{title}, beside the paper's Table 2 (%):\n\n{markdown(table)}" for title, table in papers.items() if table
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def results_in(folder: Place) -> dict[int | str, dict[str, list[dict[str, Any]]]]:
-    """The trials of a target: by the number of labelled subjects, by initialisation, in their order."""
-    extent = manifest_of(folder, "finetune")["extent"]
-    results: dict[int | str, dict[str, list[dict[str, Any]]]] = {}
-    trials = [trial for path in folder.glob("trial-*.json") if (trial := read_json(path)) is not None]
-    for trial in sorted(trials, key=lambda trial: trial["trial"]):
-        start, labelled = trial["initialisation"], trial["labelled"]
-        wanted = start in extent["initialisations"] and labelled in extent["num_labelled"]
-        if wanted and trial["trial"] < extent["num_trials"]:
-            results.setdefault(labelled, {}).setdefault(start, []).append(trial)
-    return results
 
 
 def _beside_paper(description: Description, manifest: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:

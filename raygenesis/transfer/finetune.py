@@ -18,6 +18,7 @@ from raygenesis.planning.announce import announce
 from raygenesis.planning.work import finetune as finetune_work
 from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings
+from raygenesis.tables import as_csv
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
@@ -28,7 +29,7 @@ from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, digest_of, po
 from raygenesis.transfer.runs import runs_of
 from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
-from raygenesis.transfer.table import LEGEND, as_csv, latex, lines_of, markdown, told
+from raygenesis.transfer.table import LEGEND, latex, lines_of, markdown, told
 from raygenesis.transfer.trial import run_trial, trial_path
 from raygenesis.workspace import Stage, Workspace, digest, manifest_of
 
@@ -42,13 +43,13 @@ EXTENT = {"num_trials", "num_labelled"}
 
 def finetune(
     description: Description, workspace: Workspace, settings: Settings, starts: Sequence[str] = STARTS,
-    name: str = "default",
+    name: str = "default", command: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Learn a target task from each initialisation and compare them; returns the manifest.
 
-    starts: `random`, names of the workspace's runs, files of weights. Results go to `transfer/<name>/`. Trials that are
-    there are kept: an interrupted call goes on, and more trials, initialisations or numbers of labelled subjects are
-    added to what there is.
+    starts: `random`, names of the workspace's runs, files of weights. command: what this is a part of. Results go to
+    `transfer/<name>/`. Trials that are there are kept: an interrupted call goes on, and more trials, initialisations or
+    numbers of labelled subjects are added to what there is.
     """
     posed = pose(description, workspace, settings, runs_of(starts, workspace))
     target, settings = posed.target, posed.settings
@@ -56,17 +57,21 @@ def finetune(
     for initialisation in initialisations:
         check_fits(initialisation, posed.form.input_shape, settings.finetune.mode)
     folder = workspace.transfer(name)
-    stage = Stage(folder, _chosen(settings, posed.form), {"target": digest_of(target)})
+    own = ("finetune", "--target", "TARGET.yaml", *(word for start in starts for word in ("--from", start)))
+    stage = Stage(
+        folder, _chosen(settings, posed.form), {"target": digest_of(target)}, command=command or (*own, "--name", name)
+    )
     extent = _extent(initialisations, settings)
     if stage.is_finished() and manifest_of(folder, "finetune")["extent"] == extent:
         say("finetune", f"nothing to do: the table is in {folder}")
         return manifest_of(folder, "finetune")
     watch = Stopwatch()
     cluster.connect()
+    segments = target.task == SEGMENTATION
+    announce([finetune_work(settings, initialisations, posed.form.input_shape, segments)], workspace, settings)
     ready = prepare(posed, workspace)  # what is at fault here leaves nothing behind
     with stage.claimed():
         _say_plan(ready, initialisations, settings)
-        announce([finetune_work(settings, len(initialisations))], workspace, settings)
         trials = _run_trials(ready, initialisations, folder, _key(stage))
         randoms = {start.name: start.random for start in initialisations if start.random}
         table = [
@@ -153,6 +158,11 @@ def _chosen(settings: Settings, form: Form) -> dict[str, Any]:
     return {**chosen, "intensity": form.intensity.model_dump(mode="json")}
 
 
+def _is_run(start: Initialisation, stage: Stage) -> bool:
+    """Whether it is one of the workspace's runs."""
+    return start.weights is not None and start.weights.parent == stage.folder.parent.parent / "runs"
+
+
 def _key(stage: Stage) -> str:
     return digest([stage.settings, stage.inputs])
 
@@ -192,6 +202,7 @@ def _finish(
         counts, watch.seconds, task=target.task, classes=list(target.classes), extent=extent,
         spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table], shown=rows,
         is_like_best=[row.is_like_best for row in table],
+        runs={each.name: each.weights.name for each in initialisations if each.weights and _is_run(each, stage)},
     )  # fmt: skip
     for line in lines_of(rows):
         say("finetune", line)

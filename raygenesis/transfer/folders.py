@@ -10,6 +10,7 @@ from pathlib import Path
 from raygenesis.archive.identity import subject_of
 from raygenesis.archive.scans import Scan, survey, without_ending
 from raygenesis.errors import ScanError, SettingsError
+from raygenesis.transfer.csv_tables import named_rows
 from raygenesis.transfer.examples import (
     CLASSIFICATION,
     SEGMENTATION,
@@ -22,7 +23,6 @@ from raygenesis.transfer.examples import (
     Problem,
     Target,
 )
-from raygenesis.transfer.tables import named_rows
 
 MOST_CLASSES = 100  # more different values in a column are numbers, not classes
 

@@ -103,7 +103,7 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     num_classes = len(target.classes)
     if target.task == SEGMENTATION:
         num_classes = form.num_classes or check_classes(classes)
-    num_gpus = _gpus_of(settings)
+    num_gpus = settings.gpus_of_trial("finetune")
     threads = cluster.threads_per_worker(max(1, min(cluster.room_for(CPUS_PER_TRIAL, num_gpus), num_cores())))
     shared = Pose(target.task, num_classes, form, settings.finetune, num_gpus, threads)
     return Prepared(shared, target, split, held, tuple(problems))
@@ -275,13 +275,8 @@ def digest_of(target: Target) -> str:
 
 def _check_room(settings: Settings) -> None:
     """Raise SettingsError if the cluster never has room for a trial."""
-    num_gpus = _gpus_of(settings)
+    num_gpus = settings.gpus_of_trial("finetune")
     key = "finetune.num_gpus"
     if settings.finetune.num_gpus is None:
         key = f"pretraining.use_gpu=true: {key}"
     cluster.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
-
-
-def _gpus_of(settings: Settings) -> float:
-    asked = settings.finetune.num_gpus
-    return float(settings.pretraining.use_gpu) if asked is None else asked

@@ -1,16 +1,13 @@
-"""Tables of a comparison as lines, CSV, Markdown and LaTeX. A table is a sequence of rows, each by column."""
+"""Tables of a comparison as lines, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from raygenesis.tables import Rows, aligned, cell, columns_of
 from raygenesis.transfer.statistics import Against, Comparison
-
-Rows = Sequence[Mapping[str, Any]]
 
 LEGEND = (
     "Mean ± s.d. over trials. **Best**; * cannot be told from the best at p < 0.05 (independent two-sample t-test over "
@@ -61,14 +58,7 @@ def marked(text: str, is_best: bool, is_like_best: bool) -> str:
 
 def lines_of(rows: Rows) -> list[str]:
     """Lines of one width a column, the first column to the left."""
-    cells = _cells(rows, _text)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            [first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))]
-        ).rstrip()
-        for first, *rest in cells
-    ]
+    return aligned(_cells(rows, _text), "lr")
 
 
 def markdown(rows: Rows) -> str:
@@ -79,43 +69,24 @@ def markdown(rows: Rows) -> str:
 def latex(rows: Rows) -> str:
     """A tabular; needs no package."""
     head, *body = (" & ".join(cells) + r" \\" for cells in _cells(rows, _in_latex))
-    columns = "l" + "r" * (len(_columns(rows)) - 1)
+    columns = "l" + "r" * (len(columns_of(rows)) - 1)
     return "\n".join(
         [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}", ""]
     )
-
-
-def as_csv(rows: Rows, columns: Sequence[str] = ()) -> str:
-    """columns: those that there are without rows, too."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns or _columns(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def cell(value: Any, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 def _of(against: Against | None, key: str, form: str) -> str:
     return cell(None if against is None else getattr(against, key), form)
 
 
-def _columns(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row))
-
-
 def _cells(rows: Rows, text_of: Any) -> list[list[str]]:
     """The names of the columns, and each row's texts."""
-    columns = _columns(rows)
+    columns = columns_of(rows)
     return [[text_of(name) for name in columns], *([text_of(row.get(name, "–")) for name in columns] for row in rows)]
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return cell(value, ".3f")
 
 
 def _in_latex(value: Any) -> str:

@@ -76,7 +76,7 @@ def test_writes_a_scan_and_its_labels_for_each_subject_and_the_record_of_how(wri
 def test_a_run_cut_short_ends_in_the_bytes_of_one_never_cut(written: Path, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "sub-001_T1w.nii.gz").write_bytes(b"of another seed")
-    (tmp_path / "scans" / ".sub-002_T1w.nii.gz.part").write_bytes(b"half")
+    (tmp_path / "scans" / ".sub-002_T1w.nii.gz.1a2b3c4d").write_bytes(b"half")
     write_population(tmp_path, SUBJECTS, SEED)
     assert contents(tmp_path) == contents(written)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,12 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from raygenesis.planning import work
-from raygenesis.planning.load import Load
+from raygenesis.planning.load import Load, load_of
 from raygenesis.planning.work import ONE_NODE, Scans, Work
-from raygenesis.settings import load_settings
+from raygenesis.pretraining.networks import Architecture, build_encoder
+from raygenesis.pretraining.pretexts import PRETEXTS
+from raygenesis.settings import load_settings, settings_from
+from raygenesis.transfer.initialisations import Initialisation
 
 SCANS = Scans(1000, 10.0, 6.0)
 MIB = 2**20
@@ -81,7 +85,7 @@ def test_pretraining_reads_its_store_once_or_an_epoch() -> None:
 
 def test_gpus_take_the_work_of_cores() -> None:
     on_gpus = load_settings("paper-3d", ["pretraining.use_gpu=true", "pretraining.num_workers=4"])
-    for found in (work.pretrain(on_gpus), work.sweep(on_gpus), work.finetune(on_gpus)):
+    for found in (work.pretrain(on_gpus), work.sweep(on_gpus), work.default_finetune(on_gpus)):
         assert found.core_s == 0 and found.gpu_s > 0
     assert work.pretrain(on_gpus).most_gpus == 4
     assert work.gpu_s(Load(1000, 0)) < work.core_s(Load(1000, 0)) / 10
@@ -90,9 +94,91 @@ def test_gpus_take_the_work_of_cores() -> None:
 def test_sweeps_and_fine_tuning_are_their_trials() -> None:
     settings = load_settings("cpu-small", ["finetune.num_trials=5", "finetune.num_labelled=[5,20]"])
     assert work.sweep(settings, 16).core_s == pytest.approx(2 * work.sweep(settings, 8).core_s)
-    assert work.finetune(settings, 3).most_cores == 3 * 2 * 5
-    nothing_trained = load_settings("cpu-small", ["finetune.mode=knn"])
-    assert work.finetune(nothing_trained).core_s == 0
+    assert work.default_finetune(settings).most_cores == 2 * 2 * 5
+    assert work.default_finetune(load_settings("cpu-small", ["finetune.mode=knn"])).core_s == 0
+
+
+def test_a_trials_gpus_are_its_own_whatever_pretraining_runs_on() -> None:
+    shared = load_settings("cpu-small", ["sweep.num_gpus=0.25", "finetune.num_gpus=0.25"])
+    trials = 2 * len(shared.finetune.num_labelled) * shared.finetune.num_trials
+    for found, most in ((work.sweep(shared, 8), 2), (work.default_finetune(shared), math.ceil(trials / 4))):
+        assert found.core_s == 0 and found.gpu_s > 0 and found.most_gpus == most
+    assert work.pretrain(shared).gpu_s == 0
+    on_cores = load_settings("cpu-small", ["pretraining.use_gpu=true", "sweep.num_gpus=0"])
+    assert work.sweep(on_cores).gpu_s == 0 and work.sweep(on_cores).core_s > 0
+
+
+def start(**architecture: Any) -> Initialisation:
+    return Initialisation("start", None, Architecture(**{"base_width": 2, **architecture}), "")
+
+
+def test_fine_tuning_is_that_of_the_networks_and_the_target() -> None:
+    # None of it is a target of cubes that the settings' pretext task could be posed.
+    small = load_settings("cpu-small", ["pretraining.pretext=rotation", "finetune.num_steps=10"])
+    narrow, wide, flat = start(), start(base_width=8), start(ndim=2)
+
+    def seconds(starts: list[Initialisation], shape: tuple[int, ...] = (8, 64, 96), segments: bool = True) -> float:
+        return work.finetune(small, starts, shape, segments).core_s
+
+    assert seconds([wide]) > 2 * seconds([narrow])
+    assert seconds([narrow, wide]) == pytest.approx(seconds([narrow]) + seconds([wide]))
+    assert 0 < seconds([narrow], segments=False) < seconds([narrow])
+    assert seconds([flat]) == pytest.approx(8 * seconds([flat], (64, 96)))  # slice by slice
+    frozen = load_settings("cpu-small", ["finetune.mode=frozen"])
+    assert work.finetune(frozen, [narrow], (8, 64, 96), segments=False).core_s == 0  # a probe of its embedding
+    assert work.finetune(frozen, [narrow], (8, 64, 96), segments=True).core_s > 0
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("pretext", PRETEXTS)
+def test_every_pretext_task_has_its_estimate(pretext: str, ndim: int) -> None:
+    shape = [32] * ndim
+    tree = {
+        "autoencoder": {"input_shape": shape, "base_width": 2}, "discovery": {"cube_shape": shape},
+        "pretraining": {"pretext": pretext, "base_width": 2},
+    }  # fmt: skip
+    tree["discovery"]["scales"] = [{"extent_mm": shape}]
+    stages = {each.stage: each for each in work.pipeline(SCANS, settings_from(tree))}
+    assert stages["pretrain"].core_s > 0 and stages["finetune"].core_s > 0
+    assert PRETEXTS[pretext].crops in stages["pretrain"].what
+
+
+def test_a_rubiks_cube_is_its_pieces() -> None:
+    """Eight pieces of 8³ cost what eight images of 8³ do: an encoder sees 4,096 of the 32,768 voxels of the cube."""
+    encoder = load_of(build_encoder(Architecture(base_width=4)), (8, 8, 8))
+    tree = {"pretext": "rubiks-cube", "base_width": 4, "num_classification_epochs": 0, "num_joint_epochs": 1}
+    small = load_settings("cpu-small")
+    cube = settings_from({
+        **small.model_dump(mode="json"), "pretraining": tree,
+        "discovery": {"cube_shape": [32, 32, 32], "scales": [{"extent_mm": [32, 32, 32]}]},
+    })  # fmt: skip
+    seconds = work.pretrain(cube, 1, 0).core_s
+    assert 8 * work.core_s(encoder) < seconds < 9 * work.core_s(encoder)
+
+
+def test_what_is_left_out_of_a_store_is_not_learnt_from() -> None:
+    halves = load_settings("cpu-small", ["pretraining.num_neighbours=12", "pretraining.num_coordinates=4"])
+    counts = {"patterns": 1200, "validation": 200, "neighbours": 24, "coordinates": 16}
+    assert work.selected(halves.pretraining, counts) == (125, 50)  # held-out patients all, of a quarter of the places
+    assert work.selected(load_settings("cpu-small").pretraining, counts) == (1000, 200)
+    all_of_them = load_settings("cpu-small", ["pretraining.num_neighbours=99"])
+    assert work.selected(all_of_them.pretraining, counts) == (1000, 200)
+    shares = 12 / halves.discovery.num_neighbours * 4 / halves.discovery.num_coordinates
+    learnt = work.num_patterns(halves, held_out=False)
+    assert work.pretrain(halves).what.startswith(f"{round(learnt * shares):,} patterns")
+    crops = load_settings(
+        "cpu-small", ["pretraining.pretext=rotation", "discovery.num_crops=8", "pretraining.num_coordinates=2"]
+    )
+    told = {each.stage: each.what for each in work.pipeline(SCANS, crops)}
+    assert told["crop"] == "8,000 crops" and told["pretrain"].startswith("1,600 crops ×")  # 800 scans, two of each
+
+
+def test_without_a_weight_for_classification_none_is_learnt_alone() -> None:
+    joint, alone = (
+        work.pretrain(load_settings("cpu-small", [f"pretraining.lambda_cls={weight}"]), 1000, 0).core_s
+        for weight in (0, 0.01)
+    )
+    assert joint > alone
 
 
 def test_random_crops_need_no_discovery() -> None:

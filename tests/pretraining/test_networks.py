@@ -85,12 +85,6 @@ def test_an_embedding_is_the_bottlenecks_mean_over_space(ndim):
     torch.testing.assert_close(encoder.embed(images), expected)
 
 
-def test_further_input_channels_widen_the_first_convolution_alone():
-    one, four = Encoder(base_width=4), Encoder(base_width=4, num_channels=4).eval()
-    assert four(torch.rand(1, 4, 8, 8, 8))[-1].shape == (1, 64, 1, 1, 1)
-    assert num_parameters(four) - num_parameters(one) == 3 * 27 * 4
-
-
 def test_every_level_reaches_the_restored_image():
     """Skips are used: silence any one level and the image changes."""
     # In training mode, so that batch norm brings every level to the same scale.

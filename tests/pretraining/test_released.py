@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from raygenesis.pretraining.networks import Architecture, PretextNetwork
-from raygenesis.pretraining.released import WeightsError, read_released, summary, write_released
+from raygenesis.pretraining.released import Released, WeightsError, released_in, summary, write_released
+from raygenesis.pretraining.torch_files import read_tensors
 from tests.pretraining.published import PublishedUNet
 
 BASE_WIDTH, NUM_CLASSES = 4, 5
@@ -94,6 +96,10 @@ def assert_same(state, expected):
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         assert state[name].dtype == value.dtype and torch.equal(state[name], value), name
+
+
+def read_released(path: str | Path) -> Released:
+    return released_in(read_tensors(Path(path)), Path(path))
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -16,20 +16,25 @@ import pytest
 import ray
 from PIL import Image
 
+from raygenesis import machine
+from raygenesis.archive.cells import decode
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import write_json
 from raygenesis.report import charts
 from raygenesis.report.pictures import Gallery, mid_slice, picture
 from raygenesis.report.report import report
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Stage, Workspace, manifest_of
 from tests.report.workspaces import (
     HOSTILE,
+    begin,
+    chosen,
     make_archive,
     make_discovery,
     make_run,
     make_sweep,
     make_transfer,
+    pattern_of,
     settings_of,
 )  # fmt: skip
 
@@ -164,7 +169,10 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     # It says what was learnt and what was not.
     assert "warning: neighbours" not in page.text and "Neighbours cannot be told from random patients" in page.text
     assert "random patients by 0.225 (p = 0.8" in page.text and "They were searched exactly." in page.text
-    assert "Cubes of the same class correlate by" in page.text and "This cannot be shown" not in page.text
+    assert (
+        "Held-out scans' cubes correlate with the reference's of the same class by" in page.text
+        and "This cannot be shown" not in page.text
+    )
     assert page.text.count("nothing is learnt from classification: <b>") == 2  # at the top and at the run
     assert page.text.count("little is learnt from restoration: the mean image") == 2
     assert "Begun, not finished" in page.text and "--name half" in page.text
@@ -218,8 +226,19 @@ def test_cubes_of_a_class_are_more_alike_than_others(workspace: Workspace) -> No
     make_archive(workspace)
     make_discovery(workspace, settings_of(3))
     page = Page(report(workspace, settings_of(3)))
-    within, between = re.search(r"correlate by (\S+) between scans, .* by (\S+)\s", page.text).groups()
-    assert float(within) > 0.5 > abs(float(between))
+    told = re.search(r"cubes correlate with the reference's of the same class by (\S+), .* by (\S+)\s", page.text)
+    assert told is not None
+    within, between = map(float, told.groups())
+    anchors, held_out = (
+        [decode(pattern_of(split, rank, c, "", (16, 16, 16))["cube"], (16, 16, 16)).ravel() for c in (0, 1)]
+        for split, rank in (("train", 0), ("validation", 1))
+    )
+    table = np.corrcoef([*anchors, *held_out])[:2, 2:]
+    # One of the two held-out scans shows what the reference shows, to the voxel.
+    assert within == pytest.approx((1 + np.diag(table).mean()) / 2, abs=2e-3)
+    itself = np.corrcoef(anchors)[0, 1]
+    assert between == pytest.approx((itself + table[~np.eye(2, dtype=bool)].mean()) / 2, abs=2e-3)
+    assert within > 0.5 > abs(between)
 
 
 def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Workspace) -> None:
@@ -235,6 +254,62 @@ def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Wor
     assert re.search(r"report\s*writes this page\s*2026-01-02 03:04", page.text)
     assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30.0 min\s*2\s*0.5\s*2.5\s", page.text)
     assert "a-host" not in page.text and "is damaged" not in page.text
+
+
+def test_a_table_made_from_what_is_another_now_says_so_and_how_it_is_made_again(workspace: Workspace) -> None:
+    settings = settings_of(3)
+    make_archive(workspace)
+    make_discovery(workspace, settings)
+    make_run(workspace, settings, "whole")
+    run = manifest_of(workspace.run("whole"), "pretrain")["fingerprint"]
+
+    def make_target(name: str, *command: str) -> str:
+        extent = {"initialisations": {"random": "r", "ours": run}, "num_trials": 2, "num_labelled": [5]}
+        stage = Stage(workspace.transfer(name), {}, {"target": "t"}, command=command)
+        begin(stage)
+        finished = stage.finish({"trials": 4}, 1.0, extent=extent, runs={"ours": "whole"}, task="segmentation")
+        return str(finished["finished"])
+
+    compared = ("compare", "heads.yaml")
+    make_target("alone", "finetune", "--target", "TARGET.yaml", "--from", "random", "--from", "ours=whole")
+    tables = Stage(
+        workspace.comparison("heads"), {}, {"transfer tissue": make_target("heads-tissue", *compared)}, command=compared
+    )
+    begin(tables)
+    tables.finish({"targets": 1}, 1.0)
+    space, command = {"space": {}}, ("sweep", "--name", "wide", "--space", "SPACE.yaml")
+    begin(Stage(workspace.sweep("wide"), {**chosen(settings, "sweep"), **space}, {}, command=command))
+
+    page = Page(report(workspace, settings))
+    assert "(changed since)" not in page.text and f"run whole {run}" in page.text
+    commands = page.html.partition("<h3>Commands</h3>")[2].partition("</pre>")[0]
+    assert commands.count("raygenesis compare heads.yaml --workspace") == 1 and "--name heads-tissue" not in commands
+    assert "raygenesis finetune --target TARGET.yaml --from random --from ours=whole --workspace" in commands
+    assert "--name wide --space SPACE.yaml --workspace" in page.text  # to go on with
+
+    changed = manifest_of(workspace.run("whole"), "pretrain") | {"fingerprint": "another"}
+    write_json(workspace.run("whole") / "manifest.json", changed)
+    grown = manifest_of(workspace.transfer("heads-tissue"), "finetune") | {"finished": "2099-01-01T00:00:00+00:00"}
+    write_json(workspace.transfer("heads-tissue") / "manifest.json", grown)
+    page = Page(report(workspace, settings))
+    assert page.text.count(f"run whole {run} (changed since)") == 2
+    assert len(re.findall(r"transfer tissue \S+ \(changed since\)", page.text)) == 1
+
+
+def test_prices_give_a_table_of_costs_and_the_machine_is_what_a_container_leaves_of_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory_gib", lambda: 3.0)
+    monkeypatch.setattr(machine, "num_cores", lambda: 1)
+    make_archive(workspace)
+    page = Page(report(workspace, settings_of(3)))
+    assert "1 core, 3.0 GiB memory" in page.text and "Cost by number of scans" not in page.html
+    page = Page(report(workspace, settings_of(3, prices={"cpu_hour": 3600})))
+    table = page.html.partition('aria-label="Cost by number of scans"')[2].partition("</table>")[0]
+    ingest = table.partition(">ingest<")[2].partition("</tr>")[0]
+    costs = [float(cell.replace(",", "")) for cell in re.findall(r"<td[^>]*>\s*([\d,.]+)", ingest)]
+    # 6 seconds to start, and a little for six scans; 0.017 s a scan and more, a price of one a second.
+    assert 6 < costs[0] < 7 and costs[1] > 6 + 1e4 * 0.017 and costs[3] - 6 == pytest.approx(100 * (costs[1] - 6), 0.01)
 
 
 def test_slices_stand_upright_with_the_right_on_the_left() -> None:

@@ -174,7 +174,8 @@ def make_transfer(workspace: Workspace, ndim: int) -> None:
     starts = ("random", "in-painting", "in-painting+semantics")
     for rank, start in enumerate(starts):
         for number in range(2):
-            trial = {"initialisation": start, "labelled": 5, "figures": {"dice": 0.5 + 0.1 * number + 0.05 * rank}}
+            trial = {"initialisation": start, "labelled": 5, "trial": number, "seconds": 1.0}
+            trial["figures"] = {"dice": 0.5 + 0.1 * number + 0.05 * rank}
             write_json(folder / f"trial-{start}-5-{number}.json", trial)
     dice = ("0.550 ± 0.071 *", "0.600 ± 0.071", "**0.650 ± 0.071**")
     shown = [{"initialisation": start, "dice": told, "p trials": "–"} for start, told in zip(starts, dice, strict=True)]

@@ -231,6 +231,7 @@ def test_another_space_under_the_same_name_is_refused(
     without_ray(lambda point, seed: 0.5)
     space = space_file(tmp_path, {"pretraining.lambda_cls": [0.1]})
     first = sweep(workspace, swept(), "one", space)
+    assert first["command"] == ["sweep", "--name", "one", "--space", "SPACE.yaml"]
     # How many run at once, and on what, changes no result.
     assert sweep(workspace, swept(max_concurrent_trials=1, num_gpus=0.5), "one", space) == first
     with pytest.raises(WorkspaceError, match=r"space.pretraining.lambda_cls was \[0.1\] and is now \[0.2\]"):
@@ -277,6 +278,18 @@ def test_the_worse_trials_are_stopped_early_and_stay_in_the_table(
         assert row["retrieval"] == row["lambda_cls"] and row["note"] == f"stopped at epoch {row['epochs']:.0f}"
         assert 2 <= row["epochs"] < EPOCHS
     assert 0 < manifest["cost"]["stopped_seconds"] < manifest["cost"]["seconds"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_is_not_stopped_for_lasting_longer_than_the_sweeps_own_epochs(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "run_trial", made_up(lambda point: point["num_joint_epochs"]))
+    space = space_file(tmp_path, {"pretraining.num_joint_epochs": [EPOCHS - 1, 1]})
+    manifest = sweep(workspace, swept(stopping="asha", max_concurrent_trials=1), "longer", space)
+    best = manifest["table"][0]
+    assert (best["num_joint_epochs"], best["status"], best["epochs"]) == (EPOCHS - 1, "whole", EPOCHS)
 
 
 @pytest.mark.slow
@@ -356,6 +369,24 @@ def test_a_corruption_that_is_too_strong_for_the_cube_is_refused(tmp_path: Path)
     space = space_file(tmp_path, {"pretraining.corruption": ["none", "models-genesis"]})
     with pytest.raises(SettingsError, match=r"at pretraining.corruption=models-genesis: cubes of \(8, 8\) are"):
         sweep(small, settings_from(tree), "refused", space)
+
+
+def test_every_network_of_the_space_must_fit_the_target(tmp_path: Path) -> None:
+    made, shape = Workspace(tmp_path / "workspace"), (32, 32, 32)
+    StorePlan(references=1, coordinates=1, neighbours=2, held_out=2, scales=1, shape=shape).write(made.patterns)
+    write_boxes(tmp_path / "target", 4)
+    description = tmp_path / "target" / "target.yaml"
+    description.write_text("{task: segmentation, images: images, labels: labels}")
+    tree = settings_of().model_dump(mode="json")
+    tree["discovery"] |= {"cube_shape": shape, "scales": [{"extent_mm": shape}], "num_neighbours": 2}
+    tree |= {"autoencoder": {"input_shape": shape}, "sweep": {"objective": "target", "target": str(description)}}
+    tree["finetune"] |= {"input_shape": SHAPE_3D}
+    space = space_file(tmp_path, {"pretraining.network": ["unet", "resnet18"]})
+    with pytest.raises(
+        SettingsError, match=r"finetune.input_shape=.*\(resnet18\) needs sides that are multiples of 32"
+    ):
+        sweep(made, settings_from(tree), "refused", space)
+    assert not made.sweep("refused").exists()
 
 
 @pytest.mark.slow

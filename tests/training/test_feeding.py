@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygenesis.archive.cells import decode, encode
-from raygenesis.training.feeding import PREFETCHED_BATCHES, Samples, ordered_batches, prefetch, training_batches
+from raygenesis.training.feeding import (
+    PREFETCHED_BATCHES,
+    Samples,
+    cubes_of_epoch,
+    ordered_batches,
+    prefetch,
+    training_batches,
+)
 from tests.synthetic import pattern_table
 
 SHAPE = (8, 8, 8)
@@ -111,6 +118,7 @@ def test_every_sample_is_seen_at_most_once_an_epoch_and_only_a_rest_is_left_out(
     assert len(set(seen.tolist())) == len(seen) and set(seen.tolist()) <= set(range(num_samples))
     assert num_samples - len(seen) < batch_size
     assert {len(batch) for batch in batches} == {min(batch_size, num_samples)}
+    assert cubes_of_epoch(num_samples, batch_size) == (len(batches[0]), len(seen))
 
 
 def test_fewer_samples_than_a_batch_make_one_smaller_batch():

@@ -10,7 +10,9 @@ import yaml
 
 from raygenesis.errors import RaygenesisError, SettingsError
 from raygenesis.settings import Settings, settings_from
-from raygenesis.transfer.comparison import compare, results_in, shared_out, told
+from raygenesis.transfer import comparison as module
+from raygenesis.transfer.comparison import compare, shared_out, told
+from raygenesis.transfer.results import results_in
 from raygenesis.workspace import Workspace, manifest_of
 from tests.patterns.stores import StorePlan
 from tests.transfer.made_up import write_run
@@ -73,7 +75,9 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
     runs = {name: manifest_of(workspace.run(f"heads-{name}"), "pretrain") for name in ("semantic-genesis", "strong")}
     assert {run["counts"]["epochs"] for run in runs.values()} == {3}  # of 12 patterns each: 36 cubes of 40
     assert runs["strong"]["settings"]["pretraining"]["lambda_cls"] == 1
-    results = results_in(workspace.transfer("heads-sizes"))
+    sizes = manifest_of(workspace.transfer("heads-sizes"), "compare")
+    assert sizes["command"] == manifest["command"] == ["compare", "heads.yaml"]
+    results = results_in(workspace.transfer("heads-sizes"), sizes["extent"])
     assert set(results) == {2, 4} and all(
         list(starts) == names or set(starts) == set(names) for starts in results.values()
     )
@@ -109,6 +113,11 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
         ({"initialisations": ["random", {"weights": "a.pt", "settings": {"lambda_cls": 1}}]}, "is not pretrained here"),
         ({"initialisations": ["random", "models-genesys"]}, "(did you mean models-genesis?), nor a finished"),
         ({"initialisations": ["random", "boxes/nothing.pt"]}, "boxes/nothing.pt does not exist"),
+        ({"initialisations": ["random", "rubiks-cube"]}, "too small for the pretext task rubiks-cube"),
+        (
+            {"initialisations": ["random", {"pretext": "semantic-genesis", "settings": {"num_neighbours": 7}}]},
+            "pretraining.num_neighbours=7 is more than the 6 in the store",
+        ),
         ({"cubes": 0}, "cubes=0"),
         ({"epochs": 3}, "unknown setting 'epochs'"),
         ({"targets": {"boxes": "nothing.yaml"}}, "nothing.yaml cannot be read"),
@@ -143,6 +152,25 @@ def test_what_else_differs_is_told_with_what_semantics_change() -> None:
     _, table, note = with_semantics.partition("| liver | in-painting |")
     assert table and "random crops of all training scans" in note and "fewer to restoration" in note
     assert "random crops" not in without and without.startswith("| initialisation |")
+
+
+def test_a_store_of_less_than_a_batch_is_an_epoch_of_all_it_holds(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def pretrain(workspace: Workspace, settings: Settings, run: str) -> None:
+        trained.append(settings.pretraining)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "pretrain", pretrain)
+    monkeypatch.setattr(module, "announce", lambda *_: None)
+    tree = settings().model_dump(mode="json")
+    tree["pretraining"] |= {"batch_size": 64}
+    with pytest.raises(KeyboardInterrupt):
+        compare(plan_file(tmp_path, cubes=36), workspace, settings_from(tree))
+    (chosen,) = trained  # of 12 patterns
+    assert chosen.num_classification_epochs + chosen.num_joint_epochs == 3
 
 
 def test_epochs_are_shared_out_in_the_settings_proportion() -> None:

@@ -79,6 +79,8 @@ def test_the_table_says_what_the_trials_found(made: tuple[Target, dict[str, Any]
     target, manifest = made
     assert manifest["counts"]["examples"] == 10 and manifest["counts"]["test_examples"] == 3
     assert manifest["counts"]["pool_subjects"] == 7 and manifest["counts"]["left_out"] == 0
+    made_by = ["finetune", "--target", "TARGET.yaml", "--from", "random", "--from", "default", "--name", "boxes"]
+    assert manifest["command"] == made_by and manifest["runs"] == {"default": "default"}
     with (target.folder / "table.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["initialisation"] for row in table] == list(STARTS)
@@ -175,6 +177,16 @@ def test_sizes_are_classified_in_every_mode(tmp_path: Path, mode: str) -> None:
         assert all(sum(case["answer"]) == pytest.approx(1) for case in trial["test"])
         assert (trial["steps"] > 0) == (mode == "full")
     assert not (target.folder / "predictions").exists()
+
+
+def test_the_settings_own_pretext_task_refuses_no_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rotation could not be posed on inputs that are no squares, and its network's corruption would not fit them."""
+    target = Sizes(tmp_path)
+    tree = target.settings(mode="frozen", input_shape=[8, 16, 24]).model_dump(mode="json")
+    tree["pretraining"] |= {"pretext": "rotation"}
+    described_as = described(target.tree, target.root, "target")
+    manifest = finetune(described_as, target.workspace, settings_from(tree), STARTS, "boxes")
+    assert manifest["counts"]["trials"] == 4 and "finetune: 4 trials: about" in capsys.readouterr().out
 
 
 def test_radii_are_told_better_than_by_their_mean(tmp_path: Path) -> None:

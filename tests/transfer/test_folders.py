@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raygenesis.errors import ScanError, SettingsError
+from raygenesis.transfer.csv_tables import named_rows
 from raygenesis.transfer.examples import Target
 from raygenesis.transfer.folders import read_label_maps, read_table
-from raygenesis.transfer.tables import named_rows
 from tests.archive.dicom_series import STUDY, series, write_all
 from tests.data import HIPPOCAMPI, needs_hippocampi
 from tests.transfer.made_up import write_nifti

@@ -1,9 +1,7 @@
-"""Tables as text, CSV, Markdown and LaTeX."""
+"""Tables as text, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from typing import Any
 
@@ -11,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raygenesis.transfer.statistics import Against, Comparison
-from raygenesis.transfer.table import as_csv, latex, lines_of, markdown, marked, told, wide
+from raygenesis.transfer.table import latex, lines_of, markdown, marked, told, wide
 
 
 def row(name: str, mean: float = 0.5, **changed: Any) -> Comparison:
@@ -62,22 +60,6 @@ def test_a_column_a_target_and_number_of_labelled() -> None:
 
 def test_the_best_is_bold_and_its_likes_are_starred() -> None:
     assert [marked("x", *which) for which in ((True, True), (False, True), (False, False))] == ["**x**", "x *", "x"]
-
-
-CELL = st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1, max_size=6)
-ROWS = st.lists(st.dictionaries(st.sampled_from("abc"), CELL, min_size=1), min_size=1, max_size=4)
-
-
-@given(ROWS)
-def test_csv_comes_back_as_it_was(rows: list[dict[str, str | None]]) -> None:
-    back = list(csv.DictReader(io.StringIO(as_csv(rows), newline="")))
-    columns = {column for each in rows for column in each}
-    assert back == [{column: each.get(column) or "" for column in columns} for each in rows]
-
-
-def test_csv_keeps_numbers_whole() -> None:
-    (back,) = csv.DictReader(io.StringIO(as_csv([{"p": 0.1 + 0.2, "n": None}])))
-    assert float(back["p"]) == 0.1 + 0.2 and back["n"] == ""
 
 
 def test_markdown_has_a_head_and_a_line_a_row() -> None:

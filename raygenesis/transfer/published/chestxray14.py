@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from raygenesis.errors import ScanError
+from raygenesis.transfer.csv_tables import rows
 from raygenesis.transfer.examples import MULTILABEL, TEST, TRAIN, Example, ImageFile, Problem, Target
 from raygenesis.transfer.published.listing import by_name, files_below, usable
-from raygenesis.transfer.tables import rows
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")

@@ -13,6 +13,7 @@ import numpy as np
 
 from raygenesis.archive.itk import data_file
 from raygenesis.errors import ScanError
+from raygenesis.transfer.csv_tables import rows
 from raygenesis.transfer.examples import (
     CLASSIFICATION,
     TEST,
@@ -25,7 +26,6 @@ from raygenesis.transfer.examples import (
     Target,
 )
 from raygenesis.transfer.published.listing import by_name, files_below, usable
-from raygenesis.transfer.tables import rows
 
 TABLE = "candidates_V2.csv"
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "class")

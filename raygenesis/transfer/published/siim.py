@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from raygenesis.archive.dicom import read_header
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
+from raygenesis.transfer.csv_tables import rows
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target, times
 from raygenesis.transfer.published.listing import by_name, files_below, usable
-from raygenesis.transfer.tables import rows
 
 TABLE = "train-rle.csv"
 COLUMNS = ("ImageId", "EncodedPixels")
