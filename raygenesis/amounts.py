@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 MIB, GIB = 2**20, 2**30
 
 
@@ -26,3 +28,8 @@ def several(number: float, units: str) -> str:
     """`1 core`, `2 cores`; units: the plural, with an s."""
     told = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{told} {units.removesuffix('s') if number == 1 else units}"
+
+
+def sides(lengths: Iterable[float]) -> str:
+    """A box by its sides, in the order given: `40×45×45`."""
+    return "×".join(f"{length:.0f}" for length in lengths)

@@ -63,7 +63,8 @@ def ingest_command(
     prune: Annotated[bool, typer.Option("--prune", help="Remove volumes whose files are gone.")] = False,
 ) -> None:  # fmt: skip
     """Scans → OME-Zarr archive with a catalogue and a failures table. Run it again to add what is new."""
-    from raygenesis.archive.ingest import find, ingest
+    from raygenesis.archive.found import find
+    from raygenesis.archive.ingest import ingest
     from raygenesis.planning.announce import announce, left_to_ingest
 
     settings, place = _settings(preset, overrides, keep_ids), _open(workspace)

@@ -20,7 +20,7 @@ from typing import Any
 from raygenesis import machine, progress
 from raygenesis.errors import RaygenesisError
 from raygenesis.files import Place, write_json
-from raygenesis.metrics import set_gauge
+from raygenesis.gauges import set_gauge
 from raygenesis.workspace import Workspace, make_private
 
 BEAT_SECONDS, REMOTE_BEAT_SECONDS = 2.0, 15.0  # on a disk; in an object store, where each costs a request

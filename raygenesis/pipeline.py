@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from raygenesis.amounts import sides
 from raygenesis.archive.catalogue import num_held_out
+from raygenesis.archive.found import Found, find
 from raygenesis.archive.identity import subject_of
-from raygenesis.archive.ingest import Found, check_any, find, ingest, told
+from raygenesis.archive.ingest import check_any, ingest, told
 from raygenesis.archive.readers import read_scan_geometry
 from raygenesis.archive.scans import Scan
 from raygenesis.discovery.coordinates import largest_extent
@@ -19,7 +21,6 @@ from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
-from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.files import Place, read_json
 from raygenesis.planning.announce import (
@@ -132,8 +133,8 @@ def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> No
     if sizes and not roomy:
         source, size = max(sizes.items(), key=lambda item: float(np.prod(item[1])))
         raise SettingsError(
-            f"discovery.scales: the largest crop spans {mm(reach)} mm and no scan is that large (the largest, "
-            f"{told(source)}, is {mm(size)} mm): lower extent_mm"
+            f"discovery.scales: the largest crop spans {sides(reach)} mm and no scan is that large (the largest, "
+            f"{told(source)}, is {sides(size)} mm): lower extent_mm"
         )
     if roomy and _discovers(settings):
         _check_room(*min(roomy.items(), key=lambda item: float(np.prod(item[1]))), reach, settings)
@@ -163,7 +164,7 @@ def _check_room(source: str, size: Any, reach: Any, settings: Settings) -> None:
     most = max(1, math.floor(room / ball))
     if count > most:
         raise SettingsError(
-            f"discovery.num_coordinates={count} does not fit in the smallest scan ({told(source)}, {mm(size)} mm): at "
-            f"most {most} places discovery.min_distance_mm={distance:g} apart leave room for crops of {mm(reach)} "
-            "mm; lower one of the two, or the scales' extent_mm"
+            f"discovery.num_coordinates={count} does not fit in the smallest scan ({told(source)}, {sides(size)} mm): "
+            f"at most {most} places discovery.min_distance_mm={distance:g} apart leave room for crops of "
+            f"{sides(reach)} mm; lower one of the two, or the scales' extent_mm"
         )

@@ -19,8 +19,8 @@ from typing import Any
 from raygenesis._version import __version__
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import Place, folder_bytes, locked, place, read_json, write_json
+from raygenesis.gauges import set_gauge
 from raygenesis.machine import hardware
-from raygenesis.metrics import set_gauge
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,10 @@ class Stage:
             yield
 
     def finish(self, counts: Mapping[str, Any], seconds: float, **facts: Any) -> dict[str, Any]:
-        """Write the manifest, last of all, and return it."""
+        """Write the manifest, last of all, and return it.
+
+        Of the facts `content` goes into the fingerprint, and `bytes` spares looking at every file.
+        """
         if "failures" in counts:
             set_gauge("raygenesis_failures", counts["failures"], stage=self.folder.name)
         manifest = {
@@ -190,7 +193,7 @@ class Stage:
             "fingerprint": self.fingerprint(facts.pop("content", None)),
             "counts": dict(counts),
             "seconds": round(seconds, 3),
-            "bytes": folder_bytes(self.folder),
+            "bytes": facts.pop("bytes", None) or folder_bytes(self.folder),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": __version__,
             **self._command(),

@@ -18,8 +18,8 @@ import pytest
 from raygenesis.archive.failures import FAILURES
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.files import write_table
+from raygenesis.gauges import GAUGES, _gauge, set_gauge
 from raygenesis.job import jobs_folder, recorded
-from raygenesis.metrics import GAUGES, _gauge, set_gauge
 from raygenesis.progress import progress, say
 from raygenesis.settings import PriceSettings
 from raygenesis.status import status

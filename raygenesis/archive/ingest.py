@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,18 @@ import ray
 from raygenesis import cluster
 from raygenesis.amounts import size
 from raygenesis.archive.catalogue import first_volumes, read_catalogue, voxel_bytes, write_catalogue
-from raygenesis.archive.dicom import Header
 from raygenesis.archive.failures import FAILURES
+from raygenesis.archive.found import Found, find
 from raygenesis.archive.identity import Identity, open_identity, subject_of
 from raygenesis.archive.intake import Outcome, take_in
-from raygenesis.archive.scans import File, Scan, Survey, read_headers, survey
-from raygenesis.archive.sources import read_known_headers, read_sources, stamp_of, write_headers, write_sources
+from raygenesis.archive.scans import Scan, Survey
+from raygenesis.archive.sources import read_sources, stamp_of, write_headers, write_sources
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.files import Place, publish, remove_tree, write_table
 from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import ArchiveSettings, Settings
-from raygenesis.workspace import Stage, Workspace, digest, make_private, manifest_of
+from raygenesis.workspace import Stage, Workspace, make_private, manifest_of
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
@@ -37,66 +37,6 @@ LARGE_BYTES, MEMORY_PER_BYTE = 64 * 2**20, 8
 
 # Where `private/` says which folder the archive was made from.
 FOLDER_NOTE = "scans-folder"
-
-# DICOM headers are read here, or where there are more, by Ray.
-HEADERS_PER_BLOCK = 2000
-
-
-@dataclass(frozen=True)
-class Found:
-    """A folder's scans, and what their DICOM headers said."""
-
-    survey: Survey
-    headers: Mapping[File, Header]
-
-    @property
-    def listing(self) -> str:
-        """Identity of the folder's scans: their paths, sizes and modification times."""
-        return digest([[asdict(file) for scan in self.survey.scans for file in scan.files],
-                       [file.source for file in self.survey.aside]])  # fmt: skip
-
-
-def find(scans: Path, workspace: Workspace) -> Found:
-    """Every scan below a folder. DICOM headers that an earlier ingest looked into are not read again."""
-    known = read_known_headers(workspace.private)
-    headers: dict[File, Header] = {}
-
-    def read(root: Path, files: Sequence[File]) -> Iterator[Header | str]:
-        unknown = [file for file in files if file not in known]
-        fresh = iter(_read_headers(root, unknown))
-        for file in files:
-            header = known[file] if file in known else next(fresh)
-            if isinstance(header, Header):
-                headers[file] = header
-            yield header
-
-    return Found(survey(scans, read), headers)
-
-
-def _read_headers(root: Path, files: Sequence[File]) -> Iterator[Header | str]:
-    if len(files) <= HEADERS_PER_BLOCK:
-        yield from read_headers(root, files)
-        return
-    cluster.connect()
-    blocks = [
-        {"number": start, "files": [asdict(file) for file in files[start : start + HEADERS_PER_BLOCK]]}
-        for start in range(0, len(files), HEADERS_PER_BLOCK)
-    ]
-
-    def read(block: dict[str, Any]) -> dict[str, Any]:
-        found = read_headers(root, [File(**file) for file in block["files"]])
-        texts = [json.dumps(asdict(header) if isinstance(header, Header) else header) for header in found]
-        return {"number": block["number"], "headers": texts}
-
-    done: dict[int, list[str]] = {}
-    with progress("ingest", len(files), "headers") as ticker:
-        for row in ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(read).iter_rows():
-            done[row["number"]] = list(row["headers"])
-            ticker.advance(len(row["headers"]))
-    for number in sorted(done):
-        for text in done[number]:
-            header = json.loads(text)
-            yield header if isinstance(header, str) else Header(**header)
 
 
 def ingest(
@@ -148,12 +88,13 @@ def ingest(
             "subjects": len({row["subject_id"] for row in rows}), "failures": len(failures), "known": num_known,
             "removed": len(kept), "other_files": found.survey.num_others,
         }  # fmt: skip
-        first = first_volumes(rows)
+        first, stored = first_volumes(rows), sum(row["stored_bytes"] for row in rows)
         manifest = stage.finish(
             counts, watch.seconds,
             content=[[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows],
             listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
-            voxel_bytes=voxel_bytes(catalogue), stored_bytes=sum(row["stored_bytes"] for row in rows),
+            voxel_bytes=voxel_bytes(catalogue), stored_bytes=stored,
+            bytes=stored,  # the tables beside the volumes are small, and looking takes long
         )  # fmt: skip
         _summarise(manifest, found.survey, outcomes, workspace, identity)
         return manifest

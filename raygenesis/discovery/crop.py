@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raygenesis.amounts import sides
 from raygenesis.archive.catalogue import hash_order
 from raygenesis.archive.source import read_coarse
 from raygenesis.archive.store import level_shape
@@ -17,7 +18,6 @@ from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.parts import Reasons, Visit, finish_store, too_small, write_parts, write_planned
 from raygenesis.discovery.patients import Patients, load_scans
 from raygenesis.discovery.plan import MOST_CROPS, crops_of, plan_visits
-from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.files import remove_tree
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
@@ -65,7 +65,7 @@ def _in_order(scans: Patients, split: str, settings: Settings) -> pa.StringArray
     """
     names = scans.ids.filter(pa.array(scans.eligible(split)))
     if not len(names):
-        reach = mm(np.array(largest_extent(settings.discovery.scales)))
+        reach = sides(np.array(largest_extent(settings.discovery.scales)))
         raise WorkspaceError(
             f"no {split} scan of the archive can hold the largest crop, {reach} mm: lower discovery.scales' extent_mm "
             "or add scans of other subjects"

@@ -20,7 +20,7 @@ from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is
 from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
 from raygenesis.discovery.patients import Patients
 from raygenesis.files import Place
-from raygenesis.metrics import set_gauge
+from raygenesis.gauges import set_gauge
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings

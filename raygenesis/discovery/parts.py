@@ -10,14 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from raygenesis import cluster
-from raygenesis.amounts import size
+from raygenesis.amounts import sides, size
 from raygenesis.archive.catalogue import read_catalogue, read_columns
 from raygenesis.archive.cells import DTYPE, STEPS, encode
 from raygenesis.archive.failures import FAILURES
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients
-from raygenesis.discovery.reference import mm
 from raygenesis.errors import ScanError
 from raygenesis.files import Place, parquet_file, read_table, remove_tree, write_table
 from raygenesis.patterns.reader import made_by
@@ -157,7 +156,7 @@ def _failures(
 
 def too_small(workspace: Workspace, patients: Patients, settings: Settings) -> pa.Table:
     """Failures (schema FAILURES) of the scans that cannot hold the largest crop."""
-    reach = mm(np.array(largest_extent(settings.discovery.scales)))
+    reach = sides(np.array(largest_extent(settings.discovery.scales)))
     names = patients.names(np.flatnonzero(~patients.is_roomy & patients.is_there))
     if not names:
         return FAILURES.empty_table()
@@ -165,7 +164,7 @@ def too_small(workspace: Workspace, patients: Patients, settings: Settings) -> p
         [
             {
                 "source": row["source"],
-                "reason": f"{mm(size_mm(row))} mm is smaller than the largest crop, {reach} mm (discovery.scales)",
+                "reason": f"{sides(size_mm(row))} mm is smaller than the largest crop, {reach} mm (discovery.scales)",
             }
             for row in read_columns(workspace.catalog, ["source", "shape", "spacing_mm"], names).to_pylist()
         ],

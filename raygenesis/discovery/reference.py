@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raygenesis.amounts import sides
 from raygenesis.archive.source import read_coarse
 from raygenesis.archive.store import level_shape
 from raygenesis.discovery.alignment import align
@@ -40,7 +41,7 @@ def choose_coordinates(volumes: Place, row: Mapping[str, Any], number: int, sett
     try:
         centres = spread(places, settings.discovery.num_coordinates, settings.discovery.min_distance_mm, generator)
     except CoordinateError as error:
-        raise CoordinateError(f"reference scan {row['source']} ({mm(size)} mm): {error}") from None
+        raise CoordinateError(f"reference scan {row['source']} ({sides(size)} mm): {error}") from None
     return Reference(row, centres, frame_of(scan, size), scan if settings.discovery.alignment != "none" else None)
 
 
@@ -68,11 +69,6 @@ class Correspondence:
             return aligned.corresponding(reference.centres_mm)
         frame = Frame(self._size, self._size / 2) if self._scan is None else frame_of(self._scan, self._size)
         return corresponding(reference.centres_mm, reference.frame, frame, self._discovery.correspondence)
-
-
-def mm(size: NDArray[np.float64]) -> str:
-    """A size as text."""
-    return "×".join(f"{side:.0f}" for side in size)
 
 
 def _coarse(volumes: Place, row: Mapping[str, Any], settings: Settings) -> NDArray[np.float32]:

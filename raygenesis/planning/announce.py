@@ -11,7 +11,7 @@ from pathlib import Path
 
 from raygenesis import cluster, machine
 from raygenesis.amounts import GIB, MIB, duration, several, size
-from raygenesis.archive.ingest import Found
+from raygenesis.archive.found import Found
 from raygenesis.files import read_json
 from raygenesis.planning import work
 from raygenesis.planning.estimate import estimate

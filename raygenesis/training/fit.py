@@ -20,7 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from raygenesis.cluster import TRAINING_ENVIRONMENT, threads_per_worker
 from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
 from raygenesis.files import Place, read_json, remove_tree, write_json
-from raygenesis.metrics import set_gauge
+from raygenesis.gauges import set_gauge
 from raygenesis.progress import progress, say
 from raygenesis.training.checkpoints import State, newest_checkpoint, newest_step
 from raygenesis.training.experiment import Experiment, Row, TrainingError

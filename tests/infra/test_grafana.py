@@ -10,7 +10,7 @@ import re
 import yaml
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 
-from raygenesis.metrics import GAUGES
+from raygenesis.gauges import GAUGES
 from tests.infra.manifests import CHECKOUT, INFRA
 
 DASHBOARD = json.loads((INFRA / "grafana" / "raygenesis.json").read_text())
