@@ -83,18 +83,30 @@ STAGES: dict[str, Stage] = {
 }
 
 
-# The same work as ever, but slow enough for a node to be lost in the midst of it.
+# The same work as ever, but slow enough for a node to be lost in the midst of it, and for another one to come.
+
+
+def wait(seconds: float) -> None:
+    time.sleep(seconds)
+    deadline = time.monotonic() + 120
+    while held().exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def held() -> Path:
+    """Is there while a node is being started, and work waits for it."""
+    return Path(os.environ["NODES_HELD"])
 
 
 def slow_block(block: Any, **arguments: Any) -> Iterator[dict[str, str]]:
     for outcome in take_in_block(block, **arguments):
-        time.sleep(0.5)
+        wait(0.5)
         yield outcome
 
 
 class SlowEmbedder(Embedder):
     def __call__(self, part: Any) -> Any:
-        time.sleep(3)
+        wait(1)
         return super().__call__(part)
 
 
@@ -104,7 +116,7 @@ def slow_patterns(part: int, *shared: Any) -> Any:
 
 
 def slow_crops(part: int, *shared: Any) -> Any:
-    time.sleep(4)
+    wait(0.5)
     return cropping_part(part, *shared)
 
 
@@ -114,7 +126,7 @@ def slow_shard(*arguments: Any) -> Any:
 
 
 def slow_point(*arguments: Any, **shared: Any) -> None:
-    time.sleep(3)
+    wait(1)
     swept_point(*arguments, **shared)
 
 
@@ -207,7 +219,8 @@ def nodes(num_workers: int) -> Iterator[Any]:
         cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
     try:
-        yield cluster
+        with mock.patch.dict(os.environ, RAY_ADDRESS=cluster.address):  # as `ray job submit` has it
+            yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()  # left to the end of the process, it ends it with an exit code of its own
@@ -239,6 +252,8 @@ def lose_one(cluster: Any, stage: str, workspace: Path, log: list[str]) -> None:
             break
         time.sleep(0.02)
     assert not (workspace / FOLDERS[stage] / "manifest.json").exists()
+    if stage in GROWING:
+        held().touch()
     cluster.remove_node(working[0], allow_graceful=False)
     log.append("lost")
     check_whole(workspace)
@@ -246,6 +261,8 @@ def lose_one(cluster: Any, stage: str, workspace: Path, log: list[str]) -> None:
         return
     with mock.patch("ray._private.utils.set_sigterm_handler"):  # which only the main thread may set
         fresh = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes(120)
+    held().unlink()
     used = False
     while not (workspace / FOLDERS[stage] / "manifest.json").exists():
         used = used or works_on(fresh, loss.title)
@@ -356,12 +373,13 @@ def test_three_nodes_and_a_new_head_in_between_give_what_one_machine_gives(root:
 
 def test_a_node_lost_in_any_stage_costs_nothing_and_one_that_comes_is_used(root: Path, alone: Path) -> None:
     workspace = root / "losing"
-    said = in_a_process(run_losing_nodes, root, workspace, *STAGES)
+    variables = {"NODES_HELD": str(root / "held")}
+    said = in_a_process(run_losing_nodes, root, workspace, *STAGES, variables=variables)
     fates = {line.split()[1]: line for line in said.splitlines() if line.startswith("nodes: ")}
     assert fates.keys() == STAGES.keys()
     for stage, line in fates.items():
         assert "lost" in line, stage
-    assert all("used" in fates[stage] for stage in GROWING)
+    assert [stage for stage in STAGES if "used" in fates[stage]] == list(GROWING)
     check_same(workspace, alone)
     assert figures(workspace) == figures(alone)
 
