@@ -126,7 +126,7 @@ def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> No
     if every and not sizes:
         raise SettingsError(
             f"discovery.cube_shape asks for {settings.ndim}D, and of the {len(every)} scans that were looked at in "
-            f"{scans} none is: choose a preset of theirs (--preset), or give a folder of {settings.ndim}D scans"
+            f"{scans} none is: choose a preset of their dimensions (--preset), or a folder of {settings.ndim}D scans"
         )
     reach = np.array(largest_extent(discovery.scales))
     roomy = {source: size for source, size in sizes.items() if (size >= reach - 1e-6).all()}

@@ -15,28 +15,25 @@ import ray
 
 from raygenesis import cluster
 from raygenesis.amounts import size
-from raygenesis.archive.catalogue import first_volumes, read_catalogue, voxel_bytes, write_catalogue
+from raygenesis.archive.catalogue import first_volumes, voxel_bytes, write_catalogue
 from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.found import Found, find
-from raygenesis.archive.identity import Identity, open_identity, subject_of
+from raygenesis.archive.growth import check_same_folder, earlier_rows, known_outcomes, remember, remove_others, tables
+from raygenesis.archive.identity import Identity, open_identity
 from raygenesis.archive.intake import Outcome, take_in
 from raygenesis.archive.scans import Scan, Survey
-from raygenesis.archive.sources import read_sources, stamp_of, write_headers, write_sources
-from raygenesis.archive.store import volume_folder
+from raygenesis.archive.sources import read_sources
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import Place, publish, remove_tree, write_table
+from raygenesis.files import remove_tree, write_table
 from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import ArchiveSettings, Settings
-from raygenesis.workspace import Stage, Workspace, make_private, manifest_of
+from raygenesis.workspace import Stage, Workspace, manifest_of
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
 
 # Files of more bytes are large; a byte of them may need so many of memory, unpacked and turned into canonical axes.
 LARGE_BYTES, MEMORY_PER_BYTE = 64 * 2**20, 8
-
-# Where `private/` says which folder the archive was made from.
-FOLDER_NOTE = "scans-folder"
 
 
 def ingest(
@@ -51,7 +48,7 @@ def ingest(
     found = found or find(scans, workspace)
     _check_subject_pattern(found.survey.scans, settings.archive.subject_pattern)
     stage = Stage(workspace.archive, {"archive": settings.archive.model_dump(mode="json")}, {})
-    earlier = _earlier_rows(workspace)
+    earlier = earlier_rows(workspace)
     known = read_sources(workspace.private)
     if stage.is_finished():
         manifest = manifest_of(workspace.archive, "ingest")
@@ -60,27 +57,27 @@ def ingest(
             what = f"{counts['volumes']} volumes, {counts['failures']} failures"
             say("ingest", f"nothing to do: all {found.survey.num_found} scans are in {workspace.archive} ({what})")
             return manifest
-    _check_same_folder(scans, found.survey, known, workspace)
+    check_same_folder(scans, found.survey, known, workspace)
     check_any(scans, found.survey)
     watch = Stopwatch()
     if workspace.catalog.is_file():
         open_identity(workspace, settings.archive.keep_ids)  # that its key is lost is said before anything is changed
     with stage.claimed():
-        earlier, known = _earlier_rows(workspace), read_sources(workspace.private)  # no other job changes them any more
+        earlier, known = earlier_rows(workspace), read_sources(workspace.private)  # no other job changes them any more
         identity = open_identity(workspace, settings.archive.keep_ids)
-        outcomes = _known_outcomes(found.survey.scans, known, earlier)
+        outcomes = known_outcomes(found.survey.scans, known, earlier)
         num_known = len(outcomes)
         fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
         outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
-        rows, gone, failures = _tables(found.survey, outcomes, earlier, known, identity, settings.archive)
+        rows, gone, failures = tables(found.survey, outcomes, earlier, known, identity, settings.archive)
         kept = [] if prune else gone
         write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(failures, FAILURES))
         if not rows:
             raise _nothing_readable(scans, found.survey, _failed(found.survey, outcomes, identity))
         rows = sorted(rows + kept, key=lambda row: row["volume_id"])
-        _remember(workspace, scans, found, outcomes, identity, rows, known)
+        remember(workspace, scans, found.survey, found.headers, outcomes, identity, rows, known)
         catalogue = write_catalogue(workspace.catalog, rows)
-        _remove_others(workspace.volumes, rows)
+        remove_others(workspace.volumes, rows)
         if prune and gone:
             say("ingest", f"{len(gone)} volumes removed whose files are gone or no longer readable")
         counts = {
@@ -114,16 +111,6 @@ def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:
         say("ingest", f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {told(passed_by[0])}")
 
 
-def _earlier_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """The catalogue's rows of an earlier ingest by volume id, those whose volumes are still there."""
-    if not workspace.catalog.is_file() or not workspace.volumes.is_dir():
-        return {}
-    stored = {folder.name for folder in workspace.volumes.iterdir()}
-    rows = read_catalogue(workspace.catalog)
-    there = (row for row in rows if volume_folder(workspace.volumes, row["volume_id"]).name in stored)
-    return {row["volume_id"]: row for row in there}
-
-
 def _is_up_to_date(
     manifest: Mapping[str, Any], found: Found, earlier: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
 ) -> bool:
@@ -131,37 +118,6 @@ def _is_up_to_date(
     may_have_passed = any(row["reason"] and not row["is_lasting"] for row in known.values())
     is_whole = len(earlier) == manifest["counts"]["volumes"]
     return manifest.get("listing") == found.listing and is_whole and not may_have_passed
-
-
-def _check_same_folder(
-    scans: Path, found: Survey, known: Mapping[str, Mapping[str, Any]], workspace: Workspace
-) -> None:
-    """Refuse another folder than the archive's, whose paths would be taken for the same files; it may have moved."""
-    path = workspace.private / FOLDER_NOTE
-    if not known or not path.is_file() or path.read_text() == str(scans.resolve()):
-        return
-    stamps = {row["stamp"] for row in known.values()}
-    if not any(stamp_of(scan) in stamps for scan in found.scans):
-        raise WorkspaceError(
-            f"{workspace.archive} was made from {path.read_text()}, and no scan in {scans} is one of that folder: give "
-            "that folder, or choose another workspace"
-        )
-
-
-def _known_outcomes(
-    scans: Sequence[Scan], known: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, dict[str, Any]]
-) -> dict[str, Outcome]:
-    """Outcomes of the scans whose files have not changed since an earlier ingest took them in, or refused them."""
-    outcomes = {}
-    for scan in scans:
-        row = known.get(scan.source)
-        if row is None or row["stamp"] != stamp_of(scan):
-            continue
-        if row["reason"] and row["is_lasting"]:
-            outcomes[scan.source] = Outcome(reason=row["reason"])
-        elif row["volume_ids"] and all(volume_id in earlier for volume_id in row["volume_ids"]):
-            outcomes[scan.source] = Outcome(tuple(earlier[volume_id] for volume_id in row["volume_ids"]))
-    return outcomes
 
 
 def _take_in_all(
@@ -235,52 +191,6 @@ def take_in_block(
         yield {"source": str(files[0]), "outcome": json.dumps(asdict(outcome))}
 
 
-def _tables(
-    found: Survey,
-    outcomes: Mapping[str, Outcome],
-    earlier: Mapping[str, dict[str, Any]],
-    known: Mapping[str, Mapping[str, Any]],
-    identity: Identity,
-    settings: ArchiveSettings,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
-    """Catalogue rows, those of earlier files that are gone, and failure rows, each by source."""
-    rows: list[dict[str, Any]] = []
-    failures = [{"source": identity.source(file.source), "reason": file.reason} for file in found.aside]
-    first: dict[str, dict[str, Any]] = {}
-    readable = set()
-    for scan in found.scans:
-        outcome = outcomes[scan.source]
-        source = identity.source(scan.name, scan.source)
-        if outcome.reason:
-            failures.append({"source": source, "reason": outcome.reason})
-        else:
-            readable |= {source, scan.name}
-        subject = identity.subject(subject_of(scan, settings.subject_pattern))
-        for record in outcome.records:
-            row = {**record, "subject_id": subject, "source": source, "source_bytes": scan.num_bytes}
-            original = first.setdefault(row["voxel_fingerprint"], row)
-            if original is row:
-                rows.append(row)
-            else:
-                failures.append({"source": source, "reason": f"same voxels as {original['source']}"})
-    # Also of a file that is there and cannot be read any more: half a copy must not cost the whole one.
-    names = {row["source"]: row["name"] for row in known.values()}
-    gone = [row for row in earlier.values() if not readable & {row["source"], names.get(row["source"])}]
-    removed = [row for row in gone if row["voxel_fingerprint"] not in first]
-    return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
-
-
-def _remove_others(volumes: Place, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Remove what the catalogue does not have: duplicates, superseded, pruned and half-written volumes.
-
-    None is another job's, as the stage is claimed; some may be those of an ingest that was killed.
-    """
-    kept = {volume_folder(volumes, row["volume_id"]).name for row in rows}
-    for folder in volumes.glob("*.ome.zarr*"):
-        if folder.name not in kept:
-            remove_tree(folder)
-
-
 def told(path: str, name: str = "", identity: Identity | None = None) -> str:
     """What a message calls a scan: its path, but on a joined cluster what the archive calls it.
 
@@ -308,42 +218,6 @@ def check_any(scans: Path, found: Survey) -> None:
 def _nothing_readable(scans: Path, found: Survey, failed: Sequence[tuple[str, str]]) -> ScanError:
     source, reason = failed[0]
     return ScanError(f"none of the {found.num_found} scans in {scans} can be read; the first: {source}: {reason}")
-
-
-def _remember(
-    workspace: Workspace,
-    scans: Path,
-    found: Found,
-    outcomes: Mapping[str, Outcome],
-    identity: Identity,
-    catalogue: Sequence[Mapping[str, Any]],
-    known: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Write the private tables: every file of the folder, and those that are gone and whose volumes stay."""
-    kept = {row["voxel_fingerprint"]: row["volume_id"] for row in catalogue}
-    rows: list[Mapping[str, Any]] = [
-        {
-            "source": identity.source(scan.name, scan.source), "path": scan.source, "name": scan.name,
-            "stamp": stamp_of(scan),
-            # Of a duplicate the volume that stays.
-            "volume_ids": [kept[record["voxel_fingerprint"]] for record in outcomes[scan.source].records],
-            "reason": outcomes[scan.source].reason, "is_lasting": outcomes[scan.source].is_lasting,
-        }
-        for scan in found.survey.scans
-    ]  # fmt: skip
-    rows += [
-        {
-            "source": identity.source(file.source), "path": file.source, "name": file.source, "stamp": "",
-            "volume_ids": [], "reason": file.reason, "is_lasting": True,
-        }
-        for file in found.survey.aside
-    ]  # fmt: skip
-    present, ids = {row["path"] for row in rows}, {row["volume_id"] for row in catalogue}
-    rows += [row for path, row in known.items() if path not in present and ids & set(row["volume_ids"])]
-    make_private(workspace.private)
-    write_sources(workspace.private, rows)
-    write_headers(workspace.private, found.headers)
-    publish(workspace.private / FOLDER_NOTE, lambda aside: aside.write_text(str(scans.resolve())))
 
 
 def _summarise(

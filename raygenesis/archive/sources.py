@@ -23,10 +23,7 @@ SOURCES = pa.schema(
     [
         ("source", pa.string()),  # as the catalogue and the failures have it
         ("path", pa.string()),  # below the scans folder
-        (
-            "name",
-            pa.string(),
-        ),  # a DICOM series' own, else the path: what it is known by when the folder is looked at again
+        ("name", pa.string()),  # a DICOM series' own, which stays though it grows; else the path
         ("stamp", pa.string()),  # of its files' paths, sizes and modification times
         ("volume_ids", pa.list_(pa.string())),
         ("reason", pa.string()),  # why it is no volume

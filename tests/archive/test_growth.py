@@ -125,7 +125,7 @@ def test_what_a_killed_ingest_did_not_come_to_remove_the_next_one_removes(tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-        dying.setattr("raygenesis.archive.ingest.remove_tree", killed)
+        dying.setattr("raygenesis.archive.growth.remove_tree", killed)
         ingest(scans, workspace, SETTINGS, prune=True)
     assert len(list(workspace.volumes.iterdir())) == 3
     (workspace.volumes / "notes.txt").write_text("somebody's own")
