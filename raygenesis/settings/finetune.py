@@ -47,8 +47,7 @@ class FinetuneSettings(Section):
         "the paper.",
     )
     patience: Count | None = Field(
-        None,
-        description="Validations (20 a training) without a better score before stopping; never when null.",
+        None, description="Validations (20 a training) without a better score before stopping; never when null."
     )
     class_balance: Literal["none", "weights"] = Field(
         "weights", description="weights: rare classes count more in the loss of a classification."
