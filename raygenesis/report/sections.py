@@ -77,16 +77,22 @@ class Made:
         kind = self.name.partition("/")[0]
         counts, seconds = self.manifest["counts"], self.manifest["seconds"]
         if kind == "runs" and self.manifest.get("speed"):
-            return f"{self.manifest['speed']['cubes_per_s']:.3g} cubes/s"
+            return f"{_per_second(self.manifest['speed']['cubes_per_s'])} cubes/s"
         key, unit, spared = per_second.get(kind, ("", "", ""))
         done = counts.get(key, 0) - counts.get(spared, 0)
         if not done or not seconds:
             return "–"
-        return f"{done / seconds:.3g} {unit}/s" if done > seconds else f"{seconds / done:.3g} s/{unit[:-1]}"
+        return (
+            f"{_per_second(done / seconds)} {unit}/s" if done > seconds else f"{duration(seconds / done)}/{unit[:-1]}"
+        )
 
     @property
     def record(self) -> Row:
         return self.manifest or self.started
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -245,12 +251,12 @@ def _facts_row(run: Made) -> dict[str, Any]:
     facts = run.manifest
     return {
         "run": run.folder.name, "pretext task": facts["settings"]["pretraining"]["pretext"],
-        "epochs": facts["counts"]["epochs"], "best epoch": facts["epoch"] + 1,
+        "best epoch": f"{facts['epoch'] + 1} of {facts['counts']['epochs']}",
         "accuracy": facts["accuracy"], "chance": facts["chance"], "restoration error": facts["restoration_mse"],
         "identity": facts["identity_mse"], "mean image": facts["mean_image_mse"],
         "anatomy retrieval": facts["retrieval"],
         "untrained": facts.get("retrieval_untrained"), "effective rank": facts["effective_rank"],
-        "cubes": facts["counts"]["patterns"], "seconds": facts["seconds"],
+        "cubes": facts["counts"]["patterns"], "time": duration(facts["seconds"]),
     }  # fmt: skip
 
 

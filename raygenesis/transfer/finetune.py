@@ -158,9 +158,10 @@ def _chosen(settings: Settings, form: Form) -> dict[str, Any]:
     return {**chosen, "intensity": form.intensity.model_dump(mode="json")}
 
 
-def _is_run(start: Initialisation, stage: Stage) -> bool:
-    """Whether it is one of the workspace's runs."""
-    return start.weights is not None and start.weights.parent == stage.folder.parent.parent / "runs"
+def _run_of(start: Initialisation, stage: Stage) -> str | None:
+    """The name of the workspace's run that an initialisation is, if it is one."""
+    weights = start.weights
+    return weights.name if weights is not None and weights.parent == stage.folder.parent.parent / "runs" else None
 
 
 def _key(stage: Stage) -> str:
@@ -202,7 +203,7 @@ def _finish(
         counts, watch.seconds, task=target.task, classes=list(target.classes), extent=extent,
         spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table], shown=rows,
         is_like_best=[row.is_like_best for row in table],
-        runs={each.name: each.weights.name for each in initialisations if each.weights and _is_run(each, stage)},
+        runs={each.name: run for each in initialisations if (run := _run_of(each, stage))},
     )  # fmt: skip
     for line in lines_of(rows):
         say("finetune", line)

@@ -44,6 +44,18 @@ def test_the_report(chromium: Browser, page_file: Path, width: int, scheme: str)
         check(page, width)
 
 
+def test_tables_of_runs_and_targets_fit_on_a_desk_and_scroll_within_their_box_on_a_phone(
+    chromium: Browser, page_file: Path
+) -> None:
+    cut = """[...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth)
+      .map(e => e.getAttribute("aria-label"))"""
+    wide = {"Runs", "Target heads-tissue"}
+    for width, expected in ((1440, set()), (390, wide)):
+        with opened(chromium, page_file, width, "light") as page:
+            assert set(page.evaluate(cut)) & wide == expected
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_the_report_by_keyboard(chromium: Browser, page_file: Path) -> None:
     with opened(chromium, page_file, 1440, "light") as page:
         check_keyboard(page)

@@ -178,7 +178,15 @@ def make_transfer(workspace: Workspace, ndim: int) -> None:
             trial["figures"] = {"dice": 0.5 + 0.1 * number + 0.05 * rank}
             write_json(folder / f"trial-{start}-5-{number}.json", trial)
     dice = ("0.550 ± 0.071 *", "0.600 ± 0.071", "**0.650 ± 0.071**")
-    shown = [{"initialisation": start, "dice": told, "p trials": "–"} for start, told in zip(starts, dice, strict=True)]
+    against = {"to random": "+0.050", "g": "+0.7", "p trials": "–", "p subjects": "0.012", "to best": "-0.050"}
+    against |= {"p best": "0.310", "epochs to converge": "120", "s/trial": "31.1"}
+    shown = [
+        {
+            "initialisation": start, "labelled": "5", "trials": "2", "dice": told, "95 % interval": "0.480 to 0.620",
+            **against,
+        }
+        for start, told in zip(starts, dice, strict=True)
+    ]  # fmt: skip
     label = np.eye(8, dtype=np.uint8)
     with (folder / "example.npz").open("wb") as file:
         np.savez(file, image=np.ones((8, 8), np.float32), label=label, **dict.fromkeys(starts, label))
