@@ -301,6 +301,7 @@ def test_prices_give_a_table_of_costs_and_the_machine_is_what_a_container_leaves
 ) -> None:
     monkeypatch.setattr(machine, "memory_gib", lambda: 3.0)
     monkeypatch.setattr(machine, "num_cores", lambda: 1)
+    monkeypatch.setattr(machine, "_joined", [])  # tests before this one may have joined a Ray of more
     make_archive(workspace)
     page = Page(report(workspace, settings_of(3)))
     assert "1 core, 3.0 GiB memory" in page.text and "Cost by number of scans" not in page.html

@@ -64,6 +64,7 @@ def plan_file(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interrupted_plan_goes_on(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
