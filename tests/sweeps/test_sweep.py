@@ -175,6 +175,34 @@ def test_an_interrupted_tpe_sweep_proposes_the_same_points_and_trains_what_is_mi
     assert total == 18 and again["table"] == first["table"]
 
 
+@pytest.mark.parametrize(
+    ("joined", "search", "most", "said"),
+    [
+        (True, "grid", None, None),  # as many as there is room for, whenever machines come
+        (True, "random", None, None),
+        (True, "tpe", None, 3),  # whose points depend on it; one waits, so that an autoscaler adds a node
+        (True, "grid", 2, 2),
+        (False, "grid", None, 2),
+    ],
+)
+def test_machines_that_come_are_used_unless_it_was_said_how_many_trials_run(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, without_ray: Callable[..., list[Any]],
+    joined: bool, search: str, most: int | None, said: int | None,
+) -> None:  # fmt: skip
+    asked = []
+
+    def run_trials(queue: Queue, plan: Any, patterns: Path, most: int | None, num_trials: int) -> None:
+        asked.append(most)
+        raise KeyboardInterrupt
+
+    without_ray(width)
+    monkeypatch.setattr(module, "run_trials", run_trials)
+    monkeypatch.setattr(cluster, "is_joined", lambda: joined)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(workspace, swept(search=search, max_concurrent_trials=most), f"{joined}-{search}-{most}")
+    assert asked == [said]
+
+
 def test_what_failed_is_tried_again_and_what_was_finished_is_kept(
     workspace: Workspace, tmp_path: Path, without_ray: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
