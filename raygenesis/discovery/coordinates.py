@@ -15,6 +15,8 @@ from raygenesis.settings import DiscoverySettings, Scale
 
 # A voxel shows anatomy where its neighbourhood varies by this share of the scan's standard deviation.
 TEXTURE = 0.1
+# By so much float32 may let the values of a flat scan in [0, 1] vary.
+ROUNDING = 5e-4
 
 NO_PLACE = (
     "no place where a crop fits and shows anatomy: lower discovery.scales' extent_mm or discovery.min_content, or "
@@ -52,7 +54,7 @@ def content(scan: NDArray[np.float32], window: Sequence[int]) -> NDArray[np.floa
     mean = ndimage.uniform_filter(scan, 3, mode="nearest")
     mean_of_squares = ndimage.uniform_filter(np.square(scan), 3, mode="nearest")
     variation = np.sqrt(np.maximum(mean_of_squares - np.square(mean), 0))
-    shows = variation >= max(TEXTURE * float(scan.std()), 1e-6)
+    shows = variation >= max(TEXTURE * float(scan.std()), ROUNDING)
     return ndimage.uniform_filter(shows.astype(np.float32), window, mode="nearest")
 
 

@@ -116,8 +116,9 @@ def test_air_and_flat_tissue_are_no_anatomy_in_any_modality():
         assert (x > 26).sum() == 8 * 20 * 8  # all anatomy where a crop fits
 
 
-def test_a_scan_without_content_has_no_candidates():
-    flat = np.full((8, 8, 8), 0.5, np.float32)
+@pytest.mark.parametrize("value", [0, 1e-3, 0.1, 0.3, 0.5, 0.77, 0.999, 1])  # whatever their squares are rounded to
+def test_a_scan_without_content_has_no_candidates(value):
+    flat = np.full((8, 8, 8), value, np.float32)
     chosen = DiscoverySettings(scales=(Scale(extent_mm=(2, 2, 2)),))
     places = candidates(flat, (1, 1, 1), (8, 8, 8), chosen)
     assert len(places) == 0
