@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from raygenesis.amounts import duration, size
+from raygenesis.amounts import duration, several, size
 from raygenesis.tables import cell
 
 SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}
@@ -36,8 +36,7 @@ def number(value: Any) -> str:
 
 def counted(counts: Mapping[str, int]) -> str:
     """`125 volumes, 1 part`: counts under their names."""
-    parts = [(count, name.replace("_", " ")) for name, count in counts.items()]
-    return ", ".join(f"{number(count)} {name.removesuffix('s') if count == 1 else name}" for count, name in parts)
+    return ", ".join(several(count, name.replace("_", " ")) for name, count in counts.items())
 
 
 def words(key: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from raygenesis import machine
-from raygenesis.amounts import GIB, size
+from raygenesis.amounts import GIB, several, size
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import Place, publish, read_json
 from raygenesis.progress import Stopwatch, say
@@ -22,7 +22,7 @@ from raygenesis.report import sections
 from raygenesis.report.charts import Chart
 from raygenesis.report.cost import cost
 from raygenesis.report.neighbours import neighbours
-from raygenesis.report.page import counted, render
+from raygenesis.report.page import render
 from raygenesis.report.pictures import Gallery
 from raygenesis.report.sections import Made, Row
 from raygenesis.report.sweep import sweep
@@ -188,7 +188,7 @@ def _made_from(artifact: Made, made: Mapping[str, Made]) -> Iterator[str]:
 def _machine() -> list[str]:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return [
-        counted({"cores": machine.num_cores()}), size(machine.memory_gib() * GIB) + " memory",
+        several(machine.num_cores(), "cores"), size(machine.memory_gib() * GIB) + " memory",
         ", ".join(gpus) or "no GPU", platform.platform(), f"Python {platform.python_version()}",
     ]  # fmt: skip
 

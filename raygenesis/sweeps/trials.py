@@ -25,7 +25,7 @@ MOST_LOSSES = 2  # of a trial's process or machine, before it counts as failed
 
 
 def run_trials(queue: Queue, plan: Plan, patterns: Place, most: int | None, num_trials: int) -> None:
-    """Run what the queue holds, each trial that ends leaves its row in the queue and its file.
+    """Run what the queue holds; each trial that ends leaves its row in the queue and its file.
 
     most: trials at once; as many as the cluster has room for, whenever machines come, when None.
     """
