@@ -29,7 +29,7 @@ from raygenesis.discovery.encoders import EncoderError, fit_components, load_sca
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.files import Place, parquet_dataset, place, read_table, write_table
 from raygenesis.progress import Stopwatch, progress, say
-from raygenesis.settings import Settings
+from raygenesis.settings import Settings, settings_beside, taking
 from raygenesis.training.fit import fit_with_ray, samples_from
 from raygenesis.workspace import Stage, Workspace, digest_of_text, manifest_of
 
@@ -114,6 +114,7 @@ def embed(workspace: Workspace, settings: Settings, output: str | Place | None =
 
     A part that is there is not made again, and volumes that came after it get parts of their own.
     """
+    settings = _as_pretrained(settings)
     weights, identity = _encoder(workspace, settings)
     archive = manifest_of(workspace.archive, "ingest")
     folder = place(output) if output else workspace.embeddings
@@ -155,6 +156,13 @@ def embed(workspace: Workspace, settings: Settings, output: str | Place | None =
         f"{len(failed)} failures, {size(manifest['bytes'])}, {watch.seconds:.1f} s → {folder}",
     )
     return manifest
+
+
+def _as_pretrained(settings: Settings) -> Settings:
+    """The settings, with the intensity that the run which is to embed has learnt from, but for keys that were given."""
+    path = place(settings.embedding.encoder)
+    run = settings_beside(path.parent if path.name == "encoder.safetensors" else path)
+    return taking(settings, run.model_dump(mode="json", include={"intensity"})) if run else settings
 
 
 def _encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +24,7 @@ from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.weights import export, num_parameters
 from raygenesis.progress import Stopwatch, say
-from raygenesis.settings import Settings, as_yaml
+from raygenesis.settings import Settings, as_yaml, settings_from, taking
 from raygenesis.training.feeding import Samples
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
 from raygenesis.training.trackers import check_trackers
@@ -43,6 +44,7 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default", ex
     """
     store = store_of(workspace, settings)
     patterns = manifest_of(store, made_by(store))
+    settings = as_stored(settings, patterns)
     folder = workspace.run(name)
     chosen = settings.model_dump(mode="json", include={"pretraining", "seed"}, exclude={"pretraining": EXECUTION})
     if extend:
@@ -98,14 +100,38 @@ def store_of(workspace: Workspace, settings: Settings) -> Place:
     return workspace.patterns if pretext_of(settings.pretraining).crops == PATTERNS else workspace.crops
 
 
-def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask:
-    """The pretext task on a store, whose manifest is given."""
-    counts, shape = patterns["counts"], patterns["cube_shape"]
+def as_stored(settings: Settings, patterns: Mapping[str, Any]) -> Settings:
+    """The settings, with what decided the cubes of a store, whose manifest is given, as they were made.
+
+    A target is read as its run's settings say. Raises SettingsError if other values were given on the command line.
+    """
+    shape = patterns["cube_shape"]
     if len(shape) != settings.ndim:
         raise SettingsError(
             f"the store holds cubes of {len(shape)} sides, {list(shape)}, and discovery.cube_shape="
             f"{list(settings.discovery.cube_shape)} has {settings.ndim}: give the preset that the store was made with"
         )
+    made_with = {key: patterns["settings"][key] for key in ("discovery", "intensity", "validation_fraction")}
+    taken, stored = taking(settings, made_with), taking(settings_from(settings.model_dump(mode="json")), made_with)
+    ours, theirs = (_dotted(each.model_dump(mode="json", include=set(made_with))) for each in (taken, stored))
+    for key, value in theirs.items():
+        if ours[key] != value:  # given on the command line
+            raise SettingsError(
+                f"{key}={json.dumps(ours[key])}, but the cubes in the store were made with {json.dumps(value)}: leave "
+                "it out, or make the store again"
+            )
+    return taken
+
+
+def _dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of settings by their keys, `section.key`."""
+    sections = {section: value if isinstance(value, dict) else {"": value} for section, value in tree.items()}
+    return {f"{section}.{key}".rstrip("."): value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask:
+    """The pretext task on a store, whose manifest is given."""
+    counts, shape = patterns["counts"], patterns["cube_shape"]
     for key in ("num_neighbours", "num_coordinates"):
         asked, held = getattr(settings.pretraining, key), counts[key.removeprefix("num_")]
         if asked is not None and asked > held:
@@ -150,7 +176,7 @@ def check_pretext(settings: Settings, store: Mapping[str, Any] | None = None) ->
     """
     check_trackers(settings.pretraining.trackers)
     if store is not None:
-        pretext_task(settings, store)
+        pretext_task(as_stored(settings, store), store)
         return
     PretextTask(settings.pretraining, settings.seed, settings.discovery.cube_shape, 1, 1)
     if pretext_of(settings.pretraining).crops != PATTERNS:

@@ -18,7 +18,9 @@ from raygenesis.settings.reading import (
     read_mapping,
     read_yaml,
     sentence,
+    settings_beside,
     settings_from,
+    taking,
 )
 from raygenesis.settings.section import Count, Section
 from raygenesis.settings.sweep import SweepSettings
@@ -46,5 +48,7 @@ __all__ = [
     "read_mapping",
     "read_yaml",
     "sentence",
+    "settings_beside",
     "settings_from",
+    "taking",
 ]

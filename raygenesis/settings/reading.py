@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,6 +40,30 @@ def settings_from(tree: dict[str, Any], given: frozenset[str] = frozenset()) -> 
         raise SettingsError(sentence(error, Settings)) from None
     settings._given = given
     return settings
+
+
+def taking(settings: Settings, theirs: Mapping[str, Any]) -> Settings:
+    """The settings, with the sections of another tree as they are there, but for keys that were given one by one."""
+    tree = settings.model_dump(mode="json")
+    for section, value in theirs.items():
+        if section in settings.given:
+            continue
+        if isinstance(value, Mapping):
+            tree[section] |= {key: each for key, each in value.items() if f"{section}.{key}" not in settings.given}
+        else:
+            tree[section] = value
+    return settings_from(tree, settings.given)
+
+
+def settings_beside(folder: Place) -> Settings | None:
+    """The settings of the pretraining run whose folder it is; None if it is not one's. Raises SettingsError."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return None
+    try:
+        return load_settings(str(config))
+    except SettingsError as error:
+        raise SettingsError(f"{config}: {error}") from None
 
 
 def as_yaml(settings: Settings) -> str:

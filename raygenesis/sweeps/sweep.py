@@ -22,9 +22,9 @@ from raygenesis.files import Place, publish, read_json, write_json
 from raygenesis.planning.announce import announce
 from raygenesis.planning.work import sweep as sweep_work
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
-from raygenesis.pretraining.pretrain import EXECUTION, pretext_task
+from raygenesis.pretraining.pretrain import EXECUTION, as_stored, pretext_task
 from raygenesis.progress import Stopwatch, say
-from raygenesis.settings import Settings, as_yaml, settings_from
+from raygenesis.settings import Settings, as_yaml
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
@@ -51,10 +51,11 @@ def sweep(
     before anything is trained, if a point is impossible, needs more than the store holds, or cannot be compared.
     """
     patterns = manifest_of(workspace.patterns, "discover")
+    settings = as_stored(settings, patterns)
     space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns["counts"])
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
-    settings, posed = _with_target(settings, space, patterns, workspace)
+    settings, posed = _with_target(settings, space, workspace)
     folder = workspace.sweep(name)
     command = ("sweep", "--name", name, *(("--space", "SPACE.yaml") if space_file else ()))
     stage = _stage(folder, settings, space, patterns, posed, command)
@@ -131,22 +132,15 @@ def _check_held(key: str, asked: int, held: int, space: Space, workspace: Worksp
     )
 
 
-def _with_target(
-    settings: Settings, space: Space, patterns: Mapping[str, Any], workspace: Workspace
-) -> tuple[Settings, Posed | None]:
-    """The target of objective `target`, and the settings with what it and the store say of its reading.
+def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tuple[Settings, Posed | None]:
+    """The target of objective `target`, and the settings with what it says of its reading.
 
     Raises SettingsError if the target's inputs do not fit a network of the space.
     """
     if settings.sweep.objective != "target":
         return settings, None
-    made_with = patterns["settings"]
-    tree = settings.model_dump(mode="json") | {
-        key: made_with[key] for key in ("intensity", "validation_fraction") if key in made_with
-    }
-    tree["discovery"] |= {"cube_shape": patterns["cube_shape"]}
     assert settings.sweep.target is not None  # the settings ask for it
-    posed = pose(read_description(Path(settings.sweep.target)), workspace, settings_from(tree, settings.given))
+    posed = pose(read_description(Path(settings.sweep.target)), workspace, settings)
     # Of several numbers of labelled subjects the first decides.
     finetune = posed.settings.finetune.model_copy(update={"num_labelled": posed.settings.finetune.num_labelled[:1]})
     posed = replace(posed, settings=posed.settings.model_copy(update={"finetune": finetune}))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raygenesis.errors import SettingsError
 from raygenesis.files import place
 from raygenesis.pretraining.weights import ENCODER_FILE
-from raygenesis.settings import Settings, load_settings, settings_from
+from raygenesis.settings import Settings, settings_beside, taking
 from raygenesis.transfer.initialisations import is_file, named
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace import Workspace
@@ -38,15 +37,10 @@ def as_pretrained(settings: Settings, run: Run) -> Settings:
     """The settings, with intensity, shapes, split and subjects as the run has them but for keys that were given."""
     if run.settings is None:
         return settings
-    tree, theirs = settings.model_dump(mode="json"), run.settings.model_dump(mode="json")
-    for section in SHARED:
-        shared = {key: value for key, value in theirs[section].items() if f"{section}.{key}" not in settings.given}
-        tree[section] |= shared if section not in settings.given else {}
-    if "validation_fraction" not in settings.given:
-        tree["validation_fraction"] = run.settings.validation_fraction
+    theirs = run.settings.model_dump(mode="json", include={*SHARED, "validation_fraction"})
     if settings.archive.subject_pattern is None:
-        tree["archive"]["subject_pattern"] = run.settings.archive.subject_pattern
-    return settings_from(tree, settings.given)
+        theirs["archive"] = {"subject_pattern": run.settings.archive.subject_pattern}
+    return taking(settings, theirs)
 
 
 def _run_of(name: str, start: str, workspace: Workspace) -> Run:
@@ -55,10 +49,4 @@ def _run_of(name: str, start: str, workspace: Workspace) -> Run:
         folder = folder.parent
     elif is_file(start) and not folder.is_dir():
         return Run(name)
-    config, settings = folder / "config.yaml", None
-    if config.is_file():
-        try:
-            settings = load_settings(str(config))
-        except SettingsError as error:
-            raise SettingsError(f"{config}: {error}") from None
-    return Run(name, Workspace(folder.parent.parent), settings)
+    return Run(name, Workspace(folder.parent.parent), settings_beside(folder))

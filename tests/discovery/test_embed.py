@@ -24,13 +24,18 @@ from raygenesis.discovery.encoders import load_scan_encoder, save_encoder
 from raygenesis.discovery.neighbours import build_index
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.files import write_json
+from raygenesis.pretraining.networks import Architecture, PretextNetwork
+from raygenesis.pretraining.weights import export
 from raygenesis.settings import (
     AutoencoderSettings,
     DiscoverySettings,
     EmbeddingSettings,
     IndexSettings,
+    IntensitySettings,
     Scale,
     Settings,
+    as_yaml,
+    settings_from,
 )
 from raygenesis.training.fit import samples_from
 from raygenesis.training.loop import run_epochs
@@ -198,6 +203,28 @@ def test_what_is_no_encoder_is_one_sentence_before_any_work(archive, weights, tm
     with pytest.raises(SettingsError, match=r"flat takes 2D scans and discovery\.cube_shape asks for 3D"):
         embed(made, settings(tmp_path / "flat"))
     assert not made.embeddings.exists()
+
+
+def test_a_run_s_encoder_is_given_images_as_it_was_pretrained(archive, ray_cluster, tmp_path):
+    """Not as the preset of the day says, but as somebody says on the command line."""
+    run = tmp_path / "run"
+    run.mkdir()
+    theirs = Settings(intensity=IntensitySettings(window=(0.2, 0.6)))
+    (run / "config.yaml").write_text(as_yaml(theirs))
+    architecture = Architecture(ndim=3, base_width=2)
+    export(PretextNetwork(architecture), run, {})
+    made, vectors = copy_of(archive, tmp_path / "workspace"), {}
+    for name, chosen in {
+        "run": settings(run),
+        "file": settings(run / "encoder.safetensors"),
+        "same": settings(run, intensity=theirs.intensity),
+        "other": settings_from(settings(run).model_dump(), frozenset({"intensity.window"})),
+    }.items():
+        told = embed(made, chosen, tmp_path / name)
+        vectors[name] = Embeddings(tmp_path / name).take(np.arange(10))
+        assert told["settings"]["intensity"]["window"] == (None if name == "other" else [0.2, 0.6])
+    assert np.array_equal(vectors["run"], vectors["same"]) and np.array_equal(vectors["run"], vectors["file"])
+    assert not np.allclose(vectors["run"], vectors["other"])
 
 
 # --- growing --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from raygenesis.archive.failures import FAILURES
 from raygenesis.files import write_json, write_table
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import checksum, write_part
+from raygenesis.settings import IntensitySettings
 
 
 def noise(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -90,7 +91,11 @@ def write_store(
         "neighbours": plan.neighbours,
     }
     manifest = {
-        "settings": {"discovery": {"scales": scales}},
+        "settings": {
+            "discovery": {"cube_shape": list(plan.shape), "scales": scales},
+            "intensity": IntensitySettings().model_dump(mode="json"),
+            "validation_fraction": 0.2,
+        },
         "inputs": {},
         "fingerprint": "made up",
         "finished": "2026-01-01T00:00:00+00:00",

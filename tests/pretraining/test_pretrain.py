@@ -12,11 +12,11 @@ import torch
 from raygenesis import load_network, load_unet
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.files import read_json
-from raygenesis.pretraining.pretrain import _warnings, check_pretext, pretext_task, pretrain
+from raygenesis.pretraining.pretrain import _warnings, as_stored, check_pretext, pretext_task, pretrain
 from raygenesis.report.report import report
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import Workspace, manifest_of
 from tests.patterns.stores import StorePlan
 
 SHAPE = (32, 32)
@@ -124,6 +124,27 @@ def test_cubes_of_a_store_that_do_not_fit_the_network_are_refused() -> None:
     """The store's, whatever the settings say now."""
     with pytest.raises(SettingsError, match=r"network=resnet18 needs .* of 32, and the store's are \(24, 24\)"):
         pretext_task(settings_of(network="resnet18"), {"counts": COUNTS, "cube_shape": (24, 24)})
+
+
+def test_a_run_keeps_what_its_store_was_made_with_and_not_what_the_preset_of_the_day_says(workspace: Workspace) -> None:
+    """A target is read as the run's settings say."""
+    store = manifest_of(workspace.patterns, "discover")
+    store["settings"]["intensity"] |= {"window": [-1000.0, 400.0], "channel": 1}
+    store["settings"] |= {"validation_fraction": 0.4}
+    chosen = settings_of(num_joint_epochs=7)
+    taken = as_stored(chosen, store)
+    assert taken.intensity.window == (-1000, 400) and taken.intensity.channel == 1
+    assert taken.validation_fraction == 0.4 and taken.pretraining == chosen.pretraining
+    assert [scale.extent_mm for scale in taken.discovery.scales] == [SHAPE]
+    # The same again is no mistake, and something else is.
+    tree = taken.model_dump(mode="json")
+    again = as_stored(settings_from(tree, frozenset({"intensity.window", "validation_fraction"})), store)
+    assert again.model_dump() == taken.model_dump()
+    tree["intensity"]["window"] = [0, 80]
+    told = r"intensity\.window=\[0\.0, 80\.0\], but the cubes in the store were made with \[-1000\.0, 400\.0\]: leave"
+    with pytest.raises(SettingsError, match=told):
+        as_stored(settings_from(tree, frozenset({"intensity.window"})), store)
+    assert as_stored(settings_from(tree), store).model_dump() == taken.model_dump()  # of a preset
 
 
 def test_settings_under_which_no_cube_can_be_corrupted_are_refused_before_any_work() -> None:
