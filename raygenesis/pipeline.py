@@ -12,8 +12,8 @@ import numpy as np
 from raygenesis.amounts import sides
 from raygenesis.archive.catalogue import num_held_out
 from raygenesis.archive.found import Found, find
-from raygenesis.archive.identity import subject_of
-from raygenesis.archive.ingest import check_any, ingest, told
+from raygenesis.archive.identity import name_for_log, subject_of
+from raygenesis.archive.ingest import check_any, ingest
 from raygenesis.archive.readers import read_scan_geometry
 from raygenesis.archive.scans import Scan
 from raygenesis.discovery.coordinates import largest_extent
@@ -37,17 +37,13 @@ from raygenesis.progress import Stopwatch, say
 from raygenesis.report.report import report
 from raygenesis.settings import Settings, load_settings
 from raygenesis.sweeps.sweep import sweep
-from raygenesis.transfer.description import read_description
+from raygenesis.transfer.description import Description, read_description, read_target
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace import Workspace
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000
-
-
-# What `run` calls the run with a sweep's best settings.
-BEST = "best"
 
 
 def run(
@@ -57,13 +53,15 @@ def run(
     """ingest → auto-encoder → embed → index → discover → pretrain → report; returns the report's path.
 
     Pretext tasks that learn from random crops need no discovery: ingest → crop → pretrain → report. sweeps: after the
-    pretraining a sweep, and a pretraining with its best settings. target: a file that describes a target task, which is
-    then learnt from random weights and from each pretraining. Raises a RaygenesisError before any work starts if the
-    settings cannot fit the scans, or the target is at fault.
+    pretraining a sweep, and a pretraining with its best settings, `<name>-best`. target: a file that describes a target
+    task, which is then learnt from random weights and from each pretraining. Raises a RaygenesisError before any work
+    starts if the settings cannot fit the scans, or a target is at fault.
     """
     watch = Stopwatch()
     workspace.run(name)  # a name that is no name is refused before any work
-    description = None if target is None else read_description(target)
+    description = None if target is None else _readable(target, settings)
+    if sweeps:
+        _check_sweep(settings)
     found = find(scans, workspace)
     check_any(scans, found.survey)
     check_settings(found.survey.scans, scans, settings)
@@ -84,9 +82,10 @@ def run(
     if sweeps:
         sweep(workspace, settings, name)
         best = load_settings(str(workspace.sweep(name) / "best.yaml"))
-        announce(left_to_pretrain(workspace, best, BEST), workspace, best)
-        pretrain(workspace, best, BEST)
-        starts.append(BEST)
+        best_name = f"{name}-best"
+        announce(left_to_pretrain(workspace, best, best_name), workspace, best)
+        pretrain(workspace, best, best_name)
+        starts.append(best_name)
     if description is not None:
         finetune(description, workspace, settings, starts, name)
     page = report(workspace, settings)
@@ -96,6 +95,23 @@ def run(
 
 def _discovers(settings: Settings) -> bool:
     return pretext_of(settings.pretraining).crops == PATTERNS
+
+
+def _readable(target: Path, settings: Settings) -> Description:
+    """A target's description, whose files are there; nothing is decoded."""
+    description = read_description(target)
+    read_target(description, settings.archive.subject_pattern)
+    return description
+
+
+def _check_sweep(settings: Settings) -> None:
+    if not _discovers(settings):
+        raise SettingsError(
+            f"--sweep: pretraining.pretext={settings.pretraining.pretext} learns from random crops, and a sweep's "
+            "points share discovered patterns: leave --sweep out, or choose a pretext task that learns from patterns"
+        )
+    if settings.sweep.target is not None and settings.sweep.objective == "target":
+        _readable(Path(settings.sweep.target), settings)
 
 
 def _check_same_scans(found: Found, scans: Path, workspace: Workspace) -> None:
@@ -134,7 +150,7 @@ def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> No
         source, size = max(sizes.items(), key=lambda item: float(np.prod(item[1])))
         raise SettingsError(
             f"discovery.scales: the largest crop spans {sides(reach)} mm and no scan is that large (the largest, "
-            f"{told(source)}, is {sides(size)} mm): lower extent_mm"
+            f"{name_for_log(source)}, is {sides(size)} mm): lower extent_mm"
         )
     if roomy and _discovers(settings):
         _check_room(*min(roomy.items(), key=lambda item: float(np.prod(item[1]))), reach, settings)
@@ -164,7 +180,7 @@ def _check_room(source: str, size: Any, reach: Any, settings: Settings) -> None:
     most = max(1, math.floor(room / ball))
     if count > most:
         raise SettingsError(
-            f"discovery.num_coordinates={count} does not fit in the smallest scan ({told(source)}, {sides(size)} mm): "
-            f"at most {most} places discovery.min_distance_mm={distance:g} apart leave room for crops of "
-            f"{sides(reach)} mm; lower one of the two, or the scales' extent_mm"
+            f"discovery.num_coordinates={count} does not fit in the smallest scan ({name_for_log(source)}, "
+            f"{sides(size)} mm): at most {most} places discovery.min_distance_mm={distance:g} apart leave room for "
+            f"crops of {sides(reach)} mm; lower one of the two, or the scales' extent_mm"
         )

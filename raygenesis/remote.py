@@ -129,7 +129,10 @@ class RemotePath:
             store.delete_file(self.key)
 
     def remove_tree(self) -> None:
-        """Remove a folder, if it is there; a volume stops being one first of all."""
+        """Remove a folder or a file, if it is there; a volume stops being one first of all."""
+        if self.is_file():
+            self.unlink(missing_ok=True)
+            return
         (self / MARKER).unlink(missing_ok=True)
         with suppress(FileNotFoundError), self._store() as store:
             store.delete_dir(self.key)

@@ -200,8 +200,8 @@ class Stage:
             **self._hardware(),
             **facts,
         }
+        # `started.json` stays: should the manifest be removed to mend a part, it tells what the others are.
         write_json(self.folder / "manifest.json", manifest)
-        (self.folder / "started.json").unlink(missing_ok=True)
         return manifest
 
     def _command(self) -> dict[str, Any]:

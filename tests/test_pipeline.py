@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raygenesis import cluster
-from raygenesis.errors import ScanError, SettingsError
+from raygenesis.errors import RaygenesisError, ScanError, SettingsError
 from raygenesis.pipeline import run
 from raygenesis.settings import load_settings
 from raygenesis.workspace import Workspace
@@ -56,3 +56,28 @@ def test_a_cluster_s_log_names_no_scan(tmp_path: Path, workspace: Workspace, mon
     with pytest.raises(SettingsError, match=r"the largest, .*, is 7.*×8.*×9.* mm") as small:
         run(tmp_path / "scans", workspace, load_settings("cpu-small", FEW))
     assert ["Jane" in str(error.value) for error in (nothing, small)] == [not is_joined] * 2
+
+
+@pytest.mark.parametrize(
+    ("target", "overrides", "told"),
+    [
+        (
+            None,
+            [CROPS],
+            r"--sweep: pretraining\.pretext=models-genesis learns from random crops, .*: leave --sweep out",
+        ),
+        (None, ["sweep.objective=target", "sweep.target={folder}/t.yaml"], r"images folder .*nowhere does not exist"),
+        (None, ["sweep.objective=target", "sweep.target={folder}/u.yaml"], r"u\.yaml cannot be read"),
+        ("t.yaml", [], r"images folder .*nowhere does not exist"),
+    ],
+)
+def test_what_a_sweep_or_a_target_would_be_refused_for_is_said_before_any_work(
+    tmp_path: Path, workspace: Workspace, target: str | None, overrides: list[str], told: str
+) -> None:
+    (tmp_path / "t.yaml").write_text("task: segmentation\nimages: nowhere\nlabels: nowhere\n")
+    for number in range(4):
+        write_nifti(tmp_path / "scans" / f"sub-{number}.nii", grey((90, 80, 70), np.uint8, number))
+    chosen = load_settings("cpu-small", [*FEW, *(each.format(folder=tmp_path) for each in overrides)])
+    with pytest.raises(RaygenesisError, match=told):
+        run(tmp_path / "scans", workspace, chosen, sweeps=target is None, target=target and tmp_path / target)
+    assert not workspace.archive.exists()

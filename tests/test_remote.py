@@ -228,6 +228,8 @@ def test_a_tree_is_removed_and_its_neighbours_stay(folder: RemotePath, tmp_path:
     assert [path for path in folder.rglob("*") if path.is_file()] == [folder / "v.2"]
     (folder / "v").remove_tree()
     (folder / "none").remove_tree()
+    (folder / "v.2").remove_tree()  # a file
+    assert not any(path.is_file() for path in folder.rglob("*"))
 
 
 def test_arrays_are_read_in_place(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,18 @@ def test_a_stage_is_finished_when_its_manifest_is_there(tmp_path: Path) -> None:
         manifest_of(made.folder, "embed")
     (made.folder / "rows").write_bytes(b"x" * 1000)
     made.finish({"rows": 3}, 1.23456)
-    assert made.is_finished() and names(made.folder) == ["manifest.json", "rows"]
+    assert made.is_finished() and names(made.folder) == ["manifest.json", "rows", "started.json"]
+
+
+def test_an_artifact_whose_manifest_was_removed_is_mended_by_what_made_it_alone(tmp_path: Path) -> None:
+    """As is advised where a part of it is damaged: the other parts stay as they are."""
+    finished(tmp_path, {"archive": "1"})
+    (tmp_path / "artifact" / "manifest.json").unlink()
+    assert not stage(tmp_path, {"archive": "1"}).is_finished()
+    with pytest.raises(WorkspaceError, match=r"seed was 0 and is now 1"):
+        stage(tmp_path, {"archive": "1"}, seed=1).is_finished()
+    with pytest.raises(WorkspaceError, match="was not made from the present archive"):
+        stage(tmp_path, {"archive": "2"}).is_finished()
 
 
 def test_a_manifest_says_what_was_made_of_what_and_by_what(tmp_path: Path) -> None:

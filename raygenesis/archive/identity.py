@@ -12,6 +12,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from raygenesis import cluster
 from raygenesis.archive.scans import Scan, without_ending
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import publish
@@ -75,6 +76,16 @@ def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
 def _write_private(path: Path, text: str) -> None:
     path.touch(mode=0o600)
     path.write_text(text)
+
+
+def name_for_log(path: str, name: str = "", identity: Identity | None = None) -> str:
+    """What a message calls a scan: its path, but on a joined cluster what the archive calls it.
+
+    Others may read the logs of a cluster, and paths may name patients. Nothing is told where there is no key yet.
+    """
+    if not cluster.is_joined():
+        return path
+    return identity.source(name or path, path) if identity else "[no name is told in a cluster's log]"
 
 
 def subject_of(scan: Scan, pattern: str | None) -> str:

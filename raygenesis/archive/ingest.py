@@ -19,7 +19,7 @@ from raygenesis.archive.catalogue import first_volumes, voxel_bytes, write_catal
 from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.found import Found, find
 from raygenesis.archive.growth import check_same_folder, earlier_rows, known_outcomes, remember, remove_others, tables
-from raygenesis.archive.identity import Identity, open_identity
+from raygenesis.archive.identity import Identity, name_for_log, open_identity
 from raygenesis.archive.intake import Outcome, take_in
 from raygenesis.archive.scans import Scan, Survey
 from raygenesis.archive.sources import read_sources
@@ -105,10 +105,13 @@ def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:
     if len(passed_by) == len(scans):
         raise SettingsError(
             f"archive.subject_pattern={pattern!r} matches none of the {len(scans)} paths, the first "
-            f"{told(passed_by[0])}: correct it, or leave it out for one subject a file"
+            f"{name_for_log(passed_by[0])}: correct it, or leave it out for one subject a file"
         )
     if passed_by:
-        say("ingest", f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {told(passed_by[0])}")
+        say(
+            "ingest",
+            f"archive.subject_pattern matches all paths but {len(passed_by)}, the first {name_for_log(passed_by[0])}",
+        )
 
 
 def _is_up_to_date(
@@ -191,22 +194,12 @@ def take_in_block(
         yield {"source": str(files[0]), "outcome": json.dumps(asdict(outcome))}
 
 
-def told(path: str, name: str = "", identity: Identity | None = None) -> str:
-    """What a message calls a scan: its path, but on a joined cluster what the archive calls it.
-
-    Others may read the logs of a cluster, and paths may name patients. Nothing is told where there is no key yet.
-    """
-    if not cluster.is_joined():
-        return path
-    return identity.source(name or path, path) if identity else "[no name is told in a cluster's log]"
-
-
 def _failed(found: Survey, outcomes: Mapping[str, Outcome], identity: Identity | None = None) -> list[tuple[str, str]]:
     """What became no volume, as messages call it and by path, and why."""
     failed = [(file.source, file.source, file.reason) for file in found.aside]
     taken_in = (scan for scan in found.scans if scan.source in outcomes)
     failed += [(scan.source, scan.name, outcomes[scan.source].reason) for scan in taken_in]
-    return [(told(path, name, identity), reason) for path, name, reason in sorted(failed) if reason]
+    return [(name_for_log(path, name, identity), reason) for path, name, reason in sorted(failed) if reason]
 
 
 def check_any(scans: Path, found: Survey) -> None:

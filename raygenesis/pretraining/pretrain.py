@@ -25,6 +25,7 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.weights import export, num_parameters
 from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, as_yaml, settings_from, taking
+from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
 from raygenesis.training.trackers import check_trackers
@@ -228,7 +229,7 @@ def _speed(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _facts(task: PretextTask, state: Mapping[str, Any], samples: Mapping[str, Samples]) -> dict[str, float | None]:
     """What the best epoch reached on held-out subjects, beside what answering without learning reaches."""
-    best = min(state["history"], key=task.score)
+    best = best_of(task, state["history"])
     mean_image = mean_image_error(samples["train"], samples["validation"]) if task.architecture.restores else None
     return {
         "epoch": best["epoch"],

@@ -10,6 +10,7 @@ from raygenesis.pretraining.networks import ImageEncoder
 from raygenesis.training.feeding import Samples, ordered_batches
 
 BATCH_SIZE = 32
+QUERIES = 256  # whose similarities to all are held at once
 
 
 @torch.inference_mode()
@@ -35,18 +36,18 @@ def place_precision(embedding: torch.Tensor, samples: Samples) -> float:
     """
     # In float64: vectors of an encoder that has learnt little differ by less than float32 cosines can tell.
     vectors = functional.normalize(embedding.double())
-    similarity = vectors @ vectors.T
     labels = torch.from_numpy(samples.columns["label"].astype(np.int64))
     _, scan_numbers = np.unique(samples.columns["volume_id"].astype(str), return_inverse=True)
     scans = torch.from_numpy(scan_numbers)
     precisions = []
-    for query in range(len(labels)):
-        others = scans != scans[query]
-        order = similarity[query, others].argsort(descending=True, stable=True)
-        hits = (labels[others] == labels[query])[order].double()
-        if hits.any():
-            precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
-            precisions.append(float((precision * hits).sum() / hits.sum()))
+    for queries in torch.arange(len(labels)).split(QUERIES):
+        for query, similarity in zip(queries, vectors[queries] @ vectors.T, strict=True):
+            others = scans != scans[query]
+            order = similarity[others].argsort(descending=True, stable=True)
+            hits = (labels[others] == labels[query])[order].double()
+            if hits.any():
+                precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+                precisions.append(float((precision * hits).sum() / hits.sum()))
     return float(np.mean(precisions)) if precisions else float("nan")
 
 

@@ -24,6 +24,7 @@ from raygenesis.progress import Stopwatch
 from raygenesis.settings import Settings
 from raygenesis.sweeps.objectives import OBJECTIVES, few_shot_score, measures_of
 from raygenesis.sweeps.space import Point, for_trial
+from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.transfer.prepared import Prepared
@@ -118,15 +119,14 @@ def train_and_measure(
     measured: dict[str, float] = {}
 
     def row(now: Progress) -> dict[str, Any]:
-        best = min(now.history, key=task.score)
+        best = best_of(task, now.history)
         return {
             **measured, "loss": best["val_loss"], "accuracy": best["val_accuracy"], "chance": task.chance,
             "restoration": best.get("val_restoration"), "patterns": len(selection.train), "epochs": len(now.history),
         }  # fmt: skip
 
     def on_epoch(now: Progress) -> None:
-        scores = [task.score(past) for past in now.history]
-        if scores[-1] <= min(scores):
+        if best_of(task, now.history) is now.history[-1]:
             network: Any = now.validated
             measured.update(measures_of(network.encoder, selection.probe))
         if len(now.history) < task.num_epochs:

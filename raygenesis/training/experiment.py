@@ -88,3 +88,8 @@ class Experiment(Protocol):
 
     def warnings(self, history: Sequence[Row]) -> dict[str, str]:
         """What goes wrong, in sentences, by kind; each kind is told once."""
+
+
+def best_of(experiment: Experiment, history: Sequence[Row]) -> Row:
+    """The epoch whose weights are kept: of those with the least score the newest."""
+    return min(reversed(history), key=experiment.score)

@@ -37,8 +37,9 @@ class Samples:
 
     def __init__(self, tables: Sequence[pa.Table], key: str, shape: Sequence[int]) -> None:
         tables = [table.combine_chunks() for table in tables if table.num_rows]
-        self._cells = [table["cube"].chunk(0) for table in tables]
-        self._starts = np.cumsum([0] + [table.num_rows for table in tables])
+        # Of more than 2 GiB there are several chunks.
+        self._cells = [chunk for table in tables for chunk in table["cube"].chunks]
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._cells])
         names = [name for name in (tables[0].column_names if tables else []) if name != "cube"]
         self._number(pa.concat_tables([table.select(names) for table in tables]) if tables else None, key, shape)
 
@@ -74,8 +75,8 @@ class Samples:
 
     def _cell(self, row: int) -> memoryview:
         """The encoded cube of a row, numbered as the tables came."""
-        table = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return memoryview(self._cells[table][row - int(self._starts[table])].as_buffer())
+        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return memoryview(self._cells[chunk][row - int(self._starts[chunk])].as_buffer())
 
 
 def cubes_of_epoch(num_samples: int, batch_size: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raygenesis.files import Place, publish
 from raygenesis.training.checkpoints import State
-from raygenesis.training.experiment import Experiment, Row, TrainingError
+from raygenesis.training.experiment import Experiment, Row, TrainingError, best_of
 from raygenesis.training.feeding import Batch, Samples, cubes_of_epoch, ordered_batches, prefetch, training_batches
 from raygenesis.training.workers import summed, synchronise
 
@@ -126,7 +126,7 @@ def run_epochs(
             )
         now.history.append(row)
         now.step, now.sums = 0, {}
-        if experiment.score(row) <= min(experiment.score(past) for past in now.history):
+        if best_of(experiment, now.history) is row:
             # A new dictionary of new tensors: a checkpoint that is being written may still hold the old one.
             now.best = {name: value.detach().cpu().clone() for name, value in now.validated.state_dict().items()}
         on_epoch(now)

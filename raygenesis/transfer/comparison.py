@@ -102,7 +102,7 @@ def _settings_of(start: Start, settings: Settings) -> Settings:
     """The settings of a pretext task's training."""
     tree = settings.model_dump(mode="json")
     tree["pretraining"] |= {"pretext": start.pretext, **start.settings}
-    return settings_from(tree)
+    return settings_from(tree, settings.given)
 
 
 def _make_stores(plan: Plan, workspace: Workspace, settings: Settings) -> None:
@@ -137,7 +137,7 @@ def _pretrained(start: Start, plan: Plan, name: str, workspace: Workspace, setti
         f"{start.title}: {epochs} epochs of {an_epoch} cubes, {cubes} in all"
         + f"; warning: far from the plan's cubes={plan.cubes}, which should be many epochs" * far,
     )
-    chosen = settings_from(tree)
+    chosen = settings_from(tree, settings.given)
     announce(left_to_pretrain(workspace, chosen, run), workspace, chosen)
     pretrain(workspace, chosen, run)
     return run, cubes

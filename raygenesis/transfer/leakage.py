@@ -64,7 +64,9 @@ def _seen_in(
         seen |= set(read_patterns(store, ["volume_id"], predicate(TRAINING))["volume_id"].to_pylist())
     names, sizes, identity = set(), None, None
     if workspace.catalog.is_file():
-        table = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes"])
+        table = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes", "shape"])
+        # Of a mixed archive training takes, and splits, those of its own dimensions.
+        table = table.filter(pc.equal(pc.list_value_length(table["shape"]), settings.ndim))
         volumes, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
         held_out = is_held_out(volumes, subjects, settings.validation_fraction, settings.seed)
         seen |= set(volumes.filter(pa.array(~held_out)).to_pylist())

@@ -12,6 +12,7 @@ import numpy as np
 import ray
 
 from raygenesis import cluster
+from raygenesis.archive.identity import Identity, name_for_log, open_identity
 from raygenesis.archive.readers import read_scan_geometry
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.files import xxh3_of
@@ -80,18 +81,22 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     """
     target, form, settings = posed.target, posed.form, posed.settings
     _check_room(settings)
+    identity = open_identity(workspace, (archive_settings(workspace) or settings.archive).keep_ids)
     seen = seen_subjects(target.examples, workspace, settings, posed.runs)
     held, classes, problems = Held((), {}), set(), list(target.problems)
     while True:
         if not target.examples:
-            first = f"{problems[0].name}: {problems[0].reason}"
+            first = f"{name_for_log(problems[0].name, identity=identity)}: {problems[0].reason}"
             raise ScanError(f"none of the target's {len(problems)} examples can be used; the first: {first}")
         try:
             split = split_examples(target, seen, settings.finetune, settings.seed)
         except SettingsError:
-            _say_left_out(problems)  # it may be because of them
+            _say_left_out(problems, identity)  # it may be because of them
             raise
-        missing = [example for example in split.examples if example.name not in held.places]
+        missing = [
+            replace(example, subject=identity.subject(example.subject))  # trials' files name nobody
+            for example in split.examples if example.name not in held.places
+        ]  # fmt: skip
         if not missing:
             break
         held, found, faults = _hold(missing, form, held)
@@ -99,7 +104,7 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
         problems += faults
         bad = {fault.name for fault in faults}
         target = replace(target, examples=tuple(example for example in target.examples if example.name not in bad))
-    _say_left_out(problems)
+    _say_left_out(problems, identity)
     num_classes = len(target.classes)
     if target.task == SEGMENTATION:
         num_classes = form.num_classes or check_classes(classes)
@@ -109,13 +114,13 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     return Prepared(shared, target, split, held, tuple(problems))
 
 
-def _say_left_out(problems: Sequence[Problem]) -> None:
+def _say_left_out(problems: Sequence[Problem], identity: Identity) -> None:
     if not problems:
         return
     say("finetune", f"{len(problems)} left out (failures.csv lists them), such as:")
     reasons = {problem.reason: problem for problem in reversed(problems)}  # the first of each reason
     for problem in list(reversed(reasons.values()))[:MOST_REASONS]:
-        say("finetune", f"  {problem.name}: {problem.reason}")
+        say("finetune", f"  {name_for_log(problem.name, identity=identity)}: {problem.reason}")
 
 
 def _hold(examples: Sequence[Example], form: Form, held: Held) -> tuple[Held, set[int], list[Problem]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raygenesis.archive.identity import name_for_log
 from raygenesis.errors import SettingsError
 from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, TEST, VALIDATION, Example, Target
@@ -153,13 +154,15 @@ def _check_official(tested: set[str], validated: set[str], learnt: set[str], see
     both = (tested & validated) | ((tested | validated) & learnt)
     if both:
         raise SettingsError(
-            f"the official lists have {len(both)} subjects in two parts, {min(both)} the first: splits are by subject"
+            f"the official lists have {len(both)} subjects in two parts, {name_for_log(min(both))} the first: splits "
+            "are by subject"
         )
     leaked = sorted(tested & seen)
     if leaked:
         raise SettingsError(
-            f"{len(leaked)} of {len(tested)} official test subjects, {leaked[0]} the first, are among the scans that "
-            "pretraining learns from: pretrain without them, or give finetune.allow_seen=true to test on them anyway"
+            f"{len(leaked)} of {len(tested)} official test subjects, {name_for_log(leaked[0])} the first, are among "
+            "the scans that pretraining learns from: pretrain without them, or give finetune.allow_seen=true to test "
+            "on them anyway"
         )
 
 

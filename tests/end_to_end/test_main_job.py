@@ -37,7 +37,6 @@ def test_every_stage_leaves_its_artifact(main_job: MainJob) -> None:
     for name in ("archive", "autoencoder", "embeddings", "index", "patterns", "runs/default"):
         manifest = json.loads((main_job.workspace / name / "manifest.json").read_text())
         assert manifest["seconds"] > 0
-        assert not (main_job.workspace / name / "started.json").exists()
     assert (main_job.workspace / "report" / "index.html").stat().st_size > 10_000
 
 

@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from raygenesis.archive.cells import encode
+from raygenesis.pretraining import probe
 from raygenesis.pretraining.networks import Encoder
 from raygenesis.pretraining.probe import anatomy_retrieval, embed_samples, mean_image_error
 from raygenesis.training.feeding import Samples
@@ -51,7 +52,8 @@ def mean_average_precision(vectors, labels, volumes):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_retrieval_is_scikit_learns_mean_average_precision(seed):
+def test_retrieval_is_scikit_learns_mean_average_precision(seed, monkeypatch):
+    monkeypatch.setattr(probe, "QUERIES", 7)
     generator = np.random.default_rng(seed)
     labels, volumes = np.tile(np.arange(6), 10), np.repeat(np.arange(10), 6)
     centres = generator.random((6, SIDE**3))

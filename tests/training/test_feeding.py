@@ -60,6 +60,18 @@ def test_rows_are_numbered_by_their_key_whatever_order_and_chunks_the_tables_com
             assert found.columns[name].tolist() == column.tolist()
 
 
+@pytest.mark.slow  # it needs 4 GiB
+def test_cells_of_more_than_an_arrow_chunk_can_hold_are_all_there():
+    size = 2**30 + 2**27
+    cell = pa.BinaryArray.from_buffers(
+        pa.binary(), 1, [None, pa.py_buffer(np.array([0, size], np.int32)), pa.py_buffer(np.zeros(size, np.uint8))]
+    )
+    small = pattern_table(3, first=2).select(["pattern_id", "cube"])
+    large = samples([pa.table({"pattern_id": [0, 1], "cube": pa.chunked_array([cell, cell])}), small])
+    assert [len(large._cell(row)) for row in (0, 1)] == [size, size]
+    assert torch.equal(large.batch(np.arange(2, 5)).cubes, samples([small]).batch(np.arange(3)).cubes)
+
+
 def test_selected_rows_are_those_of_the_whole():
     everything = samples([pattern_table(12), pattern_table(12, first=100)])
     keep = everything.columns["coordinate"] == 1

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings
 from raygenesis.training.checkpoints import copied, newest_checkpoint, save_checkpoint
-from raygenesis.training.experiment import TrainingError, Tuning
+from raygenesis.training.experiment import TrainingError, Tuning, best_of
 from raygenesis.training.feeding import training_batches
 from raygenesis.training.loop import Workers, run_epochs
 from tests.synthetic import pattern_table, samples
@@ -204,6 +204,14 @@ def test_the_best_weights_are_those_of_the_best_epoch():
     now = run(experiment, on_epoch=lambda now: states.append({n: v.clone() for n, v in now.model.state_dict().items()}))
     assert equal(now.best, states[1])
     assert not equal(now.best, states[3])
+
+
+def test_of_epochs_that_are_as_good_the_newest_is_the_best():
+    """As all are until the phase that is judged: its figures are those of the weights that are kept."""
+    states = []
+    experiment = Experiment(settings=settings(num_epochs=4), errors=(1.0, math.inf, 1.0, 2.0))
+    now = run(experiment, on_epoch=lambda now: states.append({n: v.clone() for n, v in now.model.state_dict().items()}))
+    assert equal(now.best, states[2]) and best_of(experiment, now.history) is now.history[2]
 
 
 def test_training_stops_early_when_the_patience_is_spent_and_stays_stopped():

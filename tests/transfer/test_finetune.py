@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
+from raygenesis.archive.identity import open_identity
 from raygenesis.archive.intake import file_fingerprint
 from raygenesis.errors import RaygenesisError, ScanError, SettingsError, WorkspaceError
 from raygenesis.files import read_json
@@ -112,6 +113,14 @@ def test_trials_are_paired_and_nobody_seen_in_pretraining_is_tested_on(made: tup
     rows = {path.name: file_fingerprint(path) for path in target.images.iterdir()}
     training, _ = split_by_subject(read_catalogue(target.workspace.catalog), 0.2, 0)
     assert not {rows[name] for name in test_files} & {row["volume_id"] for row in training}
+
+
+def test_trials_know_subjects_as_the_archive_does(made: tuple[Target, dict[str, Any]]) -> None:
+    """By a keyed hash: of DICOM the name is a patient's id."""
+    target, _ = made
+    identity = open_identity(target.workspace, keep_ids=False)
+    for case in target.trial("default", 2, 1)["test"]:
+        assert case["subject"] == identity.subject(case["name"].removesuffix(".nii.gz")) != case["name"]
 
 
 def test_predictions_lie_on_the_scans_own_voxels(made: tuple[Target, dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ def chosen(**archive: Any) -> Settings:
 def keep(workspace: Workspace, rows: list[dict[str, Any]]) -> None:
     workspace.archive.mkdir(parents=True, exist_ok=True)
     open_identity(workspace, keep_ids=False)
+    rows = [{"shape": [9, 9, 9], **row} for row in rows]
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
 
 
@@ -75,6 +76,20 @@ def test_of_a_size_that_the_archive_does_not_have_nothing_is_hashed(
         example.image.paths[0].write_bytes(b"another size")
     monkeypatch.setattr("raygenesis.transfer.leakage.scan_fingerprint", lambda paths: pytest.fail("hashed"))
     assert seen_subjects(examples, workspace, chosen()) == set()
+
+
+def test_volumes_of_other_dimensions_do_not_change_who_was_held_out(archive: Any) -> None:
+    """Training takes those of its own dimensions, and splits these."""
+    workspace, examples = archive
+    learnt = {subject.removeprefix("sub-") for subject in learnt_from(workspace)}
+    rows = read_catalogue(workspace.catalog)
+    flat = [
+        {**row, "volume_id": f"{number + 40:016x}", "shape": [9, 9], "source": f"flat/{number}", "source_bytes": 7}
+        for number, row in enumerate(reversed(rows[:5]))
+    ]
+    keep(workspace, [*flat, *rows])
+    assert learnt_from(workspace) != {f"sub-{subject}" for subject in learnt}  # of all together others would be
+    assert seen_subjects(examples, workspace, chosen()) == learnt
 
 
 @pytest.mark.parametrize("keep_ids", [False, True])
@@ -124,7 +139,7 @@ def test_a_scan_of_several_files_and_time_points_is_recognised_whatever_their_or
 
 def test_names_are_compared_as_the_archive_was_made_whatever_is_said_now(archive: Any) -> None:
     workspace, examples = archive
-    rows = [{"volume_id": f"{n:016x}", "subject_id": f"t{n}", "source_bytes": 1} for n in range(8)]
+    rows = [{"volume_id": f"{n:016x}", "subject_id": f"t{n}", "source_bytes": 1, "shape": [9, 9, 9]} for n in range(8)]
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
     (workspace.private / "key").unlink()
     settings = {**chosen().archive.model_dump(mode="json"), "keep_ids": True}
