@@ -14,19 +14,22 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 MOST_POINTS = 300  # of one curve
-MOST_LETTERS = 40  # of the names below an axis, side by side
+MOST_LETTERS = 36  # of the names below an axis, side by side
 DOTS_PER_INCH = 300
+HEADING_INCHES = 0.3  # above a chart that is a file of its own
+SMALL = 8.5  # the least size of text, in points: a chart is shown at 1.1 times its size or more
 
 # The page's colours in light; in the page they become its CSS variables, so that charts follow light and dark.
-INK, MUTED, SERIES = "#191e24", "#56616d", ("#1d6cbd", "#bd4f06", "#26784a")
-CSS_OF = {INK: "currentColor", MUTED: "var(--muted)"} | {
+GROUND, INK, MUTED, SERIES = "#ffffff", "#191e24", "#56616d", ("#1d6cbd", "#bd4f06", "#26784a")
+CSS_OF = {GROUND: "var(--ground)", INK: "currentColor", MUTED: "var(--muted)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
 STYLE: dict[Any, Any] = {  # matplotlib's types allow no other keys than its settings' names
-    "svg.fonttype": "none", "font.size": 8.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
+    "svg.fonttype": "none", "font.size": 9.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
     "grid.color": MUTED, "grid.alpha": 0.25, "axes.axisbelow": True, "lines.linewidth": 1.6, "legend.frameon": False,
@@ -37,7 +40,8 @@ STYLE: dict[Any, Any] = {  # matplotlib's types allow no other keys than its set
 class Chart:
     """A chart with its title and, in `alt`, what it shows in words; `wide` takes the page's width.
 
-    `inline` is an SVG element in the page's colours; `svg` and `png` are the content of files.
+    `inline` is an SVG element in the page's colours, `width` its own width in points; `svg` and `png` are the content
+    of files, which carry the title.
     """
 
     title: str
@@ -46,6 +50,7 @@ class Chart:
     inline: Markup
     svg: str
     png: bytes
+    width: float
     wide: bool = False
 
     @property
@@ -60,8 +65,8 @@ class Chart:
 
 
 def slug(text: str) -> str:
-    """A name for a file: what is no letter, digit or dot becomes a dash."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-.").lower()
+    """A name for a file, in ASCII: what is no letter, digit or dot becomes a dash."""
+    return re.sub(r"[^\w.]+", "-", text.replace("λ", "lambda-"), flags=re.ASCII).strip("-.").lower()
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Line:
 
 
 def curves(
-    title: str, of: str, lines: Sequence[Line], *, levels: Mapping[str, float] | None = None,
+    title: str, ylabel: str, of: str, lines: Sequence[Line], *, levels: Mapping[str, float] | None = None,
     boundary: float | None = None, least: float | None = None, most: float | None = None, percent: bool = False,
 ) -> Chart:  # fmt: skip
     """Curves over epochs, dashed horizontal `levels`, and a dotted line where the joint phase begins."""
@@ -82,7 +87,8 @@ def curves(
         for line, colour in zip(lines, SERIES, strict=False):
             y = np.array([np.nan if value is None else value for value in line.y], float)
             x = np.unique(np.linspace(0, len(y) - 1, MOST_POINTS).astype(int)) if len(y) else np.empty(0, int)
-            axes.plot(x + 1, y[x], color=colour, label=line.name, marker="." if len(x) <= 20 else None)
+            marker = "." if len(x) <= 20 else None
+            axes.plot(x + 1, y[x], color=colour, label=line.name, marker=marker, clip_on=False)
         for (name, level), dashes in zip((levels or {}).items(), ((4, 2), (1, 1.5)), strict=False):
             axes.axhline(level, color=INK, linewidth=1, dashes=dashes, label=name)
         if boundary is not None:
@@ -90,7 +96,8 @@ def curves(
             axes.text(boundary, 1.0, " joint", transform=axes.get_xaxis_transform(), color=MUTED, va="bottom")
         axes.set_ylim(least, most)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         _legend(axes)
@@ -163,7 +170,7 @@ def pairs(title: str, ylabel: str, of: str, told: Mapping[str, tuple[Sequence[fl
         for place, (without, with_it, note) in enumerate(told.values()):
             ends = [float(np.mean(without)), float(np.mean(with_it))]
             axes.plot([place - 0.18, place + 0.18], ends, color=MUTED, linewidth=1, zorder=1)
-            axes.text(place, 1.0, note, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+            axes.text(place, 1.0, note, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=SMALL)
         axes.set_xticks(range(len(told)), list(told))
         axes.set_xlim(-0.6, len(told) - 0.4)
         axes.set_ylabel(ylabel)
@@ -219,13 +226,16 @@ def parallel(
         for place, name in enumerate(names):
             axes.axvline(place, color=MUTED, linewidth=0.8)
             for height, label in axes_of[name]:
-                axes.text(place + 0.02, height + 0.015, label, va="bottom", fontsize=7.5, color=INK)
+                axes.text(
+                    place + 0.03, height + 0.02, label, va="bottom", fontsize=SMALL, color=INK, zorder=4,
+                    bbox={"facecolor": GROUND, "edgecolor": "none", "alpha": 0.85, "pad": 1},
+                )  # fmt: skip
         axes.set_xticks(range(len(names)), names)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.spines["bottom"].set_visible(False)
         axes.set_xlim(-0.1, len(names) - 0.6)
-        axes.set_ylim(-0.06, 1.1)
+        axes.set_ylim(-0.06, 1.12)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.02), borderaxespad=0)
 
     alt = f"{title}: {len(rows)} points as lines over {', '.join(names)}."
@@ -236,8 +246,8 @@ def _legend(axes: Axes) -> None:
     """Names of what is drawn, above it, where there is more than one thing."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.03, 1.07), ncols=4, borderaxespad=0, columnspacing=1.1,
-            handlelength=1.3, handletextpad=0.5,
+            loc="lower left", bbox_to_anchor=(-0.05, 1.07), ncols=4, borderaxespad=0, columnspacing=0.9,
+            handlelength=1.2, handletextpad=0.4, fontsize=SMALL,
         )  # fmt: skip
 
 
@@ -245,16 +255,27 @@ def _chart(
     title: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (4.2, 2.7), wide: bool = False,
     of: str = "",
 ) -> Chart:  # fmt: skip
-    text, picture = io.StringIO(), io.BytesIO()
+    inline, text, picture = io.StringIO(), io.StringIO(), io.BytesIO()
+    width, height = size
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(width, height + HEADING_INCHES), layout="constrained")
+        figure.get_layout_engine().set(rect=(0, 0, 1, height / (height + HEADING_INCHES)))  # type: ignore[union-attr]
         draw(figure.add_subplot())
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once for both files
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.set_layout_engine("none")  # laid out once for all
+        below = Bbox.from_extents(0, 0, width, height)  # type: ignore[no-untyped-call]
+        figure.savefig(inline, format="svg", transparent=True, metadata=nothing, bbox_inches=below)
+        heading = f"{of}: {title}" if of else title
+        figure.text(
+            0.02, 1 - 0.3 * HEADING_INCHES / (height + HEADING_INCHES), heading[:1].upper() + heading[1:],
+            va="top", fontweight="bold",
+        )  # fmt: skip
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
         figure.savefig(picture, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return Chart(title, of, alt, _inline(text.getvalue()), text.getvalue(), picture.getvalue(), wide)
+    return Chart(
+        title, of, alt, _inline(inline.getvalue()), text.getvalue(), picture.getvalue(), 72 * width, wide
+    )  # fmt: skip
 
 
 def _inline(svg: str) -> Markup:

@@ -168,7 +168,7 @@ def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Mad
     rows = read_catalogue(workspace.catalog, _evenly(split_of(workspace, manifest)[1], MOST_HELD_OUT))
     return {
         "manifest": manifest,
-        "chart": charts.curves("Mean squared error", "the auto-encoder", lines, least=0),
+        "chart": charts.curves("Mean squared error", "mean squared error", "the auto-encoder", lines, least=0),
         "held_out": guarded(_reconstructed, workspace, rows, manifest),
     }
 
@@ -318,17 +318,31 @@ def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
 
     floor = {"identity": _column(history, "val_identity")[-1], "mean image": facts.get("mean_image_mse")}
     chance = {"chance": facts.get("chance")}
-    drawn: list[tuple[str, list[Line], dict[str, Any]]] = [
-        ("Classification loss", pair("classification"), {"boundary": boundary}),
-        ("Accuracy", pair("accuracy"), {"levels": _known(chance), "most": 1, "percent": True}),
-        ("Restoration error", pair("restoration"), {"levels": _known(floor), "boundary": boundary}),
-        ("Joint loss", pair("loss", joint), {}),
-        ("Effective rank of the embedding", [Line("held out", _column(history, "val_effective_rank"))], {}),
-        ("Norm of the gradient", [Line("training", _column(history, "train_gradient_norm"))], {}),
-        ("Training cubes per second", [Line("cubes per second", _column(history, "cubes_per_s"))], {}),
-        ("Share of time waiting for data", [Line("gap", _column(history, "gap"))], {"most": 1, "percent": True}),
+    drawn: list[tuple[str, str, list[Line], dict[str, Any]]] = [
+        ("Classification loss", "loss", pair("classification"), {"boundary": boundary}),
+        ("Accuracy", "accuracy", pair("accuracy"), {"levels": _known(chance), "most": 1, "percent": True}),
+        (
+            "Restoration error", "mean squared error", pair("restoration"),
+            {"levels": _known(floor), "boundary": boundary},
+        ),
+        ("Joint loss", "loss", pair("loss", joint), {}),
+        (
+            "Effective rank of the embedding", "effective rank",
+            [Line("held out", _column(history, "val_effective_rank"))], {},
+        ),
+        ("Norm of the gradient", "norm", [Line("training", _column(history, "train_gradient_norm"))], {}),
+        (
+            "Training cubes per second", "cubes per second",
+            [Line("cubes per second", _column(history, "cubes_per_s"))], {},
+        ),
+        (
+            "Share of time waiting for data", "share of time", [Line("gap", _column(history, "gap"))],
+            {"most": 1, "percent": True},
+        ),
+    ]  # fmt: skip
+    return [
+        charts.curves(title, ylabel, of, lines, least=0, **options) for title, ylabel, lines, options in drawn if lines
     ]
-    return [charts.curves(title, of, lines, least=0, **options) for title, lines, options in drawn if lines]
 
 
 def _known(levels: Mapping[str, float | None]) -> dict[str, float]:

@@ -42,6 +42,11 @@ def test_the_report(chromium: Browser, page_file: Path, width: int, scheme: str)
         assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(18, 22, 26)")
         page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
         check(page, width)
+        # Text in charts, as large as it is shown.
+        sizes = page.evaluate("""[...document.querySelectorAll('.chart svg text')].map(text => {
+          const svg = text.ownerSVGElement;
+          return parseFloat(getComputedStyle(text).fontSize) * svg.clientWidth / svg.viewBox.baseVal.width; })""")
+        assert len(sizes) > 50 and min(sizes) >= 10
 
 
 def test_tables_of_runs_and_targets_fit_on_a_desk_and_scroll_within_their_box_on_a_phone(

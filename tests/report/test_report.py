@@ -321,7 +321,8 @@ def test_slices_stand_upright_with_the_right_on_the_left() -> None:
 
 
 def test_charts_take_the_colours_of_the_page_and_their_files_those_of_light() -> None:
-    chart = charts.curves("Loss", "a run", [charts.Line("training", [None, 1.0, 0.5])], levels={"chance": 0.1})
+    lines = [charts.Line("training", [None, 1.0, 0.5])]
+    chart = charts.curves("Loss", "cross-entropy", "a run", lines, levels={"chance": 0.1})
     assert "currentColor" in chart.inline and "var(--series-1)" in chart.inline
     assert "xmlns" not in chart.inline and "<style" not in chart.inline
     assert "training ends at 0.5" in chart.alt and "chance is 0.1" in chart.alt
@@ -330,6 +331,28 @@ def test_charts_take_the_colours_of_the_page_and_their_files_those_of_light() ->
     for name, colour in {"ink": charts.INK, "muted": charts.MUTED, "series-1": charts.SERIES[0]}.items():
         assert f"--{name}: {colour}" in light
     assert charts.SERIES[0] in chart.svg and charts.SERIES[0] not in chart.inline
+
+
+def test_a_chart_as_a_file_says_of_what_it_is_and_names_both_axes() -> None:
+    lines = [charts.Line("training", [1.0]), charts.Line("held out", [0.0])]
+    chart = charts.curves("Accuracy of classes", "accuracy", "run a", lines, least=0, most=1)
+
+    def texts(svg: str) -> list[str]:
+        return [re.sub("<.*?>", "", text) for text in re.findall(r"<text.*?</text>", svg, flags=re.DOTALL)]
+
+    written = texts(chart.svg)
+    assert {"epoch", "accuracy"} < set(written) and written[-1] == "Run a: Accuracy of classes"
+    assert texts(chart.inline) == written[:-1]  # the page has its title above it
+    assert written[: written.index("epoch")] == ["1"]  # one epoch, and no fractions of it
+    # What lies on the frame is drawn whole.
+    points = re.findall(r"<g[^>]*clip-path[^>]*>\s*<use", chart.svg)
+    assert chart.svg.count("<use") > 2 and not points
+
+
+def test_names_of_figures_are_ascii_and_tell_symbols_apart() -> None:
+    assert charts.slug("Sweep default by λcls") == "sweep-default-by-lambda-cls"
+    assert charts.slug("Sweep default by λrec") != charts.slug("Sweep default by λcls")
+    assert charts.slug("Target Bücher/2 …") == "target-b-cher-2"
 
 
 def test_a_gallery_as_a_file_shows_its_pictures_in_their_order() -> None:
