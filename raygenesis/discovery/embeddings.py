@@ -7,7 +7,7 @@ numbers stay as an archive grows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -82,6 +82,14 @@ class Embeddings:
                     out[filled : filled + len(vectors)] = vectors
                     filled += len(vectors)
         return out[back]
+
+    def of(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors [d] of some volumes, by volume id; those that have none are left out."""
+        where = pc.field("volume_id").isin(list(ids)) & (pc.field("failure") == "")
+        with self._damage_named():
+            table = self._dataset().to_table(columns=["volume_id", "embedding"], filter=where)
+        vectors = (np.array(cell, np.float32) for cell in table["embedding"].to_pylist())
+        return dict(zip(table["volume_id"].to_pylist(), vectors, strict=True))
 
     def span(self, first: int, last: int) -> NDArray[np.float32]:
         """The vectors numbered first to last - 1."""

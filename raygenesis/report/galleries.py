@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from raygenesis.amounts import several
 from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.cells import decode
 from raygenesis.archive.source import read_coarse
 from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.encoders import load_scan_encoder, restore
-from raygenesis.errors import ScanError
+from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.files import Place, on_disk
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
@@ -28,22 +29,48 @@ from raygenesis.training.feeding import Samples
 from raygenesis.workspace import Workspace
 
 Row = Mapping[str, Any]
+Drawn = TypeVar("Drawn")
 
 MOST_CLASSES = MOST_COLUMNS = 8
 MOST_BOXES = 44
 NUM_CORRUPTED = 6
 PLANES = {0: "axial", CORONAL: "coronal", 2: "sagittal"}
+MEND_A_SCAN = "remove its folder below archive/volumes/ and ingest again"
 OVERLAY = np.array([[0.95, 0.45, 0.1], [0.2, 0.65, 1.0], [0.25, 0.8, 0.4], [0.85, 0.4, 0.85], [0.95, 0.85, 0.2]])
 
 
-def contact_sheet(volumes: Place, rows: Sequence[Row], intensity: IntensitySettings) -> Gallery | None:
-    """The mid-slices of some scans under their volume ids; damaged scans are left out."""
-    shown = []
+def drawn_of(draw: Callable[[Row], Drawn], rows: Sequence[Row]) -> tuple[list[Drawn], str]:
+    """What is drawn of scans by their catalogue rows, and a sentence about those that are damaged, if any are."""
+    drawn, faults = [], []
     for row in rows:
-        name = row["volume_id"]
-        with suppress(ScanError):
-            shown.append(scan_picture(volumes, row, intensity, f"Mid-slice of {name}", name))
-    return Gallery("Contact sheet", in_rows(shown)) if shown else None
+        try:
+            drawn.append(draw(row))
+        except ScanError as error:
+            faults.append(str(error))
+    more = f" ({several(len(faults), 'scans')} of {len(rows)})" if len(rows) > 1 else ""
+    return drawn, f"{faults[0]}{more}; {MEND_A_SCAN}." if faults else ""
+
+
+def reference_row(workspace: Workspace, manifest: Row) -> Row:
+    """The catalogue row of a store's reference 0. Raises WorkspaceError if the archive no longer has it."""
+    name = manifest["references"][0]["volume_id"]
+    rows = read_catalogue(workspace.catalog, [name])
+    if not rows:
+        raise WorkspaceError(
+            f"{workspace.archive} no longer has the reference {name}: ingest its scan again, or remove "
+            f"{workspace.patterns} and run `raygenesis discover`"
+        )
+    return rows[0]
+
+
+def contact_sheet(volumes: Place, rows: Sequence[Row], intensity: IntensitySettings) -> tuple[Gallery | None, str]:
+    """The mid-slices of some scans under their volume ids, and what `drawn_of` says of damaged ones."""
+
+    def draw(row: Row) -> Picture:
+        return scan_picture(volumes, row, intensity, f"Mid-slice of {row['volume_id']}", row["volume_id"])
+
+    shown, fault = drawn_of(draw, rows)
+    return Gallery("Contact sheet", in_rows(shown)) if shown else None, fault
 
 
 def in_rows(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
@@ -51,24 +78,31 @@ def in_rows(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
     return [pictures[first : first + MOST_COLUMNS] for first in range(0, len(pictures), MOST_COLUMNS)]
 
 
-def reconstructions(folder: Place, volumes: Place, rows: Sequence[Row], manifest: Row) -> Gallery | None:
-    """Held-out scans as the auto-encoder sees them, and below as it restores them from their embeddings."""
+def reconstructions(
+    folder: Place, volumes: Place, rows: Sequence[Row], manifest: Row
+) -> tuple[Gallery | None, str]:  # fmt: skip
+    """Held-out scans as the auto-encoder sees them, and below as it restores them from their embeddings.
+
+    And what `drawn_of` says of damaged ones.
+    """
     intensity = IntensitySettings.model_validate(manifest["settings"]["intensity"])
     model = load_scan_encoder(folder / WEIGHTS)
-    columns = []
-    for row in rows:
+
+    def draw(row: Row) -> list[Picture]:
         scan = read_coarse(volumes, row, model.input_shape, intensity)
         restored = restore(model, scan)
         size, name = size_mm(row)[[0, -1]].tolist(), row["volume_id"]
         error = float(np.square(restored - scan).mean())
-        columns.append([
+        return [
             picture(mid_slice(voxels), f"{what} of {name}", note, extent=size, pixels=SCAN_PIXELS)
             for what, voxels, note in (
                 ("Input", scan, name), ("Reconstruction", restored, f"error {error:.4g}"),
             )
-        ])  # fmt: skip
-    rows_of = list(zip(*columns, strict=True))
-    return Gallery("Auto-encoder reconstructions", rows_of, names=("input", "restored")) if columns else None
+        ]  # fmt: skip
+
+    columns, fault = drawn_of(draw, rows)
+    shown = list(zip(*columns, strict=True))
+    return Gallery("Auto-encoder reconstructions", shown, names=("input", "restored")) if columns else None, fault
 
 
 def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
@@ -76,7 +110,7 @@ def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
     where = (pc.field("reference") == 0) & (pc.field("rank") == 0) & (pc.field("scale") == 0)
     columns = ("coordinate", "origin_mm", "extent_mm")
     boxes = read_patterns(workspace.patterns, columns, predicate(TRAINING) & where).sort_by("coordinate").to_pylist()
-    (row,) = read_catalogue(workspace.catalog, [manifest["references"][0]["volume_id"]])
+    row = reference_row(workspace, manifest)
     intensity = IntensitySettings.model_validate(manifest["settings"]["intensity"])
     planes = PLANES if len(row["shape"]) == 3 else {CORONAL: "image"}
     shown = []
@@ -136,8 +170,13 @@ def restorations(run: Place, store: Place, task: PretextTask, settings: Settings
 
 def example(path: Place, spacing_mm: Sequence[float], title: str) -> Gallery:
     """A test scan's slice of a target task, with its label and each initialisation's prediction over it."""
-    with on_disk(path) as local, np.load(local) as arrays:
-        held = {name: array if array.ndim == 2 else array[len(array) // 2] for name, array in arrays.items()}
+    try:
+        with on_disk(path) as local, np.load(local) as arrays:
+            held = {name: array if array.ndim == 2 else array[len(array) // 2] for name, array in arrays.items()}
+    except (zipfile.BadZipFile, ValueError, EOFError):
+        raise WorkspaceError(
+            f"{path} is damaged: remove it and manifest.json beside it, and run the same command again; trials are kept"
+        ) from None
     image = np.clip(held.pop("image").astype(np.float32), 0, 1)
     extent = [side * step for side, step in zip(image.shape, spacing_mm[-2:], strict=True)]
     shown = [picture(image[::-1, ::-1], "Test image", "Image", extent=extent, pixels=SCAN_PIXELS)]

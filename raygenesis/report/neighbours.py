@@ -12,14 +12,16 @@ from sklearn.decomposition import PCA
 
 from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.discovery.cubes import place, size_mm
-from raygenesis.files import Place, parquet_dataset
+from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.errors import WorkspaceError
+from raygenesis.files import Place
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.report import charts
 from raygenesis.report.charts import Chart
-from raygenesis.report.galleries import MOST_COLUMNS
+from raygenesis.report.galleries import MOST_COLUMNS, drawn_of, reference_row
 from raygenesis.report.pictures import CORONAL, Gallery, Picture, scan_picture
-from raygenesis.report.sections import Made, Row, intensity_of, split_of
+from raygenesis.report.sections import Made, Row, guarded, intensity_of, split_of
 from raygenesis.settings import Settings
 from raygenesis.workspace import Workspace
 
@@ -27,7 +29,10 @@ MOST_MAPPED = 2000
 
 
 def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
-    """Reference 0 with its nearest training scans beside others at random, as the paper's Fig. 4, and the map."""
+    """Reference 0 with its nearest training scans beside others at random, as the paper's Fig. 4, and the map.
+
+    What can be shown without the embeddings is shown without them.
+    """
     manifest = made["patterns"].manifest
     references = [reference["volume_id"] for reference in manifest["references"]]
     first = (pc.field("coordinate") == 0) & (pc.field("scale") == 0) & (pc.field("rank") > 0)
@@ -38,32 +43,45 @@ def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, Made
     rest = sorted(set(split_of(workspace, manifest)[0]) - near - set(references))
     order = np.random.default_rng(manifest["settings"]["seed"]).permutation(len(rest))[:MOST_MAPPED]
     wanted = [*references, *sorted(near)[:MOST_MAPPED], *nearest, *(rest[n] for n in order)]
-    vectors = _embeddings_of(workspace.embeddings, wanted)
-    others = [rest[n] for n in order if rest[n] in vectors]
-    chart, share = embedding_map(vectors, references, near)
+    embedded = guarded(_vectors, workspace.embeddings, wanted)
+    vectors = embedded.pop("vectors", {})
+    others = [rest[n] for n in order if rest[n] in vectors or not vectors]
     return {
-        "gallery": _gallery(workspace, settings, made, vectors, nearest, others),
+        "shown": guarded(_shown, workspace, settings, made, vectors, nearest, others),
+        "map": embedded or guarded(_map, vectors, references, near),
         "index": made["index"].manifest, "num_neighbours": len(nearest), "quality": manifest["quality"],
-        "likeness": _likeness(manifest["quality"]), "map": chart, "first_axis": share, "reference": references[0],
-        "num_references": len(references),
+        "likeness": _likeness(manifest["quality"]), "reference": references[0], "num_references": len(references),
     }  # fmt: skip
 
 
-def _gallery(
+def _vectors(folder: Place, ids: Sequence[str]) -> dict[str, Any]:
+    vectors = Embeddings(folder).of(ids)
+    if not vectors:
+        raise WorkspaceError(f"{folder} holds none of these scans: remove it and run `raygenesis embed`")
+    return {"vectors": vectors}
+
+
+def _map(vectors: Mapping[str, NDArray[np.float32]], references: Sequence[str], near: set[str]) -> dict[str, Any]:
+    chart, share = embedding_map(vectors, references, near)
+    return {"chart": chart, "first_axis": share}
+
+
+def _shown(
     workspace: Workspace, settings: Settings, made: Mapping[str, Made], vectors: Mapping[str, NDArray[np.float32]],
     nearest: Sequence[str], others: Sequence[str],
-) -> Gallery:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Two rows: the reference and its nearest scans, each with the box of one class, and others with that place."""
-    reference = made["patterns"].manifest["references"][0]["volume_id"]
+    reference = reference_row(workspace, made["patterns"].manifest)["volume_id"]
     titles = {reference: "Reference"}
     titles |= {name: f"Rank {rank}" for rank, name in enumerate(nearest[: MOST_COLUMNS - 1], 1)}
     titles |= {name: f"Other {number}" for number, name in enumerate(others[:MOST_COLUMNS], 1)}
     rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, titles)}
     boxes = _boxes(workspace.patterns, rows, reference)
-    out: dict[str, Picture] = {}
-    for name, title in titles.items():
-        row, box = rows[name], boxes.get(name)
-        apart = np.linalg.norm(vectors[name] - vectors[reference])
+
+    def draw(row: Row) -> Picture:
+        name, title, box = row["volume_id"], titles[row["volume_id"]], boxes.get(row["volume_id"])
+        known = name in vectors and reference in vectors
+        apart = np.linalg.norm(vectors[name] - vectors[reference]) if known else 0
         if box is None and reference in boxes:  # no pattern was taken there: the same fraction of its sides
             centre, extent = (np.array(boxes[reference][key]) for key in ("centre", "extent_mm"))
             box = {**boxes[reference], "origin_mm": place(centre * size_mm(row), extent, size_mm(row))}
@@ -71,10 +89,16 @@ def _gallery(
         alt = f"Slice of {title.lower()}, {name}{', with a box' if box else ''}"
         at = box["origin_mm"][CORONAL] + box["extent_mm"][CORONAL] / 2 if box and len(row["shape"]) == 3 else None
         about = (alt, note, CORONAL, [box] if box else [], at)
-        out[name] = scan_picture(workspace.volumes, row, intensity_of(made, settings), *about)
-    lines = [[shown for name, shown in out.items() if (titles[name][:5] == "Other") == last] for last in (False, True)]
-    names = ("the reference\nand its neighbours", "others")
-    return Gallery("Neighbours", [line for line in lines if line], names=names[: 1 + bool(lines[1])])
+        return scan_picture(workspace.volumes, row, intensity_of(made, settings), *about)
+
+    lines = {"the reference\nand its neighbours": [reference, *nearest[: MOST_COLUMNS - 1]], "others": others}
+    drawn, faults = {}, []
+    for line, members in lines.items():
+        pictures, fault = drawn_of(draw, [rows[name] for name in members if name in rows and name in titles])
+        drawn |= {line: pictures} if pictures else {}
+        faults += [fault] if fault else []
+    gallery = Gallery("Neighbours", list(drawn.values()), names=list(drawn)) if drawn else None
+    return {"gallery": gallery, "lacking": " ".join(faults)}
 
 
 def _boxes(folder: Place, rows: Mapping[str, Row], reference: str) -> dict[str, Row]:
@@ -100,15 +124,6 @@ def _likeness(quality: Row) -> Chart:
         dots["random"] = quality["random"]["values"]
     title = "Likeness to the reference's patterns"
     return charts.strip(title, "patient's rank", "correlation", dots, joined=True, dot="patient")
-
-
-def _embeddings_of(folder: Place, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """The embeddings of some volumes, by volume id; failed ones are left out."""
-    parts = parquet_dataset(sorted(folder.glob("part-*.parquet")))
-    where = pc.field("volume_id").isin(list(ids)) & (pc.field("failure") == "")
-    table = parts.to_table(columns=["volume_id", "embedding"], filter=where)
-    vectors = (np.array(cell, np.float32) for cell in table["embedding"].to_pylist())
-    return dict(zip(table["volume_id"].to_pylist(), vectors, strict=True))
 
 
 def embedding_map(

@@ -58,7 +58,11 @@ def report(workspace: Workspace, settings: Settings) -> Place:
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, lambda aside: aside.write_text(page, encoding="utf-8"))
     num_figures = _write_figures(workspace.report / "figures", context)
-    say("report", f"{size(path.stat().st_size)}, {num_figures} figures, {watch.seconds:.1f} s → {path}")
+    problems = list(_problems_in(context))
+    lacking = (
+        f"; {several(len(problems), 'parts')} of the page cannot be shown, the first: {problems[0]}" if problems else ""
+    )
+    say("report", f"{size(path.stat().st_size)}, {num_figures} figures, {watch.seconds:.1f} s → {path}{lacking}")
     return path
 
 
@@ -77,6 +81,15 @@ def _write_figures(folder: Place, context: Mapping[str, Any]) -> int:
         if path.name not in written:
             path.unlink(missing_ok=True)
     return len(figures)
+
+
+def _problems_in(part: Any) -> Iterator[str]:
+    """Why parts of the page, or some of their pictures, cannot be shown."""
+    if isinstance(part, Mapping):
+        yield from (part[key].rstrip(".") for key in ("problem", "lacking") if part.get(key))
+    if isinstance(part, Mapping | list | tuple):
+        for below in part.values() if isinstance(part, Mapping) else part:
+            yield from _problems_in(below)
 
 
 def _figures_in(part: Any) -> Iterator[Chart | Gallery]:

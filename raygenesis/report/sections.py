@@ -19,7 +19,7 @@ from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_
 from raygenesis.archive.cells import decode
 from raygenesis.archive.failures import alike, every_failure, grouped
 from raygenesis.discovery.quality import correlations
-from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.errors import RaygenesisError, ScanError, WorkspaceError
 from raygenesis.files import Place, read_json
 from raygenesis.job import is_own, jobs_folder
 from raygenesis.patterns.reader import predicate, read_patterns
@@ -29,6 +29,7 @@ from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.task import JOINT
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart, Line
+from raygenesis.report.galleries import MEND_A_SCAN
 from raygenesis.report.pictures import Gallery
 from raygenesis.settings import IntensitySettings, PriceSettings, Settings, settings_from
 from raygenesis.training.metrics import read_metrics
@@ -40,6 +41,7 @@ MOST_FAILURES = 50
 MOST_JOBS = 20
 MOST_SCANS, MOST_HELD_OUT, MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 16, 4, 12, 3
 MOST_SCANS_COMPARED = 12
+REMEDY = "restore it from a copy, or remove the artifact's folder and make it anew"
 UNIFORM = 0.05  # a cube with a smaller standard deviation shows next to nothing
 
 
@@ -96,11 +98,25 @@ def _per_second(rate: float) -> str:
 
 
 def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """A section, or as its `problem` the sentence that says why a damaged artifact cannot be shown."""
+    """A section, or as its `problem` the sentence that says why a damaged artifact cannot be shown, and what helps."""
     try:
         return build(*arguments)
-    except (RaygenesisError, OSError, pa.ArrowException) as error:
+    except WorkspaceError as error:  # which says itself what helps
         return {"problem": str(error).splitlines()[0]}
+    except (RaygenesisError, OSError, pa.ArrowException) as error:
+        remedy = MEND_A_SCAN if isinstance(error, ScanError) else REMEDY
+        return {"problem": f"{str(error).splitlines()[0].rstrip('.')}; {remedy}"}
+
+
+def _history(artifact: Made) -> list[Row]:
+    """A row an epoch. Raises WorkspaceError if what is finished has none, or its table is damaged."""
+    history = read_metrics(artifact.folder)
+    if artifact.manifest and not history:
+        raise WorkspaceError(
+            f"{artifact.folder / 'metrics.parquet'} is missing: restore it from a copy, or remove {artifact.folder} "
+            "to make it anew"
+        )
+    return history
 
 
 def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
@@ -115,13 +131,14 @@ def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) 
             sizes = {"voxels": _range(voxels), "spacing in mm": _range(step), "size in mm": _range(voxels * step)}
             ranges.append({"axis": f"{axis} ({ndim}D)", **sizes})
     chosen = read_catalogue(workspace.catalog, _evenly(table["volume_id"].to_pylist(), MOST_SCANS))
+    sheet, lacking = galleries.contact_sheet(workspace.volumes, chosen, intensity_of(made, settings))
     corrections = pc.list_flatten(table["corrections"]).to_pylist()
     return {
         "volumes": table.num_rows, "subjects": pc.count_distinct(table["subject_id"]).as_py(),
         "facts": [{"fact": title, "volumes": _tally(table[key].to_pylist())} for key, title in facts.items()],
         "corrections": _tally(alike(text) for text in corrections),
         "ranges": ranges,
-        "sheet": galleries.contact_sheet(workspace.volumes, chosen, intensity_of(made, settings)),
+        "sheet": sheet, "lacking": lacking,
     }  # fmt: skip
 
 
@@ -163,18 +180,24 @@ def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
 def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
     """The training curve, and held-out scans beside their reconstructions."""
     manifest = made["autoencoder"].manifest
-    history = read_metrics(workspace.autoencoder)
-    lines = [Line("training", _column(history, "train_loss")), Line("held out", _column(history, "val_mse"))]
     rows = read_catalogue(workspace.catalog, _evenly(split_of(workspace, manifest)[1], MOST_HELD_OUT))
     return {
         "manifest": manifest,
-        "chart": charts.curves("Mean squared error", "mean squared error", "the auto-encoder", lines, least=0),
+        "curve": guarded(_learning_curve, made["autoencoder"]),
         "held_out": guarded(_reconstructed, workspace, rows, manifest),
     }
 
 
+def _learning_curve(autoencoder: Made) -> dict[str, Any]:
+    history = _history(autoencoder)
+    lines = [Line("training", _column(history, "train_loss")), Line("held out", _column(history, "val_mse"))]
+    title = "Mean squared error"
+    return {"chart": charts.curves(title, title.lower(), "the auto-encoder", lines, least=0)}
+
+
 def _reconstructed(workspace: Workspace, rows: Sequence[Row], manifest: Row) -> dict[str, Any]:
-    return {"gallery": galleries.reconstructions(workspace.autoencoder, workspace.volumes, rows, manifest)}
+    shown, lacking = galleries.reconstructions(workspace.autoencoder, workspace.volumes, rows, manifest)
+    return {"gallery": shown, "lacking": lacking}
 
 
 def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
@@ -188,8 +211,12 @@ def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
         "labels": list(rows),
         "gallery": Gallery("Patterns by class", list(rows.values()), columns, names) if rows else None,
         "similarity": _similarity(workspace.patterns, manifest),
-        "planes": galleries.coordinate_boxes(workspace, manifest),
+        "planes": guarded(_planes, workspace, manifest),
     }
+
+
+def _planes(workspace: Workspace, manifest: Row) -> dict[str, Any]:
+    return {"gallery": galleries.coordinate_boxes(workspace, manifest)}
 
 
 def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
@@ -284,7 +311,7 @@ def _in_words(facts: Row) -> list[str]:
 
 
 def _run_curves(artifact: Made, drawn: bool) -> dict[str, Any]:
-    history = read_metrics(artifact.folder)
+    history = _history(artifact)
     shown = _run_charts(artifact.folder.name, artifact.manifest, history) if history and drawn else []
     return {"epochs": len(history), "charts": shown}
 
@@ -292,8 +319,17 @@ def _run_curves(artifact: Made, drawn: bool) -> dict[str, Any]:
 def _restored(run: Made, made: Mapping[str, Made]) -> dict[str, Any]:
     store = made[run.manifest["store"]]
     if not store.manifest or run.manifest["inputs"].get(store.name) != store.manifest["fingerprint"]:
-        raise WorkspaceError(f"the {store.name} that this run learnt from are no longer there")
-    settings = settings_from(yaml.safe_load((run.folder / "config.yaml").read_text()))
+        raise WorkspaceError(
+            f"the {store.name} that this run learnt from are no longer there: remove {run.folder} and run "
+            f"`{run.command}` to learn from those that are"
+        )
+    path = run.folder / "config.yaml"
+    try:
+        settings = settings_from(yaml.safe_load(path.read_text()))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise WorkspaceError(
+            f"{path} is missing or damaged: restore it from a copy, or remove {run.folder} and pretrain again"
+        ) from None
     task = pretext_task(settings, store.manifest)
     rows = galleries.restorations(run.folder, store.folder, task, settings)
     columns, names = ("original", "corrupted", "restored"), [f"error {row['mse']:.4g}" for row in rows]

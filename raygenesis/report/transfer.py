@@ -10,7 +10,7 @@ from markupsafe import Markup
 from raygenesis.files import read_json
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart
-from raygenesis.report.sections import Made, Row
+from raygenesis.report.sections import Made, Row, guarded
 from raygenesis.transfer.metrics import PRIMARY
 from raygenesis.transfer.results import results_in
 from raygenesis.transfer.statistics import SEMANTICS_NOTE
@@ -22,14 +22,18 @@ SIGNIFICANT = 0.05
 
 def transfer(artifact: Made) -> dict[str, Any]:
     """The table of initialisations, every trial (so far, of a target that is not finished) and an example."""
-    title, image = f"Target {artifact.folder.name} example", artifact.folder / "example.npz"
-    spacing = artifact.record.get("spacing_mm") or (1, 1)
     return {
         "artifact": artifact, "table": shown(artifact.record.get("shown", [])),
         "charts": _strips(artifact),
-        "gallery": galleries.example(image, spacing, title) if image.is_file() else None,
+        "example": guarded(_example, artifact),
         "task": artifact.record.get("task"),
     }  # fmt: skip
+
+
+def _example(artifact: Made) -> dict[str, Any]:
+    title, image = f"Target {artifact.folder.name} example", artifact.folder / "example.npz"
+    spacing = artifact.record.get("spacing_mm") or (1, 1)
+    return {"gallery": galleries.example(image, spacing, title) if image.is_file() else None}
 
 
 def comparison(artifact: Made) -> dict[str, Any]:

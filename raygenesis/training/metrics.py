@@ -8,17 +8,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raygenesis.errors import WorkspaceError
 from raygenesis.files import Place, read_table, write_table
 from raygenesis.training.experiment import Row
 
 
 def read_metrics(folder: Place) -> list[Row]:
-    """Rows of `metrics.parquet`, one an epoch; none when training has not ended its first epoch."""
+    """Rows of `metrics.parquet`, one an epoch; none when training has not ended its first epoch.
+
+    Raises WorkspaceError if it is damaged.
+    """
+    path = folder / "metrics.parquet"
     try:  # as bytes: pyarrow opens a file by name twice, and training may replace it in between
-        content = (folder / "metrics.parquet").read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    return pq.read_table(pa.BufferReader(content)).to_pylist()
+    try:
+        return pq.read_table(pa.BufferReader(content)).to_pylist()
+    except pa.ArrowInvalid:
+        raise WorkspaceError(f"{path} is damaged: restore it from a copy, or remove {folder} to make it anew") from None
 
 
 def write_metrics(folder: Place, history: Sequence[Row]) -> None:

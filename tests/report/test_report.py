@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
+from collections import Counter
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +22,7 @@ from raygenesis import machine
 from raygenesis.archive.cells import decode
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import write_json
+from raygenesis.files import read_table, write_json, write_table
 from raygenesis.report import charts
 from raygenesis.report.pictures import Gallery, mid_slice, picture
 from raygenesis.report.report import report
@@ -115,14 +117,96 @@ def test_names_of_files_are_escaped(workspace: Workspace) -> None:
     assert "script" not in page.tags and "b" not in page.tags
 
 
-def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace) -> None:
+def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace, capsys) -> None:
     make_archive(workspace)
     make_discovery(workspace, settings_of(3))
     (workspace.autoencoder / WEIGHTS).write_bytes(b"nothing")
-    (workspace.patterns / "part-000000.parquet").write_bytes(b"nothing")
+    part = workspace.patterns / "part-000000.parquet"
+    part.write_bytes(b"nothing")
     page = Page(report(workspace, settings_of(3)))
     assert page.text.count("This cannot be shown") == 3  # reconstructions, neighbours, patterns
     assert len([image for image in page.images if image["alt"].startswith("Mid-slice")]) == 6
+    assert f"{WEIGHTS} is not a safetensors file of raygenesis; restore it from a copy, or remove" in page.text
+    said = capsys.readouterr().out
+    assert "; 3 parts of the page cannot be shown, the first: " in said and f"{workspace.autoencoder}" in said
+
+
+def whole(root: Path) -> Workspace:
+    """A workspace with something of every stage."""
+    workspace, settings = Workspace.open(root), settings_of(3)
+    make_archive(workspace)
+    make_discovery(workspace, settings)
+    make_run(workspace, settings, "whole")
+    make_transfer(workspace, 3)
+    return workspace
+
+
+def remove_volume(workspace: Workspace, number: int) -> None:
+    shutil.rmtree(workspace.volumes / f"{number:016x}.ome.zarr")
+
+
+def test_a_scan_that_is_missing_costs_its_pictures_only(tmp_path: Path, capsys) -> None:
+    workspace = whole(tmp_path / "w")
+    remove_volume(workspace, 1)  # a neighbour
+    page = Page(report(workspace, settings_of(3)))
+    kinds = Counter(image["alt"].split()[0] for image in page.images)
+    assert kinds["Mid-slice"] == 5 and page.text.count("This cannot be shown") == 0
+    assert page.text.count("Some of this cannot be shown: 0000000000000001.ome.zarr") == 2  # the sheet, neighbours
+    assert page.text.count("remove its folder below archive/volumes/ and ingest again") == 2
+    assert "Slice of reference" in page.html and "Slice of rank 2" in page.html and "Slice of rank 1" not in page.html
+    assert "; 2 parts of the page cannot be shown, the first: 0000000000000001" in capsys.readouterr().out
+
+    remove_volume(workspace, 0)  # the reference
+    page = Page(report(workspace, settings_of(3)))
+    assert "Slice of rank 2" in page.html and "Slice of reference" not in page.html
+    assert "Class 0, the reference" in page.html  # its pattern is in the store
+    assert page.text.count("This cannot be shown: 0000000000000000.ome.zarr") == 1  # where its classes lie
+
+
+@pytest.mark.parametrize("what", ["garbage", "missing"])
+def test_what_embeddings_and_metrics_are_needed_for_says_which_file_and_what_helps(
+    tmp_path: Path, what: str, capsys
+) -> None:
+    workspace = whole(tmp_path / "w")
+    files = [
+        workspace.embeddings / "part-00000000.parquet", workspace.run("whole") / "metrics.parquet",
+        workspace.autoencoder / "metrics.parquet", workspace.run("whole") / "config.yaml",
+    ]  # fmt: skip
+    for path in files[: 3 if what == "garbage" else 4]:
+        path.unlink() if what == "missing" else path.write_bytes(b"nothing")
+    page = Page(report(workspace, settings_of(3)))
+    told = re.findall("This cannot be shown: (.*)", page.text)
+    fault = "is damaged" if what == "garbage" else "is missing"
+    for path in files[1:3]:
+        assert f"{path} {fault}: restore it from a copy, or remove {path.parent} to make it anew" in told
+    damaged = files[0] if what == "garbage" else workspace.embeddings
+    assert f"{damaged} is damaged: remove it and manifest.json beside it, then run `raygenesis embed`" in told
+    assert not re.search("Parquet|Errno|FieldRef", page.text)
+    # What does not need them is there.
+    assert (
+        "Slice of rank 1" in page.html
+        and "istance" not in page.text.partition("They were searched")[2].partition("voxels in")[0]
+    )
+    assert "Reconstruction of" in page.html and "It names 100%" in page.text
+    if what == "missing":
+        assert any(line.startswith(f"{files[3]} is missing or damaged: restore it") for line in told)
+
+
+def test_a_damaged_example_leaves_its_table(tmp_path: Path) -> None:
+    workspace = whole(tmp_path / "w")
+    (workspace.transfer("heads-tissue") / "example.npz").write_bytes(b"PK\x03\x04 cut short")
+    page = Page(report(workspace, settings_of(3)))
+    assert "example.npz is damaged: remove it and manifest.json beside it" in page.text
+    assert "0.650 ± 0.071" in page.text
+
+
+def test_a_reference_that_left_the_archive_is_said(tmp_path: Path) -> None:
+    workspace = whole(tmp_path / "w")
+    table = read_table(workspace.catalog)
+    write_table(workspace.catalog, table.slice(1))
+    page = Page(report(workspace, settings_of(3)))
+    told = f"{workspace.archive} no longer has the reference {0:016x}: ingest its scan again, or remove"
+    assert page.text.count(f"This cannot be shown: {told}") == 2  # neighbours, where the classes lie
 
 
 @pytest.mark.parametrize("ndim", [3, 2])
