@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from matplotlib.colors import to_hex
 
 from raygenesis.amounts import several
 from raygenesis.archive.catalogue import read_catalogue
@@ -23,7 +24,16 @@ from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_pattern
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.pretraining.weights import load_network
-from raygenesis.report.pictures import CORONAL, SCAN_PIXELS, Gallery, Picture, mid_slice, picture, scan_picture
+from raygenesis.report.pictures import (
+    CORONAL,
+    SCAN_PIXELS,
+    Gallery,
+    Picture,
+    mid_slice,
+    picture,
+    plane_words,
+    scan_picture,
+)  # fmt: skip
 from raygenesis.settings import IntensitySettings, Settings
 from raygenesis.training.feeding import Samples
 from raygenesis.workspace import Workspace
@@ -36,6 +46,7 @@ MOST_BOXES = 44
 NUM_CORRUPTED = 6
 PLANES = {0: "axial", CORONAL: "coronal", 2: "sagittal"}
 MEND_A_SCAN = "remove its folder below archive/volumes/ and ingest again"
+PLANE_PIXELS, PLANE_INCHES = 256, 2.2  # of the reference with all boxes
 OVERLAY = np.array([[0.95, 0.45, 0.1], [0.2, 0.65, 1.0], [0.25, 0.8, 0.4], [0.85, 0.4, 0.85], [0.95, 0.85, 0.2]])
 
 
@@ -70,7 +81,8 @@ def contact_sheet(volumes: Place, rows: Sequence[Row], intensity: IntensitySetti
         return scan_picture(volumes, row, intensity, f"Mid-slice of {row['volume_id']}", row["volume_id"])
 
     shown, fault = drawn_of(draw, rows)
-    return Gallery("Contact sheet", in_rows(shown)) if shown else None, fault
+    note = plane_words(max((len(row["shape"]) for row in rows), default=3))
+    return Gallery("Contact sheet", in_rows(shown), note=note) if shown else None, fault
 
 
 def in_rows(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
@@ -101,8 +113,11 @@ def reconstructions(
         ]  # fmt: skip
 
     columns, fault = drawn_of(draw, rows)
+    if not columns:
+        return None, fault
+    note = f"Held-out scans; {plane_words(len(model.input_shape)).lower()}"
     shown = list(zip(*columns, strict=True))
-    return Gallery("Auto-encoder reconstructions", shown, names=("input", "restored")) if columns else None, fault
+    return Gallery("Auto-encoder reconstructions", shown, names=("input", "restored"), note=note), fault
 
 
 def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
@@ -117,8 +132,9 @@ def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
     for plane, name in planes.items():
         alt = f"{name} mid-plane of the reference with the boxes of {len(boxes)} coordinates".capitalize()
         about = (alt, name.capitalize(), plane, boxes[:MOST_BOXES])
-        shown.append(scan_picture(workspace.volumes, row, intensity, *about))
-    return Gallery("Where the classes lie", [shown])
+        shown.append(scan_picture(workspace.volumes, row, intensity, *about, pixels=PLANE_PIXELS))
+    note = "Mid-planes of the reference and the boxes of its coordinates, projected on them"
+    return Gallery("Where the classes lie", [shown], note=note, inches=PLANE_INCHES)
 
 
 def classes(folder: Place, manifest: Row) -> dict[int, list[Picture]]:
@@ -168,8 +184,14 @@ def restorations(run: Place, store: Place, task: PretextTask, settings: Settings
     return out
 
 
-def example(path: Place, spacing_mm: Sequence[float], title: str) -> Gallery:
-    """A test scan's slice of a target task, with its label and each initialisation's prediction over it."""
+def example(
+    path: Place, spacing_mm: Sequence[float], title: str, labelled: int | str | None, names: Sequence[str]
+) -> Gallery:  # fmt: skip
+    """A test scan's slice of a target task, with its label and each initialisation's prediction over it.
+
+    labelled: with how many labelled subjects they learnt, where that is known. names: of the classes, without the
+    background; numbers where there are none.
+    """
     try:
         with on_disk(path) as local, np.load(local) as arrays:
             held = {name: array if array.ndim == 2 else array[len(array) // 2] for name, array in arrays.items()}
@@ -180,11 +202,18 @@ def example(path: Place, spacing_mm: Sequence[float], title: str) -> Gallery:
     image = np.clip(held.pop("image").astype(np.float32), 0, 1)
     extent = [side * step for side, step in zip(image.shape, spacing_mm[-2:], strict=True)]
     shown = [picture(image[::-1, ::-1], "Test image", "Image", extent=extent, pixels=SCAN_PIXELS)]
+    there = sorted({int(number) for array in held.values() for number in np.unique(array)} - {0})
     for name, classes_there in held.items():
         colours = OVERLAY[(classes_there.astype(int) - 1) % len(OVERLAY)]
         painted = np.where((classes_there > 0)[..., None], 0.45 * image[..., None] + 0.55 * colours, image[..., None])
         name = name.removeprefix("prediction_")
-        note = "Label" if name == "label" else f"Predicted, {name}"
+        note = ("Label" if name == "label" else f"Predicted, {name}") + ": nothing" * (not classes_there.any())
         alt = f"{note} over the test image"
         shown.append(picture(painted[::-1, ::-1], alt, note, extent=extent, pixels=SCAN_PIXELS))
-    return Gallery(title, in_rows(shown))
+    plane = "An axial slice of a test scan" if len(spacing_mm) == 3 else "A test image"
+    learnt = f", predicted by networks that learnt from {labelled} labelled subjects" if labelled else ""
+    legend = [
+        (names[number - 1] if number <= len(names) else f"class {number}", to_hex(OVERLAY[(number - 1) % len(OVERLAY)]))
+        for number in there
+    ]
+    return Gallery(title, in_rows(shown), note=plane + learnt, legend=legend)

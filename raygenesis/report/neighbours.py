@@ -20,7 +20,7 @@ from raygenesis.patterns.schema import TRAINING
 from raygenesis.report import charts
 from raygenesis.report.charts import Chart
 from raygenesis.report.galleries import MOST_COLUMNS, drawn_of, reference_row
-from raygenesis.report.pictures import CORONAL, Gallery, Picture, scan_picture
+from raygenesis.report.pictures import CORONAL, Gallery, Picture, plane_words, scan_picture
 from raygenesis.report.sections import Made, Row, guarded, intensity_of, split_of
 from raygenesis.settings import Settings
 from raygenesis.workspace import Workspace
@@ -97,7 +97,9 @@ def _shown(
         pictures, fault = drawn_of(draw, [rows[name] for name in members if name in rows and name in titles])
         drawn |= {line: pictures} if pictures else {}
         faults += [fault] if fault else []
-    gallery = Gallery("Neighbours", list(drawn.values()), names=list(drawn)) if drawn else None
+    plane = plane_words(len(rows[reference]["shape"]))
+    note = f"{plane}; distances are between embeddings. Boxes: patterns of one class, in others the same place"
+    gallery = Gallery("Neighbours", list(drawn.values()), names=list(drawn), note=note) if drawn else None
     return {"gallery": gallery, "lacking": " ".join(faults)}
 
 
@@ -142,4 +144,4 @@ def embedding_map(
     alt = f"Map of {len(ids)} embeddings in two dimensions: {', '.join(reversed(names))}."
     labels = [f"principal axis {axis + 1} ({share[axis]:.0%} of the variance)" for axis in (0, 1)]
     groups = {name: places[kind == n] for n, name in enumerate(names)}
-    return charts.scatter("Embedding map", alt, groups, labels), float(share[0])
+    return charts.scatter("Embedding map of training scans", alt, groups, labels), float(share[0])

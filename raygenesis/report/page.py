@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,21 @@ import jinja2
 
 from raygenesis.amounts import duration, several, size
 from raygenesis.tables import cell
+from raygenesis.transfer.metrics import WORDS as FIGURES
 
 SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}
 WORDS = {
-    **SYMBOLS, "dice": "Dice", "iou": "IoU", "auc": "AUC", "sd": "s.d.", "rankme": "RankMe",
+    **SYMBOLS, **FIGURES, "sd": "s.d.", "rankme": "RankMe",
+}  # fmt: skip
+
+# Of counts whose names do not say it: what is counted (plural), and what of it.
+COUNTED = {
+    "known": ("scans", "known before"), "removed": ("volumes", "removed"),
+    "new": ("scans", "embedded in the last call"), "training": ("scans", "trained on"), "validation": ("held out",),
+    "indexed_before": ("scans", "indexed before"), "left_out": ("examples", "left out"),
+    "validation_examples": ("examples", "to validate on"), "test_examples": ("examples", "to test on"),
+    "pool_subjects": ("subjects", "to draw labelled ones from"), "seen_subjects": ("subjects", "seen in pretraining"),
+    "stopped": ("trials", "stopped early"), "rows": ("rows", "in its table"),
 }  # fmt: skip
 
 
@@ -35,9 +47,18 @@ def number(value: Any) -> str:
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """`125 volumes, 1 part`: counts under their names."""
-    return ", ".join(several(count, name.replace("_", " ")) for name, count in counts.items())
+    """`125 volumes, 1 part`: counts in words, without what there is none of."""
+    return ", ".join(
+        size(count) + " cropped" if name == "bytes_cropped" else " ".join(_in_words(name, count))
+        for name, count in counts.items() if count
+    ) or "nothing"  # fmt: skip
+
+
+def _in_words(name: str, count: int) -> tuple[str, ...]:
+    units, *rest = COUNTED.get(name, (name.replace("_", " "),))
+    return several(count, units), *rest
 
 
 def words(key: str) -> str:
-    return WORDS.get(key) or " ".join(WORDS.get(word, word) for word in key.split("_"))
+    """The heading of a column: words with spaces between them, names as they are written."""
+    return WORDS.get(key) or re.sub(r"\w+", lambda word: WORDS.get(word[0], word[0]), key.replace("_", " "))

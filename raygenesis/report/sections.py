@@ -30,7 +30,7 @@ from raygenesis.pretraining.task import JOINT
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart, Line
 from raygenesis.report.galleries import MEND_A_SCAN
-from raygenesis.report.pictures import Gallery
+from raygenesis.report.pictures import Gallery, plane_words
 from raygenesis.settings import IntensitySettings, PriceSettings, Settings, settings_from
 from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace import Workspace
@@ -79,7 +79,7 @@ class Made:
         kind = self.name.partition("/")[0]
         counts, seconds = self.manifest["counts"], self.manifest["seconds"]
         if kind == "runs" and self.manifest.get("speed"):
-            return f"{_per_second(self.manifest['speed']['cubes_per_s'])} cubes/s"
+            return f"{_per_second(self.manifest['speed']['cubes_per_s'])} cubes/s in steps"
         key, unit, spared = per_second.get(kind, ("", "", ""))
         done = counts.get(key, 0) - counts.get(spared, 0)
         if not done or not seconds:
@@ -166,15 +166,19 @@ def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
         job = read_json(path)
         assert job is not None
         started, updated = (datetime.fromisoformat(job[key]) for key in ("started", "updated"))
-        hours = {"core hours": job["core_seconds"] / 3600, "GPU hours": job["gpu_seconds"] / 3600}
+        times = {f"{what} time": _or_none(job[f"{what.lower()}_seconds"]) for what in ("core", "GPU")}
         state = "writes this page" if is_own(job) else job["state"]
         row = {"job": job["verb"], "state": state, "started": f"{started:%Y-%m-%d %H:%M}"}
-        row |= {"took": duration((updated - started).total_seconds()), **hours}
+        row |= {"took": duration((updated - started).total_seconds()), **times}
         cost = prices.of(job["core_seconds"], job["gpu_seconds"])
         if cost is not None:
             row["cost"] = cost
         rows.append(row)
     return {"rows": rows, "left_out": len(paths) - len(rows)}
+
+
+def _or_none(seconds: float) -> str:
+    return duration(seconds) if seconds else "–"
 
 
 def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
@@ -206,10 +210,15 @@ def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
     rows = galleries.classes(workspace.patterns, manifest)
     columns = [shown.note for shown in max(rows.values(), key=len, default=())]
     names = [f"class {label}" for label in rows]
+    plane = plane_words(len(manifest["cube_shape"]), "Coronal mid-slices of the cubes")
     return {
         "manifest": manifest,
         "labels": list(rows),
-        "gallery": Gallery("Patterns by class", list(rows.values()), columns, names) if rows else None,
+        "gallery": Gallery(
+            "Patterns by class", list(rows.values()), columns, names, note=f"{plane}; ranks are of training scans"
+        )
+        if rows
+        else None,
         "similarity": _similarity(workspace.patterns, manifest),
         "planes": guarded(_planes, workspace, manifest),
     }
@@ -253,10 +262,10 @@ def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
 
 
 def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
-    """Every run, the newest first: facts, curves, restored cubes and, in plain sentences, what went wrong."""
+    """Every run, `default` and then the newest first: facts, curves, restored cubes and, in words, what went wrong."""
     begun = [artifact for name, artifact in made.items() if name.startswith("runs/") and artifact.record]
-    # Runs that are not finished come first.
-    begun.sort(key=lambda run: run.record.get("finished", "~"), reverse=True)
+    # Runs that are not finished count as the newest.
+    begun.sort(key=lambda run: (run.folder.name == "default", run.record.get("finished", "~")), reverse=True)
     restores = [run for run in begun if run.manifest and run.manifest["restoration_mse"] is not None]
     restored = [run.name for run in restores[:MOST_RUNS_RESTORED]]
     out = []
@@ -283,7 +292,7 @@ def _facts_row(run: Made) -> dict[str, Any]:
         "identity": facts["identity_mse"], "mean image": facts["mean_image_mse"],
         "anatomy retrieval": facts["retrieval"],
         "untrained": facts.get("retrieval_untrained"), "effective rank": facts["effective_rank"],
-        "cubes": facts["counts"]["patterns"], "time": duration(facts["seconds"]),
+        "cubes in its store": facts["counts"]["patterns"], "time": duration(facts["seconds"]),
     }  # fmt: skip
 
 
@@ -332,12 +341,16 @@ def _restored(run: Made, made: Mapping[str, Made]) -> dict[str, Any]:
         ) from None
     task = pretext_task(settings, store.manifest)
     rows = galleries.restorations(run.folder, store.folder, task, settings)
-    columns, names = ("original", "corrupted", "restored"), [f"error {row['mse']:.4g}" for row in rows]
-    pictures = [row["pictures"] for row in rows]
+    columns, pictures = ("original", "corrupted", "restored"), [row["pictures"] for row in rows]
+    classifies = any(row["label"] is not None for row in rows)
+    answers = [f"class {row['label']}, answer {row['guess']}\n" * classifies for row in rows]
+    names = [f"{answer}error {row['mse']:.4g}" for answer, row in zip(answers, rows, strict=True)]
+    note = plane_words(len(settings.discovery.cube_shape), "Coronal mid-slices of the cubes")
     return {
         "corruption": pretext_of(settings.pretraining).corruption,
         "rows": rows,
-        "gallery": Gallery(f"Run {run.folder.name} restored", pictures, columns, names) if rows else None,
+        "classifies": classifies,
+        "gallery": Gallery(f"Run {run.folder.name} restored", pictures, columns, names, note) if rows else None,
     }
 
 

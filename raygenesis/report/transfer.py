@@ -11,12 +11,13 @@ from raygenesis.files import read_json
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart
 from raygenesis.report.sections import Made, Row, guarded
-from raygenesis.transfer.metrics import PRIMARY
+from raygenesis.transfer.metrics import WORDS
 from raygenesis.transfer.results import results_in
+from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import SEMANTICS_NOTE
-from raygenesis.transfer.table import LEGEND
+from raygenesis.transfer.table import LEGEND, in_words
 
-MARKS = LEGEND.replace("**", "")  # what is bold in the table is bold on the page
+MARKS = LEGEND.replace("**Best**", "Bold: best")
 SIGNIFICANT = 0.05
 
 
@@ -32,8 +33,18 @@ def transfer(artifact: Made) -> dict[str, Any]:
 
 def _example(artifact: Made) -> dict[str, Any]:
     title, image = f"Target {artifact.folder.name} example", artifact.folder / "example.npz"
-    spacing = artifact.record.get("spacing_mm") or (1, 1)
-    return {"gallery": galleries.example(image, spacing, title) if image.is_file() else None}
+    if not image.is_file():
+        return {"gallery": None}
+    record = artifact.record
+    spacing, names = record.get("spacing_mm") or (1, 1), record.get("classes", [])
+    return {"gallery": galleries.example(image, spacing, title, _most_labelled(record), names)}
+
+
+def _most_labelled(record: Row) -> int | str | None:
+    """With how many labelled subjects the example's networks learnt: the most of those that were asked for."""
+    pool = record.get("counts", {}).get("pool_subjects")
+    given = record.get("extent", {}).get("num_labelled", [])
+    return max(given, key=lambda labelled: count_of(labelled, pool)) if given and pool else None
 
 
 def comparison(artifact: Made) -> dict[str, Any]:
@@ -41,8 +52,8 @@ def comparison(artifact: Made) -> dict[str, Any]:
     record = artifact.record
     return {
         "artifact": artifact, "overview": shown(record.get("overview", [])),
-        "cubes": record.get("cubes", {}), "semantics": record.get("semantics", []), "paper": record.get("paper", {}),
-        "charts": _with_and_without(artifact), "note": SEMANTICS_NOTE,
+        "cubes": record.get("cubes", {}), "semantics": in_words(record.get("semantics", [])),
+        "paper": record.get("paper", {}), "charts": _with_and_without(artifact), "note": SEMANTICS_NOTE,
     }  # fmt: skip
 
 
@@ -62,17 +73,13 @@ def _dots(starts: Mapping[str, Sequence[Row]]) -> dict[str, list[float]]:
     return {start: [next(iter(trial["figures"].values())) for trial in trials] for start, trials in starts.items()}
 
 
-def _words_of(metric: str) -> str:
-    return next(primary.words for primary in PRIMARY.values() if primary.name == metric)
-
-
 def _strips(artifact: Made) -> list[Chart]:
     """A chart for each number of labelled subjects: a dot a trial."""
     drawn = []
     for labelled, starts in results_in(artifact.folder, artifact.record.get("extent")).items():
         metric = next(iter(next(iter(starts.values()))[0]["figures"]))
         title, of = f"Trials with {labelled} labelled subjects", f"target {artifact.folder.name}"
-        drawn.append(charts.strip(title, "initialisation", _words_of(metric), _dots(starts), of=of))
+        drawn.append(charts.strip(title, "initialisation", WORDS[metric], _dots(starts), of=of))
     return drawn
 
 
@@ -92,7 +99,7 @@ def _with_and_without(artifact: Made) -> list[Chart]:
         if told:
             title = f"{target}, {labelled} labelled"
             metric = next(row["metric"] for row in rows if row["target"] == target)
-            drawn.append(charts.pairs(title, _words_of(metric), f"semantics in {artifact.folder.name}", told))
+            drawn.append(charts.pairs(title, WORDS[metric], f"semantics in {artifact.folder.name}", told))
     return drawn
 
 

@@ -33,7 +33,7 @@ from raygenesis.transfer.results import results_in
 from raygenesis.transfer.runs import Run, runs_of
 from raygenesis.transfer.split import count_of
 from raygenesis.transfer.statistics import RANDOM, SEMANTICS_NOTE, semantics_of
-from raygenesis.transfer.table import LEGEND, latex, lines_of, markdown, wide
+from raygenesis.transfer.table import LEGEND, in_words, latex, lines_of, markdown, wide
 from raygenesis.workspace import Stage, Workspace
 
 # Cubes that a pretraining sees may differ from the plan's by this share, as epochs are whole.
@@ -169,7 +169,7 @@ def _finish(
         for row in semantics_of(results_in(workspace.transfer(f"{name}-{title}"), manifest["extent"]), manifest["task"])
     ]
     papers = {title: _beside_paper(targets[title], manifest) for title, manifest in manifests.items()}
-    pretrained = [{"initialisation": title, "cubes": number} for title, number in cubes.items()]
+    pretrained = [{"initialisation": title, "cubes seen over all epochs": number} for title, number in cubes.items()]
     files = {
         "table.csv": as_csv(rows), "semantics.csv": as_csv(semantics), "table.tex": latex(overview),
         "table.md": told(overview, semantics, pretrained, papers),
@@ -181,7 +181,8 @@ def _finish(
         counts, watch.seconds, overview=overview, semantics=semantics, cubes=dict(cubes),
         paper={title: table for title, table in papers.items() if table},
     )  # fmt: skip
-    for line in (*lines_of(overview), *((*lines_of(semantics), SEMANTICS_NOTE) if semantics else ())):
+    added = (*lines_of(in_words(semantics)), SEMANTICS_NOTE) if semantics else ()
+    for line in (*lines_of(overview), *added):
         say("compare", line)
     say("compare", f"{watch.seconds:.1f} s → {stage.folder}")
     return manifest
@@ -190,7 +191,7 @@ def _finish(
 def told(overview: Rows, semantics: Rows, pretrained: Rows, papers: Mapping[str, Rows]) -> str:
     """The tables in Markdown, each with what a reader must know of it; papers: of each target, beside our figures."""
     parts = [markdown(overview), LEGEND]
-    parts += [markdown(semantics), SEMANTICS_NOTE] if semantics else []
+    parts += [markdown(in_words(semantics)), SEMANTICS_NOTE] if semantics else []
     parts += [markdown(pretrained)] if pretrained else []
     parts += [
         f"{title}, beside the paper's Table 2 (%):\n\n{markdown(table)}" for title, table in papers.items() if table

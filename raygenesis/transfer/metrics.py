@@ -39,6 +39,8 @@ PRIMARY = {
     MULTILABEL: Primary("auc", "mean AUC", 1),
     REGRESSION: Primary("mae", "mean absolute error", -1, math.inf),
 }
+# Of names that two tasks have, the first's words.
+WORDS = {"iou": "IoU"} | {primary.name: primary.words for primary in reversed(PRIMARY.values())}
 
 
 def overlap(predicted: NDArray[np.uint8], label: NDArray[np.uint8], num_classes: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from raygenesis.transfer.metrics import WORDS
+
 # Of each target's code its figure, and of each initialisation, by our names, mean and s.d.
 FIGURES = {"NCC": "auc", "LCS": "iou", "NCS": "iou", "BMS": "iou"}
 TABLE_2: dict[str, dict[str, tuple[float, float]]] = {
@@ -29,11 +31,9 @@ def beside_ours(code: str, ours: dict[str, dict[str, float]]) -> list[dict[str, 
     """
     if code not in FIGURES:
         return []
-    rows = []
+    rows, metric = [], FIGURES[code]
     for name, figures in ours.items():
         theirs = TABLE_2.get(name, {}).get(code)
         paper = f"{theirs[0]:.2f} ± {theirs[1]:.2f}" if theirs else "–"
-        rows.append(
-            {"initialisation": name, f"{FIGURES[code]} here": f"{100 * figures[FIGURES[code]]:.2f}", "paper": paper}
-        )
+        rows.append({"initialisation": name, f"{WORDS[metric]} here": f"{100 * figures[metric]:.2f}", "paper": paper})
     return rows

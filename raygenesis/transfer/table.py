@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from raygenesis.tables import Rows, aligned, cell, columns_of
+from raygenesis.transfer.metrics import WORDS
 from raygenesis.transfer.statistics import Against, Comparison
 
 LEGEND = (
     "Mean ± s.d. over trials. **Best**; * cannot be told from the best at p < 0.05 (independent two-sample t-test over "
     "trials, Welch). p over trials: the same test; p over subjects: paired permutation test on what trials say of each "
-    "test subject on average. All p but those of the marks are corrected by Holm. g: Hedges' effect size."
+    "test subject on average. All p but those of the marks are corrected by Holm. g: Hedges' effect size. Intervals "
+    "(of the mean over trials, Student's t) are cut to what the figure can be, and say little with two trials."
 )
 
 
@@ -25,7 +27,7 @@ def told(table: Sequence[Comparison]) -> list[dict[str, str]]:
         rows.append(
             {
                 "initialisation": row.initialisation, "labelled": str(row.labelled), "trials": str(row.trials),
-                row.metric: marked(
+                WORDS[row.metric]: marked(
                     f"{row.mean:.3f} ± {row.sd:.3f}", compared and row.is_best, compared and row.is_like_best
                 ),
                 "95 % interval": f"{row.low:.3f} to {row.high:.3f}",
@@ -46,10 +48,15 @@ def wide(rows: Rows) -> list[dict[str, str]]:
     """
     table: dict[str, dict[str, str]] = {}
     for row in rows:
-        column = f"{row['target']}, {row['labelled']} labelled: {row['metric']}"
+        column = f"{row['target']}, {row['labelled']} labelled: {WORDS[row['metric']]}"
         text = marked(f"{row['mean']:.3f} ± {row['sd']:.3f}", row["is_best"], row["is_like_best"])
         table.setdefault(row["initialisation"], {"initialisation": row["initialisation"]})[column] = text
     return list(table.values())
+
+
+def in_words(semantics: Rows) -> Rows:
+    """The rows of `semantics_of` with their figures' names as people write them."""
+    return [{**row, "metric": WORDS[row["metric"]]} for row in semantics]
 
 
 def marked(text: str, is_best: bool, is_like_best: bool) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser
 
 from raygenesis.report.report import report
@@ -59,6 +62,26 @@ def test_tables_of_runs_and_targets_fit_on_a_desk_and_scroll_within_their_box_on
         with opened(chromium, page_file, width, "light") as page:
             assert set(page.evaluate(cut)) & wide == expected
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_a_row_of_what_was_run_is_a_line_and_what_is_cut_off_is_shaded(
+    chromium: Browser, page_file: Path
+) -> None:
+    with opened(chromium, page_file, 390, "light") as page:
+        heights = page.evaluate("""[...document.querySelectorAll('[aria-label="Stages"] tr')].filter(
+          row => row.cells.length > 2).map(row => row.getBoundingClientRect().height)""")
+        assert len(heights) > 8 and max(heights) < 1.5 * min(heights)
+        box = page.locator("[aria-label='Stages']")
+        box.scroll_into_view_if_needed()
+        area = box.bounding_box()
+
+        def grey_at(x: float) -> float:
+            strip = {"x": area["x"] + x, "y": area["y"] + 8, "width": 2, "height": 4}  # above the heads' text
+            return float(np.asarray(Image.open(BytesIO(page.screenshot(clip=strip))).convert("L")).mean())
+
+        assert grey_at(area["width"] - 2) < 200 and grey_at(1) > 250  # more lies on the right
+        box.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+        assert grey_at(area["width"] - 2) > 250 and grey_at(1) < 200  # and now on the left
 
 
 def test_the_report_by_keyboard(chromium: Browser, page_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -24,7 +25,9 @@ from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.errors import WorkspaceError
 from raygenesis.files import read_table, write_json, write_table
 from raygenesis.report import charts
-from raygenesis.report.pictures import Gallery, mid_slice, picture
+from raygenesis.report.galleries import example
+from raygenesis.report.page import counted, words
+from raygenesis.report.pictures import Box, Gallery, mid_slice, numbered, picture
 from raygenesis.report.report import report
 from raygenesis.workspace import Stage, Workspace, manifest_of
 from tests.report.workspaces import (
@@ -276,6 +279,52 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     assert "1,000,000 scans" in page.text and "gives the rate" not in page.text
     restored = [image for image in page.images if image["alt"].startswith("Restored")]
     assert len(restored) == 2 * 4
+    # What each thing is of.
+    assert re.search(r"held-out scans,\s*correlation with\s*the reference", page.text) or ndim == 2
+    assert page.text.count("Coronal mid-slices of the cubes") == (3 if ndim == 3 else 0)  # classes, two runs
+    assert "Bold: best; * cannot be told" in page.text and "are cut to what the figure can be" in page.text
+    assert "cubes in its store" in page.text and "of a scan lie, if it gave any" in page.text
+    assert "The total leaves comparisons out" in page.text
+    assert "class, answer" in page.text
+    assert "0 failures" not in page.text and "Training scans alone" in page.text
+    assert re.search(r"AUC|Dice", page.text) and not re.search(r"\bauc\b|\bdice\b", page.text.partition("Transfer")[2])
+
+
+def tiles(page: Page) -> str:
+    return page.html.partition('<dl class="tiles">')[2].partition("</dl>")[0]
+
+
+def test_the_first_figures_are_of_the_default_run_or_else_the_newest(workspace: Workspace) -> None:
+    settings = settings_of(3)
+    make_archive(workspace)
+    make_discovery(workspace, settings)
+    for day, name in enumerate(("plan-b", "default", "plan-a"), 1):
+        make_run(workspace, settings, name, accuracy=day / 10)
+        manifest = manifest_of(workspace.run(name), "pretrain")
+        write_json(workspace.run(name) / "manifest.json", manifest | {"finished": f"2026-01-0{day}T00:00:00+00:00"})
+    page = Page(report(workspace, settings))
+    assert "(run default)" in tiles(page) and "20.0%" in tiles(page) and "plan" not in tiles(page)
+    open_run = re.findall(r"<details open>\s*<summary><h3>(.*?)<", page.html)
+    assert open_run == ["Run default"]
+    shutil.rmtree(workspace.run("default"))
+    assert "(run plan-a)" in tiles(Page(report(workspace, settings)))
+
+
+def test_a_run_that_classifies_nothing_has_no_column_of_classes(workspace: Workspace) -> None:
+    settings = settings_of(3, pretraining={"pretext": "in-painting", "base_width": 2})
+    make_archive(workspace)
+    make_discovery(workspace, settings)
+    make_run(workspace, settings, "restores", accuracy=None, chance=None, retrieval=None)
+    page = Page(report(workspace, settings))
+    assert "class, answer" not in page.text and re.search(r"original\s*corrupted\s*restored\s*error", page.text)
+    figure = (workspace.report / "figures" / "run-restores-restored.svg").read_text()
+    assert "error 0." in figure and "answer" not in figure and "Coronal mid-slices" in figure
+
+
+def test_counts_are_told_in_words_and_without_what_there_is_none_of() -> None:
+    counts = {"volumes": 30, "known": 1, "removed": 0, "failures": 0, "seen_subjects": 24, "bytes_cropped": 2**20}
+    told = "30 volumes, 1 scan known before, 24 subjects seen in pretraining, 1.0 MiB cropped"
+    assert counted(counts) == told and counted({"failures": 0}) == "nothing"
 
 
 def test_every_figure_is_also_a_file_for_a_paper(workspace: Workspace) -> None:
@@ -296,7 +345,10 @@ def test_every_figure_is_also_a_file_for_a_paper(workspace: Workspace) -> None:
         "run-whole-restored", "target-heads-tissue-example",
     }  # fmt: skip
     assert "sweep-of-before" not in names
-    assert galleries < names and {"embedding-map", "run-whole-accuracy", "semantics-in-heads-tissue-5-labelled"} < names
+    assert (
+        galleries < names
+        and {"embedding-map-of-training-scans", "run-whole-accuracy", "semantics-in-heads-tissue-5-labelled"} < names
+    )
     assert len(names - galleries) == len(re.findall(r'<figure class="chart', page.html))
     for path in folder.iterdir():
         if path.suffix == ".svg":
@@ -336,7 +388,7 @@ def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Wor
     write_json(workspace.private / "jobs" / "20260102-040405-report-abcd.json", own)
     page = Page(report(workspace, settings_of(3, prices={"cpu_hour": 0.5, "gpu_hour": 3})))
     assert re.search(r"report\s*writes this page\s*2026-01-02 03:04", page.text)
-    assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30.0 min\s*2\s*0.5\s*2.5\s", page.text)
+    assert re.search(r"ingest\s*succeeded\s*2026-01-02 03:04\s*30.0 min\s*2.0 h\s*30.0 min\s*2.5\s", page.text)
     assert "a-host" not in page.text and "is damaged" not in page.text
 
 
@@ -449,3 +501,48 @@ def test_a_gallery_as_a_file_shows_its_pictures_in_their_order() -> None:
     middle = [np.argwhere(sheet == shade).mean(0) for shade in (51, 102, 153, 204)]
     assert middle[0][0] == pytest.approx(middle[1][0], abs=1) and middle[0][1] < middle[1][1]  # of one row
     assert middle[2][0] > middle[1][0] and middle[3][1] == pytest.approx(middle[0][1], abs=2)  # below, in its column
+
+
+def test_a_gallery_as_a_file_carries_its_note_its_legend_and_short_ids() -> None:
+    shown = [picture(np.zeros((8, 8)), "a scan", f"Rank 1, distance 2.0: {'0123456789abcdef'}")]
+    gallery = Gallery("Scans", [shown], note="Coronal slices", legend=[("liver", "#ff0000")])
+    svg = dict(gallery.files())["svg"].decode()
+    assert "01234567<" in svg and "89abcdef" not in svg and "0123456789abcdef" in gallery.rows[0][0].note
+    assert "Scans. Coronal" in svg and "slices<" in svg and "liver" in svg and "#ff0000" in svg
+
+
+def test_an_example_names_classes_plane_and_labelled_subjects_and_says_where_nothing_is_predicted(
+    tmp_path: Path,
+) -> None:
+    label = np.array([[0, 1], [2, 0]], np.uint8)
+    predicted = {"prediction_random": np.zeros_like(label), "prediction_ours": label}
+    np.savez(tmp_path / "example.npz", image=np.ones((2, 2), np.float32), label=label, **predicted)
+    gallery = example(tmp_path / "example.npz", [1.0, 1.0, 1.0], "Target heads", 20, ["liver"])
+    notes = [shown.note for shown in gallery.rows[0]]
+    assert notes == ["Image", "Label", "Predicted, random: nothing", "Predicted, ours"]
+    assert [name for name, _ in gallery.legend] == ["liver", "class 2"]
+    assert gallery.note == "An axial slice of a test scan, predicted by networks that learnt from 20 labelled subjects"
+    # The colours are those of the picture: voxel [0, 1] is of class 1, and lies lower left as it is shown.
+    pixels = np.asarray(Image.open(BytesIO(gallery.rows[0][1].content)).convert("RGB"), float)
+    colours = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in gallery.legend])
+    np.testing.assert_allclose(pixels[-1, 0], 0.45 * 255 + 0.55 * colours[0], atol=1)
+    np.testing.assert_allclose(pixels[0, -1], 0.45 * 255 + 0.55 * colours[1], atol=1)
+
+
+def test_numbers_of_boxes_are_apart_and_within_their_boxes() -> None:
+    boxes = [Box(10, 10, 40, 40, 0), Box(10, 10, 40, 40, 1), Box(16, 14, 40, 40, 2), Box(80, 80, 20, 20, 9)]
+    out = numbered(boxes, 8)
+    assert out[3].label is None and numbered(boxes[:1], 8)[0].label is None
+    labels = [box.label for box in out[:3]]
+    for box, (x, y) in zip(boxes, labels, strict=False):
+        assert box.x + 4 < x < box.x + box.width - 4 and box.y + 4 < y < box.y + box.height - 4
+    for one, another in itertools.combinations(labels, 2):
+        assert max(abs(one[0] - another[0]), abs(one[1] - another[1])) >= 8
+    # A free place rather than one on another's edge.
+    (beside, _) = numbered([Box(0, 0, 40, 40, 0), Box(3, -20, 30, 30, 1)], 8)
+    assert beside.label[1] > 10 + 4
+
+
+def test_columns_are_in_words() -> None:
+    assert words("sex, 6 labelled: auc") == "sex, 6 labelled: AUC" and words("mae") == "mean absolute error"
+    assert words("lambda_cls") == "λcls" and words("best_epoch") == "best epoch"

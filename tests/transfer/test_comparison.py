@@ -148,7 +148,7 @@ def test_a_run_of_other_images_than_those_of_the_plan_is_refused_before_any_work
 
 
 def test_what_else_differs_is_told_with_what_semantics_change() -> None:
-    row = {"target": "liver", "without": "in-painting", "with": "in-painting+semantics", "gain": 0.05}
+    row = {"target": "liver", "without": "in-painting", "with": "in-painting+semantics", "metric": "dice", "gain": 0.05}
     with_semantics, without = (told([{"initialisation": "random"}], table, [], {}) for table in ([row], []))
     _, table, note = with_semantics.partition("| liver | in-painting |")
     assert table and "random crops of all training scans" in note and "fewer to restoration" in note

@@ -23,11 +23,11 @@ def test_the_paper_prints_these_in_bold(code: str, best: str) -> None:
 def test_ours_beside_the_papers() -> None:
     rows = beside_ours("NCC", {"random": {"auc": 0.9, "accuracy": 0.5}, "mine": {"auc": 0.91234}})
     assert rows == [
-        {"initialisation": "random", "auc here": "90.00", "paper": "94.25 ± 5.07"},
-        {"initialisation": "mine", "auc here": "91.23", "paper": "–"},
+        {"initialisation": "random", "AUC here": "90.00", "paper": "94.25 ± 5.07"},
+        {"initialisation": "mine", "AUC here": "91.23", "paper": "–"},
     ]
     (liver,) = beside_ours("LCS", {"semantic-genesis": {"dice": 0.9, "iou": 0.8}})
-    assert liver == {"initialisation": "semantic-genesis", "iou here": "80.00", "paper": "85.60 ± 1.94"}
+    assert liver == {"initialisation": "semantic-genesis", "IoU here": "80.00", "paper": "85.60 ± 1.94"}
 
 
 def test_a_target_that_is_not_the_papers_has_no_such_table() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raygenesis.transfer.statistics import Against, Comparison
-from raygenesis.transfer.table import latex, lines_of, markdown, marked, told, wide
+from raygenesis.transfer.table import in_words, latex, lines_of, markdown, marked, told, wide
 
 
 def row(name: str, mean: float = 0.5, **changed: Any) -> Comparison:
@@ -32,17 +32,17 @@ TABLE = [
 def test_what_a_reader_is_told() -> None:
     random, far, ours = told(TABLE)
     assert far == {
-        "initialisation": "far_off", "labelled": "5", "trials": "3", "dice": "0.300 ± 0.010",
+        "initialisation": "far_off", "labelled": "5", "trials": "3", "Dice": "0.300 ± 0.010",
         "95 % interval": "0.400 to 0.600", "to random": "-0.200", "g": "-5.0", "p trials": "0.060",
         "p subjects": "0.040", "to best": "-0.300", "p best": "0.020", "epochs to converge": "12", "s/trial": "1.3",
     }  # fmt: skip
-    assert random["dice"] == "0.500 ± 0.010 *" and ours["dice"] == "**0.600 ± 0.010**"
+    assert random["Dice"] == "0.500 ± 0.010 *" and ours["Dice"] == "**0.600 ± 0.010**"
     assert random["to random"] == "–" and ours["p trials"] == "–"
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:
     rows = told([row("a", is_best=True, epochs_to_converge=None), row("b", epochs_to_converge=None)])
-    assert list(rows[0]) == ["initialisation", "labelled", "trials", "dice", "95 % interval", "s/trial"]
+    assert list(rows[0]) == ["initialisation", "labelled", "trials", "Dice", "95 % interval", "s/trial"]
 
 
 def test_a_column_a_target_and_number_of_labelled() -> None:
@@ -53,9 +53,19 @@ def test_a_column_a_target_and_number_of_labelled() -> None:
     table = wide(rows)
     assert [each["initialisation"] for each in table] == ["random", "far_off", "ours"]
     assert list(table[0])[1:] == [
-        "boxes, 5 labelled: dice", "boxes, 10% labelled: dice", "balls, 5 labelled: dice", "balls, 10% labelled: dice",
+        "boxes, 5 labelled: Dice", "boxes, 10% labelled: Dice", "balls, 5 labelled: Dice", "balls, 10% labelled: Dice",
     ]  # fmt: skip
-    assert table[2]["balls, 10% labelled: dice"] == "**0.600 ± 0.010**"
+    assert table[2]["balls, 10% labelled: Dice"] == "**0.600 ± 0.010**"
+
+
+def test_figures_are_written_as_people_write_them() -> None:
+    of = {"auc": "AUC", "mae": "mean absolute error", "dice": "Dice"}
+    for metric, words in of.items():
+        each = row("ours", metric=metric)
+        assert words in told([each])[0] and metric not in told([each])[0]
+        (across,) = wide([{"target": "sex", **each.flat(), "is_like_best": True}])
+        assert list(across)[1] == f"sex, 5 labelled: {words}"
+        assert in_words([{"metric": metric, "gain": 0.1}]) == [{"metric": words, "gain": 0.1}]
 
 
 def test_the_best_is_bold_and_its_likes_are_starred() -> None:
