@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -259,12 +260,12 @@ def _chart(
     width, height = size
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
-        figure = Figure(figsize=(width, height + HEADING_INCHES), layout="constrained")
-        figure.get_layout_engine().set(rect=(0, 0, 1, height / (height + HEADING_INCHES)))  # type: ignore[union-attr]
+        engine = ConstrainedLayoutEngine(rect=(0, 0, 1, height / (height + HEADING_INCHES)))
+        figure = Figure(figsize=(width, height + HEADING_INCHES), layout=engine)
         draw(figure.add_subplot())
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once for all
-        below = Bbox.from_extents(0, 0, width, height)  # type: ignore[no-untyped-call]
+        below = Bbox.from_extents(0, 0, width, height)
         figure.savefig(inline, format="svg", transparent=True, metadata=nothing, bbox_inches=below)
         heading = f"{of}: {title}" if of else title
         figure.text(

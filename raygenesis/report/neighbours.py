@@ -92,7 +92,8 @@ def _shown(
         return scan_picture(workspace.volumes, row, intensity_of(made, settings), *about)
 
     lines = {"the reference\nand its neighbours": [reference, *nearest[: MOST_COLUMNS - 1]], "others": others}
-    drawn, faults = {}, []
+    drawn: dict[str, list[Picture]] = {}
+    faults = []
     for line, members in lines.items():
         pictures, fault = drawn_of(draw, [rows[name] for name in members if name in rows and name in titles])
         drawn |= {line: pictures} if pictures else {}

@@ -143,8 +143,10 @@ def _draw(axes: Axes, shown: Picture) -> None:
     for box in shown.boxes:
         axes.add_patch(Rectangle((box.x, box.y), box.width, box.height, fill=False, edgecolor=YELLOW, linewidth=0.8))
         if box.label:
-            place = {"ha": "center", "va": "center_baseline"}
-            axes.text(*box.label, str(box.number), color=YELLOW, fontsize=8, fontweight="bold", **place)
+            axes.text(
+                *box.label, str(box.number), color=YELLOW, fontsize=8, fontweight="bold", ha="center",
+                va="center_baseline",
+            )  # fmt: skip
 
 
 def _in_lines(note: str) -> str:
@@ -162,7 +164,8 @@ def numbered(boxes: Sequence[Box], size: float) -> list[Box]:
         return list(boxes)
     placed: list[tuple[float, float]] = []
 
-    def cost(x: float, y: float, own: Box) -> int:
+    def cost(place: tuple[float, float], own: Box) -> int:
+        x, y = place
         covered = sum(abs(x - there[0]) < size and abs(y - there[1]) < 1.2 * size for there in placed)
         on_edges = within = 0
         for box in boxes:
@@ -184,7 +187,7 @@ def numbered(boxes: Sequence[Box], size: float) -> list[Box]:
             (start + step, start + side - step, start + side / 2)
             for start, side, step in zip((box.x, box.y), (box.width, box.height), inset, strict=True)
         )
-        label = min(((x, y) for y in ys for x in xs), key=lambda place: cost(*place, box))
+        label = min(((x, y) for y in ys for x in xs), key=lambda place: cost(place, box))
         placed.append(label)
         out.append(replace(box, label=label))
     return out

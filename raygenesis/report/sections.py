@@ -108,7 +108,7 @@ def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
         return {"problem": f"{str(error).splitlines()[0].rstrip('.')}; {remedy}"}
 
 
-def _history(artifact: Made) -> list[Row]:
+def _history(artifact: Made) -> Sequence[Row]:
     """A row an epoch. Raises WorkspaceError if what is finished has none, or its table is damaged."""
     history = read_metrics(artifact.folder)
     if artifact.manifest and not history:

@@ -28,6 +28,7 @@ from raygenesis.settings import IntensitySettings
 from raygenesis.workspace import Workspace
 
 MOST_VOXELS = 6 * 2**20  # of the pyramid level that is shown; some MiB as PNG, and within what browsers draw at once
+ENDS = ("SI", "AP", "RL")  # of each axis: superior and inferior, anterior and posterior, right and left
 COLUMNS = (
     "label", "reference", "coordinate", "rank", "scale", "split", "origin_mm", "extent_mm", "origin_voxels",
     "extent_voxels",
@@ -99,13 +100,17 @@ def _planes(ndim: int) -> list[dict[str, Any]]:
     """The slices that are shown: the axis across them, and those that go down and to the right, both backwards.
 
     Backwards, because the archive's axes go to the top, the front and the right, and the patient's right is shown on
-    the left.
+    the left. `ends` are what lies above, below, on the left and on the right.
     """
     if ndim == 2:
-        return [{"name": "Image", "axis": None, "down": 0, "across": 1}]
+        return [{"name": "Image", "axis": None, "down": 0, "across": 1, "ends": {}}]
+    planes = (("Axial", 0, 1, 2), ("Coronal", 1, 0, 2), ("Sagittal", 2, 0, 1))
     return [
-        {"name": "Axial", "axis": 0, "down": 1, "across": 2}, {"name": "Coronal", "axis": 1, "down": 0, "across": 2},
-        {"name": "Sagittal", "axis": 2, "down": 0, "across": 1},
+        {
+            "name": name, "axis": axis, "down": down, "across": across,
+            "ends": dict(zip(("above", "below", "left", "right"), ENDS[down] + ENDS[across], strict=True)),
+        }
+        for name, axis, down, across in planes
     ]  # fmt: skip
 
 

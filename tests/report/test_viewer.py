@@ -148,6 +148,32 @@ def test_the_keyboard_moves_slices_and_chooses_patterns(
 
 
 @needs_chromium
+@pytest.mark.parametrize("width", [390, 1440])
+def test_boxes_carry_their_class_sides_their_letters_and_what_is_chosen_is_in_sight(
+    workspace: Workspace, chromium: Browser, tmp_path: Path, width: int
+) -> None:
+    view(workspace, FIRST, tmp_path / "view.html")
+    data = data_of(tmp_path / "view.html")
+    with opened(chromium, tmp_path / "view.html", width, "light") as page:
+        page.wait_for_selector("body[data-ready]")
+        told = page.evaluate("""[...document.querySelectorAll('svg text')].map(
+          text => [Number(text.dataset.number), text.textContent])""")
+        assert told and all(text == str(data["patterns"][number]["label"]) for number, text in told)
+        ends = page.evaluate("""[...document.querySelectorAll('figure')].map(figure => Object.fromEntries(
+          [...figure.querySelectorAll('.end')].map(end => [end.classList[1], end.textContent])))""")
+        sides = ("above", "below", "left", "right")
+        of = {"Axial": "APRL", "Coronal": "SIRL", "Sagittal": "SIAP"} if stored(workspace).ndim == 3 else {"Image": ""}
+        assert ends == [dict(zip(sides, letters, strict=False)) for letters in of.values()]
+        # From the table, what is chosen and the first slice come into sight.
+        button = page.locator("td button").last
+        button.scroll_into_view_if_needed()
+        button.click()
+        for where in ("#chosen", "figure svg"):
+            box = page.locator(where).first.bounding_box()
+            assert box["y"] >= 0 and box["y"] + min(box["height"], 300) <= 900
+
+
+@needs_chromium
 def test_a_click_beside_the_boxes_moves_the_other_slices_there(
     workspace: Workspace, chromium: Browser, tmp_path: Path
 ) -> None:
