@@ -154,8 +154,8 @@ class Stage:
             if record is not None:
                 if not all(isinstance(record.get(key), dict) for key in ("settings", "inputs")):
                     raise WorkspaceError(
-                        f"{self.folder / name} is damaged (settings or inputs are missing): remove {self.folder} to "
-                        "make it anew"
+                        f"{self.folder / name} is damaged (settings or inputs are missing): remove it, then run "
+                        "again the command that made it"
                     )
                 has_grown = self._compare(record)
                 return name == "manifest.json" and not has_grown

@@ -173,7 +173,7 @@ def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path: Path, name: str, 
     begin(stage(tmp_path))
     (tmp_path / "artifact" / "started.json").unlink()
     (tmp_path / "artifact" / name).write_bytes(content)
-    with pytest.raises(WorkspaceError, match=rf"{name} is damaged .*: remove {tmp_path / 'artifact'} to make it anew"):
+    with pytest.raises(WorkspaceError, match=rf"{name} is damaged .*: remove it, then run again the command"):
         stage(tmp_path).is_finished()
 
 

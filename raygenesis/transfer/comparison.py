@@ -70,7 +70,7 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
         return made
     remove_tree(folder)  # tables are written anew whenever a trial, a target or an initialisation has been added
     with stage.claimed():
-        return _finish(stage, plan, name, targets, manifests, cubes, workspace, watch)
+        return _finish(stage, plan, name, targets, manifests, cubes, workspace, settings, watch)
 
 
 def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace: Workspace, settings: Settings) -> None:
@@ -155,7 +155,7 @@ def shared_out(settings: Settings, epochs: int) -> dict[str, int]:
 
 def _finish(
     stage: Stage, plan: Plan, name: str, targets: Mapping[str, Description], manifests: Mapping[str, Mapping[str, Any]],
-    cubes: Mapping[str, int], workspace: Workspace, watch: Stopwatch,
+    cubes: Mapping[str, int], workspace: Workspace, settings: Settings, watch: Stopwatch,
 ) -> dict[str, Any]:  # fmt: skip
     rows = [
         {"target": title, **row, "is_like_best": like}
@@ -178,7 +178,8 @@ def _finish(
         publish(stage.folder / file, partial(Path.write_text, data=text))
     counts = {"initialisations": len(plan.initialisations), "targets": len(targets), "rows": len(rows)}
     manifest = stage.finish(
-        counts, watch.seconds, overview=overview, semantics=semantics, cubes=dict(cubes),
+        counts, watch.seconds, config=settings.model_dump(mode="json"), overview=overview, semantics=semantics,
+        cubes=dict(cubes),
         paper={title: table for title, table in papers.items() if table},
     )  # fmt: skip
     for line in (*lines_of(overview), *((*lines_of(semantics), SEMANTICS_NOTE) if semantics else ())):
