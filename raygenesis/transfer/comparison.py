@@ -17,7 +17,7 @@ from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.planning.announce import announce, left_to_pretrain
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
-from raygenesis.pretraining.pretrain import check_pretext, pretrain, store_of
+from raygenesis.pretraining.pretrain import as_stored, check_pretext, pretrain, store_of
 from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, settings_from
 from raygenesis.tables import Rows, as_csv
@@ -85,8 +85,10 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
             )
     given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
     own = {start.title: _settings_of(start, settings) for start in plan.initialisations if start.pretext is not None}
-    for chosen in own.values():
-        check_pretext(chosen, read_json(store_of(workspace, chosen) / "manifest.json"))
+    for title, chosen in own.items():
+        store = read_json(store_of(workspace, chosen) / "manifest.json")
+        check_pretext(chosen, store)
+        own[title] = chosen if store is None else as_stored(chosen, store)
     runs = [*runs_of(given, workspace), *(Run(title, workspace, chosen) for title, chosen in own.items())]
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
