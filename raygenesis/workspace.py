@@ -50,12 +50,15 @@ class Workspace:
     @classmethod
     def existing(cls, location: str | Place) -> Workspace:
         """The workspace at `location`, which must be there already."""
-        if not place(location).is_dir():
+        root = place(location)
+        if not root.is_dir():
             raise WorkspaceError(
                 f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`, or wait until the "
                 "job that does has begun"
             )
-        return cls(place(location))
+        if not any(root.iterdir()):
+            raise WorkspaceError(f"workspace {location} is empty: run `raygenesis run` or `raygenesis ingest` first")
+        return cls(root)
 
     @property
     def private(self) -> Place:

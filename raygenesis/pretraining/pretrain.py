@@ -82,8 +82,9 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default", ex
         model.load_state_dict(state["best"])
         facts = _facts(task, state, samples)
         facts |= _retrieval(workspace, task, model)
-        known = {key: value for key, value in facts.items() if value is not None}
-        exported = export(model, folder, {"pretext": settings.pretraining.pretext, **known, store.name: num_patterns})
+        known = {key: value for key, value in facts.items() if value is not None and key != "epoch"}
+        card = {"pretext": settings.pretraining.pretext, "best epoch": facts["epoch"] + 1}
+        exported = export(model, folder, {**card, **known, store.name: num_patterns})
         counts = {
             "epochs": len(state["history"]), "patterns": num_patterns,
             "classes": task.puzzle.num_classes if task.puzzle else 0,
