@@ -83,7 +83,7 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default", ex
         facts = _facts(task, state, samples)
         facts |= _retrieval(workspace, task, model)
         known = {key: value for key, value in facts.items() if value is not None and key != "epoch"}
-        card = {"pretext": settings.pretraining.pretext, "best epoch": facts["epoch"] + 1}
+        card = {"pretext": settings.pretraining.pretext, "best epoch": int(facts["epoch"] or 0) + 1}
         exported = export(model, folder, {**card, **known, store.name: num_patterns})
         counts = {
             "epochs": len(state["history"]), "patterns": num_patterns,
