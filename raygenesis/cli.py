@@ -308,13 +308,16 @@ def report_command(workspace: WorkspaceOption, overrides: Overrides = None, pres
 
 @app.command("plan")
 def plan_command(
-    overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    overrides: Overrides = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Name of a preset, or a YAML file of settings; else as the workspace was made.")
+    ] = None,
     volumes: Annotated[int | None, typer.Option(min=1, help="Scans; those of the workspace when left out.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="Cores of all nodes; this machine's when left out.")] = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of all nodes.")] = 0,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes that share them.")] = 1,
     workspace: Annotated[
-        str | None, typer.Option(help="Take the scans' size and the stages' rates from what was run there.")
+        str | None, typer.Option(help="Take the scans' size, settings and stages' rates from what was run there.")
     ] = None,
     scan_mib: Annotated[float | None, typer.Option(min=0.001, help="MiB of voxels of a scan, unpacked.")] = None,
     mib_per_second: Annotated[
@@ -323,11 +326,15 @@ def plan_command(
 ) -> None:  # fmt: skip
     """What a pipeline takes: time, memory, storage, bytes moved, cost, and what limits each stage."""
     from raygenesis.machine import Hardware, num_cores
+    from raygenesis.planning.history import as_made
     from raygenesis.planning.plan import plan
 
     hardware = Hardware(cpus or num_cores(), gpus, nodes)
     there = None if workspace is None else _existing(workspace)
-    plan(volumes, hardware, _settings(preset, overrides), there, scan_mib, mib_per_second)
+    settings = _settings(preset or DEFAULT_PRESET, overrides)
+    if there is not None and preset is None:
+        settings = as_made(there, settings)
+    plan(volumes, hardware, settings, there, scan_mib, mib_per_second)
 
 
 @app.command("status")

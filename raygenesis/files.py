@@ -46,7 +46,9 @@ def read_json(path: Place) -> dict[str, Any] | None:
     except ValueError:  # not JSON, or not even text
         tree = None
     if not isinstance(tree, dict):
-        raise WorkspaceError(f"{path} is damaged (not a JSON object): remove {path.parent} to make it anew")
+        raise WorkspaceError(
+            f"{path} is damaged (not a JSON object): remove it, then run again the command that made it"
+        )
     return tree
 
 

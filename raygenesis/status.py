@@ -37,7 +37,11 @@ def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Itera
 
 
 def _job(path: Place, prices: PriceSettings) -> Iterator[str]:
-    job = read_json(path)
+    try:
+        job = read_json(path)
+    except WorkspaceError as error:
+        yield str(error).partition(", then")[0]
+        return
     assert job is not None
     age = (datetime.now(UTC) - datetime.fromisoformat(job["updated"])).total_seconds()
     took = duration((datetime.fromisoformat(job["updated"]) - datetime.fromisoformat(job["started"])).total_seconds())

@@ -50,12 +50,15 @@ class Workspace:
     @classmethod
     def existing(cls, location: str | Place) -> Workspace:
         """The workspace at `location`, which must be there already."""
-        if not place(location).is_dir():
+        root = place(location)
+        if not root.is_dir():
             raise WorkspaceError(
                 f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`, or wait until the "
                 "job that does has begun"
             )
-        return cls(place(location))
+        if not any(root.iterdir()):
+            raise WorkspaceError(f"workspace {location} is empty: run `raygenesis run` or `raygenesis ingest` first")
+        return cls(root)
 
     @property
     def private(self) -> Place:
@@ -154,8 +157,8 @@ class Stage:
             if record is not None:
                 if not all(isinstance(record.get(key), dict) for key in ("settings", "inputs")):
                     raise WorkspaceError(
-                        f"{self.folder / name} is damaged (settings or inputs are missing): remove {self.folder} to "
-                        "make it anew"
+                        f"{self.folder / name} is damaged (settings or inputs are missing): remove it, then run "
+                        "again the command that made it"
                     )
                 has_grown = self._compare(record)
                 return name == "manifest.json" and not has_grown

@@ -45,7 +45,11 @@ def names(folder: Path) -> list[str]:
 def test_opening_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "a" / "b")
     assert workspace.root == tmp_path / "a" / "b" and names(workspace.root) == []
-    assert Workspace.open(str(workspace.root)) == workspace == Workspace.existing(workspace.root)
+    assert Workspace.open(str(workspace.root)) == workspace
+    with pytest.raises(WorkspaceError, match="is empty: run `raygenesis run`"):
+        Workspace.existing(workspace.root)
+    (workspace.root / "archive").mkdir()
+    assert Workspace.existing(workspace.root) == workspace
 
 
 def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +177,7 @@ def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path: Path, name: str, 
     begin(stage(tmp_path))
     (tmp_path / "artifact" / "started.json").unlink()
     (tmp_path / "artifact" / name).write_bytes(content)
-    with pytest.raises(WorkspaceError, match=rf"{name} is damaged .*: remove {tmp_path / 'artifact'} to make it anew"):
+    with pytest.raises(WorkspaceError, match=rf"{name} is damaged .*: remove it, then run again the command"):
         stage(tmp_path).is_finished()
 
 

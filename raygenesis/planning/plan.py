@@ -11,7 +11,7 @@ from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
 from raygenesis.machine import MIB_PER_S, Hardware
 from raygenesis.planning.estimate import Estimate, estimate
-from raygenesis.planning.history import factors_of, scans_of
+from raygenesis.planning.history import LEAST_S, factors_of, scans_of
 from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.progress import say
@@ -115,7 +115,12 @@ def _total(estimates: Sequence[Estimate]) -> tuple[str, ...]:
 
 def _notes(estimates: Sequence[Estimate]) -> str:
     shipped = [one.work.stage for one in estimates if not one.seen]
-    told = f"rates of {', '.join(shipped)}: shipped, of {RATES_OF}" if shipped else "all rates are this workspace's"
+    told = "all rates are this workspace's"
+    if shipped:
+        told = (
+            f"rates of {', '.join(shipped)}: shipped, of {RATES_OF}, as no workspace had {LEAST_S:g} s of such work to "
+            "learn them from"
+        )
     if any(one.num_gpus and not one.seen for one in estimates):
         told += f", and {GPU_OF}"
     return f"{told}; an estimate is good to a factor of two"

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from raygenesis.amounts import several
+
 # Epochs of a phase that training gets before it is judged, by the best of its last ones.
 GRACE_EPOCHS = 5
 
@@ -44,15 +46,16 @@ def spread_of(mean: torch.Tensor, outer: torch.Tensor) -> dict[str, float]:
     }
 
 
-def warnings(history: Sequence[Row], chance: float | None) -> dict[str, str]:
+def warnings(history: Sequence[Row], chance: float | None, at_end: bool = False) -> dict[str, str]:
     """What goes wrong, by kind, each in a sentence: `embedding`, `classification`, `restoration`, `gradient`.
 
-    history: a row an epoch; chance: accuracy of guessing, None where nothing is classified.
+    history: a row an epoch; chance: accuracy of guessing, None where nothing is classified; at_end: there will be no
+    more epochs, and it is judged by those that there were.
     """
     row = history[-1] if history else {}
     recent = [past for past in history if past["phase"] == row["phase"]][-GRACE_EPOCHS:]
     found = {}
-    if len(recent) == GRACE_EPOCHS:
+    if recent and (at_end or len(recent) == GRACE_EPOCHS):
         found = {
             "embedding": _collapsed(row), "classification": _at_chance(recent, chance),
             "restoration": _not_restored(recent),
@@ -78,9 +81,9 @@ def _at_chance(recent: Sequence[Row], chance: float | None) -> str | None:
     if accuracy >= min(TIMES_CHANCE * chance, (1 + chance) / 2):
         return None
     return (
-        f"nothing is learnt from classification so far: in the last {GRACE_EPOCHS} epochs held-out accuracy was "
-        f"{accuracy:.3f} at best and guessing gives {chance:.3f}; train longer, lower pretraining.learning_rate, or "
-        "look at what the classes show (report)"
+        f"nothing is learnt from classification so far: in the last {several(len(recent), 'epochs')} held-out accuracy "
+        f"was {accuracy:.3f} at best and guessing gives {chance:.3f}; train longer, lower pretraining.learning_rate, "
+        "or look at what the classes show (report)"
     )
 
 
@@ -96,8 +99,8 @@ def _not_restored(recent: Sequence[Row]) -> str | None:
     if row["val_restoration"] < SHARE_OF_BASELINE * error:
         return None
     return (
-        f"nothing is learnt from restoration so far: in the last {GRACE_EPOCHS} epochs the held-out error was "
-        f"{row['val_restoration']:.4f} at best and answering {answer} gives {error:.4f}; train longer, or lower "
+        f"nothing is learnt from restoration so far: in the last {several(len(recent), 'epochs')} the held-out error "
+        f"was {row['val_restoration']:.4f} at best and answering {answer} gives {error:.4f}; train longer, or lower "
         "pretraining.learning_rate"
     )
 

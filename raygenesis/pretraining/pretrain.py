@@ -24,7 +24,7 @@ from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.weights import export, num_parameters
 from raygenesis.progress import Stopwatch, say
-from raygenesis.settings import Settings, as_yaml, settings_from, taking
+from raygenesis.settings import Settings, as_yaml, dotted, settings_from, taking
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
@@ -82,8 +82,9 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default", ex
         model.load_state_dict(state["best"])
         facts = _facts(task, state, samples)
         facts |= _retrieval(workspace, task, model)
-        known = {key: value for key, value in facts.items() if value is not None}
-        exported = export(model, folder, {"pretext": settings.pretraining.pretext, **known, store.name: num_patterns})
+        known = {key: value for key, value in facts.items() if value is not None and key != "epoch"}
+        card = {"pretext": settings.pretraining.pretext, "best epoch": int(facts["epoch"] or 0) + 1}
+        exported = export(model, folder, {**card, **known, store.name: num_patterns})
         counts = {
             "epochs": len(state["history"]), "patterns": num_patterns,
             "classes": task.puzzle.num_classes if task.puzzle else 0,
@@ -114,7 +115,7 @@ def as_stored(settings: Settings, patterns: Mapping[str, Any]) -> Settings:
         )
     made_with = {key: patterns["settings"][key] for key in ("discovery", "intensity", "validation_fraction")}
     taken, stored = taking(settings, made_with), taking(settings_from(settings.model_dump(mode="json")), made_with)
-    ours, theirs = (_dotted(each.model_dump(mode="json", include=set(made_with))) for each in (taken, stored))
+    ours, theirs = (dotted(each.model_dump(mode="json", include=set(made_with))) for each in (taken, stored))
     for key, value in theirs.items():
         if ours[key] != value:  # given on the command line
             raise SettingsError(
@@ -122,12 +123,6 @@ def as_stored(settings: Settings, patterns: Mapping[str, Any]) -> Settings:
                 "it out, or make the store again"
             )
     return taken
-
-
-def _dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of settings by their keys, `section.key`."""
-    sections = {section: value if isinstance(value, dict) else {"": value} for section, value in tree.items()}
-    return {f"{section}.{key}".rstrip("."): value for section, keys in sections.items() for key, value in keys.items()}
 
 
 def pretext_task(settings: Settings, patterns: Mapping[str, Any]) -> PretextTask:
@@ -245,7 +240,7 @@ def _facts(task: PretextTask, state: Mapping[str, Any], samples: Mapping[str, Sa
 
 def _warnings(task: PretextTask, state: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """What went wrong, in sentences; the mean image is a better answer than those that every epoch is compared with."""
-    found = task.warnings(state["history"])
+    found = task.warnings(state["history"], at_end=True)
     error, mean_image = facts["restoration_mse"], facts["mean_image_mse"]
     if task.restores(task.num_epochs - 1) and error >= mean_image:
         found.setdefault(

@@ -199,9 +199,9 @@ class PretextTask:
         scores = [self.score(row) for row in history if self.score(row) < math.inf]
         return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.settings.patience
 
-    def warnings(self, history: Sequence[dict[str, Any]]) -> dict[str, str]:
+    def warnings(self, history: Sequence[dict[str, Any]], at_end: bool = False) -> dict[str, str]:
         """What goes wrong; a part of weight 0 is not meant to learn."""
-        found = monitors.warnings(history, self.chance if self.pretext.lambda_cls else None)
+        found = monitors.warnings(history, self.chance if self.pretext.lambda_cls else None, at_end)
         if not self.pretext.lambda_rec:
             found.pop("restoration", None)
         return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from raygenesis import machine
 from raygenesis.planning.estimate import Estimate, estimate
-from raygenesis.planning.history import factors_of, scans_of
+from raygenesis.planning.history import as_made, factors_of, scans_of
 from raygenesis.planning.work import pipeline
 from raygenesis.report.sections import Made
 from raygenesis.settings import Settings
@@ -21,6 +21,7 @@ def cost(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> 
     """Estimates of each stage, and their sums, for this archive and for larger ones, on this machine."""
     scans = scans_of(workspace)
     assert scans is not None  # the section is left out where there is no archive
+    settings = as_made(workspace, settings)
     hardware, factors = machine.hardware(), factors_of(workspace, settings)
     columns = [
         [

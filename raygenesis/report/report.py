@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +19,7 @@ from raygenesis.files import Place, publish, read_json
 from raygenesis.progress import Stopwatch, say
 from raygenesis.report import sections
 from raygenesis.report.charts import Chart
+from raygenesis.report.commands import VERBS, command_of
 from raygenesis.report.cost import cost
 from raygenesis.report.neighbours import neighbours
 from raygenesis.report.page import render
@@ -33,12 +33,6 @@ from raygenesis.workspace import Workspace
 PACKAGES = (
     "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
 )  # fmt: skip
-# The commands that make what no record tells the command of; `{name}` is a run's, a sweep's or a target's.
-VERBS = {
-    "archive": "ingest --scans SCANS", "autoencoder": "embed", "embeddings": "embed", "index": "discover",
-    "patterns": "discover", "crops": "crop", "runs": "pretrain --name {name}", "sweeps": "sweep --name {name}",
-    "transfer": "finetune --target TARGET.yaml --name {name}", "comparisons": "compare PLAN.yaml",
-}  # fmt: skip
 
 
 def report(workspace: Workspace, settings: Settings) -> Place:
@@ -107,19 +101,15 @@ def _artifacts(workspace: Workspace) -> dict[str, Made]:
     for kind in list(VERBS)[6:]:
         folders = sorted(path for path in (workspace.root / kind).glob("[!.]*") if path.is_dir())
         names += [f"{kind}/{folder.name}" for folder in folders] or [kind]
-    made = {}
-    for name in names:
-        kind, _, given = name.partition("/")
-        folder = workspace.root / name
-        manifest, started = (read_json(folder / file) or {} for file in ("manifest.json", "started.json"))
-        verb, *options = VERBS[kind].split()
-        words = [verb, *(option.format(name=given or "default") for option in options)]
-        words = list((manifest or started).get("command", words))
-        if (folder / "config.yaml").is_file():  # which another preset would be refused for
-            words += ["--preset", str(folder / "config.yaml")]
-        command = shlex.join(["raygenesis", *words, "--workspace", str(workspace.root)])
-        made[name] = Made(name, folder, manifest, started, command)
-    return made
+    manifests, started = (
+        {name: read_json(workspace.root / name / file) or {} for name in names}
+        for file in ("manifest.json", "started.json")
+    )
+    records = {name: manifests[name] or started[name] for name in names}
+    return {
+        name: Made(name, workspace.root / name, manifests[name], started[name], command_of(name, records, workspace))
+        for name in names
+    }
 
 
 def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
@@ -172,9 +162,8 @@ def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Setting
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     seeds = {artifact.manifest["settings"].get("seed") for artifact in whole} - {None}
-    commands = {a.command: a.command + " --preset settings.yaml" * ("--preset" not in a.command) for a in whole}
     return {
-        "rows": rows, "versions": versions, "commands": list(commands.values()),
+        "rows": rows, "versions": versions, "commands": list(dict.fromkeys(artifact.command for artifact in whole)),
         "seeds": sorted(seeds) or [settings.seed],
         "config": config.read_text() if config else as_yaml(settings),
         "config_of": f"of run {config.parent.name}" if config else "given to this report",

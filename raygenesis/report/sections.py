@@ -163,7 +163,10 @@ def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
     paths: list[Place] = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
     rows = []
     for path in paths[:MOST_JOBS]:
-        job = read_json(path)
+        try:
+            job = read_json(path)
+        except WorkspaceError:  # which `status` names
+            continue
         assert job is not None
         started, updated = (datetime.fromisoformat(job[key]) for key in ("started", "updated"))
         times = {f"{what} time": _or_none(job[f"{what.lower()}_seconds"]) for what in ("core", "GPU")}

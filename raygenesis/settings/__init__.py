@@ -12,7 +12,9 @@ from raygenesis.settings.finetune import FinetuneSettings
 from raygenesis.settings.pretraining import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.settings.prices import PriceSettings
 from raygenesis.settings.reading import (
+    DEFAULT_PRESET,
     as_yaml,
+    dotted,
     load_settings,
     presets_dir,
     read_mapping,
@@ -21,12 +23,14 @@ from raygenesis.settings.reading import (
     settings_beside,
     settings_from,
     taking,
+    words_for,
 )
 from raygenesis.settings.section import Count, Section
 from raygenesis.settings.sweep import SweepSettings
 from raygenesis.settings.tree import Settings
 
 __all__ = [
+    "DEFAULT_PRESET",
     "NETWORK_DIVISORS",
     "ArchiveSettings",
     "AutoencoderSettings",
@@ -43,6 +47,7 @@ __all__ = [
     "Settings",
     "SweepSettings",
     "as_yaml",
+    "dotted",
     "load_settings",
     "presets_dir",
     "read_mapping",
@@ -51,4 +56,5 @@ __all__ = [
     "settings_beside",
     "settings_from",
     "taking",
+    "words_for",
 ]

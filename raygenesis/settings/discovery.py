@@ -96,8 +96,9 @@ class DiscoverySettings(Section):
     min_distance_mm: NonNegative = Field(10.0, description="Least distance between two coordinates.")
     min_content: Fraction = Field(
         0.6,
-        description="A crop is kept where at least this share of its voxels shows anatomy: where the values around "
-        "a voxel vary by a tenth of the whole scan's standard deviation. Air and flat tissue fail in any modality.",
+        description="A crop is kept where at least this share of it shows anatomy, judged on the scan's coarse level: "
+        "where the values around a voxel vary by a tenth of the whole scan's standard deviation. Air and flat tissue "
+        "fail in any modality.",
     )
     box: tuple[tuple[float, float], ...] | None = Field(
         None,

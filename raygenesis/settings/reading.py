@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,8 @@ from raygenesis.errors import SettingsError
 from raygenesis.files import Place, place
 from raygenesis.settings.tree import Settings
 
+DEFAULT_PRESET = "cpu-small"
+
 
 def presets_dir() -> Path:
     """Folder of the preset files: inside an installed package, or `jobs/presets` of a checkout."""
@@ -21,7 +24,7 @@ def presets_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "jobs" / "presets"
 
 
-def load_settings(preset: str = "cpu-small", overrides: list[str] | None = None) -> Settings:
+def load_settings(preset: str = DEFAULT_PRESET, overrides: list[str] | None = None) -> Settings:
     """Resolve a preset (a name, or a path to a YAML file) and `key.path=value` overrides.
 
     Raises SettingsError: one sentence naming the key, the value and the remedy.
@@ -53,6 +56,40 @@ def taking(settings: Settings, theirs: Mapping[str, Any]) -> Settings:
         else:
             tree[section] = value
     return settings_from(tree, settings.given)
+
+
+def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a tree of settings by their keys, `section.key`."""
+    sections = {section: value if isinstance(value, dict) else {"": value} for section, value in tree.items()}
+    return {f"{section}.{key}".rstrip("."): value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def words_for(tree: Mapping[str, Any]) -> list[str]:
+    """The fewest words of a command line, a preset and `key=value`, that give the sections of a tree of settings.
+
+    None where this version cannot have them.
+    """
+    sections = {section: value for section, value in tree.items() if section in Settings.model_fields}
+    found = []
+    for name in sorted(path.stem for path in presets_dir().glob("*.yaml")):
+        preset = load_settings(name)
+        try:
+            wanted = dotted(taking(preset, sections).model_dump(mode="json"))
+        except SettingsError:  # it has other dimensions
+            continue
+        there = dotted(preset.model_dump(mode="json"))
+        changed = [f"{key}={_as_word(value)}" for key, value in wanted.items() if value != there[key]]
+        found.append([*(("--preset", name) if name != DEFAULT_PRESET else ()), *changed])
+    return min(found, key=len, default=[])
+
+
+def _as_word(value: Any) -> str:
+    """A value as `_apply_override` reads it."""
+    try:
+        is_plain = isinstance(value, str) and yaml.safe_load(value) == value
+    except yaml.YAMLError:
+        is_plain = False
+    return value if is_plain else json.dumps(value, ensure_ascii=False, separators=(",", ": "))
 
 
 def settings_beside(folder: Place) -> Settings | None:

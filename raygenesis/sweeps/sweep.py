@@ -21,6 +21,7 @@ from raygenesis.errors import SettingsError
 from raygenesis.files import Place, publish, read_json, write_json
 from raygenesis.planning.announce import announce
 from raygenesis.planning.work import sweep as sweep_work
+from raygenesis.pretraining.monitors import LEAST_RANK
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import EXECUTION, as_stored, pretext_task
 from raygenesis.progress import Stopwatch, say
@@ -221,7 +222,7 @@ def _finish(
         "objective": objective, "mode": OBJECTIVES[objective].mode, "varied": space.varied, "table": table,
         "cost": costs(trials), "seeds_note": seeds_note(table, settings.sweep.num_seeds),
     }  # fmt: skip
-    manifest = stage.finish(counts, watch.seconds, **facts)
+    manifest = stage.finish(counts, watch.seconds, config=settings.model_dump(mode="json"), **facts)
     _summarise(manifest, failed, stage.folder)
     return manifest
 
@@ -247,6 +248,13 @@ def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]],
     for trial in failed:
         told = ", ".join(f"{key}={trial['point'][key]}" for key in varied)
         say("sweep", f"failed: {told}, seed {trial['seed']}: {trial['reason']}")
+    collapsed = sum((row.get("rankme") or math.inf) < LEAST_RANK for row in manifest["table"])
+    if collapsed:
+        say(
+            "sweep",
+            f"warning: at {collapsed} of {len(manifest['table'])} points the embedding has collapsed (effective rank "
+            f"below {LEAST_RANK}), and their order tells nothing: train longer (sweep.num_joint_epochs)",
+        )
     say("sweep", manifest["seeds_note"])
     cost, counts = manifest["cost"], manifest["counts"]
     wasted = cost["stopped_seconds"] + cost["failed_seconds"]

@@ -17,7 +17,7 @@ from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.planning.announce import announce, left_to_pretrain
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
-from raygenesis.pretraining.pretrain import check_pretext, pretrain, store_of
+from raygenesis.pretraining.pretrain import as_stored, check_pretext, pretrain, store_of
 from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, settings_from
 from raygenesis.tables import Rows, as_csv
@@ -70,7 +70,7 @@ def compare(plan_file: Path, workspace: Workspace, settings: Settings) -> dict[s
         return made
     remove_tree(folder)  # tables are written anew whenever a trial, a target or an initialisation has been added
     with stage.claimed():
-        return _finish(stage, plan, name, targets, manifests, cubes, workspace, watch)
+        return _finish(stage, plan, name, targets, manifests, cubes, workspace, settings, watch)
 
 
 def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace: Workspace, settings: Settings) -> None:
@@ -85,8 +85,10 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
             )
     given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
     own = {start.title: _settings_of(start, settings) for start in plan.initialisations if start.pretext is not None}
-    for chosen in own.values():
-        check_pretext(chosen, read_json(store_of(workspace, chosen) / "manifest.json"))
+    for title, chosen in own.items():
+        store = read_json(store_of(workspace, chosen) / "manifest.json")
+        check_pretext(chosen, store)
+        own[title] = chosen if store is None else as_stored(chosen, store)
     runs = [*runs_of(given, workspace), *(Run(title, workspace, chosen) for title, chosen in own.items())]
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
@@ -155,7 +157,7 @@ def shared_out(settings: Settings, epochs: int) -> dict[str, int]:
 
 def _finish(
     stage: Stage, plan: Plan, name: str, targets: Mapping[str, Description], manifests: Mapping[str, Mapping[str, Any]],
-    cubes: Mapping[str, int], workspace: Workspace, watch: Stopwatch,
+    cubes: Mapping[str, int], workspace: Workspace, settings: Settings, watch: Stopwatch,
 ) -> dict[str, Any]:  # fmt: skip
     rows = [
         {"target": title, **row, "is_like_best": like}
@@ -178,7 +180,8 @@ def _finish(
         publish(stage.folder / file, partial(Path.write_text, data=text))
     counts = {"initialisations": len(plan.initialisations), "targets": len(targets), "rows": len(rows)}
     manifest = stage.finish(
-        counts, watch.seconds, overview=overview, semantics=semantics, cubes=dict(cubes),
+        counts, watch.seconds, config=settings.model_dump(mode="json"), overview=overview, semantics=semantics,
+        cubes=dict(cubes),
         paper={title: table for title, table in papers.items() if table},
     )  # fmt: skip
     added = (*lines_of(in_words(semantics)), SEMANTICS_NOTE) if semantics else ()

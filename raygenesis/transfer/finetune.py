@@ -52,6 +52,7 @@ def finetune(
     numbers of labelled subjects are added to what there is.
     """
     posed = pose(description, workspace, settings, runs_of(starts, workspace))
+    config = settings if command else posed.settings  # what the command is given to do the same
     target, settings = posed.target, posed.settings
     initialisations = find_initialisations(starts, workspace, settings.pretraining, target.ndim)
     for initialisation in initialisations:
@@ -79,7 +80,7 @@ def finetune(
             for labelled in settings.finetune.num_labelled
             for row in compare({name: rows[labelled] for name, rows in trials.items()}, target.task, labelled, randoms)
         ]
-        return _finish(stage, table, ready, initialisations, extent, watch)
+        return _finish(stage, table, ready, initialisations, extent, config, watch)
 
 
 def _run_trials(
@@ -178,7 +179,7 @@ def _extent(initialisations: Sequence[Initialisation], settings: Settings) -> di
 
 def _finish(
     stage: Stage, table: Sequence[Comparison], ready: Prepared, initialisations: Sequence[Initialisation],
-    extent: Mapping[str, Any], watch: Stopwatch,
+    extent: Mapping[str, Any], config: Settings, watch: Stopwatch,
 ) -> dict[str, Any]:  # fmt: skip
     rows = told(table)
     legend = f"\n{LEGEND}\n" if len(initialisations) > 1 else ""
@@ -200,7 +201,8 @@ def _finish(
         "trials": sum(row.trials for row in table),
     }  # fmt: skip
     manifest = stage.finish(
-        counts, watch.seconds, task=target.task, classes=list(target.classes), extent=extent,
+        counts, watch.seconds, config=config.model_dump(mode="json"), task=target.task, classes=list(target.classes),
+        extent=extent,
         spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table], shown=rows,
         is_like_best=[row.is_like_best for row in table],
         runs={each.name: run for each in initialisations if (run := _run_of(each, stage))},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +110,17 @@ def test_a_second_run_does_nothing_and_says_so(main_job: MainJob) -> None:
     for stage in ("ingest", "auto-encoder", "embed", "discover", "pretrain"):
         assert f"{stage}: nothing to do" in done.stdout
     assert snapshot(main_job.workspace) == before
+
+
+def test_the_commands_of_the_report_make_what_there_is(main_job: MainJob, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (main_job.workspace / "report" / "index.html").read_text()
+    listed = page.partition("<h3>Commands</h3>")[2].partition("</pre>")[0].partition(">")[2]
+    commands = [shlex.split(line) for line in html.unescape(listed).splitlines()]
+    assert [command[1] for command in commands] == ["ingest", "embed", "discover", "pretrain"]
+    for command in commands:
+        with pytest.raises(SystemExit) as done:
+            main([str(main_job.scans) if word == "SCANS" else word for word in command[1:]])
+        assert done.value.code == 0 and f"{command[1]}: nothing to do" in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_with_the_keys_that_differ(main_job: MainJob) -> None:

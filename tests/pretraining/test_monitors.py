@@ -86,6 +86,14 @@ def test_a_phase_is_not_judged_before_it_has_had_its_epochs():
     assert warnings([*rows, dict(HEALTHY, **bad)], 0.1) == {}
 
 
+def test_at_its_end_training_is_judged_by_the_epochs_that_there_were():
+    rows = [dict(HEALTHY, val_effective_rank=1.0, val_accuracy=0.1)] * 2
+    assert warnings(rows, 0.1) == {}
+    found = warnings(rows, 0.1, at_end=True)
+    assert found.keys() == {"embedding", "classification"} and "in the last 2 epochs" in found["classification"]
+    assert warnings([HEALTHY], 0.1, at_end=True) == {} == warnings([], 0.1, at_end=True)
+
+
 def test_one_bad_epoch_among_good_ones_is_not_told():
     assert warnings([HEALTHY] * 8 + [dict(HEALTHY, val_accuracy=0.1, val_restoration=0.9)], 0.1) == {}
 

@@ -115,7 +115,10 @@ def test_an_answer_no_better_than_the_mean_training_cube_is_told_at_the_end(
 ) -> None:
     """Too early for what every epoch is judged by."""
     task = pretext_task(settings_of(**settings), {"counts": COUNTS, "cube_shape": SHAPE})
-    row = {"phase": task.phase(task.num_epochs - 1), "val_restoration": 0.06}
+    row = {
+        "phase": task.phase(task.num_epochs - 1), "val_restoration": 0.06, "val_blank": 0.08, "val_identity": 0.2,
+        "val_accuracy": 0.9, "val_embedding_variance": 0.5, "val_effective_rank": 9.0,
+    }  # fmt: skip
     found = _warnings(task, {"history": [row]}, {"restoration_mse": 0.06, "mean_image_mse": 0.05})
     assert len(found) == len(told) and all(words in sentence for words, sentence in zip(told, found, strict=True))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import os
 import re
+import shlex
 import shutil
 import socket
 from collections import Counter
@@ -29,6 +31,7 @@ from raygenesis.report.galleries import example
 from raygenesis.report.page import counted, words
 from raygenesis.report.pictures import Box, Gallery, mid_slice, numbered, picture
 from raygenesis.report.report import report
+from raygenesis.settings import load_settings
 from raygenesis.workspace import Stage, Workspace, manifest_of
 from tests.report.workspaces import (
     HOSTILE,
@@ -248,7 +251,11 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     # The archive by modality, the map with its reference, the commands that made it all.
     assert re.search(r"CT \(4\), not said \(2\)", page.text)
     assert "Map of 6 embeddings in two dimensions: references (1), neighbours (2), others (3)." in page.html
-    assert f"raygenesis discover --workspace {workspace.root} --preset settings.yaml" in page.text
+    commands = page.html.partition("<h3>Commands</h3>")[2].partition("</pre>")[0].partition('<pre tabindex="0">')[2]
+    words = next(shlex.split(html.unescape(line)) for line in commands.splitlines() if "raygenesis discover" in line)
+    assert words[:4] == ["raygenesis", "discover", "--workspace", str(workspace.root)]
+    preset, overrides = (words[5], words[6:]) if words[4] == "--preset" else ("cpu-small", words[4:])
+    assert load_settings(preset, overrides).discovery == settings.discovery
     assert "It names 100% of what is held out rightly, 2.0 times chance" in page.text
     assert "a mean average precision of 0.900, as untrained it did with 0.300" in page.text
     assert "It restores with an error of 0.01: 0.03 of that of leaving the cube as it is" in page.text

@@ -1,0 +1,37 @@
+"""Words of a command line that give settings again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raygenesis.settings import load_settings, presets_dir, words_for
+
+CHANGES = [
+    [], ["seed=3"], ["archive.subject_pattern='(IXI\\d+-\\w+: [0-9]+)'", "intensity.window=[-1000,400.5]"],
+    ["pretraining.learning_rate=1e-05", "pretraining.corruption=in-painting", "finetune.num_labelled=[5,20%]"],
+    ["prices.cpu_hour=0.05", "discovery.box=null", "archive.subject_pattern='null'", "pretraining.trackers=[]"],
+]  # fmt: skip
+
+
+def again(words: list[str]) -> Any:
+    preset, words = (words[1], words[2:]) if words[:1] == ["--preset"] else ("cpu-small", words)
+    return load_settings(preset, words)
+
+
+@pytest.mark.parametrize("overrides", CHANGES)
+@pytest.mark.parametrize("preset", sorted(path.stem for path in presets_dir().glob("*.yaml")))
+def test_words_give_the_settings_that_they_are_for(preset: str, overrides: list[str]) -> None:
+    settings = load_settings(preset, overrides)
+    words = words_for(settings.model_dump(mode="json"))
+    assert again(words).model_dump() == settings.model_dump()
+    # No more than what was given: the nearest preset is found.
+    assert len(words) <= len(overrides) + 2
+
+
+def test_of_some_sections_only_these_are_told() -> None:
+    tree = load_settings("paper-3d", ["discovery.num_neighbours=7"]).model_dump(mode="json", include={"discovery"})
+    found = again(words_for({**tree, "method": "exact", "space": {"a": [1]}}))
+    assert found.model_dump(mode="json", include={"discovery"}) == tree
+    assert words_for({}) == [] == words_for({"plan": {"targets": {}}})
