@@ -121,7 +121,9 @@ def embed(workspace: Workspace, settings: Settings, output: str | Place | None =
     chosen = _chosen(settings, ("intensity",))
     chosen["autoencoder"] = {"input_shape": list(settings.autoencoder.input_shape)}
     chosen["embedding"] = {"volumes_per_part": settings.embedding.volumes_per_part}
-    stage = Stage(folder, chosen, {"encoder": identity})
+    encoder = settings.embedding.encoder
+    command = () if encoder == "autoencoder" else ("embed", "--encoder", encoder)
+    stage = Stage(folder, chosen, {"encoder": identity}, command=command)
     if stage.is_finished():
         manifest = manifest_of(folder, "embed")
         if manifest["archive"] == archive["fingerprint"]:

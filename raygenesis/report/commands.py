@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-import yaml
-
+from raygenesis.errors import SettingsError
 from raygenesis.files import Place
-from raygenesis.settings import words_for
+from raygenesis.settings import settings_beside, words_for
 from raygenesis.workspace import Workspace
 
 # What makes each kind of artifact, in the order data flows.
@@ -38,9 +38,9 @@ def command_of(name: str, records: Records, workspace: Workspace) -> str:
 def _settings_of(name: str, records: Records, folder: Place) -> Mapping[str, Any]:
     """The tree of settings, or the sections of it, that an artifact was made with."""
     record = records[name]
-    if (folder / "config.yaml").is_file():
-        whole: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
-        return whole
+    with suppress(SettingsError):  # the page says elsewhere that a run's settings are damaged
+        if whole := settings_beside(folder):
+            return whole.model_dump(mode="json")
     tree: dict[str, Any] = {}
     for each in (record, records.get(TOGETHER.get(name, ""), {})):
         settings = each.get("config") or each.get("settings", {})

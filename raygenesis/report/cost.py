@@ -10,7 +10,7 @@ from raygenesis import machine
 from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import as_made, factors_of, scans_of
 from raygenesis.planning.work import pipeline
-from raygenesis.report.sections import Made
+from raygenesis.report.made import Made
 from raygenesis.settings import Settings
 from raygenesis.workspace import Workspace
 

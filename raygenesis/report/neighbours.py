@@ -20,8 +20,9 @@ from raygenesis.patterns.schema import TRAINING
 from raygenesis.report import charts
 from raygenesis.report.charts import Chart
 from raygenesis.report.galleries import MOST_COLUMNS, drawn_of, reference_row
+from raygenesis.report.made import Made, Row, guarded
 from raygenesis.report.pictures import CORONAL, Gallery, Picture, plane_words, scan_picture
-from raygenesis.report.sections import Made, Row, guarded, intensity_of, split_of
+from raygenesis.report.sections import intensity_of, split_of
 from raygenesis.settings import Settings
 from raygenesis.workspace import Workspace
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -14,20 +15,21 @@ import torch
 
 from raygenesis import machine
 from raygenesis.amounts import GIB, several, size
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.files import Place, publish, read_json
 from raygenesis.progress import Stopwatch, say
 from raygenesis.report import sections
 from raygenesis.report.charts import Chart
 from raygenesis.report.commands import VERBS, command_of
 from raygenesis.report.cost import cost
+from raygenesis.report.made import Made, Row, guarded
 from raygenesis.report.neighbours import neighbours
 from raygenesis.report.page import render
 from raygenesis.report.pictures import Gallery
-from raygenesis.report.sections import Made, Row
+from raygenesis.report.runs import runs as runs_in
 from raygenesis.report.sweep import sweep
 from raygenesis.report.transfer import MARKS, comparison, transfer
-from raygenesis.settings import Settings, as_yaml
+from raygenesis.settings import Settings, as_yaml, settings_beside
 from raygenesis.workspace import Workspace
 
 PACKAGES = (
@@ -117,21 +119,21 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
 
     def section(build: Callable[..., dict[str, Any]], *needs: str) -> dict[str, Any]:
         missing = next((made[name] for name in needs if not made[name].manifest), None)
-        return {"missing": missing} if missing else sections.guarded(build, workspace, settings, made)
+        return {"missing": missing} if missing else guarded(build, workspace, settings, made)
 
     def each(kind: str, build: Callable[[Made], dict[str, Any]]) -> list[dict[str, Any]]:
         begun = [artifact for name, artifact in made.items() if name.partition("/")[0] == kind and artifact.record]
-        return [{"artifact": artifact, **sections.guarded(build, artifact)} for artifact in begun]
+        return [{"artifact": artifact, **guarded(build, artifact)} for artifact in begun]
 
-    runs = sections.runs(made)
+    runs = runs_in(made)
     # A comparison's time is that of its targets.
     whole = [made[name].manifest for name in made if made[name].manifest and not name.startswith("comparisons")]
     return {
         "workspace": str(workspace.root), "made": made, "written": _now(), "machine": _machine(),
         "total": {key: sum(manifest[key] for manifest in whole) for key in ("seconds", "bytes")},
         "archive": section(sections.archive, "archive"),
-        "jobs": sections.guarded(sections.jobs, workspace, settings.prices),
-        "failures": sections.guarded(sections.failures, workspace),
+        "jobs": guarded(sections.jobs, workspace, settings.prices),
+        "failures": guarded(sections.failures, workspace),
         "autoencoder": section(sections.autoencoder, "archive", "autoencoder"),
         "neighbours": section(neighbours, "archive", "embeddings", "index", "patterns"),
         "patterns": section(sections.patterns, "archive", "patterns"),
@@ -145,8 +147,12 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
 
 
 def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Settings) -> dict[str, Any]:
-    """Fingerprints and what they were made from, versions, seeds, and the settings of the newest run."""
-    config = next((path for run in runs if (path := run["artifact"].folder / "config.yaml").is_file()), None)
+    """Fingerprints and what they were made from, versions, seeds, and the settings of the first run with whole ones."""
+    config, of = as_yaml(settings), "given to this report"
+    for run in reversed(runs):
+        with suppress(SettingsError):
+            if there := settings_beside(run["artifact"].folder):
+                config, of = as_yaml(there), f"of run {run['name']}"
     whole = [artifact for artifact in made.values() if artifact.manifest]
     rows = [
         {
@@ -165,8 +171,7 @@ def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Setting
     return {
         "rows": rows, "versions": versions, "commands": list(dict.fromkeys(artifact.command for artifact in whole)),
         "seeds": sorted(seeds) or [settings.seed],
-        "config": config.read_text() if config else as_yaml(settings),
-        "config_of": f"of run {config.parent.name}" if config else "given to this report",
+        "config": config, "config_of": of,
     }  # fmt: skip
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from numpy.typing import NDArray
 
 from raygenesis.amounts import duration
@@ -19,104 +16,23 @@ from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_
 from raygenesis.archive.cells import decode
 from raygenesis.archive.failures import alike, every_failure, grouped
 from raygenesis.discovery.quality import correlations
-from raygenesis.errors import RaygenesisError, ScanError, WorkspaceError
+from raygenesis.errors import WorkspaceError
 from raygenesis.files import Place, read_json
 from raygenesis.job import is_own, jobs_folder
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.pretraining.pretrain import pretext_task
-from raygenesis.pretraining.task import JOINT
 from raygenesis.report import charts, galleries
-from raygenesis.report.charts import Chart, Line
-from raygenesis.report.galleries import MEND_A_SCAN
+from raygenesis.report.charts import Line
+from raygenesis.report.made import Made, Row, column, guarded, history_of
 from raygenesis.report.pictures import Gallery, plane_words
-from raygenesis.settings import IntensitySettings, PriceSettings, Settings, settings_from
-from raygenesis.training.metrics import read_metrics
+from raygenesis.settings import IntensitySettings, PriceSettings, Settings
 from raygenesis.workspace import Workspace
-
-Row = Mapping[str, Any]
 
 MOST_FAILURES = 50
 MOST_JOBS = 20
-MOST_SCANS, MOST_HELD_OUT, MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 16, 4, 12, 3
+MOST_SCANS, MOST_HELD_OUT = 16, 4
 MOST_SCANS_COMPARED = 12
-REMEDY = "restore it from a copy, or remove the artifact's folder and make it anew"
 UNIFORM = 0.05  # a cube with a smaller standard deviation shows next to nothing
-
-
-@dataclass(frozen=True)
-class Made:
-    """One artifact of the workspace: whole when it has a manifest, begun when it has a `started` record; else empty."""
-
-    name: str
-    folder: Place
-    manifest: Row
-    started: Row
-    command: str
-
-    @property
-    def holds(self) -> dict[str, int]:
-        """The manifest's counts, under the names of what was learnt from and without what there is none of."""
-        counts = dict(self.manifest["counts"])
-        learnt_from = "crops" if self.name == "crops" else self.manifest.get("store", "patterns")
-        if self.name == "crops":
-            counts["crops of each scan"] = counts["coordinates"]
-            for name in ("references", "coordinates", "neighbours"):
-                del counts[name]
-        if counts.get("classes") == 0:
-            del counts["classes"]
-        return {learnt_from if name == "patterns" else name: count for name, count in counts.items()}
-
-    @property
-    def rate(self) -> str:
-        """What the last call did in a second, or the seconds that one took."""
-        per_second = {
-            "archive": ("scans", "scans", "known"), "embeddings": ("new", "scans", ""),
-            "patterns": ("patterns", "patterns", ""), "crops": ("patterns", "crops", ""),
-            "transfer": ("trials", "trials", ""), "sweeps": ("points", "points", ""),
-        }  # fmt: skip
-        kind = self.name.partition("/")[0]
-        counts, seconds = self.manifest["counts"], self.manifest["seconds"]
-        if kind == "runs" and self.manifest.get("speed"):
-            return f"{_per_second(self.manifest['speed']['cubes_per_s'])} cubes/s in steps"
-        key, unit, spared = per_second.get(kind, ("", "", ""))
-        done = counts.get(key, 0) - counts.get(spared, 0)
-        if not done or not seconds:
-            return "–"
-        return (
-            f"{_per_second(done / seconds)} {unit}/s" if done > seconds else f"{duration(seconds / done)}/{unit[:-1]}"
-        )
-
-    @property
-    def record(self) -> Row:
-        return self.manifest or self.started
-
-
-def _per_second(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-
-
-def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """A section, or as its `problem` the sentence that says why a damaged artifact cannot be shown, and what helps."""
-    try:
-        return build(*arguments)
-    except WorkspaceError as error:  # which says itself what helps
-        return {"problem": str(error).splitlines()[0]}
-    except (RaygenesisError, OSError, pa.ArrowException) as error:
-        remedy = MEND_A_SCAN if isinstance(error, ScanError) else REMEDY
-        return {"problem": f"{str(error).splitlines()[0].rstrip('.')}; {remedy}"}
-
-
-def _history(artifact: Made) -> Sequence[Row]:
-    """A row an epoch. Raises WorkspaceError if what is finished has none, or its table is damaged."""
-    history = read_metrics(artifact.folder)
-    if artifact.manifest and not history:
-        raise WorkspaceError(
-            f"{artifact.folder / 'metrics.parquet'} is missing: restore it from a copy, or remove {artifact.folder} "
-            "to make it anew"
-        )
-    return history
 
 
 def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
@@ -196,8 +112,8 @@ def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Mad
 
 
 def _learning_curve(autoencoder: Made) -> dict[str, Any]:
-    history = _history(autoencoder)
-    lines = [Line("training", _column(history, "train_loss")), Line("held out", _column(history, "val_mse"))]
+    history = history_of(autoencoder)
+    lines = [Line("training", column(history, "train_loss")), Line("held out", column(history, "val_mse"))]
     title = "Mean squared error"
     return {"chart": charts.curves(title, title.lower(), "the auto-encoder", lines, least=0)}
 
@@ -264,143 +180,6 @@ def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
     return None
 
 
-def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
-    """Every run, `default` and then the newest first: facts, curves, restored cubes and, in words, what went wrong."""
-    begun = [artifact for name, artifact in made.items() if name.startswith("runs/") and artifact.record]
-    # Runs that are not finished count as the newest.
-    begun.sort(key=lambda run: (run.folder.name == "default", run.record.get("finished", "~")), reverse=True)
-    restores = [run for run in begun if run.manifest and run.manifest["restoration_mse"] is not None]
-    restored = [run.name for run in restores[:MOST_RUNS_RESTORED]]
-    out = []
-    for number, artifact in enumerate(begun):
-        out.append(
-            {
-                "name": artifact.folder.name, "artifact": artifact, "facts": artifact.manifest,
-                "facts_row": _facts_row(artifact) if artifact.manifest else {},
-                "curves": guarded(_run_curves, artifact, number < MOST_RUNS_DRAWN),
-                "warnings": artifact.manifest.get("warnings", []),
-                "words": _in_words(artifact.manifest) if artifact.manifest else [],
-                "restored": guarded(_restored, artifact, made) if artifact.name in restored else None,
-            }
-        )  # fmt: skip
-    return out
-
-
-def _facts_row(run: Made) -> dict[str, Any]:
-    facts = run.manifest
-    return {
-        "run": run.folder.name, "pretext task": facts["settings"]["pretraining"]["pretext"],
-        "best epoch": f"{facts['epoch'] + 1} of {facts['counts']['epochs']}",
-        "accuracy": facts["accuracy"], "chance": facts["chance"], "restoration error": facts["restoration_mse"],
-        "identity": facts["identity_mse"], "mean image": facts["mean_image_mse"],
-        "anatomy retrieval": facts["retrieval"],
-        "untrained": facts.get("retrieval_untrained"), "effective rank": facts["effective_rank"],
-        "cubes in its store": facts["counts"]["patterns"], "time": duration(facts["seconds"]),
-    }  # fmt: skip
-
-
-def _in_words(facts: Row) -> list[str]:
-    """What a run's monitors say, in sentences."""
-    said = []
-    if facts["accuracy"] is not None:
-        times = facts["accuracy"] / facts["chance"]
-        said.append(f"It names {facts['accuracy']:.0%} of what is held out rightly, {times:.1f} times chance")
-    if facts["restoration_mse"] is not None:
-        baselines = {"leaving the cube as it is": facts["identity_mse"], "the mean image": facts["mean_image_mse"]}
-        shares = [f"{facts['restoration_mse'] / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
-        said.append(f"It restores with an error of {facts['restoration_mse']:.4g}: {' and '.join(shares)}")
-    if facts["retrieval"] is not None:
-        untrained = facts.get("retrieval_untrained")  # an earlier version's run has none
-        beside = "" if untrained is None else f", as untrained it did with {untrained:.3f}"
-        precision = f"a mean average precision of {facts['retrieval']:.3f}"
-        said.append(f"It finds the same place in other scans with {precision}{beside}")
-    if facts["effective_rank"] is not None:
-        said.append(f"Its embedding uses {facts['effective_rank']:.1f} directions")
-    if speed := facts.get("speed"):
-        waited = f"waited for data {speed['gap']:.1%} of the time"
-        said.append(f"It learnt from {speed['cubes_per_s']:.1f} cubes a second and {waited}")
-    return said
-
-
-def _run_curves(artifact: Made, drawn: bool) -> dict[str, Any]:
-    history = _history(artifact)
-    shown = _run_charts(artifact.folder.name, artifact.manifest, history) if history and drawn else []
-    return {"epochs": len(history), "charts": shown}
-
-
-def _restored(run: Made, made: Mapping[str, Made]) -> dict[str, Any]:
-    store = made[run.manifest["store"]]
-    if not store.manifest or run.manifest["inputs"].get(store.name) != store.manifest["fingerprint"]:
-        raise WorkspaceError(
-            f"the {store.name} that this run learnt from are no longer there: remove {run.folder} and run "
-            f"`{run.command}` to learn from those that are"
-        )
-    path = run.folder / "config.yaml"
-    try:
-        settings = settings_from(yaml.safe_load(path.read_text()))
-    except (OSError, ValueError, yaml.YAMLError):
-        raise WorkspaceError(
-            f"{path} is missing or damaged: restore it from a copy, or remove {run.folder} and pretrain again"
-        ) from None
-    task = pretext_task(settings, store.manifest)
-    rows = galleries.restorations(run.folder, store.folder, task, settings)
-    columns, pictures = ("original", "corrupted", "restored"), [row["pictures"] for row in rows]
-    classifies = any(row["label"] is not None for row in rows)
-    answers = [f"class {row['label']}, answer {row['guess']}\n" * classifies for row in rows]
-    names = [f"{answer}error {row['mse']:.4g}" for answer, row in zip(answers, rows, strict=True)]
-    note = plane_words(len(settings.discovery.cube_shape), "Coronal mid-slices of the cubes")
-    return {
-        "corruption": pretext_of(settings.pretraining).corruption,
-        "rows": rows,
-        "classifies": classifies,
-        "gallery": Gallery(f"Run {run.folder.name} restored", pictures, columns, names, note) if rows else None,
-    }
-
-
-def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
-    """Losses by phase, accuracy, restoration, speed. The joint loss is shown where it is what is minimised."""
-    of = f"run {name}"
-    begins = next((number for number, row in enumerate(history) if row["phase"] == JOINT), None)
-    boundary = begins + 0.5 if begins else None
-    joint = [row if row["phase"] == JOINT else {} for row in history]
-
-    def pair(key: str, rows: Sequence[Row] = history) -> list[Line]:
-        lines = (Line("training", _column(rows, f"train_{key}")), Line("held out", _column(rows, f"val_{key}")))
-        return [line for line in lines if any(value is not None for value in line.y)]
-
-    floor = {"identity": _column(history, "val_identity")[-1], "mean image": facts.get("mean_image_mse")}
-    chance = {"chance": facts.get("chance")}
-    drawn: list[tuple[str, str, list[Line], dict[str, Any]]] = [
-        ("Classification loss", "loss", pair("classification"), {"boundary": boundary}),
-        ("Accuracy", "accuracy", pair("accuracy"), {"levels": _known(chance), "most": 1, "percent": True}),
-        (
-            "Restoration error", "mean squared error", pair("restoration"),
-            {"levels": _known(floor), "boundary": boundary},
-        ),
-        ("Joint loss", "loss", pair("loss", joint), {}),
-        (
-            "Effective rank of the embedding", "effective rank",
-            [Line("held out", _column(history, "val_effective_rank"))], {},
-        ),
-        ("Norm of the gradient", "norm", [Line("training", _column(history, "train_gradient_norm"))], {}),
-        (
-            "Training cubes per second", "cubes per second",
-            [Line("cubes per second", _column(history, "cubes_per_s"))], {},
-        ),
-        (
-            "Share of time waiting for data", "share of time", [Line("gap", _column(history, "gap"))],
-            {"most": 1, "percent": True},
-        ),
-    ]  # fmt: skip
-    return [
-        charts.curves(title, ylabel, of, lines, least=0, **options) for title, ylabel, lines, options in drawn if lines
-    ]
-
-
-def _known(levels: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: level for name, level in levels.items() if level is not None}
-
-
 def intensity_of(made: Mapping[str, Made], settings: Settings) -> IntensitySettings:
     """The intensities that the artifacts were made with."""
     for name in ("patterns", "autoencoder"):
@@ -422,10 +201,6 @@ def split_of(workspace: Workspace, manifest: Row) -> tuple[list[str], list[str]]
 def _range(values: NDArray[np.float64]) -> str:
     least, median, most = values.min(), np.median(values), values.max()
     return f"{least:.4g} to {most:.4g}, median {median:.4g}" if most > least else f"{least:.4g}"
-
-
-def _column(rows: Sequence[Row], key: str) -> list[float | None]:
-    return [row.get(key) for row in rows]
 
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:

@@ -10,8 +10,8 @@ import numpy as np
 from raygenesis.files import Place, read_json
 from raygenesis.report import charts
 from raygenesis.report.charts import Chart
+from raygenesis.report.made import Made, Row
 from raygenesis.report.page import SYMBOLS
-from raygenesis.report.sections import Made, Row
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.sweeps.trial import FAILED

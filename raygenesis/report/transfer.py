@@ -10,7 +10,7 @@ from markupsafe import Markup
 from raygenesis.files import read_json
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart
-from raygenesis.report.sections import Made, Row, guarded
+from raygenesis.report.made import Made, Row, guarded
 from raygenesis.transfer.metrics import WORDS
 from raygenesis.transfer.results import results_in
 from raygenesis.transfer.split import count_of
