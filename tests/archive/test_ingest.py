@@ -146,7 +146,7 @@ def test_a_catalogue_row_is_the_scan_s_own_facts(mixed) -> None:
 def test_one_folder_per_volume_and_nothing_half_written(mixed) -> None:
     _, workspace, manifest = mixed
     assert sorted(path.name for path in workspace.archive.iterdir()) == [
-        "catalog.parquet", "failures.parquet", "manifest.json", "volumes",
+        "catalog.parquet", "failures.parquet", "manifest.json", "started.json", "volumes",
     ]  # fmt: skip
     volumes = list(workspace.volumes.iterdir())
     assert all(volume.name.endswith(".ome.zarr") and (volume / "zarr.json").is_file() for volume in volumes)

@@ -98,7 +98,7 @@ def stored(workspace: Workspace, where: object = None) -> list[dict]:
 
 def files(workspace: Workspace) -> dict[str, bytes]:
     """All but the manifest, which holds times."""
-    paths = sorted(path for path in workspace.crops.iterdir() if path.name != "manifest.json")
+    paths = sorted(path for path in workspace.crops.iterdir() if path.name not in ("manifest.json", "started.json"))
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -134,7 +134,8 @@ def test_every_scan_gives_its_crops_and_the_store_is_whole(workspace, capsys):
     assert told["raw_bytes"] == told["counts"]["patterns"] * np.prod(CUBE) * 2
     assert verify(workspace, "crops") == told["counts"]["patterns"]
     assert {path.name for path in workspace.crops.iterdir()} == {
-        "manifest.json", "failures.parquet", *(f"part-{n:06d}.{end}" for n in range(5) for end in ("parquet", "json"))
+        "manifest.json", "started.json", "failures.parquet",
+        *(f"part-{n:06d}.{end}" for n in range(5) for end in ("parquet", "json")),
     }  # fmt: skip
 
 
