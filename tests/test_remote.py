@@ -324,8 +324,11 @@ def test_a_busy_or_broken_connection_is_tried_again(folder: RemotePath, monkeypa
 
 @pytest.mark.parametrize(
     ("content", "fault"),
-    [(b"before", "words"), (bytes(range(256)) * 2000, "words"), (bytes(range(256)) * 2000, "cut")],
-    ids=["small and explained", "large and explained", "large and cut"],
+    [
+        pytest.param(b"before", "words", id="small and explained", marks=pytest.mark.slow),
+        pytest.param(bytes(range(256)) * 2000, "words", id="large and explained", marks=pytest.mark.slow),
+        pytest.param(bytes(range(256)) * 2000, "cut", id="large and cut"),
+    ],
 )
 def test_a_broken_answer_is_asked_for_again(
     folder: RemotePath, content: bytes, fault: str, monkeypatch: pytest.MonkeyPatch

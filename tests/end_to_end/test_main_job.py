@@ -103,6 +103,7 @@ def test_the_pretrained_network_is_the_best_epochs(main_job: MainJob) -> None:
     assert all(torch.isfinite(value).all() for value in package.load_network(run).state_dict().values())
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_says_so(main_job: MainJob) -> None:
     before = snapshot(main_job.workspace)
     done = raygenesis("run", "--scans", main_job.scans, "--workspace", main_job.workspace, *TINY)

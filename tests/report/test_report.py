@@ -91,6 +91,12 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace.open(tmp_path / "w")
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page alone: each figure as a file takes longer than the page."""
+    monkeypatch.setattr("raygenesis.report.report._write_figures", lambda *_: 0)
+
+
 def test_an_empty_workspace_is_one_sentence(workspace: Workspace) -> None:
     with pytest.raises(WorkspaceError, match="raygenesis ingest"):
         report(workspace, settings_of(3))
@@ -123,6 +129,7 @@ def test_names_of_files_are_escaped(workspace: Workspace) -> None:
     assert "script" not in page.tags and "b" not in page.tags
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace, capsys) -> None:
     make_archive(workspace)
     make_discovery(workspace, settings_of(3))
@@ -151,6 +158,7 @@ def remove_volume(workspace: Workspace, number: int) -> None:
     shutil.rmtree(workspace.volumes / f"{number:016x}.ome.zarr")
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_scan_that_is_missing_costs_its_pictures_only(tmp_path: Path, capsys) -> None:
     workspace = whole(tmp_path / "w")
     remove_volume(workspace, 1)  # a neighbour
@@ -198,6 +206,7 @@ def test_what_embeddings_and_metrics_are_needed_for_says_which_file_and_what_hel
         assert any(line.startswith(f"{files[3]} is missing or damaged: restore it") for line in told)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_damaged_example_leaves_its_table(tmp_path: Path) -> None:
     workspace = whole(tmp_path / "w")
     (workspace.transfer("heads-tissue") / "example.npz").write_bytes(b"PK\x03\x04 cut short")
@@ -301,6 +310,8 @@ def tiles(page: Page) -> str:
     return page.html.partition('<dl class="tiles">')[2].partition("</dl>")[0]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_the_first_figures_are_of_the_default_run_or_else_the_newest(workspace: Workspace) -> None:
     settings = settings_of(3)
     make_archive(workspace)
@@ -399,6 +410,8 @@ def test_jobs_are_told_with_their_cost_and_without_what_they_said(workspace: Wor
     assert "a-host" not in page.text and "is damaged" not in page.text
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_a_table_made_from_what_is_another_now_says_so_and_how_it_is_made_again(workspace: Workspace) -> None:
     settings = settings_of(3)
     make_archive(workspace)

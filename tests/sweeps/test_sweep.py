@@ -90,6 +90,7 @@ def test_the_default_space_is_ranked_without_cropping_and_a_second_run_does_noth
     assert "one seed" in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_trials_that_fail_or_are_killed_cost_no_others(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

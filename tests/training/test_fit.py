@@ -83,6 +83,7 @@ def test_a_second_call_after_the_end_trains_nothing(undisturbed, datasets, tmp_p
     assert len(read_steps(folder)) == 20
 
 
+@pytest.mark.slow
 def test_a_worker_killed_twice_in_the_midst_of_epochs_ends_as_if_undisturbed(undisturbed, datasets, tmp_path):
     experiment = Experiment(kills=((0, 8), (0, 5)), markers=tmp_path, seconds_a_step=0.05)
     state, num_epochs = fit_with_ray(experiment, datasets, tmp_path / "run", ALWAYS)

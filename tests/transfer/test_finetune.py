@@ -147,6 +147,7 @@ def test_a_second_call_does_nothing_and_other_settings_are_refused(
         target.finetune(num_steps=4)
 
 
+@pytest.mark.slow
 def test_a_lost_trial_alone_is_run_again_to_the_same_result_and_more_are_added(
     made: tuple[Target, dict[str, Any]],
 ) -> None:
