@@ -277,6 +277,7 @@ def kill_driver_when(scans: Path, workspace: Workspace, reached: Callable[[], bo
     process.wait()
 
 
+@pytest.mark.slow
 def test_killed_with_all_of_ray_it_goes_on_where_it_was(slow: Path, tmp_path: Path) -> None:
     workspace = workspace_with_key(tmp_path / "ws")
     kill_driver_when(slow, workspace, lambda: len(list(workspace.volumes.glob("*.ome.zarr/zarr.json"))) >= 2)

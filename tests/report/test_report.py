@@ -224,7 +224,7 @@ def test_a_reference_that_left_the_archive_is_said(tmp_path: Path) -> None:
     assert page.text.count(f"This cannot be shown: {told}") == 2  # neighbours, where the classes lie
 
 
-@pytest.mark.parametrize("ndim", [3, 2])
+@pytest.mark.parametrize("ndim", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     settings = settings_of(ndim)
     make_archive(workspace, ndim)
