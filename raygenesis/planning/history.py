@@ -15,7 +15,7 @@ from raygenesis.planning import work
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.planning.work import START_S, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
-from raygenesis.settings import PriceSettings, Settings, load_settings, settings_from, taking
+from raygenesis.settings import PriceSettings, Settings, merged, settings_beside, settings_from, taking
 from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace import Workspace
 
@@ -54,18 +54,18 @@ def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
 
 def as_made(workspace: Workspace, settings: Settings) -> Settings:
     """The settings, with what the workspace's artifacts were made with, but for prices and keys that were given."""
-    runs = [folder for folder in (workspace.root / "runs").glob("[!.]*") if (folder / "config.yaml").is_file()]
+    folders: list[Place] = sorted((workspace.root / "runs").glob("[!.]*"))
+    runs = [folder for folder in folders if (folder / "config.yaml").is_file()]
     run = min(runs, key=lambda folder: folder.name != "default", default=None)
-    tree: dict[str, Any] = {}
-    stages = (workspace.archive, workspace.autoencoder, workspace.embeddings, workspace.index, workspace.patterns)
+    stages = (
+        workspace.archive, workspace.autoencoder, workspace.embeddings, workspace.index, workspace.patterns,
+        workspace.crops,
+    )  # fmt: skip
     with suppress(RaygenesisError):  # of another version
-        if run is not None:
-            tree = load_settings(str(run / "config.yaml")).model_dump(mode="json", exclude={"prices"})
-        for folder in (*stages, workspace.crops):
-            for section, value in (read_json(folder / "manifest.json") or {}).get("settings", {}).items():
-                if section in Settings.model_fields:
-                    tree[section] = tree.get(section, {}) | value if isinstance(value, dict) else value
-        return taking(settings, tree)
+        whole = settings_beside(run) if run else None
+        trees = [whole.model_dump(mode="json", exclude={"prices"})] if whole else []
+        made = (read_json(folder / "manifest.json") or {} for folder in stages)
+        return taking(settings, merged(*trees, *(each.get("settings", {}) for each in made)))
     return settings
 
 

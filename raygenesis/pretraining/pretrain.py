@@ -172,7 +172,7 @@ def check_pretext(settings: Settings, store: Mapping[str, Any] | None = None) ->
     """
     check_trackers(settings.pretraining.trackers)
     if store is not None:
-        pretext_task(as_stored(settings, store), store)
+        pretext_task(settings, store)
         return
     PretextTask(settings.pretraining, settings.seed, settings.discovery.cube_shape, 1, 1)
     if pretext_of(settings.pretraining).crops != PATTERNS:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raygenesis.errors import SettingsError
 from raygenesis.files import Place
-from raygenesis.settings import settings_beside, words_for
+from raygenesis.settings import merged, settings_beside, words_for
 from raygenesis.workspace import Workspace
 
 # What makes each kind of artifact, in the order data flows.
@@ -41,12 +41,8 @@ def _settings_of(name: str, records: Records, folder: Place) -> Mapping[str, Any
     with suppress(SettingsError):  # the page says elsewhere that a run's settings are damaged
         if whole := settings_beside(folder):
             return whole.model_dump(mode="json")
-    tree: dict[str, Any] = {}
-    for each in (record, records.get(TOGETHER.get(name, ""), {})):
-        settings = each.get("config") or each.get("settings", {})
-        for section, value in settings.items():
-            known = tree.get(section)
-            tree[section] = value | known if isinstance(value, dict) and isinstance(known, dict) else value
+    both = (records.get(TOGETHER.get(name, ""), {}), record)
+    tree = merged(*(each.get("config") or each.get("settings", {}) for each in both))
     if method := tree.pop("method", None):  # as discovery calls how it has searched
         tree["index"] = tree.get("index", {}) | {"method": method}
     return tree

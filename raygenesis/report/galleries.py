@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_pattern
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.pretraining.weights import load_network
+from raygenesis.report.made import MEND_A_SCAN, Row
 from raygenesis.report.pictures import (
     CORONAL,
     SCAN_PIXELS,
@@ -38,14 +39,12 @@ from raygenesis.settings import IntensitySettings, Settings
 from raygenesis.training.feeding import Samples
 from raygenesis.workspace import Workspace
 
-Row = Mapping[str, Any]
 Drawn = TypeVar("Drawn")
 
 MOST_CLASSES = MOST_COLUMNS = 8
 MOST_BOXES = 44
 NUM_CORRUPTED = 6
 PLANES = {0: "axial", CORONAL: "coronal", 2: "sagittal"}
-MEND_A_SCAN = "remove its folder below archive/volumes/ and ingest again"
 PLANE_PIXELS, PLANE_INCHES = 256, 2.2  # of the reference with all boxes
 OVERLAY = np.array([[0.95, 0.45, 0.1], [0.2, 0.65, 1.0], [0.25, 0.8, 0.4], [0.85, 0.4, 0.85], [0.95, 0.85, 0.2]])
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 from raygenesis.amounts import duration
 from raygenesis.errors import RaygenesisError, ScanError, WorkspaceError
 from raygenesis.files import Place
-from raygenesis.report.galleries import MEND_A_SCAN
 from raygenesis.training.metrics import read_metrics
 
 Row = Mapping[str, Any]
 
+MEND_A_SCAN = "remove its folder below archive/volumes/ and ingest again"
 REMEDY = "restore it from a copy, or remove the artifact's folder and make it anew"
 
 

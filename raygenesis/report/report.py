@@ -54,7 +54,7 @@ def report(workspace: Workspace, settings: Settings) -> Place:
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, lambda aside: aside.write_text(page, encoding="utf-8"))
     num_figures = _write_figures(workspace.report / "figures", context)
-    problems = list(_problems_in(context))
+    problems = _problems_in(context)
     lacking = (
         f"; {several(len(problems), 'parts')} of the page cannot be shown, the first: {problems[0]}" if problems else ""
     )
@@ -64,7 +64,7 @@ def report(workspace: Workspace, settings: Settings) -> Place:
 
 def _write_figures(folder: Place, context: Mapping[str, Any]) -> int:
     """Every figure of the page as SVG and PNG, in place of those that were there; returns the number of figures."""
-    figures = {figure.name: figure for figure in _figures_in(context)}
+    figures = {part.name: part for part in _parts_of(context) if isinstance(part, Chart | Gallery)}
     folder.mkdir(parents=True, exist_ok=True)
     written = set()
     for name, figure in figures.items():
@@ -79,22 +79,18 @@ def _write_figures(folder: Place, context: Mapping[str, Any]) -> int:
     return len(figures)
 
 
-def _problems_in(part: Any) -> Iterator[str]:
-    """Why parts of the page, or some of their pictures, cannot be shown."""
-    if isinstance(part, Mapping):
-        yield from (part[key].rstrip(".") for key in ("problem", "lacking") if part.get(key))
+def _parts_of(part: Any) -> Iterator[Any]:
+    """A part of the page's context, and everything in it."""
+    yield part
     if isinstance(part, Mapping | list | tuple):
         for below in part.values() if isinstance(part, Mapping) else part:
-            yield from _problems_in(below)
+            yield from _parts_of(below)
 
 
-def _figures_in(part: Any) -> Iterator[Chart | Gallery]:
-    """Charts and galleries, wherever the page's context has them."""
-    if isinstance(part, Chart | Gallery):
-        yield part
-    elif isinstance(part, Mapping | list | tuple):
-        for below in part.values() if isinstance(part, Mapping) else part:
-            yield from _figures_in(below)
+def _problems_in(context: Mapping[str, Any]) -> list[str]:
+    """Why parts of the page, or some of their pictures, cannot be shown."""
+    parts = (part for part in _parts_of(context) if isinstance(part, Mapping))
+    return [part[key].rstrip(".") for part in parts for key in ("problem", "lacking") if part.get(key)]
 
 
 def _artifacts(workspace: Workspace) -> dict[str, Made]:
@@ -149,10 +145,11 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
 def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Settings) -> dict[str, Any]:
     """Fingerprints and what they were made from, versions, seeds, and the settings of the first run with whole ones."""
     config, of = as_yaml(settings), "given to this report"
-    for run in reversed(runs):
+    for run in runs:
         with suppress(SettingsError):
             if there := settings_beside(run["artifact"].folder):
                 config, of = as_yaml(there), f"of run {run['name']}"
+                break
     whole = [artifact for artifact in made.values() if artifact.manifest]
     rows = [
         {

@@ -12,10 +12,10 @@ from raygenesis.settings.finetune import FinetuneSettings
 from raygenesis.settings.pretraining import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.settings.prices import PriceSettings
 from raygenesis.settings.reading import (
-    DEFAULT_PRESET,
     as_yaml,
     dotted,
     load_settings,
+    merged,
     presets_dir,
     read_mapping,
     read_yaml,
@@ -30,7 +30,6 @@ from raygenesis.settings.sweep import SweepSettings
 from raygenesis.settings.tree import Settings
 
 __all__ = [
-    "DEFAULT_PRESET",
     "NETWORK_DIVISORS",
     "ArchiveSettings",
     "AutoencoderSettings",
@@ -49,6 +48,7 @@ __all__ = [
     "as_yaml",
     "dotted",
     "load_settings",
+    "merged",
     "presets_dir",
     "read_mapping",
     "read_yaml",

@@ -46,16 +46,28 @@ def settings_from(tree: dict[str, Any], given: frozenset[str] = frozenset()) -> 
 
 
 def taking(settings: Settings, theirs: Mapping[str, Any]) -> Settings:
-    """The settings, with the sections of another tree as they are there, but for keys that were given one by one."""
+    """The settings, with the sections of another tree as they are there, but for keys that were given one by one.
+
+    What is no section of settings, as manifests have it beside them, is passed by.
+    """
     tree = settings.model_dump(mode="json")
     for section, value in theirs.items():
-        if section in settings.given:
+        if section in settings.given or section not in tree:
             continue
         if isinstance(value, Mapping):
             tree[section] |= {key: each for key, each in value.items() if f"{section}.{key}" not in settings.given}
         else:
             tree[section] = value
     return settings_from(tree, settings.given)
+
+
+def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of several trees in one; of a key that several have, the last's value."""
+    whole: dict[str, Any] = {}
+    for tree in trees:
+        for section, value in tree.items():
+            whole[section] = whole.get(section, {}) | value if isinstance(value, dict) else value
+    return whole
 
 
 def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,12 +81,11 @@ def words_for(tree: Mapping[str, Any]) -> list[str]:
 
     None where this version cannot have them.
     """
-    sections = {section: value for section, value in tree.items() if section in Settings.model_fields}
     found = []
     for name in sorted(path.stem for path in presets_dir().glob("*.yaml")):
         preset = load_settings(name)
         try:
-            wanted = dotted(taking(preset, sections).model_dump(mode="json"))
+            wanted = dotted(taking(preset, tree).model_dump(mode="json"))
         except SettingsError:  # it has other dimensions
             continue
         there = dotted(preset.model_dump(mode="json"))

@@ -87,8 +87,8 @@ def _check(plan: Plan, name: str, targets: Mapping[str, Description], workspace:
     own = {start.title: _settings_of(start, settings) for start in plan.initialisations if start.pretext is not None}
     for title, chosen in own.items():
         store = read_json(store_of(workspace, chosen) / "manifest.json")
-        check_pretext(chosen, store)
         own[title] = chosen if store is None else as_stored(chosen, store)
+        check_pretext(own[title], store)
     runs = [*runs_of(given, workspace), *(Run(title, workspace, chosen) for title, chosen in own.items())]
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
