@@ -10,16 +10,16 @@ from raygenesis._version import __version__
 
 if TYPE_CHECKING:
     from raygenesis.archive.source import read_archive, voxels_of
+    from raygenesis.networks.weights.loading import load_encoder, load_network, load_unet
     from raygenesis.patterns.dataset import PatternDataset
-    from raygenesis.pretraining.weights import load_encoder, load_network, load_unet
 
 __all__ = ["PatternDataset", "__version__", "load_encoder", "load_network", "load_unet", "read_archive", "voxels_of"]
 
 _MODULES = {
     "PatternDataset": "raygenesis.patterns.dataset",
-    "load_encoder": "raygenesis.pretraining.weights",
-    "load_network": "raygenesis.pretraining.weights",
-    "load_unet": "raygenesis.pretraining.weights",
+    "load_encoder": "raygenesis.networks.weights.loading",
+    "load_network": "raygenesis.networks.weights.loading",
+    "load_unet": "raygenesis.networks.weights.loading",
     "read_archive": "raygenesis.archive.source",
     "voxels_of": "raygenesis.archive.source",
 }

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from raygenesis._version import __version__
+from raygenesis.cluster.job import recorded
 from raygenesis.errors import RaygenesisError
-from raygenesis.job import recorded
-from raygenesis.machine import MIB_PER_S
+from raygenesis.workspace.hardware import MIB_PER_S
 
 if TYPE_CHECKING:
     from raygenesis.settings import Settings
-    from raygenesis.workspace import Workspace
+    from raygenesis.workspace.workspace import Workspace
 
 HELP = "Self-supervised pretraining of medical-image encoders by Semantic Genesis, on Ray."
 
@@ -63,8 +63,8 @@ def ingest_command(
     prune: Annotated[bool, typer.Option("--prune", help="Remove volumes whose files are gone.")] = False,
 ) -> None:  # fmt: skip
     """Scans → OME-Zarr archive with a catalogue and a failures table. Run it again to add what is new."""
-    from raygenesis.archive.found import find
     from raygenesis.archive.ingest import ingest
+    from raygenesis.archive.intake.found import find
     from raygenesis.planning.announce import announce, left_to_ingest
 
     settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
@@ -227,7 +227,7 @@ def pretexts_command() -> None:
 @weights_app.command("show")
 def weights_show_command(file: WeightsFile) -> None:
     """What a run's weights, or a published file, hold."""
-    from raygenesis.pretraining.weights import describe
+    from raygenesis.networks.weights.loading import describe
 
     for line in describe(file):
         typer.echo(line)
@@ -238,7 +238,7 @@ def weights_export_command(
     file: WeightsFile, output: Annotated[Path, typer.Option(help="The torch file (.pt) to write.")]
 ) -> None:
     """Write weights as the code that their network comes from loads them: Models Genesis, or MONAI."""
-    from raygenesis.pretraining.weights import export_to_library
+    from raygenesis.networks.weights.loading import export_to_library
 
     typer.echo(f"{output}: for {export_to_library(file, output)}")
 
@@ -274,8 +274,8 @@ def finetune_command(
     name: Annotated[str, typer.Option(help="Name of the target.")] = "default",
 ) -> None:  # fmt: skip
     """Learn a target task from few labels, from random weights and from pretrained ones. Run it again to continue."""
-    from raygenesis.transfer.description import description_of
     from raygenesis.transfer.finetune import STARTS, finetune
+    from raygenesis.transfer.targets.description import description_of
 
     settings, place = _settings(preset, overrides), _existing(workspace)
     description = description_of(target, images, labels, settings)
@@ -289,7 +289,7 @@ def compare_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
 ) -> None:  # fmt: skip
     """Pretrain every initialisation of a plan alike, and compare them on its targets. Run it again to continue."""
-    from raygenesis.transfer.comparison import compare
+    from raygenesis.studies.compare import compare
 
     settings, place = _settings(preset, overrides), _existing(workspace)
     with recorded("compare", place):
@@ -325,9 +325,9 @@ def plan_command(
     ] = MIB_PER_S,
 ) -> None:  # fmt: skip
     """What a pipeline takes: time, memory, storage, bytes moved, cost, and what limits each stage."""
-    from raygenesis.machine import Hardware, num_cores
     from raygenesis.planning.history import as_made
     from raygenesis.planning.plan import plan
+    from raygenesis.workspace.hardware import Hardware, num_cores
 
     hardware = Hardware(cpus or num_cores(), gpus, nodes)
     there = None if workspace is None else _existing(workspace)
@@ -343,7 +343,7 @@ def status_command(
     jobs: Annotated[int, typer.Option(min=1, help="At most so many jobs, the newest.")] = 10,
 ) -> None:  # fmt: skip
     """What the jobs of a workspace are doing, or did: stage, rate, time left, failures, cost so far."""
-    from raygenesis.status import status
+    from raygenesis.cluster.status import status
 
     for line in status(_existing(workspace), _settings(preset, overrides).prices, jobs):
         typer.echo(line)
@@ -388,12 +388,12 @@ def _settings(preset: str, overrides: list[str] | None, keep_ids: bool = False) 
 
 
 def _open(location: str) -> Workspace:
-    from raygenesis.workspace import Workspace
+    from raygenesis.workspace.workspace import Workspace
 
     return Workspace.open(location)
 
 
 def _existing(location: str) -> Workspace:
-    from raygenesis.workspace import Workspace
+    from raygenesis.workspace.workspace import Workspace
 
     return Workspace.existing(location)

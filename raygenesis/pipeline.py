@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from raygenesis.amounts import sides
 from raygenesis.archive.catalogue import num_held_out
-from raygenesis.archive.found import Found, find
-from raygenesis.archive.identity import name_for_log, subject_of
+from raygenesis.archive.formats.readers import read_scan_geometry
 from raygenesis.archive.ingest import check_any, ingest
-from raygenesis.archive.readers import read_scan_geometry
-from raygenesis.archive.scans import Scan
+from raygenesis.archive.intake.found import Found, find
+from raygenesis.archive.intake.identity import name_for_log, subject_of
+from raygenesis.archive.intake.survey import Scan
+from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import Place, read_json
 from raygenesis.planning.announce import (
     announce,
     left_to_crop,
@@ -33,14 +32,15 @@ from raygenesis.planning.announce import (
 )
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import check_pretext, pretrain
-from raygenesis.progress import Stopwatch, say
 from raygenesis.report.report import report
 from raygenesis.settings import Settings, load_settings
 from raygenesis.sweeps.sweep import sweep
-from raygenesis.transfer.description import Description, read_description, read_target
+from raygenesis.text.amounts import sides
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Workspace
+from raygenesis.transfer.targets.description import Description, read_description, read_target
+from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.workspace import Workspace
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000

@@ -18,8 +18,8 @@ def ray_cluster() -> Iterator[None]:
     """Ray on this machine, started once."""
     import ray
 
-    from raygenesis import cluster
+    from raygenesis.cluster import joining
 
-    cluster.connect()
+    joining.connect()
     yield
     ray.shutdown()

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, read_table, write_table
+from raygenesis.workspace.files import Place, read_table, write_table
 
 CATALOGUE = pa.schema(
     [

@@ -13,21 +13,30 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from raygenesis import cluster
-from raygenesis.amounts import size
 from raygenesis.archive.catalogue import first_volumes, voxel_bytes, write_catalogue
-from raygenesis.archive.failures import FAILURES
-from raygenesis.archive.found import Found, find
-from raygenesis.archive.growth import check_same_folder, earlier_rows, known_outcomes, remember, remove_others, tables
-from raygenesis.archive.identity import Identity, name_for_log, open_identity
-from raygenesis.archive.intake import Outcome, take_in
-from raygenesis.archive.scans import Scan, Survey
-from raygenesis.archive.sources import read_sources
+from raygenesis.archive.intake.found import Found, find
+from raygenesis.archive.intake.growth import (
+    check_same_folder,
+    earlier_rows,
+    known_outcomes,
+    remember,
+    remove_others,
+    tables,
+)
+from raygenesis.archive.intake.identity import Identity, name_for_log, open_identity
+from raygenesis.archive.intake.known_files import read_sources
+from raygenesis.archive.intake.survey import Scan, Survey
+from raygenesis.archive.intake.take_in import Outcome, take_in
+from raygenesis.cluster import fan_out, joining
+from raygenesis.cluster.progress import Stopwatch, progress, say
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import remove_tree, write_table
-from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import ArchiveSettings, Settings
-from raygenesis.workspace import Stage, Workspace, manifest_of
+from raygenesis.text.amounts import size
+from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.files import remove_tree, write_table
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
@@ -129,7 +138,7 @@ def _take_in_all(
     """Outcomes of scans by their source. Raises WorkspaceError if they cannot be stored."""
     if not scans:
         return {}
-    cluster.connect()
+    joining.connect()
     try:
         workspace.volumes.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -190,7 +199,7 @@ def take_in_block(
     """Outcomes, as JSON, of the scans of one block, each with its source."""
     node = ray.get_runtime_context().get_node_id()
     for files in block["scans"]:
-        outcome = take_in([root / path for path in files], volumes, settings, node, cluster.is_lost)
+        outcome = take_in([root / path for path in files], volumes, settings, node, fan_out.is_lost)
         yield {"source": str(files[0]), "outcome": json.dumps(asdict(outcome))}
 
 

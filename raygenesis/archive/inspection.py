@@ -14,19 +14,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from raygenesis import cluster
-from raygenesis.amounts import size
 from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows, read_catalogue, read_columns, strings, voxel_bytes
-from raygenesis.archive.failures import NUMBER, alike, every_failure, grouped, read_failures
-from raygenesis.archive.intake import voxel_fingerprint
+from raygenesis.archive.intake.known_files import paths_of
+from raygenesis.archive.intake.take_in import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.sources import paths_of
 from raygenesis.archive.store import halve, level_shape, open_level, read_array, read_record, read_region, volume_folder
+from raygenesis.cluster import fan_out
+from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import Place
-from raygenesis.progress import progress, say
 from raygenesis.settings import IntensitySettings
-from raygenesis.workspace import Workspace, manifest_of
+from raygenesis.text.amounts import size
+from raygenesis.workspace.failures import NUMBER, alike, every_failure, grouped, read_failures
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.workspace import Workspace
 
 VOLUMES_PER_BLOCK = 8
 TILE_PIXELS = 128
@@ -122,7 +123,7 @@ def verify(workspace: Workspace) -> int:
     )
     faults: list[str] = []
     with progress("verify", len(ids), "volumes") as ticker:
-        for num_volumes, found in cluster.each(_faults_of, blocks, volumes):
+        for num_volumes, found in fan_out.each(_faults_of, blocks, volumes):
             faults += found
             ticker.advance(num_volumes, note=f"{len(faults)} damaged")
     known = {volume_folder(volumes, volume_id).name for volume_id in strings(ids)}

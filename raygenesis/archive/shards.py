@@ -24,8 +24,8 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from raygenesis.errors import ScanError
-from raygenesis.files import Place
-from raygenesis.machine import num_cores
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.hardware import num_cores
 
 # Each thread packs and unpacks for itself: Ray gives a worker one core.
 blosc.use_threads = False

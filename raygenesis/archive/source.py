@@ -16,18 +16,13 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows, read_columns
-from raygenesis.archive.cells import DTYPE, encode
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, open_level, read_array, read_region, volume_folder
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.files import Place
 from raygenesis.settings import IntensitySettings
-from raygenesis.workspace import Workspace
-
-COARSE_SCHEMA = pa.schema(
-    [("number", pa.int64()), ("volume_id", pa.string()), ("cube", pa.binary()), ("failure", pa.string())]
-)
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.workspace import Workspace
 
 # Blocks of volumes hold about so many bytes, and are at least so many where there are volumes enough.
 BLOCK_BYTES = 64 * 2**20
@@ -113,18 +108,6 @@ class ArchiveSource(Datasource):
         return read
 
 
-def coarse_cubes(
-    volumes: Place, parts: Sequence[Part], shape: Sequence[int], intensity: IntensitySettings
-) -> ArchiveSource:
-    """Rows `number`, `volume_id`, `cube` (a cell of `shape`, of the whole scan) and `failure`."""
-
-    def read(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
-
-    num_bytes = int(np.prod(shape)) * DTYPE.itemsize
-    return ArchiveSource(parts, [num_bytes * len(rows) for _, rows in parts], COARSE_SCHEMA, read)
-
-
 def read_archive(
     workspace: str | Path | Workspace,
     columns: Sequence[str] = (),
@@ -142,7 +125,7 @@ def read_archive(
         that lie in it at least in part.
     Raises WorkspaceError if there is no archive, SettingsError for a column or an id that it does not have.
     """
-    from raygenesis import cluster
+    from raygenesis.cluster import joining
 
     archive = workspace if isinstance(workspace, Workspace) else Workspace.existing(workspace)
     unknown = sorted(set(columns) - set(CATALOGUE.names))
@@ -152,7 +135,7 @@ def read_archive(
     missing = sorted(set(volume_ids or ()) - set(there))
     if missing:
         raise SettingsError(f"volume_ids: the archive has no volume {missing[0]!r}")
-    cluster.connect()
+    joining.connect()
     source = volume_rows(archive.volumes, CatalogueRows(archive.catalog, there), columns, level, region_mm)
     return ray.data.read_datasource(source, override_num_blocks=len(source.get_read_tasks(1)))
 

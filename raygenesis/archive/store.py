@@ -18,8 +18,8 @@ from raygenesis._version import __version__
 from raygenesis.archive.shards import Array, open_array, write_array
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError, WorkspaceError
-from raygenesis.files import Place, folder_bytes, publish, remove_tree
 from raygenesis.settings import ArchiveSettings
+from raygenesis.workspace.files import Place, folder_bytes, publish, remove_tree
 
 AXES = ("z", "y", "x")
 ATTRIBUTES = "raygenesis"

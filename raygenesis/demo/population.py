@@ -24,7 +24,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from raygenesis.errors import RaygenesisError
-from raygenesis.files import publish
+from raygenesis.workspace.files import publish
 
 VERSION = 1
 CENTRE_MM = np.array([0.0, -17.0, 6.0])  # middle of the template's brain, MNI world

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from raygenesis.archive.preparation import body
+from raygenesis.archive.intake.preparation import body
 from raygenesis.errors import RaygenesisError
 from raygenesis.settings import DiscoverySettings, Scale
 

@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raygenesis.amounts import sides
 from raygenesis.archive.catalogue import hash_order
 from raygenesis.archive.source import read_coarse
 from raygenesis.archive.store import level_shape
+from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.discovery.coordinates import NO_PLACE, candidates, largest_extent
 from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.parts import Reasons, Visit, finish_store, too_small, write_parts, write_planned
 from raygenesis.discovery.patients import Patients, load_scans
 from raygenesis.discovery.plan import MOST_CROPS, crops_of, plan_visits
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import remove_tree
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
-from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings
-from raygenesis.workspace import Stage, Workspace, manifest_of
+from raygenesis.text.amounts import sides
+from raygenesis.workspace.files import remove_tree
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 # What of the discovery's settings makes a difference to random crops.
 MATTERS = {"cube_shape", "scales", "num_crops", "min_content", "box", "patterns_per_part"}

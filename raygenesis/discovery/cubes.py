@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from raygenesis.archive.geometry import axis_weights, best_level, resample
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, read_regions, volume_folder
-from raygenesis.files import Place
 from raygenesis.settings import IntensitySettings
+from raygenesis.workspace.files import Place
 
 # Origin and extent of a box in mm from the scan's corner, z y x (2D: y x).
 Box = tuple[Sequence[float] | NDArray[np.float64], Sequence[float] | NDArray[np.float64]]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis import cluster
 from raygenesis.archive.catalogue import read_catalogue
+from raygenesis.cluster import fan_out
+from raygenesis.cluster.progress import Stopwatch, progress, say
 from raygenesis.discovery.alignment import AlignmentError
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import crop_cubes, place, size_mm
@@ -24,9 +25,10 @@ from raygenesis.discovery.quality import warning as quality_warning
 from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings
-from raygenesis.workspace import Stage, Workspace, manifest_of
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 # So many more patients than references are asked, in case that some hold too few coordinates.
 SPARE_REFERENCES = 32
@@ -154,7 +156,7 @@ def _quality(
     compared = [(one, _anchors(one, workspace, settings)) for one in references[:MOST_REFERENCES]]
     told = []
     with progress("quality", len(asked), "patients") as ticker:
-        for measured in cluster.each(_measure, asked, compared, workspace, settings):
+        for measured in fan_out.each(_measure, asked, compared, workspace, settings):
             told += measured
             ticker.advance()
     told.sort(key=lambda visit: (visit["reference"], visit["rank"], visit["within"]))

@@ -17,21 +17,25 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from raygenesis import cluster
-from raygenesis.amounts import size
 from raygenesis.archive.catalogue import CatalogueRows, is_held_out, read_columns
-from raygenesis.archive.cells import decode
-from raygenesis.archive.failures import FAILURES
-from raygenesis.archive.source import coarse_cubes, parts_of
+from raygenesis.archive.source import parts_of
+from raygenesis.cluster import capacity, joining
+from raygenesis.cluster.progress import Stopwatch, progress, say
 from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.discovery.coarse import coarse_cubes
 from raygenesis.discovery.embeddings import Embeddings
-from raygenesis.discovery.encoders import EncoderError, fit_components, load_scan_encoder, save_encoder
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import Place, parquet_dataset, place, read_table, write_table
-from raygenesis.progress import Stopwatch, progress, say
+from raygenesis.networks.scan_encoders import EncoderError, fit_components, load_scan_encoder, save_encoder
+from raygenesis.patterns.cells import decode
 from raygenesis.settings import Settings, settings_beside, taking
+from raygenesis.text.amounts import size
 from raygenesis.training.fit import fit_with_ray, samples_from
-from raygenesis.workspace import Stage, Workspace, digest_of_text, manifest_of
+from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.files import Place, parquet_dataset, place, read_table, write_table
+from raygenesis.workspace.fingerprint import digest_of_text
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 WEIGHTS = "autoencoder.safetensors"
 PCA_WEIGHTS = "pca.safetensors"
@@ -58,7 +62,7 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> dict[str, Any
     watch = Stopwatch()
     training, validation = _split(workspace, settings)
     with stage.claimed():
-        cluster.connect()
+        joining.connect()
         most = settings.autoencoder.max_volumes
         drawn = {key: _sample(ids, most, settings) for key, ids in (("train", training), ("validation", validation))}
         datasets = {key: _coarse_dataset(workspace, ids, settings) for key, ids in drawn.items()}
@@ -91,7 +95,7 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     watch = Stopwatch()
     training, validation = _split(workspace, settings)
     with stage.claimed():
-        cluster.connect()
+        joining.connect()
         experiment = IdentityMapping(settings.autoencoder, settings.seed)
         most = min(MOST_FITTED, settings.autoencoder.max_volumes)
         drawn = [_sample(ids, most, settings) for ids in (training, validation)]
@@ -290,16 +294,16 @@ class Embedder:
 def _embed_parts(
     workspace: Workspace, settings: Settings, weights: Place, folder: Place, parts: Sequence[tuple[int, Any]]
 ) -> None:
-    cluster.connect()
+    joining.connect()
     shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
     source = coarse_cubes(workspace.volumes, parts, shape, settings.intensity)
     num_gpus = settings.embedding.num_gpus
     if num_gpus:
-        cluster.require(f"embedding.num_gpus={num_gpus:g}", 1, num_gpus=num_gpus)
+        capacity.require(f"embedding.num_gpus={num_gpus:g}", 1, num_gpus=num_gpus)
     # Without GPUs Ray Data has the actors read as well, so that they may have all cores.
-    num_actors = min(settings.embedding.num_actors or cluster.at_once(1, num_gpus), len(parts))
+    num_actors = min(settings.embedding.num_actors or capacity.num_concurrent(1, num_gpus), len(parts))
     # In a cluster nodes may come: then as many as there are parts.
-    most_actors = num_actors if settings.embedding.num_actors or not cluster.is_joined() else len(parts)
+    most_actors = num_actors if settings.embedding.num_actors or not joining.is_joined() else len(parts)
     scans = ray.data.read_datasource(source, override_num_blocks=len(parts))
     scans.context.target_max_block_size = None  # a block is a part, however large
     done = scans.map_batches(

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, parquet_dataset, parquet_file, store_fault
+from raygenesis.workspace.files import Place, parquet_dataset, parquet_file, store_fault
 
 BLOCK_ROWS = 8192
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis.discovery.exact import Neighbours, SearchError, check_finite, nearest
-from raygenesis.files import Place, on_disk, publish, xxh3_of
 from raygenesis.settings import IndexSettings
+from raygenesis.workspace.files import Place, on_disk, publish, xxh3_of
 
 
 @dataclass(frozen=True)

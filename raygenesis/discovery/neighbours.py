@@ -12,19 +12,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from raygenesis import cluster
-from raygenesis.amounts import size
 from raygenesis.archive.catalogue import strings
+from raygenesis.cluster import fan_out
+from raygenesis.cluster.gauges import set_gauge
+from raygenesis.cluster.progress import Stopwatch, progress, say
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
 from raygenesis.discovery.patients import Patients
-from raygenesis.files import Place
-from raygenesis.gauges import set_gauge
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings
-from raygenesis.workspace import Stage, Workspace, digest, digest_of_text, manifest_of
+from raygenesis.text.amounts import size
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.fingerprint import digest, digest_of_text
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 RECALL_QUERIES = 100
 TYPICAL_VOLUMES = 500
@@ -109,7 +112,7 @@ def search_shards(
     workspace: Workspace, shards: Sequence[Shard], queries: NDArray[np.float32], k: int, ef: int
 ) -> Neighbours:
     """The k nearest over all shards, each searched by a task of its own."""
-    found = list(cluster.each(_search_one, shards, workspace.index, queries, k, ef))
+    found = list(fan_out.each(_search_one, shards, workspace.index, queries, k, ef))
     return merge(found, min(k, sum(one.numbers.shape[1] for one in found)))
 
 
@@ -202,7 +205,7 @@ def _grow(
     whole = {first: shard for first, shard in by_first.items() if first not in {first for first, _ in planned}}
     missing = [(first, last, by_first.get(first)) for first, last in planned]
     with progress("index", sum(last - first for first, last in planned), "volumes") as ticker:
-        for shard in cluster.each(_build_one, missing, workspace.index, embeddings, settings):
+        for shard in fan_out.each(_build_one, missing, workspace.index, embeddings, settings):
             whole[shard.first] = shard
             ticker.advance(shard.count)
     kept = {shard.name for shard in whole.values()}

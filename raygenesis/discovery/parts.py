@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raygenesis import cluster
-from raygenesis.amounts import sides, size
 from raygenesis.archive.catalogue import read_catalogue, read_columns
-from raygenesis.archive.cells import DTYPE, STEPS, encode
-from raygenesis.archive.failures import FAILURES
+from raygenesis.cluster import fan_out
+from raygenesis.cluster.progress import Stopwatch, progress, say
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients
 from raygenesis.errors import ScanError
-from raygenesis.files import Place, parquet_file, read_table, remove_tree, write_table
+from raygenesis.patterns.cells import DTYPE, STEPS, encode
 from raygenesis.patterns.reader import made_by
 from raygenesis.patterns.schema import PATTERN, VALIDATION
 from raygenesis.patterns.writer import is_sealed, part_path, read_seal, write_part
-from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings
-from raygenesis.workspace import Stage, Workspace
+from raygenesis.text.amounts import sides, size
+from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.files import Place, parquet_file, read_table, remove_tree, write_table
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 # Cubes of one scan made at a time, so that many references do not fill the memory.
 MOST_BOXES = 256
@@ -61,7 +62,7 @@ def write_parts(
     write_table(path, plan, row_group_size=VISITS_PER_GROUP)
     outcomes, failed = [], {}
     with progress(made_by(folder), plan.num_rows * per_visit, folder.name) as ticker:
-        for outcome in cluster.each(task, np.unique(plan["part"].to_numpy()).tolist(), *shared):
+        for outcome in fan_out.each(task, np.unique(plan["part"].to_numpy()).tolist(), *shared):
             failed[outcome["part"]] = pa.Table.from_pylist(outcome.pop("failures"), FAILURES)
             outcomes.append(outcome)
             ticker.advance(outcome["planned"])

@@ -14,10 +14,10 @@ from raygenesis.archive.catalogue import is_held_out, read_columns
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import read_json
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import Settings
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.workspace import Workspace
 
 # References are spread among at most so many patients, and drawn among this many more than are needed.
 MOST_SPREAD = 20_000

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis.amounts import sides
 from raygenesis.archive.source import read_coarse
 from raygenesis.archive.store import level_shape
 from raygenesis.discovery.alignment import align
 from raygenesis.discovery.coordinates import CoordinateError, Frame, candidates, corresponding, frame_of, spread
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.files import Place
 from raygenesis.settings import Settings
+from raygenesis.text.amounts import sides
+from raygenesis.workspace.files import Place
 
 
 @dataclass(frozen=True)

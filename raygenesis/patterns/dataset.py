@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from raygenesis.archive.cells import decode
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import Place, place
+from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import damaged, made_by, predicate, store_manifest
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.stored import CellReader, cell_reader, places
 from raygenesis.patterns.writer import part_path
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import Place, place
+from raygenesis.workspace.workspace import Workspace
 
 PLACE_COLUMNS = ("pattern_id", "reference", "coordinate")
 

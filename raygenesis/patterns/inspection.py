@@ -16,17 +16,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from raygenesis.amounts import size
-from raygenesis.archive.cells import DTYPE, decode, decode_steps
-from raygenesis.archive.failures import read_failures
 from raygenesis.archive.inspection import TILE_PIXELS, failure_lines, tile, write_sheet
+from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, on_disk
+from raygenesis.patterns.cells import DTYPE, decode, decode_steps
 from raygenesis.patterns.reader import made_by, predicate, read_patterns, store_manifest, who_checks
 from raygenesis.patterns.schema import PATTERN, TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import checksum, part_path
-from raygenesis.progress import progress, say
-from raygenesis.workspace import Workspace
+from raygenesis.text.amounts import size
+from raygenesis.workspace.failures import read_failures
+from raygenesis.workspace.files import Place, on_disk
+from raygenesis.workspace.workspace import Workspace
 
 MOST_COLUMNS = 10  # of a contact sheet
 CAPTION_PIXELS = 14

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, parquet_dataset, store_fault
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path
-from raygenesis.workspace import manifest_of
+from raygenesis.workspace.files import Place, parquet_dataset, store_fault
+from raygenesis.workspace.manifest import manifest_of
 
 # What training needs of a row.
 TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "volume_id", "cube")

@@ -9,9 +9,9 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from raygenesis.files import Place, parquet_dataset
 from raygenesis.patterns.reader import TRAINING_COLUMNS, part_paths, row_groups
 from raygenesis.patterns.schema import PATTERN
+from raygenesis.workspace.files import Place, parquet_dataset
 
 
 class PatternSource(Datasource):

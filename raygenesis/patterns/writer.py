@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raygenesis.files import Place, on_disk, publish, read_json, write_json, xxh3_of
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP
+from raygenesis.workspace.files import Place, on_disk, publish, read_json, write_json, xxh3_of
 
 
 def part_path(folder: Place, part: int) -> Place:

@@ -9,30 +9,31 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from raygenesis import cluster, machine
-from raygenesis.amounts import GIB, MIB, duration, several, size
-from raygenesis.archive.found import Found
-from raygenesis.files import read_json
+from raygenesis.archive.intake.found import Found
+from raygenesis.cluster import capacity, joining
+from raygenesis.cluster.progress import say
 from raygenesis.planning import work
 from raygenesis.planning.estimate import estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.plan import COMPRESSED
 from raygenesis.planning.work import RATES_OF, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
-from raygenesis.progress import say
 from raygenesis.settings import Settings
-from raygenesis.workspace import Workspace
+from raygenesis.text.amounts import GIB, MIB, duration, several, size
+from raygenesis.workspace import hardware
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.workspace import Workspace
 
 
 def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> None:
     """Say what each stage takes on the cluster that is joined, or on this machine, and warn of what is too little."""
     if not left:
         return
-    if cluster.is_joined():
-        cluster.connect()
-    hardware, factors = machine.hardware(), factors_of(workspace, settings)
-    for one in (estimate(each, hardware, settings.prices, factors, machine.MIB_PER_S) for each in left):
-        cores = f"{one.num_cores:g} of {several(hardware.num_cores, 'cores')}"
+    if joining.is_joined():
+        joining.connect()
+    nodes, factors = hardware.available(), factors_of(workspace, settings)
+    for one in (estimate(each, nodes, settings.prices, factors, hardware.MIB_PER_S) for each in left):
+        cores = f"{one.num_cores:g} of {several(nodes.num_cores, 'cores')}"
         on = several(one.num_gpus, "GPUs") if one.num_gpus else cores
         rates = f"at the rates of {one.seen}" if one.seen else f"at shipped rates, of {RATES_OF}"
         cost = "" if one.cost is None else f", {one.cost:,.2f} in cost"
@@ -46,9 +47,9 @@ def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> 
 
 def _warn(stage: str, memory_gib: float, stored_mib: float, workspace: Workspace) -> None:
     """An estimate refuses nothing: it only warns."""
-    there = cluster.least_memory_gib() if cluster.is_joined() else machine.memory_gib()
+    there = capacity.least_memory_gib() if joining.is_joined() else hardware.memory_gib()
     if memory_gib > there:
-        say(stage, f"warning: {'a node' if cluster.is_joined() else 'this machine'} has {there:.1f} GiB of memory")
+        say(stage, f"warning: {'a node' if joining.is_joined() else 'this machine'} has {there:.1f} GiB of memory")
     if isinstance(workspace.root, Path):
         free_mib = shutil.disk_usage(workspace.root).free / MIB
         if stored_mib > free_mib:

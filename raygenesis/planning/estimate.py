@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raygenesis.amounts import several
-from raygenesis.machine import Hardware
 from raygenesis.planning.work import ONE_NODE, START_S, Work
 from raygenesis.settings import PriceSettings
+from raygenesis.text.amounts import several
+from raygenesis.workspace.hardware import Hardware
 
 LEAST_SECONDS = 0.01
 

@@ -7,17 +7,17 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from raygenesis.amounts import MIB
 from raygenesis.errors import RaygenesisError
-from raygenesis.files import Place, read_json
-from raygenesis.machine import Hardware
 from raygenesis.planning import work
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.planning.work import START_S, Scans, Work
 from raygenesis.pretraining.pretrain import store_of
 from raygenesis.settings import PriceSettings, Settings, merged, settings_beside, settings_from, taking
+from raygenesis.text.amounts import MIB
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.hardware import Hardware
+from raygenesis.workspace.workspace import Workspace
 
 LEAST_S = 5.0  # of work, at the shipped rates, from which a rate is learnt: of less, starting is most
 ENDLESS = 1e12  # MiB/s: a measured time holds what reading took

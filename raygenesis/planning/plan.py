@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raygenesis.amounts import GIB, MIB, duration, several, size
 from raygenesis.archive.catalogue import num_held_out
+from raygenesis.cluster.progress import say
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
-from raygenesis.machine import MIB_PER_S, Hardware
 from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import LEAST_S, factors_of, scans_of
 from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
-from raygenesis.progress import say
 from raygenesis.settings import Settings, settings_from
-from raygenesis.tables import aligned
-from raygenesis.workspace import Workspace
+from raygenesis.text.amounts import GIB, MIB, duration, several, size
+from raygenesis.text.tables import aligned
+from raygenesis.workspace.hardware import MIB_PER_S, Hardware
+from raygenesis.workspace.workspace import Workspace
 
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
 SCAN_MIB = {3: 150.0, 2: 7.6}

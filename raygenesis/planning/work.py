@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
-from raygenesis.amounts import GIB, MIB
-from raygenesis.archive.cells import DTYPE
-from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, is_exact_cheaper
-from raygenesis.planning.load import Load, load_of
-from raygenesis.pretraining.networks import Architecture, UNet, build_encoder
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.autoencoder import Autoencoder
+from raygenesis.networks.classifier import Classifier
+from raygenesis.networks.load import Load, load_of
+from raygenesis.networks.network import UNet, build_encoder
+from raygenesis.patterns.cells import DTYPE
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import AutoencoderSettings, PretrainingSettings, Settings
-from raygenesis.transfer.initialisations import Classifier, Initialisation, check_fits
+from raygenesis.text.amounts import GIB, MIB
+from raygenesis.transfer.initialisations import Initialisation, check_fits
 from raygenesis.transfer.statistics import RANDOM
 
 RATES_OF = "an AMD EPYC, 2 cores"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from raygenesis.archive.cells import STEPS
+from raygenesis.patterns.cells import STEPS
 from raygenesis.pretraining.draws import Draws
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raygenesis.amounts import several
+from raygenesis.text.amounts import several
 
 # Epochs of a phase that training gets before it is judged, by the best of its last ones.
 GRACE_EPOCHS = 5

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.corruptions import CORRUPTIONS
 from raygenesis.settings import PretrainingSettings
-from raygenesis.tables import aligned
+from raygenesis.text.tables import aligned
 
 # Where cubes come from: the discovered patterns, or random crops.
 PATTERNS, CROPS = "patterns", "crops"

@@ -10,26 +10,28 @@ from typing import Any
 import ray
 import ray.data
 
-from raygenesis import cluster
-from raygenesis.amounts import size
+from raygenesis.cluster import capacity, joining
+from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place, publish, read_json
+from raygenesis.networks.network import PretextNetwork
+from raygenesis.networks.weights.loading import export, num_parameters
 from raygenesis.patterns.reader import TRAINING_COLUMNS, made_by, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
-from raygenesis.patterns.stored import StoredPatterns
-from raygenesis.pretraining.networks import PretextNetwork
 from raygenesis.pretraining.pretexts import CROPS, PATTERNS, pretext_of
 from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.pretraining.weights import export, num_parameters
-from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, as_yaml, dotted, settings_from, taking
+from raygenesis.text.amounts import size
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
+from raygenesis.training.stored import StoredPatterns
 from raygenesis.training.trackers import check_trackers
-from raygenesis.workspace import Stage, Workspace, manifest_of
+from raygenesis.workspace.files import Place, publish, read_json
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 # Settings that say how a run is executed: what is learnt does not depend on them.
 EXECUTION = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}
@@ -56,7 +58,7 @@ def pretrain(workspace: Workspace, settings: Settings, name: str = "default", ex
         return manifest_of(folder, "pretrain")
     task = pretext_task(settings, patterns)
     watch = Stopwatch()
-    cluster.connect()
+    joining.connect()
     _check_resources(settings)
     with stage.claimed():
         publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
@@ -189,7 +191,7 @@ def check_pretext(settings: Settings, store: Mapping[str, Any] | None = None) ->
 def _check_resources(settings: Settings) -> None:
     chosen = settings.pretraining
     key = f"pretraining.num_workers={chosen.fewest_workers}" + (" with pretraining.use_gpu=true" * chosen.use_gpu)
-    cluster.require(key, chosen.fewest_workers, num_gpus=float(chosen.use_gpu))
+    capacity.require(key, chosen.fewest_workers, num_gpus=float(chosen.use_gpu))
 
 
 def _resources(settings: Settings) -> Resources:

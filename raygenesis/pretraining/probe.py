@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from raygenesis.pretraining.networks import ImageEncoder
+from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.training.feeding import Samples, ordered_batches
 
 BATCH_SIZE = 32

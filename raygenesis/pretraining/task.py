@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from raygenesis.errors import SettingsError
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.network import Prediction, PretextNetwork, save_memory
 from raygenesis.pretraining import monitors
 from raygenesis.pretraining.corruptions import CORRUPTIONS, CorruptionSet, check_fits, corrupt
 from raygenesis.pretraining.draws import Draws
-from raygenesis.pretraining.networks import Architecture, Prediction, PretextNetwork, save_memory
 from raygenesis.pretraining.pretexts import Pretext, pretext_of
 from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
 from raygenesis.pretraining.schedule import learning_rate

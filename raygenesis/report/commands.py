@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place
 from raygenesis.settings import merged, settings_beside, words_for
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.workspace import Workspace
 
 # What makes each kind of artifact, in the order data flows.
 VERBS = {

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from raygenesis import machine
 from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import as_made, factors_of, scans_of
 from raygenesis.planning.work import pipeline
 from raygenesis.report.made import Made
 from raygenesis.settings import Settings
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import hardware
+from raygenesis.workspace.workspace import Workspace
 
 SCANS = (10**4, 10**5, 10**6)
 
@@ -22,17 +22,17 @@ def cost(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> 
     scans = scans_of(workspace)
     assert scans is not None  # the section is left out where there is no archive
     settings = as_made(workspace, settings)
-    hardware, factors = machine.hardware(), factors_of(workspace, settings)
+    nodes, factors = hardware.available(), factors_of(workspace, settings)
     columns = [
         [
-            estimate(work, hardware, settings.prices, factors, machine.MIB_PER_S)
+            estimate(work, nodes, settings.prices, factors, hardware.MIB_PER_S)
             for work in pipeline(replace(scans, number=number), settings)
         ]
         for number in (scans.number, *SCANS)
     ]
     return {
         "scans": (scans.number, *SCANS), "scan_mib": scans.voxel_mib,
-        "hardware": hardware, "mib_per_s": machine.MIB_PER_S,
+        "hardware": nodes, "mib_per_s": hardware.MIB_PER_S,
         "rows": [{"stage": row[0].work.stage, "seen": row[0].seen, "costs": row} for row in zip(*columns, strict=True)],
         "total": [_sums(column) for column in columns],
     }  # fmt: skip

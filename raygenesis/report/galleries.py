@@ -11,19 +11,17 @@ import pyarrow.compute as pc
 import torch
 from matplotlib.colors import to_hex
 
-from raygenesis.amounts import several
 from raygenesis.archive.catalogue import read_catalogue
-from raygenesis.archive.cells import decode
 from raygenesis.archive.source import read_coarse
 from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.embed import WEIGHTS
-from raygenesis.discovery.encoders import load_scan_encoder, restore
 from raygenesis.errors import ScanError, WorkspaceError
-from raygenesis.files import Place, on_disk
+from raygenesis.networks.scan_encoders import load_scan_encoder, restore
+from raygenesis.networks.weights.loading import load_network
+from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
-from raygenesis.pretraining.weights import load_network
 from raygenesis.report.made import MEND_A_SCAN, Row
 from raygenesis.report.pictures import (
     CORONAL,
@@ -36,8 +34,10 @@ from raygenesis.report.pictures import (
     scan_picture,
 )  # fmt: skip
 from raygenesis.settings import IntensitySettings, Settings
+from raygenesis.text.amounts import several
 from raygenesis.training.feeding import Samples
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import Place, on_disk
+from raygenesis.workspace.workspace import Workspace
 
 Drawn = TypeVar("Drawn")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from raygenesis.amounts import duration
 from raygenesis.errors import RaygenesisError, ScanError, WorkspaceError
-from raygenesis.files import Place
+from raygenesis.text.amounts import duration
 from raygenesis.training.metrics import read_metrics
+from raygenesis.workspace.files import Place
 
 Row = Mapping[str, Any]
 

@@ -14,7 +14,6 @@ from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.discovery.cubes import place, size_mm
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.report import charts
@@ -24,7 +23,8 @@ from raygenesis.report.made import Made, Row, guarded
 from raygenesis.report.pictures import CORONAL, Gallery, Picture, plane_words, scan_picture
 from raygenesis.report.sections import intensity_of, split_of
 from raygenesis.settings import Settings
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.workspace import Workspace
 
 MOST_MAPPED = 2000
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
-from raygenesis.amounts import duration, several, size
-from raygenesis.tables import cell
+from raygenesis.text.amounts import duration, several, size
+from raygenesis.text.tables import cell
 from raygenesis.transfer.metrics import WORDS as FIGURES
 
 SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raygenesis.discovery.cubes import crop_cubes, size_mm
-from raygenesis.files import Place
 from raygenesis.report.charts import DOTS_PER_INCH, STYLE, slug
 from raygenesis.settings import IntensitySettings
+from raygenesis.workspace.files import Place
 
 Row = Mapping[str, Any]
 

@@ -13,11 +13,8 @@ from typing import Any
 
 import torch
 
-from raygenesis import machine
-from raygenesis.amounts import GIB, several, size
+from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import Place, publish, read_json
-from raygenesis.progress import Stopwatch, say
 from raygenesis.report import sections
 from raygenesis.report.charts import Chart
 from raygenesis.report.commands import VERBS, command_of
@@ -30,7 +27,10 @@ from raygenesis.report.runs import runs as runs_in
 from raygenesis.report.sweep import sweep
 from raygenesis.report.transfer import MARKS, comparison, transfer
 from raygenesis.settings import Settings, as_yaml, settings_beside
-from raygenesis.workspace import Workspace
+from raygenesis.text.amounts import GIB, several, size
+from raygenesis.workspace import hardware
+from raygenesis.workspace.files import Place, publish, read_json
+from raygenesis.workspace.workspace import Workspace
 
 PACKAGES = (
     "raygenesis", "ray", "torch", "numpy", "pyarrow", "hnswlib", "nibabel", "matplotlib",
@@ -192,7 +192,7 @@ def _made_from(artifact: Made, made: Mapping[str, Made]) -> Iterator[str]:
 def _machine() -> list[str]:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return [
-        several(machine.num_cores(), "cores"), size(machine.memory_gib() * GIB) + " memory",
+        several(hardware.num_cores(), "cores"), size(hardware.memory_gib() * GIB) + " memory",
         ", ".join(gpus) or "no GPU", platform.platform(), f"Python {platform.python_version()}",
     ]  # fmt: skip
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from raygenesis.amounts import duration
 from raygenesis.errors import WorkspaceError
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.pretrain import pretext_task
@@ -17,6 +16,7 @@ from raygenesis.report.charts import Chart, Line
 from raygenesis.report.made import Made, Row, column, guarded, history_of
 from raygenesis.report.pictures import Gallery, plane_words
 from raygenesis.settings import settings_from
+from raygenesis.text.amounts import duration
 
 MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 12, 3
 

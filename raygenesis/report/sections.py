@@ -11,14 +11,11 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raygenesis.amounts import duration
 from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
-from raygenesis.archive.cells import decode
-from raygenesis.archive.failures import alike, every_failure, grouped
+from raygenesis.cluster.job import is_own, jobs_folder
 from raygenesis.discovery.quality import correlations
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, read_json
-from raygenesis.job import is_own, jobs_folder
+from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.report import charts, galleries
@@ -26,7 +23,10 @@ from raygenesis.report.charts import Line
 from raygenesis.report.made import Made, Row, column, guarded, history_of
 from raygenesis.report.pictures import Gallery, plane_words
 from raygenesis.settings import IntensitySettings, PriceSettings, Settings
-from raygenesis.workspace import Workspace
+from raygenesis.text.amounts import duration
+from raygenesis.workspace.failures import alike, every_failure, grouped
+from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.workspace import Workspace
 
 MOST_FAILURES = 50
 MOST_JOBS = 20

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from raygenesis.files import Place, read_json
 from raygenesis.report import charts
 from raygenesis.report.charts import Chart
 from raygenesis.report.made import Made, Row
@@ -15,7 +14,8 @@ from raygenesis.report.page import SYMBOLS
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.sweeps.trial import FAILED
-from raygenesis.tables import cell
+from raygenesis.text.tables import cell
+from raygenesis.workspace.files import Place, read_json
 
 MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a scale
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")

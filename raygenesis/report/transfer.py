@@ -7,15 +7,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from raygenesis.files import read_json
 from raygenesis.report import charts, galleries
 from raygenesis.report.charts import Chart
 from raygenesis.report.made import Made, Row, guarded
+from raygenesis.studies.semantics import SEMANTICS_NOTE
 from raygenesis.transfer.metrics import WORDS
 from raygenesis.transfer.results import results_in
 from raygenesis.transfer.split import count_of
-from raygenesis.transfer.statistics import SEMANTICS_NOTE
 from raygenesis.transfer.table import LEGEND, in_words
+from raygenesis.workspace.files import read_json
 
 MARKS = LEGEND.replace("**Best**", "Bold: best")
 SIGNIFICANT = 0.05

@@ -15,17 +15,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from raygenesis.amounts import size
 from raygenesis.archive.catalogue import read_catalogue, read_columns
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, read_regions, volume_folder
+from raygenesis.cluster.progress import say
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place, publish
 from raygenesis.patterns.reader import read_patterns, store_manifest
-from raygenesis.progress import say
 from raygenesis.report.page import render
 from raygenesis.settings import IntensitySettings
-from raygenesis.workspace import Workspace
+from raygenesis.text.amounts import size
+from raygenesis.workspace.files import Place, publish
+from raygenesis.workspace.workspace import Workspace
 
 MOST_VOXELS = 6 * 2**20  # of the pyramid level that is shown; some MiB as PNG, and within what browsers draw at once
 ENDS = ("SI", "AP", "RL")  # of each axis: superior and inferior, anterior and posterior, right and left

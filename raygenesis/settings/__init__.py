@@ -12,11 +12,11 @@ from raygenesis.settings.finetune import FinetuneSettings
 from raygenesis.settings.pretraining import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.settings.prices import PriceSettings
 from raygenesis.settings.reading import (
+    PRESETS,
     as_yaml,
     dotted,
     load_settings,
     merged,
-    presets_dir,
     read_mapping,
     read_yaml,
     sentence,
@@ -31,6 +31,7 @@ from raygenesis.settings.tree import Settings
 
 __all__ = [
     "NETWORK_DIVISORS",
+    "PRESETS",
     "ArchiveSettings",
     "AutoencoderSettings",
     "Count",
@@ -49,7 +50,6 @@ __all__ = [
     "dotted",
     "load_settings",
     "merged",
-    "presets_dir",
     "read_mapping",
     "read_yaml",
     "sentence",

@@ -12,16 +12,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place, place
 from raygenesis.settings.tree import Settings
+from raygenesis.workspace.files import Place, place
 
+PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "cpu-small"
-
-
-def presets_dir() -> Path:
-    """Folder of the preset files: inside an installed package, or `jobs/presets` of a checkout."""
-    installed = Path(__file__).parents[1] / "presets"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "jobs" / "presets"
 
 
 def load_settings(preset: str = DEFAULT_PRESET, overrides: list[str] | None = None) -> Settings:
@@ -82,7 +77,7 @@ def words_for(tree: Mapping[str, Any]) -> list[str]:
     None where this version cannot have them.
     """
     found = []
-    for name in sorted(path.stem for path in presets_dir().glob("*.yaml")):
+    for name in sorted(path.stem for path in PRESETS.glob("*.yaml")):
         preset = load_settings(name)
         try:
             wanted = dotted(taking(preset, tree).model_dump(mode="json"))
@@ -120,9 +115,9 @@ def as_yaml(settings: Settings) -> str:
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
-    path = place(preset) if preset.endswith((".yaml", ".yml")) else presets_dir() / f"{preset}.yaml"
+    path = place(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in presets_dir().glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise SettingsError(f"preset {preset!r} is neither a YAML file nor one of: {known}")
     tree = read_yaml(path, "preset")
     if tree is None:

@@ -1,6 +1,6 @@
 """The one tree of validated settings: YAML presets plus dotted overrides.
 
-Defaults are the paper's 3D numbers (Haghighi et al. 2020, section 3); presets under `jobs/presets/`
+Defaults are the paper's 3D numbers (Haghighi et al. 2020, section 3); the presets beside this file
 say only what they change.
 """
 

@@ -8,22 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
+from raygenesis.cluster.progress import say
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place
+from raygenesis.networks.encoder import ImageEncoder
+from raygenesis.networks.network import PretextNetwork
+from raygenesis.networks.weights.loading import export
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import VALIDATION
 from raygenesis.pretraining.monitors import moments, spread_of
-from raygenesis.pretraining.networks import ImageEncoder, PretextNetwork
 from raygenesis.pretraining.probe import embed_samples, place_precision
-from raygenesis.pretraining.weights import export
-from raygenesis.progress import say
 from raygenesis.sweeps.space import Space
 from raygenesis.training.feeding import Samples
 from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.prepared import Posed, Prepared, prepare
 from raygenesis.transfer.trial import fine_tune
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.workspace import Workspace
 
 MIN_HELD_OUT = 2
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raygenesis.files import Place, read_json, write_json
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.search import Next, Outcome, Search
 from raygenesis.sweeps.space import Point
 from raygenesis.sweeps.trial import FAILED, WHOLE, Trial
+from raygenesis.workspace.files import Place, read_json, write_json
 
 Row = dict[str, Any]
 

@@ -15,16 +15,14 @@ import numpy as np
 import ray
 import torch
 
-from raygenesis import cluster
-from raygenesis.amounts import size
+from raygenesis.cluster import capacity, joining
+from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place, publish, read_json, write_json
 from raygenesis.planning.announce import announce
 from raygenesis.planning.work import sweep as sweep_work
 from raygenesis.pretraining.monitors import LEAST_RANK
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import EXECUTION, as_stored, pretext_task
-from raygenesis.progress import Stopwatch, say
 from raygenesis.settings import Settings, as_yaml
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
@@ -33,14 +31,18 @@ from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space
 from raygenesis.sweeps.table import costs, rank_points, seeds_note, trial_rows
 from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
-from raygenesis.tables import aligned, as_csv, cell
+from raygenesis.text.amounts import size
+from raygenesis.text.tables import aligned, as_csv, cell
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
-from raygenesis.transfer.description import read_description
 from raygenesis.transfer.initialisations import check_fits, find_initialisations
 from raygenesis.transfer.prepared import Posed, digest_of, pose
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Stage, Workspace, manifest_of
+from raygenesis.transfer.targets.description import read_description
+from raygenesis.workspace.files import Place, publish, read_json, write_json
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 
 def sweep(
@@ -67,15 +69,15 @@ def sweep(
             return manifest
         say("sweep", f"{manifest['counts']['failures']} failed trials are tried again")
     watch = Stopwatch()
-    cluster.connect()
+    joining.connect()
     num_gpus, concurrent = _capacity(settings)
     # What TPE proposes depends on how many run at once; other searches use machines that come.
-    grows = cluster.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
+    grows = joining.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
     ready = few_shot_of(posed, workspace) if posed else None
     with stage.claimed():
         before = _contents(workspace)
         nodes = sum(node["Alive"] for node in ray.nodes())
-        threads = cluster.threads_per_worker(math.ceil(concurrent / nodes))
+        threads = capacity.threads_per_worker(math.ceil(concurrent / nodes))
         plan = Plan(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
         queue = _queue(folder, settings, space, concurrent)
         num_trials = settings.sweep.num_seeds * _num_points(settings, space)
@@ -169,8 +171,8 @@ def _capacity(settings: Settings) -> tuple[float, int]:
     wanted = settings.sweep
     num_gpus = settings.gpus_of_trial("sweep")
     key = "sweep.num_gpus" if wanted.num_gpus is not None else "pretraining.use_gpu=true: sweep.num_gpus"
-    cluster.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
-    room = cluster.at_once(CPUS_PER_TRIAL, num_gpus)
+    capacity.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
+    room = capacity.num_concurrent(CPUS_PER_TRIAL, num_gpus)
     concurrent = min(room, wanted.max_concurrent_trials or room)
     if wanted.max_concurrent_trials and wanted.max_concurrent_trials > room:
         say("sweep", f"sweep.max_concurrent_trials={wanted.max_concurrent_trials}: the cluster holds {room} at once")

@@ -15,12 +15,11 @@ import ray
 import torch
 from ray import tune
 
+from raygenesis.cluster.progress import Stopwatch
 from raygenesis.errors import RaygenesisError
-from raygenesis.files import Place
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.progress import Stopwatch
 from raygenesis.settings import Settings
 from raygenesis.sweeps.objectives import OBJECTIVES, few_shot_score, measures_of
 from raygenesis.sweeps.space import Point, for_trial
@@ -28,7 +27,8 @@ from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.transfer.prepared import Prepared
-from raygenesis.workspace import digest
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.fingerprint import digest
 
 # How a trial ended, or that it has not.
 WHOLE, STOPPED, FAILED, RUNNING = "whole", "stopped", "failed", "running"

@@ -12,13 +12,13 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from raygenesis.files import Place
+from raygenesis.cluster.progress import Stopwatch, Ticker, progress
 from raygenesis.patterns.reader import TRAINING_COLUMNS
 from raygenesis.patterns.source import PatternSource
-from raygenesis.progress import Stopwatch, Ticker, progress
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import Next
 from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, STOPPED, Plan, Trial, run_trial
+from raygenesis.workspace.files import Place
 
 CPUS_PER_TRIAL = 1
 MOST_LOSSES = 2  # of a trial's process or machine, before it counts as failed

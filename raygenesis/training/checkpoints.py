@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils._pytree import tree_map_only
 
-from raygenesis.files import Place, on_disk, publish, read_json, write_json, xxh3_of
+from raygenesis.workspace.files import Place, on_disk, publish, read_json, write_json, xxh3_of
 
 KEPT = 2
 State = dict[str, Any]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from raygenesis.archive.cells import DTYPE, STEPS, decode_steps
+from raygenesis.patterns.cells import DTYPE, STEPS, decode_steps
 
 PREFETCHED_BATCHES = 2
 

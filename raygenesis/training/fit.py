@@ -17,11 +17,11 @@ from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
-from raygenesis.cluster import TRAINING_ENVIRONMENT, threads_per_worker
+from raygenesis.cluster.capacity import threads_per_worker
+from raygenesis.cluster.fan_out import TRAINING_ENVIRONMENT
+from raygenesis.cluster.gauges import set_gauge
+from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
-from raygenesis.files import Place, read_json, remove_tree, write_json
-from raygenesis.gauges import set_gauge
-from raygenesis.progress import progress, say
 from raygenesis.training.checkpoints import State, newest_checkpoint, newest_step
 from raygenesis.training.experiment import Experiment, Row, TrainingError
 from raygenesis.training.feeding import Samples
@@ -29,6 +29,7 @@ from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.training.metrics import forget_steps, read_metrics, write_metrics
 from raygenesis.training.recorder import CHECKPOINTS, STATUS_FILE, Recorder
 from raygenesis.training.trackers import TRACKERS, Tracker
+from raygenesis.workspace.files import Place, read_json, remove_tree, write_json
 
 MAX_FAILURES = 3  # of workers, without getting any further
 MAX_WAITS = 30  # of a minute each, for machines that are being started

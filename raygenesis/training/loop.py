@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from raygenesis.files import Place, publish
 from raygenesis.training.checkpoints import State
 from raygenesis.training.experiment import Experiment, Row, TrainingError, best_of
 from raygenesis.training.feeding import Batch, Samples, cubes_of_epoch, ordered_batches, prefetch, training_batches
 from raygenesis.training.workers import summed, synchronise
+from raygenesis.workspace.files import Place, publish
 
 # Where the scale of the loss falls below this, it is not for the scale that gradients are not finite.
 LEAST_SCALE = 1.0

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, read_table, write_table
 from raygenesis.training.experiment import Row
+from raygenesis.workspace.files import Place, read_table, write_table
 
 
 def read_metrics(folder: Place) -> list[Row]:

@@ -10,13 +10,13 @@ from contextlib import suppress
 
 import torch
 
-from raygenesis.files import Place, write_json
-from raygenesis.machine import peak_memory_gib
 from raygenesis.training.checkpoints import copied, save_checkpoint
 from raygenesis.training.experiment import Row
 from raygenesis.training.loop import Progress
 from raygenesis.training.metrics import write_metrics, write_steps
 from raygenesis.training.trackers import Tracker, finite
+from raygenesis.workspace.files import Place, write_json
+from raygenesis.workspace.hardware import peak_memory_gib
 
 STATUS_SECONDS = 1.0
 CHECKPOINTS, STATUS_FILE = "checkpoints", "progress.json"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raygenesis.errors import SettingsError
-from raygenesis.files import Place
-from raygenesis.remote import RemotePath
 from raygenesis.training.experiment import Row
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.object_store import RemotePath
 
 UPLOAD_SECONDS = 60.0
 

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional
 
-from raygenesis.pretraining.networks import ImageEncoder
+from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, REGRESSION

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis.archive.readers import read_scan
+from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 

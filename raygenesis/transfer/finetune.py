@@ -11,17 +11,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raygenesis import cluster
+from raygenesis.cluster import capacity, fan_out, joining
+from raygenesis.cluster.progress import Stopwatch, progress, say
 from raygenesis.errors import RaygenesisError
-from raygenesis.files import Place, publish, read_json
 from raygenesis.planning.announce import announce
 from raygenesis.planning.work import finetune as finetune_work
-from raygenesis.progress import Stopwatch, progress, say
 from raygenesis.settings import Settings
-from raygenesis.tables import as_csv
+from raygenesis.text.tables import as_csv
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
-from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Example
 from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations
 from raygenesis.transfer.predictions import join_examples
@@ -30,8 +28,13 @@ from raygenesis.transfer.runs import runs_of
 from raygenesis.transfer.split import Split, Trial
 from raygenesis.transfer.statistics import RANDOM, Comparison, compare
 from raygenesis.transfer.table import LEGEND, latex, lines_of, markdown, told
+from raygenesis.transfer.targets.description import Description
 from raygenesis.transfer.trial import run_trial, trial_path
-from raygenesis.workspace import Stage, Workspace, digest, manifest_of
+from raygenesis.workspace.files import Place, publish, read_json
+from raygenesis.workspace.fingerprint import digest
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 # What is compared when nothing is said.
 STARTS = (RANDOM, "default")
@@ -67,7 +70,7 @@ def finetune(
         say("finetune", f"nothing to do: the table is in {folder}")
         return manifest_of(folder, "finetune")
     watch = Stopwatch()
-    cluster.connect()
+    joining.connect()
     segments = target.task == SEGMENTATION
     announce([finetune_work(settings, initialisations, posed.form.input_shape, segments)], workspace, settings)
     ready = prepare(posed, workspace)  # what is at fault here leaves nothing behind
@@ -113,12 +116,12 @@ def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial,
     running: dict[ray.ObjectRef[str], str] = {}
     failures: list[str] = []
     task = ray.remote(
-        num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, max_retries=cluster.MOST_LOSSES,
-        runtime_env=cluster.TRAINING_ENVIRONMENT
+        num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, max_retries=fan_out.MOST_LOSSES,
+        runtime_env=fan_out.TRAINING_ENVIRONMENT
     )(run_trial)  # fmt: skip
     with progress("finetune", len(waiting), "trials") as ticker:
         while waiting or running:
-            while waiting and len(running) < cluster.at_once(CPUS_PER_TRIAL, pose.num_gpus):
+            while waiting and len(running) < capacity.num_concurrent(CPUS_PER_TRIAL, pose.num_gpus):
                 start, trial, key = waiting.pop(0)
                 held = [ready.held.of(part) for part in _parts(ready.split, trial)]
                 alone = replace(trial, examples=())  # their cases are what it needs
@@ -126,7 +129,7 @@ def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial,
             (done,), _ = ray.wait(list(running), num_returns=1)
             title = running.pop(done)
             try:
-                ticker.advance(note=cluster.answer_of(done))
+                ticker.advance(note=fan_out.result_of(done))
             except (RayError, RaygenesisError) as error:
                 failures.append(f"{title}: {str(error).strip().splitlines()[-1]}")
                 ticker.advance(note="failed")

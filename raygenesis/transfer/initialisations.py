@@ -10,19 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import Place, on_disk, place, read_json, xxh3_of
-from raygenesis.pretraining.networks import Architecture, ImageEncoder, PretextNetwork, UNet, build_encoder, pooled
-from raygenesis.pretraining.slicewise import SliceWiseEncoder, slice_wise
-from raygenesis.pretraining.weights import ENCODER_FILE, TORCH, give_decoder, load_network
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.classifier import Classifier
+from raygenesis.networks.encoder import ImageEncoder
+from raygenesis.networks.network import PretextNetwork, UNet, build_encoder
+from raygenesis.networks.slice_wise import SliceWiseEncoder, slice_wise
+from raygenesis.networks.weights.loading import ENCODER_FILE, TORCH, give_decoder, load_network
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Workspace
-
-# Units between the pooled bottleneck and the answer (METHOD, target tasks).
-HIDDEN = 1024
+from raygenesis.workspace.files import Place, on_disk, place, read_json, xxh3_of
+from raygenesis.workspace.workspace import Workspace
 
 # Modes in which the encoder stays as it is.
 PROBES = ("frozen", "knn")
@@ -43,20 +42,6 @@ class Initialisation:
     architecture: Architecture
     fingerprint: str
     random: str | None = None
-
-
-class Classifier(nn.Module):
-    """Encoder → mean over space → 1024 units → num_out answers (METHOD, target tasks)."""
-
-    def __init__(self, encoder: ImageEncoder, num_out: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Sequential(
-            nn.Linear(encoder.num_features, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, num_out)
-        )
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(pooled(self.encoder(images)[-1]))
 
 
 def find_initialisations(

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygenesis.archive.catalogue import is_held_out, read_columns
-from raygenesis.archive.identity import Identity, open_identity
-from raygenesis.archive.intake import scan_fingerprint
-from raygenesis.files import Place, read_json
+from raygenesis.archive.intake.identity import Identity, open_identity
+from raygenesis.archive.intake.take_in import scan_fingerprint
+from raygenesis.cluster.progress import say
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.progress import say
 from raygenesis.settings import ArchiveSettings, Settings
 from raygenesis.transfer.examples import Example
 from raygenesis.transfer.runs import Run
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.workspace import Workspace
 
 
 def archive_settings(workspace: Workspace) -> ArchiveSettings | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raygenesis.progress import Stopwatch
+from raygenesis.cluster.progress import Stopwatch
 from raygenesis.settings import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
 

@@ -12,9 +12,9 @@ import numpy as np
 from nibabel.orientations import io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from raygenesis.archive.scans import without_ending
-from raygenesis.files import Place, on_disk, publish
+from raygenesis.archive.intake.survey import without_ending
 from raygenesis.transfer.cases import Case, nearest
+from raygenesis.workspace.files import Place, on_disk, publish
 
 
 def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) -> Place:

@@ -11,22 +11,23 @@ from typing import Any
 import numpy as np
 import ray
 
-from raygenesis import cluster
-from raygenesis.archive.identity import Identity, name_for_log, open_identity
-from raygenesis.archive.readers import read_scan_geometry
+from raygenesis.archive.formats.readers import read_scan_geometry
+from raygenesis.archive.intake.identity import Identity, name_for_log, open_identity
+from raygenesis.cluster import capacity, fan_out
+from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.files import xxh3_of
-from raygenesis.machine import num_cores
-from raygenesis.progress import progress, say
 from raygenesis.settings import Settings
 from raygenesis.transfer.cases import Case, Form, form_of, read_cases
-from raygenesis.transfer.description import Description, read_target, settings_for
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target
 from raygenesis.transfer.leakage import archive_settings, seen_subjects
 from raygenesis.transfer.runs import Run, as_pretrained
 from raygenesis.transfer.split import Split, split_examples
+from raygenesis.transfer.targets.description import Description, read_target, settings_for
 from raygenesis.transfer.trial import Held, Pose
-from raygenesis.workspace import Workspace, digest
+from raygenesis.workspace.files import xxh3_of
+from raygenesis.workspace.fingerprint import digest
+from raygenesis.workspace.hardware import num_cores
+from raygenesis.workspace.workspace import Workspace
 
 CPUS_PER_TRIAL = 1
 EXAMPLES_PER_BLOCK = 32
@@ -109,7 +110,7 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     if target.task == SEGMENTATION:
         num_classes = form.num_classes or check_classes(classes)
     num_gpus = settings.gpus_of_trial("finetune")
-    threads = cluster.threads_per_worker(max(1, min(cluster.room_for(CPUS_PER_TRIAL, num_gpus), num_cores())))
+    threads = capacity.threads_per_worker(max(1, min(capacity.room_for(CPUS_PER_TRIAL, num_gpus), num_cores())))
     shared = Pose(target.task, num_classes, form, settings.finetune, num_gpus, threads)
     return Prepared(shared, target, split, held, tuple(problems))
 
@@ -142,7 +143,7 @@ def _hold(examples: Sequence[Example], form: Form, held: Held) -> tuple[Held, se
                 running[told] = cases
             (done,), _ = ray.wait(list(running), num_returns=1)
             blocks.append(running.pop(done))
-            names, found, faults = cluster.answer_of(done)
+            names, found, faults = fan_out.result_of(done)
             places |= {name: (len(blocks) - 1, place) for place, name in enumerate(names)}
             classes |= found
             problems += faults
@@ -284,4 +285,4 @@ def _check_room(settings: Settings) -> None:
     key = "finetune.num_gpus"
     if settings.finetune.num_gpus is None:
         key = f"pretraining.use_gpu=true: {key}"
-    cluster.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
+    capacity.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from raygenesis.files import Place, read_json
+from raygenesis.workspace.files import Place, read_json
 
 # Rows by the number of labelled subjects and by initialisation.
 Results = dict[int | str, dict[str, list[dict[str, Any]]]]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raygenesis.files import place
-from raygenesis.pretraining.weights import ENCODER_FILE
+from raygenesis.networks.weights.loading import ENCODER_FILE
 from raygenesis.settings import Settings, settings_beside, taking
 from raygenesis.transfer.initialisations import is_file, named
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import place
+from raygenesis.workspace.workspace import Workspace
 
 # Sections of the settings that a target is read by as the run has them, key by key.
 SHARED = ("intensity", "discovery", "autoencoder")

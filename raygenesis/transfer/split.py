@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raygenesis.archive.identity import name_for_log
+from raygenesis.archive.intake.identity import name_for_log
 from raygenesis.errors import SettingsError
 from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, TEST, VALIDATION, Example, Target

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from raygenesis.tables import Rows, aligned, cell, columns_of
+from raygenesis.text.tables import Rows, aligned, cell, columns_of
 from raygenesis.transfer.metrics import WORDS
 from raygenesis.transfer.statistics import Against, Comparison
 

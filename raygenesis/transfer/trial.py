@@ -10,8 +10,7 @@ import numpy as np
 import ray
 import torch
 
-from raygenesis.files import Place, write_json
-from raygenesis.progress import Stopwatch
+from raygenesis.cluster.progress import Stopwatch
 from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case, Form
 from raygenesis.transfer.classification import (
@@ -35,6 +34,7 @@ from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.predictions import in_names, write_example, write_prediction
 from raygenesis.transfer.segmentation import overlap_of, segment, train_segmenter
 from raygenesis.transfer.split import Trial
+from raygenesis.workspace.files import Place, write_json
 
 
 @dataclass(frozen=True)

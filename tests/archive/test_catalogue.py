@@ -27,11 +27,11 @@ from raygenesis.archive.catalogue import (
     voxel_bytes,
     write_catalogue,
 )
-from raygenesis.archive.identity import Identity, open_identity, subject_in, subject_of
-from raygenesis.archive.scans import File, Scan
+from raygenesis.archive.intake.identity import Identity, open_identity, subject_in, subject_of
+from raygenesis.archive.intake.survey import File, Scan
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import write_table
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import write_table
+from raygenesis.workspace.workspace import Workspace
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 subjects = st.sets(st.integers(0, 10_000), min_size=2, max_size=60)

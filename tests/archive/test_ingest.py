@@ -18,9 +18,9 @@ import pytest
 import xxhash
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
-from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.ingest import ingest, take_in_block
-from raygenesis.archive.intake import (
+from raygenesis.archive.intake.known_files import read_sources
+from raygenesis.archive.intake.take_in import (
     MOST_CRASHES,
     Outcome,
     attempt_note,
@@ -28,14 +28,14 @@ from raygenesis.archive.intake import (
     scan_fingerprint,
     take_in,
 )
-from raygenesis.archive.sources import read_sources
 from raygenesis.archive.store import read_region
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import read_json, read_table
 from raygenesis.settings import ArchiveSettings, load_settings
-from raygenesis.workspace import Workspace
-from tests.archive.nifti import grey, write_nifti
-from tests.data import HEADS, needs_heads
+from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.files import read_json, read_table
+from raygenesis.workspace.workspace import Workspace
+from tests.support.data import HEADS, needs_heads
+from tests.support.nifti import grey, write_nifti
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

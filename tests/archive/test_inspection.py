@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
-from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.inspection import fault_of, info, mid_slice, show, verify
 from raygenesis.archive.shards import open_array, write_array
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import write_table
 from raygenesis.settings import load_settings
-from raygenesis.workspace import Workspace
-from tests.archive.nifti import grey, write_nifti
+from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.files import write_table
+from raygenesis.workspace.workspace import Workspace
+from tests.support.nifti import grey, write_nifti
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -14,7 +14,7 @@ import pytest
 from raygenesis.archive.store import write_volume
 from raygenesis.archive.volume import Volume
 from raygenesis.settings import ArchiveSettings
-from tests.archive.nifti import grey
+from tests.support.nifti import grey
 
 SETTINGS = ArchiveSettings(coarse_size=16, chunk=16, shard=32)
 

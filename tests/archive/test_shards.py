@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raygenesis.archive.shards import open_array, write_array
 from raygenesis.errors import ScanError
-from tests.archive.nifti import grey
+from tests.support.nifti import grey
 
 many = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

@@ -15,12 +15,9 @@ from ray import cloudpickle
 from scipy.ndimage import map_coordinates
 
 from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows
-from raygenesis.archive.cells import STEPS, decode
 from raygenesis.archive.source import (
-    COARSE_SCHEMA,
     MIN_BLOCKS,
     ArchiveSource,
-    coarse_cubes,
     parts_of,
     read_archive,
     read_coarse,
@@ -28,11 +25,13 @@ from raygenesis.archive.source import (
     voxels_of,
 )
 from raygenesis.archive.store import read_region, volume_folder
+from raygenesis.discovery.coarse import COARSE_SCHEMA, coarse_cubes
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.files import write_table
+from raygenesis.patterns.cells import STEPS, decode
 from raygenesis.settings import IntensitySettings
-from raygenesis.workspace import Workspace
-from tests.synthetic import archived, imaged
+from raygenesis.workspace.files import write_table
+from raygenesis.workspace.workspace import Workspace
+from tests.support.synthetic import archived, imaged
 
 OWN = IntensitySettings()
 SHAPE = (8, 8, 8)

@@ -18,7 +18,7 @@ from raygenesis.archive.store import halve, level_factors, open_level, read_reco
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
-from tests.archive.nifti import grey
+from tests.support.nifti import grey
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

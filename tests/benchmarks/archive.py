@@ -28,15 +28,16 @@ from scipy import ndimage
 
 import raygenesis  # noqa: F401  # first: it gives Ray its settings
 from raygenesis.archive.catalogue import read_catalogue
+from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.ingest import ingest
-from raygenesis.archive.intake import take_in
-from raygenesis.archive.readers import read_scan
-from raygenesis.archive.source import Part, coarse_cubes, parts_of
+from raygenesis.archive.intake.take_in import take_in
+from raygenesis.archive.source import Part, parts_of
 from raygenesis.archive.store import read_regions, write_volume
 from raygenesis.archive.volume import Volume
+from raygenesis.discovery.coarse import coarse_cubes
 from raygenesis.settings import ArchiveSettings, IntensitySettings, load_settings
-from raygenesis.workspace import Workspace
-from tests.data import HEADS, SHARED
+from raygenesis.workspace.workspace import Workspace
+from tests.support.data import HEADS, SHARED
 
 ROUNDS, NUM_CROPS, NUM_HEADS = 5, 44, 48
 COARSE_SHAPE = (32, 32, 32)

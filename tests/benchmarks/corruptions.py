@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raygenesis.archive.cells import STEPS
-from raygenesis.cluster import TRAINING_ENVIRONMENT
+from raygenesis.cluster.fan_out import TRAINING_ENVIRONMENT
+from raygenesis.patterns.cells import STEPS
 from raygenesis.pretraining.corruption_steps import shuffle_bank
 from raygenesis.pretraining.corruptions import CORRUPTIONS, CorruptionSet, corrupt
 from raygenesis.pretraining.draws import Draws

@@ -28,20 +28,21 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from scipy import ndimage
 
-from raygenesis import cluster
 from raygenesis.archive.catalogue import read_catalogue
-from raygenesis.archive.cells import DTYPE, STEPS, decode_steps
 from raygenesis.archive.geometry import best_level
 from raygenesis.archive.ingest import ingest
-from raygenesis.archive.source import coarse_cubes, parts_of
+from raygenesis.archive.source import parts_of
 from raygenesis.archive.store import folder_bytes, volume_folder
+from raygenesis.cluster import capacity, joining
 from raygenesis.demo.population import write_population
+from raygenesis.discovery.coarse import coarse_cubes
 from raygenesis.discovery.cubes import _region, crop_cubes
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import Embedder, embed
-from raygenesis.discovery.encoders import load_scan_encoder
 from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import build_shard, merge, search_shard
+from raygenesis.networks.scan_encoders import load_scan_encoder
+from raygenesis.patterns.cells import DTYPE, STEPS, decode_steps
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.patterns.source import PatternSource
@@ -50,8 +51,9 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import IndexSettings, Settings, load_settings
 from raygenesis.training.feeding import prefetch, training_batches
 from raygenesis.training.fit import samples_from
-from raygenesis.workspace import Workspace, manifest_of
-from tests.data import HEADS
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.workspace import Workspace
+from tests.support.data import HEADS
 
 NUM_HEADS, NUM_NAIVE, BATCH = 125, 60, 16
 SETTINGS = [
@@ -210,7 +212,7 @@ def feeding(workspace: Workspace, settings: Settings) -> None:
     """Batches a second from the store in a plain loop, and in a Ray Train worker that Ray Data feeds."""
     shape = settings.discovery.cube_shape
     task = PretextTask(settings.pretraining, 0, shape, 1, settings.discovery.num_coordinates)
-    cluster.connect()
+    joining.connect()
     source = PatternSource(workspace.patterns, where=predicate(TRAINING))
     dataset = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
     plain = _batches_per_s(task, samples_from(dataset, task))
@@ -230,7 +232,7 @@ def _feeding_worker(config: dict) -> dict[str, float]:
 
 
 def _batches_per_s(task: PretextTask, samples) -> dict[str, float]:
-    torch.set_num_threads(cluster.threads_per_worker(1))
+    torch.set_num_threads(capacity.threads_per_worker(1))
     model = task.build()
     optimizer = task.optimizer(model)
     batches = [indices for (indices,) in training_batches(len(samples), BATCH, 0, 0)]
@@ -259,7 +261,7 @@ def embedding(workspace: Workspace, folder: Path) -> None:
     settings = load_settings("paper-3d", ["autoencoder.num_epochs=1"])
     weights = folder / "encoder.safetensors"
     from raygenesis.discovery.autoencoder import IdentityMapping
-    from raygenesis.discovery.encoders import save_encoder
+    from raygenesis.networks.scan_encoders import save_encoder
 
     chosen = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
     model = IdentityMapping(settings.autoencoder, 0).build()
@@ -271,7 +273,7 @@ def embedding(workspace: Workspace, folder: Path) -> None:
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_model_alone, [weights] * cores))
         alone = sum(pool.map(_model_alone, [weights] * cores))
-    cluster.connect()
+    joining.connect()
     out = folder / "embedded"
     out.mkdir()
     source = coarse_cubes(workspace.volumes, parts, settings.autoencoder.input_shape, settings.intensity)

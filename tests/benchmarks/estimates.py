@@ -15,13 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from raygenesis import machine
-from raygenesis.archive.scans import survey
-from raygenesis.files import read_json
+from raygenesis.archive.intake.survey import survey
 from raygenesis.planning.history import scans_of
 from raygenesis.planning.plan import plan
 from raygenesis.settings import Settings, load_settings
-from raygenesis.workspace import Workspace
+from raygenesis.workspace import hardware
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.workspace import Workspace
 
 STAGES = {
     "ingest": "archive", "auto-encoder": "autoencoder", "embed": "embeddings", "index": "index", "discover": "patterns",
@@ -52,8 +52,8 @@ def estimated(workspace: Workspace, settings: Settings, rates: Workspace | None)
     """Seconds of each stage for the scans of a workspace, at the shipped rates or at those of `rates`."""
     scans = scans_of(workspace)
     assert scans is not None
-    hardware = machine.hardware()
-    found = plan(scans.number, hardware, settings, rates, None if rates else scans.voxel_mib)
+    nodes = hardware.available()
+    found = plan(scans.number, nodes, settings, rates, None if rates else scans.voxel_mib)
     return {one.work.stage: one.seconds for one in found}
 
 

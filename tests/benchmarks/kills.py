@@ -22,10 +22,10 @@ matplotlib.use("Agg")
 import psutil
 from matplotlib import pyplot as plt
 
-from raygenesis.files import read_json
 from raygenesis.settings import load_settings
 from raygenesis.training.metrics import read_metrics, read_steps
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.workspace import Workspace
 
 COMPARED = ("loss", "gradient_norm", "learning_rate")
 

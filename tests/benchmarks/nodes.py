@@ -28,12 +28,12 @@ from raygenesis.archive.catalogue import write_catalogue
 from raygenesis.discovery import crop as cropping
 from raygenesis.discovery import embed as embedding
 from raygenesis.discovery import parts as parting
-from raygenesis.discovery.autoencoder import Autoencoder
-from raygenesis.discovery.encoders import save_encoder
-from raygenesis.files import write_json
+from raygenesis.networks.autoencoder import Autoencoder
+from raygenesis.networks.scan_encoders import save_encoder
 from raygenesis.settings import Settings, load_settings
-from raygenesis.workspace import Workspace
-from tests.synthetic import archived
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.workspace import Workspace
+from tests.support.synthetic import archived
 
 CPUS_PER_NODE = 2
 NUM_NODES = (1, 2, 3)

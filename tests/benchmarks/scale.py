@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from ray import cloudpickle
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
-from raygenesis.archive.failures import FAILURES
 from raygenesis.archive.inspection import info
-from raygenesis.archive.sources import SOURCES
+from raygenesis.archive.intake.known_files import SOURCES
+from raygenesis.cluster.progress import Stopwatch
 from raygenesis.discovery import crop as cropping
 from raygenesis.discovery import discover as discovering
 from raygenesis.discovery import embed as embedding
@@ -37,12 +37,12 @@ from raygenesis.discovery.exact import exact_search
 from raygenesis.discovery.neighbours import build_index, searcher, typical_distance
 from raygenesis.discovery.patients import choose_references, load_patients
 from raygenesis.discovery.plan import plan_visits
-from raygenesis.files import write_json
-from raygenesis.machine import peak_memory_gib
 from raygenesis.patterns.schema import VALIDATION
-from raygenesis.progress import Stopwatch
 from raygenesis.settings import Settings, load_settings
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.hardware import peak_memory_gib
+from raygenesis.workspace.workspace import Workspace
 
 SIZE, VOLUMES_PER_PART, CLUSTERS = 512, 128, 1000
 ROWS_AT_ONCE = 8192

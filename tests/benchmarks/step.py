@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raygenesis.archive.cells import STEPS
-from raygenesis.cluster import TRAINING_ENVIRONMENT
+from raygenesis.cluster.fan_out import TRAINING_ENVIRONMENT
+from raygenesis.patterns.cells import STEPS
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings
 from raygenesis.training.feeding import Batch

@@ -28,19 +28,19 @@ import torch.distributed
 from scipy import ndimage
 from torch.nn.parallel import DistributedDataParallel
 
-from raygenesis import cluster
-from raygenesis.archive.cells import DTYPE, STEPS, decode, encode
-from raygenesis.files import write_json
+from raygenesis.cluster import capacity, fan_out, joining
+from raygenesis.patterns.cells import DTYPE, STEPS, decode, encode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
-from raygenesis.patterns.stored import StoredPatterns
 from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import load_settings
 from raygenesis.training.feeding import Batch, Samples, prefetch, training_batches
 from raygenesis.training.fit import Resources, fit_with_ray, samples_from
 from raygenesis.training.metrics import read_metrics, read_steps
+from raygenesis.training.stored import StoredPatterns
+from raygenesis.workspace.files import write_json
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8
 EPOCHS, ROUNDS = 4, 3
@@ -51,7 +51,7 @@ def main() -> None:
     import ray.data  # after raygenesis, which gives it its settings
 
     task = _task()
-    cluster.connect()
+    joining.connect()
     rates: dict[str, list[float]] = {}
     once = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,7 +128,7 @@ def _cubes_per_s(seconds: float, task: PretextTask) -> float:
 
 def _plain(store: Path, world_size: int) -> list[float]:
     """Cubes per second of each epoch but the first."""
-    environment = {**os.environ, **cluster.TRAINING_ENVIRONMENT["env_vars"]}
+    environment = {**os.environ, **fan_out.TRAINING_ENVIRONMENT["env_vars"]}
     command = [sys.executable, "-m", "tests.benchmarks.training", str(store), str(world_size)]
     processes = [
         subprocess.Popen([*command, str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
@@ -141,7 +141,7 @@ def _plain(store: Path, world_size: int) -> list[float]:
 def plain_loop(store: Path, world_size: int, rank: int) -> None:
     """Print the seconds of each epoch but the first of a hand-written loop: decode, step, next."""
     task = _task()
-    torch.set_num_threads(cluster.threads_per_worker(world_size))
+    torch.set_num_threads(capacity.threads_per_worker(world_size))
     table = read_patterns(store, TRAINING_COLUMNS, predicate(TRAINING))
     train = Samples([table], task.sample_key, task.sample_shape)
     model = task.build()

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from raygenesis.discovery.autoencoder import Autoencoder, IdentityMapping
+from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.feeding import Batch
 from raygenesis.training.loop import run_epochs
-from tests.synthetic import pattern_table, samples
+from tests.support.synthetic import pattern_table, samples
 
 SHAPES = [(64, 64, 64), (32, 32, 32), (8, 8, 8), (16, 64, 64), (24, 48, 40), (128, 128), (8, 64)]
 SMALL = AutoencoderSettings(input_shape=(16, 16, 16), base_width=4, latent_size=8, batch_size=4, num_epochs=3)

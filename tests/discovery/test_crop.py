@@ -13,17 +13,17 @@ from scipy import ndimage, stats
 
 from raygenesis import PatternDataset
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
-from raygenesis.archive.cells import decode
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.plan import crops_of, pack
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import remove_tree, write_json
+from raygenesis.patterns.cells import decode
 from raygenesis.patterns.inspection import verify
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.settings import DiscoverySettings, Scale, Settings
-from raygenesis.workspace import Workspace
-from tests.synthetic import archived
+from raygenesis.workspace.files import remove_tree, write_json
+from raygenesis.workspace.workspace import Workspace
+from tests.support.synthetic import archived
 
 SCALES = (Scale(extent_mm=(18, 18, 18)), Scale(extent_mm=(16, 14, 14), extent_jitter=0.1, shift_mm=1))
 REACH = 18.0

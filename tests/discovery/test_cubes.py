@@ -8,7 +8,7 @@ from raygenesis.archive.geometry import best_level
 from raygenesis.discovery import cubes as module
 from raygenesis.discovery.cubes import crop_cubes, place, size_mm
 from raygenesis.settings import IntensitySettings
-from tests.synthetic import archived, imaged
+from tests.support.synthetic import archived, imaged
 
 AS_IT_IS = IntensitySettings()
 

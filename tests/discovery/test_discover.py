@@ -13,7 +13,6 @@ import zarr
 from scipy import ndimage
 
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
-from raygenesis.archive.cells import encode
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.discover import crop_part, discover
@@ -21,12 +20,13 @@ from raygenesis.discovery.parts import _failures
 from raygenesis.discovery.plan import VISIT
 from raygenesis.discovery.reference import Reference, choose_coordinates
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import write_json
+from raygenesis.patterns.cells import encode
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import AutoencoderSettings, DiscoverySettings, IndexSettings, Scale, Settings
-from raygenesis.workspace import Workspace
-from tests.synthetic import archived
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.workspace import Workspace
+from tests.support.synthetic import archived
 
 SUBJECTS = [f"s{n:02d}" for n in range(16)]
 # One scan each; the second scans of two subjects, which depend on who is held out, come last by id.

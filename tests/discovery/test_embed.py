@@ -14,18 +14,18 @@ import torch
 from scipy import ndimage
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_subject
-from raygenesis.archive.cells import decode, encode
 from raygenesis.archive.source import read_coarse
 from raygenesis.discovery import embed as module
-from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.embeddings import Embeddings
-from raygenesis.discovery.encoders import load_scan_encoder, save_encoder
 from raygenesis.discovery.neighbours import build_index
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import write_json
-from raygenesis.pretraining.networks import Architecture, PretextNetwork
-from raygenesis.pretraining.weights import export
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.autoencoder import Autoencoder
+from raygenesis.networks.network import PretextNetwork
+from raygenesis.networks.scan_encoders import load_scan_encoder, save_encoder
+from raygenesis.networks.weights.loading import export
+from raygenesis.patterns.cells import decode, encode
 from raygenesis.settings import (
     AutoencoderSettings,
     DiscoverySettings,
@@ -39,8 +39,9 @@ from raygenesis.settings import (
 )
 from raygenesis.training.fit import samples_from
 from raygenesis.training.loop import run_epochs
-from raygenesis.workspace import Workspace
-from tests.synthetic import archived
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.workspace import Workspace
+from tests.support.synthetic import archived
 
 SHAPE = (16, 16, 16)
 FIRST, LATER = [f"{number:02d}" for number in range(0, 22, 2)], [f"{number:02d}" for number in range(1, 12, 2)]

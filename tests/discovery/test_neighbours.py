@@ -14,10 +14,10 @@ from raygenesis.discovery.exact import SearchError, exact_search
 from raygenesis.discovery.neighbours import SPARE_NEIGHBOURS, build_index, find_neighbours, searcher, typical_distance
 from raygenesis.discovery.patients import Patients
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import write_json
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import DiscoverySettings, IndexSettings, Settings
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.workspace import Workspace
 from tests.discovery.test_patients import HELD_OUT, SUBJECTS, embedded, on_a_line, patients
 
 # --- who is a neighbour ---------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_sub
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.patients import Patients, check_counts, choose_references, load_patients
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import write_json, write_table
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import DiscoverySettings, Scale, Settings
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.files import write_json, write_table
+from raygenesis.workspace.workspace import Workspace
 
 # Scans on a line, at 0, 1, 2 …; those of the last four subjects are held out. Subjects b and h have two scans.
 SUBJECTS = list("abbcdefghhij")

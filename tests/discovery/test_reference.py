@@ -13,7 +13,7 @@ from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.reference import Correspondence, choose_coordinates
 from raygenesis.settings import AutoencoderSettings, DiscoverySettings, Scale, Settings
-from tests.synthetic import archived, imaged
+from tests.support.synthetic import archived, imaged
 
 SPACING = (2.0, 1.5, 1.5)
 BODY = np.random.default_rng(0).uniform(-1, 1, (12, 3))

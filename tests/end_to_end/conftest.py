@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.data import HEADS
+from tests.support.data import HEADS
 
 NUM_HEADS = 12
 TINY = [

@@ -19,7 +19,7 @@ from raygenesis.discovery.embed import embed
 from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates
 from raygenesis.patterns.reader import read_patterns
 from raygenesis.settings import Settings, load_settings
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 

@@ -15,11 +15,11 @@ from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.inspection import fault_of, info, show
 from raygenesis.archive.store import read_region, volume_folder
-from raygenesis.remote import RemotePath
 from raygenesis.settings import load_settings
-from raygenesis.workspace import Workspace
-from tests.archive.nifti import grey, write_nifti
-from tests.s3 import BUCKET, s3_server
+from raygenesis.workspace.object_store import RemotePath
+from raygenesis.workspace.workspace import Workspace
+from tests.support.nifti import grey, write_nifti
+from tests.support.s3 import BUCKET, s3_server
 
 OVERRIDES = ["archive.coarse_size=8", "archive.chunk=8", "archive.shard=16"]
 KEY = "5a" * 32

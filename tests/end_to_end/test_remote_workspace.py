@@ -21,24 +21,26 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygenesis import PatternDataset, load_network, remote
+from raygenesis import PatternDataset, load_network
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import Place, publish, read_json, read_table, write_table
 from raygenesis.patterns.inspection import verify
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.patterns.stored import StoredPatterns
-from raygenesis.remote import RemotePath
 from raygenesis.training.checkpoints import newest_checkpoint, save_checkpoint, steps_in
 from raygenesis.training.metrics import read_metrics, read_steps
+from raygenesis.training.stored import StoredPatterns
 from raygenesis.training.trackers import TensorBoard
-from raygenesis.workspace import Workspace, manifest_of
-from tests.data import HEADS, HIPPOCAMPI, needs_heads, needs_hippocampi
+from raygenesis.workspace import object_store as remote
+from raygenesis.workspace.files import Place, publish, read_json, read_table, write_table
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.object_store import RemotePath
+from raygenesis.workspace.workspace import Workspace
 from tests.end_to_end.conftest import TINY, raygenesis
-from tests.patterns.stores import StorePlan
-from tests.s3 import BUCKET, s3_server
-from tests.training.experiments import without_timings
+from tests.support.data import HEADS, HIPPOCAMPI, needs_heads, needs_hippocampi
+from tests.support.experiments import without_timings
+from tests.support.s3 import BUCKET, s3_server
+from tests.support.stores import StorePlan
 
 KEY = "5c" * 32
 FEW_STEPS = [

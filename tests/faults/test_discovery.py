@@ -21,16 +21,16 @@ import pytest
 from scipy import ndimage
 
 from raygenesis.archive.catalogue import CATALOGUE
-from raygenesis.discovery.autoencoder import Autoencoder
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
-from raygenesis.discovery.encoders import save_encoder
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import write_json
+from raygenesis.networks.autoencoder import Autoencoder
+from raygenesis.networks.scan_encoders import save_encoder
 from raygenesis.patterns.reader import read_patterns
 from raygenesis.settings import Settings, load_settings
-from raygenesis.workspace import Workspace
-from tests.synthetic import archived
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.workspace import Workspace
+from tests.support.synthetic import archived
 
 NUM_VOLUMES = 48
 ARCHITECTURE = {"input_shape": [32, 32, 32], "base_width": 16, "latent_size": 16}
@@ -136,7 +136,7 @@ def test_a_killed_driver_leaves_a_folder_that_the_next_one_finishes(archive, set
     shutil.copytree(undisturbed.embeddings, workspace.embeddings)
     code = (
         "import sys; from raygenesis.settings import settings_from;"
-        "from raygenesis.workspace import Workspace, read_json;"
+        "from raygenesis.workspace.workspace import Workspace; from raygenesis.workspace.files import read_json;"
         "from pathlib import Path; from raygenesis.discovery.discover import discover;"
         "discover(Workspace.existing(sys.argv[1]), settings_from(read_json(Path(sys.argv[2]))))"
     )

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data import HEADS, needs_heads
 from tests.end_to_end.conftest import TINY
+from tests.support.data import HEADS, needs_heads
 
 pytestmark = [needs_heads, pytest.mark.slow]
 

@@ -30,24 +30,24 @@ from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import Embedder, embed, train_autoencoder
 from raygenesis.discovery.neighbours import build_index
-from raygenesis.files import read_json
 from raygenesis.pretraining import pretrain as pretraining
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.remote import remote
 from raygenesis.settings import load_settings
 from raygenesis.sweeps import trials as sweeping
 from raygenesis.sweeps.sweep import sweep
 from raygenesis.transfer import finetune as finetuning
-from raygenesis.transfer.description import described
 from raygenesis.transfer.finetune import finetune
+from raygenesis.transfer.targets.description import described
 from raygenesis.transfer.trial import run_trial
-from raygenesis.workspace import Workspace
-from tests.data import HEADS, needs_heads
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.object_store import remote
+from raygenesis.workspace.workspace import Workspace
 from tests.end_to_end.conftest import NUM_HEADS, TINY
 from tests.faults.test_kill import content, losses
-from tests.s3 import BUCKET, s3_server
-from tests.transfer.targets import SHAPE, write_boxes
+from tests.support.data import HEADS, needs_heads
+from tests.support.s3 import BUCKET, s3_server
+from tests.support.targets import SHAPE, write_boxes
 
 pytestmark = [needs_heads, pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raygenesis.training.metrics import read_metrics, read_steps
-from tests.training.experiments import Experiment, run, settings
+from tests.support.experiments import Experiment, run, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -44,7 +44,7 @@ from ray.cluster_utils import Cluster
 from raygenesis.training.checkpoints import steps_in
 from raygenesis.training.fit import Resources, fit_with_ray
 from tests.faults.test_training_nodes import Noting
-from tests.training.experiments import HELD_OUT, TRAIN, settings
+from tests.support.experiments import HELD_OUT, TRAIN, settings
 
 folder = Path(sys.argv[1])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

@@ -10,8 +10,8 @@ import re
 import yaml
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 
-from raygenesis.gauges import GAUGES
-from tests.infra.manifests import CHECKOUT, INFRA
+from raygenesis.cluster.gauges import GAUGES
+from tests.support.manifests import CHECKOUT, INFRA
 
 DASHBOARD = json.loads((INFRA / "grafana" / "raygenesis.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]

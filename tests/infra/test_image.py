@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.manifests import CHECKOUT, INFRA
+from tests.support.manifests import CHECKOUT, INFRA
 
 FILE = INFRA / "Containerfile"
 TEXT = FILE.read_text().replace("\\\n", "")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import raygenesis
-from tests.infra.manifests import CHECKOUT, INFRA, OVERLAYS, Manifest, cluster_of, groups_of, mebibytes, rendered, the
+from tests.support.manifests import CHECKOUT, INFRA, OVERLAYS, Manifest, cluster_of, groups_of, mebibytes, rendered, the
 
 # KubeRay's own definitions of its resources, where they lie beside the checkout.
 DEFINITIONS = CHECKOUT.parent / "shared" / "kuberay-crds"

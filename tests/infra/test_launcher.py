@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.infra.manifests import CHECKOUT, INFRA
+from tests.support.manifests import CHECKOUT, INFRA
 
 FILES = sorted((INFRA / "launcher").glob("*.yaml"))
 launchers = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -54,7 +54,7 @@ def test_what_is_copied_is_there_and_makes_an_installation(path: Path) -> None:
     project = (CHECKOUT / "pyproject.toml").read_text()
     needed = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "raygenesis", "jobs"}
     assert {local for local in mounts.values() if not local.startswith("~")} == needed
-    for name in ("README.md", "LICENSE", "jobs/presets"):
+    for name in ("README.md", "LICENSE"):
         assert f'"{name}"' in project
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from raygenesis.settings import PretrainingSettings
-from tests.infra.manifests import CHECKOUT, INFRA, OVERLAYS, cluster_of, containers_of, rendered
+from tests.support.manifests import CHECKOUT, INFRA, OVERLAYS, cluster_of, containers_of, rendered
 
 README = (INFRA / "README.md").read_text()
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.infra.manifests import CHECKOUT, INFRA, OVERLAYS, cluster_of, containers_of, groups_of, rendered, the
+from tests.support.manifests import CHECKOUT, INFRA, OVERLAYS, cluster_of, containers_of, groups_of, rendered, the
 
 LAUNCHERS = sorted((INFRA / "launcher").glob("*.yaml"))
 CLOSED = {6379, 8265, 10001}

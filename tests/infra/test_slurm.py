@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.archive.nifti import grey, write_nifti
-from tests.infra.manifests import CHECKOUT, INFRA
+from tests.support.manifests import CHECKOUT, INFRA
+from tests.support.nifti import grey, write_nifti
 
 SCRIPT = INFRA / "slurm" / "raygenesis.sbatch"
 BIN = Path(sys.executable).parent

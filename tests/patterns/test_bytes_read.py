@@ -13,7 +13,7 @@ from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import part_path
-from tests.patterns.stores import StorePlan
+from tests.support.stores import StorePlan
 
 K, C = 16, 32
 NOISE = [np.random.default_rng(seed).random((24, 24, 24), np.float32) for seed in range(8)]

@@ -19,8 +19,8 @@ from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.schema import ROWS_PER_GROUP, TRAINING, VALIDATION
 from raygenesis.patterns.stored import CACHED_GROUPS
 from raygenesis.patterns.writer import part_path
-from tests.patterns.stores import StorePlan, noise, write_store
-from tests.synthetic import quantised
+from tests.support.stores import StorePlan, noise, write_store
+from tests.support.synthetic import quantised
 
 PLAN = StorePlan()
 ROWS = [row for part in PLAN.parts() for row in part]

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from raygenesis import cli
-from raygenesis.archive.cells import encode
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import write_json
+from raygenesis.patterns.cells import encode
 from raygenesis.patterns.inspection import info, show, verify
 from raygenesis.patterns.schema import PATTERN
 from raygenesis.patterns.writer import checksum, part_path, write_part
-from raygenesis.workspace import Workspace
-from tests.patterns.stores import StorePlan, write_store
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.workspace import Workspace
+from tests.support.stores import StorePlan, write_store
 
 PLAN = StorePlan()
 SMALL = "{} mm is smaller than the largest crop, 60×60×60 mm (discovery.scales)"

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from raygenesis.archive.cells import decode, encode
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import BLOCK_BYTES, write_json
+from raygenesis.patterns.cells import decode, encode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import checksum, part_path, write_part
-from tests.synthetic import quantised
+from raygenesis.workspace.files import BLOCK_BYTES, write_json
+from tests.support.synthetic import quantised
 
 K, C, V, SCALES = 12, 20, 3, 2
 SHAPE = (4, 4, 4)

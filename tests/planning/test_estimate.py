@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raygenesis.machine import Hardware
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.planning.work import ONE_NODE, START_S, Work
 from raygenesis.settings import PriceSettings
+from raygenesis.workspace.hardware import Hardware
 
 FREE = PriceSettings()
 WORK = Work("ingest", "", core_s=6400.0, read_mib=1000, stored_mib=500, memory_gib=1, memory_gib_per_core=2)

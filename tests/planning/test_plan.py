@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raygenesis.amounts import MIB
 from raygenesis.errors import SettingsError
-from raygenesis.files import write_json
-from raygenesis.machine import Hardware
 from raygenesis.planning import work
 from raygenesis.planning.announce import announce, left_to_embed, left_to_pretrain
 from raygenesis.planning.estimate import estimate
@@ -18,7 +15,10 @@ from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.plan import plan
 from raygenesis.planning.work import START_S
 from raygenesis.settings import PriceSettings, load_settings
-from raygenesis.workspace import Workspace
+from raygenesis.text.amounts import MIB
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.hardware import Hardware
+from raygenesis.workspace.workspace import Workspace
 from tests.end_to_end.conftest import raygenesis
 
 SMALL = load_settings("cpu-small")

@@ -11,9 +11,9 @@ from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.metrics import read_metrics, read_steps
-from raygenesis.workspace import Workspace
-from tests.patterns.stores import StorePlan
-from tests.training.experiments import without_timings
+from raygenesis.workspace.workspace import Workspace
+from tests.support.experiments import without_timings
+from tests.support.stores import StorePlan
 
 SHAPE = (32, 32)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from raygenesis.archive.cells import STEPS
+from raygenesis.patterns.cells import STEPS
 from raygenesis.pretraining import corruption_steps, corruptions
 from raygenesis.pretraining.corruptions import CORRUPTIONS, CubeTooSmallError, choose, corrupt
 from raygenesis.pretraining.draws import Draws

@@ -11,13 +11,14 @@ import torch
 
 from raygenesis import load_network, load_unet
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import read_json
 from raygenesis.pretraining.pretrain import _warnings, as_stored, check_pretext, pretext_task, pretrain
 from raygenesis.report.report import report
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace import Workspace, manifest_of
-from tests.patterns.stores import StorePlan
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.workspace import Workspace
+from tests.support.stores import StorePlan
 
 SHAPE = (32, 32)
 COUNTS = {"references": 1, "coordinates": 2, "neighbours": 12}

@@ -8,12 +8,12 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from raygenesis.archive.cells import encode
+from raygenesis.networks.unet import Encoder
+from raygenesis.patterns.cells import encode
 from raygenesis.pretraining import probe
-from raygenesis.pretraining.networks import Encoder
 from raygenesis.pretraining.probe import anatomy_retrieval, embed_samples, mean_image_error
 from raygenesis.training.feeding import Samples
-from tests.synthetic import pattern_table, quantised, samples
+from tests.support.synthetic import pattern_table, quantised, samples
 
 SIDE = 3
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygenesis.archive.cells import encode
+from raygenesis.patterns.cells import encode
 from raygenesis.pretraining import task as task_module
 from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
 from raygenesis.pretraining.draws import Draws
@@ -23,7 +23,7 @@ from raygenesis.pretraining.puzzles import PUZZLES
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.settings import PretrainingSettings
 from raygenesis.training.loop import run_epochs
-from tests.synthetic import pattern_table, samples
+from tests.support.synthetic import pattern_table, samples
 
 SHAPE = (32, 32, 32)  # the least that painting's boxes need
 

@@ -12,9 +12,9 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 from raygenesis.report.report import report
-from raygenesis.workspace import Workspace
-from tests.report.browser import browser, check, check_keyboard, needs_chromium, opened
-from tests.report.workspaces import make_archive, make_discovery, make_run, make_sweep, make_transfer, settings_of
+from raygenesis.workspace.workspace import Workspace
+from tests.support.browser import browser, check, check_keyboard, needs_chromium, opened
+from tests.support.workspaces import make_archive, make_discovery, make_run, make_sweep, make_transfer, settings_of
 
 pytestmark = needs_chromium
 

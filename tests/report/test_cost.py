@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raygenesis import machine
 from raygenesis.planning.plan import plan
 from raygenesis.report.cost import SCANS, cost
 from raygenesis.settings import load_settings
+from raygenesis.workspace import hardware
 from tests.planning.test_plan import workspace  # noqa: F401
 
 
@@ -16,7 +16,7 @@ def test_the_page_tells_what_the_plan_tells(workspace) -> None:  # noqa: F811
     told = cost(workspace, settings, {})
     assert told["scans"] == (1000, *SCANS)
     for place, number in enumerate(told["scans"]):
-        planned = plan(number, machine.hardware(), settings, workspace)
+        planned = plan(number, hardware.available(), settings, workspace)
         assert [row["costs"][place] for row in told["rows"]] == planned
         sums = told["total"][place]
         assert sums["seconds"] == pytest.approx(sum(one.seconds for one in planned))

@@ -21,19 +21,21 @@ import pytest
 import ray
 from PIL import Image
 
-from raygenesis import machine
-from raygenesis.archive.cells import decode
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import read_table, write_json, write_table
+from raygenesis.patterns.cells import decode
 from raygenesis.report import charts
 from raygenesis.report.galleries import example
 from raygenesis.report.page import counted, words
 from raygenesis.report.pictures import Box, Gallery, mid_slice, numbered, picture
 from raygenesis.report.report import report
 from raygenesis.settings import load_settings
-from raygenesis.workspace import Stage, Workspace, manifest_of
-from tests.report.workspaces import (
+from raygenesis.workspace import hardware
+from raygenesis.workspace.files import read_table, write_json, write_table
+from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
+from tests.support.workspaces import (
     HOSTILE,
     begin,
     chosen,
@@ -44,7 +46,7 @@ from tests.report.workspaces import (
     make_transfer,
     pattern_of,
     settings_of,
-)  # fmt: skip
+)
 
 HTML_OF_HOSTILE = HOSTILE.replace("<", "&lt;").replace(">", "&gt;")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -455,9 +457,9 @@ def test_a_table_made_from_what_is_another_now_says_so_and_how_it_is_made_again(
 def test_prices_give_a_table_of_costs_and_the_machine_is_what_a_container_leaves_of_it(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "memory_gib", lambda: 3.0)
-    monkeypatch.setattr(machine, "num_cores", lambda: 1)
-    monkeypatch.setattr(machine, "_joined", [])  # tests before this one may have joined a Ray of more
+    monkeypatch.setattr(hardware, "memory_gib", lambda: 3.0)
+    monkeypatch.setattr(hardware, "num_cores", lambda: 1)
+    monkeypatch.setattr(hardware, "_joined", [])  # tests before this one may have joined a Ray of more
     make_archive(workspace)
     page = Page(report(workspace, settings_of(3)))
     assert "1 core, 3.0 GiB memory" in page.text and "Cost by number of scans" not in page.html

@@ -18,9 +18,9 @@ from playwright.sync_api import Browser, Page
 from raygenesis import cli
 from raygenesis.errors import SettingsError
 from raygenesis.report.viewer import MOST_VOXELS, level_shown, mosaic, view
-from raygenesis.workspace import Workspace
-from tests.report.browser import browser, check, check_keyboard, needs_chromium, opened
-from tests.report.workspaces import make_archive, make_discovery, settings_of
+from raygenesis.workspace.workspace import Workspace
+from tests.support.browser import browser, check, check_keyboard, needs_chromium, opened
+from tests.support.workspaces import make_archive, make_discovery, settings_of
 
 FIRST = f"{0:016x}"
 SPACING = np.array([2.0, 2.0, 1.0])

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.settings import Settings, as_yaml, load_settings, presets_dir, settings_from
+from raygenesis.settings import PRESETS, Settings, as_yaml, load_settings, settings_from
 
-PRESETS = sorted(path.stem for path in presets_dir().glob("*.yaml"))
+NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -41,7 +41,7 @@ def refusal(*overrides: str, preset: str = "cpu-small") -> str:
 
 
 def test_the_published_settings_are_presets() -> None:
-    assert {"paper-3d", "released-3d", "paper-2d", "cpu-small"} <= set(PRESETS)
+    assert {"paper-3d", "released-3d", "paper-2d", "cpu-small"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("preset", ["paper-3d", "released-3d", "paper-2d"])
@@ -126,7 +126,7 @@ def test_paper_2d_is_100_coordinates_in_1000_patients() -> None:
     assert discovery.cube_shape == (224, 224) and settings.ndim == 2
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", NAMES)
 def test_a_preset_s_pretext_task_exists_and_fits_its_cubes(preset: str) -> None:
     from raygenesis.pretraining.pretrain import check_pretext
 
@@ -146,13 +146,13 @@ def test_more_than_is_discovered_is_refused_before_it_is(override: str, words: l
     check_pretext(load_settings("cpu-small", [f"pretraining.{override}", "pretraining.pretext=models-genesis"]))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", NAMES)
 def test_a_preset_says_only_what_it_changes(preset: str) -> None:
-    said = leaves(yaml.safe_load((presets_dir() / f"{preset}.yaml").read_text()))
+    said = leaves(yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()))
     assert said and said.keys() <= DEFAULTS.keys()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", NAMES)
 def test_a_resolved_tree_is_a_preset_of_itself(preset: str, tmp_path: Path) -> None:
     overrides = ["seed=7", "pretraining.learning_rate=1e-7", r"archive.subject_pattern='(sub-\d+)_λ'"]
     for settings in (load_settings(preset), load_settings(preset, overrides)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raygenesis.settings import load_settings, presets_dir, words_for
+from raygenesis.settings import PRESETS, load_settings, words_for
 
 CHANGES = [
     [], ["seed=3"], ["archive.subject_pattern='(IXI\\d+-\\w+: [0-9]+)'", "intensity.window=[-1000,400.5]"],
@@ -21,7 +21,7 @@ def again(words: list[str]) -> Any:
 
 
 @pytest.mark.parametrize("overrides", CHANGES)
-@pytest.mark.parametrize("preset", sorted(path.stem for path in presets_dir().glob("*.yaml")))
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_words_give_the_settings_that_they_are_for(preset: str, overrides: list[str]) -> None:
     settings = load_settings(preset, overrides)
     words = words_for(settings.model_dump(mode="json"))

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from raygenesis.files import read_json
 from raygenesis.settings import as_yaml
-from raygenesis.workspace import Workspace
-from tests.patterns.stores import StorePlan
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.workspace import Workspace
 from tests.pretraining.test_pretrain import SHAPE, ramp
+from tests.support.stores import StorePlan
 from tests.sweeps.test_sweep import PLAN, swept, trial_files, without_seconds
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, measures_o
 from raygenesis.sweeps.space import Range, Space
 from raygenesis.sweeps.trial import Trial, seeds_of, select_rows
 from raygenesis.training.feeding import Samples
-from tests.patterns.stores import StorePlan
 from tests.pretraining.test_pretrain import SHAPE, ramp, settings_of
+from tests.support.stores import StorePlan
 
 PLAN = StorePlan(references=1, coordinates=4, neighbours=6, held_out=3, scales=1, shape=SHAPE, cube=ramp)
 TABLES = [pa.Table.from_pylist(part) for part in PLAN.parts()]

@@ -15,9 +15,8 @@ import ray
 import yaml
 from ray import tune
 
-from raygenesis import cluster
+from raygenesis.cluster import capacity, joining
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.files import read_json
 from raygenesis.report.report import report
 from raygenesis.settings import Settings, load_settings, settings_from
 from raygenesis.sweeps import sweep as module
@@ -26,11 +25,12 @@ from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.sweep import sweep
 from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, WHOLE, Trial
 from raygenesis.training.experiment import TrainingError
-from raygenesis.workspace import Workspace
-from tests.patterns.stores import StorePlan
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.workspace import Workspace
 from tests.pretraining.test_pretrain import SHAPE, ramp, settings_of
-from tests.transfer.targets import SHAPE as SHAPE_3D
-from tests.transfer.targets import write_boxes, write_catalogue
+from tests.support.stores import StorePlan
+from tests.support.targets import SHAPE as SHAPE_3D
+from tests.support.targets import write_boxes, write_catalogue
 
 PLAN = {"references": 1, "coordinates": 2, "neighbours": 12, "held_out": 4, "scales": 1}
 
@@ -118,7 +118,7 @@ def test_trials_that_fail_or_are_killed_cost_no_others(
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sweeps whose trials are not trained: each is what `outcome` says of its point and seed."""
-    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(joining, "connect", lambda: None)
     node = {"Alive": True, "NodeManagerAddress": "here", "Resources": {"CPU": 2.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
 
@@ -126,7 +126,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         outcome: Callable[[dict[str, Any], int], float | str], most: int = 100, room: int = 2
     ) -> list[dict[str, Any]]:
         trained: list[dict[str, Any]] = []
-        monkeypatch.setattr(cluster, "room_for", lambda cpus, gpus: room)
+        monkeypatch.setattr(capacity, "room_for", lambda cpus, gpus: room)
 
         def run_trials(queue: Queue, plan: Any, patterns: Path, concurrent: int, num_trials: int) -> None:
             running = []
@@ -198,7 +198,7 @@ def test_machines_that_come_are_used_unless_it_was_said_how_many_trials_run(
 
     without_ray(width)
     monkeypatch.setattr(module, "run_trials", run_trials)
-    monkeypatch.setattr(cluster, "is_joined", lambda: joined)
+    monkeypatch.setattr(joining, "is_joined", lambda: joined)
     with pytest.raises(KeyboardInterrupt):
         sweep(workspace, swept(search=search, max_concurrent_trials=most), f"{joined}-{search}-{most}")
     assert asked == [said]
@@ -348,7 +348,7 @@ def test_room_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def room(nodes: list[dict[str, Any]], *asked: float) -> int:
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
-        return cluster.room_for(*asked)
+        return capacity.room_for(*asked)
 
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.1")
     monkeypatch.setattr(os, "cpu_count", lambda: 2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raygenesis.sweeps.table import costs, rank_points, seeds_note, trial_rows
-from raygenesis.tables import as_csv
+from raygenesis.text.tables import as_csv
 
 
 def trial(width: int, seed: int = 0, status: str = "whole", **told: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.archive.cells import decode, encode
+from raygenesis.patterns.cells import decode, encode
 from raygenesis.training.feeding import (
     PREFETCHED_BATCHES,
     Samples,
@@ -21,7 +21,7 @@ from raygenesis.training.feeding import (
     prefetch,
     training_batches,
 )
-from tests.synthetic import pattern_table
+from tests.support.synthetic import pattern_table
 
 SHAPE = (8, 8, 8)
 

@@ -22,9 +22,9 @@ from raygenesis.training.experiment import TrainingError, Tuning
 from raygenesis.training.fit import Resources, fit_with_ray
 from raygenesis.training.metrics import read_metrics, read_steps
 from raygenesis.training.recorder import CHECKPOINTS
-from tests.synthetic import samples
-from tests.training import experiments
-from tests.training.experiments import HELD_OUT, TRAIN, Experiment, equal, run, settings, without_timings
+from tests.support import experiments
+from tests.support.experiments import HELD_OUT, TRAIN, Experiment, equal, run, settings, without_timings
+from tests.support.synthetic import samples
 
 # Written at every step; the disk here is quick.
 ALWAYS = Resources(checkpoint_seconds=0)
@@ -218,11 +218,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import raygenesis
-from raygenesis import cluster
+from raygenesis.cluster import joining
 from raygenesis.training.fit import Resources, fit_with_ray
-from tests.training.experiments import HELD_OUT, TRAIN, Experiment
+from tests.support.experiments import HELD_OUT, TRAIN, Experiment
 import ray
-cluster.connect()
+joining.connect()
 datasets = {"train": ray.data.from_arrow(TRAIN), "validation": ray.data.from_arrow(HELD_OUT)}
 fit_with_ray(Experiment(seconds_a_step=0.2), datasets, Path(sys.argv[1]), Resources(checkpoint_seconds=0))
 """

@@ -19,8 +19,8 @@ from raygenesis.training.checkpoints import copied, newest_checkpoint, save_chec
 from raygenesis.training.experiment import TrainingError, Tuning, best_of
 from raygenesis.training.feeding import training_batches
 from raygenesis.training.loop import Workers, run_epochs
-from tests.synthetic import pattern_table, samples
-from tests.training.experiments import HELD_OUT, TRAIN, Experiment, equal, run, settings, without_timings
+from tests.support.experiments import HELD_OUT, TRAIN, Experiment, equal, run, settings, without_timings
+from tests.support.synthetic import pattern_table, samples
 
 
 def pretext(**chosen: Any) -> PretextTask:

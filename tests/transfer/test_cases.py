@@ -21,8 +21,8 @@ from raygenesis.errors import ScanError
 from raygenesis.settings import IntensitySettings
 from raygenesis.transfer.cases import Case, form_of, read_cases
 from raygenesis.transfer.examples import Example, ImageFile, LabelFile, Problem, Region, Target, check_aligned
-from tests.data import HIPPOCAMPI, needs_hippocampi
-from tests.transfer.made_up import InMemory, form, write_nifti
+from tests.support.cases import InMemory, form, write_nifti
+from tests.support.data import HIPPOCAMPI, needs_hippocampi
 
 
 def ball(shape: tuple[int, ...] = (12, 10, 8)) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from raygenesis.pretraining.networks import Architecture
+from raygenesis.networks.architecture import Architecture
 from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.classification import (
@@ -25,7 +25,7 @@ from raygenesis.transfer.classification import (
 )
 from raygenesis.transfer.initialisations import Initialisation, classification_network, target_encoder
 from raygenesis.transfer.learning import Learnt
-from tests.transfer.made_up import flat, grey_case
+from tests.support.cases import flat, grey_case
 
 SHAPE = (8, 8, 8)
 START = Initialisation("random", None, Architecture(base_width=2), "")

@@ -12,18 +12,18 @@ import pytest
 import ray
 
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
-from raygenesis.archive.identity import open_identity
-from raygenesis.archive.intake import file_fingerprint
+from raygenesis.archive.intake.identity import open_identity
+from raygenesis.archive.intake.take_in import file_fingerprint
 from raygenesis.errors import RaygenesisError, ScanError, SettingsError, WorkspaceError
-from raygenesis.files import read_json
-from raygenesis.pretraining.weights import WeightsError
+from raygenesis.networks.weights.loading import WeightsError
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.experiment import TrainingError
-from raygenesis.transfer.description import described
 from raygenesis.transfer.finetune import STARTS, finetune
-from raygenesis.workspace import Workspace
-from tests.transfer.made_up import write_run
-from tests.transfer.targets import SHAPE, write_boxes, write_catalogue, write_sizes
+from raygenesis.transfer.targets.description import described
+from raygenesis.workspace.files import read_json
+from raygenesis.workspace.workspace import Workspace
+from tests.support.cases import write_run
+from tests.support.targets import SHAPE, write_boxes, write_catalogue, write_sizes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
-from raygenesis.files import xxh3_of
-from raygenesis.pretraining.networks import Architecture, PretextNetwork, UNet
-from raygenesis.pretraining.slicewise import slices_of
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.network import PretextNetwork, UNet
+from raygenesis.networks.slice_wise import slices_of
 from raygenesis.settings import PretrainingSettings
 from raygenesis.transfer.initialisations import (
     Initialisation,
@@ -23,8 +23,9 @@ from raygenesis.transfer.initialisations import (
     segmentation_network,
     target_encoder,
 )
-from raygenesis.workspace import Workspace
-from tests.transfer.made_up import flat, write_run
+from raygenesis.workspace.files import xxh3_of
+from raygenesis.workspace.workspace import Workspace
+from tests.support.cases import flat, write_run
 
 NARROW = PretrainingSettings(base_width=4)
 

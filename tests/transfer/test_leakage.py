@@ -10,18 +10,18 @@ import pyarrow as pa
 import pytest
 
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue
-from raygenesis.archive.identity import open_identity
-from raygenesis.archive.intake import file_fingerprint, scan_fingerprint
+from raygenesis.archive.intake.identity import open_identity
+from raygenesis.archive.intake.take_in import file_fingerprint, scan_fingerprint
 from raygenesis.errors import WorkspaceError
-from raygenesis.files import write_json, write_table
 from raygenesis.patterns.schema import PATTERN
 from raygenesis.patterns.writer import part_path
 from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.transfer.examples import Example, ImageFile
 from raygenesis.transfer.leakage import seen_subjects
 from raygenesis.transfer.runs import runs_of
-from raygenesis.workspace import Workspace
-from tests.s3 import BUCKET, s3_server
+from raygenesis.workspace.files import write_json, write_table
+from raygenesis.workspace.workspace import Workspace
+from tests.support.s3 import BUCKET, s3_server
 
 
 def chosen(**archive: Any) -> Settings:

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from raygenesis.transfer.cases import Case, read_cases
 from raygenesis.transfer.examples import Example, ImageFile, LabelFile, Region
 from raygenesis.transfer.predictions import join_examples, write_example, write_prediction
-from tests.transfer.made_up import box_case, form, write_nifti
+from tests.support.cases import box_case, form, write_nifti
 
 SHAPE = (9, 7, 5)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raygenesis.files import write_json
 from raygenesis.transfer.results import results_in
+from raygenesis.workspace.files import write_json
 
 
 def test_what_was_compared_before_is_left_out_and_without_an_extent_nothing_is(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from raygenesis.errors import SettingsError
 from raygenesis.settings import Settings, as_yaml, load_settings, settings_from
-from raygenesis.transfer.description import described
 from raygenesis.transfer.prepared import Posed, pose
 from raygenesis.transfer.runs import Run, as_pretrained, runs_of
-from raygenesis.workspace import Workspace
-from tests.transfer.targets import write_sizes
+from raygenesis.transfer.targets.description import described
+from raygenesis.workspace.workspace import Workspace
+from tests.support.targets import write_sizes
 
 CT, MR = [-1000.0, 400.0], None
 

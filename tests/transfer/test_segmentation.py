@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from raygenesis.pretraining.networks import Architecture, UNet
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.network import UNet
 from raygenesis.settings import FinetuneSettings, IntensitySettings
 from raygenesis.transfer.cases import Case, Form, read_cases
-from raygenesis.transfer.folders import read_label_maps
 from raygenesis.transfer.initialisations import Initialisation, segmentation_network
 from raygenesis.transfer.metrics import overlap
 from raygenesis.transfer.segmentation import draw_patches, overlap_of, segment, train_segmenter
 from raygenesis.transfer.split import split_examples
-from tests.data import HIPPOCAMPI, needs_hippocampi
-from tests.transfer.made_up import box_case, flat
+from raygenesis.transfer.targets.folders import read_label_maps
+from tests.support.cases import box_case, flat
+from tests.support.data import HIPPOCAMPI, needs_hippocampi
 
 SHAPE = (16, 16, 16)
 QUICK = FinetuneSettings(num_steps=60, batch_size=4, learning_rate=1e-2, schedule="constant")

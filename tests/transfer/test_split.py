@@ -15,7 +15,7 @@ from raygenesis.errors import SettingsError
 from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.examples import Example, Target
 from raygenesis.transfer.split import Split, count_of, split_examples
-from tests.transfer.made_up import example
+from tests.support.cases import example
 
 
 def chosen(**changed: Any) -> FinetuneSettings:

@@ -14,16 +14,9 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from raygenesis.studies.semantics import semantics_of
 from raygenesis.transfer.metrics import Told
-from raygenesis.transfer.statistics import (
-    Against,
-    Comparison,
-    aucs,
-    compare,
-    holm,
-    paired_by_subject,
-    semantics_of,
-)
+from raygenesis.transfer.statistics import Against, Comparison, aucs, compare, holm, paired_by_subject
 
 THEIRS, OURS, OTHERS = [0.60, 0.70, 0.50, 0.64], [0.66, 0.75, 0.57, 0.70], [0.40, 0.52, 0.47, 0.41]
 

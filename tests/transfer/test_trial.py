@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from raygenesis.errors import SettingsError
-from raygenesis.pretraining.networks import Architecture
-from raygenesis.pretraining.weights import export
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.weights.loading import export
 from raygenesis.settings import FinetuneSettings, settings_from
 from raygenesis.transfer import trial as trials
 from raygenesis.transfer.cases import Case
@@ -23,7 +23,7 @@ from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.prepared import form_for
 from raygenesis.transfer.split import Trial
 from raygenesis.transfer.trial import Held, Pose, fine_tune, run_trial, trial_path
-from tests.transfer.made_up import box_case, example, form, grey_case, write_run
+from tests.support.cases import box_case, example, form, grey_case, write_run
 
 SEGMENTATION, CLASSES = "segmentation", 3
 NUM_CLASSES = {SEGMENTATION: CLASSES, "classification": 2, "multilabel": 2, "regression": 0}

@@ -1,0 +1,342 @@
+"""Reading one DICOM file: its frames, and what describes each. pydicom parses, GDCM decodes JPEG."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, FileDataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.pixels import get_decoder
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
+
+from raygenesis.archive.formats.slices import Plane
+from raygenesis.archive.volume import MAX_COMPRESSION, may_pass
+from raygenesis.errors import ScanError
+
+# What pydicom logs quotes values of the file.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+
+HEAD_BYTES = 132
+
+JPEG = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+
+# Stored values of these are measurements, whatever way round they are displayed.
+MEASURED = {"CT", "PT"}
+
+NUMBERS = (
+    "MagneticFieldStrength", "KVP", "SliceThickness", "SpacingBetweenSlices", "EchoTime", "RepetitionTime",
+    "InversionTime", "FlipAngle", "BitsStored",
+)  # fmt: skip
+CODES = (
+    "Modality", "ScanningSequence", "SequenceVariant", "MRAcquisitionType", "BodyPartExamined", "ViewPosition",
+    "PhotometricInterpretation",
+)  # fmt: skip
+WORDS = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel")
+CODE = re.compile(r"[A-Z0-9 _]{1,16}")
+WORD = re.compile(r"[A-Za-z0-9 \-_.()/]+")
+LONGEST_TAG = 64
+ENHANCED_NAMES = {"EchoTime": "EffectiveEchoTime"}
+
+# What tells time points and echoes at one position apart; an enhanced file has other names for the first three.
+TIME_ORDER = (
+    ("TemporalPositionIdentifier", "TemporalPositionIndex"), ("EchoTime", "EffectiveEchoTime"),
+    ("AcquisitionNumber", "FrameAcquisitionNumber"), ("InstanceNumber",),
+)  # fmt: skip
+
+# Pixel spacing, from the best to the last resort: in the patient, at the detector, of the scanned film.
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+
+SLICE_NAMES = (
+    *NUMBERS, *CODES, *WORDS, *SPACINGS, *(name for names in TIME_ORDER for name in names), "SOPInstanceUID",
+    "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
+    "PlanarConfiguration", "BitsAllocated", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+)  # fmt: skip
+SLICE_TAGS = [Tag(name) for name in SLICE_NAMES]
+
+# Where an enhanced multi-frame file keeps what a classic one has at its top.
+FUNCTIONAL_GROUPS = (
+    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
+    "FrameContentSequence", "MREchoSequence", "MRTimingAndRelatedParametersSequence", "CTReconstructionSequence",
+    "CTXRayDetailsSequence",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How a file stores its pixels."""
+
+    frames: int
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    inverted: bool
+    syntax: UID
+    little_endian: bool
+
+    @property
+    def num_bytes(self) -> int:
+        return self.frames * self.rows * self.columns * self.samples * self.allocated // 8
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of one file: its data set, how it stores pixels, and the data sets that describe each frame."""
+
+    dataset: FileDataset
+    stored: _Format
+    groups: Sequence[tuple[Dataset, ...]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pixels, decoded."""
+        return self.stored.num_bytes
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One frame. `groups` are the data sets that describe it, most specific first; `plane` is None without a place."""
+
+    groups: tuple[Dataset, ...]
+    identity: tuple[str, int]
+    shape: tuple[int, int]
+    plane: Plane | None
+    rescale: tuple[float, float]
+    inverted: bool
+    pixels: Any  # NDArray [rows, columns, ...], None where they are not read
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether a file's first 132 bytes or more are DICOM: its mark, or without one a plausible first element."""
+    if head[128:132] == b"DICM":
+        return True
+    order: Literal["little", "big"] = "little" if head[1:2] == b"\0" else "big"
+    group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)
+    if group not in (0x0002, 0x0008) or element > 0x0022 or len(head) < 8:
+        return False
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return explicit or (order == "little" and int.from_bytes(head[4:8], order) <= 256)
+
+
+@contextmanager
+def guarded(fault: str) -> Iterator[None]:
+    """Keep pydicom from warning, and turn what it raises (anything) into a ScanError that quotes no value.
+
+    What may pass is raised as it is.
+    """
+    with warnings.catch_warnings(), disable_value_validation():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ScanError:
+            raise
+        except Exception as error:
+            if may_pass(error):
+                raise
+            raise ScanError(f"{fault} ({type(error).__name__})") from None
+
+
+def read_dataset(path: Path, tags: Sequence[BaseTag], *, pixels: bool) -> FileDataset:
+    with guarded("the file is cut short or damaged"), path.open("rb") as file:
+        if not looks_like_dicom(file.read(HEAD_BYTES)):
+            raise ScanError("not a DICOM file")
+        file.seek(0)
+        return dcmread(file, force=True, stop_before_pixels=not pixels, specific_tags=list(tags))
+
+
+def first_value(groups: Sequence[Dataset], *names: str) -> Any:
+    """The first value under any of the names, None if all are missing or empty."""
+    for group in groups:
+        for name in names:
+            value = group.get(name)
+            if value is not None and value != "":
+                return value
+    return None
+
+
+def floats(groups: Sequence[Dataset], name: str, count: int) -> tuple[float, ...] | None:
+    value = first_value(groups, name)
+    if value is None:
+        return None
+    numbers = tuple(map(float, [value] if count == 1 else value))
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ScanError(f"{name} is not {count} finite number{'s' * (count > 1)}")
+    return numbers
+
+
+def read_slices(path: Path) -> list[Slice]:
+    """The frames of one file, without their pixels."""
+    frames = read_frames(path, pixels=False)
+    return _slices(frames, [None] * len(frames.groups))
+
+
+def read_frames(path: Path, *, pixels: bool) -> Frames:
+    """What a file holds, its pixels not decoded yet."""
+    dataset = read_dataset(path, SLICE_TAGS, pixels=pixels)
+    with guarded("the header is damaged"):
+        stored = _format(dataset, path.stat().st_size)
+        per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+        if stored.frames > 1 and len(per_frame) != stored.frames:
+            raise ScanError(f"its {stored.frames:,} frames do not all say where they lie")
+        shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
+        chains = [(*_functional_groups((frame, *shared)), dataset) for frame in per_frame] or [(dataset,)]
+    return Frames(dataset, stored, chains)
+
+
+def decode(frames: Frames) -> list[Slice]:
+    """The frames of one file with their pixels."""
+    return _slices(frames, _decode(frames.dataset, frames.stored))
+
+
+def _slices(frames: Frames, pixels: Iterable[Any]) -> list[Slice]:
+    stored = frames.stored
+    with guarded("the header is damaged"):
+        uid, shape = str(frames.dataset.get("SOPInstanceUID", "")), (stored.rows, stored.columns)
+        return [
+            Slice(groups, (uid, number), shape, _plane(groups, shape), _rescale(groups, stored), stored.inverted, one)
+            for number, (groups, one) in enumerate(zip(frames.groups, pixels, strict=True))
+        ]
+
+
+def _functional_groups(containers: Sequence[Dataset]) -> list[Dataset]:
+    found = [container.get(name) for container in containers for name in FUNCTIONAL_GROUPS]
+    return [sequence[0] for sequence in found if sequence]
+
+
+def _format(dataset: FileDataset, file_size: int) -> _Format:
+    """How the pixels are stored; ScanError if that is impossible, or more than the file can hold."""
+    names = ("Rows", "Columns", "BitsAllocated")
+    if any(first_value((dataset,), name) is None for name in names):
+        raise ScanError("the file is cut short or damaged: its header describes no image")
+    rows, columns, allocated = (int(first_value((dataset,), name) or 0) for name in names)
+    frames, samples = (int(first_value((dataset,), name) or 1) for name in ("NumberOfFrames", "SamplesPerPixel"))
+    stored = int(first_value((dataset,), "BitsStored") or allocated)
+    high = dataset.get("HighBit")
+    high = stored - 1 if high is None else int(high)
+    if not (0 < rows <= 2**16 and 0 < columns <= 2**16 and frames > 0):
+        raise ScanError(f"an image of {frames} × {rows} × {columns} pixels is impossible")
+    if allocated not in (8, 16, 32) or not 0 < stored <= high + 1 <= allocated:
+        raise ScanError(f"pixels of {stored} in {allocated} bits are not supported: expected up to 8, 16 or 32 bits")
+    photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    if not photometric.startswith({1: ("MONOCHROME",), 3: ("RGB", "YBR")}.get(samples, ("none",))):
+        raise ScanError("the image is neither grey nor RGB: its photometric interpretation is not supported")
+    inverted = photometric == "MONOCHROME1" and first_value((dataset,), "Modality") not in MEASURED
+    implicit, little = dataset.original_encoding
+    guess = (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian
+    syntax = dataset.file_meta.get("TransferSyntaxUID") or guess
+    signed = bool(dataset.get("PixelRepresentation"))
+    found = _Format(
+        frames, rows, columns, samples, allocated, stored, high, signed, inverted, UID(syntax), bool(little)
+    )  # fmt: skip
+    packed = found.syntax.is_encapsulated or found.syntax.is_deflated
+    if found.num_bytes > file_size * (MAX_COMPRESSION if packed else 1):
+        raise ScanError(f"the header claims {found.num_bytes:,} bytes of pixels, more than the file can hold")
+    return found
+
+
+def _decode(dataset: Dataset, stored: _Format) -> NDArray[Any]:
+    """Stored values [frames, rows, columns], or [frames, rows, columns, 3] as RGB, in native byte order."""
+    shape = (stored.frames, stored.rows, stored.columns, *([stored.samples] * (stored.samples > 1)))
+    with guarded("the pixel data is cut short or damaged"):
+        data = dataset.get("PixelData")
+        if not data:
+            raise ScanError("the pixel data is missing or cut short")
+        if stored.syntax.is_encapsulated or stored.samples > 1 or not (stored.little_endian or stored.allocated > 8):
+            pixels, _ = get_decoder(stored.syntax).as_array(dataset, decoding_plugin=_decoder(stored))
+            return pixels.reshape(shape)
+        if len(data) < stored.num_bytes:
+            raise ScanError(f"the pixel data is cut short: {len(data):,} of {stored.num_bytes:,} bytes")
+        kind = f"{'<' if stored.little_endian else '>'}{'i' if stored.signed else 'u'}{stored.allocated // 8}"
+        pixels = np.frombuffer(data, kind, math.prod(shape)).reshape(shape)
+    if stored.stored < stored.allocated:
+        # Up to the highest bit and down again: unused bits go, and the sign is extended.
+        pixels = (pixels << (stored.allocated - 1 - stored.high)) >> (stored.allocated - stored.stored)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _decoder(stored: _Format) -> str:
+    """pydicom's name of the decoder to use (any that it finds could carry a licence that forbids much)."""
+    if not stored.syntax.is_encapsulated:
+        return ""
+    if stored.syntax == RLELossless:
+        return "pydicom"
+    if stored.syntax not in JPEG or (stored.syntax == JPEGExtended12Bit and stored.stored > 8):
+        raise ScanError("its compression is not supported: expected RLE, JPEG (not 12-bit), JPEG-LS or JPEG 2000")
+    import gdcm
+
+    for silence in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
+        silence()
+    return "gdcm"
+
+
+def _plane(groups: Sequence[Dataset], shape: tuple[int, int]) -> Plane | None:
+    position, orientation = floats(groups, "ImagePositionPatient", 3), floats(groups, "ImageOrientationPatient", 6)
+    if position is None or orientation is None:
+        return None
+    spacing = floats(groups, "PixelSpacing", 2)
+    if spacing is None:
+        raise ScanError("the slices have no pixel spacing")
+    return Plane(position, orientation, spacing, shape)
+
+
+def _rescale(groups: Sequence[Dataset], stored: _Format) -> tuple[float, float]:
+    """Slope and intercept from stored to real values; for MONOCHROME1 those of the inverted image."""
+    slope = (floats(groups, "RescaleSlope", 1) or (1.0,))[0]
+    intercept = (floats(groups, "RescaleIntercept", 1) or (0.0,))[0]
+    if slope == 0:
+        raise ScanError("a rescale slope of 0 gives no values")
+    if stored.inverted:
+        return -slope, intercept + slope * (-1 if stored.signed else 2**stored.stored - 1)
+    return slope, intercept
+
+
+def tags_of(groups: Sequence[Dataset]) -> Mapping[str, str]:
+    """The acquisition facts that identify nobody, as far as they are what they ought to be."""
+    found = {}
+    for name in (*NUMBERS, *CODES, *WORDS):
+        with guarded("the header is damaged"):
+            text = _plain_text(name, first_value(groups, name, ENHANCED_NAMES.get(name, name)))
+        if text and len(text) <= LONGEST_TAG:
+            found[name] = text
+    return found
+
+
+def _plain_text(name: str, value: Any) -> str:
+    """A tag's value as text; empty if it is missing or not what the tag ought to hold."""
+    if value is None:
+        return ""
+    if name in NUMBERS:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return ""
+        return f"{number:g}" if math.isfinite(number) else ""
+    parts = [value] if isinstance(value, str) else list(map(str, value))
+    pattern = CODE if name in CODES else WORD
+    return "\\".join(parts) if all(pattern.fullmatch(part) for part in parts) else ""

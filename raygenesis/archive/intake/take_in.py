@@ -1,0 +1,166 @@
+"""One scan into the archive: decoded, prepared, stored, with its catalogue row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from raygenesis.archive.formats.readers import read_scan
+from raygenesis.archive.intake.preparation import prepare
+from raygenesis.archive.intensity import percentiles
+from raygenesis.archive.store import level_factors, read_record, volume_folder, write_volume
+from raygenesis.archive.volume import Volume
+from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.settings import ArchiveSettings
+from raygenesis.workspace.files import Place
+
+# A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
+MOST_CRASHES = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scan: `records` of its volumes, or the `reason` why there are none.
+
+    is_lasting: whether reading it again would end the same. fault: why no scan at all can be stored.
+    """
+
+    records: tuple[dict[str, Any], ...] = ()
+    reason: str = ""
+    is_lasting: bool = True
+    fault: str = ""
+
+
+def take_in(
+    paths: Sequence[Path],
+    volumes: Place,
+    settings: ArchiveSettings,
+    node: str = "here",
+    is_lost: Callable[[str], bool] = lambda node: False,
+) -> Outcome:
+    """Store a scan's volumes, unless they are there already; never raises for what a scan or a disk may do.
+
+    node: which this is; an attempt that ended with a node that `is_lost` says nothing of the scan.
+    """
+    try:
+        scan_id = scan_fingerprint(paths)
+        known = _known_records(volumes, scan_id)
+        if known:
+            return Outcome(known)
+        attempt = attempt_note(volumes, paths)
+        crashed = attempt.read_text() if attempt.exists() else ""
+        num_crashes = sum(not is_lost(line.split()[-1]) for line in crashed.splitlines())
+        if num_crashes >= MOST_CRASHES:
+            return Outcome(reason=f"decoding it crashed or ran out of memory {num_crashes} times", is_lasting=False)
+        _write_note(attempt, f"{crashed}{os.getpid()} {node}\n")
+        try:
+            return Outcome(_store(paths, volumes, scan_id, settings))
+        finally:
+            attempt.unlink(missing_ok=True)
+    except ScanError as error:
+        return Outcome(reason=str(error))
+    except WorkspaceError as error:
+        return Outcome(fault=str(error))
+    except MemoryError:
+        return Outcome(reason="its voxels do not fit in memory", is_lasting=False)
+    except OSError as error:
+        return Outcome(reason=f"cannot be read ({error.strerror or type(error).__name__})", is_lasting=False)
+    except Exception as error:  # a decoder's own bug must not end the ingest of ten thousand other scans
+        return Outcome(reason=f"cannot be decoded (unexpected {type(error).__name__})")
+
+
+def attempt_note(volumes: Place, paths: Sequence[Path]) -> Place:
+    """The file that counts the attempts at a scan: of these very paths, as a copy may be decoded at the same time."""
+    return volumes.parent / "attempts" / xxhash.xxh3_64_hexdigest("\n".join(map(str, paths)).encode())
+
+
+def _write_note(attempt: Place, processes: str) -> None:
+    """Leave a note, of processes and their nodes, that outlives a crash.
+
+    Raises WorkspaceError: a full disk is not the scan's fault.
+    """
+    try:
+        attempt.parent.mkdir(parents=True, exist_ok=True)
+        attempt.write_text(processes)
+    except OSError as error:
+        raise WorkspaceError(f"{attempt} cannot be written: {error.strerror or error}") from None
+
+
+def scan_fingerprint(paths: Sequence[Path]) -> str:
+    """Hash of a scan's files' bytes, whatever their names and order."""
+    hashes = sorted(file_fingerprint(path) for path in paths)
+    return hashes[0] if len(hashes) == 1 else xxhash.xxh3_64_hexdigest("".join(hashes).encode())
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
+def _known_records(volumes: Place, scan_id: str) -> tuple[dict[str, Any], ...]:
+    """Records of a scan whose volumes are all stored."""
+    first = read_record(volume_folder(volumes, scan_id)) or read_record(volume_folder(volumes, f"{scan_id}-0000"))
+    if first is None:
+        return ()
+    records = [first]
+    for number in range(1, first["num_siblings"]):
+        record = read_record(volume_folder(volumes, f"{scan_id}-{number:04d}"))
+        if record is None:
+            return ()
+        records.append(record)
+    return tuple(records)
+
+
+def _store(
+    paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings
+) -> tuple[dict[str, Any], ...]:
+    found = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30), settings.fill_nan)
+    records = []
+    for number, volume in enumerate(found):
+        volume_id = scan_id if len(found) == 1 else f"{scan_id}-{number:04d}"
+        prepared = prepare(volume, settings)
+        record = describe(prepared, settings) | {"volume_id": volume_id, "num_siblings": len(found)}
+        if record["low"] == record["high"]:
+            done = "" if prepared is volume else ", once it is cropped or resampled as the settings say"
+            raise ScanError(f"every channel is of a single value{done}: there is no image")
+        stored = write_volume(volume_folder(volumes, volume_id), prepared, record, settings)
+        records.append(record | {"stored_bytes": stored})
+    return tuple(records)
+
+
+def describe(volume: Volume, settings: ArchiveSettings) -> dict[str, Any]:
+    """What a catalogue row says of a volume itself."""
+    voxels = volume.voxels
+    limits = [percentiles(channel) for channel in voxels.reshape(-1, *volume.shape)]
+    return {
+        "modality": volume.modality,
+        "shape": list(volume.shape),
+        "num_channels": volume.num_channels,
+        "spacing_mm": list(volume.spacing_mm),
+        "affine": volume.affine.ravel().tolist(),
+        "dtype": voxels.dtype.name,
+        "slope": volume.slope,
+        "intercept": volume.intercept,
+        "low": [low for low, _ in limits],
+        "high": [high for _, high in limits],
+        "levels": [list(factor) for factor in level_factors(volume.shape, settings.coarse_size)],
+        "tags": json.dumps(dict(volume.tags), sort_keys=True),
+        "corrections": list(volume.corrections),
+        "voxel_fingerprint": voxel_fingerprint(voxels),
+    }
+
+
+def voxel_fingerprint(voxels: np.ndarray) -> str:
+    """Hash of type, shape and voxels (C order)."""
+    fingerprint = xxhash.xxh3_128(f"{voxels.dtype.str}{voxels.shape}".encode())
+    fingerprint.update(np.ascontiguousarray(voxels).data.cast("B"))
+    return fingerprint.hexdigest()

@@ -1,0 +1,87 @@
+"""Starting or joining Ray with the settings that this pipeline needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+import ray.data
+
+from raygenesis.workspace.hardware import Hardware, note_cluster, num_cores, processor
+
+# Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
+# a pipeline of several operators waits for ever.
+MIN_LOGICAL_CPUS = 4
+
+
+def connect() -> None:
+    """Join the cluster that `RAY_ADDRESS` names (set inside `ray job submit`), else start Ray on this machine.
+
+    Workers' output stays in Ray's own logs: stages say what users need to know.
+    """
+    if ray.is_initialized():
+        return
+    if is_joined():
+        context = ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    else:
+        context = ray.init(
+            address="local",
+            num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+    _dashboards[:] = [context.dashboard_url or ""]
+    note_hardware()
+    _quieten_ray_data()
+
+
+_dashboards: list[str] = []
+
+
+def note_hardware() -> None:
+    """Have `hardware.available` return the nodes that there are now, where a Ray is joined."""
+    if not ray.is_initialized():
+        return
+    working = [node for node in nodes() if any(node)]  # a head may have neither CPUs nor GPUs
+    cpus, gpus = (int(sum(node[place] for node in working)) for place in (0, 1))
+    note_cluster(Hardware(cpus, gpus, max(len(working), 1), processor()))
+
+
+def dashboard() -> str:
+    """host:port of Ray's dashboard; empty where there is none."""
+    return _dashboards[0] if _dashboards else ""
+
+
+def is_joined() -> bool:
+    """Whether jobs share a cluster, to which nodes may come, rather than a Ray of their own on this machine."""
+    return "RAY_ADDRESS" in os.environ
+
+
+def _quieten_ray_data() -> None:
+    """Our stages show their own progress; Ray Data's bars would write over it."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def logical_nodes() -> list[tuple[str, float, float]]:
+    """Address, CPUs and GPUs of each node, as Ray counts them."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [
+        (node["NodeManagerAddress"], *(node["Resources"].get(name, 0.0) for name in ("CPU", "GPU"))) for node in alive
+    ]
+
+
+def nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each node.
+
+    On this machine only its cores count: Ray may have been started with more logical CPUs (`MIN_LOGICAL_CPUS`), for
+    operators that wait most of the time.
+    """
+    here = ray.util.get_node_ip_address()
+    return [
+        (min(cpus, float(num_cores())) if address == here else cpus, gpus) for address, cpus, gpus in logical_nodes()
+    ]

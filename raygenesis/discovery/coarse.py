@@ -1,0 +1,30 @@
+"""Whole scans at the coarse level as a Ray Data source of encoded cubes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raygenesis.archive.source import ArchiveSource, Part, read_coarse
+from raygenesis.patterns.cells import DTYPE, encode
+from raygenesis.settings import IntensitySettings
+from raygenesis.workspace.files import Place
+
+COARSE_SCHEMA = pa.schema(
+    [("number", pa.int64()), ("volume_id", pa.string()), ("cube", pa.binary()), ("failure", pa.string())]
+)
+
+
+def coarse_cubes(
+    volumes: Place, parts: Sequence[Part], shape: Sequence[int], intensity: IntensitySettings
+) -> ArchiveSource:
+    """Rows `number`, `volume_id`, `cube` (a cell of `shape`, of the whole scan) and `failure`."""
+
+    def read(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
+
+    num_bytes = int(np.prod(shape)) * DTYPE.itemsize
+    return ArchiveSource(parts, [num_bytes * len(rows) for _, rows in parts], COARSE_SCHEMA, read)

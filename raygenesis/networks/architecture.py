@@ -1,0 +1,22 @@
+"""What it takes to build a network again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What it takes to build a network again; kept beside its weights.
+
+    network: `unet`, `i3d`, or a name of `monai_networks`. head: what answers at the bottleneck, `classification` or
+    `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder.
+    """
+
+    ndim: int = 3
+    network: str = "unet"
+    base_width: int = 32
+    norm: str = "batch"
+    head: str | None = None
+    num_classes: int = 0
+    restores: bool = True

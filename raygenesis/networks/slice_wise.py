@@ -1,0 +1,57 @@
+"""2D networks on 3D images, slice by slice: the 2D solutions of a 3D target that the paper's Fig. 3 compares."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from raygenesis.networks.encoder import ImageEncoder
+from raygenesis.networks.layers import run
+from raygenesis.networks.network import UNet
+
+
+class SliceWiseEncoder(ImageEncoder):
+    """[n, channels, z, y, x] → the 2D encoder's features of each level as volumes, [n, c, z, y / s, x / s].
+
+    The slices of all images are one batch, to batch norm too. `embed` pools over all slices of an image.
+    """
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_features = encoder.num_features
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        features = run(self.encoder, slices_of(images), again=self.saves_memory)
+        return [volumes_of(level, len(images)) for level in features]
+
+
+class SliceWiseDecoder(nn.Module):
+    """A 2D decoder on the features of a SliceWiseEncoder: → [n, num_out, z, y, x]."""
+
+    saves_memory = False
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.last = f"decoder.{decoder.last}"
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        slices = [slices_of(level) for level in features]
+        return volumes_of(run(self.decoder, slices, again=self.saves_memory), len(features[-1]))
+
+
+def slice_wise(unet: UNet) -> UNet:
+    """The same U-Net of 2D parts for 3D images: [n, 1, z, y, x] → logits [n, num_out, z, y, x]; changed in place."""
+    unet.encoder, unet.decoder = SliceWiseEncoder(unet.encoder), SliceWiseDecoder(unet.decoder)
+    return unet
+
+
+def slices_of(volumes: torch.Tensor) -> torch.Tensor:
+    """[n, channels, z, y, x] → [n × z, channels, y, x]."""
+    return volumes.transpose(1, 2).flatten(0, 1)
+
+
+def volumes_of(slices: torch.Tensor, num: int) -> torch.Tensor:
+    """[num × z, channels, y, x] → [num, channels, z, y, x]."""
+    return slices.unflatten(0, (num, -1)).transpose(1, 2)

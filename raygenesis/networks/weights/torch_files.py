@@ -1,0 +1,119 @@
+"""Torch files of others: opened so that nothing in them runs, checked tensor by tensor, and written."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeGuard
+from zipfile import is_zipfile
+
+import torch
+
+from raygenesis.errors import RaygenesisError
+from raygenesis.workspace.files import Place, on_disk, publish
+
+
+class WeightsError(RaygenesisError):
+    """A file of weights that is not ours, or damaged."""
+
+
+def read_tensors(path: Place) -> dict[str, Any]:
+    """The state dict in a torch file, `unwrapped`; nothing in the file is run.
+
+    Raises WeightsError if it is not there, is no torch file, or holds objects other than tensors.
+    """
+    content = _load(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return unwrapped(content, path)
+
+
+def unwrapped(content: Mapping[Any, Any], path: Place) -> dict[str, Any]:
+    """A state dict with names without the prefixes of the modules that wrapped the network."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        name = re.sub(r"^(module\.|classficationNet\.)+", "", str(key))
+        if name in found:
+            raise WeightsError(f"{path} holds {name} twice, under different prefixes: keep one of the two networks")
+        found[name] = value
+    return found
+
+
+def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor)
+
+
+def misfit(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> str | None:
+    """Why what was found is not what is wanted, by the first tensor where it shows; None if it is."""
+    for name, like in wanted.items():
+        value = found.get(name)
+        if not is_tensor(value):
+            return f"{name} is missing"
+        if value.shape != like.shape:
+            return f"{name} has shape {list(value.shape)} where {list(like.shape)} fits the rest"
+        both_float = value.is_floating_point() and like.is_floating_point()
+        if value.layout != torch.strided or value.is_meta or not (both_float or value.dtype == like.dtype):
+            return f"{name} is not a dense tensor of {str(like.dtype).removeprefix('torch.')}"
+    return None
+
+
+def plain(value: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy that shares memory with nothing; floating-point numbers as float32."""
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def finite(state: Mapping[str, torch.Tensor], path: Place) -> None:
+    """Raises WeightsError if a number of a state is none."""
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise WeightsError(f"{path} holds numbers that are not finite, in {name}: its training had diverged")
+
+
+def told(left: Mapping[str, str]) -> list[str]:
+    """What was left (name → reason), as lines: by the first part of its name and the reason."""
+    groups = Counter((name.partition(".")[0], reason) for name, reason in left.items())
+    return [f"{prefix}.*: {num} tensor{'s' if num > 1 else ''}, {reason}" for (prefix, reason), num in groups.items()]
+
+
+def save_torch(content: Mapping[str, Any], path: Path) -> None:
+    """Publish a torch file; the same content gives the same bytes."""
+
+    def write(aside: Path) -> None:
+        # Through an open file: by itself torch.save writes the name aside into the file.
+        with aside.open("wb") as file:
+            torch.save(content, file)
+
+    publish(path, write)
+
+
+def _load(path: Place) -> Any:
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist: give a .pt or .pth file that was published")
+    with on_disk(path) as local:
+        return _load_local(local, path)
+
+
+def _load_local(local: Path, path: Place) -> Any:
+    """`path` is what messages call the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch, about a pickle's protocol
+            return torch.load(local, weights_only=True, map_location="cpu")
+    except PermissionError:
+        raise WeightsError(f"{path} may not be read: ask its owner for the permission") from None
+    except Exception as error:  # a damaged stream of pickled bytes can end in any of them
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named or (isinstance(error, UnpicklingError) and is_zipfile(local)):
+            listed = f" ({named[1]})" if named else ""
+            raise WeightsError(
+                f"{path} holds pickled objects other than tensors{listed} and is not opened, because such files can "
+                "run code: have its owner load it and save the tensors alone, torch.save(model.state_dict(), file)"
+            ) from None
+        raise WeightsError(f"{path} is not a torch file, or is damaged: give one written by torch.save") from None

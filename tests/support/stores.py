@@ -1,0 +1,112 @@
+"""Finished pattern stores, made without an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raygenesis.patterns.cells import DTYPE, STEPS, encode
+from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
+from raygenesis.patterns.writer import checksum, write_part
+from raygenesis.settings import IntensitySettings
+from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.files import write_json, write_table
+
+
+def noise(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(row["pattern_id"]).random(shape, np.float32)
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """A store of R × C classes, K neighbours, V held-out patients and S scales; with R = 0 of C random crops a scan."""
+
+    references: int = 2
+    coordinates: int = 4
+    neighbours: int = 6
+    held_out: int = 2
+    scales: int = 2
+    shape: tuple[int, ...] = (4, 6, 8)
+    ranks_per_part: int = 4
+    cube: Callable[[dict[str, Any], tuple[int, ...]], np.ndarray] = noise
+
+    def rows(self, split: str, ranks: range) -> list[dict[str, Any]]:
+        """Rows in a store's order: by rank, reference, coordinate, scale."""
+        rows = []
+        for rank in ranks:
+            for reference in range(self.references) or (-1,):
+                for coordinate in range(self.coordinates):
+                    for scale in range(self.scales) if self.references else (coordinate % self.scales,):
+                        number = ((rank * self.references + reference) * self.coordinates + coordinate) * self.scales
+                        if not self.references:
+                            number = (rank * self.coordinates + coordinate) * self.scales
+                        row = {
+                            "pattern_id": (number + scale) * 2 + (split == VALIDATION),
+                            "label": reference * self.coordinates + coordinate if self.references else -1,
+                            "reference": reference, "coordinate": coordinate, "rank": rank, "scale": scale,
+                            "split": split, "volume_id": f"{split}-{rank}",
+                        }  # fmt: skip
+                        box = [float(side) for side in self.shape]
+                        row |= {name: box for name in PATTERN.names if name.endswith(("_mm", "_voxels"))}
+                        rows.append(row | {"cube": encode(self.cube(row, self.shape))})
+        return rows
+
+    def parts(self) -> list[list[dict[str, Any]]]:
+        step = self.ranks_per_part
+        training = [
+            self.rows(TRAINING, range(first, min(first + step, self.neighbours)))
+            for first in range(0, self.neighbours, step)
+        ]
+        return [*training, self.rows(VALIDATION, range(1, self.held_out + 1))]
+
+    def write(self, folder: Path, failures: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
+        """Make the store in an empty folder; returns its rows in order."""
+        parts = self.parts()
+        write_store(folder, parts, self, failures or [])
+        return [row for part in parts for row in part]
+
+
+def write_store(
+    folder: Path, parts: list[list[dict[str, Any]]], plan: StorePlan, failures: list[dict[str, str]] | None = None
+) -> None:
+    """Parts of any rows, and a manifest and failures that say what the plan says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for part in parts for row in part]
+    paths = [write_part(folder, number, pa.Table.from_pylist(part, PATTERN)) for number, part in enumerate(parts)]
+    write_table(folder / "failures.parquet", pa.Table.from_pylist(failures or [], FAILURES))
+    scales = [{"extent_mm": [float(side) for side in plan.shape]}] * plan.scales
+    counts = {
+        "patterns": len(rows),
+        "validation": sum(row["split"] == VALIDATION for row in rows),
+        "volumes": len({row["volume_id"] for row in rows}),
+        "parts": len(parts),
+        "failures": len(failures or []),
+        "references": plan.references,
+        "coordinates": plan.coordinates,
+        "neighbours": plan.neighbours,
+    }
+    manifest = {
+        "settings": {
+            "discovery": {"cube_shape": list(plan.shape), "scales": scales},
+            "intensity": IntensitySettings().model_dump(mode="json"),
+            "validation_fraction": 0.2,
+        },
+        "inputs": {},
+        "fingerprint": "made up",
+        "finished": "2026-01-01T00:00:00+00:00",
+        "version": "0.0.0",
+        "counts": counts,
+        "cube_shape": list(plan.shape),
+        "cube_dtype": DTYPE.str,
+        "cube_steps": STEPS,
+        "raw_bytes": len(rows) * int(np.prod(plan.shape)) * DTYPE.itemsize,
+        "bytes": sum(path.stat().st_size for path in paths),
+        "seconds": 2.0,
+        "parts": [checksum(path) for path in paths],
+    }
+    write_json(folder / "manifest.json", manifest)

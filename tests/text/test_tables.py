@@ -1,0 +1,42 @@
+"""Tables as lines and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raygenesis.text.tables import aligned, as_csv, cell
+
+
+def test_a_cell_is_as_people_read_it() -> None:
+    assert [cell(value) for value in (None, 0.123456, 12, True, "x", np.float64(2))] == [
+        "–", "0.1235", "12", "True", "x", "2",
+    ]  # fmt: skip
+    assert [cell(value, ".1f") for value in (None, 0.16, 12)] == ["–", "0.2", "12"]
+
+
+def test_columns_are_aligned_to_their_sides() -> None:
+    lines = [("name", "n", "score"), ("a", "10", "0.5"), ("long name", "2", "")]
+    assert aligned(lines) == ["name       n   score", "a          10  0.5", "long name  2"]
+    assert aligned(lines, "lr") == ["name        n  score", "a          10    0.5", "long name   2"]
+    assert aligned(lines, "rrl")[1] == "        a  10  0.5"
+
+
+CELL = st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1, max_size=6)
+ROWS = st.lists(st.dictionaries(st.sampled_from("abc"), CELL, min_size=1), min_size=1, max_size=4)
+
+
+@given(ROWS)
+def test_csv_comes_back_as_it_was(rows: list[dict[str, str | None]]) -> None:
+    back = list(csv.DictReader(io.StringIO(as_csv(rows), newline="")))
+    columns = {column for each in rows for column in each}
+    assert back == [{column: each.get(column) or "" for column in columns} for each in rows]
+
+
+def test_csv_keeps_numbers_whole() -> None:
+    (back,) = csv.DictReader(io.StringIO(as_csv([{"p": 0.1 + 0.2, "n": None}])))
+    assert float(back["p"]) == 0.1 + 0.2 and back["n"] == ""
