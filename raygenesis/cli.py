@@ -49,11 +49,11 @@ def run_command(
     target: Annotated[Path | None, typer.Option(help="YAML file of a target task to learn at the end.")] = None,
 ) -> None:  # fmt: skip
     """The main job: scans in, pretrained encoder and report out. Run it again to continue."""
-    from raygenesis.pipeline import run
+    from raygenesis.pipeline import job, run
 
     settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
-    with recorded("run", place):
-        run(scans, place, settings, name, sweeps, target)
+    with job("run", place, settings) as announce:
+        run(scans, place, settings, name, sweeps, target, announce)
 
 
 @app.command("ingest")
@@ -64,14 +64,11 @@ def ingest_command(
 ) -> None:  # fmt: skip
     """Scans → OME-Zarr archive with a catalogue and a failures table. Run it again to add what is new."""
     from raygenesis.archive.ingest import ingest
-    from raygenesis.archive.intake.found import find
-    from raygenesis.planning.announce import announce, left_to_ingest
+    from raygenesis.pipeline import job
 
     settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
-    with recorded("ingest", place):
-        found = find(scans, place)
-        announce(left_to_ingest(found, place), place, settings)
-        ingest(scans, place, settings, prune, found)
+    with job("ingest", place, settings) as announce:
+        ingest(scans, place, settings, prune, announce=announce)
 
 
 @archive_app.command("info")
@@ -120,37 +117,34 @@ def embed_command(
 ) -> None:  # fmt: skip
     """Archive → embeddings; trains the auto-encoder when there is none. Run it again for an archive that has grown."""
     from raygenesis.discovery.embed import embed
-    from raygenesis.planning.announce import announce, left_to_embed
+    from raygenesis.pipeline import job
 
     chosen = [] if encoder is None else [f"embedding.encoder={encoder}"]
     settings, place = _settings(preset, [*(overrides or []), *chosen]), _existing(workspace)
-    with recorded("embed", place):
-        announce(left_to_embed(place, settings) if output is None else [], place, settings)
-        embed(place, settings, output)
+    with job("embed", place, settings) as announce:
+        embed(place, settings, output, announce)
 
 
 @app.command("discover")
 def discover_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """Embeddings → neighbours → labelled pattern store."""
     from raygenesis.discovery.discover import discover
-    from raygenesis.planning.announce import announce, left_to_discover
+    from raygenesis.pipeline import job
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    with recorded("discover", place):
-        announce(left_to_discover(place, settings), place, settings)
-        discover(place, settings)
+    with job("discover", place, settings) as announce:
+        discover(place, settings, announce)
 
 
 @app.command("crop")
 def crop_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """Archive → random crops, for pretext tasks that need no discovery."""
     from raygenesis.discovery.crop import crop
-    from raygenesis.planning.announce import announce, left_to_crop
+    from raygenesis.pipeline import job
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    with recorded("crop", place):
-        announce(left_to_crop(place, settings), place, settings)
-        crop(place, settings)
+    with job("crop", place, settings) as announce:
+        crop(place, settings, announce)
 
 
 @patterns_app.command("info")
@@ -206,13 +200,12 @@ def pretrain_command(
     ] = False,
 ) -> None:  # fmt: skip
     """Pattern store → pretrained encoder. Run it again to continue."""
-    from raygenesis.planning.announce import announce, left_to_pretrain
+    from raygenesis.pipeline import job
     from raygenesis.pretraining.pretrain import pretrain
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    with recorded("pretrain", place):
-        announce(left_to_pretrain(place, settings, name), place, settings)
-        pretrain(place, settings, name, extend)
+    with job("pretrain", place, settings) as announce:
+        pretrain(place, settings, name, extend, announce)
 
 
 @app.command("pretexts")
@@ -252,11 +245,12 @@ def sweep_command(
     name: Annotated[str, typer.Option(help="Name of the sweep.")] = "default",
 ) -> None:  # fmt: skip
     """Rank settings of the pretraining (λ, K, C, …) on one pattern store. Run it again to continue."""
+    from raygenesis.pipeline import job
     from raygenesis.sweeps.sweep import sweep
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    with recorded("sweep", place):
-        sweep(place, settings, name, space)
+    with job("sweep", place, settings) as announce:
+        sweep(place, settings, name, space, announce)
 
 
 @app.command("finetune")
@@ -274,13 +268,14 @@ def finetune_command(
     name: Annotated[str, typer.Option(help="Name of the target.")] = "default",
 ) -> None:  # fmt: skip
     """Learn a target task from few labels, from random weights and from pretrained ones. Run it again to continue."""
+    from raygenesis.pipeline import job
     from raygenesis.transfer.finetune import STARTS, finetune
     from raygenesis.transfer.targets.description import description_of
 
     settings, place = _settings(preset, overrides), _existing(workspace)
     description = description_of(target, images, labels, settings)
-    with recorded("finetune", place):
-        finetune(description, place, settings, starts or STARTS, name)
+    with job("finetune", place, settings) as announce:
+        finetune(description, place, settings, starts or STARTS, name, announce=announce)
 
 
 @app.command("compare")
@@ -289,20 +284,22 @@ def compare_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
 ) -> None:  # fmt: skip
     """Pretrain every initialisation of a plan alike, and compare them on its targets. Run it again to continue."""
+    from raygenesis.pipeline import job
     from raygenesis.studies.compare import compare
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    with recorded("compare", place):
-        compare(plan, place, settings)
+    with job("compare", place, settings) as announce:
+        compare(plan, place, settings, announce)
 
 
 @app.command("report")
 def report_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """One self-contained HTML page about everything in a workspace."""
+    from raygenesis.pipeline import job
     from raygenesis.report.report import report
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    with recorded("report", place):
+    with job("report", place, settings):
         report(place, settings)
 
 

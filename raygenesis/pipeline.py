@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,16 @@ from raygenesis.archive.ingest import check_any, ingest
 from raygenesis.archive.intake.found import Found, find
 from raygenesis.archive.intake.identity import name_for_log, subject_of
 from raygenesis.archive.intake.survey import Scan
+from raygenesis.cluster.job import recorded
 from raygenesis.cluster.progress import Stopwatch, say
+from raygenesis.cluster.work import Announce, Work, unannounced
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.planning.announce import (
-    announce,
-    left_to_crop,
-    left_to_discover,
-    left_to_embed,
-    left_to_ingest,
-    left_to_pretrain,
-)
+from raygenesis.planning.announce import announce as announce_work
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import check_pretext, pretrain
 from raygenesis.report.report import report
@@ -39,16 +35,29 @@ from raygenesis.text.amounts import sides
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.transfer.targets.description import Description, read_description, read_target
-from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.artifacts import ARCHIVE, made_from
+from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000
 
 
+@contextmanager
+def job(verb: str, workspace: Workspace, settings: Settings) -> Iterator[Announce]:
+    """What every verb runs in: its record is kept; yields what announces its work before it begins."""
+
+    def announce_here(left: Sequence[Work]) -> None:
+        announce_work(left, workspace, settings)
+
+    with recorded(verb, workspace):
+        yield announce_here
+
+
 def run(
     scans: Path, workspace: Workspace, settings: Settings, name: str = "default", sweeps: bool = False,
     target: Path | None = None,
+    announce: Announce = unannounced,
 ) -> Place:  # fmt: skip
     """ingest → auto-encoder → embed → index → discover → pretrain → report; returns the report's path.
 
@@ -66,28 +75,22 @@ def run(
     check_any(scans, found.survey)
     check_settings(found.survey.scans, scans, settings)
     _check_same_scans(found, scans, workspace)
-    announce(left_to_ingest(found, workspace), workspace, settings)
-    ingest(scans, workspace, settings, found=found)
+    ingest(scans, workspace, settings, found=found, announce=announce)
     if _discovers(settings):
-        announce(left_to_embed(workspace, settings), workspace, settings)
-        embed(workspace, settings)
-        announce(left_to_discover(workspace, settings), workspace, settings)
-        discover(workspace, settings)
+        embed(workspace, settings, announce=announce)
+        discover(workspace, settings, announce)
     else:
-        announce(left_to_crop(workspace, settings), workspace, settings)
-        crop(workspace, settings)
-    announce(left_to_pretrain(workspace, settings, name), workspace, settings)
-    pretrain(workspace, settings, name)
+        crop(workspace, settings, announce)
+    pretrain(workspace, settings, name, announce=announce)
     starts = [RANDOM, name]
     if sweeps:
-        sweep(workspace, settings, name)
+        sweep(workspace, settings, name, announce=announce)
         best = load_settings(str(workspace.sweep(name) / "best.yaml"))
         best_name = f"{name}-best"
-        announce(left_to_pretrain(workspace, best, best_name), workspace, best)
-        pretrain(workspace, best, best_name)
+        pretrain(workspace, best, best_name, announce=announce)
         starts.append(best_name)
     if description is not None:
-        finetune(description, workspace, settings, starts, name)
+        finetune(description, workspace, settings, starts, name, announce=announce)
     page = report(workspace, settings)
     say("run", f"everything is in {workspace.root}, {watch.seconds:.1f} s; open {page}")
     return page
@@ -116,11 +119,9 @@ def _check_sweep(settings: Settings) -> None:
 
 def _check_same_scans(found: Found, scans: Path, workspace: Workspace) -> None:
     """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
-    archive = read_json(workspace.archive / "manifest.json")
-    made = ("autoencoder", "pca", "embeddings", "index", "patterns", "crops", "runs")
-    stages = [workspace.root / name for name in made]
-    built = [folder.name for folder in stages if folder.exists()]
-    if archive is not None and built and archive.get("listing") != found.listing:
+    archive = ARCHIVE.read(workspace.archive)
+    built = [made.name for made in made_from(ARCHIVE) if (workspace.root / made.name).exists()]
+    if archive is not None and built and archive.listing != found.listing:
         raise WorkspaceError(
             f"the scans in {scans} are not those that {workspace.root} was made from: choose another workspace, or, to "
             f"make everything after the archive anew, remove {', '.join(built)} from it first"

@@ -26,15 +26,19 @@ from raygenesis.archive.intake.growth import (
 from raygenesis.archive.intake.identity import Identity, name_for_log, open_identity
 from raygenesis.archive.intake.known_files import read_sources
 from raygenesis.archive.intake.survey import Scan, Survey
-from raygenesis.archive.intake.take_in import Outcome, take_in
+from raygenesis.archive.intake.take_in import IntakeOutcome, take_in
+from raygenesis.archive.work import COMPRESSED, ingest_work
 from raygenesis.cluster import fan_out, joining
+from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, progress, say
+from raygenesis.cluster.work import Announce, ArchiveSize, Work, unannounced
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.settings import ArchiveSettings, Settings
-from raygenesis.text.amounts import size
+from raygenesis.text.amounts import MIB, size
+from raygenesis.workspace.artifacts import ARCHIVE
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import remove_tree, write_table
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -46,8 +50,9 @@ LARGE_BYTES, MEMORY_PER_BYTE = 64 * 2**20, 8
 
 
 def ingest(
-    scans: Path, workspace: Workspace, settings: Settings, prune: bool = False, found: Found | None = None
-) -> dict[str, Any]:
+    scans: Path, workspace: Workspace, settings: Settings, prune: bool = False, found: Found | None = None,
+    announce: Announce = unannounced,
+) -> ArchiveManifest:  # fmt: skip
     """Bring every scan below `scans` into the archive; returns the manifest.
 
     Files that an earlier ingest knows by path, size and modification time are passed by; new and changed ones are
@@ -56,16 +61,14 @@ def ingest(
     """
     found = found or find(scans, workspace)
     _check_subject_pattern(found.survey.scans, settings.archive.subject_pattern)
-    stage = Stage(workspace.archive, {"archive": settings.archive.model_dump(mode="json")}, {})
+    stage = Stage(ARCHIVE, workspace.archive, {"archive": settings.archive.model_dump(mode="json")}, {})
     earlier = earlier_rows(workspace)
     known = read_sources(workspace.private)
-    if stage.is_finished():
-        manifest = manifest_of(workspace.archive, "ingest")
-        if _is_up_to_date(manifest, found, earlier, known) and not (prune and manifest["counts"]["removed"]):
-            counts = manifest["counts"]
-            what = f"{counts['volumes']} volumes, {counts['failures']} failures"
-            say("ingest", f"nothing to do: all {found.survey.num_found} scans are in {workspace.archive} ({what})")
-            return manifest
+    made = stage.finished()
+    if made and _is_up_to_date(made, found, earlier, known) and not (prune and made.counts.removed):
+        what = f"{made.counts.volumes} volumes, {made.counts.failures} failures"
+        say("ingest", f"nothing to do: all {found.survey.num_found} scans are in {workspace.archive} ({what})")
+        return made
     check_same_folder(scans, found.survey, known, workspace)
     check_any(scans, found.survey)
     watch = Stopwatch()
@@ -77,6 +80,7 @@ def ingest(
         outcomes = known_outcomes(found.survey.scans, known, earlier)
         num_known = len(outcomes)
         fresh = [scan for scan in found.survey.scans if scan.source not in outcomes]
+        announce(_work(fresh))
         outcomes |= _take_in_all(scans.resolve(), fresh, workspace, settings.archive)
         rows, gone, failures = tables(found.survey, outcomes, earlier, known, identity, settings.archive)
         kept = [] if prune else gone
@@ -89,21 +93,29 @@ def ingest(
         remove_others(workspace.volumes, rows)
         if prune and gone:
             say("ingest", f"{len(gone)} volumes removed whose files are gone or no longer readable")
-        counts = {
-            "scans": found.survey.num_found, "volumes": len(rows),
-            "subjects": len({row["subject_id"] for row in rows}), "failures": len(failures), "known": num_known,
-            "removed": len(kept), "other_files": found.survey.num_others,
-        }  # fmt: skip
+        counts = ArchiveCounts(
+            scans=found.survey.num_found, volumes=len(rows), subjects=len({row["subject_id"] for row in rows}),
+            failures=len(failures), known=num_known, removed=len(kept), other_files=found.survey.num_others,
+        )  # fmt: skip
         first, stored = first_volumes(rows), sum(row["stored_bytes"] for row in rows)
-        manifest = stage.finish(
-            counts, watch.seconds,
-            content=[[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows],
-            listing=found.listing, source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
+        manifest = ArchiveManifest(
+            counts=counts, seconds=watch.seconds, listing=found.listing,
+            source_bytes=sum(scan.num_bytes for scan in found.survey.scans),
             voxel_bytes=voxel_bytes(catalogue), stored_bytes=stored,
             bytes=stored,  # the tables beside the volumes are small, and looking takes long
         )  # fmt: skip
+        content = [[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows]
+        manifest = stage.finish(manifest, content)
         _summarise(manifest, found.survey, outcomes, workspace, identity)
         return manifest
+
+
+def _work(fresh: Sequence[Scan]) -> list[Work]:
+    """To take scans in."""
+    if not fresh:
+        return []
+    files_mib = sum(scan.num_bytes for scan in fresh) / MIB / len(fresh)
+    return [ingest_work(ArchiveSize(len(fresh), files_mib / COMPRESSED, files_mib))]
 
 
 def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:
@@ -124,17 +136,17 @@ def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:
 
 
 def _is_up_to_date(
-    manifest: Mapping[str, Any], found: Found, earlier: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+    manifest: ArchiveManifest, found: Found, earlier: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
 ) -> bool:
     """Whether the folder is as it was, every volume is there, and no failure may have passed by itself."""
     may_have_passed = any(row["reason"] and not row["is_lasting"] for row in known.values())
-    is_whole = len(earlier) == manifest["counts"]["volumes"]
-    return manifest.get("listing") == found.listing and is_whole and not may_have_passed
+    is_whole = len(earlier) == manifest.counts.volumes
+    return manifest.listing == found.listing and is_whole and not may_have_passed
 
 
 def _take_in_all(
     root: Path, scans: Sequence[Scan], workspace: Workspace, settings: ArchiveSettings
-) -> dict[str, Outcome]:
+) -> dict[str, IntakeOutcome]:
     """Outcomes of scans by their source. Raises WorkspaceError if they cannot be stored."""
     if not scans:
         return {}
@@ -148,11 +160,11 @@ def _take_in_all(
         remove_tree(half_written)
     arguments = {"root": root, "volumes": workspace.volumes, "settings": settings}
     rows = itertools.chain.from_iterable(dataset.iter_rows() for dataset in _datasets(scans, arguments))
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, IntakeOutcome] = {}
     num_failed = 0
     with progress("ingest", len(scans), "scans") as ticker:
         for row in rows:
-            outcome = Outcome(**json.loads(row["outcome"]))
+            outcome = IntakeOutcome(**json.loads(row["outcome"]))
             if outcome.fault:
                 raise WorkspaceError(outcome.fault)
             outcomes[row["source"]] = replace(outcome, records=tuple(outcome.records))
@@ -203,7 +215,9 @@ def take_in_block(
         yield {"source": str(files[0]), "outcome": json.dumps(asdict(outcome))}
 
 
-def _failed(found: Survey, outcomes: Mapping[str, Outcome], identity: Identity | None = None) -> list[tuple[str, str]]:
+def _failed(
+    found: Survey, outcomes: Mapping[str, IntakeOutcome], identity: Identity | None = None
+) -> list[tuple[str, str]]:
     """What became no volume, as messages call it and by path, and why."""
     failed = [(file.source, file.source, file.reason) for file in found.aside]
     taken_in = (scan for scan in found.scans if scan.source in outcomes)
@@ -223,15 +237,20 @@ def _nothing_readable(scans: Path, found: Survey, failed: Sequence[tuple[str, st
 
 
 def _summarise(
-    manifest: dict[str, Any], found: Survey, outcomes: Mapping[str, Outcome], workspace: Workspace, identity: Identity
+    manifest: ArchiveManifest,
+    found: Survey,
+    outcomes: Mapping[str, IntakeOutcome],
+    workspace: Workspace,
+    identity: Identity,
 ) -> None:
-    counts = manifest["counts"]
-    if counts["known"]:
-        say("ingest", f"{counts['known']} scans were known already and not read again")
-    if counts["removed"]:
+    counts = manifest.counts
+    set_gauge("raygenesis_failures", counts.failures, stage=ARCHIVE.name)
+    if counts.known:
+        say("ingest", f"{counts.known} scans were known already and not read again")
+    if counts.removed:
         say(
             "ingest",
-            f"{counts['removed']} volumes stay whose files are gone or no longer readable: --prune removes them",
+            f"{counts.removed} volumes stay whose files are gone or no longer readable: --prune removes them",
         )
     failed = _failed(found, outcomes, identity)
     for source, reason in failed[:5]:
@@ -241,7 +260,7 @@ def _summarise(
         say("ingest", f"and {len(failed) - 5} more: {listed}")
     say(
         "ingest",
-        f"{counts['volumes']} volumes of {counts['subjects']} subjects, {counts['failures']} failures, "
-        f"{size(manifest['source_bytes'])} read, {size(manifest['stored_bytes'])} stored, {manifest['seconds']:.1f} s "
+        f"{counts.volumes} volumes of {counts.subjects} subjects, {counts.failures} failures, "
+        f"{size(manifest.source_bytes)} read, {size(manifest.stored_bytes)} stored, {manifest.seconds:.1f} s "
         f"→ {workspace.archive}",
     )

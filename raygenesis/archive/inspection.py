@@ -24,9 +24,9 @@ from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.settings import IntensitySettings
 from raygenesis.text.amounts import size
+from raygenesis.workspace.artifacts import ARCHIVE
 from raygenesis.workspace.failures import NUMBER, alike, every_failure, grouped, read_failures
 from raygenesis.workspace.files import Place
-from raygenesis.workspace.manifest import manifest_of
 from raygenesis.workspace.workspace import Workspace
 
 VOLUMES_PER_BLOCK = 8
@@ -42,13 +42,13 @@ def info(workspace: Workspace, list_failures: bool = False) -> list[str]:
 
     list_failures: each failure instead, those of later stages too.
     """
-    manifest = manifest_of(workspace.archive, "ingest")
+    manifest = ARCHIVE.require(workspace.archive)
     table = read_columns(workspace.catalog, COUNTED)
-    counts = manifest["counts"]
+    counts = manifest.counts
     stored, voxels = pc.sum(table["stored_bytes"]).as_py() or 0, voxel_bytes(table)
     lines = [
-        f"{len(table)} volumes of {counts['subjects']} subjects, {counts['failures']} failures; "
-        f"{size(manifest['source_bytes'])} of files, {size(voxels)} of voxels, {size(stored)} stored with pyramids",
+        f"{len(table)} volumes of {counts.subjects} subjects, {counts.failures} failures; "
+        f"{size(manifest.source_bytes)} of files, {size(voxels)} of voxels, {size(stored)} stored with pyramids",
     ]
     for ndim in (3, 2):
         members = _of(ndim, table)
@@ -114,7 +114,7 @@ def verify(workspace: Workspace) -> int:
     Checks each volume's record, every chunk's checksum, the voxels' fingerprint, and every level against the one below.
     Raises WorkspaceError naming what is damaged.
     """
-    manifest_of(workspace.archive, "ingest")
+    ARCHIVE.require(workspace.archive)
     table = read_columns(workspace.catalog, ["volume_id", "shape", "num_channels", "dtype"])
     ids, volumes = table["volume_id"], workspace.volumes
     blocks = (
@@ -175,7 +175,7 @@ def fault_of(volumes: Place, row: Mapping[str, Any]) -> str:
 
 def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
     """Write a contact sheet (PNG) of the axial mid-slices of volumes evenly chosen by id; returns how many."""
-    manifest_of(workspace.archive, "ingest")
+    ARCHIVE.require(workspace.archive)
     ids = read_columns(workspace.catalog, ["volume_id"])["volume_id"]
     places = np.unique(np.linspace(0, len(ids) - 1, num_volumes).astype(int))
     chosen = read_catalogue(workspace.catalog, ids.take(pa.array(places)).to_pylist())

@@ -79,7 +79,7 @@ class Anatomy:
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class SimulatedScan:
     """One simulated T1 scan, in the voxel order in which it is written."""
 
     voxels: np.ndarray  # int16[i, j, k], arbitrary units
@@ -173,7 +173,7 @@ def _acquire(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.rint(np.exp(rng.uniform(np.log(400), np.log(1600))) * rician).astype(np.int16)
 
 
-def simulate(seed: int, subject: int) -> Scan:
+def simulate(seed: int, subject: int) -> SimulatedScan:
     """The scan of one subject (0, 1, ...) of the population with this seed (>= 0).
 
     Raises PopulationError where the template is not installed.
@@ -191,7 +191,7 @@ def simulate(seed: int, subject: int) -> Scan:
         for image in template.maps
     )
     labels = np.argmax([1 - grey - white, grey, white], axis=0).astype(np.uint8)
-    return Scan(_acquire(t1, rng), labels, affine)
+    return SimulatedScan(_acquire(t1, rng), labels, affine)
 
 
 def _nifti(data: np.ndarray, affine: np.ndarray, about: str) -> bytes:

@@ -12,18 +12,33 @@ import pyarrow as pa
 from raygenesis.archive.catalogue import hash_order
 from raygenesis.archive.source import read_coarse
 from raygenesis.archive.store import level_shape
+from raygenesis.archive.work import archive_size
 from raygenesis.cluster.progress import Stopwatch, say
+from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.discovery.coordinates import NO_PLACE, candidates, largest_extent
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.discovery.parts import Reasons, Visit, finish_store, too_small, write_parts, write_planned
+from raygenesis.discovery.parts import (
+    PartOutcome,
+    Reasons,
+    StoreSizes,
+    Visit,
+    described,
+    finish_store,
+    too_small,
+    write_parts,
+    write_planned,
+)
 from raygenesis.discovery.patients import Patients, load_scans
 from raygenesis.discovery.plan import MOST_CROPS, crops_of, plan_visits
+from raygenesis.discovery.work import discover_work
+from raygenesis.discovery.work import num_crops as num_crops_of
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
 from raygenesis.settings import Settings
 from raygenesis.text.amounts import sides
+from raygenesis.workspace.artifacts import ARCHIVE, CROPS
 from raygenesis.workspace.files import remove_tree
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import StoreManifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -31,12 +46,12 @@ from raygenesis.workspace.workspace import Workspace
 MATTERS = {"cube_shape", "scales", "num_crops", "min_content", "box", "patterns_per_part"}
 
 
-def crop(workspace: Workspace, settings: Settings) -> dict[str, Any]:
+def crop(workspace: Workspace, settings: Settings, announce: Announce = unannounced) -> StoreManifest:
     """Write random crops of every scan that can hold one; returns the manifest.
 
     Parts that are there already are not cropped again. Raises WorkspaceError if a split would have no crops.
     """
-    archive = manifest_of(workspace.archive, "ingest")
+    archive = ARCHIVE.require(workspace.archive)
     watch = Stopwatch()
     scans = load_scans(workspace, settings)
     names = {split: _in_order(scans, split, settings) for split in (TRAINING, VALIDATION)}
@@ -45,10 +60,12 @@ def crop(workspace: Workspace, settings: Settings) -> dict[str, Any]:
     chosen = settings.model_dump(
         mode="json", include={"discovery": MATTERS, "intensity": True, "seed": True, "validation_fraction": True}
     )
-    stage = Stage(workspace.crops, chosen, {"archive": archive["fingerprint"]})
-    if stage.is_finished():
+    stage = Stage(CROPS, workspace.crops, chosen, {"archive": archive.fingerprint})
+    if (made := stage.finished()) is not None:
         say("crop", f"nothing to do: crops are in {workspace.crops}")
-        return manifest_of(workspace.crops, "crop")
+        return made
+    if (size := archive_size(workspace)) is not None:
+        announce([discover_work(settings, num_crops_of(size, settings), "crop")])
     plan = plan_visits([names], num_crops, settings.discovery.patterns_per_part)
     unlabelled = pa.array(np.full(plan.num_rows, UNLABELLED, np.int32))
     plan = plan.set_column(plan.column_names.index("reference"), "reference", unlabelled)
@@ -56,8 +73,9 @@ def crop(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         small = too_small(workspace, scans, settings)
         outcomes, failures = write_parts(workspace.crops, plan, num_crops, small, crop_part, workspace, settings)
         _check_any(workspace, outcomes, failures[len(small) :])
-        sizes = {"references": 0, "coordinates": num_crops, "neighbours": len(names[TRAINING])}
-        return finish_store(stage, settings, outcomes, failures, sizes, watch)
+        sizes = StoreSizes(references=0, coordinates=num_crops, neighbours=len(names[TRAINING]))
+        manifest = described(outcomes, len(failures), sizes, settings.discovery.cube_shape, watch.seconds)
+        return finish_store(stage, manifest, failures)
 
 
 def _in_order(scans: Patients, split: str, settings: Settings) -> pa.StringArray:
@@ -89,7 +107,7 @@ def _num_crops(settings: Settings, num_training: int) -> int:
     return num_crops
 
 
-def crop_part(part: int, workspace: Workspace, settings: Settings) -> dict[str, Any]:
+def crop_part(part: int, workspace: Workspace, settings: Settings) -> PartOutcome:
     """Crop the scans of one part and publish it (`write_planned`); returns what there is to say of it."""
 
     def plan_crops(visits: Sequence[Visit], row: Mapping[str, Any], reasons: Reasons) -> list[dict[str, Any]]:
@@ -107,10 +125,10 @@ def crop_part(part: int, workspace: Workspace, settings: Settings) -> dict[str, 
     return write_planned(part, workspace.crops, workspace, settings, num_crops, plan_crops)
 
 
-def _check_any(workspace: Workspace, outcomes: Sequence[Mapping[str, Any]], failures: pa.Table) -> None:
+def _check_any(workspace: Workspace, outcomes: Sequence[PartOutcome], failures: pa.Table) -> None:
     """Raise WorkspaceError, and leave nothing, if a split has no crops."""
-    num_validation = sum(outcome["validation"] for outcome in outcomes)
-    num_training = sum(outcome["patterns"] for outcome in outcomes) - num_validation
+    num_validation = sum(outcome.validation for outcome in outcomes)
+    num_training = sum(outcome.patterns for outcome in outcomes) - num_validation
     for split, number in ((TRAINING, num_training), (VALIDATION, num_validation)):
         if not number:
             remove_tree(workspace.crops)

@@ -23,7 +23,9 @@ def size_mm(row: Mapping[str, Any]) -> NDArray[np.float64]:
     return np.array(row["shape"]) * np.array(row["spacing_mm"])
 
 
-def place(centre_mm: NDArray[np.float64], extent_mm: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[Any]:
+def origin_of(
+    centre_mm: NDArray[np.float64], extent_mm: NDArray[np.float64], size: NDArray[np.float64]
+) -> NDArray[Any]:
     """Origins of boxes centred at `centre_mm`, moved inside a scan of `size` where they would stick out."""
     return np.clip(centre_mm - extent_mm / 2, 0.0, size - extent_mm)
 

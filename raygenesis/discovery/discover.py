@@ -9,24 +9,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import read_catalogue
+from raygenesis.archive.work import archive_size
 from raygenesis.cluster import fan_out
 from raygenesis.cluster.progress import Stopwatch, progress, say
+from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.discovery.alignment import AlignmentError
 from raygenesis.discovery.coordinates import CoordinateError
-from raygenesis.discovery.cubes import crop_cubes, place, size_mm
+from raygenesis.discovery.cubes import crop_cubes, origin_of, size_mm
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.neighbours import Search, build_index, find_neighbours, searcher, typical_distance
-from raygenesis.discovery.parts import Reasons, Visit, finish_store, too_small, write_parts, write_planned
+from raygenesis.discovery.parts import (
+    PartOutcome,
+    Reasons,
+    StoreSizes,
+    Visit,
+    described,
+    finish_store,
+    too_small,
+    write_parts,
+    write_planned,
+)
 from raygenesis.discovery.patients import Patients, check_counts, choose_references, load_patients
 from raygenesis.discovery.plan import patterns_of, plan_visits
-from raygenesis.discovery.quality import MOST_COORDINATES, MOST_REFERENCES, NUM_RANDOM, likeness, sampled_ranks
-from raygenesis.discovery.quality import summary as quality_summary
-from raygenesis.discovery.quality import warning as quality_warning
+from raygenesis.discovery.quality import (
+    MOST_COORDINATES,
+    MOST_REFERENCES,
+    NUM_RANDOM,
+    MeasuredVisit,
+    likeness,
+    quality_of,
+    sampled_ranks,
+)
 from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates
+from raygenesis.discovery.work import discover_work, index_work
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import Settings
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.artifacts import EMBEDDINGS, PATTERNS
+from raygenesis.workspace.manifest import PatternsManifest, Quality, ReferenceRecord
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -36,16 +56,18 @@ SPARE_REFERENCES = 32
 Found = list[dict[str, list[int]]]
 
 
-def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
+def discover(workspace: Workspace, settings: Settings, announce: Announce = unannounced) -> PatternsManifest:
     """Plan and write the pattern store; returns its manifest. Parts that are there already are not cropped again."""
-    embedded = manifest_of(workspace.embeddings, "embed")
+    embedded = EMBEDDINGS.require(workspace.embeddings)
     included = {"discovery", "intensity", "seed", "validation_fraction"}
     chosen = settings.model_dump(mode="json", include=included, exclude={"discovery": {"num_crops"}})
-    inputs = {"embeddings": embedded["fingerprint"]}
-    stage = Stage(workspace.patterns, {**chosen, "method": settings.index.method}, inputs)
-    if stage.is_finished():
+    inputs = {"embeddings": embedded.fingerprint}
+    stage = Stage(PATTERNS, workspace.patterns, {**chosen, "method": settings.index.method}, inputs)
+    if (made := stage.finished()) is not None:
         say("discover", f"nothing to do: patterns are in {workspace.patterns}")
-        return manifest_of(workspace.patterns, "discover")
+        return made
+    scans = archive_size(workspace)
+    announce([index_work(scans, settings), discover_work(settings)] if scans else [])
     watch = Stopwatch()
     patients = load_patients(workspace, settings)
     where = "that the archive has with scans large enough to crop"
@@ -69,17 +91,18 @@ def discover(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         small = too_small(workspace, patients, settings)
         shared = (workspace, settings, references)
         outcomes, failures = write_parts(workspace.patterns, plan, _per_visit(settings), small, crop_part, *shared)
-        discovery = settings.discovery
-        sizes = {
-            "references": discovery.num_references,
-            "coordinates": discovery.num_coordinates,
-            "neighbours": discovery.num_neighbours,
-        }
-        described = [
-            {"volume_id": one.row["volume_id"], "source": one.row["source"], "centres_mm": one.centres_mm.tolist()}
+        chosen_sizes = settings.discovery
+        sizes = StoreSizes(chosen_sizes.num_references, chosen_sizes.num_coordinates, chosen_sizes.num_neighbours)
+        store = described(outcomes, len(failures), sizes, settings.discovery.cube_shape, watch.seconds)
+        records = [
+            ReferenceRecord(
+                volume_id=one.row["volume_id"], source=one.row["source"],
+                centres_mm=tuple(map(tuple, one.centres_mm.tolist())),
+            )
             for one in references
-        ]
-        return finish_store(stage, settings, outcomes, failures, sizes, watch, references=described, quality=quality)
+        ]  # fmt: skip
+        manifest = PatternsManifest(**vars(store), references=tuple(records), quality=quality)
+        return finish_store(stage, manifest, failures)
 
 
 def _neighbours(
@@ -140,7 +163,7 @@ def _references(
 
 def _quality(
     workspace: Workspace, settings: Settings, patients: Patients, references: Sequence[Reference], found: Found
-) -> dict[str, Any]:
+) -> Quality:
     """How alike the patterns of neighbours are, and of random patients, on a sample."""
     visits = []
     for number, one in enumerate(found[:MOST_REFERENCES]):
@@ -154,26 +177,26 @@ def _quality(
     rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {name for *_, name in visits})}
     asked = [(number, rank, rows[name]) for number, rank, name in visits]
     compared = [(one, _anchors(one, workspace, settings)) for one in references[:MOST_REFERENCES]]
-    told = []
+    measured: list[MeasuredVisit] = []
     with progress("quality", len(asked), "patients") as ticker:
-        for measured in fan_out.each(_measure, asked, compared, workspace, settings):
-            told += measured
+        for visit in fan_out.each(_measure, asked, compared, workspace, settings):
+            measured += visit
             ticker.advance()
-    told.sort(key=lambda visit: (visit["reference"], visit["rank"], visit["within"]))
-    quality = quality_summary(told, settings.discovery.num_neighbours)
-    near, random = quality["neighbours"], quality["random"]
-    if near["num_patients"]:
+    measured.sort(key=lambda visit: (visit.reference, visit.rank, visit.within))
+    quality = quality_of(measured, settings.discovery.num_neighbours)
+    like, unlike = quality.neighbours, quality.random
+    if like.num_patients:
         compared_to = ", with no other patients to compare"
-        if random["num_patients"]:
-            compared_to = f", other random patients' by {random['within']:.3f}"
+        if unlike.num_patients:
+            compared_to = f", other random patients' by {unlike.within:.3f}"
         say(
             "discover",
-            f"patterns of one class correlate with the reference's by {near['within']:.3f}{compared_to}; "
-            f"of different classes by {near['between']:.3f}",
+            f"patterns of one class correlate with the reference's by {like.within:.3f}{compared_to}; "
+            f"of different classes by {like.between:.3f}",
         )
-    if (sentence := quality_warning(quality)) is not None:
-        say("discover", f"warning: {sentence}")
-    return {**quality, "warning": sentence}
+    if quality.warning is not None:
+        say("discover", f"warning: {quality.warning}")
+    return quality
 
 
 def _anchors(reference: Reference, workspace: Workspace, settings: Settings) -> NDArray[np.float32] | None:
@@ -188,7 +211,7 @@ def _measure(
     references: Sequence[tuple[Reference, NDArray[np.float32] | None]],
     workspace: Workspace,
     settings: Settings,
-) -> list[dict[str, Any]]:
+) -> list[MeasuredVisit]:
     """Likeness of one patient's patterns to a reference's; nothing of a scan that is damaged."""
     number, rank, row = asked
     reference, anchors = references[number]
@@ -198,7 +221,7 @@ def _measure(
         within, between = likeness(anchors, _plain_cubes(row, reference, workspace, settings))
     except ScanError:
         return []  # cropping tells of it
-    return [{"reference": number, "rank": rank, "within": within, "between": between}]
+    return [MeasuredVisit(number, rank, within, between)]
 
 
 def _plain_cubes(
@@ -208,12 +231,12 @@ def _plain_cubes(
     extent = np.array(settings.discovery.scales[0].extent_mm)
     correspondence = Correspondence(workspace.volumes, row, settings)
     centres = correspondence.centres_mm(reference)[:MOST_COORDINATES]
-    boxes = [(place(centre, extent, size_mm(row)), extent) for centre in centres]
+    boxes = [(origin_of(centre, extent, size_mm(row)), extent) for centre in centres]
     cubes = crop_cubes(workspace.volumes, row, boxes, settings.discovery.cube_shape, settings.intensity)
     return np.stack([cube.ravel() for cube in cubes])
 
 
-def crop_part(part: int, workspace: Workspace, settings: Settings, references: Sequence[Reference]) -> dict[str, Any]:
+def crop_part(part: int, workspace: Workspace, settings: Settings, references: Sequence[Reference]) -> PartOutcome:
     """Crop the patterns of one part and publish it (`write_planned`); returns what there is to say of it."""
 
     def plan_patterns(visits: Sequence[Visit], row: Mapping[str, Any], reasons: Reasons) -> list[dict[str, Any]]:

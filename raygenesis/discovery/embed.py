@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,21 +19,34 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import CatalogueRows, is_held_out, read_columns
 from raygenesis.archive.source import parts_of
+from raygenesis.archive.work import archive_size
 from raygenesis.cluster import capacity, joining
+from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, progress, say
+from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.coarse import coarse_cubes
 from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.work import autoencoder_work, embed_work
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.networks.scan_encoders import EncoderError, fit_components, load_scan_encoder, save_encoder
 from raygenesis.patterns.cells import decode
-from raygenesis.settings import Settings, settings_beside, taking
+from raygenesis.settings import Settings, adopt, settings_beside
 from raygenesis.text.amounts import size
 from raygenesis.training.fit import fit_with_ray, samples_from
+from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
-from raygenesis.workspace.files import Place, parquet_dataset, place, read_table, write_table
+from raygenesis.workspace.files import Place, as_place, parquet_dataset, read_table, write_table
 from raygenesis.workspace.fingerprint import digest_of_text
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import (
+    ArchiveManifest,
+    AutoencoderCounts,
+    AutoencoderManifest,
+    ComponentsCounts,
+    ComponentsManifest,
+    EmbeddingsCounts,
+    EmbeddingsManifest,
+)
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -47,18 +60,22 @@ MOST_FITTED = 1000  # scans that principal components are found from: all are he
 LISTING = pa.schema([("volume_id", pa.string()), ("start", pa.int64())])
 
 
-def train_autoencoder(workspace: Workspace, settings: Settings) -> dict[str, Any]:
+def train_autoencoder(
+    workspace: Workspace, settings: Settings, announce: Announce = unannounced
+) -> AutoencoderManifest:
     """Train the auto-encoder on the training subjects' coarse levels; returns the manifest.
 
     One that is there stays as the archive grows.
     """
-    archive = manifest_of(workspace.archive, "ingest")
+    archive = ARCHIVE.require(workspace.archive)
     keys = ("autoencoder", "intensity", "seed", "validation_fraction")
-    stage = Stage(workspace.autoencoder, _chosen(settings, keys), {})
-    if stage.is_finished():
-        manifest = manifest_of(workspace.autoencoder, "embed")
-        _say_kept("auto-encoder", manifest, archive, workspace.autoencoder)
-        return manifest
+    stage = Stage(AUTOENCODER, workspace.autoencoder, _chosen(settings, keys), {})
+    if (made := stage.finished()) is not None:
+        _say_kept("auto-encoder", made, archive, workspace.autoencoder)
+        return made
+    scans = archive_size(workspace)
+    assert scans is not None  # the archive is there
+    announce([autoencoder_work(scans, settings)])
     watch = Stopwatch()
     training, validation = _split(workspace, settings)
     with stage.claimed():
@@ -66,32 +83,34 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> dict[str, Any
         most = settings.autoencoder.max_volumes
         drawn = {key: _sample(ids, most, settings) for key, ids in (("train", training), ("validation", validation))}
         datasets = {key: _coarse_dataset(workspace, ids, settings) for key, ids in drawn.items()}
-        counts = {"training": len(drawn["train"]), "validation": len(drawn["validation"])}
-        told = f"{counts['training']} of {len(training)} training volumes, {counts['validation']} of {len(validation)}"
-        say("auto-encoder", f"{told} held out")
+        say(
+            "auto-encoder",
+            f"{len(drawn['train'])} of {len(training)} training volumes, {len(drawn['validation'])} of "
+            f"{len(validation)} held out",
+        )
         experiment = IdentityMapping(settings.autoencoder, settings.seed)
         state, num_epochs = fit_with_ray(experiment, datasets, workspace.autoencoder)
         chosen = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
         save_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", state["best"], chosen)
         best = min(row["val_mse"] for row in state["history"])
-        counts["epochs"] = len(state["history"])
-        manifest = stage.finish(
-            counts, watch.seconds, content=archive["fingerprint"], archive=archive["fingerprint"], val_mse=best
+        counts = AutoencoderCounts(
+            training=len(drawn["train"]), validation=len(drawn["validation"]), epochs=len(state["history"])
         )
+        manifest = AutoencoderManifest(counts=counts, seconds=watch.seconds, archive=archive.fingerprint, val_mse=best)
+        manifest = stage.finish(manifest, content=archive.fingerprint)
     say("auto-encoder", f"{num_epochs} epochs, held-out error {best:.5f}, {watch.seconds:.1f} s → {stage.folder}")
     return manifest
 
 
-def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
+def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:
     """Principal components of the training subjects' coarse levels, the linear baseline; returns the manifest."""
-    archive = manifest_of(workspace.archive, "ingest")
+    archive = ARCHIVE.require(workspace.archive)
     chosen = _chosen(settings, ("intensity", "seed", "validation_fraction"))
     chosen["autoencoder"] = settings.autoencoder.model_dump(mode="json", include={"input_shape", "latent_size"})
-    stage = Stage(workspace.pca, chosen, {})
-    if stage.is_finished():
-        manifest = manifest_of(workspace.pca, "embed")
-        _say_kept("pca", manifest, archive, workspace.pca)
-        return manifest
+    stage = Stage(COMPONENTS, workspace.pca, chosen, {})
+    if (made := stage.finished()) is not None:
+        _say_kept("pca", made, archive, workspace.pca)
+        return made
     watch = Stopwatch()
     training, validation = _split(workspace, settings)
     with stage.claimed():
@@ -105,34 +124,34 @@ def fit_pca(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         save_encoder(workspace.pca / PCA_WEIGHTS, "pca", model.state_dict(), architecture)
         held_out = samples[1].batch(np.arange(len(samples[1]))).cubes
         error = float((model(held_out) - held_out).square().mean())
-        counts = {"components": model.latent_size, "training": len(samples[0]), "validation": len(held_out)}
-        manifest = stage.finish(
-            counts, watch.seconds, content=archive["fingerprint"], archive=archive["fingerprint"], val_mse=error
-        )
+        counts = ComponentsCounts(components=model.latent_size, training=len(samples[0]), validation=len(held_out))
+        manifest = ComponentsManifest(counts=counts, seconds=watch.seconds, archive=archive.fingerprint, val_mse=error)
+        manifest = stage.finish(manifest, content=archive.fingerprint)
     say("pca", f"{model.latent_size} components, held-out error {error:.5f}, {watch.seconds:.1f} s → {stage.folder}")
     return manifest
 
 
-def embed(workspace: Workspace, settings: Settings, output: str | Place | None = None) -> dict[str, Any]:
+def embed(
+    workspace: Workspace, settings: Settings, output: str | Place | None = None, announce: Announce = unannounced
+) -> EmbeddingsManifest:
     """Embed every volume of the archive into `embeddings/part-*.parquet`, or `output`; returns the manifest.
 
     A part that is there is not made again, and volumes that came after it get parts of their own.
     """
     settings = _as_pretrained(settings)
-    weights, identity = _encoder(workspace, settings)
-    archive = manifest_of(workspace.archive, "ingest")
-    folder = place(output) if output else workspace.embeddings
+    weights, identity = _encoder(workspace, settings, announce)
+    archive = ARCHIVE.require(workspace.archive)
+    folder = as_place(output) if output else workspace.embeddings
     chosen = _chosen(settings, ("intensity",))
     chosen["autoencoder"] = {"input_shape": list(settings.autoencoder.input_shape)}
     chosen["embedding"] = {"volumes_per_part": settings.embedding.volumes_per_part}
     encoder = settings.embedding.encoder
     command = () if encoder == "autoencoder" else ("embed", "--encoder", encoder)
-    stage = Stage(folder, chosen, {"encoder": identity}, command=command)
-    if stage.is_finished():
-        manifest = manifest_of(folder, "embed")
-        if manifest["archive"] == archive["fingerprint"]:
-            say("embed", f"nothing to do: embeddings are in {folder}")
-            return manifest
+    stage = Stage(EMBEDDINGS, folder, chosen, {"encoder": identity}, command=command)
+    earlier = stage.finished()
+    if earlier is not None and earlier.archive == archive.fingerprint:
+        say("embed", f"nothing to do: embeddings are in {folder}")
+        return earlier
     watch = Stopwatch()
     known = read_columns(workspace.catalog, ["volume_id", "source"], ndim=settings.ndim)
     with stage.claimed():
@@ -146,39 +165,42 @@ def embed(workspace: Workspace, settings: Settings, output: str | Place | None =
         ]
         num_new = sum(len(rows) for _, rows in parts)
         if parts:
+            scans = archive_size(workspace)
+            assert scans is not None  # the archive is there
+            announce([embed_work(replace(scans, num_scans=num_new), settings)])
             _embed_parts(workspace, settings, weights, folder, parts)
         failed = _failures(folder, known)
         num_parts = len(made) + len(parts)
-        counts = {"volumes": len(known) - len(failed), "new": num_new, "failures": len(failed), "parts": num_parts}
-        length = Embeddings(folder).size
-        manifest = stage.finish(
-            counts, watch.seconds, content=[archive["fingerprint"], _digest(listing)], archive=archive["fingerprint"],
-            size=length,
-        )  # fmt: skip
+        counts = EmbeddingsCounts(volumes=len(known) - len(failed), new=num_new, failures=len(failed), parts=num_parts)
+        manifest = EmbeddingsManifest(
+            counts=counts, seconds=watch.seconds, archive=archive.fingerprint, size=Embeddings(folder).size
+        )
+        manifest = stage.finish(manifest, content=[archive.fingerprint, _digest(listing)])
+    set_gauge("raygenesis_failures", len(failed), stage=EMBEDDINGS.name)
     rate = num_new / max(watch.seconds, 1e-9)
     say(
         "embed",
-        f"{counts['volumes']} volumes × {length} numbers ({num_new} new, {rate:.1f} volumes/s), "
-        f"{len(failed)} failures, {size(manifest['bytes'])}, {watch.seconds:.1f} s → {folder}",
+        f"{counts.volumes} volumes × {manifest.size} numbers ({num_new} new, {rate:.1f} volumes/s), "
+        f"{len(failed)} failures, {size(manifest.bytes)}, {watch.seconds:.1f} s → {folder}",
     )
     return manifest
 
 
 def _as_pretrained(settings: Settings) -> Settings:
     """The settings, with the intensity that the run which is to embed has learnt from, but for keys that were given."""
-    path = place(settings.embedding.encoder)
+    path = as_place(settings.embedding.encoder)
     run = settings_beside(path.parent if path.name == "encoder.safetensors" else path)
-    return taking(settings, run.model_dump(mode="json", include={"intensity"})) if run else settings
+    return adopt(settings, run.model_dump(mode="json", include={"intensity"})) if run else settings
 
 
-def _encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]:
+def _encoder(workspace: Workspace, settings: Settings, announce: Announce) -> tuple[Place, str]:
     """The weights that embed, trained when they are to be and are not there, and what identifies them."""
     chosen = settings.embedding.encoder
     if chosen == "autoencoder":
-        return workspace.autoencoder / WEIGHTS, train_autoencoder(workspace, settings)["fingerprint"]
+        return workspace.autoencoder / WEIGHTS, train_autoencoder(workspace, settings, announce).fingerprint
     if chosen == "pca":
-        return workspace.pca / PCA_WEIGHTS, fit_pca(workspace, settings)["fingerprint"]
-    path = place(chosen)
+        return workspace.pca / PCA_WEIGHTS, fit_pca(workspace, settings).fingerprint
+    path = as_place(chosen)
     file = path if path.is_file() else path / "encoder.safetensors"
     try:
         model = load_scan_encoder(path, settings.autoencoder.input_shape)
@@ -192,13 +214,15 @@ def _encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]:
     return file, xxhash.xxh3_64_hexdigest(file.read_bytes())
 
 
-def _say_kept(stage: str, manifest: Mapping[str, Any], archive: Mapping[str, Any], folder: Place) -> None:
-    if manifest["archive"] == archive["fingerprint"]:
+def _say_kept(
+    stage: str, manifest: AutoencoderManifest | ComponentsManifest, archive: ArchiveManifest, folder: Place
+) -> None:
+    if manifest.archive == archive.fingerprint:
         say(stage, f"nothing to do: it is in {folder}")
         return
     say(
         stage,
-        f"kept from {manifest['counts']['training']} training volumes of another state of the archive, some of which "
+        f"kept from {manifest.counts.training} training volumes of another state of the archive, some of which "
         f"may be held out by now; to learn from all, remove {folder} and what was made from it",
     )
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import hnswlib
 import numpy as np
@@ -14,19 +12,7 @@ from numpy.typing import NDArray
 from raygenesis.discovery.exact import Neighbours, SearchError, check_finite, nearest
 from raygenesis.settings import IndexSettings
 from raygenesis.workspace.files import Place, on_disk, publish, xxh3_of
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One graph: the file's name and checksum, the number of its first volume, and how many it holds."""
-
-    name: str
-    first: int
-    count: int
-    xxh3: str
-
-    def as_record(self) -> dict[str, Any]:
-        return asdict(self)
+from raygenesis.workspace.manifest import Shard
 
 
 def planned_shards(num_volumes: int, shards: Sequence[Shard], volumes_per_shard: int) -> list[tuple[int, int]]:

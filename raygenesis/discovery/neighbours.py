@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +17,15 @@ from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, progress, say
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
-from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
+from raygenesis.discovery.index import build_shard, merge, planned_shards, search_shard
 from raygenesis.discovery.patients import Patients
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.settings import Settings
 from raygenesis.text.amounts import size
+from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.fingerprint import digest, digest_of_text
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import IndexCounts, IndexManifest, Shard
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -39,30 +39,27 @@ SPARE_NEIGHBOURS = 32
 Search = Callable[[NDArray[np.float32], int, NDArray[np.bool_]], Neighbours]
 
 
-def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
+def build_index(workspace: Workspace, settings: Settings) -> IndexManifest:
     """HNSW shards over the embeddings, where they are cheaper than exact search or asked for; returns the manifest.
 
     An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met.
     """
-    made = manifest_of(workspace.embeddings, "embed")
-    stage = Stage(workspace.index, settings.model_dump(mode="json", include={"index", "seed"}), {})
-    earlier = manifest_of(workspace.index, "discover") if stage.is_finished() else {}
+    made = EMBEDDINGS.require(workspace.embeddings)
+    stage = Stage(INDEX, workspace.index, settings.model_dump(mode="json", include={"index", "seed"}), {})
+    earlier = stage.finished()
     # How many are searched for, and for whom, decides what is cheaper and what is measured, not what is built.
-    asked = [settings.discovery.num_neighbours, settings.discovery.num_references]
-    if earlier.get("embeddings") == made["fingerprint"] and earlier["asked"] == asked:
+    asked = (settings.discovery.num_neighbours, settings.discovery.num_references)
+    if earlier is not None and (earlier.embeddings, earlier.asked) == (made.fingerprint, asked):
         say("index", f"nothing to do: it is in {workspace.index}")
         return earlier
     watch = Stopwatch()
     embeddings = Embeddings(workspace.embeddings)
-    ids, encoder = embeddings.ids(), digest([made["inputs"], made.get("settings")])
+    ids, encoder = embeddings.ids(), digest([made.inputs, made.settings])
     num_volumes = len(ids)
-    shards = [Shard(**record) for record in earlier.get("shards", [])]
+    shards = [] if earlier is None else list(earlier.shards)
     num_indexed = sum(shard.count for shard in shards)
-    if earlier.get("encoder") != encoder or earlier.get("ids") != _digest(ids[:num_indexed]):
+    if earlier is None or (earlier.encoder, earlier.ids) != (encoder, _digest(ids[:num_indexed])):
         shards, num_indexed = [], 0  # of other embeddings, or in another order
-    facts = {
-        "embeddings": made["fingerprint"], "encoder": encoder, "ids": _digest(ids), "metric": "l2", "asked": asked,
-    }  # fmt: skip
     method = settings.index.method
     if method == "auto":
         k = settings.discovery.num_neighbours + SPARE_NEIGHBOURS
@@ -70,31 +67,33 @@ def build_index(workspace: Workspace, settings: Settings) -> dict[str, Any]:
         method = "exact" if is_exact_cheaper(*sizes, settings.index) else "hnsw"
     with stage.claimed():
         # Graphs that are there stay, searched or not.
-        measured: dict[str, Any] = {"shards": [shard.as_record() for shard in shards], "ef": None, "recall": 1.0}
+        ef, found = None, 1.0
         if method == "hnsw":
             shards = _grow(workspace, embeddings, num_volumes, shards, settings)
             ef, found = _measure(workspace, embeddings, num_volumes, shards, settings)
-            measured = {"shards": [shard.as_record() for shard in shards], "ef": ef, "recall": found}
-        counts = {"volumes": num_volumes, "shards": len(measured["shards"]), "indexed_before": num_indexed}
-        manifest = stage.finish(
-            counts, watch.seconds, content=[made["fingerprint"], method], method=method, **facts, **measured
-        )
+        manifest = IndexManifest(
+            counts=IndexCounts(volumes=num_volumes, shards=len(shards), indexed_before=num_indexed),
+            seconds=watch.seconds, method=method, embeddings=made.fingerprint, encoder=encoder, ids=_digest(ids),
+            asked=asked, shards=tuple(shards), ef=ef, recall=found,
+        )  # fmt: skip
+        manifest = stage.finish(manifest, content=[made.fingerprint, method])
     _summarise(manifest, settings, workspace)
     return manifest
 
 
-def searcher(workspace: Workspace, index: Mapping[str, Any]) -> Search:
+def searcher(workspace: Workspace, index: IndexManifest) -> Search:
     """What answers searches among the embeddings as the index's manifest says."""
     embeddings = Embeddings(workspace.embeddings)
-    if index["method"] == "exact":
+    if index.method == "exact":
         return lambda queries, k, among: exact_search(embeddings.blocks(among), queries, k)
-    shards = [Shard(**record) for record in index["shards"]]
+    shards, ef = index.shards, index.ef
+    assert ef is not None  # graphs have one
 
     def search(queries: NDArray[np.float32], k: int, among: NDArray[np.bool_]) -> Neighbours:
         share = max(float(among.mean()), 1e-9)
         asked = min(len(among), round(k / share * 1.1) + SPARE_NEIGHBOURS)
         while True:
-            found = search_shards(workspace, shards, queries, asked, index["ef"])
+            found = search_shards(workspace, shards, queries, asked, ef)
             is_among = among[found.numbers]
             fewest = int(is_among.sum(1).min())
             if fewest >= k or asked == len(among):
@@ -260,14 +259,14 @@ def _digest(ids: pa.StringArray) -> str:
     return digest_of_text(itertools.chain("[", (", " * (number > 0) + text for number, text in enumerate(texts)), "]"))
 
 
-def _summarise(manifest: Mapping[str, Any], settings: Settings, workspace: Workspace) -> None:
-    counts = manifest["counts"]
-    if manifest["method"] == "exact":
-        say("index", f"none needed: exact search among {counts['volumes']} volumes is cheaper (recall 1)")
+def _summarise(manifest: IndexManifest, settings: Settings, workspace: Workspace) -> None:
+    counts = manifest.counts
+    if manifest.method == "exact":
+        say("index", f"none needed: exact search among {counts.volumes} volumes is cheaper (recall 1)")
         return
     say(
         "index",
-        f"{counts['volumes']} volumes in {counts['shards']} HNSW shards ({counts['indexed_before']} were there), "
-        f"recall@{settings.discovery.num_neighbours} against exact search {manifest['recall']:.4f} at "
-        f"ef={manifest['ef']}, {size(manifest['bytes'])}, {manifest['seconds']:.1f} s → {workspace.index}",
+        f"{counts.volumes} volumes in {counts.shards} HNSW shards ({counts.indexed_before} were there), "
+        f"recall@{settings.discovery.num_neighbours} against exact search {manifest.recall:.4f} at "
+        f"ef={manifest.ef}, {size(manifest.bytes)}, {manifest.seconds:.1f} s → {workspace.index}",
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from raygenesis.archive.catalogue import read_catalogue, read_columns
 from raygenesis.cluster import fan_out
-from raygenesis.cluster.progress import Stopwatch, progress, say
+from raygenesis.cluster.gauges import set_gauge
+from raygenesis.cluster.progress import progress, say
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients
@@ -24,6 +26,7 @@ from raygenesis.settings import Settings
 from raygenesis.text.amounts import sides, size
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import Place, parquet_file, read_table, remove_tree, write_table
+from raygenesis.workspace.manifest import Checksum, StoreCounts, StoreManifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -33,6 +36,8 @@ MOST_BOXES = 256
 # Small enough that who asks for one part reads little else of the plan.
 VISITS_PER_GROUP = 4096
 
+S = TypeVar("S", bound=StoreManifest)
+
 Visit = Mapping[str, Any]
 # Why a volume's visits left nothing: by volume and reference, or of all its visits under (volume, None).
 Reasons = dict[tuple[str, int | None], str]
@@ -41,18 +46,43 @@ Reasons = dict[tuple[str, int | None], str]
 Planner = Callable[[Sequence[Visit], Mapping[str, Any], Reasons], list[dict[str, Any]]]
 
 
+@dataclass(frozen=True)
+class StoreSizes:
+    """How many references, coordinates (or crops of each scan) and neighbours (or training scans) a store has."""
+
+    references: int
+    coordinates: int
+    neighbours: int
+
+
+@dataclass(frozen=True)
+class PartOutcome:
+    """What became of a part. planned: patterns; patterns: stored, of which `validation` are held out.
+
+    failures: rows of schema FAILURES.
+    """
+
+    part: int
+    planned: int
+    patterns: int
+    validation: int
+    volumes: int
+    checksum: Checksum
+    failures: tuple[Mapping[str, str], ...]
+
+
 def write_parts(
     folder: Place,
     plan: pa.Table,
     per_visit: int,
     failures: pa.Table,
-    task: Callable[..., dict[str, Any]],
+    task: Callable[..., PartOutcome],
     *shared: Any,
-) -> tuple[list[dict[str, Any]], pa.Table]:
+) -> tuple[list[PartOutcome], pa.Table]:
     """Call `task(part, *shared)`, which ends in `write_planned`, for every part of a plan (schema VISIT), side by side.
 
     Parts that an interrupted call left stay if its plan was the same. Writes the table of failures (schema FAILURES),
-    those given and those of the parts. Returns what each task says but for its failures, and all of these.
+    those given and those of the parts. Returns the outcome of each part, in order, and all failures.
     """
     path = folder / "plan.parquet"
     if path.is_file() and not read_table(path).equals(plan):  # a scan that failed then is another's neighbour now
@@ -60,14 +90,14 @@ def write_parts(
         for part in folder.glob("part-*"):
             remove_tree(part)
     write_table(path, plan, row_group_size=VISITS_PER_GROUP)
-    outcomes, failed = [], {}
+    outcomes: list[PartOutcome] = []
     with progress(made_by(folder), plan.num_rows * per_visit, folder.name) as ticker:
         for outcome in fan_out.each(task, np.unique(plan["part"].to_numpy()).tolist(), *shared):
-            failed[outcome["part"]] = pa.Table.from_pylist(outcome.pop("failures"), FAILURES)
             outcomes.append(outcome)
-            ticker.advance(outcome["planned"])
-    outcomes.sort(key=lambda outcome: outcome["part"])
-    failures = pa.concat_tables([failures, *(failed[part] for part in sorted(failed))])
+            ticker.advance(outcome.planned)
+    outcomes.sort(key=lambda outcome: outcome.part)
+    failed = [row for outcome in outcomes for row in outcome.failures]
+    failures = pa.concat_tables([failures, pa.Table.from_pylist(failed, FAILURES)])
     write_table(folder / "failures.parquet", failures)
     path.unlink()
     return outcomes, failures
@@ -75,7 +105,7 @@ def write_parts(
 
 def write_planned(
     part: int, folder: Place, workspace: Workspace, settings: Settings, per_visit: int, plan_patterns: Planner
-) -> dict[str, Any]:
+) -> PartOutcome:
     """Crop the patterns of one part, volume by volume, and publish it. A damaged volume loses its patterns.
 
     A part that is there is not cropped again, but for the reasons of what it lacks.
@@ -95,15 +125,12 @@ def write_planned(
     if was_there:
         lacking = [visit for visit in visits if (visit["volume_id"], visit["reference"]) not in there]
         _cropped(lacking, rows, workspace, settings, plan_patterns, reasons)
-    return {
-        "part": part,
-        "planned": len(visits) * per_visit,
-        "patterns": stored.num_rows,
-        "validation": stored["split"].to_pylist().count(VALIDATION),
-        "volumes": len({volume for volume, _ in there}),
-        "checksum": read_seal(path),
-        "failures": _failures(visits, there, rows, reasons),
-    }
+    checksum = read_seal(path)
+    assert checksum is not None  # the part is sealed
+    return PartOutcome(
+        part, len(visits) * per_visit, stored.num_rows, stored["split"].to_pylist().count(VALIDATION),
+        len({volume for volume, _ in there}), checksum, tuple(_failures(visits, there, rows, reasons)),
+    )  # fmt: skip
 
 
 def _cropped(
@@ -173,40 +200,40 @@ def too_small(workspace: Workspace, patients: Patients, settings: Settings) -> p
     )
 
 
-def finish_store(
-    stage: Stage,
-    settings: Settings,
-    outcomes: Sequence[Mapping[str, Any]],
-    failures: pa.Table,
-    sizes: Mapping[str, int],
-    watch: Stopwatch,
-    **facts: Any,
-) -> dict[str, Any]:
-    """Write the manifest, return it and say what was made.
-
-    sizes: what the store has of references, coordinates and neighbours.
-    """
-    total = {key: sum(outcome[key] for outcome in outcomes) for key in ("patterns", "validation", "volumes")}
-    counts = {**total, "parts": len(outcomes), "failures": len(failures), **sizes}
-    shape = settings.discovery.cube_shape
-    raw_bytes = total["patterns"] * int(np.prod(shape)) * DTYPE.itemsize
-    manifest = stage.finish(
-        counts, watch.seconds, cube_shape=list(shape), cube_dtype=DTYPE.str, cube_steps=STEPS, raw_bytes=raw_bytes,
-        **facts, parts=[outcome["checksum"] for outcome in outcomes],
+def described(
+    outcomes: Sequence[PartOutcome], num_failures: int, sizes: StoreSizes, cube_shape: tuple[int, ...], seconds: float
+) -> StoreManifest:  # fmt: skip
+    """The manifest of a store of these parts."""
+    num_patterns = sum(outcome.patterns for outcome in outcomes)
+    counts = StoreCounts(
+        patterns=num_patterns, validation=sum(outcome.validation for outcome in outcomes),
+        volumes=sum(outcome.volumes for outcome in outcomes), parts=len(outcomes), failures=num_failures,
+        references=sizes.references, coordinates=sizes.coordinates, neighbours=sizes.neighbours,
     )  # fmt: skip
-    _summarise(stage.folder, manifest, failures)
-    return manifest
+    raw_bytes = num_patterns * int(np.prod(cube_shape)) * DTYPE.itemsize
+    return StoreManifest(
+        counts=counts, seconds=seconds, cube_shape=cube_shape, cube_dtype=DTYPE.str, cube_steps=STEPS,
+        raw_bytes=raw_bytes, parts=tuple(outcome.checksum for outcome in outcomes),
+    )  # fmt: skip
 
 
-def _summarise(folder: Place, manifest: Mapping[str, Any], failures: pa.Table) -> None:
-    counts = manifest["counts"]
+def finish_store(stage: Stage[S], manifest: S, failures: pa.Table) -> S:
+    """Publish a store, say what was made, and return its manifest."""
+    whole = stage.finish(manifest)
+    set_gauge("raygenesis_failures", len(failures), stage=stage.folder.name)
+    _summarise(stage.folder, whole, failures)
+    return whole
+
+
+def _summarise(folder: Place, manifest: StoreManifest, failures: pa.Table) -> None:
+    counts = manifest.counts
     for failure in failures[:5].to_pylist():
         say(made_by(folder), f"skipped {failure['source']}: {failure['reason']}")
-    classes = f" of {counts['references'] * counts['coordinates']} classes" if counts["references"] else ""
-    rate = counts["patterns"] / max(manifest["seconds"], 1e-9)
+    classes = f" of {counts.references * counts.coordinates} classes" if counts.references else ""
+    rate = counts.patterns / max(manifest.seconds, 1e-9)
     say(
         made_by(folder),
-        f"{counts['patterns'] - counts['validation']} {folder.name} and {counts['validation']} held-out ones{classes} "
-        f"from {counts['volumes']} scans, {len(failures)} failures, {size(manifest['raw_bytes'])} raw, "
-        f"{size(manifest['bytes'])} stored, {manifest['seconds']:.1f} s ({rate:.0f} {folder.name}/s) → {folder}",
+        f"{counts.patterns - counts.validation} {folder.name} and {counts.validation} held-out ones{classes} "
+        f"from {counts.volumes} scans, {len(failures)} failures, {size(manifest.raw_bytes)} raw, "
+        f"{size(manifest.bytes)} stored, {manifest.seconds:.1f} s ({rate:.0f} {folder.name}/s) → {folder}",
     )

@@ -16,7 +16,7 @@ from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import Settings
-from raygenesis.workspace.files import read_json
+from raygenesis.workspace.artifacts import AUTOENCODER, COMPONENTS
 from raygenesis.workspace.workspace import Workspace
 
 # References are spread among at most so many patients, and drawn among this many more than are needed.
@@ -133,13 +133,14 @@ def check_counts(num_training: int, num_held_out: int, where: str, settings: Set
 
 def _check_same_split(workspace: Workspace, settings: Settings) -> None:
     """Raise SettingsError if what embeds held out other subjects than these settings would."""
-    for folder in (workspace.autoencoder, workspace.pca):
-        made = read_json(folder / "manifest.json")
+    for artifact in (AUTOENCODER, COMPONENTS):
+        folder = workspace.folder(artifact)
+        made = artifact.read(folder)
         for key in ("seed", "validation_fraction"):
-            if made is not None and made["settings"][key] != getattr(settings, key):
+            if made is not None and made.settings[key] != getattr(settings, key):
                 raise SettingsError(
                     f"{key}={getattr(settings, key)} would hold out other subjects than {folder}, made with "
-                    f"{key}={made['settings'][key]}: give that, or choose another workspace"
+                    f"{key}={made.settings[key]}: give that, or choose another workspace"
                 )
 
 

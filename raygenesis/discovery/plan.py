@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raygenesis.discovery.coordinates import is_in_plane
-from raygenesis.discovery.cubes import place, size_mm
+from raygenesis.discovery.cubes import origin_of, size_mm
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
 from raygenesis.settings import DiscoverySettings, Scale
 
@@ -149,7 +149,7 @@ def _pattern(
     centre: NDArray[np.float64],
     extent: NDArray[np.float64],
 ) -> dict[str, Any]:
-    origin, spacing = place(centre, extent, size_mm(volume)), np.array(volume["spacing_mm"])
+    origin, spacing = origin_of(centre, extent, size_mm(volume)), np.array(volume["spacing_mm"])
     reference = max(visit["reference"], 0)  # random crops have none
     return {
         # Unique whatever R, K, C and the number of scales: the same pattern keeps its number.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
+
+from raygenesis.workspace.manifest import Likeness, Quality, RankLikeness
 
 MOST_REFERENCES = 4
 MOST_COORDINATES = 12
@@ -56,64 +58,72 @@ def likeness(anchors: NDArray[np.float32], cubes: NDArray[np.float32]) -> tuple[
     return float(correlation[same].mean()), float(between.mean()) if between.size else 0.0
 
 
-def summary(visits: Sequence[Mapping[str, Any]], num_neighbours: int) -> dict[str, Any]:
-    """The numbers of a discovery's quality.
+@dataclass(frozen=True)
+class MeasuredVisit:
+    """Likeness of one patient's patterns to a reference's. rank: of the neighbour; -1 of a random patient."""
 
-    visits: one a patient and reference, with `reference`, `rank` (-1: a random patient), `within` and `between`.
-    `p_value`: one-sided Mann-Whitney test that neighbours are more alike within a class than random patients, after
-    each reference's mean is taken off; None where there is nobody to compare with.
+    reference: int
+    rank: int
+    within: float
+    between: float
+
+
+def quality_of(visits: Sequence[MeasuredVisit], num_neighbours: int) -> Quality:
+    """How alike the patterns of neighbours are, and of random patients.
+
+    visits: one a patient and reference. The p-value is that of a one-sided Mann-Whitney test that neighbours are more
+    alike within a class than random patients, after each reference's mean is taken off; None where there is nobody to
+    compare with.
     """
     even = set(even_ranks(num_neighbours))
-    near = [visit for visit in visits if visit["rank"] in even]
-    random = [visit for visit in visits if visit["rank"] < 0]
-    told: dict[str, Any] = {
-        "neighbours": _means(near), "random": _means(random),
-        "by_rank": [
-            {"ranks": list(ranks), **_means([v for v in visits if ranks[0] <= v["rank"] <= ranks[1]])}
-            for ranks in rank_groups(num_neighbours)
-        ],
-        "p_value": None,
-    }  # fmt: skip
+    near = [visit for visit in visits if visit.rank in even]
+    random = [visit for visit in visits if visit.rank < 0]
+    p_value = None
     if near and random:
         means = {
-            number: np.mean([visit["within"] for visit in visits if visit["reference"] == number])
-            for number in {visit["reference"] for visit in visits}
+            number: np.mean([visit.within for visit in visits if visit.reference == number])
+            for number in {visit.reference for visit in visits}
         }
-        ours, theirs = ([visit["within"] - means[visit["reference"]] for visit in group] for group in (near, random))
-        told["p_value"] = float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
-    return told
+        ours, theirs = ([visit.within - means[visit.reference] for visit in group] for group in (near, random))
+        p_value = float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
+    by_rank = tuple(
+        RankLikeness(ranks=ranks, **vars(_likeness([visit for visit in visits if ranks[0] <= visit.rank <= ranks[1]])))
+        for ranks in rank_groups(num_neighbours)
+    )
+    quality = Quality(neighbours=_likeness(near), random=_likeness(random), by_rank=by_rank, p_value=p_value)
+    return replace(quality, warning=_warning(quality))
 
 
-def warning(told: Mapping[str, Any]) -> str | None:
+def _warning(quality: Quality) -> str | None:
     """What a user should know before spending GPU-days on these patterns, or None."""
-    if told["p_value"] is not None and told["p_value"] > SIGNIFICANT:
-        few = min(told["neighbours"]["num_patients"], told["random"]["num_patients"])
+    near, random = quality.neighbours, quality.random
+    if quality.p_value is not None and quality.p_value > SIGNIFICANT:
+        few = min(near.num_patients, random.num_patients)
         advice = "train the auto-encoder longer, lower discovery.num_neighbours or add scans"
         if few < FEW_PATIENTS:
             advice = f"{few} patients may be too few to tell; otherwise {advice}"
         return (
             f"neighbours cannot be told from random patients: their patterns of a class correlate with the reference's "
-            f"by {told['neighbours']['within']:.3f}, random patients' by {told['random']['within']:.3f} "
-            f"(p = {told['p_value']:.2g}); {advice}"
+            f"by {near.within:.3f}, random patients' by {random.within:.3f} "
+            f"(p = {quality.p_value:.2g}); {advice}"
         )
-    near = told["neighbours"]
-    if near["num_patients"] and near["within"] <= near["between"]:
+    if near.within is not None and near.between is not None and near.within <= near.between:
         return (
-            f"places are not told apart: patterns of one class correlate by {near['within']:.3f}, of different classes "
-            f"by {near['between']:.3f}; the scans may not show the same body part, or lie differently "
+            f"places are not told apart: patterns of one class correlate by {near.within:.3f}, of different classes "
+            f"by {near.between:.3f}; the scans may not show the same body part, or lie differently "
             "(discovery.alignment=rigid)"
         )
     return None
 
 
-def _means(visits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    within, between = ([visit[key] for visit in visits] for key in ("within", "between"))
-    return {
-        "num_patients": len(visits),
-        "values": within,
-        "within": float(np.mean(within)) if visits else None,
-        "between": float(np.mean(between)) if visits else None,
-    }
+def _likeness(visits: Sequence[MeasuredVisit]) -> Likeness:
+    within, between = [visit.within for visit in visits], [visit.between for visit in visits]
+    return Likeness(
+        num_patients=len(visits),
+        values=tuple(within),
+        within=float(np.mean(within)) if visits else None,
+        between=float(np.mean(between)) if visits else None,
+    )
 
 
 def correlations(anchors: NDArray[np.float32], cubes: NDArray[np.float32]) -> NDArray[np.float32]:

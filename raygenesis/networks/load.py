@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raygenesis.cluster.work import Load
+
 SAMPLES = 2  # batch norm wants more than one
-
-
-@dataclass(frozen=True)
-class Load:
-    """Of one sample: billions of floating-point operations, and millions of numbers that layers put out.
-
-    Wide networks are bound by the first, narrow ones by the second.
-    """
-
-    gflop: float = 0.0
-    mega_activations: float = 0.0
-
-    def __add__(self, other: Load) -> Load:
-        return Load(self.gflop + other.gflop, self.mega_activations + other.mega_activations)
-
-    def __mul__(self, number: float) -> Load:
-        return Load(self.gflop * number, self.mega_activations * number)
 
 
 def load_of(

@@ -20,7 +20,7 @@ from torch import nn
 from raygenesis.errors import RaygenesisError
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.training.feeding import Samples
-from raygenesis.workspace.files import Place, on_disk, place, publish
+from raygenesis.workspace.files import Place, as_place, on_disk, publish
 
 if TYPE_CHECKING:
     from raygenesis.networks.encoder import ImageEncoder
@@ -104,7 +104,7 @@ def load_scan_encoder(path: str | Place, input_shape: Sequence[int] | None = Non
     input_shape: what a run's encoder is given a whole scan as; the others know their own.
     Raises EncoderError if the file is none of ours.
     """
-    path = place(path)
+    path = as_place(path)
     file = path if path.is_file() else path / "encoder.safetensors"
     described, state = _read(file)
     if described.get("format") != FORMAT:

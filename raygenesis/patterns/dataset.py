@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.patterns.cell_reader import CellReader, cell_reader, places
 from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import damaged, made_by, predicate, store_manifest
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
-from raygenesis.patterns.stored import CellReader, cell_reader, places
 from raygenesis.patterns.writer import part_path
-from raygenesis.workspace.files import Place, place
+from raygenesis.workspace.files import Place, as_place, read_json
+from raygenesis.workspace.manifest import MANIFEST, StoreManifest
 from raygenesis.workspace.workspace import Workspace
 
 PLACE_COLUMNS = ("pattern_id", "reference", "coordinate")
@@ -44,16 +45,16 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
         scales: Sequence[int] | None = None,
     ) -> None:
         self._folder = _store_at(location)
-        manifest = store_manifest(self._folder)
-        if "cube_shape" not in manifest:
+        if "cube_shape" not in (read_json(self._folder / MANIFEST) or {"cube_shape": None}):
             raise WorkspaceError(
                 f"{self._folder} is no pattern store: give a workspace or its patterns folder, or its crops folder"
             )
+        manifest = store_manifest(self._folder)
         _check(self._folder, manifest, split, num_neighbours, num_coordinates, scales)
-        counts = manifest["counts"]
-        self._shape = tuple(manifest["cube_shape"])
-        num_coordinates = num_coordinates or counts["coordinates"]
-        self.num_classes = counts["references"] * num_coordinates
+        counts = manifest.counts
+        self._shape = manifest.cube_shape
+        num_coordinates = num_coordinates or counts.coordinates
+        self.num_classes = counts.references * num_coordinates
         where = predicate(split, num_neighbours, num_coordinates, scales)
         table = places(self._folder, where, PLACE_COLUMNS)
         columns = {name: table[name].to_numpy() for name in table.column_names}
@@ -87,13 +88,13 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 def _store_at(location: str | Place) -> Place:
     """The folder of the store of a workspace, or the location itself."""
-    below = Workspace(place(location)).patterns
+    below = Workspace(as_place(location)).patterns
     return below if below.is_dir() else below.parent
 
 
 def _check(
     folder: Place,
-    manifest: Mapping[str, Any],
+    manifest: StoreManifest,
     split: str,
     num_neighbours: int | None,
     num_coordinates: int | None,
@@ -102,18 +103,18 @@ def _check(
     """Raise SettingsError if the store does not hold what is asked for."""
     if split not in (TRAINING, VALIDATION):
         raise SettingsError(f"split={split!r} is unknown: give {TRAINING!r} or {VALIDATION!r}")
-    counts = manifest["counts"]
+    counts = manifest.counts
     more = {key: f"another discovery.{key}" for key in ("num_neighbours", "num_coordinates")}
-    if not counts["references"]:
+    if not counts.references:
         more = {"num_neighbours": "more scans", "num_coordinates": "another discovery.num_crops"}
     for key, asked in (("num_neighbours", num_neighbours), ("num_coordinates", num_coordinates)):
-        held = counts[key.removeprefix("num_")]
+        held = counts.of(key)
         if asked is not None and not 1 <= asked <= held:
             raise SettingsError(
                 f"{key}={asked}: the pattern store {folder} holds {held}: give 1 to {held}, or {made_by(folder)} again "
                 f"with {more[key]}"
             )
-    num_scales = len(manifest["settings"]["discovery"]["scales"])
+    num_scales = len(manifest.settings["discovery"]["scales"])
     if scales is not None and not (len(scales) and set(scales) <= set(range(num_scales))):
         raise SettingsError(
             f"scales={list(scales)}: the pattern store {folder} holds the scales {list(range(num_scales))}: give one "

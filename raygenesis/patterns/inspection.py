@@ -26,6 +26,7 @@ from raygenesis.patterns.writer import checksum, part_path
 from raygenesis.text.amounts import size
 from raygenesis.workspace.failures import read_failures
 from raygenesis.workspace.files import Place, on_disk
+from raygenesis.workspace.manifest import Checksum, StoreCounts, StoreManifest
 from raygenesis.workspace.workspace import Workspace
 
 MOST_COLUMNS = 10  # of a contact sheet
@@ -42,25 +43,24 @@ def info(workspace: Workspace, store: str = "patterns") -> list[str]:
     """
     folder = _folder(workspace, store)
     manifest = store_manifest(folder)
-    counts, raw, stored = manifest["counts"], manifest["raw_bytes"], manifest["bytes"]
-    seconds = max(manifest["seconds"], 1e-3)
-    scales = manifest["settings"]["discovery"]["scales"]
+    counts, raw, stored = manifest.counts, manifest.raw_bytes, manifest.bytes
+    seconds = max(manifest.seconds, 1e-3)
+    scales = manifest.settings["discovery"]["scales"]
     classes = (
-        f"{counts['references'] * counts['coordinates']} classes: {counts['references']} references × "
-        f"{counts['coordinates']} coordinates; {counts['neighbours']} neighbours"
+        f"{counts.references * counts.coordinates} classes: {counts.references} references × "
+        f"{counts.coordinates} coordinates; {counts.neighbours} neighbours"
     )
-    if not counts["references"]:
-        classes = f"no classes: {counts['coordinates']} random crops a scan, {counts['neighbours']} training scans"
+    if not counts.references:
+        classes = f"no classes: {counts.coordinates} random crops a scan, {counts.neighbours} training scans"
     lines = [
-        f"{counts['patterns']} patterns: {counts['patterns'] - counts['validation']} training, "
-        f"{counts['validation']} validation",
+        f"{counts.patterns} patterns: {counts.patterns - counts.validation} training, {counts.validation} validation",
         classes,
         f"{len(scales)} scales: " + ", ".join(f"{_sides(scale['extent_mm'])} mm" for scale in scales),
-        f"cubes of {_sides(manifest['cube_shape'])}, {manifest['cube_dtype']} in {manifest['cube_steps']} steps",
-        f"{counts['volumes']} volumes, {counts['parts']} parts",
+        f"cubes of {_sides(manifest.cube_shape)}, {manifest.cube_dtype} in {manifest.cube_steps} steps",
+        f"{counts.volumes} volumes, {counts.parts} parts",
         f"{size(raw)} raw, {size(stored)} on disk, {raw / max(stored, 1):.2f} to 1",
-        f"{manifest['seconds']:.1f} s: {counts['patterns'] / seconds:.1f} patterns/s, {size(raw / seconds)}/s raw",
-        f"{counts['failures']} failures",
+        f"{manifest.seconds:.1f} s: {counts.patterns / seconds:.1f} patterns/s, {size(raw / seconds)}/s raw",
+        f"{counts.failures} failures",
     ]
     return lines + failure_lines(workspace, read_failures(folder))
 
@@ -90,10 +90,10 @@ def verify(workspace: Workspace, store: str = "patterns") -> int:
     """
     folder = _folder(workspace, store)
     manifest = store_manifest(folder)
-    counts, written = manifest["counts"], manifest.get("parts")
-    if not isinstance(written, list) or len(written) != counts["parts"]:
+    counts, written = manifest.counts, manifest.parts
+    if len(written) != counts.parts:
         raise WorkspaceError(
-            f"{folder / 'manifest.json'} does not hold a checksum of each of its {counts['parts']} parts (an earlier "
+            f"{folder / 'manifest.json'} does not hold a checksum of each of its {counts.parts} parts (an earlier "
             f"version wrote it, or it was changed): remove it and run `raygenesis {made_by(folder)}`"
         )
     paths = [part_path(folder, part) for part in range(len(written))]
@@ -116,12 +116,12 @@ def verify(workspace: Workspace, store: str = "patterns") -> int:
             f"named above and manifest.json there, then run `raygenesis {made_by(folder)}`"
         )
     _check_counts(folder, counts, checks)
-    cubes = size(manifest["raw_bytes"])
-    say("verify", f"{counts['patterns']} patterns in {len(paths)} parts are whole, {cubes} of cubes read")
-    return counts["patterns"]
+    cubes = size(manifest.raw_bytes)
+    say("verify", f"{counts.patterns} patterns in {len(paths)} parts are whole, {cubes} of cubes read")
+    return counts.patterns
 
 
-def check_part(path: Place, written: Mapping[str, Any], manifest: Mapping[str, Any]) -> PartCheck:
+def check_part(path: Place, written: Checksum, manifest: StoreManifest) -> PartCheck:
     """Read one part again; `written` is what the manifest says of the file."""
     try:
         with on_disk(path) as local:
@@ -132,21 +132,21 @@ def check_part(path: Place, written: Mapping[str, Any], manifest: Mapping[str, A
         return PartCheck(str(error).splitlines()[0])
 
 
-def _read_again(path: Path, written: Mapping[str, Any], manifest: Mapping[str, Any]) -> PartCheck:
+def _read_again(path: Path, written: Checksum, manifest: StoreManifest) -> PartCheck:
     """Raises ValueError, or what Arrow and blosc raise, saying what is wrong."""
     found = checksum(path)
-    if found["bytes"] != written["bytes"]:
-        raise ValueError(f"it has {found['bytes']} bytes, and {written['bytes']} were written")
-    if found["xxh3"] != written["xxh3"]:
-        raise ValueError(f"its checksum is {found['xxh3']}, and {written['xxh3']} was written")
+    if found.bytes != written.bytes:
+        raise ValueError(f"it has {found.bytes} bytes, and {written.bytes} were written")
+    if found.xxh3 != written.xxh3:
+        raise ValueError(f"its checksum is {found.xxh3}, and {written.xxh3} was written")
     file = pq.ParquetFile(path)
     if not file.schema_arrow.equals(PATTERN):
         raise ValueError("its columns are not those of a pattern store")
-    steps = np.empty(manifest["cube_shape"], DTYPE)
+    steps = np.empty(manifest.cube_shape, DTYPE)
     ids, num_validation = [np.empty(0, np.int64)], 0
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=CHECKED_COLUMNS, use_threads=False)
-        _check_labels(table, manifest["counts"])
+        _check_labels(table, manifest.counts)
         for pattern_id, cell in zip(table["pattern_id"], table["cube"], strict=True):
             try:
                 decode_steps(memoryview(cell.as_buffer()), steps)
@@ -157,18 +157,18 @@ def _read_again(path: Path, written: Mapping[str, Any], manifest: Mapping[str, A
     return PartCheck("", np.concatenate(ids), num_validation)
 
 
-def _check_labels(table: pa.Table, counts: Mapping[str, int]) -> None:
+def _check_labels(table: pa.Table, counts: StoreCounts) -> None:
     """Raise ValueError if a label is not that of its reference and coordinate, or a split is unknown.
 
     Random crops have neither label nor reference.
     """
     ids, labels, references, coordinates = (table[name].to_numpy() for name in CHECKED_COLUMNS[:4])
-    if counts["references"]:
-        right = labels == references.astype(np.int64) * counts["coordinates"] + coordinates
-        right &= (references >= 0) & (references < counts["references"])
+    if counts.references:
+        right = labels == references.astype(np.int64) * counts.coordinates + coordinates
+        right &= (references >= 0) & (references < counts.references)
     else:
         right = (labels == UNLABELLED) & (references == UNLABELLED)
-    right &= (coordinates >= 0) & (coordinates < counts["coordinates"])
+    right &= (coordinates >= 0) & (coordinates < counts.coordinates)
     if not right.all():
         wrong = int(np.argmin(right))
         raise ValueError(
@@ -189,16 +189,16 @@ def _parts_that_repeat(pattern_ids: Sequence[NDArray[np.int64]]) -> list[int]:
     return np.unique(owners[order][repeated]).tolist()
 
 
-def _check_counts(folder: Place, counts: Mapping[str, int], checks: Sequence[PartCheck]) -> None:
+def _check_counts(folder: Place, counts: StoreCounts, checks: Sequence[PartCheck]) -> None:
     """Raise WorkspaceError if the manifest counts other patterns than the parts hold."""
-    held = {
-        "patterns": sum(len(check.pattern_ids) for check in checks),
-        "validation": sum(check.num_validation for check in checks),
-    }
-    for name, number in held.items():
-        if counts[name] != number:
+    held = (
+        ("patterns", counts.patterns, sum(len(check.pattern_ids) for check in checks)),
+        ("validation", counts.validation, sum(check.num_validation for check in checks)),
+    )
+    for name, counted, number in held:
+        if counted != number:
             raise WorkspaceError(
-                f"{folder / 'manifest.json'} counts {counts[name]} {name}, and its parts hold {number}: remove it and "
+                f"{folder / 'manifest.json'} counts {counted} {name}, and its parts hold {number}: remove it and "
                 f"run `raygenesis {made_by(folder)}`"
             )
 
@@ -211,7 +211,7 @@ def show(workspace: Workspace, path: Path, num_classes: int = 12, store: str = "
     """
     folder = _folder(workspace, store)
     manifest = store_manifest(folder)
-    axes = _sheet_axes(manifest["counts"])
+    axes = _sheet_axes(manifest.counts)
     rows = np.unique(np.linspace(0, axes.num_rows - 1, num_classes).astype(int)).tolist()
     columns = list(range(min(MOST_COLUMNS, axes.num_columns)))
     where = predicate(TRAINING, scales=axes.scales)
@@ -225,7 +225,7 @@ def show(workspace: Workspace, path: Path, num_classes: int = 12, store: str = "
     for number, row in enumerate(rows):
         draw.text((2, CAPTION_PIXELS + number * step + 2), axes.row_title(row), fill=200)
     for pattern in patterns:
-        shown = Image.fromarray(_tile(pattern, manifest["cube_shape"], folder))
+        shown = Image.fromarray(_tile(pattern, manifest.cube_shape, folder))
         left = MARGIN_PIXELS + pattern[axes.column] * step + (TILE_PIXELS - shown.width) // 2
         top = CAPTION_PIXELS + rows.index(pattern[axes.row]) * step + (TILE_PIXELS - shown.height) // 2
         sheet.paste(shown, (left, top))
@@ -248,20 +248,20 @@ class SheetAxes:
     scales: Sequence[int] | None = None
 
 
-def _sheet_axes(counts: Mapping[str, int]) -> SheetAxes:
-    if not counts["references"]:
+def _sheet_axes(counts: StoreCounts) -> SheetAxes:
+    if not counts.references:
         return SheetAxes(
-            "training scans", "rank", counts["neighbours"], lambda rank: f"scan {rank}",
-            "coordinate", counts["coordinates"], lambda number: f"crop {number}",
+            "training scans", "rank", counts.neighbours, lambda rank: f"scan {rank}",
+            "coordinate", counts.coordinates, lambda number: f"crop {number}",
         )  # fmt: skip
 
     def class_title(label: int) -> str:
-        reference, coordinate = divmod(label, counts["coordinates"])
+        reference, coordinate = divmod(label, counts.coordinates)
         return f"class {label}\nreference {reference}\ncoordinate {coordinate}"
 
     return SheetAxes(
-        "classes", "label", counts["references"] * counts["coordinates"], class_title,
-        "rank", counts["neighbours"], lambda rank: f"neighbour {rank}" if rank else "reference", scales=[0],
+        "classes", "label", counts.references * counts.coordinates, class_title,
+        "rank", counts.neighbours, lambda rank: f"neighbour {rank}" if rank else "reference", scales=[0],
     )  # fmt: skip
 
 

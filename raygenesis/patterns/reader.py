@@ -12,24 +12,24 @@ import pyarrow.dataset as ds
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path
+from raygenesis.workspace.artifacts import CROPS, PATTERNS, Artifact
 from raygenesis.workspace.files import Place, parquet_dataset, store_fault
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import StoreManifest
 
 # What training needs of a row.
 TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "volume_id", "cube")
 
-# What makes a store, by the name of its folder.
-VERBS = {"patterns": "discover", "crops": "crop"}
+STORES: dict[str, Artifact[Any]] = {CROPS.name: CROPS, PATTERNS.name: PATTERNS}  # by the names of their folders
 
 
 def made_by(folder: Place) -> str:
     """The verb that makes the store in a folder, wherever that is."""
-    return VERBS.get(folder.name, "discover")
+    return STORES.get(folder.name, PATTERNS).verb
 
 
-def store_manifest(folder: Place) -> dict[str, Any]:
+def store_manifest(folder: Place) -> StoreManifest:
     """The manifest of a finished store. Raises WorkspaceError naming the verb that makes it when absent."""
-    return manifest_of(folder, made_by(folder))
+    return STORES.get(folder.name, PATTERNS).require(folder)
 
 
 def predicate(
@@ -105,5 +105,5 @@ def damaged(path: Place, error: Exception) -> WorkspaceError:
 
 def part_paths(folder: Place) -> list[Place]:
     """The parts of a finished store, in order."""
-    num_parts = store_manifest(folder)["counts"]["parts"]
+    num_parts = store_manifest(folder).counts.parts
     return [part_path(folder, part) for part in range(num_parts)]

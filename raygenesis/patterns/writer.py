@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP
 from raygenesis.workspace.files import Place, on_disk, publish, read_json, write_json, xxh3_of
+from raygenesis.workspace.manifest import Checksum
 
 
 def part_path(folder: Place, part: int) -> Place:
@@ -18,7 +19,7 @@ def part_path(folder: Place, part: int) -> Place:
 
 def write_part(folder: Place, part: int, patterns: pa.Table) -> Place:
     """Publish rows (schema PATTERN, in the plan's order) as one part; the same rows give the same bytes."""
-    path, written = part_path(folder, part), {}
+    path, written = part_path(folder, part), list[Checksum]()
     columns = [name for name in PATTERN.names if name != "cube"]
 
     def write(aside: Path) -> None:
@@ -31,10 +32,10 @@ def write_part(folder: Place, part: int, patterns: pa.Table) -> Place:
             compression={**{_leaf(name): "zstd" for name in columns}, "cube": "none"},
             write_statistics=["rank", "coordinate", "scale", "reference", "split", "pattern_id", "label"],
         )
-        written.update(checksum(aside))
+        written.append(checksum(aside))
 
     publish(path, write)
-    write_json(_seal(path), written)
+    write_json(_seal(path), asdict(written[0]))
     return path
 
 
@@ -47,9 +48,10 @@ def is_sealed(path: Place) -> bool:
         return written == checksum(local)
 
 
-def read_seal(path: Place) -> dict[str, Any] | None:
+def read_seal(path: Place) -> Checksum | None:
     """The checksum of a part as it was written."""
-    return read_json(_seal(path))
+    seal = read_json(_seal(path))
+    return None if seal is None else Checksum(**seal)
 
 
 def _seal(path: Place) -> Place:
@@ -57,9 +59,9 @@ def _seal(path: Place) -> Place:
     return path.with_suffix(".json")
 
 
-def checksum(path: Path) -> dict[str, Any]:
-    """What the manifest keeps of a part: {"bytes": its size, "xxh3": xxh3_64 of its content, 16 hex digits}."""
-    return {"bytes": path.stat().st_size, "xxh3": xxh3_of(path)}
+def checksum(path: Path) -> Checksum:
+    """What the manifest keeps of a part."""
+    return Checksum(bytes=path.stat().st_size, xxh3=xxh3_of(path))
 
 
 def _leaf(column: str) -> str:

@@ -1,7 +1,4 @@
-"""Before a stage starts: what it has to do, what that takes of this cluster, and what is too little.
-
-Of what was begun before, all is told.
-"""
+"""Before a stage starts: what its work takes of this cluster, and what is too little."""
 
 from __future__ import annotations
 
@@ -9,19 +6,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from raygenesis.archive.intake.found import Found
 from raygenesis.cluster import capacity, joining
 from raygenesis.cluster.progress import say
-from raygenesis.planning import work
+from raygenesis.cluster.work import RATES_OF, Work
 from raygenesis.planning.estimate import estimate
-from raygenesis.planning.history import factors_of, scans_of
-from raygenesis.planning.plan import COMPRESSED
-from raygenesis.planning.work import RATES_OF, Scans, Work
-from raygenesis.pretraining.pretrain import store_of
+from raygenesis.planning.history import factors_of
 from raygenesis.settings import Settings
 from raygenesis.text.amounts import GIB, MIB, duration, several, size
 from raygenesis.workspace import hardware
-from raygenesis.workspace.files import read_json
 from raygenesis.workspace.workspace import Workspace
 
 
@@ -54,51 +46,3 @@ def _warn(stage: str, memory_gib: float, stored_mib: float, workspace: Workspace
         free_mib = shutil.disk_usage(workspace.root).free / MIB
         if stored_mib > free_mib:
             say(stage, f"warning: only {size(free_mib * MIB)} are free where {workspace.root} is")
-
-
-def left_to_ingest(found: Found, workspace: Workspace) -> list[Work]:
-    """The scans that the archive has not got."""
-    made = read_json(workspace.archive / "manifest.json")
-    number = found.survey.num_found - (made["counts"]["scans"] if made else 0)
-    if number <= 0:
-        return []
-    files = sum(scan.num_bytes for scan in found.survey.scans) / MIB / max(len(found.survey.scans), 1)
-    return [work.ingest(Scans(number, files / COMPRESSED, files))]
-
-
-def left_to_embed(workspace: Workspace, settings: Settings) -> list[Work]:
-    """Training of the auto-encoder, if it is to embed and is not there, and the volumes without an embedding."""
-    scans = scans_of(workspace)
-    if scans is None:
-        return []
-    made = read_json(workspace.embeddings / "manifest.json")
-    there = made["counts"]["volumes"] + made["counts"]["failures"] if made else 0
-    trains = settings.embedding.encoder == "autoencoder" and not (workspace.autoencoder / "manifest.json").is_file()
-    left = [work.train_autoencoder(scans, settings)] if trains else []
-    if scans.number > there:
-        left.append(work.embed(Scans(scans.number - there, scans.voxel_mib, scans.source_mib), settings))
-    return left
-
-
-def left_to_discover(workspace: Workspace, settings: Settings) -> list[Work]:
-    """The search for neighbours, and the patterns."""
-    scans = scans_of(workspace)
-    if scans is None or (workspace.patterns / "manifest.json").is_file():
-        return []
-    return [work.index(scans, settings), work.discover(settings)]
-
-
-def left_to_crop(workspace: Workspace, settings: Settings) -> list[Work]:
-    """The random crops."""
-    scans = scans_of(workspace)
-    if scans is None or (workspace.crops / "manifest.json").is_file():
-        return []
-    return [work.discover(settings, work.num_crops(scans, settings), "crop")]
-
-
-def left_to_pretrain(workspace: Workspace, settings: Settings, name: str) -> list[Work]:
-    """Training on what the store holds."""
-    store = read_json(store_of(workspace, settings) / "manifest.json")
-    if store is None or (workspace.run(name) / "manifest.json").is_file():
-        return []
-    return [work.pretrain(settings, *work.selected(settings.pretraining, store["counts"]))]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raygenesis.planning.work import ONE_NODE, START_S, Work
+from raygenesis.cluster.work import ONE_NODE, Work
 from raygenesis.settings import PriceSettings
 from raygenesis.text.amounts import several
 from raygenesis.workspace.hardware import Hardware
@@ -57,7 +57,7 @@ def estimate(
         "disk or network": (work.read_mib + stored) / (mib_per_s * nodes),
     }
     limit = max(terms, key=terms.__getitem__)
-    start = START_S[work.stage]
+    start = work.start_s
     seconds = start + terms[limit]
     cost = prices.of(seconds * hardware.num_cores, seconds * hardware.num_gpus, stored / 1024)
     return Estimate(

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
+from raygenesis.archive.work import archive_size, ingest_work
+from raygenesis.cluster.work import ArchiveSize, Work
+from raygenesis.discovery.work import autoencoder_work, discover_work, embed_work
 from raygenesis.errors import RaygenesisError
-from raygenesis.planning import work
 from raygenesis.planning.estimate import Factor, estimate
-from raygenesis.planning.work import START_S, Scans, Work
-from raygenesis.pretraining.pretrain import store_of
-from raygenesis.settings import PriceSettings, Settings, merged, settings_beside, settings_from, taking
+from raygenesis.pretraining.pretrain import made_store
+from raygenesis.pretraining.work import pretrain_work, store_size
+from raygenesis.settings import PriceSettings, Settings, adopt, merged, settings_beside, settings_from
 from raygenesis.text.amounts import MIB
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace.files import Place, read_json
-from raygenesis.workspace.hardware import Hardware
+from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, CROPS, EMBEDDINGS, INDEX, PATTERNS, RUNS
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.manifest import Manifest, RunManifest, StoreManifest
 from raygenesis.workspace.workspace import Workspace
 
 LEAST_S = 5.0  # of work, at the shipped rates, from which a rate is learnt: of less, starting is most
 ENDLESS = 1e12  # MiB/s: a measured time holds what reading took
-
-
-def scans_of(workspace: Workspace) -> Scans | None:
-    """The archive's scans, of their mean size; None without an archive."""
-    made = read_json(workspace.archive / "manifest.json")
-    if made is None:
-        return None
-    number = made["counts"]["volumes"]
-    files = made["source_bytes"]
-    return Scans(number, made.get("voxel_bytes", files) / number / MIB, files / number / MIB)  # an earlier version's
 
 
 def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
@@ -38,11 +30,11 @@ def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
 
     A stage that did next to nothing, or whose manifest does not say on what it ran, or is of another version, has none.
     """
-    scans = scans_of(workspace)
+    scans = archive_size(workspace)
     if scans is None:
         return {}
     factors = {}
-    for stage, done in DONE.items():
+    for stage, done in FINISHED.items():
         with suppress(RaygenesisError, KeyError, TypeError):
             factor = _factor(stage, done(workspace, settings, scans))
             if factor is not None:
@@ -54,118 +46,107 @@ def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
 
 def as_made(workspace: Workspace, settings: Settings) -> Settings:
     """The settings, with what the workspace's artifacts were made with, but for prices and keys that were given."""
-    folders: list[Place] = sorted((workspace.root / "runs").glob("[!.]*"))
-    runs = [folder for folder in folders if (folder / "config.yaml").is_file()]
+    configs = [workspace.run(name) for name in workspace.names(RUNS)]
+    runs = [folder for folder in configs if (folder / "config.yaml").is_file()]
     run = min(runs, key=lambda folder: folder.name != "default", default=None)
-    stages = (
-        workspace.archive, workspace.autoencoder, workspace.embeddings, workspace.index, workspace.patterns,
-        workspace.crops,
-    )  # fmt: skip
+    stages = (ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, PATTERNS, CROPS)
     with suppress(RaygenesisError):  # of another version
         whole = settings_beside(run) if run else None
         trees = [whole.model_dump(mode="json", exclude={"prices"})] if whole else []
-        made = (read_json(folder / "manifest.json") or {} for folder in stages)
-        return taking(settings, merged(*trees, *(each.get("settings", {}) for each in made)))
+        made = (artifact.read(workspace.folder(artifact)) for artifact in stages)
+        return adopt(settings, merged(*trees, *(each.settings for each in made if each is not None)))
     return settings
 
 
-# The manifest of a finished stage, the work of its last call, and the seconds that took.
-Did = tuple[Mapping[str, Any], Work, float]
+class Finished(NamedTuple):
+    """A finished stage: its manifest, the work of its last call, and the seconds that took."""
+
+    manifest: Manifest
+    work: Work
+    seconds: float
 
 
-def _factor(stage: str, did: Did | None) -> Factor | None:
-    if did is None:
+def _factor(stage: str, done: Finished | None) -> Factor | None:
+    if done is None or done.manifest.hardware is None:
         return None
-    made, done, seconds = did
-    hardware = Hardware(**made["hardware"])
-    variable = estimate(done, hardware, PriceSettings(), {}, ENDLESS).seconds - START_S[stage]
-    if not hardware.num_cores or variable < LEAST_S or seconds <= START_S[stage]:
+    hardware, work = done.manifest.hardware, done.work
+    variable = estimate(work, hardware, PriceSettings(), {}, ENDLESS).seconds - work.start_s
+    if not hardware.num_cores or variable < LEAST_S or done.seconds <= work.start_s:
         return None
-    stored = made["bytes"] / MIB / done.stored_mib if done.stored_mib else 1.0
-    return Factor((seconds - START_S[stage]) / variable, stored, f"this workspace, {hardware.amount}")
+    stored = done.manifest.bytes / MIB / work.stored_mib if work.stored_mib else 1.0
+    return Factor((done.seconds - work.start_s) / variable, stored, f"this workspace, {hardware.amount}")
 
 
-def _ingested(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
-    made = read_json(workspace.archive / "manifest.json")
+def _ingested(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
+    made = ARCHIVE.read(workspace.archive)
     if made is None:
         return None
-    counts = made["counts"]
-    taken_in = round(counts["volumes"] * (1 - counts["known"] / max(counts["scans"], 1)))
-    did = work.ingest(replace(scans, number=taken_in))
-    return made, replace(did, stored_mib=work.ingest(scans).stored_mib), made["seconds"]
+    taken_in = round(made.counts.volumes * (1 - made.counts.known / max(made.counts.scans, 1)))
+    work = ingest_work(replace(scans, num_scans=taken_in))
+    return Finished(made, replace(work, stored_mib=ingest_work(scans).stored_mib), made.seconds)
 
 
-def _learnt(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
-    made = read_json(workspace.autoencoder / "manifest.json")
+def _trained(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
+    made = AUTOENCODER.read(workspace.autoencoder)
     if made is None:
         return None
-    seen = replace(scans, number=made["counts"]["training"] + made["counts"]["validation"])
-    did = work.train_autoencoder(seen, _settings_then(settings, made), made["counts"]["epochs"])
-    return made, did, max(made["seconds"], _epoch_seconds(workspace.autoencoder))
+    seen = replace(scans, num_scans=made.counts.training + made.counts.validation)
+    work = autoencoder_work(seen, _settings_then(settings, made), made.counts.epochs)
+    return Finished(made, work, max(made.seconds, _epoch_seconds(workspace.autoencoder)))
 
 
-def _embedded(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
-    made = read_json(workspace.embeddings / "manifest.json")
+def _embedded(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
+    made = EMBEDDINGS.read(workspace.embeddings)
     if made is None:
         return None
-    did = work.embed(replace(scans, number=made["counts"].get("new", 0)), _settings_then(settings, made))
-    return made, did, made["seconds"]
+    work = embed_work(replace(scans, num_scans=made.counts.new), _settings_then(settings, made))
+    return Finished(made, work, made.seconds)
 
 
-def _discovered(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
-    return _stored(workspace.patterns, settings, "discover")
+def _discovered(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
+    return _stored(PATTERNS.read(workspace.patterns), settings, "discover")
 
 
-def _cropped(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
-    return _stored(workspace.crops, settings, "crop")
+def _cropped(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
+    return _stored(CROPS.read(workspace.crops), settings, "crop")
 
 
-def _stored(folder: Place, settings: Settings, stage: str) -> Did | None:
-    made = read_json(folder / "manifest.json")
+def _stored(made: StoreManifest | None, settings: Settings, stage: str) -> Finished | None:
     if made is None:
         return None
-    did = work.discover(_settings_then(settings, made), made["counts"]["patterns"], stage)
-    return made, did, made["seconds"]
+    work = discover_work(_settings_then(settings, made), made.counts.patterns, stage)
+    return Finished(made, work, made.seconds)
 
 
-def _pretrained(workspace: Workspace, settings: Settings, scans: Scans) -> Did | None:
-    newest = _newest_run(workspace, settings)
-    if newest is None:
+def _pretrained(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
+    store = made_store(workspace, settings)
+    newest = _newest_run(workspace, settings.pretraining.pretext)
+    if store is None or newest is None:
         return None
-    made, store, folder = newest
+    made, folder = newest
     then = _settings_then(_settings_then(settings, store), made)
-    counts = made["counts"]
-    _, held_out = work.selected(then.pretraining, store["counts"])
-    did = work.pretrain(then, counts["patterns"], held_out, counts["epochs"])
-    return made, did, max(made["seconds"], _epoch_seconds(folder))
+    work = pretrain_work(then, store_size(store.counts), made.counts.epochs, made.counts.patterns)
+    return Finished(made, work, max(made.seconds, _epoch_seconds(folder)))
 
 
-DONE = {
-    "ingest": _ingested, "auto-encoder": _learnt, "embed": _embedded, "discover": _discovered, "crop": _cropped,
+FINISHED = {
+    "ingest": _ingested, "auto-encoder": _trained, "embed": _embedded, "discover": _discovered, "crop": _cropped,
     "pretrain": _pretrained,
 }  # fmt: skip
 
 
-def _newest_run(workspace: Workspace, settings: Settings) -> tuple[Mapping[str, Any], Mapping[str, Any], Place] | None:
-    """The run that ended last of those of the settings' pretext task: manifest, its store's manifest, folder."""
-    store = read_json(store_of(workspace, settings) / "manifest.json")
-    wanted = settings.pretraining.pretext
-    found = [(read_json(folder / "manifest.json"), folder) for folder in (workspace.root / "runs").glob("[!.]*")]
-    runs = [(made, folder) for made, folder in found if made is not None and _pretext(made) == wanted]
-    if store is None or not runs:
-        return None
-    made, folder = max(runs, key=lambda run: run[0]["finished"])
-    return made, store, folder
+def _newest_run(workspace: Workspace, pretext: str) -> tuple[RunManifest, Place] | None:
+    """The run of a pretext task that ended last, and its folder."""
+    folders = [workspace.run(name) for name in workspace.names(RUNS)]
+    found = [(made, folder) for folder in folders if (made := RUNS.read(folder)) is not None]
+    runs = [run for run in found if run[0].settings["pretraining"]["pretext"] == pretext]
+    return max(runs, key=lambda run: run[0].finished, default=None)
 
 
-def _pretext(made: Mapping[str, Any]) -> str:
-    return made["settings"]["pretraining"]["pretext"]
-
-
-def _settings_then(settings: Settings, made: Mapping[str, Any]) -> Settings:
+def _settings_then(settings: Settings, made: Manifest) -> Settings:
     """The settings, with those that an artifact was made with."""
     tree = settings.model_dump(mode="json")
-    for section, values in made["settings"].items():
+    for section, values in made.settings.items():
         if isinstance(values, dict) and isinstance(tree.get(section), dict):
             tree[section] |= values
     return settings_from(tree)

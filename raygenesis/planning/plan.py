@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from raygenesis.archive.catalogue import num_held_out
+from raygenesis.archive.work import COMPRESSED, archive_size
 from raygenesis.cluster.progress import say
+from raygenesis.cluster.work import GPU_OF, RATES_OF, ArchiveSize
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
 from raygenesis.planning.estimate import Estimate, estimate
-from raygenesis.planning.history import LEAST_S, factors_of, scans_of
-from raygenesis.planning.work import GPU_OF, RATES_OF, Scans, pipeline
+from raygenesis.planning.history import LEAST_S, factors_of
+from raygenesis.planning.pipeline import pipeline_work
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.settings import Settings, settings_from
 from raygenesis.text.amounts import GIB, MIB, duration, several, size
@@ -22,7 +24,6 @@ from raygenesis.workspace.workspace import Workspace
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
 SCAN_MIB = {3: 150.0, 2: 7.6}
 AFTER = ("sweep", "finetune")  # what `run` leaves out unless it is asked for it
-COMPRESSED = 0.6  # a scan's files, of its voxels
 HEADER = ("stage", "work", "time", "on", "memory a node", "stored", "moved", "cost", "limited by", "rates")
 
 
@@ -36,18 +37,19 @@ def plan(
     correct the shipped rates. With GPUs, pretraining uses all of them unless the settings were given. scan_mib: of the
     voxels of a scan. mib_per_s: what a node reads from and writes to the workspace.
     """
-    there = None if workspace is None else scans_of(workspace)
-    number = num_volumes if there is None else num_volumes or there.number
+    there = None if workspace is None else archive_size(workspace)
+    number = num_volumes if there is None else num_volumes or there.num_scans
     if number is None:
         raise SettingsError("plan needs a number of scans: give --volumes, or --workspace with an archive")
     factors = {} if workspace is None else factors_of(workspace, settings)
     voxel_mib = scan_mib or (SCAN_MIB[settings.ndim] if there is None else there.voxel_mib)
     files = COMPRESSED if there is None else there.source_mib / there.voxel_mib
-    scans = Scans(number, voxel_mib, voxel_mib * files)
+    scans = ArchiveSize(number, voxel_mib, voxel_mib * files)
     settings, told = _for_gpus(settings, hardware)
     _check(scans, hardware, settings)
-    estimates = [estimate(work, hardware, settings.prices, factors, mib_per_s) for work in pipeline(scans, settings)]
-    say("plan", f"{scans.number:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.amount}, "
+    works = pipeline_work(scans, settings)
+    estimates = [estimate(work, hardware, settings.prices, factors, mib_per_s) for work in works]
+    say("plan", f"{scans.num_scans:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.amount}, "
         f"{several(hardware.num_nodes, 'nodes')}, each reading and writing {mib_per_s:g} MiB/s")  # fmt: skip
     for line in table(estimates):
         say("plan", line)
@@ -59,16 +61,16 @@ def plan(
     return estimates
 
 
-def _check(scans: Scans, hardware: Hardware, settings: Settings) -> None:
+def _check(scans: ArchiveSize, hardware: Hardware, settings: Settings) -> None:
     """Raise SettingsError for what the stages themselves would refuse."""
     if hardware.num_nodes > hardware.num_cores:
         raise SettingsError(f"--nodes {hardware.num_nodes} is more than --cpus {hardware.num_cores}, the cores of all")
     if settings.pretraining.use_gpu and not hardware.num_gpus:
         raise SettingsError("pretraining.use_gpu=true needs GPUs: give --gpus, or leave it out")
     if pretext_of(settings.pretraining).crops == PATTERNS:
-        held_out = num_held_out(scans.number, settings.validation_fraction)
-        where = f"of {scans.number:,} scans, each of another subject"
-        check_counts(scans.number - held_out, held_out, where, settings)
+        held_out = num_held_out(scans.num_scans, settings.validation_fraction)
+        where = f"of {scans.num_scans:,} scans, each of another subject"
+        check_counts(scans.num_scans - held_out, held_out, where, settings)
 
 
 def _for_gpus(settings: Settings, hardware: Hardware) -> tuple[Settings, str]:

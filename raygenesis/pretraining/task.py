@@ -33,7 +33,7 @@ MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 VALIDATION_EPOCH = -1
 
 
-class Posed(NamedTuple):
+class PretextBatch(NamedTuple):
     """shown: what the network sees; original: what it should restore; answers: what its head should say, if any."""
 
     shown: torch.Tensor
@@ -207,7 +207,7 @@ class PretextTask:
             found.pop("restoration", None)
         return found
 
-    def pose(self, batch: Batch, epoch: int) -> Posed:
+    def pose(self, batch: Batch, epoch: int) -> PretextBatch:
         """Corrupt the cubes and ask the puzzle; what is random belongs to the pattern and the epoch."""
         device = batch.cubes.device
         draws = Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(device), epoch)
@@ -216,7 +216,7 @@ class PretextTask:
         if self.puzzle is not None:
             labels = batch.columns["reference"].astype("int64") * self.num_coordinates + batch.columns["coordinate"]
             shown, answers = self.puzzle.pose(shown, torch.from_numpy(labels).to(device), draws)
-        return Posed(shown.contiguous(memory_format=self._memory_format), original, answers)
+        return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -227,7 +227,7 @@ class PretextTask:
         with torch.autocast(shown.device.type, dtype, enabled=dtype is not None):
             return model(shown, restore=restore)
 
-    def _parts(self, prediction: Prediction, posed: Posed) -> dict[str, torch.Tensor]:
+    def _parts(self, prediction: Prediction, posed: PretextBatch) -> dict[str, torch.Tensor]:
         """Of each sample, float32 [n]: what there is of classification, accuracy and restoration."""
         parts = {}
         if self.puzzle is not None and prediction.logits is not None and posed.answers is not None:

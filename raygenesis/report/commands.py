@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from raygenesis.errors import SettingsError
-from raygenesis.settings import merged, settings_beside, words_for
+from raygenesis.settings import command_line_of, merged, settings_beside
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
@@ -32,7 +32,7 @@ def command_of(name: str, records: Records, workspace: Workspace) -> str:
     kind, _, given = name.partition("/")
     usual = VERBS[kind].format(name=given or "default").split()
     words = ["raygenesis", *records[name].get("command", usual), "--workspace", str(workspace.root)]
-    return shlex.join([*words, *words_for(_settings_of(name, records, workspace.root / name))])
+    return shlex.join([*words, *command_line_of(_settings_of(name, records, workspace.root / name))])
 
 
 def _settings_of(name: str, records: Records, folder: Place) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import as_made, factors_of, scans_of
 from raygenesis.planning.work import pipeline
-from raygenesis.report.made import Made
+from raygenesis.report.artifact import ArtifactView
 from raygenesis.settings import Settings
 from raygenesis.workspace import hardware
 from raygenesis.workspace.workspace import Workspace
@@ -17,7 +17,7 @@ from raygenesis.workspace.workspace import Workspace
 SCANS = (10**4, 10**5, 10**6)
 
 
-def cost(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+def cost(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
     """Estimates of each stage, and their sums, for this archive and for larger ones, on this machine."""
     scans = scans_of(workspace)
     assert scans is not None  # the section is left out where there is no archive

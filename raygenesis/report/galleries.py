@@ -22,7 +22,7 @@ from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
-from raygenesis.report.made import MEND_A_SCAN, Row
+from raygenesis.report.artifact import MEND_A_SCAN, Row
 from raygenesis.report.pictures import (
     CORONAL,
     SCAN_PIXELS,
@@ -63,7 +63,7 @@ def drawn_of(draw: Callable[[Row], Drawn], rows: Sequence[Row]) -> tuple[list[Dr
 
 def reference_row(workspace: Workspace, manifest: Row) -> Row:
     """The catalogue row of a store's reference 0. Raises WorkspaceError if the archive no longer has it."""
-    name = manifest["references"][0]["volume_id"]
+    name = manifest.references[0]["volume_id"]
     rows = read_catalogue(workspace.catalog, [name])
     if not rows:
         raise WorkspaceError(
@@ -96,7 +96,7 @@ def reconstructions(
 
     And what `drawn_of` says of damaged ones.
     """
-    intensity = IntensitySettings.model_validate(manifest["settings"]["intensity"])
+    intensity = IntensitySettings.model_validate(manifest.settings["intensity"])
     model = load_scan_encoder(folder / WEIGHTS)
 
     def draw(row: Row) -> list[Picture]:
@@ -125,7 +125,7 @@ def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
     columns = ("coordinate", "origin_mm", "extent_mm")
     boxes = read_patterns(workspace.patterns, columns, predicate(TRAINING) & where).sort_by("coordinate").to_pylist()
     row = reference_row(workspace, manifest)
-    intensity = IntensitySettings.model_validate(manifest["settings"]["intensity"])
+    intensity = IntensitySettings.model_validate(manifest.settings["intensity"])
     planes = PLANES if len(row["shape"]) == 3 else {CORONAL: "image"}
     shown = []
     for plane, name in planes.items():
@@ -143,7 +143,7 @@ def classes(folder: Place, manifest: Row) -> dict[int, list[Picture]]:
     table = read_patterns(folder, columns, predicate(TRAINING, MOST_COLUMNS) & where)
     rows: dict[int, list[Picture]] = {}
     for pattern in table.sort_by([("label", "ascending"), ("rank", "ascending")]).to_pylist():
-        cube = decode(pattern["cube"], tuple(manifest["cube_shape"]))
+        cube = decode(pattern["cube"], tuple(manifest.cube_shape))
         whose = f"neighbour {pattern['rank']}" if pattern["rank"] else "the reference"
         extent = (pattern["extent_mm"][0], pattern["extent_mm"][-1])
         note = f"rank {pattern['rank']}" if pattern["rank"] else "reference"

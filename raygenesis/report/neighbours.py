@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from raygenesis.archive.catalogue import read_catalogue
-from raygenesis.discovery.cubes import place, size_mm
+from raygenesis.discovery.cubes import origin_of, size_mm
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.report import charts
+from raygenesis.report.artifact import ArtifactView, Row, guarded
 from raygenesis.report.charts import Chart
 from raygenesis.report.galleries import MOST_COLUMNS, drawn_of, reference_row
-from raygenesis.report.made import Made, Row, guarded
 from raygenesis.report.pictures import CORONAL, Gallery, Picture, plane_words, scan_picture
 from raygenesis.report.sections import intensity_of, split_of
 from raygenesis.settings import Settings
@@ -29,20 +29,20 @@ from raygenesis.workspace.workspace import Workspace
 MOST_MAPPED = 2000
 
 
-def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
     """Reference 0 with its nearest training scans beside others at random, as the paper's Fig. 4, and the map.
 
     What can be shown without the embeddings is shown without them.
     """
     manifest = made["patterns"].manifest
-    references = [reference["volume_id"] for reference in manifest["references"]]
+    references = [reference["volume_id"] for reference in manifest.references]
     first = (pc.field("coordinate") == 0) & (pc.field("scale") == 0) & (pc.field("rank") > 0)
     columns = ("volume_id", "rank", "reference")
     found = read_patterns(workspace.patterns, columns, predicate(TRAINING) & first).sort_by("rank").to_pylist()
     nearest = [row["volume_id"] for row in found if row["reference"] == 0]
     near = set(row["volume_id"] for row in found) - set(references)
     rest = sorted(set(split_of(workspace, manifest)[0]) - near - set(references))
-    order = np.random.default_rng(manifest["settings"]["seed"]).permutation(len(rest))[:MOST_MAPPED]
+    order = np.random.default_rng(manifest.settings["seed"]).permutation(len(rest))[:MOST_MAPPED]
     wanted = [*references, *sorted(near)[:MOST_MAPPED], *nearest, *(rest[n] for n in order)]
     embedded = guarded(_vectors, workspace.embeddings, wanted)
     vectors = embedded.pop("vectors", {})
@@ -50,8 +50,8 @@ def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, Made
     return {
         "shown": guarded(_shown, workspace, settings, made, vectors, nearest, others),
         "map": embedded or guarded(_map, vectors, references, near),
-        "index": made["index"].manifest, "num_neighbours": len(nearest), "quality": manifest["quality"],
-        "likeness": _likeness(manifest["quality"]), "reference": references[0], "num_references": len(references),
+        "index": made["index"].manifest, "num_neighbours": len(nearest), "quality": manifest.quality,
+        "likeness": _likeness(manifest.quality), "reference": references[0], "num_references": len(references),
     }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def _map(vectors: Mapping[str, NDArray[np.float32]], references: Sequence[str], 
 
 
 def _shown(
-    workspace: Workspace, settings: Settings, made: Mapping[str, Made], vectors: Mapping[str, NDArray[np.float32]],
+    workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView], vectors: Mapping[str, NDArray[np.float32]],
     nearest: Sequence[str], others: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     """Two rows: the reference and its nearest scans, each with the box of one class, and others with that place."""
@@ -85,7 +85,7 @@ def _shown(
         apart = np.linalg.norm(vectors[name] - vectors[reference]) if known else 0
         if box is None and reference in boxes:  # no pattern was taken there: the same fraction of its sides
             centre, extent = (np.array(boxes[reference][key]) for key in ("centre", "extent_mm"))
-            box = {**boxes[reference], "origin_mm": place(centre * size_mm(row), extent, size_mm(row))}
+            box = {**boxes[reference], "origin_mm": origin_of(centre * size_mm(row), extent, size_mm(row))}
         note = f"{title}{f', distance {apart:.1f}' if apart else ''}: {name}"
         alt = f"Slice of {title.lower()}, {name}{', with a box' if box else ''}"
         at = box["origin_mm"][CORONAL] + box["extent_mm"][CORONAL] / 2 if box and len(row["shape"]) == 3 else None

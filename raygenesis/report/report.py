@@ -16,10 +16,10 @@ import torch
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.report import sections
+from raygenesis.report.artifact import ArtifactView, Row, guarded
 from raygenesis.report.charts import Chart
 from raygenesis.report.commands import VERBS, command_of
 from raygenesis.report.cost import cost
-from raygenesis.report.made import Made, Row, guarded
 from raygenesis.report.neighbours import neighbours
 from raygenesis.report.page import render
 from raygenesis.report.pictures import Gallery
@@ -93,7 +93,7 @@ def _problems_in(context: Mapping[str, Any]) -> list[str]:
     return [part[key].rstrip(".") for part in parts for key in ("problem", "lacking") if part.get(key)]
 
 
-def _artifacts(workspace: Workspace) -> dict[str, Made]:
+def _artifacts(workspace: Workspace) -> dict[str, ArtifactView]:
     """Every stage by name, and every run, sweep and target as `runs/<name>` and so on, in the order data flows."""
     names = list(VERBS)[:6]
     for kind in list(VERBS)[6:]:
@@ -105,19 +105,21 @@ def _artifacts(workspace: Workspace) -> dict[str, Made]:
     )
     records = {name: manifests[name] or started[name] for name in names}
     return {
-        name: Made(name, workspace.root / name, manifests[name], started[name], command_of(name, records, workspace))
+        name: ArtifactView(
+            name, workspace.root / name, manifests[name], started[name], command_of(name, records, workspace)
+        )
         for name in names
     }
 
 
-def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+def _context(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
     """What the template shows; a section without the artifacts it needs is only the first `missing` of them."""
 
     def section(build: Callable[..., dict[str, Any]], *needs: str) -> dict[str, Any]:
         missing = next((made[name] for name in needs if not made[name].manifest), None)
         return {"missing": missing} if missing else guarded(build, workspace, settings, made)
 
-    def each(kind: str, build: Callable[[Made], dict[str, Any]]) -> list[dict[str, Any]]:
+    def each(kind: str, build: Callable[[ArtifactView], dict[str, Any]]) -> list[dict[str, Any]]:
         begun = [artifact for name, artifact in made.items() if name.partition("/")[0] == kind and artifact.record]
         return [{"artifact": artifact, **guarded(build, artifact)} for artifact in begun]
 
@@ -142,7 +144,7 @@ def _context(workspace: Workspace, settings: Settings, made: Mapping[str, Made])
     }  # fmt: skip
 
 
-def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Settings) -> dict[str, Any]:
+def _provenance(made: Mapping[str, ArtifactView], runs: Sequence[Row], settings: Settings) -> dict[str, Any]:
     """Fingerprints and what they were made from, versions, seeds, and the settings of the first run with whole ones."""
     config, of = as_yaml(settings), "given to this report"
     for run in runs:
@@ -153,7 +155,7 @@ def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Setting
     whole = [artifact for artifact in made.values() if artifact.manifest]
     rows = [
         {
-            "artifact": artifact.name, "fingerprint": artifact.manifest["fingerprint"],
+            "artifact": artifact.name, "fingerprint": artifact.manifest.fingerprint,
             "made from": ", ".join(_made_from(artifact, made)),
         }
         for artifact in whole
@@ -164,7 +166,7 @@ def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Setting
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    seeds = {artifact.manifest["settings"].get("seed") for artifact in whole} - {None}
+    seeds = {artifact.manifest.settings.get("seed") for artifact in whole} - {None}
     return {
         "rows": rows, "versions": versions, "commands": list(dict.fromkeys(artifact.command for artifact in whole)),
         "seeds": sorted(seeds) or [settings.seed],
@@ -172,18 +174,18 @@ def _provenance(made: Mapping[str, Made], runs: Sequence[Row], settings: Setting
     }  # fmt: skip
 
 
-def _made_from(artifact: Made, made: Mapping[str, Made]) -> Iterator[str]:
+def _made_from(artifact: ArtifactView, made: Mapping[str, ArtifactView]) -> Iterator[str]:
     """Each thing that an artifact was made from, with what it was known by, and whether there is another now."""
     manifest = artifact.manifest
-    known = {name: (then, name, "fingerprint") for name, then in manifest["inputs"].items()}
+    known = {name: (then, name, "fingerprint") for name, then in manifest.inputs.items()}
     if artifact.name.startswith(
         "comparisons/"
     ):  # of targets, which may have grown, by the times when they were finished
         for title in list(known):
             target = f"{artifact.folder.name}-{title.removeprefix('transfer ')}"
-            known[title] = (manifest["inputs"][title], f"transfer/{target}", "finished")
+            known[title] = (manifest.inputs[title], f"transfer/{target}", "finished")
     for start, run in manifest.get("runs", {}).items():
-        known[f"run {run}"] = (manifest["extent"]["initialisations"][start], f"runs/{run}", "fingerprint")
+        known[f"run {run}"] = (manifest.extent["initialisations"][start], f"runs/{run}", "fingerprint")
     for name, (then, source, key) in known.items():
         now = made[source].manifest.get(key, then) if source in made else then
         yield f"{name} {then}{' (changed since)' * (now != then)}"

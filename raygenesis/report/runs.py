@@ -12,8 +12,8 @@ from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.task import JOINT
 from raygenesis.report import charts, galleries
+from raygenesis.report.artifact import ArtifactView, Row, column, guarded, history_of
 from raygenesis.report.charts import Chart, Line
-from raygenesis.report.made import Made, Row, column, guarded, history_of
 from raygenesis.report.pictures import Gallery, plane_words
 from raygenesis.settings import settings_from
 from raygenesis.text.amounts import duration
@@ -21,12 +21,12 @@ from raygenesis.text.amounts import duration
 MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 12, 3
 
 
-def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
+def runs(made: Mapping[str, ArtifactView]) -> list[dict[str, Any]]:
     """Every run, `default` and then the newest first: facts, curves, restored cubes and, in words, what went wrong."""
     begun = [artifact for name, artifact in made.items() if name.startswith("runs/") and artifact.record]
     # Runs that are not finished count as the newest.
     begun.sort(key=lambda run: (run.folder.name == "default", run.record.get("finished", "~")), reverse=True)
-    restores = [run for run in begun if run.manifest and run.manifest["restoration_mse"] is not None]
+    restores = [run for run in begun if run.manifest and run.manifest.restoration_mse is not None]
     restored = [run.name for run in restores[:MOST_RUNS_RESTORED]]
     out = []
     for number, artifact in enumerate(begun):
@@ -43,35 +43,35 @@ def runs(made: Mapping[str, Made]) -> list[dict[str, Any]]:
     return out
 
 
-def _facts_row(run: Made) -> dict[str, Any]:
+def _facts_row(run: ArtifactView) -> dict[str, Any]:
     facts = run.manifest
     return {
-        "run": run.folder.name, "pretext task": facts["settings"]["pretraining"]["pretext"],
+        "run": run.folder.name, "pretext task": facts.settings["pretraining"]["pretext"],
         "best epoch": f"{facts['epoch'] + 1} of {facts['counts']['epochs']}",
-        "accuracy": facts["accuracy"], "chance": facts["chance"], "restoration error": facts["restoration_mse"],
-        "identity": facts["identity_mse"], "mean image": facts["mean_image_mse"],
-        "anatomy retrieval": facts["retrieval"],
-        "untrained": facts.get("retrieval_untrained"), "effective rank": facts["effective_rank"],
-        "cubes in its store": facts["counts"]["patterns"], "time": duration(facts["seconds"]),
+        "accuracy": facts.accuracy, "chance": facts.chance, "restoration error": facts.restoration_mse,
+        "identity": facts.identity_mse, "mean image": facts.mean_image_mse,
+        "anatomy retrieval": facts.retrieval,
+        "untrained": facts.get("retrieval_untrained"), "effective rank": facts.effective_rank,
+        "cubes in its store": facts.counts.patterns, "time": duration(facts.seconds),
     }  # fmt: skip
 
 
 def _in_words(facts: Row) -> list[str]:
     """What a run's monitors say, in sentences."""
     said = []
-    if facts["accuracy"] is not None:
-        times = facts["accuracy"] / facts["chance"]
+    if facts.accuracy is not None:
+        times = facts.accuracy / facts.chance
         said.append(f"It names {facts['accuracy']:.0%} of what is held out rightly, {times:.1f} times chance")
-    if facts["restoration_mse"] is not None:
-        baselines = {"leaving the cube as it is": facts["identity_mse"], "the mean image": facts["mean_image_mse"]}
+    if facts.restoration_mse is not None:
+        baselines = {"leaving the cube as it is": facts.identity_mse, "the mean image": facts.mean_image_mse}
         shares = [f"{facts['restoration_mse'] / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
         said.append(f"It restores with an error of {facts['restoration_mse']:.4g}: {' and '.join(shares)}")
-    if facts["retrieval"] is not None:
+    if facts.retrieval is not None:
         untrained = facts.get("retrieval_untrained")  # an earlier version's run has none
         beside = "" if untrained is None else f", as untrained it did with {untrained:.3f}"
         precision = f"a mean average precision of {facts['retrieval']:.3f}"
         said.append(f"It finds the same place in other scans with {precision}{beside}")
-    if facts["effective_rank"] is not None:
+    if facts.effective_rank is not None:
         said.append(f"Its embedding uses {facts['effective_rank']:.1f} directions")
     if speed := facts.get("speed"):
         waited = f"waited for data {speed['gap']:.1%} of the time"
@@ -79,15 +79,15 @@ def _in_words(facts: Row) -> list[str]:
     return said
 
 
-def _run_curves(artifact: Made, drawn: bool) -> dict[str, Any]:
+def _run_curves(artifact: ArtifactView, drawn: bool) -> dict[str, Any]:
     history = history_of(artifact)
     shown = _run_charts(artifact.folder.name, artifact.manifest, history) if history and drawn else []
     return {"epochs": len(history), "charts": shown}
 
 
-def _restored(run: Made, made: Mapping[str, Made]) -> dict[str, Any]:
-    store = made[run.manifest["store"]]
-    if not store.manifest or run.manifest["inputs"].get(store.name) != store.manifest["fingerprint"]:
+def _restored(run: ArtifactView, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
+    store = made[run.manifest.store]
+    if not store.manifest or run.manifest.inputs.get(store.name) != store.manifest.fingerprint:
         raise WorkspaceError(
             f"the {store.name} that this run learnt from are no longer there: remove {run.folder} and run "
             f"`{run.command}` to learn from those that are"

@@ -19,8 +19,8 @@ from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.report import charts, galleries
+from raygenesis.report.artifact import ArtifactView, Row, column, guarded, history_of
 from raygenesis.report.charts import Line
-from raygenesis.report.made import Made, Row, column, guarded, history_of
 from raygenesis.report.pictures import Gallery, plane_words
 from raygenesis.settings import IntensitySettings, PriceSettings, Settings
 from raygenesis.text.amounts import duration
@@ -35,7 +35,7 @@ MOST_SCANS_COMPARED = 12
 UNIFORM = 0.05  # a cube with a smaller standard deviation shows next to nothing
 
 
-def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+def archive(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
     """Counts, modalities, corrections, ranges of shape and spacing, and a contact sheet."""
     facts = {"modality": "modality", "dtype": "stored as", "num_channels": "channels"}
     table = read_columns(workspace.catalog, ["volume_id", "subject_id", "shape", "spacing_mm", "corrections", *facts])
@@ -100,7 +100,7 @@ def _or_none(seconds: float) -> str:
     return duration(seconds) if seconds else "–"
 
 
-def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
     """The training curve, and held-out scans beside their reconstructions."""
     manifest = made["autoencoder"].manifest
     rows = read_catalogue(workspace.catalog, _evenly(split_of(workspace, manifest)[1], MOST_HELD_OUT))
@@ -111,7 +111,7 @@ def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, Mad
     }
 
 
-def _learning_curve(autoencoder: Made) -> dict[str, Any]:
+def _learning_curve(autoencoder: ArtifactView) -> dict[str, Any]:
     history = history_of(autoencoder)
     lines = [Line("training", column(history, "train_loss")), Line("held out", column(history, "val_mse"))]
     title = "Mean squared error"
@@ -123,13 +123,13 @@ def _reconstructed(workspace: Workspace, rows: Sequence[Row], manifest: Row) -> 
     return {"gallery": shown, "lacking": lacking}
 
 
-def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Made]) -> dict[str, Any]:
+def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
     """The classes, how alike their cubes are, and where they lie in the reference."""
     manifest = made["patterns"].manifest
     rows = galleries.classes(workspace.patterns, manifest)
     columns = [shown.note for shown in max(rows.values(), key=len, default=())]
     names = [f"class {label}" for label in rows]
-    plane = plane_words(len(manifest["cube_shape"]), "Coronal mid-slices of the cubes")
+    plane = plane_words(len(manifest.cube_shape), "Coronal mid-slices of the cubes")
     return {
         "manifest": manifest,
         "labels": list(rows),
@@ -153,7 +153,7 @@ def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
     Of held-out scans, where there are any, which were not searched for among all that are like the reference; else of
     the nearest neighbours. Also the share of these cubes that is uniform.
     """
-    shape = tuple(manifest["cube_shape"])
+    shape = tuple(manifest.cube_shape)
     classes = (pc.field("label") < galleries.MOST_CLASSES) & (pc.field("scale") == 0)
 
     def read(where: Any) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
@@ -180,7 +180,7 @@ def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
     return None
 
 
-def intensity_of(made: Mapping[str, Made], settings: Settings) -> IntensitySettings:
+def intensity_of(made: Mapping[str, ArtifactView], settings: Settings) -> IntensitySettings:
     """The intensities that the artifacts were made with."""
     for name in ("patterns", "autoencoder"):
         if made[name].record:
@@ -190,7 +190,7 @@ def intensity_of(made: Mapping[str, Made], settings: Settings) -> IntensitySetti
 
 def split_of(workspace: Workspace, manifest: Row) -> tuple[list[str], list[str]]:
     """Volume ids of the training and of the held-out subjects of an artifact."""
-    chosen = manifest["settings"]
+    chosen = manifest.settings
     shape = chosen["autoencoder"]["input_shape"] if "autoencoder" in chosen else chosen["discovery"]["cube_shape"]
     rows = read_catalogue(workspace.catalog, ndim=len(shape))
     split = split_by_subject(rows, chosen["validation_fraction"], chosen["seed"])

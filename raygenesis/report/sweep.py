@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from raygenesis.report import charts
+from raygenesis.report.artifact import ArtifactView, Row
 from raygenesis.report.charts import Chart
-from raygenesis.report.made import Made, Row
 from raygenesis.report.page import SYMBOLS
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
@@ -21,7 +21,7 @@ MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")
 
 
-def sweep(artifact: Made) -> dict[str, Any]:
+def sweep(artifact: ArtifactView) -> dict[str, Any]:
     """Ranked points (so far, of a sweep that is not finished), parallel coordinates, a panel a setting, and costs."""
     chosen, space = (artifact.record["settings"][key] for key in ("sweep", "space"))
     objective = chosen["objective"]

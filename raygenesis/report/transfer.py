@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from raygenesis.report import charts, galleries
+from raygenesis.report.artifact import ArtifactView, Row, guarded
 from raygenesis.report.charts import Chart
-from raygenesis.report.made import Made, Row, guarded
 from raygenesis.studies.semantics import SEMANTICS_NOTE
 from raygenesis.transfer.metrics import WORDS
 from raygenesis.transfer.results import results_in
@@ -21,7 +21,7 @@ MARKS = LEGEND.replace("**Best**", "Bold: best")
 SIGNIFICANT = 0.05
 
 
-def transfer(artifact: Made) -> dict[str, Any]:
+def transfer(artifact: ArtifactView) -> dict[str, Any]:
     """The table of initialisations, every trial (so far, of a target that is not finished) and an example."""
     return {
         "artifact": artifact, "table": shown(artifact.record.get("shown", [])),
@@ -31,7 +31,7 @@ def transfer(artifact: Made) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _example(artifact: Made) -> dict[str, Any]:
+def _example(artifact: ArtifactView) -> dict[str, Any]:
     title, image = f"Target {artifact.folder.name} example", artifact.folder / "example.npz"
     if not image.is_file():
         return {"gallery": None}
@@ -47,7 +47,7 @@ def _most_labelled(record: Row) -> int | str | None:
     return max(given, key=lambda labelled: count_of(labelled, pool)) if given and pool else None
 
 
-def comparison(artifact: Made) -> dict[str, Any]:
+def comparison(artifact: ArtifactView) -> dict[str, Any]:
     """Initialisations by targets, what semantics add to each restoration task, and the paper's figures beside ours."""
     record = artifact.record
     return {
@@ -73,7 +73,7 @@ def _dots(starts: Mapping[str, Sequence[Row]]) -> dict[str, list[float]]:
     return {start: [next(iter(trial["figures"].values())) for trial in trials] for start, trials in starts.items()}
 
 
-def _strips(artifact: Made) -> list[Chart]:
+def _strips(artifact: ArtifactView) -> list[Chart]:
     """A chart for each number of labelled subjects: a dot a trial."""
     drawn = []
     for labelled, starts in results_in(artifact.folder, artifact.record.get("extent")).items():
@@ -83,7 +83,7 @@ def _strips(artifact: Made) -> list[Chart]:
     return drawn
 
 
-def _with_and_without(artifact: Made) -> list[Chart]:
+def _with_and_without(artifact: ArtifactView) -> list[Chart]:
     """What semantics add, a chart for each target and number of labelled subjects (the paper's Fig. 2)."""
     drawn = []
     rows = artifact.record.get("semantics", [])

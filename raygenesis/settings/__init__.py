@@ -13,7 +13,9 @@ from raygenesis.settings.pretraining import NETWORK_DIVISORS, PretrainingSetting
 from raygenesis.settings.prices import PriceSettings
 from raygenesis.settings.reading import (
     PRESETS,
+    adopt,
     as_yaml,
+    command_line_of,
     dotted,
     load_settings,
     merged,
@@ -22,8 +24,6 @@ from raygenesis.settings.reading import (
     sentence,
     settings_beside,
     settings_from,
-    taking,
-    words_for,
 )
 from raygenesis.settings.section import Count, Section
 from raygenesis.settings.sweep import SweepSettings
@@ -46,7 +46,9 @@ __all__ = [
     "Section",
     "Settings",
     "SweepSettings",
+    "adopt",
     "as_yaml",
+    "command_line_of",
     "dotted",
     "load_settings",
     "merged",
@@ -55,6 +57,4 @@ __all__ = [
     "sentence",
     "settings_beside",
     "settings_from",
-    "taking",
-    "words_for",
 ]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from raygenesis.errors import SettingsError
 from raygenesis.settings.tree import Settings
-from raygenesis.workspace.files import Place, place
+from raygenesis.workspace.files import Place, as_place
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "cpu-small"
@@ -40,7 +40,7 @@ def settings_from(tree: dict[str, Any], given: frozenset[str] = frozenset()) -> 
     return settings
 
 
-def taking(settings: Settings, theirs: Mapping[str, Any]) -> Settings:
+def adopt(settings: Settings, theirs: Mapping[str, Any]) -> Settings:
     """The settings, with the sections of another tree as they are there, but for keys that were given one by one.
 
     What is no section of settings, as manifests have it beside them, is passed by.
@@ -71,7 +71,7 @@ def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{section}.{key}".rstrip("."): value for section, keys in sections.items() for key, value in keys.items()}
 
 
-def words_for(tree: Mapping[str, Any]) -> list[str]:
+def command_line_of(tree: Mapping[str, Any]) -> list[str]:
     """The fewest words of a command line, a preset and `key=value`, that give the sections of a tree of settings.
 
     None where this version cannot have them.
@@ -80,7 +80,7 @@ def words_for(tree: Mapping[str, Any]) -> list[str]:
     for name in sorted(path.stem for path in PRESETS.glob("*.yaml")):
         preset = load_settings(name)
         try:
-            wanted = dotted(taking(preset, tree).model_dump(mode="json"))
+            wanted = dotted(adopt(preset, tree).model_dump(mode="json"))
         except SettingsError:  # it has other dimensions
             continue
         there = dotted(preset.model_dump(mode="json"))
@@ -115,7 +115,7 @@ def as_yaml(settings: Settings) -> str:
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
-    path = place(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    path = as_place(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise SettingsError(f"preset {preset!r} is neither a YAML file nor one of: {known}")

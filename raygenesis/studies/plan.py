@@ -15,7 +15,7 @@ from raygenesis.transfer.statistics import RANDOM
 from raygenesis.transfer.targets.description import Description, described, read_description
 
 
-class Start(Section):
+class PlannedInitialisation(Section):
     """One initialisation: a pretext task that is pretrained here, or what `--from` takes.
 
     name: what tables call it; as `weights` or `pretext` when None.
@@ -31,7 +31,7 @@ class Start(Section):
         return self.name or self.pretext or named(self.weights or "")[0]
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> Start:
+    def _is_one_of_both(self) -> PlannedInitialisation:
         if (self.pretext is None) == (self.weights is None):
             raise ValueError("initialisations: give each either a `pretext` or `weights` (random, a run, or a file)")
         if self.pretext is not None and self.pretext not in PRETEXTS:
@@ -51,15 +51,17 @@ def _start(value: Any) -> Any:
     return {"name": name, "pretext" if source in PRETEXTS else "weights": source}
 
 
-class Plan(Section):
+class StudyPlan(Section):
     """cubes: that each pretraining learns from, to an epoch. targets: by name, each a file or a description."""
 
-    initialisations: Annotated[tuple[Annotated[Start, BeforeValidator(_start)], ...], Field(min_length=2)]
+    initialisations: Annotated[
+        tuple[Annotated[PlannedInitialisation, BeforeValidator(_start)], ...], Field(min_length=2)
+    ]
     cubes: Count
     targets: Annotated[dict[str, str | dict[str, Any]], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Plan:
+    def _names_differ(self) -> StudyPlan:
         titles = [start.title for start in self.initialisations]
         for title in titles:
             if titles.count(title) > 1:
@@ -67,13 +69,13 @@ class Plan(Section):
         return self
 
 
-def read_plan(path: Path) -> tuple[Plan, dict[str, Description]]:
+def read_plan(path: Path) -> tuple[StudyPlan, dict[str, Description]]:
     """A plan's file, and the targets it names; paths are meant from its folder. Raises SettingsError."""
     tree = read_mapping(path, "plan")
     try:
-        plan = Plan.model_validate(tree)
+        plan = StudyPlan.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {sentence(error, Plan)}") from None
+        raise SettingsError(f"{path}: {sentence(error, StudyPlan)}") from None
     folder = path.parent.absolute()
     targets = {}
     for name, target in plan.targets.items():

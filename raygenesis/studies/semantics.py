@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raygenesis.transfer.metrics import PRIMARY, told_by
+from raygenesis.transfer.metrics import PRIMARY, case_scores
 from raygenesis.transfer.statistics import Trials, _corrected, _over_trials, paired_by_subject
 
 # What a reader must know of `semantics_of`.
@@ -35,7 +35,7 @@ def semantics_of(results: Mapping[int | str, Mapping[str, Trials]], task: str) -
                 np.array([trial["figures"][primary.name] for trial in starts[name]])
                 for name in (with_semantics, without)
             )
-            told = [told_by(task, [trial["test"] for trial in starts[name]]) for name in (with_semantics, without)]
+            told = [case_scores(task, [trial["test"] for trial in starts[name]]) for name in (with_semantics, without)]
             p_subjects = paired_by_subject(told[0], told[1])
             found[without, with_semantics] = ((ours, theirs), _over_trials(ours, theirs, primary.sign, p_subjects))
         corrected = _corrected({pair: row for pair, (_, row) in found.items()})

@@ -21,7 +21,7 @@ from raygenesis.sweeps.space import Space
 from raygenesis.training.feeding import Samples
 from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
-from raygenesis.transfer.prepared import Posed, Prepared, prepare
+from raygenesis.transfer.prepared import Prepared, ResolvedTarget, prepare
 from raygenesis.transfer.trial import fine_tune
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
@@ -92,7 +92,7 @@ def measures_of(encoder: ImageEncoder, probe: Samples) -> dict[str, float]:
     return {"retrieval": place_precision(embedding, probe), "rankme": rank}
 
 
-def few_shot_of(posed: Posed, workspace: Workspace) -> Prepared:
+def few_shot_of(posed: ResolvedTarget, workspace: Workspace) -> Prepared:
     """The draws and cases of a target; those tested on are of subjects that pretraining has not learnt from."""
     ready = prepare(posed, workspace)
     say(
@@ -105,7 +105,7 @@ def few_shot_of(posed: Posed, workspace: Workspace) -> Prepared:
 
 def few_shot_score(model: PretextNetwork, ready: Prepared, num_gpus: float) -> float:
     """The target's primary figure, the higher the better, as a mean over trials of the network fine-tuned on each."""
-    pose, split = replace(ready.pose, num_gpus=num_gpus), ready.split
+    pose, split = replace(ready.setup, num_gpus=num_gpus), ready.split
     primary = PRIMARY[pose.task]
     scores = []
     with tempfile.TemporaryDirectory() as folder:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raygenesis.sweeps.objectives import OBJECTIVES
-from raygenesis.sweeps.search import Next, Outcome, Search
+from raygenesis.sweeps.search import Next, Search, TrialOutcome
 from raygenesis.sweeps.space import Point
-from raygenesis.sweeps.trial import FAILED, WHOLE, Trial
+from raygenesis.sweeps.trial import FAILED, WHOLE, SweepTrial
 from raygenesis.workspace.files import Place, read_json, write_json
 
 Row = dict[str, Any]
@@ -27,11 +27,11 @@ class Queue:
         self.rows: dict[str, Row] = {}
         self.known = 0
         self._search, self._seeds, self._objective = search, seeds, OBJECTIVES[objective]
-        self._waiting: list[Trial] = []
-        self._again: list[Trial] = []
+        self._waiting: list[SweepTrial] = []
+        self._again: list[SweepTrial] = []
         self._retried: set[str] = set()
 
-    def next(self) -> Trial | Next:
+    def next(self) -> SweepTrial | Next:
         """The next trial to be run."""
         while True:
             while self._waiting:
@@ -51,12 +51,12 @@ class Queue:
                 self._retried |= {trial.key for trial in self._waiting}
             else:
                 self.points.append(point)
-                self._waiting = [Trial(point, seed) for seed in self._seeds]
+                self._waiting = [SweepTrial(point, seed) for seed in self._seeds]
 
-    def put_back(self, trial: Trial) -> None:
+    def put_back(self, trial: SweepTrial) -> None:
         self._waiting.insert(0, trial)
 
-    def end(self, trial: Trial, status: str, told: Mapping[str, Any]) -> Row:
+    def end(self, trial: SweepTrial, status: str, told: Mapping[str, Any]) -> Row:
         """Keep what became of a trial, in its file."""
         row = {"point": trial.point, "seed": trial.seed, "status": status, **told}
         if trial.key in self._retried:
@@ -65,9 +65,9 @@ class Queue:
         self.rows[trial.key] = row
         return row
 
-    def _outcome(self, point: Point) -> Outcome | None:
+    def _outcome(self, point: Point) -> TrialOutcome | None:
         """Of all seeds together. A trial that was tried again counts as failed, as it did when it was first told."""
-        keys = [Trial(point, seed).key for seed in self._seeds]
+        keys = [SweepTrial(point, seed).key for seed in self._seeds]
         if not self.rows.keys() >= set(keys):
             return None
         rows = [self.rows[key] for key in keys]
@@ -76,5 +76,5 @@ class Queue:
         key = self._objective.name if whole else self._objective.proxy
         values = [row[key] for row in ended if row.get(key) is not None]
         if not values:
-            return Outcome(None)
-        return Outcome(sum(values) / len(values), whole, min(row["epochs"] for row in ended))
+            return TrialOutcome(None)
+        return TrialOutcome(sum(values) / len(values), whole, min(row["epochs"] for row in ended))

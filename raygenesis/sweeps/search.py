@@ -25,7 +25,7 @@ MOST_REPEATS, MOST_FOCUSED = 1000, 20
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What became of a point. value: None where it failed; whole: not stopped early, which it was after `epochs`."""
 
     value: float | None
@@ -41,14 +41,14 @@ class Next(Enum):
 
 
 class Search(Protocol):
-    def next(self, outcome_of: Callable[[Point], Outcome | None]) -> Point | Next:
+    def next(self, outcome_of: Callable[[Point], TrialOutcome | None]) -> Point | Next:
         """The next point; `outcome_of` a point is None while it is being trained."""
 
 
 def search_of(kind: str, space: Space, num_points: int, seed: int, lag: int, mode: str) -> Search:
     """kind: grid, random or tpe; mode: max or min; lag: of TPE, how many points are being trained at once."""
     if kind == "grid":
-        return Grid(space)
+        return GridSearch(space)
     num_points = min(num_points, space.size or num_points)
     if kind == "random":
         return Sampled(space, num_points, RandomSampler(seed), mode, None)
@@ -56,13 +56,13 @@ def search_of(kind: str, space: Space, num_points: int, seed: int, lag: int, mod
     return Sampled(space, num_points, TPESampler(n_startup_trials=min(10, 1 + num_points // 3), seed=seed), mode, lag)
 
 
-class Grid:
+class GridSearch:
     """Every point of a space of choices, in order."""
 
     def __init__(self, space: Space) -> None:
         self._points: Iterator[Point] = space.corners()
 
-    def next(self, outcome_of: Callable[[Point], Outcome | None]) -> Point | Next:
+    def next(self, outcome_of: Callable[[Point], TrialOutcome | None]) -> Point | Next:
         return next(self._points, Next.DONE)
 
 
@@ -82,7 +82,7 @@ class Sampled:
         self._asked: list[tuple[optuna.Trial, Point]] = []
         self._told = 0
 
-    def next(self, outcome_of: Callable[[Point], Outcome | None]) -> Point | Next:
+    def next(self, outcome_of: Callable[[Point], TrialOutcome | None]) -> Point | Next:
         if len(self._asked) == self._num_points:
             return Next.DONE
         while self._lag is not None and self._told < len(self._asked) + 1 - self._lag:
@@ -103,7 +103,7 @@ class Sampled:
         self._num_points = len(self._asked)
         return Next.DONE
 
-    def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+    def _tell(self, trial: optuna.Trial, outcome: TrialOutcome) -> None:
         if outcome.value is None:
             self._study.tell(trial, state=TrialState.FAIL)
         elif outcome.whole:

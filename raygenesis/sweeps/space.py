@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretrain import EXECUTION
 from raygenesis.settings import PretrainingSettings, Settings, read_yaml, settings_from
+from raygenesis.workspace.manifest import StoreCounts
 
 # Values of the settings below `pretraining`, by their names there.
 Point = dict[str, Any]
@@ -76,9 +77,10 @@ class Space:
             yield dict(zip(self.axes, values, strict=True))
 
 
-def default_space(counts: Mapping[str, int]) -> Space:
+def default_space(counts: StoreCounts) -> Space:
     """λcls × {K/2, K} × {C/2, C} of a store of these counts."""
-    halves = {key: tuple(sorted({max(1, counts[key] // 2), counts[key]})) for key in ("neighbours", "coordinates")}
+    held = {"neighbours": counts.neighbours, "coordinates": counts.coordinates}
+    halves = {key: tuple(sorted({max(1, number // 2), number})) for key, number in held.items()}
     return Space(
         {
             "lambda_cls": (0.01, 0.1), "num_neighbours": halves["neighbours"], "num_coordinates": halves["coordinates"],
@@ -103,19 +105,19 @@ def read_space(path: Path, search: str) -> Space:
         raise SettingsError(f"{path}: {error}") from None
 
 
-def at_point(settings: Settings, point: Point, counts: Mapping[str, int]) -> Settings:
+def at_point(settings: Settings, point: Point, counts: StoreCounts) -> Settings:
     """The settings with one point's pretraining, on a store of these counts: what `best.yaml` holds."""
     tree = settings.model_dump(mode="json")
-    tree["discovery"] |= {"num_neighbours": counts["neighbours"], "num_coordinates": counts["coordinates"]}
+    tree["discovery"] |= {"num_neighbours": counts.neighbours, "num_coordinates": counts.coordinates}
     tree[SECTION] |= point
     return settings_from(tree)
 
 
-def for_trial(settings: Settings, point: Point, counts: Mapping[str, int], seed: int | None = None) -> Settings:
+def for_trial(settings: Settings, point: Point, counts: StoreCounts, seed: int | None = None) -> Settings:
     """The settings of a point's trial: as many epochs as the sweep says unless the space varies them, one worker."""
     sweep = settings.sweep
     tree = settings.model_dump(mode="json")
-    tree["discovery"] |= {"num_neighbours": counts["neighbours"], "num_coordinates": counts["coordinates"]}
+    tree["discovery"] |= {"num_neighbours": counts.neighbours, "num_coordinates": counts.coordinates}
     tree[SECTION] |= {
         "num_classification_epochs": sweep.num_classification_epochs, "num_joint_epochs": sweep.num_joint_epochs,
         "num_workers": 1, **point,

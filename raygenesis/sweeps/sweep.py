@@ -16,10 +16,10 @@ import ray
 import torch
 
 from raygenesis.cluster import capacity, joining
+from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
+from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import SettingsError
-from raygenesis.planning.announce import announce
-from raygenesis.planning.work import sweep as sweep_work
 from raygenesis.pretraining.monitors import LEAST_RANK
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import EXECUTION, as_stored, pretext_task
@@ -29,45 +29,48 @@ from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
 from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, most_epochs, read_space
 from raygenesis.sweeps.table import costs, rank_points, seeds_note, trial_rows
-from raygenesis.sweeps.trial import FAILED, STOPPED, Plan, Trial, seeds_of
+from raygenesis.sweeps.trial import FAILED, STOPPED, SweepSetup, SweepTrial, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
+from raygenesis.sweeps.work import sweep_work
 from raygenesis.text.amounts import size
 from raygenesis.text.tables import aligned, as_csv, cell
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
 from raygenesis.transfer.initialisations import check_fits, find_initialisations
-from raygenesis.transfer.prepared import Posed, digest_of, pose
+from raygenesis.transfer.prepared import ResolvedTarget, digest_of, resolve_target
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.transfer.targets.description import read_description
+from raygenesis.workspace.artifacts import PATTERNS as PATTERN_STORE
+from raygenesis.workspace.artifacts import SWEEPS
 from raygenesis.workspace.files import Place, publish, read_json, write_json
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import PatternsManifest, SweepCounts, SweepManifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
 
 def sweep(
-    workspace: Workspace, settings: Settings, name: str = "default", space_file: Path | None = None
-) -> dict[str, Any]:
+    workspace: Workspace, settings: Settings, name: str = "default", space_file: Path | None = None,
+    announce: Announce = unannounced,
+) -> SweepManifest:  # fmt: skip
     """Train a short pretraining at each point of a space and rank them; returns the manifest.
 
     Trials that an interrupted sweep finished are kept, and those that failed are tried again. Raises SettingsError,
     before anything is trained, if a point is impossible, needs more than the store holds, or cannot be compared.
     """
-    patterns = manifest_of(workspace.patterns, "discover")
+    patterns = PATTERN_STORE.require(workspace.patterns)
     settings = as_stored(settings, patterns)
-    space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns["counts"])
+    space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns.counts)
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
     settings, posed = _with_target(settings, space, workspace)
     folder = workspace.sweep(name)
     command = ("sweep", "--name", name, *(("--space", "SPACE.yaml") if space_file else ()))
     stage = _stage(folder, settings, space, patterns, posed, command)
-    if stage.is_finished():
-        manifest = manifest_of(folder, "sweep")
-        if not manifest["counts"]["failures"]:
+    if (made := stage.finished()) is not None:
+        if not made.counts.failures:
             say("sweep", f"nothing to do: the table is in {folder}")
-            return manifest
-        say("sweep", f"{manifest['counts']['failures']} failed trials are tried again")
+            return made
+        say("sweep", f"{made.counts.failures} failed trials are tried again")
     watch = Stopwatch()
     joining.connect()
     num_gpus, concurrent = _capacity(settings)
@@ -78,7 +81,7 @@ def sweep(
         before = _contents(workspace)
         nodes = sum(node["Alive"] for node in ray.nodes())
         threads = capacity.threads_per_worker(math.ceil(concurrent / nodes))
-        plan = Plan(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
+        plan = SweepSetup(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
         queue = _queue(folder, settings, space, concurrent)
         num_trials = settings.sweep.num_seeds * _num_points(settings, space)
         say(
@@ -87,18 +90,18 @@ def sweep(
             f"{concurrent} at once{', more as machines come' if grows else ''}; best by "
             f"{OBJECTIVES[settings.sweep.objective].words}",
         )
-        announce([sweep_work(settings, _num_points(settings, space))], workspace, settings)
+        announce([sweep_work(settings, _num_points(settings, space))])
         run_trials(queue, plan, workspace.patterns, None if grows else concurrent, num_trials)
         return _finish(stage, queue, space, settings, patterns, watch, _cropped(before, _contents(workspace)))
 
 
-def check_points(space: Space, settings: Settings, patterns: Mapping[str, Any], workspace: Workspace) -> None:
+def check_points(space: Space, settings: Settings, patterns: PatternsManifest, workspace: Workspace) -> None:
     """Raise SettingsError if a point of a grid, or a combination of choices and ends of ranges, cannot be trained."""
-    counts = patterns["counts"]
+    counts = patterns.counts
     for key in ("num_neighbours", "num_coordinates"):
         asked = space.ends(key) if key in space.axes else (getattr(settings.pretraining, key),)
         most = max((value for value in asked if value is not None), default=0)
-        _check_held(key, most, counts[key.removeprefix("num_")], space, workspace)
+        _check_held(key, most, counts.of(key), space, workspace)
     posed = set()
     most = None if settings.sweep.search == "grid" else MOST_CORNERS
     for point in itertools.islice(space.corners(), most):
@@ -135,7 +138,7 @@ def _check_held(key: str, asked: int, held: int, space: Space, workspace: Worksp
     )
 
 
-def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tuple[Settings, Posed | None]:
+def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tuple[Settings, ResolvedTarget | None]:
     """The target of objective `target`, and the settings with what it says of its reading.
 
     Raises SettingsError if the target's inputs do not fit a network of the space.
@@ -143,7 +146,7 @@ def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tupl
     if settings.sweep.objective != "target":
         return settings, None
     assert settings.sweep.target is not None  # the settings ask for it
-    posed = pose(read_description(Path(settings.sweep.target)), workspace, settings)
+    posed = resolve_target(read_description(Path(settings.sweep.target)), workspace, settings)
     # Of several numbers of labelled subjects the first decides.
     finetune = posed.settings.finetune.model_copy(update={"num_labelled": posed.settings.finetune.num_labelled[:1]})
     posed = replace(posed, settings=posed.settings.model_copy(update={"finetune": finetune}))
@@ -155,15 +158,15 @@ def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tupl
 
 
 def _stage(
-    folder: Place, settings: Settings, space: Space, patterns: Mapping[str, Any], posed: Posed | None,
+    folder: Place, settings: Settings, space: Space, patterns: PatternsManifest, posed: ResolvedTarget | None,
     command: tuple[str, ...],
-) -> Stage:  # fmt: skip
+) -> Stage[SweepManifest]:  # fmt: skip
     """Its settings are those that decide the results: how many trials run at once does not."""
     included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if posed else ())}
     left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
-    inputs = {"patterns": patterns["fingerprint"], **({"target": digest_of(posed.target)} if posed else {})}
-    return Stage(folder, {**chosen, "space": space.tree}, inputs, command=command)
+    inputs = {"patterns": patterns.fingerprint, **({"target": digest_of(posed.target)} if posed else {})}
+    return Stage(SWEEPS, folder, {**chosen, "space": space.tree}, inputs, command=command)
 
 
 def _capacity(settings: Settings) -> tuple[float, int]:
@@ -200,10 +203,10 @@ def _num_points(settings: Settings, space: Space) -> int:
 
 
 def _finish(
-    stage: Stage, queue: Queue, space: Space, settings: Settings, patterns: Mapping[str, Any], watch: Stopwatch,
-    cropped: int,
-) -> dict[str, Any]:  # fmt: skip
-    trials = [queue.rows[Trial(point, seed).key] for point in queue.points for seed in seeds_of(settings)]
+    stage: Stage[SweepManifest], queue: Queue, space: Space, settings: Settings, patterns: PatternsManifest,
+    watch: Stopwatch, cropped: int,
+) -> SweepManifest:  # fmt: skip
+    trials = [queue.rows[SweepTrial(point, seed).key] for point in queue.points for seed in seeds_of(settings)]
     failed = [trial for trial in trials if trial["status"] == FAILED]
     if len(failed) == len(trials):
         raise TrainingError(f"every trial of the sweep failed; the first: {failed[0]['reason']}")
@@ -212,19 +215,21 @@ def _finish(
     best = {key: table[0][key] for key in space.axes}
     files = {
         "table.csv": as_csv(table), "trials.csv": as_csv(trial_rows(trials)),
-        "best.yaml": as_yaml(at_point(settings, best, patterns["counts"])),
+        "best.yaml": as_yaml(at_point(settings, best, patterns.counts)),
     }  # fmt: skip
     for file, text in files.items():
         publish(stage.folder / file, partial(Path.write_text, data=text))
-    counts = {
-        "points": len(queue.points), "trials": len(trials), "failures": len(failed),
-        "stopped": sum(trial["status"] == STOPPED for trial in trials), "bytes_cropped": cropped,
-    }  # fmt: skip
-    facts = {
-        "objective": objective, "mode": OBJECTIVES[objective].mode, "varied": space.varied, "table": table,
-        "cost": costs(trials), "seeds_note": seeds_note(table, settings.sweep.num_seeds),
-    }  # fmt: skip
-    manifest = stage.finish(counts, watch.seconds, config=settings.model_dump(mode="json"), **facts)
+    counts = SweepCounts(
+        points=len(queue.points), trials=len(trials), failures=len(failed),
+        stopped=sum(trial["status"] == STOPPED for trial in trials), bytes_cropped=cropped,
+    )  # fmt: skip
+    manifest = SweepManifest(
+        counts=counts, seconds=watch.seconds, config=settings.model_dump(mode="json"), objective=objective,
+        mode=OBJECTIVES[objective].mode, varied=tuple(space.varied), table=tuple(table), cost=costs(trials),
+        seeds_note=seeds_note(table, settings.sweep.num_seeds),
+    )  # fmt: skip
+    manifest = stage.finish(manifest)
+    set_gauge("raygenesis_failures", len(failed), stage=stage.folder.name)
     _summarise(manifest, failed, stage.folder)
     return manifest
 
@@ -240,31 +245,31 @@ def _cropped(before: Mapping[Place, tuple[int, int]], after: Mapping[Place, tupl
     return sum(state[0] for path, state in after.items() if before.get(path) != state)
 
 
-def _summarise(manifest: Mapping[str, Any], failed: Sequence[Mapping[str, Any]], folder: Place) -> None:
-    objective, varied = manifest["objective"], manifest["varied"]
-    columns = ["rank", *varied, objective, *(["spread"] if manifest["settings"]["sweep"]["num_seeds"] > 1 else [])]
+def _summarise(manifest: SweepManifest, failed: Sequence[Mapping[str, Any]], folder: Place) -> None:
+    objective, varied = manifest.objective, manifest.varied
+    columns = ["rank", *varied, objective, *(["spread"] if manifest.settings["sweep"]["num_seeds"] > 1 else [])]
     columns += [name for name in ("accuracy", "restoration", "seconds", "note") if name != objective]
-    lines = [columns, *([cell(row.get(name)) for name in columns] for row in manifest["table"])]
+    lines = [columns, *([cell(row.get(name)) for name in columns] for row in manifest.table)]
     for line in aligned(lines, "r" * (len(columns) - 1) + "l"):
         say("sweep", line)
     for trial in failed:
         told = ", ".join(f"{key}={trial['point'][key]}" for key in varied)
         say("sweep", f"failed: {told}, seed {trial['seed']}: {trial['reason']}")
-    collapsed = sum((row.get("rankme") or math.inf) < LEAST_RANK for row in manifest["table"])
+    collapsed = sum((row.get("rankme") or math.inf) < LEAST_RANK for row in manifest.table)
     if collapsed:
         say(
             "sweep",
-            f"warning: at {collapsed} of {len(manifest['table'])} points the embedding has collapsed (effective rank "
+            f"warning: at {collapsed} of {len(manifest.table)} points the embedding has collapsed (effective rank "
             f"below {LEAST_RANK}), and their order tells nothing: train longer (sweep.num_joint_epochs)",
         )
-    say("sweep", manifest["seeds_note"])
-    cost, counts = manifest["cost"], manifest["counts"]
-    wasted = cost["stopped_seconds"] + cost["failed_seconds"]
+    say("sweep", manifest.seeds_note)
+    cost, counts = manifest.cost, manifest.counts
+    wasted = cost.stopped_seconds + cost.failed_seconds
     say(
         "sweep",
-        f"{counts['trials']} trials, {counts['stopped']} stopped early, {counts['failures']} failed: "
-        f"{cost['seconds']:.1f} trial seconds ({wasted / max(cost['seconds'], 1e-9):.0%} on those), "
-        f"{cost['cpu_seconds']:.1f} CPU and {cost['gpu_seconds']:.1f} GPU seconds; {size(counts['bytes_cropped'])} "
+        f"{counts.trials} trials, {counts.stopped} stopped early, {counts.failures} failed: "
+        f"{cost.seconds:.1f} trial seconds ({wasted / max(cost.seconds, 1e-9):.0%} on those), "
+        f"{cost.cpu_seconds:.1f} CPU and {cost.gpu_seconds:.1f} GPU seconds; {size(counts.bytes_cropped)} "
         "cropped",
     )
-    say("sweep", f"{manifest['seconds']:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")
+    say("sweep", f"{manifest.seconds:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")

@@ -9,6 +9,7 @@ import numpy as np
 
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.trial import FAILED, STOPPED, WHOLE
+from raygenesis.workspace.manifest import SweepCost
 
 Row = dict[str, Any]
 
@@ -59,14 +60,15 @@ def _point(trials: Sequence[Mapping[str, Any]], objective: str) -> Row:
     return {**row, "note": "; ".join(reasons)}
 
 
-def costs(trials: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def costs(trials: Iterable[Mapping[str, Any]]) -> SweepCost:
     """Seconds of all trials, and of them of those that were stopped and that failed."""
     trials = list(trials)
     total = {name: round(sum(trial.get(name) or 0.0 for trial in trials), 2) for name in COSTS}
-    for status in (STOPPED, FAILED):
-        spent = sum(trial.get("seconds") or 0.0 for trial in trials if trial["status"] == status)
-        total[f"{status}_seconds"] = round(spent, 2)
-    return total
+    stopped, failed = (
+        round(sum(trial.get("seconds") or 0.0 for trial in trials if trial["status"] == status), 2)
+        for status in (STOPPED, FAILED)
+    )
+    return SweepCost(**total, stopped_seconds=stopped, failed_seconds=failed)
 
 
 def seeds_note(table: Sequence[Mapping[str, Any]], num_seeds: int) -> str:

@@ -29,6 +29,7 @@ from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.transfer.prepared import Prepared
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.fingerprint import digest
+from raygenesis.workspace.manifest import PatternsManifest
 
 # How a trial ended, or that it has not.
 WHOLE, STOPPED, FAILED, RUNNING = "whole", "stopped", "failed", "running"
@@ -38,7 +39,7 @@ PROXY, STATUS = "proxy", "status"
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepTrial:
     """One training of a point."""
 
     point: Point
@@ -53,14 +54,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepSetup:
     """What the trials of a sweep have in common.
 
     patterns: the store's manifest; most_epochs: of the longest trial; target: of objective `target`.
     """
 
     settings: Settings
-    patterns: Mapping[str, Any]
+    patterns: PatternsManifest
     num_gpus: float
     num_threads: int
     most_epochs: int
@@ -70,8 +71,8 @@ class Plan:
     def device(self) -> str:
         return "cuda" if self.num_gpus else "cpu"
 
-    def task(self, trial: Trial) -> PretextTask:
-        settings = for_trial(self.settings, trial.point, self.patterns["counts"], trial.seed)
+    def task(self, trial: SweepTrial) -> PretextTask:
+        settings = for_trial(self.settings, trial.point, self.patterns.counts, trial.seed)
         return pretext_task(settings, self.patterns)
 
 
@@ -81,7 +82,7 @@ def seeds_of(settings: Settings) -> list[int]:
     return [settings.seed, *(int(state) % 2**31 for state in others)][: settings.sweep.num_seeds]
 
 
-def run_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]], plan: Plan) -> None:
+def run_sweep_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]], plan: SweepSetup) -> None:
     """The trial that Tune runs. It reports a row an epoch where trials are stopped early, and a last one at the end.
 
     What is raised is reported too, and ends this trial only.
@@ -100,7 +101,7 @@ def run_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]],
         tune.report({PROXY: proxy, "row": _json({**told, **cost}), STATUS: status})
 
     try:
-        trial = Trial(config["point"], config["seed"])
+        trial = SweepTrial(config["point"], config["seed"])
         told = train_and_measure(trial, ray.get(list(blocks)), plan, lambda told: report(told, RUNNING))
         report(told, WHOLE)
     except RaygenesisError as error:
@@ -110,7 +111,7 @@ def run_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]],
 
 
 def train_and_measure(
-    trial: Trial, tables: Sequence[pa.Table], plan: Plan, report: Callable[[dict[str, Any]], None]
+    trial: SweepTrial, tables: Sequence[pa.Table], plan: SweepSetup, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Train, and measure the best weights. Where trials are stopped early `report` is called after all but the last
     epoch with what the best weights so far are worth; nothing is to stop a trial that is at its end."""

@@ -17,26 +17,26 @@ from raygenesis.patterns.reader import TRAINING_COLUMNS
 from raygenesis.patterns.source import PatternSource
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import Next
-from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, STOPPED, Plan, Trial, run_trial
+from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, STOPPED, SweepSetup, SweepTrial, run_sweep_trial
 from raygenesis.workspace.files import Place
 
 CPUS_PER_TRIAL = 1
 MOST_LOSSES = 2  # of a trial's process or machine, before it counts as failed
 
 
-def run_trials(queue: Queue, plan: Plan, patterns: Place, most: int | None, num_trials: int) -> None:
+def run_trials(queue: Queue, plan: SweepSetup, patterns: Place, most: int | None, num_trials: int) -> None:
     """Run what the queue holds; each trial that ends leaves its row in the queue and its file.
 
     most: trials at once; as many as the cluster has room for, whenever machines come, when None.
     """
     first = queue.next()
-    if not isinstance(first, Trial):
+    if not isinstance(first, SweepTrial):
         return
     queue.put_back(first)
     source = PatternSource(patterns, columns=(*TRAINING_COLUMNS, "split"))
     store = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, blocks=store.to_arrow_refs(), plan=plan),
+        tune.with_parameters(run_sweep_trial, blocks=store.to_arrow_refs(), plan=plan),
         {"cpu": CPUS_PER_TRIAL, "gpu": plan.num_gpus},
     )
     # What is finished is in our files; what Tune keeps nobody reads.
@@ -72,7 +72,7 @@ class _Queued(Searcher):
         trial = self._queue.next()
         if trial is Next.DONE:
             return Searcher.FINISHED
-        return {"point": trial.point, "seed": trial.seed} if isinstance(trial, Trial) else None
+        return {"point": trial.point, "seed": trial.seed} if isinstance(trial, SweepTrial) else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: `_Recorder` has told the queue before it is asked again."""
@@ -117,11 +117,11 @@ class _Recorder(tune.Callback):
         self._end(trial, FAILED, {"reason": f"its process died{cause and ': '}{cause}", "seconds": seconds})
 
     def _end(self, trial: Any, status: str, told: dict[str, Any]) -> None:
-        row = self._queue.end(Trial(trial.config["point"], trial.config["seed"]), status, told)
+        row = self._queue.end(SweepTrial(trial.config["point"], trial.config["seed"]), status, told)
         self._ticker.advance(note=f"last {row.get('reason') or format(row['retrieval'] or math.nan, '.3f')}")
 
 
-def _scheduler(plan: Plan) -> TrialScheduler:
+def _scheduler(plan: SweepSetup) -> TrialScheduler:
     """What ends trials early, from a quarter of the longest's epochs on. Both work on plain function trials."""
     sweep = plan.settings.sweep
     grace = max(1, plan.most_epochs // 4)

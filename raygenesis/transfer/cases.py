@@ -38,7 +38,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Grid:
+class CaseGrid:
     """The voxels on which a prediction is given back: shape z y x (2D: y x), and affine as a Volume has it.
 
     within: the part of a case's voxels that shows them, the rest being padding. source: the whole scan's file.
@@ -63,7 +63,7 @@ class Case:
     image: NDArray[np.float16]
     label: NDArray[np.uint8] | None = None
     value: float | tuple[int, ...] | None = None
-    grid: Grid | None = None
+    grid: CaseGrid | None = None
 
 
 def form_of(
@@ -119,7 +119,7 @@ def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Fo
     if form.is_segmentation:
         whole = example.region is None
         affine = volume.affine if whole else _affine_of(volume, shape, origin, extent)
-        grid = Grid(volume.shape if whole else shape, affine, within, example.image.paths[0] if whole else None)
+        grid = CaseGrid(volume.shape if whole else shape, affine, within, example.image.paths[0] if whole else None)
     return Case(
         example.name, example.subject, np.pad(voxels, padding).astype(np.float16), label,
         None if form.is_segmentation else example.value, grid,

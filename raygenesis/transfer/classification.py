@@ -22,7 +22,7 @@ from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, REGRESSION
-from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, to_device, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, to_device, train
 from raygenesis.transfer.metrics import PRIMARY, figures
 
 Answers = NDArray[np.float64]
@@ -36,7 +36,7 @@ def num_outputs(task: str, num_classes: int) -> int:
 def train_classifier(
     network: nn.Module, cases: Sequence[Case], task: str, settings: FinetuneSettings, seed: int, device: str = "cpu",
     validation: Sequence[Case] = (), num_classes: int = 1,
-) -> Learnt:  # fmt: skip
+) -> TrainingOutcome:  # fmt: skip
     """Train in place on batches of whole cases, in a new order each time all have been seen."""
     to_device(network, device)
     values = np.array([case.value for case in cases])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,8 @@ from ray.exceptions import RayError
 
 from raygenesis.cluster import capacity, fan_out, joining
 from raygenesis.cluster.progress import Stopwatch, progress, say
+from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import RaygenesisError
-from raygenesis.planning.announce import announce
-from raygenesis.planning.work import finetune as finetune_work
 from raygenesis.settings import Settings
 from raygenesis.text.tables import as_csv
 from raygenesis.training.experiment import TrainingError
@@ -23,16 +22,18 @@ from raygenesis.transfer.cases import Form
 from raygenesis.transfer.examples import SEGMENTATION, Example
 from raygenesis.transfer.initialisations import Initialisation, check_fits, find_initialisations
 from raygenesis.transfer.predictions import join_examples
-from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, digest_of, pose, prepare
+from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, digest_of, prepare, resolve_target
 from raygenesis.transfer.runs import runs_of
 from raygenesis.transfer.split import Split, Trial
-from raygenesis.transfer.statistics import RANDOM, Comparison, compare
+from raygenesis.transfer.statistics import RANDOM, Comparison, compare_initialisations
 from raygenesis.transfer.table import LEGEND, latex, lines_of, markdown, told
 from raygenesis.transfer.targets.description import Description
 from raygenesis.transfer.trial import run_trial, trial_path
+from raygenesis.transfer.work import finetune_work
+from raygenesis.workspace.artifacts import TRANSFER
 from raygenesis.workspace.files import Place, publish, read_json
 from raygenesis.workspace.fingerprint import digest
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import Extent, TransferCounts, TransferManifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -46,15 +47,15 @@ EXTENT = {"num_trials", "num_labelled"}
 
 def finetune(
     description: Description, workspace: Workspace, settings: Settings, starts: Sequence[str] = STARTS,
-    name: str = "default", command: tuple[str, ...] = (),
-) -> dict[str, Any]:  # fmt: skip
+    name: str = "default", command: tuple[str, ...] = (), announce: Announce = unannounced,
+) -> TransferManifest:  # fmt: skip
     """Learn a target task from each initialisation and compare them; returns the manifest.
 
     starts: `random`, names of the workspace's runs, files of weights. command: what this is a part of. Results go to
     `transfer/<name>/`. Trials that are there are kept: an interrupted call goes on, and more trials, initialisations or
     numbers of labelled subjects are added to what there is.
     """
-    posed = pose(description, workspace, settings, runs_of(starts, workspace))
+    posed = resolve_target(description, workspace, settings, runs_of(starts, workspace))
     config = settings if command else posed.settings  # what the command is given to do the same
     target, settings = posed.target, posed.settings
     initialisations = find_initialisations(starts, workspace, settings.pretraining, target.ndim)
@@ -63,16 +64,18 @@ def finetune(
     folder = workspace.transfer(name)
     own = ("finetune", "--target", "TARGET.yaml", *(word for start in starts for word in ("--from", start)))
     stage = Stage(
-        folder, _chosen(settings, posed.form), {"target": digest_of(target)}, command=command or (*own, "--name", name)
-    )
+        TRANSFER, folder, _chosen(settings, posed.form), {"target": digest_of(target)},
+        command=command or (*own, "--name", name),
+    )  # fmt: skip
     extent = _extent(initialisations, settings)
-    if stage.is_finished() and manifest_of(folder, "finetune")["extent"] == extent:
+    made = stage.finished()
+    if made is not None and made.extent == extent:
         say("finetune", f"nothing to do: the table is in {folder}")
-        return manifest_of(folder, "finetune")
+        return made
     watch = Stopwatch()
     joining.connect()
     segments = target.task == SEGMENTATION
-    announce([finetune_work(settings, initialisations, posed.form.input_shape, segments)], workspace, settings)
+    announce([finetune_work(settings, initialisations, posed.form.input_shape, segments)])
     ready = prepare(posed, workspace)  # what is at fault here leaves nothing behind
     with stage.claimed():
         _say_plan(ready, initialisations, settings)
@@ -81,7 +84,9 @@ def finetune(
         table = [
             row
             for labelled in settings.finetune.num_labelled
-            for row in compare({name: rows[labelled] for name, rows in trials.items()}, target.task, labelled, randoms)
+            for row in compare_initialisations(
+                {name: rows[labelled] for name, rows in trials.items()}, target.task, labelled, randoms
+            )
         ]
         return _finish(stage, table, ready, initialisations, extent, config, watch)
 
@@ -112,20 +117,22 @@ def _run_trials(
 
 def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial, str]], folder: Place) -> None:
     """As many at once as the cluster has room for."""
-    pose, waiting = ready.pose, list(missing)
+    setup, waiting = ready.setup, list(missing)
     running: dict[ray.ObjectRef[str], str] = {}
     failures: list[str] = []
     task = ray.remote(
-        num_cpus=CPUS_PER_TRIAL, num_gpus=pose.num_gpus, max_retries=fan_out.MOST_LOSSES,
+        num_cpus=CPUS_PER_TRIAL, num_gpus=setup.num_gpus, max_retries=fan_out.MOST_LOSSES,
         runtime_env=fan_out.TRAINING_ENVIRONMENT
     )(run_trial)  # fmt: skip
     with progress("finetune", len(waiting), "trials") as ticker:
         while waiting or running:
-            while waiting and len(running) < capacity.num_concurrent(CPUS_PER_TRIAL, pose.num_gpus):
+            while waiting and len(running) < capacity.num_concurrent(CPUS_PER_TRIAL, setup.num_gpus):
                 start, trial, key = waiting.pop(0)
                 held = [ready.held.of(part) for part in _parts(ready.split, trial)]
                 alone = replace(trial, examples=())  # their cases are what it needs
-                running[task.remote(pose, start, alone, held, folder, key)] = f"{start.name}, trial {trial.number}"
+                running[task.remote(setup, start, alone, held, folder, key)] = (
+                    f"{start.name}, trial {trial.number}"
+                )
             (done,), _ = ray.wait(list(running), num_returns=1)
             title = running.pop(done)
             try:
@@ -162,28 +169,27 @@ def _chosen(settings: Settings, form: Form) -> dict[str, Any]:
     return {**chosen, "intensity": form.intensity.model_dump(mode="json")}
 
 
-def _run_of(start: Initialisation, stage: Stage) -> str | None:
+def _run_of(start: Initialisation, stage: Stage[TransferManifest]) -> str | None:
     """The name of the workspace's run that an initialisation is, if it is one."""
     weights = start.weights
     return weights.name if weights is not None and weights.parent == stage.folder.parent.parent / "runs" else None
 
 
-def _key(stage: Stage) -> str:
+def _key(stage: Stage[TransferManifest]) -> str:
     return digest([stage.settings, stage.inputs])
 
 
-def _extent(initialisations: Sequence[Initialisation], settings: Settings) -> dict[str, Any]:
-    """How much is compared: it may grow."""
-    return {
-        "initialisations": {each.name: each.fingerprint for each in initialisations},
-        "num_trials": settings.finetune.num_trials, "num_labelled": list(settings.finetune.num_labelled),
-    }  # fmt: skip
+def _extent(initialisations: Sequence[Initialisation], settings: Settings) -> Extent:
+    return Extent(
+        initialisations={each.name: each.fingerprint for each in initialisations},
+        num_trials=settings.finetune.num_trials, num_labelled=tuple(settings.finetune.num_labelled),
+    )  # fmt: skip
 
 
 def _finish(
-    stage: Stage, table: Sequence[Comparison], ready: Prepared, initialisations: Sequence[Initialisation],
-    extent: Mapping[str, Any], config: Settings, watch: Stopwatch,
-) -> dict[str, Any]:  # fmt: skip
+    stage: Stage[TransferManifest], table: Sequence[Comparison], ready: Prepared,
+    initialisations: Sequence[Initialisation], extent: Extent, config: Settings, watch: Stopwatch,
+) -> TransferManifest:  # fmt: skip
     rows = told(table)
     legend = f"\n{LEGEND}\n" if len(initialisations) > 1 else ""
     files = {
@@ -197,24 +203,24 @@ def _finish(
     if target.task == SEGMENTATION:
         most = max(split.trials, key=lambda trial: trial.num_subjects)
         join_examples(stage.folder, [each.name for each in initialisations], most.labelled)
-    counts = {
-        "examples": len(target.examples), "left_out": len(ready.problems), "test_examples": len(split.test),
-        "validation_examples": len(split.validation), "pool_subjects": split.num_pool_subjects,
-        "seen_subjects": split.num_seen, "initialisations": len(initialisations),
-        "trials": sum(row.trials for row in table),
-    }  # fmt: skip
-    manifest = stage.finish(
-        counts, watch.seconds, config=config.model_dump(mode="json"), task=target.task, classes=list(target.classes),
-        extent=extent,
-        spacing_mm=stage.settings["finetune"]["spacing_mm"], table=[row.flat() for row in table], shown=rows,
-        is_like_best=[row.is_like_best for row in table],
+    counts = TransferCounts(
+        examples=len(target.examples), left_out=len(ready.problems), test_examples=len(split.test),
+        validation_examples=len(split.validation), pool_subjects=split.num_pool_subjects,
+        seen_subjects=split.num_seen, initialisations=len(initialisations), trials=sum(row.trials for row in table),
+    )  # fmt: skip
+    manifest = TransferManifest(
+        counts=counts, seconds=watch.seconds, config=config.model_dump(mode="json"), task=target.task,
+        classes=tuple(target.classes), extent=extent, spacing_mm=ready.setup.form.spacing_mm,
+        table=tuple(row.flat() for row in table), shown=tuple(rows),
+        is_like_best=tuple(row.is_like_best for row in table),
         runs={each.name: run for each in initialisations if (run := _run_of(each, stage))},
     )  # fmt: skip
+    manifest = stage.finish(manifest)
     for line in lines_of(rows):
         say("finetune", line)
     say(
         "finetune",
-        f"mean ± s.d. over trials on {len(split.test)} test examples, {manifest['seconds']:.1f} s → {stage.folder}",
+        f"mean ± s.d. over trials on {len(split.test)} test examples, {manifest.seconds:.1f} s → {stage.folder}",
     )
     return manifest
 

@@ -20,7 +20,8 @@ from raygenesis.networks.slice_wise import SliceWiseEncoder, slice_wise
 from raygenesis.networks.weights.loading import ENCODER_FILE, TORCH, give_decoder, load_network
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace.files import Place, on_disk, place, read_json, xxh3_of
+from raygenesis.workspace.artifacts import RUNS
+from raygenesis.workspace.files import Place, as_place, on_disk, xxh3_of
 from raygenesis.workspace.workspace import Workspace
 
 # Modes in which the encoder stays as it is.
@@ -59,20 +60,20 @@ def find_initialisations(
         if name == RANDOM:
             raise SettingsError(f"{source} would be called {RANDOM!r}, as random weights are: name it, NAME={source}")
         if is_file(source):
-            path = place(source)
+            path = as_place(source)
             path = path / ENCODER_FILE if path.is_dir() else path  # the run of another workspace
             architecture = load_network(path).architecture
             with on_disk(path) as local:
                 found.append(Initialisation(name, path, architecture, xxh3_of(local)))
         else:
             folder = workspace.run(source)
-            manifest = read_json(folder / "manifest.json")
+            manifest = RUNS.read(folder)
             if manifest is None:
                 raise WorkspaceError(
                     f"{folder} is not there or not finished: run `raygenesis pretrain` first, or say with --from what "
                     "to start from, such as --from random"
                 )
-            found.append(Initialisation(name, folder, load_network(folder).architecture, manifest["fingerprint"]))
+            found.append(Initialisation(name, folder, load_network(folder).architecture, manifest.fingerprint))
     given = Architecture(
         ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
     )

@@ -18,14 +18,15 @@ from raygenesis.patterns.schema import TRAINING
 from raygenesis.settings import ArchiveSettings, Settings
 from raygenesis.transfer.examples import Example
 from raygenesis.transfer.runs import Run
-from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.artifacts import ARCHIVE
+from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
 
 def archive_settings(workspace: Workspace) -> ArchiveSettings | None:
     """Those that the workspace's archive was made with; None where it does not say."""
-    manifest = read_json(workspace.archive / "manifest.json")
-    return None if manifest is None else ArchiveSettings.model_validate(manifest["settings"]["archive"])
+    manifest = ARCHIVE.read(workspace.archive)
+    return None if manifest is None else ArchiveSettings.model_validate(manifest.settings["archive"])
 
 
 def seen_subjects(

@@ -28,7 +28,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Learnt:
+class TrainingOutcome:
     """losses: of each step. converged: the step at which the validation score (without validation, the smoothed loss)
     had come 95 % of its way; seconds: of one step."""
 
@@ -44,7 +44,7 @@ def train(
     settings: FinetuneSettings,
     seed: int,
     validate: Callable[[], float] | None = None,
-) -> Learnt:
+) -> TrainingOutcome:
     """Train in place what requires a gradient, for `num_steps` batches or until `patience` validations are no better.
 
     validate: the score of the network as it is, the higher the better; the best weights are kept. Raises TrainingError
@@ -83,7 +83,7 @@ def train(
     if best is not None:
         network.load_state_dict(best)
     converged = validated[converged_at(scores) - 1] if scores else converged_at([-loss for loss in smoothed(losses)])
-    return Learnt(tuple(losses), converged, seconds / len(losses))
+    return TrainingOutcome(tuple(losses), converged, seconds / len(losses))
 
 
 def validated_after(num_steps: int) -> list[int]:

@@ -81,7 +81,7 @@ def figures(task: str, tested: Sequence[Row]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Told:
+class CaseScores:
     """What trials say of each test case on average, for tests over subjects.
 
     subjects: whose the cases are. told: of a segmentation the Dice, of a regression the absolute error, whose mean over
@@ -93,12 +93,12 @@ class Told:
     values: NDArray[Any] | None
 
 
-def told_by(task: str, trials: Sequence[Sequence[Row]]) -> Told:
+def case_scores(task: str, trials: Sequence[Sequence[Row]]) -> CaseScores:
     """The mean of trials that share their test cases."""
     tell = {SEGMENTATION: lambda case: case["dice"], REGRESSION: lambda case: abs(case["answer"] - case["value"])}
     mean = np.mean([[tell.get(task, lambda case: case["answer"])(case) for case in cases] for cases in trials], 0)
     values = np.array([case["value"] for case in trials[0]]) if task in (CLASSIFICATION, MULTILABEL) else None
-    return Told(tuple(case["subject"] for case in trials[0]), mean, values)
+    return CaseScores(tuple(case["subject"] for case in trials[0]), mean, values)
 
 
 def positives(values: NDArray[Any], num_classes: int) -> dict[int, NDArray[np.bool_]]:

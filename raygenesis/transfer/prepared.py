@@ -23,7 +23,7 @@ from raygenesis.transfer.leakage import archive_settings, seen_subjects
 from raygenesis.transfer.runs import Run, as_pretrained
 from raygenesis.transfer.split import Split, split_examples
 from raygenesis.transfer.targets.description import Description, read_target, settings_for
-from raygenesis.transfer.trial import Held, Pose
+from raygenesis.transfer.trial import StoredCases, TrialSetup
 from raygenesis.workspace.files import xxh3_of
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.hardware import num_cores
@@ -37,7 +37,7 @@ MOST_HASHED_BYTES = 2**26  # of a larger label map the size has to do
 
 
 @dataclass(frozen=True)
-class Posed:
+class ResolvedTarget:
     """A described target: what there is, how it is read, and the settings with what its description changes.
 
     runs: those that it is learnt from, none of whose subjects is to be tested on.
@@ -53,14 +53,16 @@ class Posed:
 class Prepared:
     """A target whose cases lie in Ray's object store: what can be learnt from, and the draws."""
 
-    pose: Pose
+    setup: TrialSetup
     target: Target
     split: Split
-    held: Held
+    held: StoredCases
     problems: tuple[Problem, ...]
 
 
-def pose(description: Description, workspace: Workspace, settings: Settings, runs: Sequence[Run] = ()) -> Posed:
+def resolve_target(
+    description: Description, workspace: Workspace, settings: Settings, runs: Sequence[Run] = ()
+) -> ResolvedTarget:
     """Read a description as the runs were pretrained; nothing is decoded.
 
     Raises ScanError or SettingsError where it gives no target, or the runs are not given alike images.
@@ -71,10 +73,10 @@ def pose(description: Description, workspace: Workspace, settings: Settings, run
     pattern = settings.archive.subject_pattern or made_with.subject_pattern
     target = read_target(description, pattern)
     _check_alike(target, of_runs)
-    return Posed(target, form_for(target, settings), settings, tuple(runs))
+    return ResolvedTarget(target, form_for(target, settings), settings, tuple(runs))
 
 
-def prepare(posed: Posed, workspace: Workspace) -> Prepared:
+def prepare(posed: ResolvedTarget, workspace: Workspace) -> Prepared:
     """Draw who learns and who tests, and read their cases into Ray's object store.
 
     Where some cannot be used, the draw is made again without them. Raises ScanError or SettingsError where too little
@@ -84,7 +86,7 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
     _check_room(settings)
     identity = open_identity(workspace, (archive_settings(workspace) or settings.archive).keep_ids)
     seen = seen_subjects(target.examples, workspace, settings, posed.runs)
-    held, classes, problems = Held((), {}), set(), list(target.problems)
+    held, classes, problems = StoredCases((), {}), set(), list(target.problems)
     while True:
         if not target.examples:
             first = f"{name_for_log(problems[0].name, identity=identity)}: {problems[0].reason}"
@@ -111,7 +113,7 @@ def prepare(posed: Posed, workspace: Workspace) -> Prepared:
         num_classes = form.num_classes or check_classes(classes)
     num_gpus = settings.gpus_of_trial("finetune")
     threads = capacity.threads_per_worker(max(1, min(capacity.room_for(CPUS_PER_TRIAL, num_gpus), num_cores())))
-    shared = Pose(target.task, num_classes, form, settings.finetune, num_gpus, threads)
+    shared = TrialSetup(target.task, num_classes, form, settings.finetune, num_gpus, threads)
     return Prepared(shared, target, split, held, tuple(problems))
 
 
@@ -124,7 +126,7 @@ def _say_left_out(problems: Sequence[Problem], identity: Identity) -> None:
         say("finetune", f"  {name_for_log(problem.name, identity=identity)}: {problem.reason}")
 
 
-def _hold(examples: Sequence[Example], form: Form, held: Held) -> tuple[Held, set[int], list[Problem]]:
+def _hold(examples: Sequence[Example], form: Form, held: StoredCases) -> tuple[StoredCases, set[int], list[Problem]]:
     """What is held and these examples' cases, the labels in them, and the examples that cannot be cases.
 
     Each image is decoded once; a few blocks more than there are CPUs are read at a time.
@@ -148,7 +150,7 @@ def _hold(examples: Sequence[Example], form: Form, held: Held) -> tuple[Held, se
             classes |= found
             problems += faults
             ticker.advance(len(names) + len(faults))
-    return Held(tuple(blocks), places), classes, sorted(problems, key=lambda problem: problem.name)
+    return StoredCases(tuple(blocks), places), classes, sorted(problems, key=lambda problem: problem.name)
 
 
 def _groups(examples: Sequence[Example], form: Form) -> list[list[list[Example]]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import sys
 from typing import Any
 
 from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.manifest import Extent
 
 # Rows by the number of labelled subjects and by initialisation.
 Results = dict[int | str, dict[str, list[dict[str, Any]]]]
 
 
-def results_in(folder: Place, extent: Mapping[str, Any] | None) -> Results:
+def results_in(folder: Place, extent: Extent | None) -> Results:
     """The trials of a target: by the number of labelled subjects, by initialisation, in their order.
 
     extent: what is compared, as the target's manifest says; what was compared before may still be there. All that
@@ -21,17 +21,17 @@ def results_in(folder: Place, extent: Mapping[str, Any] | None) -> Results:
     paths: list[Place] = sorted(folder.glob("trial-*.json"))
     trials = [trial for path in paths if (trial := read_json(path)) is not None]
     trials.sort(key=lambda trial: trial["trial"])
-    extent = extent or {
-        "initialisations": dict.fromkeys(trial["initialisation"] for trial in trials),
-        "num_labelled": dict.fromkeys(trial["labelled"] for trial in trials), "num_trials": math.inf,
-    }  # fmt: skip
+    extent = extent or Extent(
+        initialisations={trial["initialisation"]: "" for trial in trials},
+        num_labelled=tuple(dict.fromkeys(trial["labelled"] for trial in trials)), num_trials=sys.maxsize,
+    )  # fmt: skip
     found: Results = {}
-    for labelled in extent["num_labelled"]:
-        for start in extent["initialisations"]:
+    for labelled in extent.num_labelled:
+        for start in extent.initialisations:
             chosen = [
                 trial for trial in trials
                 if (trial["labelled"], trial["initialisation"]) == (labelled, start)
-                and trial["trial"] < extent["num_trials"]
+                and trial["trial"] < extent.num_trials
             ]  # fmt: skip
             if chosen:
                 found.setdefault(labelled, {})[start] = chosen

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raygenesis.networks.weights.loading import ENCODER_FILE
-from raygenesis.settings import Settings, settings_beside, taking
+from raygenesis.settings import Settings, adopt, settings_beside
 from raygenesis.transfer.initialisations import is_file, named
 from raygenesis.transfer.statistics import RANDOM
-from raygenesis.workspace.files import place
+from raygenesis.workspace.files import as_place
 from raygenesis.workspace.workspace import Workspace
 
 # Sections of the settings that a target is read by as the run has them, key by key.
@@ -40,11 +40,11 @@ def as_pretrained(settings: Settings, run: Run) -> Settings:
     theirs = run.settings.model_dump(mode="json", include={*SHARED, "validation_fraction"})
     if settings.archive.subject_pattern is None:
         theirs["archive"] = {"subject_pattern": run.settings.archive.subject_pattern}
-    return taking(settings, theirs)
+    return adopt(settings, theirs)
 
 
 def _run_of(name: str, start: str, workspace: Workspace) -> Run:
-    folder = place(start) if is_file(start) else workspace.run(start)
+    folder = as_place(start) if is_file(start) else workspace.run(start)
     if folder.name == ENCODER_FILE:
         folder = folder.parent
     elif is_file(start) and not folder.is_dir():

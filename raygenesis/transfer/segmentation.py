@@ -14,14 +14,14 @@ from torch import nn
 
 from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
-from raygenesis.transfer.learning import MEMORY_FORMAT, Learnt, to_device, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, to_device, train
 from raygenesis.transfer.metrics import overlap
 
 
 def train_segmenter(
     unet: nn.Module, cases: Sequence[Case], settings: FinetuneSettings, patch_shape: Sequence[int], seed: int,
     device: str = "cpu", validation: Sequence[Case] = (), num_classes: int = 2,
-) -> Learnt:  # fmt: skip
+) -> TrainingOutcome:  # fmt: skip
     """Train in place on batches of random patches.
 
     The loss is soft Dice over the foreground classes, each pooled over the batch: patches without it are common.

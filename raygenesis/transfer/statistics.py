@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from raygenesis.transfer.metrics import PRIMARY, Told, positives, told_by
+from raygenesis.transfer.metrics import PRIMARY, CaseScores, case_scores, positives
 
 # Differences this small are rounding: no spread, so no test.
 NO_SPREAD = 1e-9
@@ -31,7 +31,7 @@ Trials = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Against:
+class Difference:
     """A comparison with another initialisation.
 
     difference: of the means of the primary figure, positive where the other is worse. effect_size: Hedges' g, likewise.
@@ -66,8 +66,8 @@ class Comparison:
     seconds_per_trial: float
     epochs_to_converge: float | None
     seconds_to_converge: float | None
-    against_random: Against | None = None
-    against_best: Against | None = None
+    against_random: Difference | None = None
+    against_best: Difference | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -82,13 +82,13 @@ class Comparison:
         """A row of a table: nested figures with their names joined by underscores."""
         row = asdict(self)
         parts = {name: row.pop(name) for name in ("against_random", "against_best", "figures")}
-        none = asdict(Against(0.0, None, None, None))
+        none = asdict(Difference(0.0, None, None, None))
         for name in ("against_random", "against_best"):
             row |= {f"{key}_{name}": (parts[name] or dict.fromkeys(none))[key] for key in none}
         return row | {f"mean_{key}": value for key, value in parts["figures"].items()}
 
 
-def compare(
+def compare_initialisations(
     results: Mapping[str, Trials], task: str, labelled: int | str, randoms: Mapping[str, str]
 ) -> list[Comparison]:
     """One row per initialisation, in the order given.
@@ -100,9 +100,9 @@ def compare(
     primary = PRIMARY[task]
     values = {name: np.array([trial["figures"][primary.name] for trial in trials]) for name, trials in results.items()}
     best = max(values, key=lambda name: primary.sign * values[name].mean())
-    told = {name: told_by(task, [trial["test"] for trial in trials]) for name, trials in results.items()}
+    told = {name: case_scores(task, [trial["test"] for trial in trials]) for name, trials in results.items()}
 
-    def against(others: Mapping[str, str]) -> dict[str, Against]:
+    def against(others: Mapping[str, str]) -> dict[str, Difference]:
         found = {}
         for name, other in others.items():
             if name in results and other in results and name != other:
@@ -139,7 +139,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def paired_by_subject(ours: Told, theirs: Told, seed: int = 0) -> float | None:
+def paired_by_subject(ours: CaseScores, theirs: CaseScores, seed: int = 0) -> float | None:
     """p of a two-sided permutation test that exchanges two initialisations' answers, all of a subject together.
 
     The mean over cases is compared, or the mean AUC; there, before the exchange, each initialisation's answers give way
@@ -172,7 +172,7 @@ def aucs(positive: NDArray[np.bool_], ranks: NDArray[np.float64]) -> NDArray[np.
     return won.sum(1) / (positive.sum() * (~positive).sum())
 
 
-def _differences(ours: Told, theirs: Told, swaps: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _differences(ours: CaseScores, theirs: CaseScores, swaps: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Of the primary figures, [m], after each exchange of cases [m, cases]."""
     if ours.values is None:
         return np.where(swaps, -1, 1) @ (ours.told - theirs.told) / len(ours.told)
@@ -187,25 +187,25 @@ def _differences(ours: Told, theirs: Told, swaps: NDArray[np.bool_]) -> NDArray[
 
 def _over_trials(
     ours: NDArray[np.float64], theirs: NDArray[np.float64], sign: int, p_subjects: float | None
-) -> Against:
+) -> Difference:
     difference = sign * float(ours.mean() - theirs.mean())
     if max(np.ptp(ours), np.ptp(theirs)) <= NO_SPREAD:
-        return Against(difference, None, None, p_subjects)
+        return Difference(difference, None, None, p_subjects)
     moments = ((values.mean(), values.std(ddof=1), len(values)) for values in (ours, theirs))
     p = float(stats.ttest_ind_from_stats(*next(moments), *next(moments), equal_var=False).pvalue)
     degrees = len(ours) + len(theirs) - 2
     squares = (len(ours) - 1) * ours.var(ddof=1) + (len(theirs) - 1) * theirs.var(ddof=1)
     cohen = difference / (squares / degrees) ** 0.5
-    return Against(difference, float(cohen * (1 - 3 / (4 * degrees - 1))), p, p_subjects)
+    return Difference(difference, float(cohen * (1 - 3 / (4 * degrees - 1))), p, p_subjects)
 
 
-def _corrected(found: Mapping[Any, Against]) -> dict[Any, Against]:
+def _corrected(found: Mapping[Any, Difference]) -> dict[Any, Difference]:
     pairs = zip(
         found.items(), holm([row.p for row in found.values()]), holm([row.p_subjects for row in found.values()]),
         strict=True,
     )  # fmt: skip
     return {
-        name: Against(row.difference, row.effect_size, row.p, row.p_subjects, p_holm, p_subjects_holm)
+        name: Difference(row.difference, row.effect_size, row.p, row.p_subjects, p_holm, p_subjects_holm)
         for (name, row), p_holm, p_subjects_holm in pairs
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from raygenesis.text.tables import Rows, aligned, cell, columns_of
 from raygenesis.transfer.metrics import WORDS
-from raygenesis.transfer.statistics import Against, Comparison
+from raygenesis.transfer.statistics import Comparison, Difference
 
 LEGEND = (
     "Mean ± s.d. over trials. **Best**; * cannot be told from the best at p < 0.05 (independent two-sample t-test over "
@@ -82,7 +82,7 @@ def latex(rows: Rows) -> str:
     )
 
 
-def _of(against: Against | None, key: str, form: str) -> str:
+def _of(against: Difference | None, key: str, form: str) -> str:
     return cell(None if against is None else getattr(against, key), form)
 
 

@@ -29,7 +29,7 @@ from raygenesis.transfer.initialisations import (
     segmentation_network,
     target_encoder,
 )
-from raygenesis.transfer.learning import Learnt
+from raygenesis.transfer.learning import TrainingOutcome
 from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.predictions import in_names, write_example, write_prediction
 from raygenesis.transfer.segmentation import overlap_of, segment, train_segmenter
@@ -38,7 +38,7 @@ from raygenesis.workspace.files import Place, write_json
 
 
 @dataclass(frozen=True)
-class Pose:
+class TrialSetup:
     """What the trials of a target have in common. num_classes: of a segmentation with the background."""
 
     task: str
@@ -54,19 +54,19 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredCases:
     """Cases in Ray's object store: blocks of them, and where each is (block, place) by its name."""
 
     blocks: tuple[ray.ObjectRef[list[Case]], ...]
     places: dict[str, tuple[int, int]]
 
-    def of(self, examples: Sequence[Example]) -> Held:
+    def of(self, examples: Sequence[Example]) -> StoredCases:
         """Only what these examples need."""
         places = {example.name: self.places[example.name] for example in examples}
         needed = sorted({block for block, _ in places.values()})
         numbers = {block: number for number, block in enumerate(needed)}
         moved = {name: (numbers[block], place) for name, (block, place) in places.items()}
-        return Held(tuple(self.blocks[block] for block in needed), moved)
+        return StoredCases(tuple(self.blocks[block] for block in needed), moved)
 
     def cases(self) -> list[Case]:
         """In the order of the examples; arrays are shared and read-only."""
@@ -74,7 +74,9 @@ class Held:
         return [blocks[block][place] for block, place in self.places.values()]
 
 
-def run_trial(pose: Pose, start: Initialisation, trial: Trial, held: Sequence[Held], folder: Place, key: str) -> str:
+def run_trial(
+    pose: TrialSetup, start: Initialisation, trial: Trial, held: Sequence[StoredCases], folder: Place, key: str
+) -> str:
     """Fine-tune and test, leave the trial's file, and tell the primary figure.
 
     held: cases to learn from, to validate and to test on. key: kept in the file, to know the trial again by.
@@ -106,9 +108,9 @@ def trial_path(folder: Place, start: str, trial: Trial) -> Place:
 
 
 def fine_tune(
-    pose: Pose, start: Initialisation, trial: Trial, labelled: Sequence[Case], validation: Sequence[Case],
+    pose: TrialSetup, start: Initialisation, trial: Trial, labelled: Sequence[Case], validation: Sequence[Case],
     test: Sequence[Case], folder: Place | None = None,
-) -> tuple[Learnt | None, list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[TrainingOutcome | None, list[dict[str, Any]]]:  # fmt: skip
     """What was learnt (None where nothing is trained), and a row a test case as `metrics.figures` takes them.
 
     folder: where predictions of a segmentation are written, if at all.
@@ -136,9 +138,9 @@ def fine_tune(
 
 
 def _segmented(
-    pose: Pose, start: Initialisation, trial: Trial, labelled: Sequence[Case], validation: Sequence[Case],
+    pose: TrialSetup, start: Initialisation, trial: Trial, labelled: Sequence[Case], validation: Sequence[Case],
     test: Sequence[Case], folder: Place | None,
-) -> tuple[Learnt, list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[TrainingOutcome, list[dict[str, Any]]]:  # fmt: skip
     settings, shape = pose.settings, pose.form.input_shape
     unet = segmentation_network(start, pose.num_classes, settings.mode, trial.seed, len(shape))
     if settings.mode == "frozen":

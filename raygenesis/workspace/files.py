@@ -30,7 +30,7 @@ Place = Path | RemotePath
 BLOCK_BYTES = 2**20  # read at once for a checksum
 
 
-def place(location: str | Place) -> Place:
+def as_place(location: str | Place) -> Place:
     """A folder on this machine, or a remote one where the location is a URL."""
     if re.match(r"(s3|gs):/(?!/)", str(location)):
         raise WorkspaceError(f"workspace {location}: a URL has two slashes, as in s3://bucket/prefix")

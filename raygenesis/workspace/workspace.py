@@ -1,17 +1,28 @@
-"""Where artifacts live, their manifests, and publishing that is all or nothing.
-
-A stage is (artifacts in, settings) → artifact out. Its folder holds `started.json` while it is being made and
-`manifest.json` once it is whole; a reader that finds no manifest finds no artifact.
-"""
+"""The workspace: the folder, on a disk or in an object store, that holds every artifact."""
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace.files import Place, place
+from raygenesis.workspace.artifacts import (
+    ARCHIVE,
+    AUTOENCODER,
+    COMPARISONS,
+    COMPONENTS,
+    CROPS,
+    EMBEDDINGS,
+    INDEX,
+    PATTERNS,
+    RUNS,
+    SWEEPS,
+    TRANSFER,
+    Artifact,
+)
+from raygenesis.workspace.files import Place, as_place
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Workspace:
 
         Raises WorkspaceError if it cannot be written.
         """
-        root = place(location)
+        root = as_place(location)
         probe = root / f".write-test-{uuid.uuid4().hex}"
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -41,7 +52,7 @@ class Workspace:
     @classmethod
     def existing(cls, location: str | Place) -> Workspace:
         """The workspace at `location`, which must be there already."""
-        root = place(location)
+        root = as_place(location)
         if not root.is_dir():
             raise WorkspaceError(
                 f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`, or wait until the "
@@ -57,8 +68,8 @@ class Workspace:
         return self.root / "private"
 
     @property
-    def archive(self) -> Place:
-        return self.root / "archive"
+    def report(self) -> Place:
+        return self.root / "report"
 
     @property
     def volumes(self) -> Place:
@@ -68,45 +79,58 @@ class Workspace:
     def catalog(self) -> Place:
         return self.archive / "catalog.parquet"
 
+    def folder(self, artifact: Artifact[Any], name: str | None = None) -> Place:
+        """The folder of an artifact; name: which one, of a kind of which there may be several.
+
+        Raises WorkspaceError if that is no name.
+        """
+        folder = self.root / artifact.name
+        return folder / _checked_name(name or "") if artifact.is_named else folder
+
+    def names(self, artifact: Artifact[Any]) -> list[str]:
+        """The names of those of a kind that there are, finished or not, in alphabetical order."""
+        folders: list[Place] = list((self.root / artifact.name).glob("[!.]*"))
+        return sorted(folder.name for folder in folders if folder.is_dir())
+
+    @property
+    def archive(self) -> Place:
+        return self.folder(ARCHIVE)
+
     @property
     def autoencoder(self) -> Place:
-        return self.root / "autoencoder"
+        return self.folder(AUTOENCODER)
 
     @property
     def pca(self) -> Place:
-        return self.root / "pca"
+        return self.folder(COMPONENTS)
 
     @property
     def embeddings(self) -> Place:
-        return self.root / "embeddings"
+        return self.folder(EMBEDDINGS)
 
     @property
     def index(self) -> Place:
-        return self.root / "index"
+        return self.folder(INDEX)
 
     @property
     def patterns(self) -> Place:
-        return self.root / "patterns"
+        return self.folder(PATTERNS)
 
     @property
     def crops(self) -> Place:
-        return self.root / "crops"
-
-    @property
-    def report(self) -> Place:
-        return self.root / "report"
+        return self.folder(CROPS)
 
     def run(self, name: str) -> Place:
-        return self.root / "runs" / _checked_name(name)
+        return self.folder(RUNS, name)
 
     def sweep(self, name: str) -> Place:
-        return self.root / "sweeps" / _checked_name(name)
+        return self.folder(SWEEPS, name)
 
     def transfer(self, name: str) -> Place:
-        return self.root / "transfer" / _checked_name(name)
+        return self.folder(TRANSFER, name)
 
     def comparison(self, name: str) -> Place:
-        return self.root / "comparisons" / _checked_name(name)
+        return self.folder(COMPARISONS, name)
 
 
 def make_private(folder: Place) -> None:

@@ -22,7 +22,7 @@ from raygenesis.archive.ingest import ingest, take_in_block
 from raygenesis.archive.intake.known_files import read_sources
 from raygenesis.archive.intake.take_in import (
     MOST_CRASHES,
-    Outcome,
+    IntakeOutcome,
     attempt_note,
     file_fingerprint,
     scan_fingerprint,
@@ -408,7 +408,7 @@ def test_a_stored_scan_is_not_decoded_again(mixed, monkeypatch: pytest.MonkeyPat
 
 def test_a_file_that_vanishes_is_a_failure_of_its_own_and_is_looked_for_again(tmp_path: Path) -> None:
     outcome = take_in([tmp_path / "gone.nii"], tmp_path / "archive/volumes", ArchiveSettings())
-    assert outcome == Outcome(reason="cannot be read (No such file or directory)", is_lasting=False)
+    assert outcome == IntakeOutcome(reason="cannot be read (No such file or directory)", is_lasting=False)
     assert json.loads(json.dumps(asdict(outcome))) == {
         "records": [], "reason": outcome.reason, "is_lasting": False, "fault": "",
     }  # fmt: skip

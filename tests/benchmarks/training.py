@@ -37,9 +37,9 @@ from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import load_settings
 from raygenesis.training.feeding import Batch, Samples, prefetch, training_batches
+from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.fit import Resources, fit_with_ray, samples_from
 from raygenesis.training.metrics import read_metrics, read_steps
-from raygenesis.training.stored import StoredPatterns
 from raygenesis.workspace.files import write_json
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8

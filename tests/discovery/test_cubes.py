@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from raygenesis.archive.geometry import best_level
 from raygenesis.discovery import cubes as module
-from raygenesis.discovery.cubes import crop_cubes, place, size_mm
+from raygenesis.discovery.cubes import crop_cubes, origin_of, size_mm
 from raygenesis.settings import IntensitySettings
 from tests.support.synthetic import archived, imaged
 
@@ -126,11 +126,11 @@ def test_boxes_are_moved_inside_and_never_cut():
     size, extent = np.array([60.0, 50.0, 40.0]), np.array([20.0, 20.0, 20.0])
     centres = np.array([[30.0, 25, 20], [1, 49, 20], [-30, 300, 39], [10, 40, 30]])
     expected = [[20, 15, 10], [0, 30, 10], [0, 30, 20], [0, 30, 20]]
-    assert place(centres, extent, size).tolist() == expected
+    assert origin_of(centres, extent, size).tolist() == expected
 
 
 def test_a_box_as_large_as_the_scan_is_the_scan():
-    assert place(np.array([12.0, 99.0]), np.array([50.0, 40.0]), np.array([50.0, 40.0])).tolist() == [0, 0]
+    assert origin_of(np.array([12.0, 99.0]), np.array([50.0, 40.0]), np.array([50.0, 40.0])).tolist() == [0, 0]
 
 
 def test_crops_at_the_edges_of_a_small_scan_are_whole(tmp_path):
@@ -139,7 +139,7 @@ def test_crops_at_the_edges_of_a_small_scan_are_whole(tmp_path):
     row = archived(tmp_path, "small", voxels, (1.5, 1.5, 1.5), coarse_size=8)
     extent = np.array([12.0, 12.0, 12.0])
     for centre in ([0, 0, 0], [100, 100, 100], [0, 100, 14]):
-        origin = place(np.array(centre, float), extent, size_mm(row))
+        origin = origin_of(np.array(centre, float), extent, size_mm(row))
         cube = crop_cube(tmp_path, row, origin, extent, (8, 16, 8), AS_IT_IS)
         assert cube.shape == (8, 16, 8)
         np.testing.assert_allclose(cube, interpolated(voxels, (1.5,) * 3, origin, extent, (8, 16, 8)), atol=2e-5)
@@ -154,7 +154,7 @@ def test_boxes_cropped_together_are_those_cropped_alone(tmp_path, channels):
     generator = np.random.default_rng(0)
     boxes = []
     for extent in generator.uniform(6, 50, (12, 3)):  # of several levels
-        boxes.append((place(generator.uniform(0, 60, 3), extent, size_mm(row)), extent))
+        boxes.append((origin_of(generator.uniform(0, 60, 3), extent, size_mm(row)), extent))
     levels = {best_level(row["levels"], row["spacing_mm"], extent / 8) for _, extent in boxes}
     assert len(levels) > 1
     chosen = IntensitySettings(channel=len(channels))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.ingest import ingest
 from raygenesis.demo.population import anatomy, write_population
-from raygenesis.discovery.cubes import place, size_mm
+from raygenesis.discovery.cubes import origin_of, size_mm
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates
@@ -84,7 +84,7 @@ def test_discovered_neighbours_are_nearer_in_anatomy_than_random_subjects(worksp
         for stranger in (row for row in training if row["volume_id"] not in similar):
             same = Correspondence(workspace.volumes, stranger, SETTINGS).centres_mm(known)
             for coordinate, centre in enumerate(same):
-                there = in_template(dict(stranger), place(centre, extent, size_mm(stranger)) + extent / 2)
+                there = in_template(dict(stranger), origin_of(centre, extent, size_mm(stranger)) + extent / 2)
                 strangers.append(np.linalg.norm(there - truth[coordinate]))
     print(f"error of the same coordinate: neighbours {np.mean(neighbours):.1f} mm, others {np.mean(strangers):.1f} mm")
     assert len(neighbours) == 4 * 4 * 7

@@ -28,8 +28,8 @@ from raygenesis.patterns.inspection import verify
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.training.checkpoints import newest_checkpoint, save_checkpoint, steps_in
+from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.metrics import read_metrics, read_steps
-from raygenesis.training.stored import StoredPatterns
 from raygenesis.training.trackers import TensorBoard
 from raygenesis.workspace import object_store as remote
 from raygenesis.workspace.files import Place, publish, read_json, read_table, write_table

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raygenesis.settings import PRESETS, load_settings, words_for
+from raygenesis.settings import PRESETS, command_line_of, load_settings
 
 CHANGES = [
     [], ["seed=3"], ["archive.subject_pattern='(IXI\\d+-\\w+: [0-9]+)'", "intensity.window=[-1000,400.5]"],
@@ -24,7 +24,7 @@ def again(words: list[str]) -> Any:
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_words_give_the_settings_that_they_are_for(preset: str, overrides: list[str]) -> None:
     settings = load_settings(preset, overrides)
-    words = words_for(settings.model_dump(mode="json"))
+    words = command_line_of(settings.model_dump(mode="json"))
     assert again(words).model_dump() == settings.model_dump()
     # No more than what was given: the nearest preset is found.
     assert len(words) <= len(overrides) + 2
@@ -32,6 +32,6 @@ def test_words_give_the_settings_that_they_are_for(preset: str, overrides: list[
 
 def test_of_some_sections_only_these_are_told() -> None:
     tree = load_settings("paper-3d", ["discovery.num_neighbours=7"]).model_dump(mode="json", include={"discovery"})
-    found = again(words_for({**tree, "method": "exact", "space": {"a": [1]}}))
+    found = again(command_line_of({**tree, "method": "exact", "space": {"a": [1]}}))
     assert found.model_dump(mode="json", include={"discovery"}) == tree
-    assert words_for({}) == [] == words_for({"plan": {"targets": {}}})
+    assert command_line_of({}) == [] == command_line_of({"plan": {"targets": {}}})

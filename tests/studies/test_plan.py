@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from raygenesis.errors import SettingsError
-from raygenesis.studies.plan import Plan, Start, read_plan
+from raygenesis.studies.plan import PlannedInitialisation, StudyPlan, read_plan
 
 BOXES = {"task": "segmentation", "images": "i", "labels": "l"}
 WHOLE = {"initialisations": ["random", "semantic-genesis"], "cubes": 100, "targets": {"boxes": BOXES}}
 
 
-def plan(folder: Path, **changed: Any) -> Plan:
+def plan(folder: Path, **changed: Any) -> StudyPlan:
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(WHOLE | changed))
     return read_plan(path)[0]
@@ -93,5 +93,8 @@ def test_a_file_that_is_no_plan_is_one_sentence(tmp_path: Path, text: str, said:
 
 
 def test_a_start_is_called_as_what_it_is_unless_it_has_a_name() -> None:
-    assert Start(weights="a/b.nii.pt").title == "b" and Start(pretext="rotation").title == "rotation"
-    assert Start(name="x", pretext="rotation").title == "x"
+    assert (
+        PlannedInitialisation(weights="a/b.nii.pt").title == "b"
+        and PlannedInitialisation(pretext="rotation").title == "rotation"
+    )
+    assert PlannedInitialisation(name="x", pretext="rotation").title == "x"

@@ -16,7 +16,7 @@ from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import PretextNetwork
 from raygenesis.networks.weights.loading import export
 from raygenesis.settings import IntensitySettings
-from raygenesis.transfer.cases import Case, Form, Grid
+from raygenesis.transfer.cases import Case, CaseGrid, Form
 from raygenesis.transfer.examples import Example
 from raygenesis.workspace.files import write_json
 
@@ -55,7 +55,7 @@ def box_case(seed: int, shape: Sequence[int] = (20, 18, 16)) -> Case:
         corner = [int(generator.integers(0, side - 7)) for side in shape]
         label[tuple(slice(begin, begin + 7) for begin in corner)] = value
     image = np.choose(label, (0.5, 0.9, 0.1)) + generator.normal(0, 0.05, shape)
-    grid = Grid(tuple(shape), np.eye(4), tuple(slice(0, side) for side in shape))
+    grid = CaseGrid(tuple(shape), np.eye(4), tuple(slice(0, side) for side in shape))
     return Case(f"case-{seed}.nii.gz", f"case-{seed}", image.clip(0, 1).astype(np.float16), label, grid=grid)
 
 

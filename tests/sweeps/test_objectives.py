@@ -14,7 +14,7 @@ from raygenesis.errors import SettingsError
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, measures_of
 from raygenesis.sweeps.space import Range, Space
-from raygenesis.sweeps.trial import Trial, seeds_of, select_rows
+from raygenesis.sweeps.trial import SweepTrial, seeds_of, select_rows
 from raygenesis.training.feeding import Samples
 from tests.pretraining.test_pretrain import SHAPE, ramp, settings_of
 from tests.support.stores import StorePlan
@@ -96,5 +96,5 @@ def test_trials_are_named_by_point_and_seed(tmp_path: Path) -> None:
     more = settings.model_copy(update={"sweep": settings.sweep.model_copy(update={"num_seeds": 4})})
     assert seeds_of(settings) == [0] and len(set(seeds_of(more))) == 4
     assert seeds_of(more)[0] == settings.seed and seeds_of(more) == seeds_of(more)
-    names = {Trial(point, seed).path(tmp_path).name for point in ({"a": 1}, {"a": 2}) for seed in seeds_of(more)}
-    assert len(names) == 8 and Trial({"a": 1, "b": 2}, 0).key == Trial({"b": 2, "a": 1}, 0).key
+    names = {SweepTrial(point, seed).path(tmp_path).name for point in ({"a": 1}, {"a": 2}) for seed in seeds_of(more)}
+    assert len(names) == 8 and SweepTrial({"a": 1, "b": 2}, 0).key == SweepTrial({"b": 2, "a": 1}, 0).key

@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from raygenesis.sweeps.search import Next, Outcome, Search, search_of
+from raygenesis.sweeps.search import Next, Search, TrialOutcome, search_of
 from raygenesis.sweeps.space import Point, Range, Space
 
 WIDE = Space({"learning_rate": Range(1e-4, 1e-1, log=True), "base_width": Range(2, 16), "corruption": ("none", None)})
 
 
-def score(point: Point) -> Outcome:
-    return Outcome(-abs(point["base_width"] - 9.0))
+def score(point: Point) -> TrialOutcome:
+    return TrialOutcome(-abs(point["base_width"] - 9.0))
 
 
-def all_of(search: Search, outcome_of: Callable[[Point], Outcome | None] = score) -> list[Point]:
+def all_of(search: Search, outcome_of: Callable[[Point], TrialOutcome | None] = score) -> list[Point]:
     points = []
     while (point := search.next(outcome_of)) is not Next.DONE:
         assert point is not Next.WAIT
@@ -48,8 +48,8 @@ def test_tpe_looks_where_results_were_good() -> None:
     space = Space({"base_width": Range(1, 1000)})
     for mode, sign in (("max", -1), ("min", 1)):
 
-        def apart_from_300(point: Point, sign: int = sign) -> Outcome:
-            return Outcome(sign * abs(point["base_width"] - 300.0))
+        def apart_from_300(point: Point, sign: int = sign) -> TrialOutcome:
+            return TrialOutcome(sign * abs(point["base_width"] - 300.0))
 
         tpe = all_of(search_of("tpe", space, 40, 0, 1, mode), apart_from_300)
         random = all_of(search_of("random", space, 40, 0, 1, mode))
@@ -78,6 +78,6 @@ def test_tpe_waits_for_the_results_that_it_counts_on_whichever_trial_ends_first(
 
 def test_failed_and_stopped_points_are_told_apart() -> None:
     plain = all_of(search_of("tpe", WIDE, 15, 0, 1, "max"))
-    failed = all_of(search_of("tpe", WIDE, 15, 0, 1, "max"), lambda _: Outcome(None))
-    stopped = all_of(search_of("tpe", WIDE, 15, 0, 1, "max"), lambda p: Outcome(score(p).value, False, 3))
+    failed = all_of(search_of("tpe", WIDE, 15, 0, 1, "max"), lambda _: TrialOutcome(None))
+    stopped = all_of(search_of("tpe", WIDE, 15, 0, 1, "max"), lambda p: TrialOutcome(score(p).value, False, 3))
     assert len(failed) == len(stopped) == 15 and plain != failed

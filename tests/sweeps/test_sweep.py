@@ -23,7 +23,7 @@ from raygenesis.sweeps import sweep as module
 from raygenesis.sweeps import trials
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.sweep import sweep
-from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, WHOLE, Trial
+from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, WHOLE, SweepTrial
 from raygenesis.training.experiment import TrainingError
 from raygenesis.workspace.files import read_json
 from raygenesis.workspace.workspace import Workspace
@@ -132,10 +132,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             running = []
             while len(trained) < most:
                 trial = queue.next()
-                running += [trial] if isinstance(trial, Trial) else []
+                running += [trial] if isinstance(trial, SweepTrial) else []
                 if not running:
                     return
-                if not isinstance(trial, Trial) or len(running) == concurrent:
+                if not isinstance(trial, SweepTrial) or len(running) == concurrent:
                     trial = running.pop()  # the one that began last ends first
                     told = outcome(trial.point, trial.seed)
                     trained.append(trial.point)

@@ -24,7 +24,7 @@ from raygenesis.transfer.classification import (
     train_classifier,
 )
 from raygenesis.transfer.initialisations import Initialisation, classification_network, target_encoder
-from raygenesis.transfer.learning import Learnt
+from raygenesis.transfer.learning import TrainingOutcome
 from tests.support.cases import flat, grey_case
 
 SHAPE = (8, 8, 8)
@@ -116,7 +116,7 @@ def test_answers_are_probabilities() -> None:
     assert np.allclose(several, 1 / (1 + np.exp(-logits)), atol=1e-6)
 
 
-def learnt(task: str, values: list[Any], num: int, **changed: Any) -> tuple[Learnt, list[Any], list[Case]]:
+def learnt(task: str, values: list[Any], num: int, **changed: Any) -> tuple[TrainingOutcome, list[Any], list[Case]]:
     cases = [grey_case(n, value, grey) for n, (value, grey) in enumerate(values)]
     unseen = [grey_case(100 + n, value, grey) for n, (value, grey) in enumerate(values)]
     network = classification_network(START, num_outputs(task, num), 1, 3)

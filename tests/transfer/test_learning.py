@@ -16,7 +16,7 @@ from torch.nn import functional
 from raygenesis.settings import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.learning import (
-    Learnt,
+    TrainingOutcome,
     converged_at,
     set_training,
     share_of_rate,
@@ -37,7 +37,7 @@ def line(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     return x, 3 * x + 1
 
 
-def learn(network: nn.Module, validate: Callable[[], float] | None = None, **changed: Any) -> Learnt:
+def learn(network: nn.Module, validate: Callable[[], float] | None = None, **changed: Any) -> TrainingOutcome:
     return train(network, line, functional.mse_loss, chosen(**changed), 0, validate)
 
 

@@ -14,7 +14,7 @@ from monai.metrics import compute_dice, compute_iou
 from monai.networks.utils import one_hot
 from sklearn import metrics
 
-from raygenesis.transfer.metrics import PRIMARY, figures, overlap, positives, told_by
+from raygenesis.transfer.metrics import PRIMARY, case_scores, figures, overlap, positives
 
 MAPS = arrays(np.uint8, (4, 5), elements=st.integers(0, 2))
 
@@ -119,19 +119,19 @@ def test_overlap_is_monais() -> None:
 def test_of_a_segmentation_each_case_tells_its_mean_dice() -> None:
     tested = [{"name": f"{s}{n}", "subject": s, "dice": dice} for n, (s, dice) in enumerate([("b", 0.2), ("a", 0.5),
               ("b", 0.4)])]  # fmt: skip
-    found = told_by("segmentation", [tested, [{**case, "dice": 1.0} for case in tested]])
+    found = case_scores("segmentation", [tested, [{**case, "dice": 1.0} for case in tested]])
     assert found.subjects == ("b", "a", "b") and found.told == pytest.approx([0.6, 0.75, 0.7]) and found.values is None
 
 
 def test_of_a_regression_each_trial_tells_its_own_error() -> None:
     trials = [answered([1.0, 2.0], answers) for answers in ([0.0, 2.0], [2.0, 4.0])]
-    found = told_by("regression", trials)
+    found = case_scores("regression", trials)
     assert found.told == pytest.approx([1.0, 1.0]) and found.values is None  # mean of errors, not error of means
 
 
 def test_of_a_classification_trials_tell_their_mean_answers() -> None:
     tested = [answered([0, 1], [[0.5, 0.5], [x, 1 - x]]) for x in (0.1, 0.3)]
-    found = told_by("classification", tested)
+    found = case_scores("classification", tested)
     assert found.told == pytest.approx(np.array([[0.5, 0.5], [0.2, 0.8]])) and found.values.tolist() == [0, 1]
     assert {n: p.tolist() for n, p in positives(found.values, 2).items()} == {1: [False, True]}
     assert list(positives(np.array([0, 1, 2]), 3)) == [0, 1, 2]

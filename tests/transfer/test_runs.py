@@ -9,7 +9,7 @@ import pytest
 
 from raygenesis.errors import SettingsError
 from raygenesis.settings import Settings, as_yaml, load_settings, settings_from
-from raygenesis.transfer.prepared import Posed, pose
+from raygenesis.transfer.prepared import ResolvedTarget, resolve_target
 from raygenesis.transfer.runs import Run, as_pretrained, runs_of
 from raygenesis.transfer.targets.description import described
 from raygenesis.workspace.workspace import Workspace
@@ -43,13 +43,13 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def posed(
     workspace: Workspace, runs: list[Run], overrides: tuple[str, ...] = (), segments: bool = False, **description: Any
-) -> Posed:
+) -> ResolvedTarget:
     """A table of sizes, or label maps (the images themselves: nothing is decoded)."""
     given = {"task": "classification", "images": "images", "labels": "values.csv", "value_column": "size"}
     if segments:
         given = {"task": "segmentation", "images": "images", "labels": "images"}
     settings = load_settings("cpu-small", list(overrides))
-    return pose(described(given | description, workspace.root.parent, "target"), workspace, settings, runs)
+    return resolve_target(described(given | description, workspace.root.parent, "target"), workspace, settings, runs)
 
 
 def test_runs_are_found_by_name_by_path_and_by_their_file(workspace: Workspace, tmp_path: Path) -> None:

@@ -15,8 +15,15 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from raygenesis.studies.semantics import semantics_of
-from raygenesis.transfer.metrics import Told
-from raygenesis.transfer.statistics import Against, Comparison, aucs, compare, holm, paired_by_subject
+from raygenesis.transfer.metrics import CaseScores
+from raygenesis.transfer.statistics import (
+    Comparison,
+    Difference,
+    aucs,
+    compare_initialisations,
+    holm,
+    paired_by_subject,
+)
 
 THEIRS, OURS, OTHERS = [0.60, 0.70, 0.50, 0.64], [0.66, 0.75, 0.57, 0.70], [0.40, 0.52, 0.47, 0.41]
 
@@ -35,8 +42,8 @@ def trials(figures: list[float], metric: str = "dice", test: list[dict[str, Any]
 RANDOMS = dict.fromkeys(("ours", "others", "theirs", "random"), "random")
 
 
-def told(answers: np.ndarray, values: np.ndarray | None = None, subjects: list[str] | None = None) -> Told:
-    return Told(tuple(subjects or [f"s{n}" for n in range(len(answers))]), answers, values)
+def told(answers: np.ndarray, values: np.ndarray | None = None, subjects: list[str] | None = None) -> CaseScores:
+    return CaseScores(tuple(subjects or [f"s{n}" for n in range(len(answers))]), answers, values)
 
 
 def case(subject: str, **facts: Any) -> dict[str, Any]:
@@ -44,7 +51,9 @@ def case(subject: str, **facts: Any) -> dict[str, Any]:
 
 
 def table(task: str = "segmentation", metric: str = "dice", **results: list[float]) -> dict[str, Comparison]:
-    rows = compare({name: trials(figures, metric) for name, figures in results.items()}, task, 5, RANDOMS)
+    rows = compare_initialisations(
+        {name: trials(figures, metric) for name, figures in results.items()}, task, 5, RANDOMS
+    )
     return {row.initialisation: row for row in rows}
 
 
@@ -70,7 +79,7 @@ def test_means_deviations_and_intervals() -> None:
 
 def test_what_is_never_trained_has_no_time_to_converge() -> None:
     never = [trial | {"epochs_to_converge": None, "seconds_to_converge": None} for trial in trials(OURS)]
-    (row,) = compare({"ours": never}, "segmentation", 5, RANDOMS)
+    (row,) = compare_initialisations({"ours": never}, "segmentation", 5, RANDOMS)
     assert row.epochs_to_converge is None and row.seconds_to_converge is None
 
 
@@ -223,7 +232,7 @@ def test_over_subjects_it_is_what_trials_say_on_average() -> None:
         name: [trials([row.mean()], test=[case(f"s{n}", dice=value) for n, value in enumerate(row)])[0] for row in rows]
         for name, rows in dice.items()
     }
-    ours = compare(results, "segmentation", 5, RANDOMS)[1]
+    ours = compare_initialisations(results, "segmentation", 5, RANDOMS)[1]
     assert ours.against_random.p_subjects == about(exhaustive(dice["ours"].mean(0), dice["random"].mean(0), np.mean))
 
 
@@ -259,4 +268,4 @@ def test_semantics_of_an_error_are_a_gain_where_it_shrinks() -> None:
 
 def test_a_comparison_without_p_is_corrected_to_none() -> None:
     assert holm([0.02, None, 0.03]) == pytest.approx([0.04, None, 0.04])
-    assert Against(0.0, None, None, None).p_holm is None
+    assert Difference(0.0, None, None, None).p_holm is None

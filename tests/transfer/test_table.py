@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygenesis.transfer.statistics import Against, Comparison
+from raygenesis.transfer.statistics import Comparison, Difference
 from raygenesis.transfer.table import in_words, latex, lines_of, markdown, marked, told, wide
 
 
@@ -22,10 +22,10 @@ def row(name: str, mean: float = 0.5, **changed: Any) -> Comparison:
 
 
 TABLE = [
-    row("random", against_best=Against(-0.1, -2.0, 0.2, 0.3, 0.4, 0.6)),
-    row("far_off", 0.3, against_best=Against(-0.3, -9.0, 0.01, 0.02, 0.02, 0.04),
-        against_random=Against(-0.2, -5.04, 0.03, 0.02, 0.06, 0.04)),
-    row("ours", 0.6, is_best=True, against_random=Against(0.1, 2.0, None, None)),
+    row("random", against_best=Difference(-0.1, -2.0, 0.2, 0.3, 0.4, 0.6)),
+    row("far_off", 0.3, against_best=Difference(-0.3, -9.0, 0.01, 0.02, 0.02, 0.04),
+        against_random=Difference(-0.2, -5.04, 0.03, 0.02, 0.06, 0.04)),
+    row("ours", 0.6, is_best=True, against_random=Difference(0.1, 2.0, None, None)),
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
 from raygenesis.transfer.prepared import form_for
 from raygenesis.transfer.split import Trial
-from raygenesis.transfer.trial import Held, Pose, fine_tune, run_trial, trial_path
+from raygenesis.transfer.trial import StoredCases, TrialSetup, fine_tune, run_trial, trial_path
 from tests.support.cases import box_case, example, form, grey_case, write_run
 
 SEGMENTATION, CLASSES = "segmentation", 3
@@ -43,9 +43,9 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Initialisation
     }  # fmt: skip
 
 
-def pose(task: str, mode: str = "full", **settings: Any) -> Pose:
+def pose(task: str, mode: str = "full", **settings: Any) -> TrialSetup:
     few = FinetuneSettings(**{"num_steps": 2, "batch_size": 2, "mode": mode, "k": 2, **settings})
-    return Pose(task, NUM_CLASSES[task], form(is_segmentation=task == SEGMENTATION), few)
+    return TrialSetup(task, NUM_CLASSES[task], form(is_segmentation=task == SEGMENTATION), few)
 
 
 def trial(seed: int = SEED, number: int = 0) -> Trial:
@@ -164,7 +164,7 @@ def test_a_trial_leaves_all_that_is_to_be_known(
 
 def test_a_trial_gets_only_the_blocks_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = ("block 0", "block 1", "block 2")
-    held = Held(blocks, {"a": (0, 0), "b": (2, 1), "c": (2, 0), "d": (1, 0)})
+    held = StoredCases(blocks, {"a": (0, 0), "b": (2, 1), "c": (2, 0), "d": (1, 0)})
     some = held.of([example("s", name=name) for name in ("c", "a", "b")])
     assert some.blocks == ("block 0", "block 2")
     content = {"block 0": ["case a"], "block 2": ["case c", "case b"]}
@@ -174,4 +174,4 @@ def test_a_trial_gets_only_the_blocks_it_needs(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_pose_knows_its_device() -> None:
     assert pose("regression").device == "cpu"
-    assert Pose("regression", 0, form(), FinetuneSettings(), num_gpus=0.5).device == "cuda"
+    assert TrialSetup("regression", 0, form(), FinetuneSettings(), num_gpus=0.5).device == "cuda"

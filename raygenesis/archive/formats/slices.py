@@ -70,7 +70,7 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Grid:
+class SliceGrid:
     """The regular grid that a stack of slices fills.
 
     shape: slices, rows, columns.
@@ -140,7 +140,7 @@ def _affine(*columns: NDArray[np.float64]) -> NDArray[np.float64]:
     return affine
 
 
-def lay_out(planes: Sequence[Plane]) -> Grid:
+def lay_out(planes: Sequence[Plane]) -> SliceGrid:
     """The grid of one stack's slices, in order along the normal, no two at one position.
 
     Raises ScanError where slices are missing, lie too unevenly to interpolate, or are shifted against each other.
@@ -169,7 +169,7 @@ def lay_out(planes: Sequence[Plane]) -> Grid:
     across, down = axes[0] * column_mm, axes[1] * row_mm
     origin = np.array(first.position) + first_column * across + first_row * down
     affine = _affine(across, down, step * spacing, origin)
-    return Grid((len(planes), rows, columns), affine, moves, sources, corrections)
+    return SliceGrid((len(planes), rows, columns), affine, moves, sources, corrections)
 
 
 def _drift(planes: Sequence[Plane], depths: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -209,7 +209,7 @@ def _even(depths: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, tupl
     return sources, (f"{between}: resampled linearly to {depths[-1] / len(steps):.2f} mm",)
 
 
-def fill(grid: Grid, slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def fill(grid: SliceGrid, slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Slices [rows, columns, ...] on the grid [slices, rows, columns, ...], of the same type.
 
     Places that no slice covers get the smallest value of the stack.

@@ -11,7 +11,7 @@ from raygenesis.archive.formats.dicom import Header
 from raygenesis.archive.intake.identity import Identity, subject_of
 from raygenesis.archive.intake.known_files import stamp_of, write_headers, write_sources
 from raygenesis.archive.intake.survey import File, Scan, Survey
-from raygenesis.archive.intake.take_in import Outcome
+from raygenesis.archive.intake.take_in import IntakeOutcome
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import ArchiveSettings
@@ -47,7 +47,7 @@ def check_same_folder(scans: Path, found: Survey, known: Mapping[str, Mapping[st
 
 def known_outcomes(
     scans: Sequence[Scan], known: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, dict[str, Any]]
-) -> dict[str, Outcome]:
+) -> dict[str, IntakeOutcome]:
     """Outcomes of the scans whose files have not changed since an earlier ingest took them in, or refused them."""
     outcomes = {}
     for scan in scans:
@@ -55,15 +55,15 @@ def known_outcomes(
         if row is None or row["stamp"] != stamp_of(scan):
             continue
         if row["reason"] and row["is_lasting"]:
-            outcomes[scan.source] = Outcome(reason=row["reason"])
+            outcomes[scan.source] = IntakeOutcome(reason=row["reason"])
         elif row["volume_ids"] and all(volume_id in earlier for volume_id in row["volume_ids"]):
-            outcomes[scan.source] = Outcome(tuple(earlier[volume_id] for volume_id in row["volume_ids"]))
+            outcomes[scan.source] = IntakeOutcome(tuple(earlier[volume_id] for volume_id in row["volume_ids"]))
     return outcomes
 
 
 def tables(
     found: Survey,
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, IntakeOutcome],
     earlier: Mapping[str, dict[str, Any]],
     known: Mapping[str, Mapping[str, Any]],
     identity: Identity,
@@ -112,7 +112,7 @@ def remember(
     scans: Path,
     found: Survey,
     headers: Mapping[File, Header],
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, IntakeOutcome],
     identity: Identity,
     catalogue: Sequence[Mapping[str, Any]],
     known: Mapping[str, Mapping[str, Any]],

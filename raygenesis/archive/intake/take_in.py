@@ -27,7 +27,7 @@ MOST_CRASHES = 2
 
 
 @dataclass(frozen=True)
-class Outcome:
+class IntakeOutcome:
     """What became of a scan: `records` of its volumes, or the `reason` why there are none.
 
     is_lasting: whether reading it again would end the same. fault: why no scan at all can be stored.
@@ -45,7 +45,7 @@ def take_in(
     settings: ArchiveSettings,
     node: str = "here",
     is_lost: Callable[[str], bool] = lambda node: False,
-) -> Outcome:
+) -> IntakeOutcome:
     """Store a scan's volumes, unless they are there already; never raises for what a scan or a disk may do.
 
     node: which this is; an attempt that ended with a node that `is_lost` says nothing of the scan.
@@ -54,27 +54,29 @@ def take_in(
         scan_id = scan_fingerprint(paths)
         known = _known_records(volumes, scan_id)
         if known:
-            return Outcome(known)
+            return IntakeOutcome(known)
         attempt = attempt_note(volumes, paths)
         crashed = attempt.read_text() if attempt.exists() else ""
         num_crashes = sum(not is_lost(line.split()[-1]) for line in crashed.splitlines())
         if num_crashes >= MOST_CRASHES:
-            return Outcome(reason=f"decoding it crashed or ran out of memory {num_crashes} times", is_lasting=False)
+            return IntakeOutcome(
+                reason=f"decoding it crashed or ran out of memory {num_crashes} times", is_lasting=False
+            )
         _write_note(attempt, f"{crashed}{os.getpid()} {node}\n")
         try:
-            return Outcome(_store(paths, volumes, scan_id, settings))
+            return IntakeOutcome(_store(paths, volumes, scan_id, settings))
         finally:
             attempt.unlink(missing_ok=True)
     except ScanError as error:
-        return Outcome(reason=str(error))
+        return IntakeOutcome(reason=str(error))
     except WorkspaceError as error:
-        return Outcome(fault=str(error))
+        return IntakeOutcome(fault=str(error))
     except MemoryError:
-        return Outcome(reason="its voxels do not fit in memory", is_lasting=False)
+        return IntakeOutcome(reason="its voxels do not fit in memory", is_lasting=False)
     except OSError as error:
-        return Outcome(reason=f"cannot be read ({error.strerror or type(error).__name__})", is_lasting=False)
+        return IntakeOutcome(reason=f"cannot be read ({error.strerror or type(error).__name__})", is_lasting=False)
     except Exception as error:  # a decoder's own bug must not end the ingest of ten thousand other scans
-        return Outcome(reason=f"cannot be decoded (unexpected {type(error).__name__})")
+        return IntakeOutcome(reason=f"cannot be decoded (unexpected {type(error).__name__})")
 
 
 def attempt_note(volumes: Place, paths: Sequence[Path]) -> Place:

@@ -22,7 +22,7 @@ from raygenesis.networks.weights.released import is_released, released_in, summa
 from raygenesis.networks.weights.supervised import refuse_tensorflow, supervised_in
 from raygenesis.networks.weights.torch_files import WeightsError, read_tensors, save_torch, unwrapped
 from raygenesis.settings import NETWORK_DIVISORS
-from raygenesis.workspace.files import Place, on_disk, place, publish
+from raygenesis.workspace.files import Place, as_place, on_disk, publish
 
 ENCODER_FILE = "encoder.safetensors"
 CARD_FILE = "model-card.md"
@@ -169,7 +169,7 @@ def _load_released(file: Place, found: Mapping[str, Any]) -> PretextNetwork:
 
 
 def _file(path: str | Place) -> Place:
-    path = place(path)
+    path = as_place(path)
     refuse_tensorflow(path)
     file = path / ENCODER_FILE if path.is_dir() else path
     if not file.is_file():

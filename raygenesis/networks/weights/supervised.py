@@ -17,7 +17,7 @@ import torch
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import build_encoder
 from raygenesis.networks.weights.torch_files import WeightsError, finite, is_tensor, misfit, plain, told
-from raygenesis.workspace.files import Place, place
+from raygenesis.workspace.files import Place, as_place
 
 KNOWN = "Models Genesis, MedicalNet, ResNets of torchvision and timm, and I3D"
 # (blocks of each layer, convolutions of a block, whether shortcuts have weights) → our network.
@@ -57,7 +57,7 @@ class Supervised:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SupervisedLayout:
     """first: the convolution that sees the image; channels: how many it may take; heads: what may be left."""
 
     title: str
@@ -105,7 +105,7 @@ def supervised_in(found: Mapping[str, Any], path: Place) -> Supervised:
 
 def refuse_tensorflow(path: Place) -> None:
     """Raises WeightsError for a TensorFlow checkpoint: one of its files, what these begin with, or their folder."""
-    is_one = TENSORFLOW.search(path.name) or place(f"{path}.index").is_file()
+    is_one = TENSORFLOW.search(path.name) or as_place(f"{path}.index").is_file()
     if is_one or (path.is_dir() and any(path.glob("*.ckpt*.index"))):
         raise WeightsError(
             f"{path} is a TensorFlow checkpoint, as NiftyNet publishes its dense V-Net: it cannot be read without "
@@ -113,9 +113,9 @@ def refuse_tensorflow(path: Place) -> None:
         )
 
 
-def _layout(found: Mapping[str, Any], path: Place) -> Layout:
+def _layout(found: Mapping[str, Any], path: Place) -> SupervisedLayout:
     if is_tensor(found.get("Conv3d_1a_7x7.conv3d.weight")):
-        return Layout(
+        return SupervisedLayout(
             "I3D", _encoder_alone(3, "i3d"), "Conv3d_1a_7x7.conv3d.weight", channels=(1, 3), heads=("logits",)
         )
     first = found.get("conv1.weight")
@@ -127,7 +127,7 @@ def _layout(found: Mapping[str, Any], path: Place) -> Layout:
     )
 
 
-def _resnet_layout(found: Mapping[str, Any], ndim: int, path: Place) -> Layout:
+def _resnet_layout(found: Mapping[str, Any], ndim: int, path: Place) -> SupervisedLayout:
     blocks = tuple(
         len({name.split(".")[1] for name in found if name.startswith(f"layer{number}.")}) for number in range(1, 5)
     )
@@ -143,7 +143,9 @@ def _resnet_layout(found: Mapping[str, Any], ndim: int, path: Place) -> Layout:
     notes = () if ndim == 2 else ("layer3 and layer4 halve the sides here; MedicalNet's own code dilates them instead",)
     # A 3D ResNet of three channels has learnt from videos, with other strides.
     channels = (1, 3) if ndim == 2 else (1,)
-    return Layout(title, _encoder_alone(ndim, network), "conv1.weight", channels, heads=("fc", "conv_seg"), notes=notes)
+    return SupervisedLayout(
+        title, _encoder_alone(ndim, network), "conv1.weight", channels, heads=("fc", "conv_seg"), notes=notes
+    )
 
 
 def _encoder_alone(ndim: int, network: str) -> Architecture:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raygenesis.archive.formats.slices import Grid, Plane, difference, fill, lay_out, positions, stacks
+from raygenesis.archive.formats.slices import Plane, SliceGrid, difference, fill, lay_out, positions, stacks
 from raygenesis.errors import ScanError
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -24,7 +24,7 @@ def at(depths: Sequence[float]) -> list[Plane]:
     return [plane(z) for z in depths]
 
 
-def gradient(grid: Grid, planes: Sequence[Plane], direction: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def gradient(grid: SliceGrid, planes: Sequence[Plane], direction: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """The stack of an image that rises linearly along a direction (RAS), on the grid, and what it ought to be."""
     rows, columns = np.indices(planes[0].shape)
     slices = []

@@ -20,7 +20,7 @@ REMEDY = "restore it from a copy, or remove the artifact's folder and make it an
 
 
 @dataclass(frozen=True)
-class Made:
+class ArtifactView:
     """One artifact of the workspace: whole when it has a manifest, begun when it has a `started` record; else empty."""
 
     name: str
@@ -82,7 +82,7 @@ def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
         return {"problem": f"{str(error).splitlines()[0].rstrip('.')}; {remedy}"}
 
 
-def history_of(artifact: Made) -> Sequence[Row]:
+def history_of(artifact: ArtifactView) -> Sequence[Row]:
     """A row an epoch. Raises WorkspaceError if what is finished has none, or its table is damaged."""
     history = read_metrics(artifact.folder)
     if artifact.manifest and not history:

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raygenesis.patterns.cell_reader import FETCHED_PARTS, cell_reader, places
 from raygenesis.patterns.reader import TRAINING_COLUMNS, damaged, predicate
-from raygenesis.patterns.stored import FETCHED_PARTS, cell_reader, places
 from raygenesis.patterns.writer import part_path
 from raygenesis.training.feeding import Batch, Samples
 from raygenesis.workspace.files import Place

@@ -11,7 +11,7 @@ from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_pattern
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path
 from raygenesis.training.feeding import Samples
-from raygenesis.training.stored import StoredPatterns
+from raygenesis.training.file_samples import StoredPatterns
 from tests.support.stores import StorePlan
 
 PLAN = StorePlan(references=2, coordinates=3, neighbours=8, held_out=3, scales=2, shape=(8, 8))

@@ -1,0 +1,85 @@
+"""The table of artifacts: which there are, in which folders, made by which verbs, from what.
+
+Whatever lists artifacts (report, status, planning, pipeline) reads this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from raygenesis.errors import WorkspaceError
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.manifest import (
+    ArchiveManifest,
+    AutoencoderManifest,
+    ComparisonManifest,
+    ComponentsManifest,
+    EmbeddingsManifest,
+    IndexManifest,
+    M,
+    PatternsManifest,
+    RunManifest,
+    StoreManifest,
+    SweepManifest,
+    TransferManifest,
+    read_manifest,
+)
+
+
+@dataclass(frozen=True)
+class Artifact(Generic[M]):
+    """One kind of artifact.
+
+    name: of its folder below the workspace. verb: what `raygenesis` calls the stage that makes it. inputs: names of the
+    artifacts that it can be made from. manifest: the type of its manifest. is_named: there may be several, each in a
+    folder with a name of its own below `name`.
+    """
+
+    name: str
+    verb: str
+    inputs: tuple[str, ...]
+    manifest: type[M]
+    is_named: bool = False
+
+    def read(self, folder: Place) -> M | None:
+        """The manifest of the one in a folder; None where it is not there or not finished.
+
+        Raises WorkspaceError if it is damaged.
+        """
+        return read_manifest(folder, self.manifest)
+
+    def require(self, folder: Place) -> M:
+        """As `read`. Raises WorkspaceError, naming the verb that makes it, where it is not there or not finished."""
+        manifest = self.read(folder)
+        if manifest is None:
+            raise WorkspaceError(f"{folder} is not there or not finished: run `raygenesis {self.verb}` first")
+        return manifest
+
+
+ARCHIVE = Artifact("archive", "ingest", (), ArchiveManifest)
+AUTOENCODER = Artifact("autoencoder", "embed", ("archive",), AutoencoderManifest)
+COMPONENTS = Artifact("pca", "embed", ("archive",), ComponentsManifest)
+EMBEDDINGS = Artifact("embeddings", "embed", ("archive", "autoencoder", "pca", "runs"), EmbeddingsManifest)
+INDEX = Artifact("index", "discover", ("embeddings",), IndexManifest)
+PATTERNS = Artifact("patterns", "discover", ("archive", "embeddings", "index"), PatternsManifest)
+CROPS = Artifact("crops", "crop", ("archive",), StoreManifest)
+RUNS = Artifact("runs", "pretrain", ("patterns", "crops"), RunManifest, is_named=True)
+SWEEPS = Artifact("sweeps", "sweep", ("patterns",), SweepManifest, is_named=True)
+TRANSFER = Artifact("transfer", "finetune", ("archive", "runs"), TransferManifest, is_named=True)
+COMPARISONS = Artifact("comparisons", "compare", ("transfer",), ComparisonManifest, is_named=True)
+
+# In the order data flows.
+ARTIFACTS: tuple[Artifact[Any], ...] = (
+    ARCHIVE, AUTOENCODER, COMPONENTS, EMBEDDINGS, INDEX, PATTERNS, CROPS, RUNS, SWEEPS, TRANSFER, COMPARISONS,
+)  # fmt: skip
+
+
+def made_from(artifact: Artifact[Any]) -> Iterator[Artifact[Any]]:
+    """Every artifact that is made, directly or through others, from one."""
+    reached = {artifact.name}
+    for later in ARTIFACTS:
+        if reached & set(later.inputs):
+            reached.add(later.name)
+            yield later
