@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 HEADS = SHARED / "ixi-heads" / "t1"
 HIPPOCAMPI = SHARED / "msd-hippocampus"
 RADIOGRAPHS = SHARED / "nih-chest-xray" / "images"

@@ -12,7 +12,7 @@ import pytest
 from tests.support.data import SHARED
 from tests.support.mutations import FORMATS, NEED_REAL
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 QUICK, THOROUGH = 40, 1200  # damaged inputs of each of 15 formats
 MOST_MIB = 1024
 
