@@ -49,11 +49,11 @@ def run_command(
     target: Annotated[Path | None, typer.Option(help="YAML file of a target task to learn at the end.")] = None,
 ) -> None:  # fmt: skip
     """The main job: scans in, pretrained encoder and report out. Run it again to continue."""
-    from raygenesis.pipeline import job, run
+    from raygenesis.pipeline import Extras, job, run
 
     settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
     with job("run", place, settings) as announce:
-        run(scans, place, settings, name, sweeps, target, announce)
+        run(scans, place, settings, name, Extras(sweeps, target), announce)
 
 
 @app.command("ingest")
@@ -326,12 +326,10 @@ def plan_command(
     from raygenesis.planning.plan import plan
     from raygenesis.workspace.hardware import Hardware, num_cores
 
-    hardware = Hardware(cpus or num_cores(), gpus, nodes)
-    there = None if workspace is None else _existing(workspace)
+    place = None if workspace is None else _existing(workspace)
     settings = _settings(preset or DEFAULT_PRESET, overrides)
-    if there is not None and preset is None:
-        settings = as_made(there, settings)
-    plan(volumes, hardware, settings, there, scan_mib, mib_per_second)
+    settings = as_made(place, settings) if place is not None and preset is None else settings
+    plan(volumes, Hardware(cpus or num_cores(), gpus, nodes), settings, place, scan_mib, mib_per_second)
 
 
 @app.command("status")

@@ -9,7 +9,7 @@ import pytest
 
 from raygenesis.cluster import joining
 from raygenesis.errors import RaygenesisError, ScanError, SettingsError
-from raygenesis.pipeline import run
+from raygenesis.pipeline import Extras, run
 from raygenesis.settings import load_settings
 from raygenesis.workspace.workspace import Workspace
 from tests.support.nifti import grey, write_nifti
@@ -79,5 +79,5 @@ def test_what_a_sweep_or_a_target_would_be_refused_for_is_said_before_any_work(
         write_nifti(tmp_path / "scans" / f"sub-{number}.nii", grey((90, 80, 70), np.uint8, number))
     chosen = load_settings("cpu-small", [*FEW, *(each.format(folder=tmp_path) for each in overrides)])
     with pytest.raises(RaygenesisError, match=told):
-        run(tmp_path / "scans", workspace, chosen, sweeps=target is None, target=target and tmp_path / target)
+        run(tmp_path / "scans", workspace, chosen, extras=Extras(target is None, target and tmp_path / target))
     assert not workspace.archive.exists()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raygenesis.cluster.work import WORKER_GIB, ArchiveSize, Work
 from raygenesis.text.amounts import MIB
 from raygenesis.workspace.artifacts import ARCHIVE
+from raygenesis.workspace.manifest import ArchiveManifest
 from raygenesis.workspace.workspace import Workspace
 
 S_PER_SCAN, S_PER_MIB = 0.017, 0.0078  # of one core; MiB of voxels
@@ -15,11 +18,13 @@ COMPRESSED = 0.6  # a scan's files, of its voxels
 
 def archive_size(workspace: Workspace) -> ArchiveSize | None:
     """The number of the archive's scans and their mean size; None without an archive."""
-    made = ARCHIVE.read(workspace.archive)
-    if made is None:
-        return None
-    number, files = made.counts.volumes, made.source_bytes
-    voxels = files if made.voxel_bytes is None else made.voxel_bytes  # an earlier version's manifest does not say
+    manifest = ARCHIVE.read(workspace.archive)
+    return None if manifest is None else _size(manifest)
+
+
+def _size(archive: ArchiveManifest) -> ArchiveSize:
+    number, files = archive.counts.volumes, archive.source_bytes
+    voxels = files if archive.voxel_bytes is None else archive.voxel_bytes  # an earlier version's does not say
     return ArchiveSize(number, voxels / number / MIB, files / number / MIB)
 
 
@@ -32,3 +37,10 @@ def ingest_work(scans: ArchiveSize) -> Work:
         read_mib=scans.num_scans * scans.source_mib, stored_mib=voxels * STORED_OF_VOXELS,
         memory_gib_per_core=WORKER_GIB + 4 * scans.voxel_mib / 1024,
     )  # fmt: skip
+
+
+def ingest_work_done(archive: ArchiveManifest) -> Work:
+    """The work of the call that finished an archive: what was known before was not read again, but is stored."""
+    size, counts = _size(archive), archive.counts
+    taken_in = round(counts.volumes * (1 - counts.known / max(counts.scans, 1)))
+    return replace(ingest_work(replace(size, num_scans=taken_in)), stored_mib=ingest_work(size).stored_mib)

@@ -7,13 +7,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 5.0
-MOST_KEPT = 100  # stages, and lines, that a job's record may ask for
+MAX_KEPT = 100  # stages, and lines, for a job's record
 
 
 class Stopwatch:
@@ -25,6 +25,19 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._begin
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageProgress:
+    """How far a stage is: units done of `total`, units a second, seconds until the last was done, the newest note."""
+
+    stage: str
+    unit: str
+    done: float
+    total: int
+    rate: float
+    seconds: float
+    note: str
 
 
 class Ticker:
@@ -56,28 +69,27 @@ class Ticker:
             done = self._done if isinstance(self._done, int) else f"{self._done:.1f}"
             print(f"{self.title}: {done}/{self.total}, {speed}, {left:.0f} s left {note}".rstrip(), flush=True)
 
-    def as_record(self) -> dict[str, Any]:
-        """What is done of what, units a second, seconds until the last of them was done, and the newest note."""
-        return {
-            "stage": self.title, "unit": self.unit, "done": float(self._done), "total": int(self.total),
-            "rate": float(self._rate()), "seconds": self._now - self._begin, "note": self._note,
-        }  # fmt: skip
+    def progress(self) -> StageProgress:
+        return StageProgress(
+            stage=self.title, unit=self.unit, done=float(self._done), total=int(self.total), rate=float(self._rate()),
+            seconds=self._now - self._begin, note=self._note,
+        )  # fmt: skip
 
     def _rate(self) -> float:
         return (self._done - self._before) / max(self._now - self._begin, 1e-9)
 
 
-_tickers: deque[Ticker] = deque(maxlen=MOST_KEPT)
-_lines: deque[str] = deque(maxlen=MOST_KEPT)
+_tickers: deque[Ticker] = deque(maxlen=MAX_KEPT)
+_lines: deque[str] = deque(maxlen=MAX_KEPT)
 
 
-def shown() -> list[Ticker]:
-    """What this process has shown the progress of, oldest first."""
+def tickers() -> list[Ticker]:
+    """The progress of this process's stages, oldest first."""
     return list(_tickers)
 
 
-def said() -> list[str]:
-    """The lines that this process has said of its stages, oldest first."""
+def lines() -> list[str]:
+    """The lines that this process has printed about its stages, oldest first."""
     return list(_lines)
 
 
@@ -104,7 +116,7 @@ def _kept(ticker: Ticker) -> Ticker:
 
 
 def say(stage: str, text: str) -> None:
-    """One plain line about a stage."""
+    """Print one line about a stage."""
     line = f"{stage}: {text}"
     _lines.append(line)
     print(line, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 from raygenesis.cluster.work import (
@@ -23,6 +24,7 @@ from raygenesis.networks.load import load_of
 from raygenesis.patterns.cells import DTYPE
 from raygenesis.settings import AutoencoderSettings, Settings
 from raygenesis.text.amounts import GIB, MIB
+from raygenesis.workspace.manifest import AutoencoderManifest, EmbeddingsManifest
 
 AUTOENCODER = 1.6  # times what its load says: small layers and batches
 ENCODE = 0.043  # of training the auto-encoder on a scan, by its load: its encoder alone, forward
@@ -119,6 +121,18 @@ def discover_work(settings: Settings, number: int | None = None, stage: str = "d
         read_mib=raw_mib, stored_mib=raw_mib * STORED_OF_CUBES,
         memory_gib_per_core=WORKER_GIB + 2 * per_part / GIB,
     )  # fmt: skip
+
+
+def autoencoder_work_done(autoencoder: AutoencoderManifest, scans: ArchiveSize, settings: Settings) -> Work:
+    """The work that a finished auto-encoder was, which `settings` trained on some of the scans."""
+    counts = autoencoder.counts
+    seen = replace(scans, num_scans=counts.training + counts.validation)
+    return autoencoder_work(seen, settings, counts.epochs)
+
+
+def embed_work_done(embeddings: EmbeddingsManifest, scans: ArchiveSize, settings: Settings) -> Work:
+    """The work of the call that finished the embeddings."""
+    return embed_work(replace(scans, num_scans=embeddings.counts.new), settings)
 
 
 @cache

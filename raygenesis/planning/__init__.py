@@ -1,1 +1,1 @@
-"""What stages need and cost, before they run."""
+"""What stages need and cost, and whether settings fit the scans, before anything runs."""

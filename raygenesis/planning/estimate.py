@@ -1,4 +1,4 @@
-"""From work to an estimate: time, memory, storage, bytes moved and cost on given hardware, and what limits it."""
+"""Estimates: the time, memory, storage, bytes moved and cost of a stage's work on given hardware."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Factor:
-    """How much longer than at the shipped rates a stage took, and how much more it stored; where that was seen."""
+    """How much longer than at the shipped rates a stage took, how much more it stored, and on what that was seen."""
 
     seconds: float = 1.0
     stored: float = 1.0
@@ -42,7 +42,10 @@ class Estimate:
 def estimate(
     work: Work, hardware: Hardware, prices: PriceSettings, factors: Mapping[str, Factor], mib_per_s: float
 ) -> Estimate:
-    """mib_per_s: what a node reads from and writes to the workspace."""
+    """Estimate a stage on given hardware.
+
+    factors: by stage, of earlier calls. mib_per_s: MiB/s that a node reads from and writes to the workspace.
+    """
     factor = factors.get(work.stage, Factor())
     there = max(hardware.num_cores, 1)  # a cluster whose machines are yet to come
     per_node = there / hardware.num_nodes
@@ -68,5 +71,5 @@ def estimate(
 
 
 def _cores(cores: float, hardware: Hardware) -> str:
-    told = several(cores, "cores")
-    return told if cores == hardware.num_cores else f"{told} of {hardware.num_cores}"
+    words = several(cores, "cores")
+    return words if cores == hardware.num_cores else f"{words} of {hardware.num_cores}"

@@ -1,24 +1,36 @@
-"""What the stages of a workspace took, against what the shipped rates say that they take."""
+"""How long the stages of a workspace took, compared with the shipped rates."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any
 
-from raygenesis.archive.work import archive_size, ingest_work
+from raygenesis.archive.work import archive_size, ingest_work_done
 from raygenesis.cluster.work import ArchiveSize, Work
-from raygenesis.discovery.work import autoencoder_work, discover_work, embed_work
+from raygenesis.discovery.work import autoencoder_work_done, discover_work, embed_work_done
 from raygenesis.errors import RaygenesisError
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.pretraining.pretrain import made_store
-from raygenesis.pretraining.work import pretrain_work, store_size
+from raygenesis.pretraining.work import pretrain_work_done
 from raygenesis.settings import PriceSettings, Settings, adopt, merged, settings_beside, settings_from
 from raygenesis.text.amounts import MIB
 from raygenesis.training.metrics import read_metrics
-from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, CROPS, EMBEDDINGS, INDEX, PATTERNS, RUNS
+from raygenesis.workspace.artifacts import (
+    ARCHIVE,
+    AUTOENCODER,
+    CROPS,
+    EMBEDDINGS,
+    INDEX,
+    PATTERNS,
+    RUNS,
+    SWEEPS,
+    TRANSFER,
+    Artifact,
+)
 from raygenesis.workspace.files import Place
-from raygenesis.workspace.manifest import Manifest, RunManifest, StoreManifest
+from raygenesis.workspace.manifest import Manifest, RunManifest
 from raygenesis.workspace.workspace import Workspace
 
 LEAST_S = 5.0  # of work, at the shipped rates, from which a rate is learnt: of less, starting is most
@@ -26,7 +38,7 @@ ENDLESS = 1e12  # MiB/s: a measured time holds what reading took
 
 
 def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
-    """By stage, of what the workspace's last calls did.
+    """Compare the last call of each stage of a workspace with the shipped rates; returns factors by stage.
 
     A stage that did next to nothing, or whose manifest does not say on what it ran, or is of another version, has none.
     """
@@ -34,18 +46,18 @@ def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
     if scans is None:
         return {}
     factors = {}
-    for stage, done in FINISHED.items():
+    for artifact in (*WORK_DONE, RUNS):
         with suppress(RaygenesisError, KeyError, TypeError):
-            factor = _factor(stage, done(workspace, settings, scans))
-            if factor is not None:
-                factors[stage] = factor
-    if "pretrain" in factors:  # the same network
-        factors |= dict.fromkeys(("sweep", "finetune"), replace(factors["pretrain"], stored=1.0))
+            finished = _finished(artifact, workspace, settings, scans)
+            if finished is not None and (factor := _factor(*finished)) is not None:
+                factors[finished[1].stage] = factor
+    if RUNS.verb in factors:  # the same network
+        factors |= dict.fromkeys((SWEEPS.verb, TRANSFER.verb), replace(factors[RUNS.verb], stored=1.0))
     return factors
 
 
 def as_made(workspace: Workspace, settings: Settings) -> Settings:
-    """The settings, with what the workspace's artifacts were made with, but for prices and keys that were given."""
+    """The settings that the workspace's artifacts were made with, but for prices and for keys that were given."""
     configs = [workspace.run(name) for name in workspace.names(RUNS)]
     runs = [folder for folder in configs if (folder / "config.yaml").is_file()]
     run = min(runs, key=lambda folder: folder.name != "default", default=None)
@@ -58,89 +70,53 @@ def as_made(workspace: Workspace, settings: Settings) -> Settings:
     return settings
 
 
-class Finished(NamedTuple):
-    """A finished stage: its manifest, the work of its last call, and the seconds that took."""
-
-    manifest: Manifest
-    work: Work
-    seconds: float
-
-
-def _factor(stage: str, done: Finished | None) -> Factor | None:
-    if done is None or done.manifest.hardware is None:
+def _factor(manifest: Manifest, work: Work, seconds: float) -> Factor | None:
+    """Of a finished stage, of the work of its last call, and of the seconds that this took."""
+    hardware = manifest.hardware
+    if hardware is None:
         return None
-    hardware, work = done.manifest.hardware, done.work
     variable = estimate(work, hardware, PriceSettings(), {}, ENDLESS).seconds - work.start_s
-    if not hardware.num_cores or variable < LEAST_S or done.seconds <= work.start_s:
+    if not hardware.num_cores or variable < LEAST_S or seconds <= work.start_s:
         return None
-    stored = done.manifest.bytes / MIB / work.stored_mib if work.stored_mib else 1.0
-    return Factor((done.seconds - work.start_s) / variable, stored, f"this workspace, {hardware.amount}")
+    stored = manifest.bytes / MIB / work.stored_mib if work.stored_mib else 1.0
+    return Factor((seconds - work.start_s) / variable, stored, f"this workspace, {hardware.amount}")
 
 
-def _ingested(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
-    made = ARCHIVE.read(workspace.archive)
-    if made is None:
+def _finished(
+    artifact: Artifact[Any], workspace: Workspace, settings: Settings, scans: ArchiveSize
+) -> tuple[Manifest, Work, float] | None:
+    """A finished artifact's manifest, the work of its last call, and the seconds that this took."""
+    folder = _newest_run(workspace, settings.pretraining.pretext) if artifact is RUNS else workspace.folder(artifact)
+    manifest = None if folder is None else artifact.read(folder)
+    if folder is None or manifest is None:
         return None
-    taken_in = round(made.counts.volumes * (1 - made.counts.known / max(made.counts.scans, 1)))
-    work = ingest_work(replace(scans, num_scans=taken_in))
-    return Finished(made, replace(work, stored_mib=ingest_work(scans).stored_mib), made.seconds)
+    if isinstance(manifest, RunManifest):
+        store = made_store(workspace, settings)
+        if store is None:
+            return None
+        work = pretrain_work_done(manifest, store, _settings_then(_settings_then(settings, store), manifest))
+    else:
+        work = WORK_DONE[artifact](manifest, scans, _settings_then(settings, manifest))
+    # A manifest of what is trained has the last call's seconds alone; its epochs have all.
+    return manifest, work, max(manifest.seconds, sum(row.get("seconds") or 0.0 for row in read_metrics(folder)))
 
 
-def _trained(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
-    made = AUTOENCODER.read(workspace.autoencoder)
-    if made is None:
-        return None
-    seen = replace(scans, num_scans=made.counts.training + made.counts.validation)
-    work = autoencoder_work(seen, _settings_then(settings, made), made.counts.epochs)
-    return Finished(made, work, max(made.seconds, _epoch_seconds(workspace.autoencoder)))
+# The work that a finished artifact was, of its manifest, the archive's size, and the settings that it was made with.
+WORK_DONE: dict[Artifact[Any], Callable[[Any, ArchiveSize, Settings], Work]] = {
+    ARCHIVE: lambda archive, scans, settings: ingest_work_done(archive),
+    AUTOENCODER: autoencoder_work_done,
+    EMBEDDINGS: embed_work_done,
+    PATTERNS: lambda store, scans, settings: discover_work(settings, store.counts.patterns),
+    CROPS: lambda store, scans, settings: discover_work(settings, store.counts.patterns, CROPS.verb),
+}
 
 
-def _embedded(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
-    made = EMBEDDINGS.read(workspace.embeddings)
-    if made is None:
-        return None
-    work = embed_work(replace(scans, num_scans=made.counts.new), _settings_then(settings, made))
-    return Finished(made, work, made.seconds)
-
-
-def _discovered(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
-    return _stored(PATTERNS.read(workspace.patterns), settings, "discover")
-
-
-def _cropped(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
-    return _stored(CROPS.read(workspace.crops), settings, "crop")
-
-
-def _stored(made: StoreManifest | None, settings: Settings, stage: str) -> Finished | None:
-    if made is None:
-        return None
-    work = discover_work(_settings_then(settings, made), made.counts.patterns, stage)
-    return Finished(made, work, made.seconds)
-
-
-def _pretrained(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
-    store = made_store(workspace, settings)
-    newest = _newest_run(workspace, settings.pretraining.pretext)
-    if store is None or newest is None:
-        return None
-    made, folder = newest
-    then = _settings_then(_settings_then(settings, store), made)
-    work = pretrain_work(then, store_size(store.counts), made.counts.epochs, made.counts.patterns)
-    return Finished(made, work, max(made.seconds, _epoch_seconds(folder)))
-
-
-FINISHED = {
-    "ingest": _ingested, "auto-encoder": _trained, "embed": _embedded, "discover": _discovered, "crop": _cropped,
-    "pretrain": _pretrained,
-}  # fmt: skip
-
-
-def _newest_run(workspace: Workspace, pretext: str) -> tuple[RunManifest, Place] | None:
-    """The run of a pretext task that ended last, and its folder."""
+def _newest_run(workspace: Workspace, pretext: str) -> Place | None:
+    """The folder of the run of a pretext task that ended last."""
     folders = [workspace.run(name) for name in workspace.names(RUNS)]
-    found = [(made, folder) for folder in folders if (made := RUNS.read(folder)) is not None]
-    runs = [run for run in found if run[0].settings["pretraining"]["pretext"] == pretext]
-    return max(runs, key=lambda run: run[0].finished, default=None)
+    found = [(made.finished, folder, made) for folder in folders if (made := RUNS.read(folder)) is not None]
+    runs = [run for run in found if run[2].settings["pretraining"]["pretext"] == pretext]
+    return max(runs, key=lambda run: run[0], default=(None, None))[1]
 
 
 def _settings_then(settings: Settings, made: Manifest) -> Settings:
@@ -150,8 +126,3 @@ def _settings_then(settings: Settings, made: Manifest) -> Settings:
         if isinstance(values, dict) and isinstance(tree.get(section), dict):
             tree[section] |= values
     return settings_from(tree)
-
-
-def _epoch_seconds(folder: Place) -> float:
-    """Of all epochs: a manifest has the last call's seconds alone."""
-    return sum(row.get("seconds") or 0.0 for row in read_metrics(folder))

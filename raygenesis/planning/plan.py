@@ -18,12 +18,13 @@ from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.settings import Settings, settings_from
 from raygenesis.text.amounts import GIB, MIB, duration, several, size
 from raygenesis.text.tables import aligned
+from raygenesis.workspace.artifacts import SWEEPS, TRANSFER
 from raygenesis.workspace.hardware import MIB_PER_S, Hardware
 from raygenesis.workspace.workspace import Workspace
 
 # MiB of voxels of a scan where no workspace tells: a CT of 512 × 512 × 300, a radiograph of 2000 × 2000, in 16 bits.
 SCAN_MIB = {3: 150.0, 2: 7.6}
-AFTER = ("sweep", "finetune")  # what `run` leaves out unless it is asked for it
+AFTER = (SWEEPS.verb, TRANSFER.verb)  # what `run` leaves out unless it is asked for it
 HEADER = ("stage", "work", "time", "on", "memory a node", "stored", "moved", "cost", "limited by", "rates")
 
 
@@ -37,15 +38,9 @@ def plan(
     correct the shipped rates. With GPUs, pretraining uses all of them unless the settings were given. scan_mib: of the
     voxels of a scan. mib_per_s: what a node reads from and writes to the workspace.
     """
-    there = None if workspace is None else archive_size(workspace)
-    number = num_volumes if there is None else num_volumes or there.num_scans
-    if number is None:
-        raise SettingsError("plan needs a number of scans: give --volumes, or --workspace with an archive")
+    scans = _scans(num_volumes, scan_mib, None if workspace is None else archive_size(workspace), settings.ndim)
     factors = {} if workspace is None else factors_of(workspace, settings)
-    voxel_mib = scan_mib or (SCAN_MIB[settings.ndim] if there is None else there.voxel_mib)
-    files = COMPRESSED if there is None else there.source_mib / there.voxel_mib
-    scans = ArchiveSize(number, voxel_mib, voxel_mib * files)
-    settings, told = _for_gpus(settings, hardware)
+    settings, changes = _for_gpus(settings, hardware)
     _check(scans, hardware, settings)
     works = pipeline_work(scans, settings)
     estimates = [estimate(work, hardware, settings.prices, factors, mib_per_s) for work in works]
@@ -53,12 +48,26 @@ def plan(
         f"{several(hardware.num_nodes, 'nodes')}, each reading and writing {mib_per_s:g} MiB/s")  # fmt: skip
     for line in table(estimates):
         say("plan", line)
-    if told:
-        say("plan", f"with {told}, " + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"))
+    if changes:
+        say(
+            "plan",
+            f"with {changes}, " + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"),
+        )
     alone = [one for one in estimates if one.work.stage not in AFTER]
     say("plan", f"`raygenesis run`, without {' and '.join(AFTER)}: {duration(sum(one.seconds for one in alone))}")
     say("plan", _notes(estimates))
     return estimates
+
+
+def _scans(number: int | None, scan_mib: float | None, archive: ArchiveSize | None, ndim: int) -> ArchiveSize:
+    """How many scans of what size: as asked for, else as the archive has them, else as is usual."""
+    if archive is None:
+        archive = ArchiveSize(0, SCAN_MIB[ndim], SCAN_MIB[ndim] * COMPRESSED)
+    number = number or archive.num_scans
+    if not number:
+        raise SettingsError("plan needs a number of scans: give --volumes, or --workspace with an archive")
+    voxel_mib = scan_mib or archive.voxel_mib
+    return ArchiveSize(number, voxel_mib, voxel_mib * (archive.source_mib / archive.voxel_mib))
 
 
 def _check(scans: ArchiveSize, hardware: Hardware, settings: Settings) -> None:
@@ -81,8 +90,8 @@ def _for_gpus(settings: Settings, hardware: Hardware) -> tuple[Settings, str]:
     changed = {"use_gpu": bool(hardware.num_gpus), "num_workers": max(hardware.num_gpus, 1)}
     tree = settings.model_dump(mode="json")
     tree["pretraining"] |= changed
-    told = " ".join(f"pretraining.{key}={str(value).lower()}" for key, value in changed.items())
-    return settings_from(tree), told
+    words = " ".join(f"pretraining.{key}={str(value).lower()}" for key, value in changed.items())
+    return settings_from(tree), words
 
 
 def table(estimates: Sequence[Estimate]) -> list[str]:
@@ -117,12 +126,12 @@ def _total(estimates: Sequence[Estimate]) -> tuple[str, ...]:
 
 def _notes(estimates: Sequence[Estimate]) -> str:
     shipped = [one.work.stage for one in estimates if not one.seen]
-    told = "all rates are this workspace's"
+    note = "all rates are this workspace's"
     if shipped:
-        told = (
+        note = (
             f"rates of {', '.join(shipped)}: shipped, of {RATES_OF}, as no workspace had {LEAST_S:g} s of such work to "
             "learn them from"
         )
     if any(one.num_gpus and not one.seen for one in estimates):
-        told += f", and {GPU_OF}"
-    return f"{told}; an estimate is good to a factor of two"
+        note += f", and {GPU_OF}"
+    return f"{note}; an estimate is good to a factor of two"

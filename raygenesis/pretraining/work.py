@@ -24,7 +24,7 @@ from raygenesis.patterns.cells import DTYPE
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings, Settings
 from raygenesis.text.amounts import MIB
-from raygenesis.workspace.manifest import StoreCounts
+from raygenesis.workspace.manifest import RunManifest, StoreCounts, StoreManifest
 
 START_S = 12.0
 
@@ -99,6 +99,11 @@ def pretrain_work(
         memory_gib=2 * WORKER_GIB + (stored_mib / 1024 if in_memory else 0)
         + (0 if chosen.use_gpu else training_gib(restoring, chosen.batch_size)),
     )  # fmt: skip
+
+
+def pretrain_work_done(run: RunManifest, store: StoreManifest, settings: Settings) -> Work:
+    """The work that a finished run on a store was, which was made with `settings`."""
+    return pretrain_work(settings, store_size(store.counts), run.counts.epochs, run.counts.patterns)
 
 
 def _pretext_task(settings: Settings) -> PretextTask:

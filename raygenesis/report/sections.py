@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import read_catalogue, read_columns, split_by_subject
-from raygenesis.cluster.job import is_own, jobs_folder
+from raygenesis.cluster.job_record import read_jobs
 from raygenesis.discovery.quality import correlations
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.cells import decode
@@ -25,7 +25,7 @@ from raygenesis.report.pictures import Gallery, plane_words
 from raygenesis.settings import IntensitySettings, PriceSettings, Settings
 from raygenesis.text.amounts import duration
 from raygenesis.workspace.failures import alike, every_failure, grouped
-from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
 MOST_FAILURES = 50
@@ -76,24 +76,21 @@ def failures(workspace: Workspace) -> dict[str, Any]:
 
 def jobs(workspace: Workspace, prices: PriceSettings) -> dict[str, Any]:
     """The newest jobs with what they had of the cluster; of their records, which name files, only figures are shown."""
-    paths: list[Place] = sorted(jobs_folder(workspace).glob("*.json"), key=lambda path: path.name, reverse=True)
+    records, num_jobs = read_jobs(workspace, MOST_JOBS)
     rows = []
-    for path in paths[:MOST_JOBS]:
-        try:
-            job = read_json(path)
-        except WorkspaceError:  # which `status` names
+    for job in records:
+        if isinstance(job, WorkspaceError):  # which `status` names
             continue
-        assert job is not None
-        started, updated = (datetime.fromisoformat(job[key]) for key in ("started", "updated"))
-        times = {f"{what} time": _or_none(job[f"{what.lower()}_seconds"]) for what in ("core", "GPU")}
-        state = "writes this page" if is_own(job) else job["state"]
-        row = {"job": job["verb"], "state": state, "started": f"{started:%Y-%m-%d %H:%M}"}
+        started, updated = (datetime.fromisoformat(time) for time in (job.started, job.updated))
+        times = {"core time": _or_none(job.core_seconds), "GPU time": _or_none(job.gpu_seconds)}
+        state = "writes this page" if job.is_own else job.state
+        row: dict[str, Any] = {"job": job.verb, "state": state, "started": f"{started:%Y-%m-%d %H:%M}"}
         row |= {"took": duration((updated - started).total_seconds()), **times}
-        cost = prices.of(job["core_seconds"], job["gpu_seconds"])
+        cost = prices.of(job.core_seconds, job.gpu_seconds)
         if cost is not None:
             row["cost"] = cost
         rows.append(row)
-    return {"rows": rows, "left_out": len(paths) - len(rows)}
+    return {"rows": rows, "left_out": num_jobs - len(rows)}
 
 
 def _or_none(seconds: float) -> str:

@@ -6,10 +6,9 @@ import os
 import platform
 import resource
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from raygenesis.text.amounts import several
 
@@ -31,9 +30,6 @@ class Hardware:
         """`2 cores, 1 GPU`."""
         cores, gpus = several(self.num_cores, "cores"), several(self.num_gpus, "GPUs")
         return f"{cores}, {gpus}" if self.num_gpus else cores
-
-    def as_record(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def num_cores() -> int:

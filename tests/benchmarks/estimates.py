@@ -16,23 +16,21 @@ import tempfile
 from pathlib import Path
 
 from raygenesis.archive.intake.survey import survey
-from raygenesis.planning.history import scans_of
+from raygenesis.archive.work import archive_size
 from raygenesis.planning.plan import plan
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace import hardware
-from raygenesis.workspace.files import read_json
+from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, PATTERNS, RUNS
 from raygenesis.workspace.workspace import Workspace
 
-STAGES = {
-    "ingest": "archive", "auto-encoder": "autoencoder", "embed": "embeddings", "index": "index", "discover": "patterns",
-    "pretrain": "runs/default",
-}  # fmt: skip
+STAGES = {"auto-encoder": AUTOENCODER, "index": INDEX}  # those that are no verbs of their own
+STAGES |= {artifact.verb: artifact for artifact in (ARCHIVE, EMBEDDINGS, PATTERNS, RUNS)}
 
 
 def seconds_of(workspace: Workspace) -> dict[str, float]:
     """What the stages took, by their manifests."""
-    made = {stage: read_json(workspace.root / folder / "manifest.json") for stage, folder in STAGES.items()}
-    return {stage: manifest["seconds"] for stage, manifest in made.items() if manifest is not None}
+    folders = {stage: workspace.folder(made, "default" if made.is_named else None) for stage, made in STAGES.items()}
+    return {stage: STAGES[stage].require(folder).seconds for stage, folder in folders.items()}
 
 
 def run(scans: Path, number: int, root: Path, overrides: list[str]) -> Workspace:
@@ -50,10 +48,10 @@ def run(scans: Path, number: int, root: Path, overrides: list[str]) -> Workspace
 
 def estimated(workspace: Workspace, settings: Settings, rates: Workspace | None) -> dict[str, float]:
     """Seconds of each stage for the scans of a workspace, at the shipped rates or at those of `rates`."""
-    scans = scans_of(workspace)
+    scans = archive_size(workspace)
     assert scans is not None
     nodes = hardware.available()
-    found = plan(scans.number, nodes, settings, rates, None if rates else scans.voxel_mib)
+    found = plan(scans.num_scans, nodes, settings, rates, None if rates else scans.voxel_mib)
     return {one.work.stage: one.seconds for one in found}
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pytest
 
 from raygenesis.cluster.gauges import GAUGES, _gauge, set_gauge
-from raygenesis.cluster.job import jobs_folder, recorded
+from raygenesis.cluster.job import recorded
+from raygenesis.cluster.job_record import jobs_folder
 from raygenesis.cluster.progress import progress, say
 from raygenesis.cluster.status import status
 from raygenesis.errors import SettingsError, WorkspaceError
@@ -133,7 +134,7 @@ def test_without_jobs_it_says_so(workspace: Workspace) -> None:
 SLEEPER = """
 import sys, time
 from raygenesis.cluster.job import recorded
-from raygenesis.workspace import Workspace
+from raygenesis.workspace.workspace import Workspace
 with recorded("embed", Workspace.open(sys.argv[1])):
     try:
         print("ready", flush=True)

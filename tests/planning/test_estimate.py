@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import pytest
 
+from raygenesis.archive.work import START_S as START
+from raygenesis.cluster.work import ONE_NODE, Work
+from raygenesis.discovery.work import EMBED_START_S
 from raygenesis.planning.estimate import Factor, estimate
-from raygenesis.planning.work import ONE_NODE, START_S, Work
+from raygenesis.pretraining.work import START_S as PRETRAIN_START_S
 from raygenesis.settings import PriceSettings
 from raygenesis.workspace.hardware import Hardware
 
 FREE = PriceSettings()
-WORK = Work("ingest", "", core_s=6400.0, read_mib=1000, stored_mib=500, memory_gib=1, memory_gib_per_core=2)
+WORK = Work(
+    "ingest", "", start_s=START, core_s=6400.0, read_mib=1000, stored_mib=500, memory_gib=1, memory_gib_per_core=2
+)  # fmt: skip
 CLUSTER = Hardware(num_cores=64, num_gpus=8, num_nodes=4)
-START = START_S["ingest"]
 
 
 def test_cores_share_what_can_be_shared() -> None:
     assert estimate(WORK, CLUSTER, FREE, {}, 500).seconds == pytest.approx(START + 100)
     assert estimate(WORK, CLUSTER, FREE, {}, 500).limit == "64 cores"
-    few = Work("embed", "", core_s=6400.0, most_cores=2)
-    assert estimate(few, CLUSTER, FREE, {}, 500).seconds == pytest.approx(START_S["embed"] + 3200)
+    few = Work("embed", "", start_s=EMBED_START_S, core_s=6400.0, most_cores=2)
+    assert estimate(few, CLUSTER, FREE, {}, 500).seconds == pytest.approx(EMBED_START_S + 3200)
     assert estimate(few, CLUSTER, FREE, {}, 500).limit == "2 cores of 64"
     alone = Work("auto-encoder", "", core_s=6400.0, most_cores=ONE_NODE)
     assert estimate(alone, CLUSTER, FREE, {}, 500).limit == "16 cores of 64"
 
 
 def test_gpus_share_what_is_theirs() -> None:
-    found = estimate(Work("pretrain", "", 0, gpu_s=8000, most_gpus=4), CLUSTER, FREE, {}, 500)
-    assert (found.num_gpus, found.seconds, found.limit) == (4, pytest.approx(START_S["pretrain"] + 2000), "4 GPUs")
+    found = estimate(Work("pretrain", "", 0, PRETRAIN_START_S, gpu_s=8000, most_gpus=4), CLUSTER, FREE, {}, 500)
+    assert (found.num_gpus, found.seconds, found.limit) == (4, pytest.approx(PRETRAIN_START_S + 2000), "4 GPUs")
 
 
 def test_what_is_moved_can_be_what_takes_the_time() -> None:
@@ -37,7 +41,7 @@ def test_what_is_moved_can_be_what_takes_the_time() -> None:
 
 
 def test_little_work_is_starting() -> None:
-    assert estimate(Work("ingest", "", core_s=1.0), CLUSTER, FREE, {}, 500).limit == "starting"
+    assert estimate(Work("ingest", "", core_s=1.0, start_s=START), CLUSTER, FREE, {}, 500).limit == "starting"
 
 
 def test_memory_is_of_the_fullest_node() -> None:

@@ -7,67 +7,29 @@ from pathlib import Path
 
 import pytest
 
+from raygenesis.archive.work import START_S as INGEST_START_S
+from raygenesis.archive.work import archive_size, ingest_work
+from raygenesis.cluster.work import ArchiveSize
 from raygenesis.errors import SettingsError
-from raygenesis.planning import work
-from raygenesis.planning.announce import announce, left_to_embed, left_to_pretrain
-from raygenesis.planning.estimate import estimate
-from raygenesis.planning.history import factors_of, scans_of
+from raygenesis.planning.announce import announce
+from raygenesis.planning.history import factors_of
 from raygenesis.planning.plan import plan
-from raygenesis.planning.work import START_S
-from raygenesis.settings import PriceSettings, load_settings
-from raygenesis.text.amounts import MIB
-from raygenesis.workspace.files import write_json
+from raygenesis.settings import load_settings
 from raygenesis.workspace.hardware import Hardware
 from raygenesis.workspace.workspace import Workspace
 from tests.end_to_end.conftest import raygenesis
-
-SMALL = load_settings("cpu-small")
-HARDWARE = Hardware(2)
-MADE_ON = {"num_cores": 2, "num_gpus": 0, "num_nodes": 1, "processor": "one"}
-
-
-def manifest(folder: Path, seconds: float, **facts: object) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    told = {"inputs": {}, "bytes": 10 * 2**20, "seconds": seconds, "fingerprint": "f", "finished": "2026-01-01"}
-    write_json(folder / "manifest.json", {**told, "hardware": MADE_ON, **facts})
+from tests.support.measured import HARDWARE, SMALL, measured_workspace
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """1,000 scans of 2 MiB of voxels in files of 1 MiB; stages took twice as long as the shipped rates say."""
-    found = Workspace.open(tmp_path)
-    found.archive.mkdir()
-    scans = work.Scans(1000, 2.0, 1.0)
-
-    def twice(stage: str, did: work.Work) -> float:
-        one = estimate(did, HARDWARE, PriceSettings(), {}, 1e12).seconds
-        return START_S[stage] + 2 * (one - START_S[stage])
-
-    counts = {"scans": 1000, "volumes": 1000, "known": 0, "failures": 0}
-    manifest(
-        found.archive, twice("ingest", work.ingest(scans)), counts=counts, settings={},
-        voxel_bytes=2000 * MIB, source_bytes=1000 * MIB,
-    )  # fmt: skip
-    tree = SMALL.model_dump(mode="json")
-    taught = {"epochs": 10, "training": 800, "validation": 200}
-    manifest(
-        found.autoencoder, twice("auto-encoder", work.train_autoencoder(scans, SMALL, 10)), counts=taught,
-        settings={"autoencoder": tree["autoencoder"]},
-    )  # fmt: skip
-    manifest(
-        found.patterns, twice("discover", work.discover(SMALL, 50_000)),
-        counts={"patterns": 50_000, "validation": 10_000}, settings={"discovery": tree["discovery"]},
-    )  # fmt: skip
-    manifest(
-        found.run("default"), twice("pretrain", work.pretrain(SMALL, 40_000, 10_000, 5)),
-        counts={"patterns": 40_000, "epochs": 5}, settings={"pretraining": tree["pretraining"]},
-    )  # fmt: skip
-    return found
+    return measured_workspace(tmp_path)
 
 
 def test_a_workspaces_scans_are_counted_and_measured(workspace: Workspace) -> None:
-    scans = scans_of(workspace)
-    assert (scans.number, scans.voxel_mib, scans.source_mib) == (1000, 2.0, 1.0)
+    scans = archive_size(workspace)
+    assert (scans.num_scans, scans.voxel_mib, scans.source_mib) == (1000, 2.0, 1.0)
 
 
 def test_stages_that_took_twice_as_long_will_again(workspace: Workspace) -> None:
@@ -80,8 +42,10 @@ def test_stages_that_took_twice_as_long_will_again(workspace: Workspace) -> None
     told = {one.work.stage: one for one in plan(2000, Hardware(8), SMALL, workspace, mib_per_s=1e9)}
     shipped = {one.work.stage: one for one in plan(2000, Hardware(8), SMALL, scan_mib=2.0, mib_per_s=1e9)}
     for stage in factors:
-        variable = shipped[stage].seconds - START_S[stage]
-        assert told[stage].seconds == pytest.approx(START_S[stage] + 2 * variable, rel=0.01), stage
+        start_s = shipped[stage].work.start_s
+        variable = shipped[stage].seconds - start_s
+        assert told[stage].seconds == pytest.approx(start_s + 2 * variable, rel=0.01), stage
+    assert shipped["ingest"].work.start_s == INGEST_START_S
 
 
 def test_manifests_that_do_not_say_on_what_they_were_made_teach_nothing(workspace: Workspace) -> None:
@@ -96,7 +60,7 @@ def test_manifests_that_do_not_say_on_what_they_were_made_teach_nothing(workspac
     "damage",
     [
         lambda told: told["settings"].update({"autoencoder": {"of_another_version": 1}}),
-        lambda told: told["hardware"].update(more=1),
+        lambda told: told["hardware"].pop("num_cores"),
         lambda told: told["hardware"].update(num_cores=0),
         lambda told: told.pop("counts"),
     ],
@@ -170,18 +134,8 @@ def test_the_command_line(tmp_path: Path) -> None:
 # --- before a stage starts ------------------------------------------------------------------------
 
 
-def test_what_is_left_is_what_is_not_there(workspace: Workspace) -> None:
-    assert [each.stage for each in left_to_embed(workspace, SMALL)] == ["embed"]
-    manifest(workspace.embeddings, 1.0, counts={"volumes": 990, "failures": 4}, settings={})
-    (embedding,) = left_to_embed(workspace, SMALL)
-    assert embedding.what == "6 scans"
-    assert left_to_pretrain(workspace, SMALL, "default") == []
-    (training,) = left_to_pretrain(workspace, SMALL, "another")
-    assert training.what == "40,000 patterns × 25 epochs"
-
-
 def test_a_stage_says_what_it_takes_and_warns(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    announce([work.ingest(work.Scans(10**9, 1000, 600))], workspace, SMALL)
+    announce([ingest_work(ArchiveSize(10**9, 1000, 600))], workspace, SMALL)
     said = capsys.readouterr().out
     assert "ingest: 1,000,000,000 scans: about " in said and "at the rates of this workspace" in said
     assert "ingest: warning: only " in said

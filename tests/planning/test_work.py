@@ -10,21 +10,26 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+from raygenesis.archive.work import ingest_work
+from raygenesis.cluster.work import ONE_NODE, ArchiveSize, Load, Work, core_s, gpu_s
+from raygenesis.discovery.work import autoencoder_work, discover_work, embed_work, index_work, num_patterns
 from raygenesis.networks.architecture import Architecture
-from raygenesis.networks.load import Load, load_of
+from raygenesis.networks.load import load_of
 from raygenesis.networks.network import build_encoder
-from raygenesis.planning import work
-from raygenesis.planning.work import ONE_NODE, Scans, Work
+from raygenesis.planning.pipeline import pipeline_work
 from raygenesis.pretraining.pretexts import PRETEXTS
-from raygenesis.settings import load_settings, settings_from
+from raygenesis.pretraining.work import StoreSize, pretrain_work, selected
+from raygenesis.settings import Settings, load_settings, settings_from
+from raygenesis.sweeps.work import sweep_work
 from raygenesis.transfer.initialisations import Initialisation
+from raygenesis.transfer.work import default_finetune_work, finetune_work
 
-SCANS = Scans(1000, 10.0, 6.0)
+SCANS = ArchiveSize(1000, 10.0, 6.0)
 MIB = 2**20
 
 
 def test_ingest_reads_files_and_stores_voxels() -> None:
-    found = work.ingest(SCANS)
+    found = ingest_work(SCANS)
     assert found.core_s == pytest.approx(1000 * (0.017 + 10 * 0.0078))
     assert (found.read_mib, found.stored_mib) == (6000, pytest.approx(7500))
     assert found.most_cores == math.inf
@@ -32,36 +37,45 @@ def test_ingest_reads_files_and_stores_voxels() -> None:
 
 def test_the_auto_encoder_learns_from_a_limited_number_on_one_node() -> None:
     small = load_settings("cpu-small", ["autoencoder.max_volumes=100", "autoencoder.num_epochs=4"])
-    one, many = (work.train_autoencoder(Scans(number, 10, 6), small) for number in (1000, 100_000))
+    one, many = (autoencoder_work(ArchiveSize(number, 10, 6), small) for number in (1000, 100_000))
     assert one.core_s == many.core_s and one.most_cores == ONE_NODE
-    assert work.train_autoencoder(SCANS, small, num_epochs=8).core_s == pytest.approx(2 * one.core_s, rel=0.02)
+    assert autoencoder_work(SCANS, small, num_epochs=8).core_s == pytest.approx(2 * one.core_s, rel=0.02)
 
 
 def test_embedding_goes_by_scans_and_to_gpus_where_they_are_asked_for() -> None:
-    found = work.embed(SCANS, load_settings("cpu-small"))
+    found = embed_work(SCANS, load_settings("cpu-small"))
     assert found.stored_mib == pytest.approx(1000 * 64 * 4 / MIB)
     assert found.read_mib == pytest.approx(1000 * 32**3 * 2 / MIB)
-    on_gpus = work.embed(SCANS, load_settings("cpu-small", ["embedding.num_gpus=0.5", "embedding.num_actors=4"]))
+    on_gpus = embed_work(SCANS, load_settings("cpu-small", ["embedding.num_gpus=0.5", "embedding.num_actors=4"]))
     assert on_gpus.gpu_s > 0 and on_gpus.most_gpus == 2 and on_gpus.core_s == pytest.approx(1.4)
 
 
 def test_the_index_is_built_where_it_is_cheaper_than_exact_search() -> None:
     few, many = load_settings("paper-3d"), load_settings("paper-3d", ["index.method=hnsw"])
-    assert work.index(SCANS, few).stored_mib == 0 and "exact" in work.index(SCANS, few).what
-    assert work.index(SCANS, many).stored_mib > 1000 * 512 * 4 / MIB and "HNSW" in work.index(SCANS, many).what
+    assert index_work(SCANS, few).stored_mib == 0 and "exact" in index_work(SCANS, few).what
+    assert index_work(SCANS, many).stored_mib > 1000 * 512 * 4 / MIB and "HNSW" in index_work(SCANS, many).what
 
 
 def test_the_papers_patterns() -> None:
     paper = load_settings("paper-3d")
-    assert work.num_patterns(paper) == 30_360 and work.num_patterns(paper, held_out=False) == 26_400
-    found = work.discover(paper)
+    assert num_patterns(paper) == 30_360 and num_patterns(paper, held_out=False) == 26_400
+    found = discover_work(paper)
     assert found.stored_mib == pytest.approx(30_360 * 32 * 64 * 64 * 2 * 0.67 / MIB)
     assert found.most_cores == 30  # parts of 1,024
 
 
+def store_of(settings: Settings, learnt: int, held_out: int) -> StoreSize:
+    """A store of so many patterns, of which the settings leave none out."""
+    return StoreSize(learnt, held_out, settings.discovery.num_neighbours, settings.discovery.num_coordinates)
+
+
+def pretraining(settings: Settings, learnt: int, held_out: int, num_epochs: int | None = None) -> Work:
+    return pretrain_work(settings, store_of(settings, learnt, held_out), num_epochs)
+
+
 def test_pretraining_is_its_epochs_of_each_phase() -> None:
     def seconds(*overrides: str) -> float:
-        return work.pretrain(load_settings("cpu-small", list(overrides)), 1000, 0).core_s
+        return pretraining(load_settings("cpu-small", list(overrides)), 1000, 0).core_s
 
     alone, joint = (
         seconds(f"pretraining.num_classification_epochs={one}", f"pretraining.num_joint_epochs={other}")
@@ -70,43 +84,41 @@ def test_pretraining_is_its_epochs_of_each_phase() -> None:
     assert 0 < alone < joint
     both = seconds("pretraining.num_classification_epochs=3", "pretraining.num_joint_epochs=3")
     assert both == pytest.approx((alone + joint) / 2)
-    cut_short = work.pretrain(load_settings("cpu-small"), 1000, 0, num_epochs=10)
+    cut_short = pretraining(load_settings("cpu-small"), 1000, 0, num_epochs=10)
     assert cut_short.core_s == pytest.approx(seconds("pretraining.num_joint_epochs=0"))  # 10 of classification alone
-    held_out = work.pretrain(load_settings("cpu-small"), 1000, 300)
+    held_out = pretraining(load_settings("cpu-small"), 1000, 300)
     assert held_out.core_s == pytest.approx(1.1 * seconds())  # a third of a training step each
 
 
 def test_pretraining_reads_its_store_once_or_an_epoch() -> None:
-    kept, read = (
-        work.pretrain(load_settings("cpu-small", [f"pretraining.memory_gib={gib}"]), 100, 0) for gib in (1, 0)
-    )
+    kept, read = (pretraining(load_settings("cpu-small", [f"pretraining.memory_gib={gib}"]), 100, 0) for gib in (1, 0))
     assert read.read_mib == pytest.approx(25 * kept.read_mib)
     assert kept.memory_gib > read.memory_gib
 
 
 def test_gpus_take_the_work_of_cores() -> None:
     on_gpus = load_settings("paper-3d", ["pretraining.use_gpu=true", "pretraining.num_workers=4"])
-    for found in (work.pretrain(on_gpus), work.sweep(on_gpus), work.default_finetune(on_gpus)):
+    for found in (pretrain_work(on_gpus), sweep_work(on_gpus), default_finetune_work(on_gpus)):
         assert found.core_s == 0 and found.gpu_s > 0
-    assert work.pretrain(on_gpus).most_gpus == 4
-    assert work.gpu_s(Load(1000, 0)) < work.core_s(Load(1000, 0)) / 10
+    assert pretrain_work(on_gpus).most_gpus == 4
+    assert gpu_s(Load(1000, 0)) < core_s(Load(1000, 0)) / 10
 
 
 def test_sweeps_and_fine_tuning_are_their_trials() -> None:
     settings = load_settings("cpu-small", ["finetune.num_trials=5", "finetune.num_labelled=[5,20]"])
-    assert work.sweep(settings, 16).core_s == pytest.approx(2 * work.sweep(settings, 8).core_s)
-    assert work.default_finetune(settings).most_cores == 2 * 2 * 5
-    assert work.default_finetune(load_settings("cpu-small", ["finetune.mode=knn"])).core_s == 0
+    assert sweep_work(settings, 16).core_s == pytest.approx(2 * sweep_work(settings, 8).core_s)
+    assert default_finetune_work(settings).most_cores == 2 * 2 * 5
+    assert default_finetune_work(load_settings("cpu-small", ["finetune.mode=knn"])).core_s == 0
 
 
 def test_a_trials_gpus_are_its_own_whatever_pretraining_runs_on() -> None:
     shared = load_settings("cpu-small", ["sweep.num_gpus=0.25", "finetune.num_gpus=0.25"])
     trials = 2 * len(shared.finetune.num_labelled) * shared.finetune.num_trials
-    for found, most in ((work.sweep(shared, 8), 2), (work.default_finetune(shared), math.ceil(trials / 4))):
+    for found, most in ((sweep_work(shared, 8), 2), (default_finetune_work(shared), math.ceil(trials / 4))):
         assert found.core_s == 0 and found.gpu_s > 0 and found.most_gpus == most
-    assert work.pretrain(shared).gpu_s == 0
+    assert pretrain_work(shared).gpu_s == 0
     on_cores = load_settings("cpu-small", ["pretraining.use_gpu=true", "sweep.num_gpus=0"])
-    assert work.sweep(on_cores).gpu_s == 0 and work.sweep(on_cores).core_s > 0
+    assert sweep_work(on_cores).gpu_s == 0 and sweep_work(on_cores).core_s > 0
 
 
 def start(**architecture: Any) -> Initialisation:
@@ -119,15 +131,15 @@ def test_fine_tuning_is_that_of_the_networks_and_the_target() -> None:
     narrow, wide, flat = start(), start(base_width=8), start(ndim=2)
 
     def seconds(starts: list[Initialisation], shape: tuple[int, ...] = (8, 64, 96), segments: bool = True) -> float:
-        return work.finetune(small, starts, shape, segments).core_s
+        return finetune_work(small, starts, shape, segments).core_s
 
     assert seconds([wide]) > 2 * seconds([narrow])
     assert seconds([narrow, wide]) == pytest.approx(seconds([narrow]) + seconds([wide]))
     assert 0 < seconds([narrow], segments=False) < seconds([narrow])
     assert seconds([flat]) == pytest.approx(8 * seconds([flat], (64, 96)))  # slice by slice
     frozen = load_settings("cpu-small", ["finetune.mode=frozen"])
-    assert work.finetune(frozen, [narrow], (8, 64, 96), segments=False).core_s == 0  # a probe of its embedding
-    assert work.finetune(frozen, [narrow], (8, 64, 96), segments=True).core_s > 0
+    assert finetune_work(frozen, [narrow], (8, 64, 96), segments=False).core_s == 0  # a probe of its embedding
+    assert finetune_work(frozen, [narrow], (8, 64, 96), segments=True).core_s > 0
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -139,7 +151,7 @@ def test_every_pretext_task_has_its_estimate(pretext: str, ndim: int) -> None:
         "pretraining": {"pretext": pretext, "base_width": 2},
     }  # fmt: skip
     tree["discovery"]["scales"] = [{"extent_mm": shape}]
-    stages = {each.stage: each for each in work.pipeline(SCANS, settings_from(tree))}
+    stages = {each.stage: each for each in pipeline_work(SCANS, settings_from(tree))}
     assert stages["pretrain"].core_s > 0 and stages["finetune"].core_s > 0
     assert PRETEXTS[pretext].crops in stages["pretrain"].what
 
@@ -153,37 +165,37 @@ def test_a_rubiks_cube_is_its_pieces() -> None:
         **small.model_dump(mode="json"), "pretraining": tree,
         "discovery": {"cube_shape": [32, 32, 32], "scales": [{"extent_mm": [32, 32, 32]}]},
     })  # fmt: skip
-    seconds = work.pretrain(cube, 1, 0).core_s
-    assert 8 * work.core_s(encoder) < seconds < 9 * work.core_s(encoder)
+    seconds = pretraining(cube, 1, 0).core_s
+    assert 8 * core_s(encoder) < seconds < 9 * core_s(encoder)
 
 
 def test_what_is_left_out_of_a_store_is_not_learnt_from() -> None:
     halves = load_settings("cpu-small", ["pretraining.num_neighbours=12", "pretraining.num_coordinates=4"])
-    counts = {"patterns": 1200, "validation": 200, "neighbours": 24, "coordinates": 16}
-    assert work.selected(halves.pretraining, counts) == (125, 50)  # held-out patients all, of a quarter of the places
-    assert work.selected(load_settings("cpu-small").pretraining, counts) == (1000, 200)
+    counts = StoreSize(learnt=1000, held_out=200, neighbours=24, coordinates=16)
+    assert selected(halves.pretraining, counts) == (125, 50)  # held-out patients all, of a quarter of the places
+    assert selected(load_settings("cpu-small").pretraining, counts) == (1000, 200)
     all_of_them = load_settings("cpu-small", ["pretraining.num_neighbours=99"])
-    assert work.selected(all_of_them.pretraining, counts) == (1000, 200)
+    assert selected(all_of_them.pretraining, counts) == (1000, 200)
     shares = 12 / halves.discovery.num_neighbours * 4 / halves.discovery.num_coordinates
-    learnt = work.num_patterns(halves, held_out=False)
-    assert work.pretrain(halves).what.startswith(f"{round(learnt * shares):,} patterns")
+    learnt = num_patterns(halves, held_out=False)
+    assert pretrain_work(halves).what.startswith(f"{round(learnt * shares):,} patterns")
     crops = load_settings(
         "cpu-small", ["pretraining.pretext=rotation", "discovery.num_crops=8", "pretraining.num_coordinates=2"]
     )
-    told = {each.stage: each.what for each in work.pipeline(SCANS, crops)}
+    told = {each.stage: each.what for each in pipeline_work(SCANS, crops)}
     assert told["crop"] == "8,000 crops" and told["pretrain"].startswith("1,600 crops ×")  # 800 scans, two of each
 
 
 def test_without_a_weight_for_classification_none_is_learnt_alone() -> None:
     joint, alone = (
-        work.pretrain(load_settings("cpu-small", [f"pretraining.lambda_cls={weight}"]), 1000, 0).core_s
+        pretraining(load_settings("cpu-small", [f"pretraining.lambda_cls={weight}"]), 1000, 0).core_s
         for weight in (0, 0.01)
     )
     assert joint > alone
 
 
 def test_random_crops_need_no_discovery() -> None:
-    stages = [each.stage for each in work.pipeline(SCANS, load_settings("cpu-small", ["pretraining.pretext=rotation"]))]
+    stages = [each.stage for each in pipeline_work(SCANS, load_settings("cpu-small", ["pretraining.pretext=rotation"]))]
     assert stages == ["ingest", "crop", "pretrain", "finetune"]
 
 
@@ -195,7 +207,7 @@ def figures(found: Work) -> tuple[float, ...]:
 @given(st.integers(1, 10**7), st.integers(0, 10**7))
 def test_more_scans_are_never_less_work(number: int, more: int) -> None:
     settings = load_settings("paper-3d")
-    pairs = zip(*(work.pipeline(Scans(count, 10, 6), settings) for count in (number, number + more)), strict=True)
+    pairs = zip(*(pipeline_work(ArchiveSize(count, 10, 6), settings) for count in (number, number + more)), strict=True)
     for one, other in pairs:
         if one.what.endswith("searches") == other.what.endswith("searches"):
             assert all(a <= b + 1e-9 for a, b in zip(figures(one), figures(other), strict=True))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from raygenesis.planning.plan import plan
 from raygenesis.report.cost import SCANS, cost
 from raygenesis.settings import load_settings
 from raygenesis.workspace import hardware
-from tests.planning.test_plan import workspace  # noqa: F401
+from tests.support.measured import measured_workspace
 
 
-def test_the_page_tells_what_the_plan_tells(workspace) -> None:  # noqa: F811
+def test_the_page_tells_what_the_plan_tells(tmp_path: Path) -> None:
+    workspace = measured_workspace(tmp_path)
     settings = load_settings("cpu-small", ["prices.cpu_hour=0.1"])
     told = cost(workspace, settings, {})
     assert told["scans"] == (1000, *SCANS)
