@@ -1,4 +1,4 @@
-"""`raygenesis run`, the whole pipeline, for `ray job submit`: takes the same options."""
+"""The main job, `raygenesis run`, for `ray job submit`; `python -m raygenesis VERB` is any other verb's."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the cluster that is joined has room for."""
+"""How many tasks the cluster has room for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import ray
 import ray.data
 from ray.util.placement_group import PlacementGroup
 
-from raygenesis.cluster.joining import is_joined, logical_nodes, nodes
+from raygenesis.cluster import joining
 from raygenesis.cluster.progress import say
 from raygenesis.errors import SettingsError
+from raygenesis.text.amounts import GIB
 from raygenesis.workspace.hardware import num_cores
 
 PATIENCE_S = 40.0  # for an autoscaler to begin starting nodes
@@ -25,25 +26,20 @@ def threads_per_worker(num_workers: int) -> int:
 
 
 def least_memory_gib() -> float:
-    """Of the nodes with CPUs or GPUs, what the one with the least has for tasks; endless where there are none yet."""
-    working = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return (
-        min(
-            (there.get("memory", math.inf) for there in working if there.get("CPU") or there.get("GPU")),
-            default=math.inf,
-        )
-        / 2**30
-    )
+    """Memory for tasks of the node that has the least, in GiB, of those with CPUs or GPUs; infinite without any."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    working = [there for there in resources if there.get("CPU") or there.get("GPU")]
+    return min((there.get("memory", math.inf) for there in working), default=math.inf) / GIB
 
 
 def room_for(num_cpus: float, num_gpus: float) -> int:
-    """How many tasks that need so much of one node each the nodes that there are can run at once; 0: none."""
-    return _room(nodes(), num_cpus, num_gpus)
+    """How many tasks the present nodes can run at once, each of which needs so much of one node."""
+    return _room(joining.nodes(), num_cpus, num_gpus)
 
 
 def num_concurrent(num_cpus: float, num_gpus: float) -> int:
-    """How many such tasks to have running or waiting: in a cluster one that waits has an autoscaler add a node."""
-    return max(1, room_for(num_cpus, num_gpus)) + is_joined()
+    """How many such tasks to have running or waiting: in a cluster one more, for which an autoscaler adds a node."""
+    return max(1, room_for(num_cpus, num_gpus)) + joining.is_joined()
 
 
 def _room(nodes: Iterable[tuple[float, float]], num_cpus: float, num_gpus: float) -> int:
@@ -62,10 +58,10 @@ def require(key: str, num_tasks: int = 1, num_cpus: float = 1, num_gpus: float =
 
     key: the setting that asks for them. An autoscaler is asked for the nodes that there are not yet.
     """
-    there = [node[1:] for node in logical_nodes()]
+    there = [node[1:] for node in joining.logical_nodes()]
     if _room(there, num_cpus, num_gpus) >= num_tasks:
         return
-    if is_joined() and _grows(num_tasks, num_cpus, num_gpus):
+    if joining.is_joined() and _grows(num_tasks, num_cpus, num_gpus):
         return
     wanted = f"{num_cpus:g} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
     lacks = "GPU" if num_gpus and _room(there, num_cpus, 0) >= num_tasks else "CPU"
@@ -77,7 +73,7 @@ def require(key: str, num_tasks: int = 1, num_cpus: float = 1, num_gpus: float =
 
 
 def _grows(num_tasks: int, num_cpus: float, num_gpus: float) -> bool:
-    """Ask for the room, and tell whether it came, or nodes are being started for it."""
+    """Ask for the room; returns whether it came, or nodes are being started for it."""
     say("cluster", f"waiting up to {PATIENCE_S:.0f} s for machines with {num_cpus:g} CPU and {num_gpus:g} GPU")
     bundle = {"CPU": num_cpus, **({"GPU": num_gpus} if num_gpus else {})}
     asked = ray.util.placement_group([bundle] * num_tasks)
@@ -98,8 +94,8 @@ def _is_refused(asked: PlacementGroup) -> bool:
     from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined] # generated
 
-    told = GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=5)
-    refused = GetClusterStatusReply.FromString(told).autoscaling_state.infeasible_gang_resource_requests
+    reply = GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=5)
+    refused = GetClusterStatusReply.FromString(reply).autoscaling_state.infeasible_gang_resource_requests
     return any(asked.id.hex() in request.details for request in refused)
 
 
@@ -113,6 +109,6 @@ def _nodes_are_coming() -> bool:
     status = get_cluster_status(address)
     if status.pending_launches or status.pending_nodes:
         return True
-    told = GcsClient(address=address).internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None)  # an older autoscaler
-    report = json.loads(told)["autoscaler_report"] if told else {}
+    text = GcsClient(address=address).internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None)  # an older autoscaler
+    report = json.loads(text)["autoscaler_report"] if text else {}
     return bool(report.get("pending_launches") or report.get("pending_nodes"))

@@ -6,9 +6,9 @@ import sys
 from functools import cache
 from typing import Any
 
-# Each gauge, what it tells, and by what it is told apart.
+# Each gauge: its description, and the names of its tags.
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "raygenesis_rate": ("Units that a stage does in a second.", ("verb", "stage", "unit")),
+    "raygenesis_rate": ("Units that a stage does a second.", ("verb", "stage", "unit")),
     "raygenesis_done": ("Units that a stage has done.", ("verb", "stage", "unit")),
     "raygenesis_total": ("Units that a stage has to do.", ("verb", "stage", "unit")),
     "raygenesis_failures": ("Scans that a stage left out.", ("stage",)),
@@ -19,7 +19,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def set_gauge(name: str, value: float, **tags: str) -> None:
-    """Tell Prometheus, where this process is part of a Ray cluster; else nothing."""
+    """Set a gauge where this process is part of a Ray cluster; else do nothing."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         _gauge(name).set(value, tags)

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from raygenesis.cluster.progress import StageProgress
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace.files import Place, read_json, write_json
+from raygenesis.workspace.files import Place, write_json
 from raygenesis.workspace.hardware import Hardware
+from raygenesis.workspace.records import adapter, read_record
 from raygenesis.workspace.workspace import Workspace, make_private
 
 RUNNING, SUCCEEDED, FAILED, STOPPED = "running", "succeeded", "failed", "stopped"
@@ -51,9 +52,6 @@ class JobRecord:
         return (self.state, self.host, self.process) == (RUNNING, socket.gethostname(), os.getpid())
 
 
-_RECORD = TypeAdapter(JobRecord)
-
-
 def jobs_folder(workspace: Workspace) -> Place:
     """Where the records are: they hold lines of the log, which name files."""
     return workspace.private / "jobs"
@@ -62,7 +60,7 @@ def jobs_folder(workspace: Workspace) -> Place:
 def write_job(path: Place, job: JobRecord) -> None:
     make_private(path.parent.parent)
     path.parent.mkdir(exist_ok=True)
-    write_json(path, _RECORD.dump_python(job, mode="json", by_alias=True, exclude_none=True))
+    write_json(path, adapter(JobRecord).dump_python(job, mode="json", by_alias=True, exclude_none=True))
 
 
 def read_jobs(workspace: Workspace, most: int) -> tuple[list[JobRecord | WorkspaceError], int]:
@@ -77,9 +75,9 @@ def read_jobs(workspace: Workspace, most: int) -> tuple[list[JobRecord | Workspa
 def _read(paths: list[Place]) -> Iterator[JobRecord | WorkspaceError]:
     for path in paths:
         try:
-            yield _RECORD.validate_python(read_json(path))
+            job = read_record(path, JobRecord)
         except WorkspaceError as error:
             yield error
-        except ValidationError as error:
-            fault = error.errors()[0]
-            yield WorkspaceError(f"{path} is damaged ({'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()})")
+        else:
+            if job is not None:
+                yield job

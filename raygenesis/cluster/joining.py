@@ -41,7 +41,7 @@ _dashboards: list[str] = []
 
 
 def note_hardware() -> None:
-    """Have `hardware.available` return the nodes that there are now, where a Ray is joined."""
+    """Have `hardware.available` return the nodes that there are now, if this process has joined a Ray."""
     if not ray.is_initialized():
         return
     working = [node for node in nodes() if any(node)]  # a head may have neither CPUs nor GPUs

@@ -49,8 +49,7 @@ def number(value: Any) -> str:
 def counted(counts: Mapping[str, int]) -> str:
     """`125 volumes, 1 part`: counts in words, without what there is none of."""
     return ", ".join(
-        size(count) + " cropped" if name == "bytes_cropped" else " ".join(_in_words(name, count))
-        for name, count in counts.items() if count
+        " ".join(_in_words(name, count)) for name, count in counts.items() if count
     ) or "nothing"  # fmt: skip
 
 

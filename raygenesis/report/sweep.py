@@ -12,10 +12,9 @@ from raygenesis.report.artifact import ArtifactView, Row
 from raygenesis.report.charts import Chart
 from raygenesis.report.page import SYMBOLS
 from raygenesis.sweeps.objectives import OBJECTIVES
+from raygenesis.sweeps.records import FAILED, TrialRecord, read_trials
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
-from raygenesis.sweeps.trial import FAILED
 from raygenesis.text.tables import cell
-from raygenesis.workspace.files import Place, read_json
 
 MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a scale
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")
@@ -25,9 +24,8 @@ def sweep(artifact: ArtifactView) -> dict[str, Any]:
     """Ranked points (so far, of a sweep that is not finished), parallel coordinates, a panel a setting, and costs."""
     chosen, space = (artifact.record["settings"][key] for key in ("sweep", "space"))
     objective = chosen["objective"]
-    paths: list[Place] = sorted(artifact.folder.glob("trial-*.json"))
-    trials = [trial for path in paths if (trial := read_json(path)) is not None]
-    table = artifact.record.get("table") or rank_points(trials, objective)
+    trials = read_trials(artifact.folder)
+    table = artifact.record.get("table") or [point.flat() for point in rank_points(trials, objective)]
     varied = {
         key.removeprefix("pretraining."): axis for key, axis in space.items() if isinstance(axis, dict) or len(axis) > 1
     }
@@ -44,14 +42,15 @@ def sweep(artifact: ArtifactView) -> dict[str, Any]:
     return {
         "artifact": artifact, "charts": drawn, "cost": costs(trials),
         "table": [{name: row.get(name) for name in shown if name not in fixed} for row in table],
-        "words": OBJECTIVES[objective].words, "note": seeds_note(table, chosen["num_seeds"]) if table else "",
-        "failed": [_failure(trial, varied) for trial in trials if trial["status"] == FAILED],
+        "words": OBJECTIVES[objective].words,
+        "note": seeds_note([row["spread"] for row in table], chosen["num_seeds"]) if table else "",
+        "failed": [_failure(trial, varied) for trial in trials if trial.status == FAILED],
     }  # fmt: skip
 
 
-def _failure(trial: Row, varied: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{SYMBOLS.get(key, key)} {trial['point'][key]}" for key in varied)
-    return f"{told}, seed {trial['seed']}: {trial['reason']}"
+def _failure(trial: TrialRecord, varied: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{SYMBOLS.get(key, key)} {trial.point[key]}" for key in varied)
+    return f"{told}, seed {trial.seed}: {trial.reason}"
 
 
 def _marginal(title: str, rows: Sequence[Row], key: str, axis: Any, objective: str) -> Chart:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from raygenesis.sweeps.objectives import OBJECTIVES
+from raygenesis.sweeps.records import FAILED, WHOLE, SweepTrial, TrialRecord, write_trial
 from raygenesis.sweeps.search import Next, Search, TrialOutcome
 from raygenesis.sweeps.space import Point
-from raygenesis.sweeps.trial import FAILED, WHOLE, SweepTrial
-from raygenesis.workspace.files import Place, read_json, write_json
-
-Row = dict[str, Any]
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.records import read_record
 
 
 class Queue:
-    """The trials in the order of the search, and the rows of those that have ended.
+    """The trials in the order of the search, and the records of those that have ended.
 
-    What an earlier call finished is not trained again but told to the search, which therefore proposes what it
-    proposed then. What failed then is told as failed and tried again at the end.
+    What an earlier call finished is not trained again but reported to the search, which therefore proposes what it
+    proposed then. What failed then is reported as failed and tried again at the end.
     """
 
     def __init__(self, search: Search, folder: Place, seeds: Sequence[int], objective: str) -> None:
         self.folder = folder
         self.points: list[Point] = []
-        self.rows: dict[str, Row] = {}
+        self.records: dict[str, TrialRecord] = {}
         self.known = 0
         self._search, self._seeds, self._objective = search, seeds, OBJECTIVES[objective]
         self._waiting: list[SweepTrial] = []
@@ -36,12 +35,12 @@ class Queue:
         while True:
             while self._waiting:
                 trial = self._waiting.pop(0)
-                row = None if trial.key in self._retried else read_json(trial.path(self.folder))
-                if row is None:
+                record = None if trial.key in self._retried else read_record(trial.path(self.folder), TrialRecord)
+                if record is None:
                     return trial
-                self.rows[trial.key] = row
-                self.known += row["status"] != FAILED
-                if row["status"] == FAILED:
+                self.records[trial.key] = record
+                self.known += record.status != FAILED
+                if record.status == FAILED:
                     self._again.append(trial)
             point = self._search.next(self._outcome)
             if point is Next.WAIT or (point is Next.DONE and not self._again):
@@ -56,25 +55,22 @@ class Queue:
     def put_back(self, trial: SweepTrial) -> None:
         self._waiting.insert(0, trial)
 
-    def end(self, trial: SweepTrial, status: str, told: Mapping[str, Any]) -> Row:
-        """Keep what became of a trial, in its file."""
-        row = {"point": trial.point, "seed": trial.seed, "status": status, **told}
-        if trial.key in self._retried:
-            row["retried"] = True
-        write_json(trial.path(self.folder), row)
-        self.rows[trial.key] = row
-        return row
+    def end(self, record: TrialRecord) -> TrialRecord:
+        """Keep what became of a trial, in its file; returns the record as it is kept."""
+        record = replace(record, retried=record.trial.key in self._retried)
+        write_trial(self.folder, record)
+        self.records[record.trial.key] = record
+        return record
 
     def _outcome(self, point: Point) -> TrialOutcome | None:
-        """Of all seeds together. A trial that was tried again counts as failed, as it did when it was first told."""
+        """Of all seeds together. A trial that was tried again counts as failed, as it did when it first ended."""
         keys = [SweepTrial(point, seed).key for seed in self._seeds]
-        if not self.rows.keys() >= set(keys):
+        if not self.records.keys() >= set(keys):
             return None
-        rows = [self.rows[key] for key in keys]
-        ended = [row for row in rows if row["status"] != FAILED and not row.get("retried")]
-        whole = all(row["status"] == WHOLE for row in ended)
-        key = self._objective.name if whole else self._objective.proxy
-        values = [row[key] for row in ended if row.get(key) is not None]
+        ended = [record for key in keys if (record := self.records[key]).status != FAILED and not record.retried]
+        whole = all(record.status == WHOLE for record in ended)
+        name = self._objective.name if whole else self._objective.proxy
+        values = [value for record in ended if (value := record.measure(name)) is not None]
         if not values:
             return TrialOutcome(None)
-        return TrialOutcome(sum(values) / len(values), whole, min(row["epochs"] for row in ended))
+        return TrialOutcome(sum(values) / len(values), whole, min(record.epochs or 0 for record in ended))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -23,16 +22,17 @@ from raygenesis.errors import SettingsError
 from raygenesis.pretraining.monitors import LEAST_RANK
 from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
 from raygenesis.pretraining.pretrain import EXECUTION, as_stored, pretext_task
-from raygenesis.settings import Settings, as_yaml
-from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
+from raygenesis.settings import Settings, SweepSettings, as_yaml
+from raygenesis.sweeps.measures import few_shot_of
+from raygenesis.sweeps.objectives import OBJECTIVES, check_objective
 from raygenesis.sweeps.queue import Queue
+from raygenesis.sweeps.records import FAILED, STOPPED, SweepTrial, TrialRecord
 from raygenesis.sweeps.search import search_of
 from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, most_epochs, read_space
 from raygenesis.sweeps.table import costs, rank_points, seeds_note, trial_rows
-from raygenesis.sweeps.trial import FAILED, STOPPED, SweepSetup, SweepTrial, seeds_of
+from raygenesis.sweeps.trial import SweepSetup, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
 from raygenesis.sweeps.work import sweep_work
-from raygenesis.text.amounts import size
 from raygenesis.text.tables import aligned, as_csv, cell
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
@@ -62,37 +62,37 @@ def sweep(
     space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns.counts)
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
-    settings, posed = _with_target(settings, space, workspace)
+    settings, target = _with_target(settings, space, workspace)
     folder = workspace.sweep(name)
     command = ("sweep", "--name", name, *(("--space", "SPACE.yaml") if space_file else ()))
-    stage = _stage(folder, settings, space, patterns, posed, command)
-    if (made := stage.finished()) is not None:
-        if not made.counts.failures:
+    stage = _stage(folder, settings, space, patterns, target, command)
+    if (finished := stage.finished()) is not None:
+        if not finished.counts.failures:
             say("sweep", f"nothing to do: the table is in {folder}")
-            return made
-        say("sweep", f"{made.counts.failures} failed trials are tried again")
+            return finished
+        say("sweep", f"{finished.counts.failures} failed trials are tried again")
     watch = Stopwatch()
     joining.connect()
     num_gpus, concurrent = _capacity(settings)
     # What TPE proposes depends on how many run at once; other searches use machines that come.
     grows = joining.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
-    ready = few_shot_of(posed, workspace) if posed else None
+    ready = few_shot_of(target, workspace) if target else None
     with stage.claimed():
-        before = _contents(workspace)
         nodes = sum(node["Alive"] for node in ray.nodes())
         threads = capacity.threads_per_worker(math.ceil(concurrent / nodes))
-        plan = SweepSetup(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
+        setup = SweepSetup(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
         queue = _queue(folder, settings, space, concurrent)
-        num_trials = settings.sweep.num_seeds * _num_points(settings, space)
+        num_points = _num_points(settings.sweep, space)
+        num_trials = settings.sweep.num_seeds * num_points
         say(
             "sweep",
             f"{settings.sweep.search} search over {', '.join(space.varied) or 'one point'}: {num_trials} trials, "
             f"{concurrent} at once{', more as machines come' if grows else ''}; best by "
             f"{OBJECTIVES[settings.sweep.objective].words}",
         )
-        announce([sweep_work(settings, _num_points(settings, space))])
-        run_trials(queue, plan, workspace.patterns, None if grows else concurrent, num_trials)
-        return _finish(stage, queue, space, settings, patterns, watch, _cropped(before, _contents(workspace)))
+        announce([sweep_work(settings, num_points)])
+        run_trials(queue, setup, workspace.patterns, None if grows else concurrent, num_trials)
+        return _finish(stage, queue, space, settings, patterns, watch)
 
 
 def check_points(space: Space, settings: Settings, patterns: PatternsManifest, workspace: Workspace) -> None:
@@ -101,8 +101,8 @@ def check_points(space: Space, settings: Settings, patterns: PatternsManifest, w
     for key in ("num_neighbours", "num_coordinates"):
         asked = space.ends(key) if key in space.axes else (getattr(settings.pretraining, key),)
         most = max((value for value in asked if value is not None), default=0)
-        _check_held(key, most, counts.of(key), space, workspace)
-    posed = set()
+        _check_store(key, most, counts.of(key), space, workspace)
+    checked = set()
     most = None if settings.sweep.search == "grid" else MOST_CORNERS
     for point in itertools.islice(space.corners(), most):
         try:
@@ -116,25 +116,25 @@ def check_points(space: Space, settings: Settings, patterns: PatternsManifest, w
                     "as semantic-genesis"
                 )
             task = pretext_task(chosen, patterns)
-            if pretext.corruption not in posed:
+            if pretext.corruption not in checked:
                 zeros = np.zeros(1, np.int64)
                 columns = {"pattern_id": zeros, "reference": zeros, "coordinate": zeros}
                 task.pose(Batch(torch.zeros(1, 1, *task.sample_shape), columns), 0)
-                posed.add(pretext.corruption)
+                checked.add(pretext.corruption)
         except SettingsError as error:
-            told = ", ".join(f"pretraining.{key}={value}" for key, value in point.items())
-            raise SettingsError(f"{space.where}, at {told}: {error}") from None
+            values = ", ".join(f"pretraining.{key}={value}" for key, value in point.items())
+            raise SettingsError(f"{space.where}, at {values}: {error}") from None
 
 
-def _check_held(key: str, asked: int, held: int, space: Space, workspace: Workspace) -> None:
-    if asked <= held:
+def _check_store(key: str, asked: int, there: int, space: Space, workspace: Workspace) -> None:
+    if asked <= there:
         return
     verb = ["raygenesis", "discover", "--workspace", str(workspace.root), f"discovery.{key}={asked}"]
     where = space.where if key in space.axes else "the settings"
     raise SettingsError(
-        f"{where}: pretraining.{key}={asked} is more than the {held} that the pattern store holds: lower it, or extend "
-        f"the store: remove {workspace.patterns}, then run `{shlex.join(verb)}` with the preset and the other settings "
-        "it was made with"
+        f"{where}: pretraining.{key}={asked} is more than the {there} that the pattern store holds: lower it, or "
+        f"extend the store: remove {workspace.patterns}, then run `{shlex.join(verb)}` with the preset and the other "
+        "settings it was made with"
     )
 
 
@@ -146,26 +146,26 @@ def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tupl
     if settings.sweep.objective != "target":
         return settings, None
     assert settings.sweep.target is not None  # the settings ask for it
-    posed = resolve_target(read_description(Path(settings.sweep.target)), workspace, settings)
+    target = resolve_target(read_description(Path(settings.sweep.target)), workspace, settings)
     # Of several numbers of labelled subjects the first decides.
-    finetune = posed.settings.finetune.model_copy(update={"num_labelled": posed.settings.finetune.num_labelled[:1]})
-    posed = replace(posed, settings=posed.settings.model_copy(update={"finetune": finetune}))
+    finetune = target.settings.finetune.model_copy(update={"num_labelled": target.settings.finetune.num_labelled[:1]})
+    target = replace(target, settings=target.settings.model_copy(update={"finetune": finetune}))
     for network in space.ends("network") if "network" in space.axes else (settings.pretraining.network,):
         chosen = settings.pretraining.model_copy(update={"network": network})
         (start,) = find_initialisations([RANDOM], workspace, chosen, settings.ndim)
-        check_fits(start, posed.form.input_shape, finetune.mode)
-    return posed.settings, posed
+        check_fits(start, target.form.input_shape, finetune.mode)
+    return target.settings, target
 
 
 def _stage(
-    folder: Place, settings: Settings, space: Space, patterns: PatternsManifest, posed: ResolvedTarget | None,
+    folder: Place, settings: Settings, space: Space, patterns: PatternsManifest, target: ResolvedTarget | None,
     command: tuple[str, ...],
 ) -> Stage[SweepManifest]:  # fmt: skip
-    """Its settings are those that decide the results: how many trials run at once does not."""
-    included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if posed else ())}
+    """The stage of a sweep, whose settings are those that decide the results: how many trials run at once does not."""
+    included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if target else ())}
     left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
-    inputs = {"patterns": patterns.fingerprint, **({"target": digest_of(posed.target)} if posed else {})}
+    inputs = {"patterns": patterns.fingerprint, **({"target": digest_of(target.target)} if target else {})}
     return Stage(SWEEPS, folder, {**chosen, "space": space.tree}, inputs, command=command)
 
 
@@ -183,7 +183,7 @@ def _capacity(settings: Settings) -> tuple[float, int]:
 
 
 def _queue(folder: Place, settings: Settings, space: Space, concurrent: int) -> Queue:
-    """The trials. What TPE proposes depends on how many run at once, so a resumed sweep keeps that number."""
+    """The queue of trials. What TPE proposes depends on how many run at once, so a resumed sweep keeps that number."""
     chosen, path = settings.sweep, folder / "search.json"
     if chosen.search == "tpe":
         begun_with = read_json(path) or {"concurrent": concurrent}
@@ -194,39 +194,39 @@ def _queue(folder: Place, settings: Settings, space: Space, concurrent: int) -> 
     return Queue(search, folder, seeds_of(settings), chosen.objective)
 
 
-def _num_points(settings: Settings, space: Space) -> int:
+def _num_points(settings: SweepSettings, space: Space) -> int:
     size = space.size
-    if settings.sweep.search == "grid":
+    if settings.search == "grid":
         assert size is not None  # ranges without steps are refused
         return size
-    return min(settings.sweep.num_points, size or settings.sweep.num_points)
+    return min(settings.num_points, size or settings.num_points)
 
 
 def _finish(
     stage: Stage[SweepManifest], queue: Queue, space: Space, settings: Settings, patterns: PatternsManifest,
-    watch: Stopwatch, cropped: int,
+    watch: Stopwatch,
 ) -> SweepManifest:  # fmt: skip
-    trials = [queue.rows[SweepTrial(point, seed).key] for point in queue.points for seed in seeds_of(settings)]
-    failed = [trial for trial in trials if trial["status"] == FAILED]
+    trials = [queue.records[SweepTrial(point, seed).key] for point in queue.points for seed in seeds_of(settings)]
+    failed = [trial for trial in trials if trial.status == FAILED]
     if len(failed) == len(trials):
-        raise TrainingError(f"every trial of the sweep failed; the first: {failed[0]['reason']}")
+        raise TrainingError(f"every trial of the sweep failed; the first: {failed[0].reason}")
     objective = settings.sweep.objective
-    table = rank_points(trials, objective)
-    best = {key: table[0][key] for key in space.axes}
+    ranked = rank_points(trials, objective)
+    table = tuple(point.flat() for point in ranked)
     files = {
         "table.csv": as_csv(table), "trials.csv": as_csv(trial_rows(trials)),
-        "best.yaml": as_yaml(at_point(settings, best, patterns.counts)),
+        "best.yaml": as_yaml(at_point(settings, ranked[0].point, patterns.counts)),
     }  # fmt: skip
     for file, text in files.items():
         publish(stage.folder / file, partial(Path.write_text, data=text))
     counts = SweepCounts(
         points=len(queue.points), trials=len(trials), failures=len(failed),
-        stopped=sum(trial["status"] == STOPPED for trial in trials), bytes_cropped=cropped,
+        stopped=sum(trial.status == STOPPED for trial in trials),
     )  # fmt: skip
     manifest = SweepManifest(
         counts=counts, seconds=watch.seconds, config=settings.model_dump(mode="json"), objective=objective,
-        mode=OBJECTIVES[objective].mode, varied=tuple(space.varied), table=tuple(table), cost=costs(trials),
-        seeds_note=seeds_note(table, settings.sweep.num_seeds),
+        mode=OBJECTIVES[objective].mode, varied=tuple(space.varied), table=table, cost=costs(trials),
+        seeds_note=seeds_note([point.spread for point in ranked], settings.sweep.num_seeds),
     )  # fmt: skip
     manifest = stage.finish(manifest)
     set_gauge("raygenesis_failures", len(failed), stage=stage.folder.name)
@@ -234,18 +234,7 @@ def _finish(
     return manifest
 
 
-def _contents(workspace: Workspace) -> dict[Place, tuple[int, int]]:
-    """Size and time of every file that holds cubes."""
-    paths = [path for folder in (workspace.patterns, workspace.crops) for path in folder.glob("*.parquet")]
-    return {path: ((state := path.stat()).st_size, state.st_mtime_ns) for path in paths}
-
-
-def _cropped(before: Mapping[Place, tuple[int, int]], after: Mapping[Place, tuple[int, int]]) -> int:
-    """Bytes of the files that were written in between."""
-    return sum(state[0] for path, state in after.items() if before.get(path) != state)
-
-
-def _summarise(manifest: SweepManifest, failed: Sequence[Mapping[str, Any]], folder: Place) -> None:
+def _summarise(manifest: SweepManifest, failed: Sequence[TrialRecord], folder: Place) -> None:
     objective, varied = manifest.objective, manifest.varied
     columns = ["rank", *varied, objective, *(["spread"] if manifest.settings["sweep"]["num_seeds"] > 1 else [])]
     columns += [name for name in ("accuracy", "restoration", "seconds", "note") if name != objective]
@@ -253,8 +242,8 @@ def _summarise(manifest: SweepManifest, failed: Sequence[Mapping[str, Any]], fol
     for line in aligned(lines, "r" * (len(columns) - 1) + "l"):
         say("sweep", line)
     for trial in failed:
-        told = ", ".join(f"{key}={trial['point'][key]}" for key in varied)
-        say("sweep", f"failed: {told}, seed {trial['seed']}: {trial['reason']}")
+        point = ", ".join(f"{key}={trial.point[key]}" for key in varied)
+        say("sweep", f"failed: {point}, seed {trial.seed}: {trial.reason}")
     collapsed = sum((row.get("rankme") or math.inf) < LEAST_RANK for row in manifest.table)
     if collapsed:
         say(
@@ -269,7 +258,6 @@ def _summarise(manifest: SweepManifest, failed: Sequence[Mapping[str, Any]], fol
         "sweep",
         f"{counts.trials} trials, {counts.stopped} stopped early, {counts.failures} failed: "
         f"{cost.seconds:.1f} trial seconds ({wasted / max(cost.seconds, 1e-9):.0%} on those), "
-        f"{cost.cpu_seconds:.1f} CPU and {cost.gpu_seconds:.1f} GPU seconds; {size(counts.bytes_cropped)} "
-        "cropped",
+        f"{cost.cpu_seconds:.1f} CPU and {cost.gpu_seconds:.1f} GPU seconds",
     )
     say("sweep", f"{manifest.seconds:.1f} s → {folder / 'table.csv'}; the best point as a preset: best.yaml")

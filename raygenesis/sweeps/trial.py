@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,36 +21,19 @@ from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import Settings
-from raygenesis.sweeps.objectives import OBJECTIVES, few_shot_score, measures_of
-from raygenesis.sweeps.space import Point, for_trial
+from raygenesis.sweeps.measures import EncoderMeasures, few_shot_score, measures_of
+from raygenesis.sweeps.objectives import OBJECTIVES
+from raygenesis.sweeps.records import FAILED, RUNNING, WHOLE, SweepTrial, TrialRecord
+from raygenesis.sweeps.space import for_trial
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import Progress, Workers, run_epochs
 from raygenesis.transfer.prepared import Prepared
-from raygenesis.workspace.files import Place
-from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.manifest import PatternsManifest
 
-# How a trial ended, or that it has not.
-WHOLE, STOPPED, FAILED, RUNNING = "whole", "stopped", "failed", "running"
-
-# What Tune is told beside a row. PROXY: what its schedulers compare, the higher the better, whatever the objective.
-PROXY, STATUS = "proxy", "status"
-
-
-@dataclass(frozen=True)
-class SweepTrial:
-    """One training of a point."""
-
-    point: Point
-    seed: int
-
-    @property
-    def key(self) -> str:
-        return digest({"point": self.point, "seed": self.seed})
-
-    def path(self, folder: Place) -> Place:
-        return folder / f"trial-{self.key}.json"
+# What is reported to Tune. PROXY: what its schedulers compare, the higher the better, whatever the objective. RECORD:
+# the trial's record so far.
+PROXY, RECORD = "proxy", "record"
 
 
 @dataclass(frozen=True)
@@ -77,71 +60,76 @@ class SweepSetup:
 
 
 def seeds_of(settings: Settings) -> list[int]:
-    """Seeds of a point's trainings: the settings' own, with which `best.yaml` trains, and others made of it."""
+    """Seeds of a point's trainings: the settings' own, with which `best.yaml` trains, and others derived from it."""
     others = np.random.SeedSequence(settings.seed).generate_state(max(1, settings.sweep.num_seeds - 1))
     return [settings.seed, *(int(state) % 2**31 for state in others)][: settings.sweep.num_seeds]
 
 
-def run_sweep_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]], plan: SweepSetup) -> None:
-    """The trial that Tune runs. It reports a row an epoch where trials are stopped early, and a last one at the end.
+def run_sweep_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]], setup: SweepSetup) -> None:
+    """The trial that Tune runs. It reports a record an epoch where trials are stopped early, and a last one at the end.
 
-    What is raised is reported too, and ends this trial only.
+    An error is reported too, and ends this trial only.
     """
-    torch.set_num_threads(plan.num_threads)
-    objective = OBJECTIVES[plan.settings.sweep.objective]
+    torch.set_num_threads(setup.num_threads)
+    objective = OBJECTIVES[setup.settings.sweep.objective]
     watch, cpu_begin = Stopwatch(), time.process_time()
+    begun = TrialRecord(point=config["point"], seed=config["seed"], status=RUNNING)
 
-    def report(told: Mapping[str, Any], status: str) -> None:
-        cost = {
-            "seconds": round(watch.seconds, 2), "cpu_seconds": round(time.process_time() - cpu_begin, 2),
-            "gpu_seconds": round(plan.num_gpus * watch.seconds, 2),
-        }  # fmt: skip
-        value = told.get(objective.proxy, math.nan)
-        proxy = value if objective.mode == "max" else -value
-        tune.report({PROXY: proxy, "row": _json({**told, **cost}), STATUS: status})
+    def report(record: TrialRecord) -> None:
+        record = replace(
+            record, seconds=round(watch.seconds, 2), cpu_seconds=round(time.process_time() - cpu_begin, 2),
+            gpu_seconds=round(setup.num_gpus * watch.seconds, 2),
+        )  # fmt: skip
+        value = record.measure(objective.proxy)
+        value = math.nan if value is None else value
+        tune.report({PROXY: value if objective.mode == "max" else -value, RECORD: record.tree()})
 
     try:
-        trial = SweepTrial(config["point"], config["seed"])
-        told = train_and_measure(trial, ray.get(list(blocks)), plan, lambda told: report(told, RUNNING))
-        report(told, WHOLE)
+        report(train_and_measure(begun, ray.get(list(blocks)), setup, report))
     except RaygenesisError as error:
-        report({"reason": str(error)}, FAILED)
+        report(replace(begun, status=FAILED, reason=str(error)))
     except Exception as error:
-        report({"reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}, FAILED)
+        reason = f"{type(error).__name__}: {error}"
+        report(replace(begun, status=FAILED, reason=reason, traceback=traceback.format_exc()))
 
 
 def train_and_measure(
-    trial: SweepTrial, tables: Sequence[pa.Table], plan: SweepSetup, report: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Train, and measure the best weights. Where trials are stopped early `report` is called after all but the last
-    epoch with what the best weights so far are worth; nothing is to stop a trial that is at its end."""
-    task = plan.task(trial)
-    selection = select_rows(tables, task)
-    measured: dict[str, float] = {}
+    begun: TrialRecord, tables: Sequence[pa.Table], setup: SweepSetup, report: Callable[[TrialRecord], None]
+) -> TrialRecord:
+    """Train a trial, and measure the best weights; returns its record, but for its costs.
 
-    def row(now: Progress) -> dict[str, Any]:
+    Where trials are stopped early `report` is called after all but the last epoch with what the best weights so far are
+    worth; nothing is to stop a trial that is at its end.
+    """
+    task = setup.task(begun.trial)
+    selection = select_rows(tables, task)
+    measures: EncoderMeasures | None = None
+
+    def record(now: Progress) -> TrialRecord:
         best = best_of(task, now.history)
-        return {
-            **measured, "loss": best["val_loss"], "accuracy": best["val_accuracy"], "chance": task.chance,
-            "restoration": best.get("val_restoration"), "patterns": len(selection.train), "epochs": len(now.history),
-        }  # fmt: skip
+        known = (None, None) if measures is None else measures
+        return replace(
+            begun, retrieval=known[0], rankme=known[1], loss=best["val_loss"], accuracy=best["val_accuracy"],
+            chance=task.chance, restoration=best.get("val_restoration"), patterns=len(selection.train),
+            epochs=len(now.history),
+        )  # fmt: skip
 
     def on_epoch(now: Progress) -> None:
+        nonlocal measures
         if best_of(task, now.history) is now.history[-1]:
             network: Any = now.validated
-            measured.update(measures_of(network.encoder, selection.probe))
+            measures = measures_of(network.encoder, selection.probe)
         if len(now.history) < task.num_epochs:
-            report(row(now))
+            report(record(now))
 
-    watched: dict[str, Any] = {} if plan.settings.sweep.stopping == "none" else {"on_epoch": on_epoch}
-    now = run_epochs(task, selection.train, selection.validation, workers=Workers(device=plan.device), **watched)
+    watched: dict[str, Any] = {} if setup.settings.sweep.stopping == "none" else {"on_epoch": on_epoch}
+    now = run_epochs(task, selection.train, selection.validation, workers=Workers(device=setup.device), **watched)
     model = task.build()
     model.load_state_dict(now.best)
-    model.to(plan.device)
-    measured.update(measures_of(model.encoder, selection.probe))
-    if plan.target is not None:
-        measured["target"] = few_shot_score(model, plan.target, plan.num_gpus)
-    return row(now)
+    model.to(setup.device)
+    measures = measures_of(model.encoder, selection.probe)
+    target = None if setup.target is None else few_shot_score(model, setup.target, setup.num_gpus)
+    return replace(record(now), status=WHOLE, target=target)
 
 
 @dataclass(frozen=True)
@@ -164,10 +152,3 @@ def select_rows(tables: Sequence[pa.Table], task: PretextTask) -> Selection:
         everything.select((columns["split"] == TRAINING) & within & near), everything.select(held_out & within),
         everything.select(held_out),
     )  # fmt: skip
-
-
-def _json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with None where one is no number: JSON has none."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }

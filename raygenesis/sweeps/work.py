@@ -12,7 +12,7 @@ START_S = 8.0
 
 
 def sweep_work(settings: Settings, num_points: int = 8) -> Work:
-    """As many short pretrainings as there are points; 8 is λ × K × C of the space that `sweep` brings along."""
+    """One short pretraining for each point and seed; 8 points is λ × K × C of the default space."""
     chosen, num_gpus = settings.sweep, settings.gpus_of_trial("sweep")
     trials = num_points * chosen.num_seeds
     changes = {name: getattr(chosen, name) for name in ("num_classification_epochs", "num_joint_epochs")}

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from raygenesis.errors import WorkspaceError
-from raygenesis.workspace.files import Place, read_json, write_json
+from raygenesis.workspace.files import Place, write_json
 from raygenesis.workspace.hardware import Hardware
+from raygenesis.workspace.records import read_record
 
 MANIFEST, STARTED = "manifest.json", "started.json"
 
@@ -305,7 +302,6 @@ class SweepCounts(Counts):
     trials: int
     failures: int
     stopped: int
-    bytes_cropped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,7 +393,7 @@ M = TypeVar("M", bound=Manifest)
 
 def read_manifest(folder: Place, kind: type[M]) -> M | None:
     """The manifest in a folder; None where it is not there or not finished. Raises WorkspaceError if it is damaged."""
-    return _read(folder / MANIFEST, kind)
+    return read_record(folder / MANIFEST, kind)
 
 
 def write_manifest(folder: Place, manifest: Manifest) -> None:
@@ -406,7 +402,7 @@ def write_manifest(folder: Place, manifest: Manifest) -> None:
 
 def read_started(folder: Place) -> Started | None:
     """What an artifact was begun with; None where it was not. Raises WorkspaceError if the record is damaged."""
-    return _read(folder / STARTED, Started)
+    return read_record(folder / STARTED, Started)
 
 
 def write_started(folder: Place, started: Started) -> None:
@@ -417,25 +413,3 @@ def as_tree(record: Manifest | Started) -> dict[str, Any]:
     """A record as its file has it: without command and hardware where there are none."""
     tree = asdict(record)
     return {key: value for key, value in tree.items() if value is not None or key not in ("command", "hardware")}
-
-
-R = TypeVar("R")
-
-
-def _read(path: Place, kind: type[R]) -> R | None:
-    tree = read_json(path)
-    if tree is None:
-        return None
-    try:
-        return _adapter(kind).validate_python(tree)  # type: ignore[arg-type] # types can be hashed
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise WorkspaceError(
-            f"{path} is damaged ({key}: {fault['msg'].lower()}): remove it, then run again the command that made it"
-        ) from None
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

@@ -98,12 +98,12 @@ def submit(environment: dict[str, str], *entrypoint: str) -> subprocess.Complete
 def test_pretrain_as_a_job(main_job: MainJob, cluster: dict[str, str], tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     shutil.copytree(main_job.workspace, workspace)
-    done = submit(cluster, "jobs/pretrain.py", "--workspace", str(workspace), "--name", "job", *TINY)
+    done = submit(cluster, "-m", "raygenesis", "pretrain", "--workspace", str(workspace), "--name", "job", *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stderr + done.stdout
     assert json.loads((workspace / "runs" / "job" / "manifest.json").read_text())["counts"]["epochs"] == 3
 
-    missing = submit(cluster, "jobs/pretrain.py", "--workspace", str(tmp_path / "missing"))
+    missing = submit(cluster, "-m", "raygenesis", "pretrain", "--workspace", str(tmp_path / "missing"))
     assert missing.returncode != 0
     assert "does not exist: make one with `raygenesis run` or `ingest`" in missing.stdout
 
@@ -145,7 +145,16 @@ def test_the_pipeline_stopped_and_submitted_again_goes_on_and_can_be_watched(
 
     begin = time.monotonic()
     refused = submit(
-        cluster, "jobs/pretrain.py", "--workspace", str(workspace), "--name", "gpu", "pretraining.use_gpu=true", *TINY
+        cluster,
+        "-m",
+        "raygenesis",
+        "pretrain",
+        "--workspace",
+        str(workspace),
+        "--name",
+        "gpu",
+        "pretraining.use_gpu=true",
+        *TINY,
     )
     assert refused.returncode != 0 and time.monotonic() - begin < 90  # starting the job included
     assert "with pretraining.use_gpu=true needs 1 × 1 CPU and 1 GPU" in refused.stdout

@@ -16,9 +16,9 @@ import yaml
 from raygenesis.settings import as_yaml
 from raygenesis.workspace.files import read_json
 from raygenesis.workspace.workspace import Workspace
-from tests.pretraining.test_pretrain import SHAPE, ramp
+from tests.support.planar import SHAPE, ramp
 from tests.support.stores import StorePlan
-from tests.sweeps.test_sweep import PLAN, swept, trial_files, without_seconds
+from tests.support.sweeps import PLAN, swept, trial_files, without_seconds
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,13 @@ from torch import nn
 
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, measures_of
+from raygenesis.sweeps.measures import measures_of
+from raygenesis.sweeps.objectives import OBJECTIVES, check_objective
+from raygenesis.sweeps.records import SweepTrial
 from raygenesis.sweeps.space import Range, Space
-from raygenesis.sweeps.trial import SweepTrial, seeds_of, select_rows
+from raygenesis.sweeps.trial import seeds_of, select_rows
 from raygenesis.training.feeding import Samples
-from tests.pretraining.test_pretrain import SHAPE, ramp, settings_of
+from tests.support.planar import SHAPE, ramp, settings_of
 from tests.support.stores import StorePlan
 
 PLAN = StorePlan(references=1, coordinates=4, neighbours=6, held_out=3, scales=1, shape=SHAPE, cube=ramp)
@@ -55,10 +57,10 @@ def test_measures_of_encoders_whose_answers_are_known() -> None:
         return nn.functional.one_hot((down < across).long(), 2).float()
 
     knows = measures_of(Known(direction), probe)
-    assert knows["retrieval"] == 1.0
-    assert knows["rankme"] == pytest.approx(2.0, abs=1e-6)  # two orthogonal vectors, equally often
+    assert knows.retrieval == 1.0
+    assert knows.rankme == pytest.approx(2.0, abs=1e-6)  # two orthogonal vectors, equally often
     says_one = measures_of(Known(lambda cubes: torch.ones(len(cubes), 3)), probe)
-    assert says_one["rankme"] == pytest.approx(1.0, abs=1e-5) and says_one["retrieval"] < 0.8
+    assert says_one.rankme == pytest.approx(1.0, abs=1e-5) and says_one.retrieval < 0.8
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 from raygenesis.errors import SettingsError
 from raygenesis.settings import load_settings
 from raygenesis.sweeps.space import Range, Space, at_point, default_space, for_trial, read_space
+from raygenesis.workspace.manifest import StoreCounts
 
-COUNTS = {"neighbours": 24, "coordinates": 8}
+
+def counts_of(neighbours: int, coordinates: int) -> StoreCounts:
+    number = neighbours * coordinates
+    return StoreCounts(
+        patterns=number, validation=0, volumes=neighbours, parts=1, failures=0, references=1, coordinates=coordinates,
+        neighbours=neighbours,
+    )  # fmt: skip
+
+
+COUNTS = counts_of(24, 8)
 
 
 def space_of(folder: Path, content: Any, search: str = "grid") -> Space:
@@ -127,7 +137,7 @@ def test_the_default_space_is_two_weights_and_halves_of_the_store() -> None:
     assert [tuple(point.values()) for point in default_space(COUNTS).corners()] == [
         (weight, k, c) for weight in (0.01, 0.1) for k in (12, 24) for c in (4, 8)
     ]
-    assert default_space({"neighbours": 1, "coordinates": 1}).size == 2
+    assert default_space(counts_of(1, 1)).size == 2
 
 
 def test_a_point_is_trained_briefly_and_kept_at_full_length() -> None:

@@ -18,21 +18,22 @@ from ray import tune
 from raygenesis.cluster import capacity, joining
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.report.report import report
-from raygenesis.settings import Settings, load_settings, settings_from
+from raygenesis.settings import load_settings, settings_from
 from raygenesis.sweeps import sweep as module
 from raygenesis.sweeps import trials
 from raygenesis.sweeps.queue import Queue
+from raygenesis.sweeps.records import FAILED, RUNNING, WHOLE, SweepTrial, TrialRecord
 from raygenesis.sweeps.sweep import sweep
-from raygenesis.sweeps.trial import FAILED, PROXY, RUNNING, STATUS, WHOLE, SweepTrial
+from raygenesis.sweeps.trial import PROXY, RECORD
 from raygenesis.training.experiment import TrainingError
 from raygenesis.workspace.files import read_json
+from raygenesis.workspace.manifest import SweepCounts
 from raygenesis.workspace.workspace import Workspace
-from tests.pretraining.test_pretrain import SHAPE, ramp, settings_of
+from tests.support.planar import SHAPE, ramp, settings_of
 from tests.support.stores import StorePlan
+from tests.support.sweeps import PLAN, swept, trial_files
 from tests.support.targets import SHAPE as SHAPE_3D
 from tests.support.targets import write_boxes, write_catalogue
-
-PLAN = {"references": 1, "coordinates": 2, "neighbours": 12, "held_out": 4, "scales": 1}
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +43,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def swept(**sweep_settings: Any) -> Settings:
-    tree = settings_of().model_dump(mode="json")
-    short = {"num_classification_epochs": 1, "num_joint_epochs": 1, "max_concurrent_trials": 2}
-    return settings_from(tree | {"sweep": {**short, **sweep_settings}})
-
-
 def space_file(folder: Path, space: Mapping[str, Any]) -> Path:
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump(dict(space)))
     return path
-
-
-def trial_files(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("trial-*.json")}
-
-
-def without_seconds(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in table]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -68,7 +55,7 @@ def test_the_default_space_is_ranked_without_cropping_and_a_second_run_does_noth
 ) -> None:
     manifest = sweep(workspace, swept())
     folder = workspace.sweep("default")
-    table = manifest["table"]
+    table = manifest.table
     points = {(row["lambda_cls"], row["num_neighbours"], row["num_coordinates"]) for row in table}
     assert points == {(weight, k, c) for weight in (0.01, 0.1) for k in (6, 12) for c in (1, 2)}
     assert [row["rank"] for row in table] == list(range(1, 9))
@@ -76,14 +63,14 @@ def test_the_default_space_is_ranked_without_cropping_and_a_second_run_does_noth
     assert scores == sorted(scores, reverse=True) and all(0 < value <= 1 for value in scores)
     assert all(row["patterns"] == row["num_neighbours"] * row["num_coordinates"] for row in table)
     assert all(row["seconds"] > 0 and row["cpu_seconds"] > 0 and row["epochs"] == 2 for row in table)
-    assert manifest["counts"] == {"points": 8, "trials": 8, "failures": 0, "stopped": 0, "bytes_cropped": 0}
-    assert manifest["cost"]["seconds"] == pytest.approx(sum(row["seconds"] for row in table), abs=0.05)
+    assert manifest.counts == SweepCounts(points=8, trials=8, failures=0, stopped=0)
+    assert manifest.cost.seconds == pytest.approx(sum(row["seconds"] for row in table), abs=0.05)
     with (folder / "table.csv").open() as file:
         assert [row["rank"] for row in csv.DictReader(file)] == [str(row["rank"]) for row in table]
     best = load_settings(str(folder / "best.yaml"))
     assert best.pretraining.lambda_cls == table[0]["lambda_cls"]
     assert best.pretraining.num_joint_epochs == settings_of().pretraining.num_joint_epochs  # not the sweep's
-    assert "0.0 KiB cropped" in capsys.readouterr().out
+    capsys.readouterr()
     assert sweep(workspace, swept()) == manifest and "nothing to do" in capsys.readouterr().out
     page = report(workspace, swept()).read_text()
     assert "Sweep default: 8 points as lines over λcls, K, C, retrieval" in page and "default by λcls" in page
@@ -95,21 +82,21 @@ def test_the_default_space_is_ranked_without_cropping_and_a_second_run_does_noth
 def test_trials_that_fail_or_are_killed_cost_no_others(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = trials.run_trial
+    real = trials.run_sweep_trial
 
-    def killed(config: dict[str, Any], blocks: Any, plan: Any) -> None:
+    def killed(config: dict[str, Any], blocks: Any, setup: Any) -> None:
         if config["point"]["learning_rate"] == 0.5:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(config, blocks, plan)
+        real(config, blocks, setup)
 
-    monkeypatch.setattr(trials, "run_trial", killed)
+    monkeypatch.setattr(trials, "run_sweep_trial", killed)
     rates = space_file(tmp_path, {"pretraining.learning_rate": [1e30, 0.5, 1e-3]})
     manifest = sweep(workspace, swept(), "failing", rates)
-    ended = [(row["rank"], row["status"]) for row in manifest["table"]]
+    ended = [(row["rank"], row["status"]) for row in manifest.table]
     assert ended == [(1, "whole"), (None, "failed"), (None, "failed")]
-    notes = {row["learning_rate"]: row["note"] for row in manifest["table"]}
+    notes = {row["learning_rate"]: row["note"] for row in manifest.table}
     assert "lower the learning rate" in notes[1e30] and "its process died" in notes[0.5] and not notes[1e-3]
-    assert all(row["seconds"] > 0 for row in manifest["table"]) and manifest["counts"]["failures"] == 2
+    assert all(row["seconds"] > 0 for row in manifest.table) and manifest.counts.failures == 2
     said = capsys.readouterr().out
     assert "failed: learning_rate=1e+30, seed 0: pretrain: the loss became" in said and "2 failed" in said
     assert "its process died" in report(workspace, swept()).read_text()
@@ -128,7 +115,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         trained: list[dict[str, Any]] = []
         monkeypatch.setattr(capacity, "room_for", lambda cpus, gpus: room)
 
-        def run_trials(queue: Queue, plan: Any, patterns: Path, concurrent: int, num_trials: int) -> None:
+        def run_trials(queue: Queue, setup: Any, patterns: Path, concurrent: int, num_trials: int) -> None:
             running = []
             while len(trained) < most:
                 trial = queue.next()
@@ -139,10 +126,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     trial = running.pop()  # the one that began last ends first
                     told = outcome(trial.point, trial.seed)
                     trained.append(trial.point)
-                    row, status = {"reason": told}, FAILED
+                    row = {"status": FAILED, "reason": told}
                     if isinstance(told, float):
-                        row, status = {"retrieval": told, "epochs": 1, "patterns": 1}, WHOLE
-                    queue.end(trial, status, {**row, "seconds": 1.0})
+                        row = {"status": WHOLE, "retrieval": told, "epochs": 1, "patterns": 1}
+                    queue.end(TrialRecord(point=trial.point, seed=trial.seed, seconds=1.0, **row))
             raise KeyboardInterrupt
 
         monkeypatch.setattr(module, "run_trials", run_trials)
@@ -163,8 +150,8 @@ def test_an_interrupted_tpe_sweep_proposes_the_same_points_and_trains_what_is_mi
     settings = swept(search="tpe", num_points=9, num_seeds=2, max_concurrent_trials=None)
     trained = without_ray(width)
     first = sweep(workspace, settings, "tpe", space)
-    assert len(trained) == 18 and all(row["seeds"] == 2 and row["spread"] > 0 for row in first["table"])
-    assert "2 seeds" in first["seeds_note"]
+    assert len(trained) == 18 and all(row["seeds"] == 2 and row["spread"] > 0 for row in first.table)
+    assert "2 seeds" in first.seeds_note
     total = 0
     for most, room in ((5, 2), (8, 7), (100, 4)):  # goes on where there is other room
         trained = without_ray(width, most, room)
@@ -173,7 +160,7 @@ def test_an_interrupted_tpe_sweep_proposes_the_same_points_and_trains_what_is_mi
         except KeyboardInterrupt:
             assert not (workspace.sweep("cut") / "manifest.json").exists()
         total += len(trained)
-    assert total == 18 and again["table"] == first["table"]
+    assert total == 18 and again.table == first.table
 
 
 @pytest.mark.parametrize(
@@ -192,7 +179,7 @@ def test_machines_that_come_are_used_unless_it_was_said_how_many_trials_run(
 ) -> None:  # fmt: skip
     asked = []
 
-    def run_trials(queue: Queue, plan: Any, patterns: Path, most: int | None, num_trials: int) -> None:
+    def run_trials(queue: Queue, setup: Any, patterns: Path, most: int | None, num_trials: int) -> None:
         asked.append(most)
         raise KeyboardInterrupt
 
@@ -211,21 +198,21 @@ def test_what_failed_is_tried_again_and_what_was_finished_is_kept(
     settings, folder = swept(search="tpe", num_points=9), workspace.sweep("mended")
     without_ray(lambda point, seed: width(point, seed) if point["base_width"] % 2 else "no luck")
     first = sweep(workspace, settings, "mended", space)
-    failed = {row["base_width"] for row in first["table"] if row["status"] == "failed"}
-    assert failed and first["counts"]["failures"] == len(failed) and first["table"][-1]["note"] == "no luck"
+    failed = {row["base_width"] for row in first.table if row["status"] == "failed"}
+    assert failed and first.counts.failures == len(failed) and first.table[-1]["note"] == "no luck"
     before = trial_files(folder)
     trained = without_ray(width)
     second = sweep(workspace, settings, "mended", space)
     assert f"{len(failed)} failed trials are tried again" in capsys.readouterr().out
     assert {point["base_width"] for point in trained} == failed and len(trained) == len(failed)
     assert sum(before[name] == when for name, when in trial_files(folder).items()) == 9 - len(failed)
-    assert second["counts"]["failures"] == 0 and {row["base_width"] for row in second["table"]} == {
-        row["base_width"] for row in first["table"]
+    assert second.counts.failures == 0 and {row["base_width"] for row in second.table} == {
+        row["base_width"] for row in first.table
     }
     # Mended ones count as failed in the search, as they did: the points are the same ever after.
     (folder / "manifest.json").unlink()
     trained = without_ray(width)
-    assert sweep(workspace, settings, "mended", space)["table"] == second["table"] and not trained
+    assert sweep(workspace, settings, "mended", space).table == second.table and not trained
 
 
 def test_a_sweep_of_which_nothing_is_left_is_an_error(
@@ -237,30 +224,13 @@ def test_a_sweep_of_which_nothing_is_left_is_an_error(
     assert not (workspace.sweep("hopeless") / "manifest.json").exists()
 
 
-def test_bytes_that_are_written_to_the_store_meanwhile_are_told(
-    workspace: Workspace, without_ray: Callable[..., list[Any]]
-) -> None:
-    """Zero is measured: what would crop during a sweep would show."""
-    extra = workspace.patterns / "part-999999.parquet"
-
-    def crops(point: dict[str, Any], seed: int) -> float:
-        extra.write_bytes(b"x" * 1000)
-        return 0.5
-
-    without_ray(crops)
-    try:
-        assert sweep(workspace, swept(), "cropping")["counts"]["bytes_cropped"] == 1000
-    finally:
-        extra.unlink()
-
-
 def test_another_space_under_the_same_name_is_refused(
     workspace: Workspace, tmp_path: Path, without_ray: Callable[..., list[Any]]
 ) -> None:
     without_ray(lambda point, seed: 0.5)
     space = space_file(tmp_path, {"pretraining.lambda_cls": [0.1]})
     first = sweep(workspace, swept(), "one", space)
-    assert first["command"] == ["sweep", "--name", "one", "--space", "SPACE.yaml"]
+    assert first.command == ("sweep", "--name", "one", "--space", "SPACE.yaml")
     # How many run at once, and on what, changes no result.
     assert sweep(workspace, swept(max_concurrent_trials=1, num_gpus=0.5), "one", space) == first
     with pytest.raises(WorkspaceError, match=r"space.pretraining.lambda_cls was \[0.1\] and is now \[0.2\]"):
@@ -278,12 +248,15 @@ EPOCHS = 8
 def made_up(value_of: Callable[[dict[str, Any]], float]) -> Callable[..., None]:
     """A trial that trains nothing: its measure is known, and it takes its time."""
 
-    def run(config: dict[str, Any], blocks: Any, plan: Any) -> None:
+    def run(config: dict[str, Any], blocks: Any, setup: Any) -> None:
         for epoch in range(1, EPOCHS + 1):
             time.sleep(0.05)
-            row = {"retrieval": value_of(config["point"]), "epochs": epoch, "patterns": 1, "seconds": 0.05 * epoch}
-            row |= {"rankme": 1.0, "loss": 1.0, "accuracy": 1.0, "chance": 0.5, "restoration": None}
-            tune.report({PROXY: row["retrieval"], "row": row, STATUS: WHOLE if epoch == EPOCHS else RUNNING})
+            record = TrialRecord(
+                point=config["point"], seed=config["seed"], status=WHOLE if epoch == EPOCHS else RUNNING,
+                retrieval=value_of(config["point"]), epochs=epoch, patterns=1, seconds=0.05 * epoch, rankme=1.0,
+                loss=1.0, accuracy=1.0, chance=0.5,
+            )  # fmt: skip
+            tune.report({PROXY: record.retrieval, RECORD: record.tree()})
 
     return run
 
@@ -294,19 +267,19 @@ def made_up(value_of: Callable[[dict[str, Any]], float]) -> Callable[..., None]:
 def test_the_worse_trials_are_stopped_early_and_stay_in_the_table(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
-    monkeypatch.setattr(trials, "run_trial", made_up(lambda point: point["lambda_cls"]))
+    monkeypatch.setattr(trials, "run_sweep_trial", made_up(lambda point: point["lambda_cls"]))
     weights = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]  # the best ones first: the rules compare with those that came before
     settings = swept(stopping=rule, num_joint_epochs=EPOCHS - 1, num_classification_epochs=1, max_concurrent_trials=1)
     manifest = sweep(workspace, settings, rule, space_file(tmp_path, {"pretraining.lambda_cls": weights}))
-    table = manifest["table"]
+    table = manifest.table
     assert (table[0]["lambda_cls"], table[0]["status"]) == (0.9, "whole")
     stopped = [row for row in table if row["status"] == "stopped"]
-    assert len(stopped) >= 2 and manifest["counts"]["stopped"] == len(stopped)
-    assert table[-len(stopped) :] == stopped
+    assert len(stopped) >= 2 and manifest.counts.stopped == len(stopped)
+    assert list(table[-len(stopped) :]) == stopped
     for row in stopped:
         assert row["retrieval"] == row["lambda_cls"] and row["note"] == f"stopped at epoch {row['epochs']:.0f}"
         assert 2 <= row["epochs"] < EPOCHS
-    assert 0 < manifest["cost"]["stopped_seconds"] < manifest["cost"]["seconds"]
+    assert 0 < manifest.cost.stopped_seconds < manifest.cost.seconds
 
 
 @pytest.mark.slow
@@ -314,10 +287,10 @@ def test_the_worse_trials_are_stopped_early_and_stay_in_the_table(
 def test_a_trial_is_not_stopped_for_lasting_longer_than_the_sweeps_own_epochs(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "run_trial", made_up(lambda point: point["num_joint_epochs"]))
+    monkeypatch.setattr(trials, "run_sweep_trial", made_up(lambda point: point["num_joint_epochs"]))
     space = space_file(tmp_path, {"pretraining.num_joint_epochs": [EPOCHS - 1, 1]})
     manifest = sweep(workspace, swept(stopping="asha", max_concurrent_trials=1), "longer", space)
-    best = manifest["table"][0]
+    best = manifest.table[0]
     assert (best["num_joint_epochs"], best["status"], best["epochs"]) == (EPOCHS - 1, "whole", EPOCHS)
 
 
@@ -327,8 +300,8 @@ def test_real_trials_report_each_epoch_to_the_stopping_rule(workspace: Workspace
     settings = swept(stopping="asha", num_joint_epochs=3, objective="rankme")
     space = space_file(tmp_path, {"pretraining.learning_rate": [1e-2, 1e-5]})
     manifest = sweep(workspace, settings, "asha-real", space)
-    assert len(manifest["table"]) == 2 and manifest["counts"]["failures"] == 0
-    for row in manifest["table"]:
+    assert len(manifest.table) == 2 and manifest.counts.failures == 0
+    for row in manifest.table:
         assert row["rankme"] >= 1 and (row["epochs"] == 4) == (row["status"] == "whole")
 
 
@@ -439,8 +412,8 @@ def test_a_target_is_few_shot_segmentation_of_subjects_that_were_not_learnt_from
     }  # fmt: skip
     space = space_file(tmp_path, {"pretraining.lambda_cls": [0.01, 1.0]})
     manifest = sweep(made, settings_from(tree), "target", space)
-    assert all(0 <= row["target"] <= 1 and row["retrieval"] > 0 for row in manifest["table"])
-    scores = [row["target"] for row in manifest["table"]]
+    assert all(0 <= row["target"] <= 1 and row["retrieval"] > 0 for row in manifest.table)
+    scores = [row["target"] for row in manifest.table]
     assert scores == sorted(scores, reverse=True)
     assert "2 few-shot trials a training, 3 subjects learnt from, 3 examples of others, unseen in pretraining" in (
         capsys.readouterr().out

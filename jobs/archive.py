@@ -1,8 +1,0 @@
-"""`raygenesis archive` for `ray job submit`: takes the same subcommands and options."""
-
-import sys
-
-from raygenesis.cli import main
-
-if __name__ == "__main__":
-    main(["archive", *sys.argv[1:]])

@@ -1,8 +1,0 @@
-"""`raygenesis compare` for `ray job submit`: takes the same options."""
-
-import sys
-
-from raygenesis.cli import main
-
-if __name__ == "__main__":
-    main(["compare", *sys.argv[1:]])

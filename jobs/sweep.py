@@ -1,8 +1,0 @@
-"""`raygenesis sweep` for `ray job submit`: takes the same options."""
-
-import sys
-
-from raygenesis.cli import main
-
-if __name__ == "__main__":
-    main(["sweep", *sys.argv[1:]])

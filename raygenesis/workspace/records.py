@@ -1,0 +1,37 @@
+"""Records: dataclasses that are read from JSON files, their keys and types checked."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from raygenesis.errors import WorkspaceError
+from raygenesis.workspace.files import Place, read_json
+
+R = TypeVar("R")
+
+
+def read_record(path: Place, kind: type[R]) -> R | None:
+    """Read the record of a type in a JSON file; None where there is no such file. Keys that it does not have are left.
+
+    Raises WorkspaceError, naming the key, if the file is damaged.
+    """
+    tree = read_json(path)
+    if tree is None:
+        return None
+    try:
+        return adapter(kind).validate_python(tree)  # type: ignore[arg-type] # types can be hashed
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise WorkspaceError(
+            f"{path} is damaged ({key}: {fault['msg'].lower()}): remove it, then run again the command that made it"
+        ) from None
+
+
+@cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """What checks the keys and types of a record."""
+    return TypeAdapter(kind)
