@@ -19,10 +19,10 @@ ORDER = (
 )  # fmt: skip
 
 IMPORT_RAY = {
-    "archive/ingest.py", "archive/source.py", "cluster/capacity.py", "cluster/fan_out.py", "cluster/gauges.py",
-    "cluster/joining.py", "discovery/embed.py", "patterns/dataset.py", "patterns/source.py",
-    "pretraining/pretrain.py", "sweeps/sweep.py", "sweeps/trial.py", "sweeps/trials.py", "training/feeding.py",
-    "training/file_samples.py", "training/fit.py", "transfer/prepared.py", "transfer/trial.py",
+    "archive/intake/parallel.py", "archive/source.py", "cluster/capacity.py", "cluster/fan_out.py", "cluster/gauges.py",
+    "cluster/joining.py", "discovery/embed.py", "discovery/encoders.py", "patterns/source.py",
+    "pretraining/pretrain.py", "sweeps/trial.py", "sweeps/trials.py", "training/fit.py", "training/trackers.py",
+    "transfer/stored_cases.py",
 }  # fmt: skip
 
 # What reads results, and readers of scans, reach no Ray.

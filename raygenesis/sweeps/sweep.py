@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 
 from raygenesis.cluster import capacity, joining
@@ -78,7 +77,7 @@ def sweep(
     grows = joining.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
     ready = few_shot_of(target, workspace) if target else None
     with stage.claimed():
-        nodes = sum(node["Alive"] for node in ray.nodes())
+        nodes = len(joining.logical_nodes())
         threads = capacity.threads_per_worker(math.ceil(concurrent / nodes))
         setup = SweepSetup(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
         queue = _queue(folder, settings, space, concurrent)

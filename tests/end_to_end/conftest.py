@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
@@ -14,43 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.data import HEADS
-
-NUM_HEADS = 12
-TINY = [
-    "discovery.num_neighbours=6",
-    "discovery.num_validation_neighbours=2",
-    "discovery.num_coordinates=4",
-    "autoencoder.num_epochs=2",
-    "pretraining.base_width=2",
-    "pretraining.num_classification_epochs=1",
-    "pretraining.num_joint_epochs=2",
-]
-
-
-def raygenesis(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user would."""
-    command = [sys.executable, "-m", "raygenesis", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=280, check=False, env={**os.environ, **(environment or {})}
-    )
-
-
-@dataclass(frozen=True)
-class MainJob:
-    """What the main job left: its scans, workspace and output."""
-
-    scans: Path
-    workspace: Path
-    output: str
-
-
-BAD_SCANS = {
-    "truncated.nii.gz": "cut short or damaged",
-    "with-nan.nii.gz": "NaN or infinite",
-    "four-dimensional.nii.gz": "choose archive.fourth_axis",
-    "not-nifti.nii.gz": "not readable as NIfTI",
-    "zz-copy-of-the-first.nii.gz": "same voxels as",
-}
+from tests.support.main_job import NUM_HEADS, TINY, MainJob, raygenesis
 
 
 @pytest.fixture(scope="session")

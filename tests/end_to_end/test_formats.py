@@ -15,7 +15,7 @@ import zarr
 from safetensors import safe_open
 
 import raygenesis
-from tests.end_to_end.conftest import MainJob
+from tests.support.main_job import MainJob
 
 FORMATS = (Path(__file__).resolve().parents[2] / "FORMATS.md").read_text()
 

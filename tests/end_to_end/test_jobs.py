@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.end_to_end.conftest import NUM_HEADS, TINY, MainJob, raygenesis
+from tests.support.main_job import NUM_HEADS, TINY, MainJob, raygenesis
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ import torch
 
 import raygenesis as package
 from raygenesis.cli import main
-from tests.end_to_end.conftest import BAD_SCANS, NUM_HEADS, TINY, MainJob, raygenesis
+from tests.support.main_job import BAD_SCANS, NUM_HEADS, TINY, MainJob, raygenesis
 
 
 def snapshot(folder: Path) -> dict[str, int]:

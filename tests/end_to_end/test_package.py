@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import raygenesis
-from tests.end_to_end.conftest import TINY
+from tests.support.main_job import TINY
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -14,8 +14,8 @@ import pytest
 
 from raygenesis.cli import main
 from raygenesis.patterns.reader import read_patterns
-from tests.end_to_end.conftest import TINY, MainJob
 from tests.support.data import HEADS, HIPPOCAMPI, RADIOGRAPHS, needs_hippocampi
+from tests.support.main_job import TINY, MainJob
 
 # The first test follows all lines; `.ci/run` runs them beside the quick tests.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -36,9 +36,9 @@ from raygenesis.workspace.files import Place, publish, read_json, read_table, wr
 from raygenesis.workspace.manifest import manifest_of
 from raygenesis.workspace.object_store import RemotePath
 from raygenesis.workspace.workspace import Workspace
-from tests.end_to_end.conftest import TINY, raygenesis
 from tests.support.data import HEADS, HIPPOCAMPI, needs_heads, needs_hippocampi
 from tests.support.experiments import without_timings
+from tests.support.main_job import TINY, raygenesis
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.stores import StorePlan
 

@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from tests.end_to_end.conftest import TINY
 from tests.support.data import HEADS, needs_heads
+from tests.support.main_job import TINY, content, losses
 
 pytestmark = [needs_heads, pytest.mark.slow]
 
@@ -40,20 +39,6 @@ def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> 
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def content(workspace: Path) -> dict[str, bytes]:
-    """Bytes of what must not depend on kills: volumes, embeddings, graphs and patterns."""
-    paths = [
-        *workspace.glob("archive/volumes/**/*"), *workspace.glob("embeddings/part-*"),
-        *workspace.glob("index/shard-*"), *workspace.glob("patterns/part-*"), workspace / "archive" / "catalog.parquet",
-    ]  # fmt: skip
-    return {str(path.relative_to(workspace)): path.read_bytes() for path in paths if path.is_file()}
-
-
-def losses(workspace: Path) -> list[tuple[float, float]]:
-    rows = pq.read_table(workspace / "runs" / "default" / "metrics.parquet").to_pylist()
-    return [(row["train_loss"], row["val_loss"]) for row in rows]
 
 
 def test_killed_in_every_stage_the_main_job_ends_as_if_undisturbed(tmp_path: Path) -> None:

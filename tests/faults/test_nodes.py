@@ -43,9 +43,8 @@ from raygenesis.transfer.trial import run_trial
 from raygenesis.workspace.files import read_json
 from raygenesis.workspace.object_store import remote
 from raygenesis.workspace.workspace import Workspace
-from tests.end_to_end.conftest import NUM_HEADS, TINY
-from tests.faults.test_kill import content, losses
 from tests.support.data import HEADS, needs_heads
+from tests.support.main_job import NUM_HEADS, TINY, content, losses
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.targets import SHAPE, write_boxes
 
@@ -131,7 +130,7 @@ def slow_point(*arguments: Any, **shared: Any) -> None:
 
 
 discovering_part, cropping_part = discovering.crop_part, cropping.crop_part
-built_shard, swept_point = indexing._build_one, sweeping.run_trial
+built_shard, swept_point = indexing._build_one, sweeping.run_sweep_trial
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ LOSSES = {
         lambda ws: (ws / "runs" / "default" / "metrics.parquet").exists(),
     ),
     "sweep": Loss(
-        mock.patch.object(sweeping, "run_trial", slow_point), "ImplicitFunc",
+        mock.patch.object(sweeping, "run_sweep_trial", slow_point), "ImplicitFunc",
         lambda ws: any(ws.glob("sweeps/default/trial-*.json")),
     ),
     "finetune": Loss(

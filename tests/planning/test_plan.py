@@ -17,7 +17,7 @@ from raygenesis.planning.plan import plan
 from raygenesis.settings import load_settings
 from raygenesis.workspace.hardware import Hardware
 from raygenesis.workspace.workspace import Workspace
-from tests.end_to_end.conftest import raygenesis
+from tests.support.main_job import raygenesis
 from tests.support.measured import HARDWARE, SMALL, measured_workspace
 
 

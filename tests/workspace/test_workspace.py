@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,38 @@ import pytest
 
 from raygenesis import __version__
 from raygenesis.errors import RaygenesisError, WorkspaceError
+from raygenesis.workspace.artifacts import Artifact
 from raygenesis.workspace.files import folder_bytes, publish, read_json, remove_tree, write_json, write_table
 from raygenesis.workspace.fingerprint import digest
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import Counts, Manifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
 SETTINGS = {"seed": 0, "archive": {"chunk": 64, "shard": 256}, "shape": (32, 32, 32), "window": None}
 
 
-def stage(folder: Path, inputs: dict[str, str] | None = None, **changes: Any) -> Stage:
-    return Stage(folder / "artifact", {**SETTINGS, **changes}, inputs or {})
+@dataclass(frozen=True, kw_only=True)
+class RowsCounts(Counts):
+    rows: int
 
 
-def finished(folder: Path, inputs: dict[str, str] | None = None, **changes: Any) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class RowsManifest(Manifest):
+    counts: RowsCounts
+    note: str = ""
+
+
+ROWS = Artifact("artifact", "embed", (), RowsManifest)
+
+
+def stage(folder: Path, inputs: dict[str, str] | None = None, **changes: Any) -> Stage[RowsManifest]:
+    return Stage(ROWS, folder / "artifact", {**SETTINGS, **changes}, inputs or {})
+
+
+def finished(folder: Path, inputs: dict[str, str] | None = None, **changes: Any) -> RowsManifest:
     made = stage(folder, inputs, **changes)
     begin(made)
-    return made.finish({"rows": 3}, 1.23456, note="fact")
+    return made.finish(RowsManifest(counts=RowsCounts(rows=3), seconds=1.23456, note="fact"))
 
 
 def begin(made: Stage) -> None:
@@ -105,34 +121,45 @@ def test_plain_names_are_allowed(tmp_path: Path) -> None:
 
 def test_a_stage_is_finished_when_its_manifest_is_there(tmp_path: Path) -> None:
     made = stage(tmp_path)
-    assert not made.is_finished()
+    assert made.finished() is None
     begin(made)
-    assert not made.is_finished() and names(made.folder) == ["started.json"]
+    assert made.finished() is None and names(made.folder) == ["started.json"]
     with pytest.raises(WorkspaceError, match="not there or not finished: run `raygenesis embed` first"):
-        manifest_of(made.folder, "embed")
+        ROWS.require(made.folder)
     (made.folder / "rows").write_bytes(b"x" * 1000)
-    made.finish({"rows": 3}, 1.23456)
-    assert made.is_finished() and names(made.folder) == ["manifest.json", "rows", "started.json"]
+    made.finish(RowsManifest(counts=RowsCounts(rows=3), seconds=1.23456))
+    assert made.finished() is not None and names(made.folder) == ["manifest.json", "rows", "started.json"]
 
 
 def test_an_artifact_whose_manifest_was_removed_is_mended_by_what_made_it_alone(tmp_path: Path) -> None:
     """As is advised where a part of it is damaged: the other parts stay as they are."""
     finished(tmp_path, {"archive": "1"})
     (tmp_path / "artifact" / "manifest.json").unlink()
-    assert not stage(tmp_path, {"archive": "1"}).is_finished()
+    assert stage(tmp_path, {"archive": "1"}).finished() is None
     with pytest.raises(WorkspaceError, match=r"seed was 0 and is now 1"):
-        stage(tmp_path, {"archive": "1"}, seed=1).is_finished()
+        stage(tmp_path, {"archive": "1"}, seed=1).finished()
     with pytest.raises(WorkspaceError, match="was not made from the present archive"):
-        stage(tmp_path, {"archive": "2"}).is_finished()
+        stage(tmp_path, {"archive": "2"}).finished()
 
 
 def test_a_manifest_says_what_was_made_of_what_and_by_what(tmp_path: Path) -> None:
     manifest = finished(tmp_path, {"archive": "00ff"})
-    on_disk = manifest_of(tmp_path / "artifact", "ingest")
-    assert on_disk == json.loads(json.dumps(manifest))
+    path = tmp_path / "artifact" / "manifest.json"
+    assert ROWS.read(tmp_path / "artifact") == replace(manifest, settings=json.loads(json.dumps(SETTINGS)))
+    on_disk = json.loads(path.read_text())
     assert on_disk["settings"] == json.loads(json.dumps(SETTINGS)) and on_disk["inputs"] == {"archive": "00ff"}
     assert (on_disk["counts"], on_disk["seconds"], on_disk["note"]) == ({"rows": 3}, 1.235, "fact")
     assert on_disk["version"] == __version__ and on_disk["bytes"] > 0 and "finished" in on_disk
+
+
+def test_what_an_earlier_version_recorded_besides_is_no_damage(tmp_path: Path) -> None:
+    """Such as the bytes that were cropped during a sweep."""
+    manifest = finished(tmp_path)
+    path = tmp_path / "artifact" / "manifest.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, "counts": {"rows": 3, "bytes_cropped": 0}, "more": 1}))
+    read = ROWS.read(tmp_path / "artifact")
+    assert read is not None and read.counts == manifest.counts
 
 
 def test_starting_again_keeps_what_an_earlier_attempt_made(tmp_path: Path) -> None:
@@ -140,7 +167,7 @@ def test_starting_again_keeps_what_an_earlier_attempt_made(tmp_path: Path) -> No
     begin(made)
     (made.folder / "part-0").write_text("done")
     begin(stage(tmp_path))
-    assert not made.is_finished() and (made.folder / "part-0").read_text() == "done"
+    assert made.finished() is None and (made.folder / "part-0").read_text() == "done"
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
@@ -148,7 +175,7 @@ def test_other_settings_are_refused_and_the_keys_named(tmp_path: Path, is_finish
     finished(tmp_path) if is_finished else begin(stage(tmp_path))
     other = stage(tmp_path, archive={"chunk": 32, "shard": 256}, seed=1)
     with pytest.raises(WorkspaceError) as refusal:
-        other.is_finished()
+        other.finished()
     assert f"{tmp_path / 'artifact'} was made with other settings" in str(refusal.value)
     assert "(archive.chunk was 64 and is now 32, seed was 0 and is now 1)" in str(refusal.value)
     assert "shard" not in str(refusal.value)
@@ -157,13 +184,13 @@ def test_other_settings_are_refused_and_the_keys_named(tmp_path: Path, is_finish
 def test_many_other_settings_are_counted(tmp_path: Path) -> None:
     finished(tmp_path, a=1, b=1, c=1, d=1, e=1)
     with pytest.raises(WorkspaceError, match=r"c was 1 and is now 2 and 2 more\)"):
-        stage(tmp_path, a=2, b=2, c=2, d=2, e=2).is_finished()
+        stage(tmp_path, a=2, b=2, c=2, d=2, e=2).finished()
 
 
 def test_settings_that_only_look_other_in_json_are_the_same(tmp_path: Path) -> None:
     finished(tmp_path)
-    assert stage(tmp_path, shape=[32, 32, 32]).is_finished()
-    assert stage(tmp_path, seed=0).is_finished()
+    assert stage(tmp_path, shape=[32, 32, 32]).finished() is not None
+    assert stage(tmp_path, seed=0).finished() is not None
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
@@ -171,7 +198,7 @@ def test_changed_inputs_are_refused_by_name(tmp_path: Path, is_finished: bool) -
     inputs = {"archive": "1", "index": "2"}
     finished(tmp_path, inputs) if is_finished else begin(stage(tmp_path, inputs))
     with pytest.raises(WorkspaceError, match="was not made from the present index"):
-        stage(tmp_path, {"archive": "1", "index": "3"}).is_finished()
+        stage(tmp_path, {"archive": "1", "index": "3"}).finished()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "started.json"])
@@ -181,7 +208,7 @@ def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path: Path, name: str, 
     (tmp_path / "artifact" / "started.json").unlink()
     (tmp_path / "artifact" / name).write_bytes(content)
     with pytest.raises(WorkspaceError, match=rf"{name} is damaged .*: remove it, then run again the command"):
-        stage(tmp_path).is_finished()
+        stage(tmp_path).finished()
 
 
 def test_an_artifact_that_cannot_be_made_is_an_error_of_the_workspace(tmp_path: Path) -> None:
@@ -192,8 +219,8 @@ def test_an_artifact_that_cannot_be_made_is_an_error_of_the_workspace(tmp_path: 
 
 def test_the_fingerprint_is_of_settings_inputs_and_content_alone(tmp_path: Path) -> None:
     plain = stage(tmp_path).fingerprint()
-    assert plain == stage(tmp_path / "elsewhere").fingerprint() == finished(tmp_path)["fingerprint"]
-    assert plain == Stage(tmp_path, dict(reversed(SETTINGS.items())), {}).fingerprint()
+    assert plain == stage(tmp_path / "elsewhere").fingerprint() == finished(tmp_path).fingerprint
+    assert plain == Stage(ROWS, tmp_path, dict(reversed(SETTINGS.items())), {}).fingerprint()
     others = {stage(tmp_path, seed=1).fingerprint(), stage(tmp_path, {"a": "1"}).fingerprint(), plain}
     assert len({*others, stage(tmp_path).fingerprint(["content"])}) == 4
 
@@ -308,8 +335,9 @@ def test_a_user_s_mistake_is_told_apart_from_a_bug() -> None:
 def test_a_folder_that_another_job_writes_is_refused_and_free_again_when_it_ends(tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
     hold = (
-        "import sys; from pathlib import Path; from raygenesis.workspace.workspace import Stage\n"
-        "with Stage(Path(sys.argv[1]), {}, {}).claimed(): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from raygenesis.workspace.artifacts import ARCHIVE\n"
+        "from raygenesis.workspace.stage import Stage\n"
+        "with Stage(ARCHIVE, Path(sys.argv[1]), {}, {}).claimed(): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -322,11 +350,11 @@ def test_a_folder_that_another_job_writes_is_refused_and_free_again_when_it_ends
 
 def test_what_another_job_made_meanwhile_with_other_settings_is_not_mixed_with_ours(tmp_path: Path) -> None:
     waiting = stage(tmp_path, seed=1)
-    assert not waiting.is_finished()
+    assert not waiting.finished()
     finished(tmp_path)
     with pytest.raises(WorkspaceError, match=r"made with other settings \(seed was 0 and is now 1\)"):
         begin(waiting)
-    assert stage(tmp_path).is_finished()
+    assert stage(tmp_path).finished() is not None
 
 
 def test_a_failed_job_leaves_its_folder_free(tmp_path: Path) -> None:
