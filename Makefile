@@ -34,7 +34,7 @@ endif
 	  $(BIN)/python -m webbrowser "file://$(abspath $(WORKSPACE))/report/index.html"; fi
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: install lint
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -50,8 +50,8 @@ audit: install
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 docs: install
-	$(BIN)/pdoc --docformat markdown --output-directory docs $(addprefix raygenesis.,archive discovery patterns training \
-	  pretraining planning sweeps transfer report pipeline cluster settings workspace files remote job status errors)
+	$(BIN)/pdoc --docformat markdown --output-directory docs $(addprefix raygenesis.,text workspace settings cluster archive \
+	  patterns networks training discovery pretraining transfer sweeps studies planning report pipeline errors)
 
 bench: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Ray on this machine, started once."""
+    """Ray on this machine, started once in each of pytest's processes."""
     import ray
 
     from raygenesis.cluster import joining

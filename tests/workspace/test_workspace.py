@@ -343,9 +343,9 @@ def test_a_folder_that_another_job_writes_is_refused_and_free_again_when_it_ends
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(WorkspaceError, match=rf"artifact is being written by another job \(process {other.pid} on"):
-            begin(Stage(folder, {}, {}))
+            begin(Stage(ROWS, folder, {}, {}))
         other.kill()
-    begin(Stage(folder, {}, {}))
+    begin(Stage(ROWS, folder, {}, {}))
 
 
 def test_what_another_job_made_meanwhile_with_other_settings_is_not_mixed_with_ours(tmp_path: Path) -> None:
