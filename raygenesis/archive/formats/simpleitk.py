@@ -1,4 +1,4 @@
-"""MetaImage (.mha, .mhd with its data file) and NRRD (.nrrd), decoded by SimpleITK."""
+"""What formats that SimpleITK decodes have in common."""
 
 from __future__ import annotations
 
@@ -9,61 +9,47 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from raygenesis.archive.volume import LPS_TO_RAS, Volume, canonical, canonical_geometry, check_claim
+from raygenesis.archive.formats.scan_format import FourthAxis
+from raygenesis.archive.volume import LPS_TO_RAS, Geometry, Volume, canonical, canonical_geometry, check_claim
 from raygenesis.errors import ScanError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
-# Bytes of a header that name the data file, at most.
+# A header with the name of its file of voxels has no more.
 HEADER_BYTES = 65536
 
 
-def data_file(path: Path) -> Path | None:
-    """The file of voxels that a .mhd header names, None where it holds them itself, as .mha and .nrrd must.
-
-    Raises ScanError for a list or pattern of files, and for a file that is not beside the header.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".mhd", ".mha", ".nrrd"):
-        return None
+def head_of(path: Path) -> str:
+    """The first HEADER_BYTES of a file as text."""
     with path.open("rb") as file:
-        head = file.read(HEADER_BYTES).decode("latin-1")
-    if suffix == ".nrrd":
-        header, *voxels = re.split(r"\r?\n\r?\n", head, maxsplit=1)
-        if head.startswith("NRRD") and (not voxels or re.search(r"^\s*data ?file\s*:", header, re.I | re.M)):
-            raise ScanError("its header has no end or names another file for the voxels: save it as a single .nrrd")
-        return None
-    found = re.search(r"^\s*ElementDataFile\s*[=:]\s*(.+?)\s*$", head, re.MULTILINE)
-    name = found.group(1) if found else ""
-    if name == "LOCAL":
-        return None
-    if suffix == ".mha":
-        raise ScanError("not readable as MetaImage (a .mha has a line ElementDataFile = LOCAL before its voxels)")
-    beside = path.with_name(name) if re.fullmatch(r"[^/\\%*\0]+", name) and name not in ("LIST", ".", "..") else None
-    if beside is None or not beside.is_file() or beside.is_symlink():
-        raise ScanError("ElementDataFile must name one file beside the header")
-    return beside
+        return file.read(HEADER_BYTES).decode("latin-1")
 
 
-def read_geometry(path: Path, fourth_axis: str) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) of each volume, from the header alone."""
-    reader = _header(path)
+def read_geometry(path: Path, image_io: str, fourth_axis: FourthAxis) -> list[Geometry]:
+    """The geometry of each volume of a file, from the header alone.
+
+    image_io: the name of SimpleITK's reader. Raises ScanError.
+    """
+    reader = _header(path, image_io)
     size, affine, ndim = _geometry(reader)
     found = canonical_geometry(size[:3], affine, ndim)
     return [found] * (size[3] if len(size) == 4 and fourth_axis == "split" else 1)
 
 
-def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
-    """The volumes of a file: one, or with fourth_axis "split" one a time point. Raises ScanError."""
-    reader = _header(path)
+def read(path: Path, image_io: str, data: Path, fourth_axis: FourthAxis, max_bytes: int) -> list[Volume]:
+    """The volumes of a file: one, or with `fourth_axis` "split" one for each time point.
+
+    image_io: the name of SimpleITK's reader. data: the file that holds the voxels. Raises ScanError.
+    """
+    reader = _header(path, image_io)
     size, affine, ndim = _geometry(reader)
     if len(size) == 4 and fourth_axis == "refuse":
         raise ScanError(f"shape {size} has a fourth axis: choose archive.fourth_axis=split (time points) or channels")
     bits = re.search(r"8|16|32|64", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
     itemsize = int(bits[0]) // 8 if bits else 1
     count = int(np.prod(size, dtype=object)) * reader.GetNumberOfComponents()
-    check_claim(count * itemsize, data_file(path) or path, max_bytes, packed=True)
+    check_claim(count * itemsize, data, max_bytes, packed=True)
     try:
         image = reader.Execute()
     except RuntimeError:
@@ -79,16 +65,15 @@ def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
     for part in parts:
         num_channel_axes = part.ndim - min(reader.GetDimension(), 3)
         stored = part.reshape(*part.shape[:num_channel_axes], *size[:3][::-1])
-        turned, place = canonical(stored.T, affine, ndim)
-        volumes.append(Volume(turned, place, ndim=ndim))
+        turned, canonical_affine = canonical(stored.T, affine, ndim)
+        volumes.append(Volume(turned, canonical_affine, ndim=ndim))
     return volumes
 
 
-def _header(path: Path) -> sitk.ImageFileReader:
-    data_file(path)
+def _header(path: Path, image_io: str) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO({".nrrd": "NrrdImageIO"}.get(path.suffix.lower(), "MetaImageIO"))
+    reader.SetImageIO(image_io)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
