@@ -117,13 +117,12 @@ def _places_voxels(affine: NDArray[np.float64]) -> bool:
     return bool((steps > 0).all() and np.isfinite(steps).all() and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6)
 
 
-def checked(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = False) -> Volume:
+def validate(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = False) -> Volume:
     """The volume with a plain type of voxels: native byte order, integers as they came, floats as float32.
 
-    Values that are not finite become `fill_nan`, or a fault when None.
-
-    Raises ScanError for colour and complex voxels, values that are not finite, and images of a single value (which a
-    label map may have).
+    fill_nan: takes the place of values that are not finite. may_be_flat: accept an image of a single value, as a label
+    map may be. Raises ScanError if the volume is no image: complex voxels, values that are not finite without
+    `fill_nan`, a single value, or spacing and rescaling that give no numbers.
     """
     voxels, corrections = volume.voxels, volume.corrections
     if voxels.dtype.kind == "f":

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from raygenesis.archive.formats import simpleitk
-from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
-from raygenesis.archive.volume import Geometry, Volume
+from raygenesis.archive.formats.simpleitk import SimpleITKFormat, head_of
 from raygenesis.errors import ScanError
 
-IMAGE_IO = "MetaImageIO"
 
-
-class MetaImage(ScanFormat):
+class MetaImage(SimpleITKFormat):
     suffixes = (".mha", ".mhd")
+    image_io = "MetaImageIO"
 
-    def companions(self, path: Path) -> Sequence[Path]:
-        data = data_file(path)
-        return () if data is None else (data,)
-
-    def read(self, paths: Sequence[Path], fourth_axis: FourthAxis, max_bytes: int) -> list[Volume]:
-        data = data_file(paths[0]) or paths[0]
-        return simpleitk.read(paths[0], IMAGE_IO, data, fourth_axis, max_bytes)
-
-    def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
-        data_file(paths[0])
-        return simpleitk.read_geometry(paths[0], IMAGE_IO, fourth_axis)
+    def voxel_file(self, path: Path) -> Path:
+        return data_file(path) or path
 
 
 def data_file(path: Path) -> Path | None:
@@ -35,7 +22,7 @@ def data_file(path: Path) -> Path | None:
 
     Raises ScanError for a list or pattern of files, and for a file that is not beside the header.
     """
-    found = re.search(r"^\s*ElementDataFile\s*[=:]\s*(.+?)\s*$", simpleitk.head_of(path), re.MULTILINE)
+    found = re.search(r"^\s*ElementDataFile\s*[=:]\s*(.+?)\s*$", head_of(path), re.MULTILINE)
     name = found.group(1) if found else ""
     if name == "LOCAL":
         return None

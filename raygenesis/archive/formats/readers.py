@@ -12,7 +12,7 @@ from raygenesis.archive.formats.nrrd import Nrrd
 from raygenesis.archive.formats.numpy_array import NumpyArray
 from raygenesis.archive.formats.png_jpeg import PngJpeg
 from raygenesis.archive.formats.scan_format import HEAD_BYTES, FourthAxis, ScanFormat
-from raygenesis.archive.volume import MAX_BYTES, Geometry, Volume, checked
+from raygenesis.archive.volume import MAX_BYTES, Geometry, Volume, validate
 
 DICOM = Dicom()
 
@@ -53,7 +53,7 @@ def read_scan(
     """
     # What no format recognises is given to DICOM, which says what it misses.
     volumes = (format_of(paths[0]) or DICOM).read(paths, fourth_axis, max_bytes)
-    return [checked(volume, fill_nan, may_be_flat) for volume in volumes]
+    return [validate(volume, fill_nan, may_be_flat) for volume in volumes]
 
 
 def read_scan_geometry(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse") -> list[Geometry]:
