@@ -14,8 +14,8 @@ from raygenesis.cluster import capacity, joining
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import SettingsError
-from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.loading import export, num_parameters
+from raygenesis.networks.network import PretextNetwork, num_parameters
+from raygenesis.networks.weights.native import save_network
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns, store_manifest
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
@@ -94,7 +94,7 @@ def pretrain(
         reached = _reached(task, state, samples, _retrieval(workspace, task, model))
         known = {key: value for key, value in vars(reached).items() if value is not None and key != "epoch"}
         card = {"pretext": settings.pretraining.pretext, "best epoch": reached.epoch + 1}
-        exported = export(model, folder, {**card, **known, store.name: num_patterns})
+        exported = save_network(model, folder, {**card, **known, store.name: num_patterns})
         counts = RunCounts(
             epochs=len(state["history"]), patterns=num_patterns, classes=task.puzzle.num_classes if task.puzzle else 0
         )

@@ -13,7 +13,7 @@ from torch import nn
 
 from raygenesis.errors import SettingsError
 from raygenesis.networks.architecture import Architecture
-from raygenesis.networks.network import Prediction, PretextNetwork, save_memory
+from raygenesis.networks.network import Prediction, PretextNetwork, enable_gradient_checkpointing
 from raygenesis.pretraining import monitors
 from raygenesis.pretraining.corruptions import CORRUPTIONS, CorruptionSet, check_fits, corrupt
 from raygenesis.pretraining.draws import Draws
@@ -119,7 +119,7 @@ class PretextTask:
             torch.manual_seed(self.seed)
             model = PretextNetwork(self.architecture)
         if self.settings.gradient_checkpointing:
-            save_memory(model)
+            enable_gradient_checkpointing(model)
         if self.settings.compile:
             model.compile()
         return model.to(memory_format=self._memory_format)  # type: ignore[call-overload] # not among torch's overloads

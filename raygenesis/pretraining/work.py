@@ -19,7 +19,7 @@ from raygenesis.cluster.work import (
     training_gib,
 )
 from raygenesis.discovery.work import STORED_OF_CUBES, num_crops, num_patterns
-from raygenesis.networks.load import load_of
+from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings, Settings
@@ -114,7 +114,7 @@ def _pretraining_loads(task: PretextTask) -> tuple[Load, Load, int]:
     weights = sum(weight.numel() for weight in model.parameters())
     num_images, *shape = task.shown_shape
     encoding, restoring = (
-        load_of(model, shape, partial(model, restore=restore), num_images) for restore in (False, True)
+        count_operations(model, shape, partial(model, restore=restore), num_images) for restore in (False, True)
     )
     return encoding, restoring, weights
 

@@ -13,7 +13,7 @@ from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.quality import summary, warning
 from raygenesis.networks.scan_encoders import save_encoder
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
 from raygenesis.patterns.cells import encode
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import write_part
@@ -132,7 +132,7 @@ def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: b
     history = [{"epoch": 0, "phase": "classification", **row}, {"epoch": 1, "phase": "joint", **row}]
     write_table(folder / "metrics.parquet", pa.Table.from_pylist(history))
     if finished:
-        export(model, folder, {})
+        save_network(model, folder, {})
         reached = {"epoch": 1, "accuracy": 1.0, "chance": 0.5, "restoration_mse": 0.01, "identity_mse": 0.3}
         reached |= {
             "mean_image_mse": 0.05,
