@@ -142,7 +142,7 @@ def test_every_pretext_task_has_its_estimate(pretext: str, ndim: int) -> None:
     tree["discovery"]["scales"] = [{"extent_mm": shape}]
     stages = {each.stage: each for each in work.pipeline(SCANS, settings_from(tree))}
     assert stages["pretrain"].core_s > 0 and stages["finetune"].core_s > 0
-    assert PRETEXTS[pretext].crops in stages["pretrain"].what
+    assert PRETEXTS[pretext].store.name in stages["pretrain"].what
 
 
 def test_a_rubiks_cube_is_its_pieces() -> None:

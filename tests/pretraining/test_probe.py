@@ -53,7 +53,7 @@ def mean_average_precision(vectors, labels, volumes):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_retrieval_is_scikit_learns_mean_average_precision(seed, monkeypatch):
-    monkeypatch.setattr(probe, "QUERIES", 7)
+    monkeypatch.setattr(probe, "NUM_QUERIES", 7)
     generator = np.random.default_rng(seed)
     labels, volumes = np.tile(np.arange(6), 10), np.repeat(np.arange(10), 6)
     centres = generator.random((6, SIDE**3))

@@ -17,7 +17,7 @@ from raygenesis.networks.weights.native import save_network
 from raygenesis.patterns.cells import encode
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import write_part
-from raygenesis.pretraining.pretrain import pretext_task
+from raygenesis.pretraining.stores import pretext_task
 from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.sweeps.table import rank_points
 from raygenesis.workspace.failures import FAILURES
@@ -121,7 +121,7 @@ def begin(made: Stage) -> None:
 def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: bool = True, **facts: Any) -> None:
     folder = workspace.run(name)
     patterns = manifest_of(workspace.patterns, "discover")
-    model = pretext_task(settings, patterns).build()
+    model = pretext_task(settings.pretraining, settings.seed, patterns).build()
     stage = Stage(folder, chosen(settings, "pretraining", "seed"), {"patterns": patterns["fingerprint"]})
     begin(stage)
     publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
