@@ -223,9 +223,8 @@ def _train_worker(config: Mapping[str, _Job]) -> RaygenesisError | None:
         callbacks = Callbacks(folder=job.folder)
         if recorder is not None:
             callbacks = Callbacks(on_step=recorder.on_step, on_epoch=recorder.on_epoch, folder=job.folder)
-        _close(
-            recorder, run_epochs(job.experiment, train, validation, workers=workers, state=state, callbacks=callbacks)
-        )
+        last = run_epochs(job.experiment, train, validation, workers=workers, state=state, callbacks=callbacks)
+        _close(recorder, last)
     except RaygenesisError as error:
         _close(recorder, None)
         if workers.world_size > 1 and not isinstance(error, TrainingError):  # those the loop raises on all workers

@@ -98,8 +98,6 @@ def test_training_that_collapses_says_so_in_the_log_the_manifest_and_the_report(
     """With a learning rate that no network stands: its first step makes weights of 10,000, after which each voxel is
     answered by 0 or 1, and even the best of such answers is worse than the mean value of a cube.
     """
-    from raygenesis.report.report import report
-
     settings = settings_of(pretext="models-genesis", learning_rate=1e4, num_joint_epochs=6)
     manifest = pretrain(workspace, settings, "collapsed")
     said = capsys.readouterr().out
@@ -108,10 +106,13 @@ def test_training_that_collapses_says_so_in_the_log_the_manifest_and_the_report(
     best = min(row["val_restoration"] for row in read_metrics(workspace.run("collapsed"))[-5:])
     assert f"the held-out error was {best:.4f} at best" in told and "a cube's mean value everywhere gives 0.0" in told
     assert all(sentence in said for sentence in manifest.warnings)
+    assert read_json(workspace.run("collapsed") / "manifest.json")["warnings"] == list(manifest.warnings)
+
+    from raygenesis.report.report import report
+
     page = report(workspace, settings).read_text()
     # The page wraps nothing and escapes little: the words are in it as they are.
     assert all(sentence.replace("'", "&#39;") in page for sentence in manifest.warnings)
-    assert read_json(workspace.run("collapsed") / "manifest.json")["warnings"] == list(manifest.warnings)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from raygenesis.networks.network import PretextNetwork
 from raygenesis.networks.weights.safetensors_files import write_safetensors
 from raygenesis.settings import NETWORK_DIVISORS
 from raygenesis.workspace.files import Place, publish
+from raygenesis.workspace.manifest import Tree
 
 ENCODER_FILE = "encoder.safetensors"
 CARD_FILE = "model-card.md"
@@ -38,7 +38,7 @@ def save_network(model: PretextNetwork, folder: Place, facts: Mapping[str, objec
     return folder / ENCODER_FILE
 
 
-def restore_network(file: Place, description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> PretextNetwork:
+def restore_network(file: Place, description: Tree, tensors: Mapping[str, torch.Tensor]) -> PretextNetwork:
     """Build the network of a file from its description and tensors, as `read_safetensors` returns them.
 
     Raises:
@@ -52,7 +52,7 @@ def restore_network(file: Place, description: Mapping[str, Any], tensors: Mappin
     return model
 
 
-def _architecture(file: Place, description: Mapping[str, Any]) -> Architecture:
+def _architecture(file: Place, description: Tree) -> Architecture:
     if description["format"] != FORMAT:
         raise WeightsError(
             f"{file} was not written by this version of raygenesis: its format is {description['format']!r}, and "

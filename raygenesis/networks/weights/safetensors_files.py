@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from raygenesis.errors import WeightsError
 from raygenesis.workspace.files import Place, on_disk, publish
+from raygenesis.workspace.manifest import Tree
 
 # One key for the whole description: safetensors writes several in an order of its own each time, and the same content
 # must give the same bytes.
@@ -44,7 +45,7 @@ def read_safetensors(file: Place, kind: str) -> tuple[dict[str, Any], dict[str, 
         raise WeightsError(f"{file} does not describe its {kind}") from None
 
 
-def write_safetensors(path: Place, tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
+def write_safetensors(path: Place, tensors: Mapping[str, torch.Tensor], description: Tree) -> None:
     """Publish a safetensors file; the same content gives the same bytes.
 
     Args:
