@@ -162,7 +162,7 @@ def restorations(run: Place, store: Place, task: PretextTask, settings: Settings
     samples = Samples([table], task.sample_key, task.sample_shape)
     if not len(samples):
         return []
-    posed = task.pose(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
+    posed = task.make_batch(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
     prediction = load_network(run).eval()(posed.shown)
     extent = [settings.discovery.scales[0].extent_mm[axis] for axis in (0, -1)]
     out = []
