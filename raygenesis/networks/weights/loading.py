@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raygenesis._version import __version__
 from raygenesis.cluster.progress import say
+from raygenesis.errors import WeightsError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.networks.network import PretextNetwork, UNet
 from raygenesis.networks.weights.released import is_released, released_in, summary, write_released
+from raygenesis.networks.weights.safetensors_files import read_safetensors, write_safetensors
 from raygenesis.networks.weights.supervised import refuse_tensorflow, supervised_in
-from raygenesis.networks.weights.torch_files import WeightsError, read_tensors, save_torch, unwrapped
+from raygenesis.networks.weights.torch_files import read_tensors, save_torch, unwrapped
 from raygenesis.settings import NETWORK_DIVISORS
-from raygenesis.workspace.files import Place, as_place, on_disk, publish
+from raygenesis.workspace.files import Place, as_place, publish
 
 ENCODER_FILE = "encoder.safetensors"
 CARD_FILE = "model-card.md"
@@ -37,10 +36,7 @@ def export(model: PretextNetwork, folder: Place, facts: Mapping[str, Any]) -> Pl
     """
     architecture = asdict(model.architecture)
     described = {"format": FORMAT, "version": __version__, "architecture": architecture}
-    # One key: safetensors writes several in an order of its own each time, and the same network must be the same bytes.
-    metadata = {"raygenesis": json.dumps(described, sort_keys=True)}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    publish(folder / ENCODER_FILE, lambda aside: save_file(tensors, aside, metadata))
+    write_safetensors(folder / ENCODER_FILE, model.state_dict(), described)
     publish(folder / CARD_FILE, lambda aside: aside.write_text(_card(architecture, facts)))
     return folder / ENCODER_FILE
 
@@ -86,7 +82,7 @@ def load_network(path: str | Place) -> PretextNetwork:
     file = _file(path)
     if file.suffix in TORCH:
         return _load_published(file, read_tensors(file))
-    described, tensors = _read(file)
+    described, tensors = read_safetensors(file, "network")
     if "format" not in described:
         return _load_published(file, unwrapped(tensors, file))
     architecture = _architecture(file, described)
@@ -175,17 +171,6 @@ def _file(path: str | Place) -> Place:
     if not file.is_file():
         raise WeightsError(f"{file} does not exist: give a run's folder, its {ENCODER_FILE} or a published file")
     return file
-
-
-def _read(file: Place) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What a safetensors file says of itself, empty if it is not ours, and its tensors."""
-    try:
-        with on_disk(file) as local, safe_open(local, "pt") as opened:
-            return json.loads((opened.metadata() or {}).get("raygenesis", "{}")), load_file(local)
-    except (SafetensorError, OSError):
-        raise WeightsError(f"{file} is not a safetensors file, or is damaged") from None
-    except ValueError:
-        raise WeightsError(f"{file} does not describe its network") from None
 
 
 def _architecture(file: Place, described: Mapping[str, Any]) -> Architecture:

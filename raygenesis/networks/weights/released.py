@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from raygenesis.errors import WeightsError
 from raygenesis.networks.heads import ClassificationHead
 from raygenesis.networks.unet import Decoder, Encoder, widths_of
-from raygenesis.networks.weights.torch_files import WeightsError, finite, is_tensor, misfit, plain, save_torch, told
+from raygenesis.networks.weights.torch_files import finite, is_tensor, misfit, plain, save_torch, told
 from raygenesis.workspace.files import Place
 
 PARTS = {"encoder": "encoder", "decoder": "decoder", "head": "classification head"}

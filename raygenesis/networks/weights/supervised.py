@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from raygenesis.errors import WeightsError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import build_encoder
-from raygenesis.networks.weights.torch_files import WeightsError, finite, is_tensor, misfit, plain, told
+from raygenesis.networks.weights.torch_files import finite, is_tensor, misfit, plain, told
 from raygenesis.workspace.files import Place, as_place
 
 KNOWN = "Models Genesis, MedicalNet, ResNets of torchvision and timm, and I3D"

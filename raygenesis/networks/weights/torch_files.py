@@ -13,12 +13,8 @@ from zipfile import is_zipfile
 
 import torch
 
-from raygenesis.errors import RaygenesisError
+from raygenesis.errors import WeightsError
 from raygenesis.workspace.files import Place, on_disk, publish
-
-
-class WeightsError(RaygenesisError):
-    """A file of weights that is not ours, or damaged."""
 
 
 def read_tensors(path: Place) -> dict[str, Any]:
