@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from raygenesis.discovery import reference as module
+from raygenesis.discovery import references as module
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.discovery.reference import Correspondence, choose_coordinates
+from raygenesis.discovery.references import Correspondence, Reference, choose_coordinates
 from raygenesis.settings import AutoencoderSettings, DiscoverySettings, Scale, Settings
 from tests.support.synthetic import archived, imaged
 
@@ -40,6 +40,14 @@ def settings(**chosen: object) -> Settings:
     return Settings(autoencoder=AutoencoderSettings(input_shape=(8, 8, 8)), discovery=discovery)
 
 
+def coordinates(folder: Path, row: dict, number: int, chosen: Settings, seed: int = 0) -> Reference:
+    return choose_coordinates(folder, row, number, chosen.discovery, chosen.intensity, seed)
+
+
+def correspondence_of(folder: Path, row: dict, chosen: Settings) -> Correspondence:
+    return Correspondence(folder, row, chosen.discovery, chosen.intensity)
+
+
 def head(folder: Path, name: str, at: tuple[float, float, float], shape=(50, 64, 60)) -> dict:
     return archived(folder, name, imaged(scene(at=at), shape, SPACING), SPACING, coarse_size=24)
 
@@ -50,36 +58,36 @@ def row(tmp_path: Path) -> dict:
 
 
 def test_coordinates_lie_in_the_scan_and_follow_from_seed_and_number(tmp_path, row):
-    one = choose_coordinates(tmp_path, row, 3, settings())
+    one = coordinates(tmp_path, row, 3, settings())
     assert one.centres_mm.shape == (4, 3) and one.row is row
     assert (one.centres_mm >= 8).all() and (one.centres_mm <= size_mm(row) - 8).all()
-    again = choose_coordinates(tmp_path, row, 3, settings())
+    again = coordinates(tmp_path, row, 3, settings())
     np.testing.assert_array_equal(one.centres_mm, again.centres_mm)
     others = [
-        choose_coordinates(tmp_path, row, 4, settings()),
-        choose_coordinates(tmp_path, row, 3, settings().model_copy(update={"seed": 1})),
+        coordinates(tmp_path, row, 4, settings()),
+        coordinates(tmp_path, row, 3, settings(), seed=1),
     ]
     assert all(not np.array_equal(one.centres_mm, other.centres_mm) for other in others)
-    boxed = choose_coordinates(tmp_path, row, 3, settings(box=((0, 1), (0, 0.5), (0, 1))))
+    boxed = coordinates(tmp_path, row, 3, settings(box=((0, 1), (0, 0.5), (0, 1))))
     assert (boxed.centres_mm[:, 1] <= size_mm(row)[1] / 2).all()
 
 
 def test_coordinates_that_do_not_fit_are_refused_naming_the_scan(tmp_path, row):
     with pytest.raises(CoordinateError, match=r"reference scan reference\.nii \(100×96×90 mm\): discovery\.num_coord"):
-        choose_coordinates(tmp_path, row, 0, settings(num_coordinates=3000))
+        coordinates(tmp_path, row, 0, settings(num_coordinates=3000))
 
 
 def test_the_reference_corresponds_to_itself_exactly(tmp_path, row):
     for chosen in (settings(), settings(correspondence="physical"), settings(alignment="rigid")):
-        one = choose_coordinates(tmp_path, row, 0, chosen)
-        assert Correspondence(tmp_path, row, chosen).centres_mm(one) is one.centres_mm
+        one = coordinates(tmp_path, row, 0, chosen)
+        assert correspondence_of(tmp_path, row, chosen).centres_mm(one) is one.centres_mm
 
 
 def test_relative_places_need_no_voxels_of_the_other_scan(tmp_path, row, monkeypatch):
-    one = choose_coordinates(tmp_path, row, 0, settings())
+    one = coordinates(tmp_path, row, 0, settings())
     other = head(tmp_path, "other", (60, 40, 50), (40, 80, 60))
     monkeypatch.setattr(module, "read_coarse", lambda *_: pytest.fail("read"))
-    found = Correspondence(tmp_path, other, settings()).centres_mm(one)
+    found = correspondence_of(tmp_path, other, settings()).centres_mm(one)
     np.testing.assert_allclose(found, one.centres_mm / (100, 96, 90) * (80, 120, 90))
 
 
@@ -87,31 +95,31 @@ def test_relative_places_need_no_voxels_of_the_other_scan(tmp_path, row, monkeyp
 @pytest.mark.parametrize("moved", [(10.0, -6.0, 9.0), (-8.0, 12.0, 0.0)])
 def test_physical_places_follow_the_body_in_the_field_of_view(tmp_path, row, moved, shape):
     chosen = settings(correspondence="physical")
-    one = choose_coordinates(tmp_path, row, 0, chosen)
+    one = coordinates(tmp_path, row, 0, chosen)
     other = head(tmp_path, "other", tuple(np.array((50, 48, 45)) + moved), shape)
-    found = Correspondence(tmp_path, other, chosen).centres_mm(one)
+    found = correspondence_of(tmp_path, other, chosen).centres_mm(one)
     np.testing.assert_allclose(found - one.centres_mm, np.tile(moved, (4, 1)), atol=2.5)  # within a coarse voxel
-    by_side = Correspondence(tmp_path, other, settings()).centres_mm(one)
+    by_side = correspondence_of(tmp_path, other, settings()).centres_mm(one)
     assert np.abs(by_side - one.centres_mm - moved).max() > 5
 
 
 def test_one_scan_is_read_once_for_all_its_references(tmp_path, row, monkeypatch):
     chosen = settings(correspondence="physical")
-    references = [choose_coordinates(tmp_path, row, number, chosen) for number in range(3)]
+    references = [coordinates(tmp_path, row, number, chosen) for number in range(3)]
     other = head(tmp_path, "other", (55, 48, 45))
     plain, times = module.read_coarse, []
     monkeypatch.setattr(module, "read_coarse", lambda *given: times.append(1) or plain(*given))
-    correspondence = Correspondence(tmp_path, other, chosen)
+    correspondence = correspondence_of(tmp_path, other, chosen)
     assert len({tuple(correspondence.centres_mm(one)[0]) for one in references}) > 1
     assert len(times) == 1
 
 
 def test_registered_places_follow_the_body_in_the_field_of_view(tmp_path, row):
     chosen = settings(alignment="rigid")
-    one = choose_coordinates(tmp_path, row, 0, chosen)
-    assert one.scan is not None and choose_coordinates(tmp_path, row, 0, settings()).scan is None
+    one = coordinates(tmp_path, row, 0, chosen)
+    assert one.scan is not None and coordinates(tmp_path, row, 0, settings()).scan is None
     other = head(tmp_path, "other", (58, 43, 50))
-    found = Correspondence(tmp_path, other, chosen).centres_mm(one)
+    found = correspondence_of(tmp_path, other, chosen).centres_mm(one)
     np.testing.assert_allclose(found - one.centres_mm, np.tile([8.0, -5, 5], (4, 1)), atol=2)
 
 
@@ -123,7 +131,7 @@ def test_pictures_correspond_too(tmp_path):
         cube_shape=(8, 8), num_coordinates=3, min_distance_mm=4, scales=(Scale(extent_mm=(16, 16)),), min_content=0.2
     )
     chosen = Settings(autoencoder=AutoencoderSettings(input_shape=(8, 8)), discovery=discovery)
-    one = choose_coordinates(tmp_path, row, 0, chosen)
+    one = coordinates(tmp_path, row, 0, chosen)
     other = archived(tmp_path, "other", blobs[:40], (1.0, 2.0), coarse_size=24)
-    found = Correspondence(tmp_path, other, chosen).centres_mm(one)
+    found = correspondence_of(tmp_path, other, chosen).centres_mm(one)
     np.testing.assert_allclose(found, one.centres_mm * (0.5, 2.0))
