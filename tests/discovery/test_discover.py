@@ -289,9 +289,7 @@ def test_a_part_without_a_damaged_scan_is_told_alike_when_it_is_resumed(workspac
     damaged = rows[0]["volume_id"]
     damage(other, damaged)
     chosen = SETTINGS.discovery
-    planner = PatternPlanner(
-        other.volumes, references_of(workspace), chosen, SETTINGS.intensity, SETTINGS.seed
-    )
+    planner = PatternPlanner(other.volumes, references_of(workspace), chosen, SETTINGS.intensity, SETTINGS.seed)
     store = StoreTask(other.patterns, other, chosen.cube_shape, SETTINGS.intensity, 3 * 2, planner)
     outcome = crop_part(0, store)
     stored = pq.read_table(other.patterns / "part-000000.parquet")

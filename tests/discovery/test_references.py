@@ -11,8 +11,10 @@ from scipy import ndimage
 from raygenesis.discovery import references as module
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.discovery.references import Correspondence, Reference, choose_coordinates
+from raygenesis.discovery.patients import Patients
+from raygenesis.discovery.references import Correspondence, Reference, choose_coordinates, choose_references
 from raygenesis.settings import AutoencoderSettings, DiscoverySettings, Scale, Settings
+from tests.support.patients import SUBJECTS, TOO_SMALL, discovery_settings, embedded, on_a_line, patients
 from tests.support.synthetic import archived, imaged
 
 SPACING = (2.0, 1.5, 1.5)
@@ -135,3 +137,65 @@ def test_pictures_correspond_too(tmp_path):
     other = archived(tmp_path, "other", blobs[:40], (1.0, 2.0), coarse_size=24)
     found = correspondence_of(tmp_path, other, chosen).centres_mm(one)
     np.testing.assert_allclose(found, one.centres_mm * (0.5, 2.0))
+
+
+# --- who is a reference ---------------------------------------------------------------------------
+
+
+def test_references_are_training_subjects_of_their_own_large_enough_and_the_same_as_more_are_asked_for(tmp_path):
+    known, table = patients(), on_a_line(tmp_path)
+    five = choose_references(known, table, 0.0, discovery_settings(references=5), 0)
+    assert {SUBJECTS[number] for number in five} == set("abcef")
+    assert TOO_SMALL not in five
+    for fewer in range(1, 5):
+        assert choose_references(known, table, 0.0, discovery_settings(references=fewer), 0) == five[:fewer]
+    seeds = {choose_references(known, table, 0.0, discovery_settings(), seed)[0] for seed in range(20)}
+    assert len(seeds) > 3
+
+
+def farthest_first(vectors: np.ndarray, first: int, among: list[int], count: int) -> list[int]:
+    """By a plain loop."""
+    chosen = [first]
+    while len(chosen) < count:
+        gaps = {n: min(np.linalg.norm(vectors[n] - vectors[one]) for one in chosen) for n in among if n not in chosen}
+        chosen.append(max(gaps, key=gaps.get))
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_spread_references_are_each_the_farthest_from_those_before(tmp_path, seed):
+    vectors = np.random.default_rng(seed).standard_normal((40, 6)).astype(np.float32)
+    everyone = np.ones(40, bool)
+    held_out = np.arange(40) % 4 == 0
+    known = Patients([f"{n:02d}" for n in range(40)], np.arange(40), held_out, everyone, everyone)
+    table = embedded(tmp_path, known.ids, vectors)
+    chosen = discovery_settings(references=8, reference_choice="spread")
+    eight = choose_references(known, table, 0.0, chosen, seed)
+    assert eight == farthest_first(vectors, eight[0], np.flatnonzero(~held_out).tolist(), 8)
+    drawn = choose_references(known, table, 0.0, discovery_settings(references=8), seed)
+    assert eight[0] == drawn[0] and eight != drawn
+    gaps = [
+        min(np.linalg.norm(vectors[a] - vectors[b]) for a in some for b in some if a != b) for some in (eight, drawn)
+    ]
+    assert gaps[0] > gaps[1]
+    for fewer in range(1, 8):
+        asked = discovery_settings(references=fewer, reference_choice="spread")
+        assert choose_references(known, table, 0.0, asked, seed) == eight[:fewer]
+
+
+@pytest.mark.parametrize("choice", ["spread", "random"])
+def test_copies_of_a_reference_are_no_further_references(tmp_path, choice):
+    vectors = np.ones((len(SUBJECTS), 3), np.float32)
+    vectors[[SUBJECTS.index("a"), SUBJECTS.index("b")]] = 4
+    table = embedded(tmp_path, patients().ids, vectors)
+    chosen = choose_references(patients(), table, 0.5, discovery_settings(references=5, reference_choice=choice), 0)
+    assert len(chosen) == 2 and len({SUBJECTS[number] in "ab" for number in chosen}) == 2
+
+
+def test_a_copy_of_a_reference_is_no_second_reference(tmp_path):
+    known = patients()
+    table = on_a_line(tmp_path)
+    first, second, _ = choose_references(known, table, 0.0, discovery_settings(references=3), 0)
+    far = float(np.linalg.norm(table.take(np.array([first])) - table.take(np.array([second]))))
+    chosen = choose_references(known, table, far, discovery_settings(references=3), 0)
+    assert chosen[0] == first and second not in chosen

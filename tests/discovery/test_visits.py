@@ -85,7 +85,15 @@ def test_a_plan_of_any_number_of_classes_is_whole():
     """The published code saved nothing unless the classes were a multiple of 50."""
     for count in (1, 7, 49, 50, 51):
         table = plan_visits([{TRAINING: [f"t{n}"], VALIDATION: []} for n in range(count)], 2, 30)
-        assert table.schema == VISIT and list(Visit.__annotations__) == VISIT.names and sorted(table["reference"].to_pylist()) == list(range(count))
+        assert (
+            table.schema == VISIT
+            and list(Visit.__annotations__) == VISIT.names
+            and sorted(table["reference"].to_pylist()) == list(range(count))
+        )
+
+
+def test_a_visit_s_type_has_the_columns_of_the_schema():
+    assert list(Visit.__annotations__) == VISIT.names
 
 
 def test_ranks_follow_the_neighbours_and_rank_0_is_the_reference_itself():

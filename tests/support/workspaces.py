@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from raygenesis.discovery.autoencoder import IdentityMapping
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, voxel_bytes
-from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.quality import summary, warning
 from raygenesis.networks.scan_encoders import save_encoder
