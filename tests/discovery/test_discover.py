@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -339,10 +339,10 @@ def test_a_patient_that_cannot_be_a_reference_gives_way_to_the_next(workspace, t
     other = make_workspace(tmp_path)
     blank_coarse(other, first)
     made = discover(other, SETTINGS)
-    chosen = [reference["volume_id"] for reference in made["references"]]
+    chosen = [reference.volume_id for reference in made.references]
     assert chosen[0] == second and len(set(chosen)) == 2 and first not in chosen
     assert f"another reference instead of one that does not fit: reference scan {first}.nii" in capsys.readouterr().out
-    assert made["counts"]["references"] == 2
+    assert made.counts.references == 2
 
 
 # --- whether it worked ----------------------------------------------------------------------------
@@ -387,8 +387,7 @@ def families(root: Path, telling: bool) -> Workspace:
         }
     )
     pq.write_table(table, workspace.embeddings / "part-000000000.parquet")
-    told = {"fingerprint": "given", "inputs": {"encoder": "given"}, "counts": {}}
-    write_json(workspace.embeddings / "manifest.json", told)
+    finish_embeddings(workspace, "given", len(rows))
     return workspace
 
 
@@ -398,18 +397,18 @@ def test_neighbours_by_embeddings_that_tell_nothing_are_warned_of(ray_cluster, t
     settings = settings_with(
         num_neighbours=7, num_validation_neighbours=1, scales=(Scale(extent_mm=(12, 12, 12)),), duplicate_distance=0.001
     )
-    quality = discover(made, settings)["quality"]
+    quality = discover(made, settings).quality
     said = capsys.readouterr().out
-    assert quality["random"]["num_patients"] == 2 * (27 - 7)
+    assert quality.random.num_patients == 2 * (27 - 7)
     if telling:
-        assert quality["p_value"] < 1e-3 and quality["warning"] is None and "warning" not in said
-        assert quality["neighbours"]["within"] > 0.6 > 0.4 > quality["random"]["within"]
-        assert quality["neighbours"]["between"] < 0.3
+        assert quality.p_value < 1e-3 and quality.warning is None and "warning" not in said
+        assert quality.neighbours.within > 0.6 > 0.4 > quality.random.within
+        assert quality.neighbours.between < 0.3
     else:
-        assert quality["p_value"] > 0.05
-        assert quality["warning"].startswith("neighbours cannot be told from random patients")
-        assert f"discover: warning: {quality['warning']}" in said
-    assert manifest(made)["quality"] == quality
+        assert quality.p_value > 0.05
+        assert quality.warning.startswith("neighbours cannot be told from random patients")
+        assert f"discover: warning: {quality.warning}" in said
+    assert manifest(made)["quality"] == json.loads(json.dumps(asdict(quality)))
 
 
 # --- what cannot be discovered --------------------------------------------------------------------
@@ -434,8 +433,8 @@ def test_near_duplicates_that_leave_too_few_are_refused_naming_the_keys(ray_clus
 def test_the_reference_alone_is_a_class_too(ray_cluster, tmp_path):
     """K = 1: nobody to compare with, and patterns of the reference and of held-out patients."""
     told = discover(make_workspace(tmp_path), settings_with(num_neighbours=1))
-    assert told["counts"]["patterns"] == 2 * 3 * 2 * (1 + 3)
-    assert told["quality"]["neighbours"]["num_patients"] == 0 and told["quality"]["warning"] is None
+    assert told.counts.patterns == 2 * 3 * 2 * (1 + 3)
+    assert told.quality.neighbours.num_patients == 0 and told.quality.warning is None
 
 
 def test_coordinates_that_do_not_fit_are_refused_naming_scan_and_key(ray_cluster, tmp_path):

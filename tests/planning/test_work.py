@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
+from raygenesis.planning.work import ONE_NODE, Scans, Work
 
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.load import Load, load_of
 from raygenesis.networks.network import build_encoder
 from raygenesis.planning import work
-from raygenesis.planning.work import ONE_NODE, Scans, Work
 from raygenesis.pretraining.pretexts import PRETEXTS
 from raygenesis.settings import load_settings, settings_from
 from raygenesis.transfer.initialisations import Initialisation

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from raygenesis.discovery.autoencoder import IdentityMapping
 
+from raygenesis.discovery.autoencoder_training import IdentityMapping
 from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.experiment import Row
 from raygenesis.training.loop import Progress, run_epochs
