@@ -55,7 +55,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class ReadyInitialisation:
     """An initialisation that is ready. source: as `finetune` takes it; cubes: seen over all epochs, 0 if not here."""
 
     title: str
@@ -103,13 +103,13 @@ def make_stores(study: Study) -> None:
         crop(workspace, settings, study.announce)
 
 
-def pretrain_initialisation(study: Study, planned: PlannedInitialisation) -> Pretrained:
+def pretrain_initialisation(study: Study, planned: PlannedInitialisation) -> ReadyInitialisation:
     """Pretrain a planned initialisation for as many whole epochs as come nearest to the plan's cubes.
 
     What has weights already is returned as it is.
     """
     if planned.weights is not None:
-        return Pretrained(planned.title, planned.weights)
+        return ReadyInitialisation(planned.title, planned.weights)
     run = f"{study.name}-{planned.title}".replace("+", "-")
     chosen = study.settings_of(planned)
     pretraining = chosen.pretraining
@@ -128,7 +128,7 @@ def pretrain_initialisation(study: Study, planned: PlannedInitialisation) -> Pre
     )
     settings = study.settings_of(planned, **epochs_by_phase(pretraining, num_epochs))
     pretrain(study.workspace, settings, run, announce=study.announce)
-    return Pretrained(planned.title, run, cubes)
+    return ReadyInitialisation(planned.title, run, cubes)
 
 
 def epochs_by_phase(pretraining: PretrainingSettings, num_epochs: int) -> dict[str, int]:
