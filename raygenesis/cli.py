@@ -272,13 +272,14 @@ def finetune_command(
 ) -> None:  # fmt: skip
     """Learn a target task from few labels, from random weights and from pretrained ones. Run it again to continue."""
     from raygenesis.pipeline import job
-    from raygenesis.transfer.finetune import STARTS, finetune
-    from raygenesis.transfer.targets.description import description_of
+    from raygenesis.transfer.description import description_of
+    from raygenesis.transfer.finetune import DEFAULT_SOURCES, FinetuneRequest, finetune
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    description = description_of(target, images, labels, settings)
+    description = description_of(target, images, labels, settings.ndim)
+    request = FinetuneRequest(name, tuple(starts or DEFAULT_SOURCES))
     with job("finetune", place, settings) as announce:
-        finetune(description, place, settings, starts or STARTS, name, announce=announce)
+        finetune(description, place, settings, request, announce)
 
 
 @app.command("compare")

@@ -33,9 +33,9 @@ from raygenesis.report.report import report
 from raygenesis.settings import Settings, load_settings
 from raygenesis.sweeps.sweep import sweep
 from raygenesis.text.amounts import sides
-from raygenesis.transfer.finetune import finetune
-from raygenesis.transfer.statistics import RANDOM
-from raygenesis.transfer.targets.description import Description, read_description, read_target
+from raygenesis.transfer.description import Description, read_description, read_target
+from raygenesis.transfer.finetune import FinetuneRequest, finetune
+from raygenesis.transfer.initialisations import RANDOM
 from raygenesis.workspace.artifacts import ARCHIVE, PATTERNS, made_from
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
@@ -83,15 +83,15 @@ def run(
     else:
         crop(workspace, settings, announce)
     pretrain(workspace, settings, name, announce=announce)
-    starts = [RANDOM, name]
+    sources = [RANDOM, name]
     if sweeps:
         sweep(workspace, settings, name, announce=announce)
         best = load_settings(str(workspace.sweep(name) / "best.yaml"))
         best_name = f"{name}-best"
         pretrain(workspace, best, best_name, announce=announce)
-        starts.append(best_name)
+        sources.append(best_name)
     if description is not None:
-        finetune(description, workspace, settings, starts, name, announce=announce)
+        finetune(description, workspace, settings, FinetuneRequest(name, tuple(sources)), announce)
     page = report(workspace, settings)
     say("run", f"everything is in {workspace.root}, {watch.seconds:.1f} s; open {page}")
     return page

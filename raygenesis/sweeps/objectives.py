@@ -21,7 +21,8 @@ from raygenesis.sweeps.space import Space
 from raygenesis.training.feeding import Samples
 from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
-from raygenesis.transfer.prepared import Prepared, ResolvedTarget, prepare
+from raygenesis.transfer.prepared import Prepared, prepare
+from raygenesis.transfer.resolved import ResolvedTarget
 from raygenesis.transfer.trial import fine_tune
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
@@ -112,9 +113,6 @@ def few_shot_score(model: PretextNetwork, ready: Prepared, num_gpus: float) -> f
         save_network(model, Path(folder), {})
         start = Initialisation("pretrained", Path(folder), model.architecture, "")
         for trial in split.trials:
-            learnt, validation, test = (
-                ready.held.of(part).cases() for part in (trial.examples, split.validation, split.test)
-            )
-            _, tested = fine_tune(pose, start, trial, learnt, validation, test)
+            _, tested = fine_tune(pose, start, trial, ready.cases_of(trial).read())
             scores.append(primary.sign * figures(pose.task, tested)[primary.name])
     return float(np.mean(scores))

@@ -37,10 +37,9 @@ from raygenesis.text.amounts import size
 from raygenesis.text.tables import aligned, as_csv, cell
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
-from raygenesis.transfer.initialisations import check_fits, find_initialisations
-from raygenesis.transfer.prepared import ResolvedTarget, digest_of, resolve_target
-from raygenesis.transfer.statistics import RANDOM
-from raygenesis.transfer.targets.description import read_description
+from raygenesis.transfer.description import read_description
+from raygenesis.transfer.initialisations import RANDOM, check_fits, find_initialisations
+from raygenesis.transfer.resolved import ResolvedTarget, digest_of, resolve_target
 from raygenesis.workspace.artifacts import PATTERNS, SWEEPS
 from raygenesis.workspace.files import Place, publish, read_json, write_json
 from raygenesis.workspace.manifest import PatternsManifest, SweepCounts, SweepManifest

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 
 from raygenesis.cluster import capacity, fan_out
-from raygenesis.errors import SettingsError
+from raygenesis.errors import ClusterError, SettingsError
 
 
 def scaled(item: int, by: int, more: np.ndarray) -> int:
@@ -33,6 +35,26 @@ def dying_once(item: int, folder: Path) -> int:
     if item == 2 and not mark.exists():
         mark.touch()
         os._exit(1)
+    return item
+
+
+def halved_once(item: int) -> int:
+    return item // 2
+
+
+def in_its_environment(item: int) -> tuple[int, str, float]:
+    return item, os.environ["TRIAL"], ray.get_runtime_context().get_assigned_resources()["CPU"]
+
+
+def with_a_block(item: int) -> Any:
+    return np.full(2, item), item
+
+
+def writing_for_long(item: int, folder: Path) -> int:
+    deadline = time.monotonic() + 60
+    while item and time.monotonic() < deadline:
+        (folder / str(item)).write_text(str(time.monotonic()))
+        time.sleep(0.05)
     return item
 
 
@@ -66,6 +88,65 @@ def test_a_users_mistake_is_raised_as_itself(ray_cluster: None) -> None:
 
 def test_a_task_whose_worker_dies_is_run_again(ray_cluster: None, tmp_path: Path) -> None:
     assert sorted(fan_out.each(dying_once, range(5), tmp_path)) == list(range(5))
+
+
+def test_every_item_comes_with_its_result_or_its_error(ray_cluster: None, tmp_path: Path) -> None:
+    ended = {outcome.item: outcome for outcome in fan_out.outcomes(refusing, range(6))}
+    assert sorted(ended) == list(range(6)) and type(ended[3].error) is SettingsError
+    assert [outcome.result() for item, outcome in sorted(ended.items()) if item != 3] == [0, 1, 2, 4, 5]
+    never_again = fan_out.TaskOptions(max_retries=0)
+    lost = {
+        outcome.item: outcome.error for outcome in fan_out.outcomes(dying_once, range(3), tmp_path, options=never_again)
+    }
+    assert lost[0] is lost[1] is None and isinstance(lost[2], ClusterError)
+    with pytest.raises(KeyError):
+        next(fan_out.outcomes(failing, [1])).result()
+
+
+def test_an_iterator_may_choose_the_next_item_by_the_results_before(ray_cluster: None) -> None:
+    results = [7]
+
+    def halves() -> Iterator[int]:
+        while results[-1] > 1:
+            yield results[-1]
+
+    options = fan_out.TaskOptions(max_tasks=lambda: 1)
+    for halved in fan_out.each(halved_once, halves(), options=options):
+        results.append(halved)
+    assert results == [7, 3, 1]
+
+
+def test_no_more_tasks_wait_than_are_asked_for_and_each_has_its_environment(ray_cluster: None) -> None:
+    taken, most = 0, 1
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        while taken < 10:
+            taken += 1
+            yield taken
+
+    options = fan_out.TaskOptions(num_cpus=2, runtime_env={"env_vars": {"TRIAL": "one"}}, max_tasks=lambda: most)
+    results = fan_out.each(in_its_environment, items(), options=options)
+    assert next(results) == (1, "one", 2.0) and taken == 1
+    most = 3  # as when nodes have come
+    assert next(results)[1:] == ("one", 2.0) and taken == 4
+    assert len(list(results)) == 8
+
+
+def test_the_first_of_a_pair_can_stay_in_the_object_store(ray_cluster: None) -> None:
+    options = fan_out.TaskOptions(stores_first=True)
+    found = sorted(fan_out.each(with_a_block, range(3), options=options), key=lambda pair: pair[1])
+    assert [item for _, item in found] == [0, 1, 2]
+    assert [block.tolist() for block in ray.get([block for block, _ in found])] == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_no_task_is_running_any_more_when_the_caller_has_gone(ray_cluster: None, tmp_path: Path) -> None:
+    results = fan_out.each(writing_for_long, range(4), tmp_path)
+    assert next(results) == 0
+    results.close()
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    time.sleep(0.3)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == written
 
 
 # --- what a cluster can never give ----------------------------------------------------------------

@@ -38,8 +38,8 @@ from raygenesis.settings import load_settings
 from raygenesis.sweeps import trials as sweeping
 from raygenesis.sweeps.sweep import sweep
 from raygenesis.transfer import finetune as finetuning
+from raygenesis.transfer.description import parse_description
 from raygenesis.transfer.finetune import finetune
-from raygenesis.transfer.targets.description import described
 from raygenesis.transfer.trial import run_trial
 from raygenesis.workspace.files import read_json
 from raygenesis.workspace.object_store import remote
@@ -68,7 +68,7 @@ def settings() -> Any:
 
 def _finetune(root: Path, workspace: Workspace) -> None:
     tree = {"task": "segmentation", "images": "images", "labels": "labels"}
-    finetune(described(tree, root / "target", "target"), workspace, settings(), ("random", "default"))
+    finetune(parse_description(tree, root / "target", "target"), workspace, settings())
 
 
 def _index(root: Path, workspace: Workspace) -> None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from raygenesis.errors import ScanError
 
 # Pixels a matrix may have on a side: what is beyond is a damaged document.
-LARGEST_SIDE = 2**16
+MAX_SIDE = 2**16
 
 Voxels = NDArray[np.int64]
 
@@ -41,7 +41,7 @@ class Reading:
 
 
 def read_reading(path: Path) -> Reading:
-    """Raises ScanError if the document is damaged or is not about a CT."""
+    """Read the readers' document of a CT. Raises ScanError if it is damaged or of another kind."""
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError) as error:
@@ -121,7 +121,7 @@ def _slices(rois: Sequence[ElementTree.Element]) -> dict[str, tuple[str, float]]
 
 
 def _key(roi: ElementTree.Element) -> str:
-    """What two readers' outlines on one slice have in common: its UID, or its place without one."""
+    """The key of an outline's slice: its UID, or its place where it has none."""
     return roi.findtext("{*}imageSOP_UID", "").strip() or str(float(roi.findtext("{*}imageZposition", "")))
 
 
@@ -132,7 +132,7 @@ def _voxels(nodule: ElementTree.Element, numbers: dict[str, int]) -> Voxels:
     for roi in nodule.findall("{*}roi"):
         edges = roi.findall("{*}edgeMap")
         points = np.array([[int(edge.findtext(name, "")) for name in ("{*}xCoord", "{*}yCoord")] for edge in edges])
-        if not points.size or points.min() < 0 or points.max() >= LARGEST_SIDE:
+        if not points.size or points.min() < 0 or points.max() >= MAX_SIDE:
             raise ValueError
         columns, rows = inside(points).T
         is_hole = roi.findtext("{*}inclusion", "").strip().upper() == "FALSE"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.transfer.examples import Target
 from raygenesis.transfer.targets.csv_tables import named_rows
-from raygenesis.transfer.targets.folders import read_label_maps, read_table
+from raygenesis.transfer.targets.own_files import Columns, OwnFiles, read_label_maps, read_table
 from tests.support.cases import write_nifti
 from tests.support.data import HIPPOCAMPI, needs_hippocampi
 from tests.support.dicom_series import STUDY, series, write_all
@@ -46,15 +46,16 @@ def write_series(folder: Path, number: int, patient: str) -> None:
 
 
 def maps(folder: Path, pattern: str | None = None, **options: Any) -> Target:
-    return read_label_maps(folder / "images", folder / "labels", pattern, 3, **options)
+    files = OwnFiles("segmentation", folder / "images", folder / "labels", subject_pattern=pattern, **options)
+    return read_label_maps(files)
 
 
 def table(folder: Path, text: str | bytes, task: str = "classification", **options: Any) -> Target:
     content = text.encode() if isinstance(text, str) else text
     (folder / "labels.csv").write_bytes(content)
-    given = {"key_column": "image", "value_column": "value", "subject_column": None, "subject_pattern": None,
-             "classes": None, "split": None}  # fmt: skip
-    return read_table(folder / "images", folder / "labels.csv", task, 3, **given | options)
+    names = {name: options.pop(f"{name}_column", usual) for name, usual in
+             (("key", "image"), ("value", "value"), ("subject", None))}  # fmt: skip
+    return read_table(OwnFiles(task, folder / "images", folder / "labels.csv", **options), Columns(**names))
 
 
 def values(target: Target) -> dict[str, Any]:
@@ -248,7 +249,7 @@ def test_label_maps_are_read_beside_their_images(folder: Path) -> None:
 
 @needs_hippocampi
 def test_real_hippocampi_are_one_example_a_subject() -> None:
-    target = read_label_maps(HIPPOCAMPI / "images", HIPPOCAMPI / "labels", None, 3)
+    target = read_label_maps(OwnFiles("segmentation", HIPPOCAMPI / "images", HIPPOCAMPI / "labels"))
     assert len(target.examples) == len({example.subject for example in target.examples}) == 170
     assert not target.problems
 

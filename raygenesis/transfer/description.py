@@ -1,4 +1,4 @@
-"""A target task described in YAML: a user's own images and labels, or a published set in its owners' layout."""
+"""The description of a target task in YAML: a user's own images and labels, or a published set in its layout."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from pydantic import Field, ValidationError, model_validator, validate_call
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.settings import Section, Settings, read_mapping, sentence, settings_from
 from raygenesis.transfer.examples import SEGMENTATION, Target
-from raygenesis.transfer.targets import PUBLISHED
-from raygenesis.transfer.targets.folders import read_label_maps, read_table
+from raygenesis.transfer.targets.layouts import LAYOUTS
+from raygenesis.transfer.targets.own_files import Columns, OwnFiles, read_label_maps, read_table
+from raygenesis.workspace.manifest import Tree
 
 
 class Description(Section):
-    """Paths are meant from the folder of the file. Either `layout` and `folder`, or `task`, `images` and `labels`.
+    """Either `layout` and `folder`, or `task`, `images` and `labels`; paths are relative to the file's folder.
 
     settings: what this target changes below `finetune`.
     """
 
     layout: str | None = None
     folder: Path | None = None
-    options: dict[str, Any] = Field({}, description="Of the layout.")
+    options: dict[str, Any] = Field({}, description="Options of the layout, by name.")
     task: Literal["segmentation", "classification", "regression"] | None = None
     images: Path | None = None
     labels: Path | None = None
@@ -38,13 +39,13 @@ class Description(Section):
     split: Path | None = None
     empty_masks: Literal["leave-out", "keep"] = "leave-out"
     window: tuple[float, float] | None = None
-    settings: dict[str, Any] = Field({}, description="Below `finetune`.")
+    settings: dict[str, Any] = Field({}, description="Settings below `finetune` that this target changes.")
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Description:
         if self.layout is not None:
-            if self.layout not in PUBLISHED:
-                raise ValueError(f"layout: {self.layout!r} is unknown: choose one of {', '.join(PUBLISHED)}")
+            if self.layout not in LAYOUTS:
+                raise ValueError(f"layout: {self.layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")
             ours = self.model_fields_set - {"layout", "folder", "options", "settings", "window"}
             if self.folder is None or ours:
                 fault = "needs `folder`" if self.folder is None else f"brings its own {', '.join(sorted(ours))}"
@@ -56,7 +57,7 @@ class Description(Section):
         if self.folder is not None or self.options:
             raise ValueError("folder and options belong to a `layout`: leave them out, or give one")
         if self.task != SEGMENTATION and self.value_column is None:
-            raise ValueError(f"value_column is missing: name the column of {self.labels} that holds what is to be told")
+            raise ValueError(f"value_column is missing: name the column of {self.labels} that holds the values")
         if self.classes is not None and not 0 < len(self.classes) == len(set(map(str, self.classes))):
             raise ValueError(f"classes: {list(self.classes)} must be names, each another: leave it out, or mend it")
         try:
@@ -71,24 +72,24 @@ class Description(Section):
 
 
 def read_description(path: Path) -> Description:
-    """A description's file, with its paths made absolute. Raises SettingsError in one sentence."""
-    return described(read_mapping(path, "target"), path.parent.absolute(), str(path))
+    """Read a description's file, with its paths made absolute. Raises SettingsError in one sentence."""
+    return parse_description(read_mapping(path, "target"), path.parent.absolute(), str(path))
 
 
-def description_of(target: Path | None, images: Path | None, labels: Path | None, settings: Settings) -> Description:
-    """The description in a file, or that of two folders of images and label maps. Raises SettingsError."""
+def description_of(target: Path | None, images: Path | None, labels: Path | None, ndim: int) -> Description:
+    """The description in a file, or that of two folders of `ndim`D images and label maps. Raises SettingsError."""
     if target is not None and images is None and labels is None:
         return read_description(target)
     if target is None and images is not None and labels is not None:
-        tree = {"task": SEGMENTATION, "images": images, "labels": labels, "ndim": settings.ndim}
-        return described(tree, Path.cwd(), "--images and --labels")
+        tree = {"task": SEGMENTATION, "images": images, "labels": labels, "ndim": ndim}
+        return parse_description(tree, Path.cwd(), "--images and --labels")
     raise SettingsError(
         "give --target, a YAML file that describes the target, or --images and --labels for a segmentation"
     )
 
 
-def described(tree: dict[str, Any], folder: Path, where: str) -> Description:
-    """A description given as a tree; paths in it are meant from `folder`."""
+def parse_description(tree: Tree, folder: Path, where: str) -> Description:
+    """The description in a tree of YAML; paths are relative to `folder`, errors name `where`. Raises SettingsError."""
     try:
         found = Description.model_validate(tree)
     except ValidationError as error:
@@ -104,20 +105,16 @@ def read_target(description: Description, subject_pattern: str | None = None) ->
     """
     task, images, labels = description.task, description.images, description.labels
     if task is None or images is None or labels is None:  # a layout has its own
-        target = _published(description)
-    elif task == SEGMENTATION:
-        target = read_label_maps(
-            images, labels, description.subject_pattern or subject_pattern, description.ndim,
-            classes=description.classes, split=description.split,
-        )  # fmt: skip
+        target = _read_layout(description)
     else:
-        assert description.value_column is not None
-        target = read_table(
-            images, labels, task, description.ndim,
-            key_column=description.key_column, value_column=description.value_column,
-            subject_column=description.subject_column, subject_pattern=description.subject_pattern or subject_pattern,
-            classes=description.classes, split=description.split,
-        )  # fmt: skip
+        pattern = description.subject_pattern or subject_pattern
+        files = OwnFiles(task, images, labels, description.ndim, description.classes, description.split, pattern)
+        if task == SEGMENTATION:
+            target = read_label_maps(files)
+        else:
+            assert description.value_column is not None
+            columns = Columns(description.key_column, description.value_column, description.subject_column)
+            target = read_table(files, columns)
     return replace(
         target, window=description.window or target.window,
         keeps_empty=target.keeps_empty or description.empty_masks == "keep",
@@ -125,18 +122,18 @@ def read_target(description: Description, subject_pattern: str | None = None) ->
 
 
 def settings_for(description: Description, settings: Settings) -> Settings:
-    """The settings with what the target changes below `finetune`; what was given on the command line stays."""
+    """Settings with what the target changes below `finetune`, except for what was given on the command line."""
     changed = dict(description.settings)
     if description.layout is not None and settings.finetune.input_shape is None:
-        changed.setdefault("input_shape", PUBLISHED[description.layout].input_shape)
+        changed.setdefault("input_shape", LAYOUTS[description.layout].input_shape)
     tree = settings.model_dump(mode="json")
     tree["finetune"] |= {key: value for key, value in changed.items() if f"finetune.{key}" not in settings.given}
     return settings_from(tree, settings.given)
 
 
-def _published(description: Description) -> Target:
+def _read_layout(description: Description) -> Target:
     assert description.layout is not None
-    layout = PUBLISHED[description.layout]
+    layout = LAYOUTS[description.layout]
     where = f"options of layout {description.layout}"
     known = list(inspect.signature(layout.read).parameters)[1:]
     unknown = [key for key in description.options if key not in known]

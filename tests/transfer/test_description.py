@@ -11,15 +11,15 @@ import yaml
 
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.settings import load_settings, settings_from
-from raygenesis.transfer.targets import PUBLISHED
-from raygenesis.transfer.targets.description import (
+from raygenesis.transfer.description import (
     Description,
-    described,
     description_of,
+    parse_description,
     read_description,
     read_target,
     settings_for,
 )
+from raygenesis.transfer.targets.layouts import LAYOUTS
 
 MAPS = {"task": "segmentation", "images": "i", "labels": "l"}
 TABLE = {"task": "classification", "images": "i", "labels": "t.csv", "value_column": "dx"}
@@ -27,7 +27,7 @@ PUBLIC = {"layout": "brats", "folder": "b"}
 
 
 def describe(tree: dict[str, Any], folder: Path = Path("/data")) -> Description:
-    return described(tree, folder, "target.yaml")
+    return parse_description(tree, folder, "target.yaml")
 
 
 def test_paths_are_meant_from_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,17 +84,17 @@ def test_a_mistake_is_one_sentence_that_names_the_file_and_the_key(tree: dict[st
 
 def test_two_folders_describe_a_segmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = description_of(None, Path("i"), Path("l"), settings_from({}))
+    found = description_of(None, Path("i"), Path("l"), settings_from({}).ndim)
     assert (found.task, found.images, found.labels, found.ndim) == ("segmentation", tmp_path / "i", tmp_path / "l", 3)
     flat = settings_from({"discovery": {"cube_shape": [64, 64], "scales": [{"extent_mm": [64, 64]}]},
                           "autoencoder": {"input_shape": [64, 64]}})  # fmt: skip
-    assert description_of(None, Path("i"), Path("l"), flat).ndim == 2
+    assert description_of(None, Path("i"), Path("l"), flat.ndim).ndim == 2
 
 
 @pytest.mark.parametrize("given", [(None, None, None), (None, Path("i"), None), (Path("t"), Path("i"), Path("l"))])
 def test_neither_or_both_ways_to_describe_are_refused(given: tuple[Any, ...]) -> None:
     with pytest.raises(SettingsError, match=r"give --target, a YAML file .*, or --images and --labels"):
-        description_of(*given, settings_from({}))
+        description_of(*given, 3)
 
 
 def test_a_description_of_a_table_is_read(tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def adrenals(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("layout", PUBLISHED)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_where_the_files_of_a_layout_are_missing_it_is_said_whose_they_are(tmp_path: Path, layout: str) -> None:
-    source = PUBLISHED[layout].source
+    source = LAYOUTS[layout].source
     for folder in (".", "nowhere"):
         with pytest.raises(ScanError) as error:
             read_target(describe({"layout": layout, "folder": folder}, tmp_path))
@@ -160,7 +160,7 @@ def test_an_option_of_another_type_is_one_sentence(adrenals: Path) -> None:
 
 
 def test_a_layout_brings_its_input_shape_unless_another_is_given() -> None:
-    assert settings_for(describe(PUBLIC), settings_from({})).finetune.input_shape == PUBLISHED["brats"].input_shape
+    assert settings_for(describe(PUBLIC), settings_from({})).finetune.input_shape == LAYOUTS["brats"].input_shape
     own = settings_for(describe({**PUBLIC, "settings": {"input_shape": [16, 16, 16]}}), settings_from({}))
     assert own.finetune.input_shape == (16, 16, 16)
     kept = settings_for(describe(PUBLIC), settings_from({"finetune": {"input_shape": [8, 8, 8]}}))
