@@ -151,19 +151,21 @@ def crop_command(workspace: WorkspaceOption, overrides: Overrides = None, preset
 def patterns_info_command(workspace: WorkspaceOption, store: StoreOption = "patterns") -> None:
     """Counts, classes, scales, bytes, speed of writing, and failures by reason."""
     from raygenesis.patterns.inspection import info
+    from raygenesis.patterns.reader import STORES
 
-    for line in info(_existing(workspace), store):
+    for line in info(_existing(workspace), STORES[store]):
         typer.echo(line)
 
 
 @patterns_app.command("verify")
 def patterns_verify_command(workspace: WorkspaceOption, store: StoreOption = "patterns") -> None:
     """Read every part again and compare it with the manifest."""
-    from raygenesis.patterns.inspection import verify
+    from raygenesis.patterns.reader import STORES
+    from raygenesis.patterns.verification import verify
 
     place = _existing(workspace)
     with recorded("verify", place):
-        verify(place, store)
+        verify(place, STORES[store])
 
 
 @patterns_app.command("show")
@@ -174,9 +176,10 @@ def patterns_show_command(
     store: StoreOption = "patterns",
 ) -> None:
     """A contact sheet: each class's reference and its nearest neighbours, or each scan's first random crops."""
-    from raygenesis.patterns.inspection import show
+    from raygenesis.patterns.contact_sheet import show
+    from raygenesis.patterns.reader import STORES
 
-    show(_existing(workspace), output or Path(f"{store}.png"), classes, store)
+    show(_existing(workspace), output or Path(f"{store}.png"), classes, STORES[store])
 
 
 @patterns_app.command("view")
@@ -231,7 +234,7 @@ def weights_export_command(
     file: WeightsFile, output: Annotated[Path, typer.Option(help="The torch file (.pt) to write.")]
 ) -> None:
     """Write weights as the code that their network comes from loads them: Models Genesis, or MONAI."""
-    from raygenesis.networks.weights.loading import export_to_library
+    from raygenesis.networks.weights.library_export import export_to_library
 
     typer.echo(f"{output}: for {export_to_library(file, output)}")
 
@@ -269,13 +272,14 @@ def finetune_command(
 ) -> None:  # fmt: skip
     """Learn a target task from few labels, from random weights and from pretrained ones. Run it again to continue."""
     from raygenesis.pipeline import job
-    from raygenesis.transfer.finetune import STARTS, finetune
-    from raygenesis.transfer.targets.description import description_of
+    from raygenesis.transfer.description import description_of
+    from raygenesis.transfer.finetune import DEFAULT_SOURCES, FinetuneRequest, finetune
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    description = description_of(target, images, labels, settings)
+    description = description_of(target, images, labels, settings.ndim)
+    request = FinetuneRequest(name, tuple(starts or DEFAULT_SOURCES))
     with job("finetune", place, settings) as announce:
-        finetune(description, place, settings, starts or STARTS, name, announce=announce)
+        finetune(description, place, settings, request, announce)
 
 
 @app.command("compare")

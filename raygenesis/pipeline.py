@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raygenesis.archive.ingest import check_any, ingest
-from raygenesis.archive.intake.found import Found, find
+from raygenesis.archive.intake.find import find
+from raygenesis.archive.intake.survey import Survey
 from raygenesis.cluster.job import recorded
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, Work, unannounced
@@ -18,15 +19,15 @@ from raygenesis.discovery.embed import embed
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.planning.announce import announce as announce_work
 from raygenesis.planning.checks import check_settings
-from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
+from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.report.report import report
 from raygenesis.settings import Settings, load_settings
 from raygenesis.sweeps.sweep import sweep
-from raygenesis.transfer.finetune import finetune
-from raygenesis.transfer.statistics import RANDOM
-from raygenesis.transfer.targets.description import Description, read_description, read_target
-from raygenesis.workspace.artifacts import ARCHIVE, made_from
+from raygenesis.transfer.description import Description, read_description, read_target
+from raygenesis.transfer.finetune import FinetuneRequest, finetune
+from raygenesis.transfer.initialisations import RANDOM
+from raygenesis.workspace.artifacts import ARCHIVE, PATTERNS, made_from
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
@@ -69,8 +70,8 @@ def run(
     if extras.sweeps:
         _check_sweep(settings)
     found = find(scans, workspace)
-    check_any(scans, found.survey)
-    check_settings(found.survey.scans, scans, settings)
+    check_any(scans, found)
+    check_settings(found.scans, scans, settings)
     _check_same_scans(found, scans, workspace)
     ingest(scans, workspace, settings, found=found, announce=announce)
     if _discovers(settings):
@@ -79,22 +80,22 @@ def run(
     else:
         crop(workspace, settings, announce)
     pretrain(workspace, settings, name, announce=announce)
-    starts = [RANDOM, name]
+    sources = [RANDOM, name]
     if extras.sweeps:
         sweep(workspace, settings, name, announce=announce)
         best = load_settings(str(workspace.sweep(name) / "best.yaml"))
         best_name = f"{name}-best"
         pretrain(workspace, best, best_name, announce=announce)
-        starts.append(best_name)
+        sources.append(best_name)
     if description is not None:
-        finetune(description, workspace, settings, starts, name, announce=announce)
+        finetune(description, workspace, settings, FinetuneRequest(name, tuple(sources)), announce)
     page = report(workspace, settings)
     say("run", f"everything is in {workspace.root}, {watch.seconds:.1f} s; open {page}")
     return page
 
 
 def _discovers(settings: Settings) -> bool:
-    return pretext_of(settings.pretraining).crops == PATTERNS
+    return pretext_of(settings.pretraining).store == PATTERNS
 
 
 def _readable(target: Path, settings: Settings) -> Description:
@@ -114,7 +115,7 @@ def _check_sweep(settings: Settings) -> None:
         _readable(Path(settings.sweep.target), settings)
 
 
-def _check_same_scans(found: Found, scans: Path, workspace: Workspace) -> None:
+def _check_same_scans(found: Survey, scans: Path, workspace: Workspace) -> None:
     """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
     archive = ARCHIVE.read(workspace.archive)
     built = [made.name for made in made_from(ARCHIVE) if (workspace.root / made.name).exists()]

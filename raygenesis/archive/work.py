@@ -24,7 +24,7 @@ def archive_size(workspace: Workspace) -> ArchiveSize | None:
 
 def _size(archive: ArchiveManifest) -> ArchiveSize:
     number, files = archive.counts.volumes, archive.source_bytes
-    voxels = files if archive.voxel_bytes is None else archive.voxel_bytes  # an earlier version's does not say
+    voxels = files if archive.voxel_bytes is None else archive.voxel_bytes  # None in what an earlier version wrote
     return ArchiveSize(number, voxels / number / MIB, files / number / MIB)
 
 

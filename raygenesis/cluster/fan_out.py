@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from raygenesis.cluster.joining import connect
 from raygenesis.errors import ClusterError, RaygenesisError
 
-MOST_LOSSES = 20  # of a task's worker or node, before the task is given up
+MAX_RETRIES = 20  # of a task's worker or node, before the task is given up
 TASKS_PER_CPU = 4  # running or waiting
 
 # For processes that train: each step takes and frees the same large tensors. By itself glibc would give them back to
@@ -50,7 +50,7 @@ class TaskOptions:
 
     num_cpus: float = 1.0
     num_gpus: float = 0.0
-    max_retries: int = MOST_LOSSES
+    max_retries: int = MAX_RETRIES
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     max_tasks: Callable[[], int] = num_queued
     stores_first: bool = False
@@ -75,7 +75,7 @@ def is_lost(node_id: str) -> bool:
     return not any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
-def result_of(reference: ray.ObjectRef[Any]) -> Any:
+def _result_of(reference: ray.ObjectRef[Any]) -> Any:
     """What a task returned; a user's mistake that was found there is raised as itself."""
     try:
         return ray.get(reference)
@@ -86,7 +86,7 @@ def result_of(reference: ray.ObjectRef[Any]) -> Any:
     except RayError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(
-            f"the cluster lost a task more than {MOST_LOSSES} times ({reason}): run the same command again"
+            f"the cluster lost a task more than {MAX_RETRIES} times ({reason}): run the same command again"
         ) from error
 
 
@@ -130,7 +130,7 @@ def outcomes(
             (done,), _ = ray.wait(list(running))
             item, stored = running.pop(done)
             try:
-                returned: Any = result_of(done)
+                returned: Any = _result_of(done)
             except (RayError, RaygenesisError) as error:
                 yield TaskOutcome(item, error)
             else:

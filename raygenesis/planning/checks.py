@@ -16,10 +16,11 @@ from raygenesis.archive.intake.survey import Scan
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
-from raygenesis.pretraining.pretrain import check_pretext
+from raygenesis.pretraining.pretexts import pretext_of
+from raygenesis.pretraining.stores import check_pretext
 from raygenesis.settings import DiscoverySettings, Settings
 from raygenesis.text.amounts import sides
+from raygenesis.workspace.artifacts import PATTERNS
 
 # Headers looked at before any work starts; of more scans an even sample.
 MAX_HEADERS = 1000
@@ -32,14 +33,14 @@ def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> No
 
     Raises SettingsError, naming the key and the remedy, if a stage would refuse them.
     """
-    check_pretext(settings)
-    discovers = pretext_of(settings.pretraining).crops == PATTERNS
+    check_pretext(settings.pretraining, settings.discovery)
+    discovers = pretext_of(settings.pretraining).store == PATTERNS
     if discovers:
         subjects = {subject_of(scan, settings.archive.subject_pattern) for scan in found}
         held_out = num_held_out(len(subjects), settings.validation_fraction)
         share = f"validation_fraction={settings.validation_fraction:g} of them held out"
         where = f"in {scans} ({len(subjects)} subjects, {share})"
-        check_counts(len(subjects) - held_out, held_out, where, settings)
+        check_counts(len(subjects) - held_out, held_out, where, settings.discovery)
     every = _sizes_mm(found, scans, settings)
     sizes = {source: size for source, size in every.items() if len(size) == settings.ndim}
     if every and not sizes:

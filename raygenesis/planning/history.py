@@ -12,7 +12,7 @@ from raygenesis.cluster.work import ArchiveSize, Work
 from raygenesis.discovery.work import autoencoder_work_done, discover_work, embed_work_done
 from raygenesis.errors import RaygenesisError
 from raygenesis.planning.estimate import Factor, estimate
-from raygenesis.pretraining.pretrain import made_store
+from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.work import pretrain_work_done
 from raygenesis.settings import PriceSettings, Settings, adopt, merged, settings_beside, settings_from
 from raygenesis.text.amounts import MIB
@@ -91,7 +91,8 @@ def _finished(
     if folder is None or manifest is None:
         return None
     if isinstance(manifest, RunManifest):
-        store = made_store(workspace, settings)
+        store_made = pretext_of(settings.pretraining).store
+        store = store_made.read(workspace.folder(store_made))
         if store is None:
             return None
         work = pretrain_work_done(manifest, store, _settings_then(_settings_then(settings, store), manifest))
@@ -106,8 +107,8 @@ WORK_DONE: dict[Artifact[Any], Callable[[Any, ArchiveSize, Settings], Work]] = {
     ARCHIVE: lambda archive, scans, settings: ingest_work_done(archive),
     AUTOENCODER: autoencoder_work_done,
     EMBEDDINGS: embed_work_done,
-    PATTERNS: lambda store, scans, settings: discover_work(settings, store.counts.patterns),
-    CROPS: lambda store, scans, settings: discover_work(settings, store.counts.patterns, CROPS.verb),
+    PATTERNS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns),
+    CROPS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns, CROPS.verb),
 }
 
 

@@ -14,10 +14,11 @@ from matplotlib.colors import to_hex
 from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.source import read_coarse
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.discovery.embed import WEIGHTS
+from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.errors import ScanError, WorkspaceError
-from raygenesis.networks.scan_encoders import load_scan_encoder, restore
+from raygenesis.networks.scan_encoders import restore
 from raygenesis.networks.weights.loading import load_network
+from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
@@ -162,7 +163,7 @@ def restorations(run: Place, store: Place, task: PretextTask, settings: Settings
     samples = Samples([table], task.sample_key, task.sample_shape)
     if not len(samples):
         return []
-    posed = task.pose(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
+    posed = task.make_batch(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
     prediction = load_network(run).eval()(posed.shown)
     extent = [settings.discovery.scales[0].extent_mm[axis] for axis in (0, -1)]
     out = []

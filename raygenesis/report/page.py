@@ -11,7 +11,7 @@ import jinja2
 
 from raygenesis.text.amounts import duration, several, size
 from raygenesis.text.tables import cell
-from raygenesis.transfer.metrics import WORDS as FIGURES
+from raygenesis.transfer.metrics import TITLES as FIGURES
 
 SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}
 WORDS = {

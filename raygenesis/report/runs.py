@@ -9,7 +9,7 @@ import yaml
 
 from raygenesis.errors import WorkspaceError
 from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.pretraining.pretrain import pretext_task
+from raygenesis.pretraining.stores import pretext_task
 from raygenesis.pretraining.task import JOINT
 from raygenesis.report import charts, galleries
 from raygenesis.report.artifact import ArtifactView, Row, column, guarded, history_of
@@ -99,7 +99,7 @@ def _restored(run: ArtifactView, made: Mapping[str, ArtifactView]) -> dict[str, 
         raise WorkspaceError(
             f"{path} is missing or damaged: restore it from a copy, or remove {run.folder} and pretrain again"
         ) from None
-    task = pretext_task(settings, store.manifest)
+    task = pretext_task(settings.pretraining, settings.seed, store.manifest)
     rows = galleries.restorations(run.folder, store.folder, task, settings)
     columns, pictures = ("original", "corrupted", "restored"), [row["pictures"] for row in rows]
     classifies = any(row["label"] is not None for row in rows)

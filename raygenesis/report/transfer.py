@@ -11,10 +11,11 @@ from raygenesis.report import charts, galleries
 from raygenesis.report.artifact import ArtifactView, Row, guarded
 from raygenesis.report.charts import Chart
 from raygenesis.studies.semantics import SEMANTICS_NOTE
-from raygenesis.transfer.metrics import WORDS
-from raygenesis.transfer.results import results_in
+from raygenesis.studies.tables import with_titles
+from raygenesis.transfer.metrics import TITLES
+from raygenesis.transfer.results import Trials, results_in
 from raygenesis.transfer.split import count_of
-from raygenesis.transfer.table import LEGEND, in_words
+from raygenesis.transfer.table import LEGEND
 from raygenesis.workspace.files import read_json
 
 MARKS = LEGEND.replace("**Best**", "Bold: best")
@@ -52,7 +53,7 @@ def comparison(artifact: ArtifactView) -> dict[str, Any]:
     record = artifact.record
     return {
         "artifact": artifact, "overview": shown(record.get("overview", [])),
-        "cubes": record.get("cubes", {}), "semantics": in_words(record.get("semantics", [])),
+        "cubes": record.get("cubes", {}), "semantics": with_titles(record.get("semantics", [])),
         "paper": record.get("paper", {}), "charts": _with_and_without(artifact), "note": SEMANTICS_NOTE,
     }  # fmt: skip
 
@@ -68,18 +69,18 @@ def _bold(text: Any) -> Any:
     return text
 
 
-def _dots(starts: Mapping[str, Sequence[Row]]) -> dict[str, list[float]]:
+def _dots(starts: Mapping[str, Trials]) -> dict[str, list[float]]:
     """The primary figure, the first, of each initialisation's trials."""
-    return {start: [next(iter(trial["figures"].values())) for trial in trials] for start, trials in starts.items()}
+    return {start: [next(iter(trial.figures.values())) for trial in trials] for start, trials in starts.items()}
 
 
 def _strips(artifact: ArtifactView) -> list[Chart]:
     """A chart for each number of labelled subjects: a dot a trial."""
     drawn = []
     for labelled, starts in results_in(artifact.folder, artifact.record.get("extent")).items():
-        metric = next(iter(next(iter(starts.values()))[0]["figures"]))
+        metric = next(iter(next(iter(starts.values()))[0].figures))
         title, of = f"Trials with {labelled} labelled subjects", f"target {artifact.folder.name}"
-        drawn.append(charts.strip(title, "initialisation", WORDS[metric], _dots(starts), of=of))
+        drawn.append(charts.strip(title, "initialisation", TITLES[metric], _dots(starts), of=of))
     return drawn
 
 
@@ -99,7 +100,7 @@ def _with_and_without(artifact: ArtifactView) -> list[Chart]:
         if told:
             title = f"{target}, {labelled} labelled"
             metric = next(row["metric"] for row in rows if row["target"] == target)
-            drawn.append(charts.pairs(title, WORDS[metric], f"semantics in {artifact.folder.name}", told))
+            drawn.append(charts.pairs(title, TITLES[metric], f"semantics in {artifact.folder.name}", told))
     return drawn
 
 

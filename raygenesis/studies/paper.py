@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from raygenesis.transfer.metrics import WORDS
+from collections.abc import Iterable
 
-# Of each target's code its figure, and of each initialisation, by our names, mean and s.d.
+from raygenesis.transfer.metrics import TITLES
+from raygenesis.transfer.statistics import Comparison
+
+# The figure of each target, by the target's code; and mean and s.d. of each initialisation, by our names.
 FIGURES = {"NCC": "auc", "LCS": "iou", "NCS": "iou", "BMS": "iou"}
 TABLE_2: dict[str, dict[str, tuple[float, float]]] = {
     name: dict(zip(FIGURES, values, strict=True))
@@ -24,16 +27,20 @@ TABLE_2: dict[str, dict[str, tuple[float, float]]] = {
 }
 
 
-def beside_ours(code: str, ours: dict[str, dict[str, float]]) -> list[dict[str, str]]:
-    """Rows of a table where the target is one of the paper's: our mean figure (%) and the paper's mean ± s.d.
+def beside_ours(code: str, table: Iterable[Comparison]) -> list[dict[str, str]]:
+    """A row an initialisation where the target is one of the paper's: our mean figure (%), the paper's mean ± s.d.
 
-    ours: initialisation → its mean figures.
+    code: of the target, as `Layout` has it. table: the comparisons of one number of labelled subjects.
     """
     if code not in FIGURES:
         return []
     rows, metric = [], FIGURES[code]
-    for name, figures in ours.items():
-        theirs = TABLE_2.get(name, {}).get(code)
-        paper = f"{theirs[0]:.2f} ± {theirs[1]:.2f}" if theirs else "–"
-        rows.append({"initialisation": name, f"{WORDS[metric]} here": f"{100 * figures[metric]:.2f}", "paper": paper})
+    for row in table:
+        theirs = TABLE_2.get(row.initialisation, {}).get(code)
+        rows.append(
+            {
+                "initialisation": row.initialisation, f"{TITLES[metric]} here": f"{100 * row.figures[metric]:.2f}",
+                "paper": f"{theirs[0]:.2f} ± {theirs[1]:.2f}" if theirs else "–",
+            }
+        )  # fmt: skip
     return rows

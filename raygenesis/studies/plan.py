@@ -1,4 +1,4 @@
-"""The plan of a comparison, in YAML: which initialisations, on which targets, and how much pretraining each gets."""
+"""The plan of a study, in YAML: which initialisations, on which targets, and how much pretraining each gets."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import PRETEXTS
 from raygenesis.settings import Count, Section, read_mapping, sentence
-from raygenesis.transfer.initialisations import NAME, is_file, named
-from raygenesis.transfer.statistics import RANDOM
-from raygenesis.transfer.targets.description import Description, described, read_description
+from raygenesis.transfer.description import Description, parse_description, read_description
+from raygenesis.transfer.initialisations import NAME, RANDOM, is_path, name_and_source
 
 
 class PlannedInitialisation(Section):
-    """One initialisation: a pretext task that is pretrained here, or what `--from` takes.
+    """One initialisation: a pretext task to be pretrained, or weights as `--from` takes them.
 
-    name: what tables call it; as `weights` or `pretext` when None.
+    name: what tables call it; when None, it is called after `pretext` or `weights`.
     """
 
     name: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
     pretext: str | None = None
-    settings: dict[str, Any] = Field({}, description="Below `pretraining`.")
+    settings: dict[str, Any] = Field({}, description="Settings below `pretraining` for this pretext task.")
     weights: str | None = None
 
     @property
     def title(self) -> str:
-        return self.name or self.pretext or named(self.weights or "")[0]
+        return self.name or self.pretext or name_and_source(self.weights or "")[0]
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> PlannedInitialisation:
@@ -43,26 +42,30 @@ class PlannedInitialisation(Section):
         return self
 
 
-def _start(value: Any) -> Any:
-    """A plain word is a pretext task, `random`, a run, or a file of weights; NAME=… gives it a name."""
+def _from_text(value: Any) -> Any:
+    """A text is a pretext task, `random`, a run, or a file of weights; NAME=… gives it a name."""
     if not isinstance(value, str):
         return value
-    name, source = named(value)
+    name, source = name_and_source(value)
     return {"name": name, "pretext" if source in PRETEXTS else "weights": source}
 
 
 class StudyPlan(Section):
-    """cubes: that each pretraining learns from, to an epoch. targets: by name, each a file or a description."""
+    """What a study compares.
+
+    cubes: how many each pretraining learns from, to the nearest whole epoch. targets: by name, each a file or a
+    description.
+    """
 
     initialisations: Annotated[
-        tuple[Annotated[PlannedInitialisation, BeforeValidator(_start)], ...], Field(min_length=2)
+        tuple[Annotated[PlannedInitialisation, BeforeValidator(_from_text)], ...], Field(min_length=2)
     ]
     cubes: Count
     targets: Annotated[dict[str, str | dict[str, Any]], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _names_differ(self) -> StudyPlan:
-        titles = [start.title for start in self.initialisations]
+        titles = [each.title for each in self.initialisations]
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"initialisations: two are called {title!r}: give one of them another `name`")
@@ -70,7 +73,7 @@ class StudyPlan(Section):
 
 
 def read_plan(path: Path) -> tuple[StudyPlan, dict[str, Description]]:
-    """A plan's file, and the targets it names; paths are meant from its folder. Raises SettingsError."""
+    """Read a plan's file, and the targets by name; paths are relative to its folder. Raises SettingsError."""
     tree = read_mapping(path, "plan")
     try:
         plan = StudyPlan.model_validate(tree)
@@ -81,12 +84,12 @@ def read_plan(path: Path) -> tuple[StudyPlan, dict[str, Description]]:
     for name, target in plan.targets.items():
         where = f"{path}, target {name}"
         targets[name] = (
-            described(target, folder, where) if isinstance(target, dict) else read_description(folder / target)
+            parse_description(target, folder, where) if isinstance(target, dict) else read_description(folder / target)
         )
-    starts = [
-        start.model_copy(update={"weights": str(folder / Path(start.weights).expanduser()), "name": start.title})
-        if start.weights not in (None, RANDOM) and is_file(start.weights) and "://" not in start.weights
-        else start
-        for start in plan.initialisations
+    initialisations = [
+        each.model_copy(update={"weights": str(folder / Path(each.weights).expanduser()), "name": each.title})
+        if each.weights not in (None, RANDOM) and is_path(each.weights) and "://" not in each.weights
+        else each
+        for each in plan.initialisations
     ]
-    return plan.model_copy(update={"initialisations": tuple(starts)}), targets
+    return plan.model_copy(update={"initialisations": tuple(initialisations)}), targets

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from raygenesis.transfer.metrics import PRIMARY, case_scores
-from raygenesis.transfer.statistics import Trials, _corrected, _over_trials, paired_by_subject
+from raygenesis.transfer.results import Results, Trials
+from raygenesis.transfer.statistics import Difference, corrected, difference_of, paired_by_subject, primary_figures
+from raygenesis.workspace.manifest import Tree
 
-# What a reader must know of `semantics_of`.
+# What a reader must know of the gains.
 SEMANTICS_NOTE = (
     "A gain, and its p, are not of semantics alone. Tasks with semantics learn from patterns, cubes at some places in "
     "the most alike patients; those without learn from random crops of all training scans. And of as many cubes, tasks "
@@ -18,35 +18,67 @@ SEMANTICS_NOTE = (
 )
 
 
-def semantics_of(results: Mapping[int | str, Mapping[str, Trials]], task: str) -> list[dict[str, Any]]:
-    """How each restoration task with semantics differs from that without (paper Fig. 2; `SEMANTICS_NOTE`).
+@dataclass(frozen=True)
+class Gain:
+    """How a restoration task with semantics differs from the same without, after one number of labelled subjects.
 
-    results: by the number of labelled subjects, by initialisation. p-values are corrected by Holm within each number.
+    without, with_semantics: names of the two initialisations; mean_without, mean_with: of the figure `metric` over
+    trials.
     """
-    primary = PRIMARY[task]
-    rows = []
-    for labelled, starts in results.items():
-        pairs = [(name, f"{name}+semantics") for name in starts if f"{name}+semantics" in starts]
-        if "models-genesis" in starts and "models-genesis+semantics" not in starts and "semantic-genesis" in starts:
-            pairs.append(("models-genesis", "semantic-genesis"))
-        found = {}
-        for without, with_semantics in pairs:
-            ours, theirs = (
-                np.array([trial["figures"][primary.name] for trial in starts[name]])
-                for name in (with_semantics, without)
+
+    labelled: int | str
+    without: str
+    with_semantics: str
+    metric: str
+    mean_without: float
+    mean_with: float
+    difference: Difference
+
+    def as_row(self) -> Tree:
+        """A row of `semantics.csv`."""
+        return {
+            "labelled": self.labelled, "without": self.without, "with": self.with_semantics, "metric": self.metric,
+            "mean without": self.mean_without, "mean with": self.mean_with, "gain": self.difference.difference,
+            "g": self.difference.effect_size, "p trials": self.difference.p_holm,
+            "p subjects": self.difference.p_subjects_holm,
+        }  # fmt: skip
+
+
+def gains(results: Results, task: str) -> list[Gain]:
+    """The gain of each restoration task by semantics (paper Fig. 2; read `SEMANTICS_NOTE`).
+
+    results: of one target, as `results_in` reads them. p-values are corrected by Holm's method within each number of
+    labelled subjects.
+    """
+    return [gain for labelled, trials in results.items() for gain in _gains_at(labelled, trials, task)]
+
+
+def _gains_at(labelled: int | str, trials: Mapping[str, Trials], task: str) -> list[Gain]:
+    pairs = _pairs(trials)
+    values = {name: primary_figures(task, trials[name]) for pair in pairs for name in pair}
+    scores = {name: case_scores(task, [trial.test for trial in trials[name]]) for name in values}
+    differences = corrected(
+        {
+            (without, semantic): difference_of(
+                values[semantic], values[without], PRIMARY[task].sign,
+                paired_by_subject(scores[semantic], scores[without]),
             )
-            told = [case_scores(task, [trial["test"] for trial in starts[name]]) for name in (with_semantics, without)]
-            p_subjects = paired_by_subject(told[0], told[1])
-            found[without, with_semantics] = ((ours, theirs), _over_trials(ours, theirs, primary.sign, p_subjects))
-        corrected = _corrected({pair: row for pair, (_, row) in found.items()})
-        for (without, with_semantics), (figures, _) in found.items():
-            row = corrected[without, with_semantics]
-            rows.append(
-                {
-                    "labelled": labelled, "without": without, "with": with_semantics, "metric": primary.name,
-                    "mean without": float(figures[1].mean()), "mean with": float(figures[0].mean()),
-                    "gain": row.difference, "g": row.effect_size, "p trials": row.p_holm,
-                    "p subjects": row.p_subjects_holm,
-                }
-            )  # fmt: skip
-    return rows
+            for without, semantic in pairs
+        }
+    )  # fmt: skip
+    return [
+        Gain(
+            labelled, without, semantic, PRIMARY[task].name, float(values[without].mean()),
+            float(values[semantic].mean()), difference,
+        )
+        for (without, semantic), difference in differences.items()
+    ]  # fmt: skip
+
+
+def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Initialisations without and with semantics; Semantic Genesis is Models Genesis with semantics."""
+    names = list(names)
+    pairs = [(name, f"{name}+semantics") for name in names if f"{name}+semantics" in names]
+    if {"models-genesis", "semantic-genesis"} <= set(names) and "models-genesis+semantics" not in names:
+        pairs.append(("models-genesis", "semantic-genesis"))
+    return pairs

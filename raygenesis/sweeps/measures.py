@@ -12,13 +12,14 @@ import numpy as np
 from raygenesis.cluster.progress import say
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
 from raygenesis.pretraining.monitors import moments, spread_of
 from raygenesis.pretraining.probe import embed_samples, place_precision
 from raygenesis.training.feeding import Samples
 from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
-from raygenesis.transfer.prepared import Prepared, ResolvedTarget, prepare
+from raygenesis.transfer.prepared import Prepared, prepare
+from raygenesis.transfer.resolved import ResolvedTarget
 from raygenesis.transfer.trial import fine_tune
 from raygenesis.workspace.workspace import Workspace
 
@@ -55,12 +56,9 @@ def few_shot_score(model: PretextNetwork, ready: Prepared, num_gpus: float) -> f
     primary = PRIMARY[setup.task]
     scores = []
     with tempfile.TemporaryDirectory() as folder:
-        export(model, Path(folder), {})
+        save_network(model, Path(folder), {})
         start = Initialisation("pretrained", Path(folder), model.architecture, "")
         for trial in split.trials:
-            learnt, validation, test = (
-                ready.held.of(part).cases() for part in (trial.examples, split.validation, split.test)
-            )
-            _, tested = fine_tune(setup, start, trial, learnt, validation, test)
+            _, tested = fine_tune(setup, start, trial, ready.cases_of(trial).read())
             scores.append(primary.sign * figures(setup.task, tested)[primary.name])
     return float(np.mean(scores))

@@ -18,7 +18,7 @@ from ray import tune
 from raygenesis.cluster.progress import Stopwatch
 from raygenesis.errors import RaygenesisError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.pretraining.pretrain import pretext_task
+from raygenesis.pretraining.stores import pretext_task
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import Settings
 from raygenesis.sweeps.measures import EncoderMeasures, few_shot_score, measures_of
@@ -27,7 +27,8 @@ from raygenesis.sweeps.records import FAILED, RUNNING, WHOLE, SweepTrial, TrialR
 from raygenesis.sweeps.space import for_trial
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
-from raygenesis.training.loop import Progress, Workers, run_epochs
+from raygenesis.training.loop import NO_CALLBACKS, Callbacks, Progress, run_epochs
+from raygenesis.training.workers import Workers
 from raygenesis.transfer.prepared import Prepared
 from raygenesis.workspace.manifest import PatternsManifest
 
@@ -56,7 +57,7 @@ class SweepSetup:
 
     def task(self, trial: SweepTrial) -> PretextTask:
         settings = for_trial(self.settings, trial.point, self.patterns.counts, trial.seed)
-        return pretext_task(settings, self.patterns)
+        return pretext_task(settings.pretraining, settings.seed, self.patterns)
 
 
 def seeds_of(settings: Settings) -> list[int]:
@@ -117,13 +118,14 @@ def train_and_measure(
     def on_epoch(now: Progress) -> None:
         nonlocal measures
         if best_of(task, now.history) is now.history[-1]:
-            network: Any = now.validated
+            network: Any = now.evaluated_model
             measures = measures_of(network.encoder, selection.probe)
         if len(now.history) < task.num_epochs:
             report(record(now))
 
-    watched: dict[str, Any] = {} if setup.settings.sweep.stopping == "none" else {"on_epoch": on_epoch}
-    now = run_epochs(task, selection.train, selection.validation, workers=Workers(device=setup.device), **watched)
+    callbacks = NO_CALLBACKS if setup.settings.sweep.stopping == "none" else Callbacks(on_epoch=on_epoch)
+    workers = Workers(device=setup.device)
+    now = run_epochs(task, selection.train, selection.validation, workers=workers, callbacks=callbacks)
     model = task.build()
     model.load_state_dict(now.best)
     model.to(setup.device)

@@ -8,7 +8,7 @@ MIB, GIB = 2**20, 2**30
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days, whichever reads best: `2.5 min`."""
+    """A duration in seconds, minutes, hours or days, whichever reads best: `2.5 min`."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
@@ -16,7 +16,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """KiB, MiB, GiB or TiB, whichever reads best: `1.5 GiB`."""
+    """A number of bytes in KiB, MiB, GiB or TiB, whichever reads best: `1.5 GiB`."""
     for unit in ("KiB", "MiB", "GiB"):
         num_bytes /= 2**10
         if num_bytes < 2**10:
@@ -25,11 +25,11 @@ def size(num_bytes: float) -> str:
 
 
 def several(number: float, units: str) -> str:
-    """`1 core`, `2 cores`; units: the plural, with an s."""
-    told = f"{number:,}" if isinstance(number, int) else f"{number:g}"
-    return f"{told} {units.removesuffix('s') if number == 1 else units}"
+    """A number with its unit: `1 core`, `2 cores`; units: the plural, with an s."""
+    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{text} {units.removesuffix('s') if number == 1 else units}"
 
 
 def sides(lengths: Iterable[float]) -> str:
-    """A box by its sides, in the order given: `40×45×45`."""
+    """The sides of a box, in the order given: `40×45×45`."""
     return "×".join(f"{length:.0f}" for length in lengths)

@@ -1,17 +1,22 @@
-"""Tables as lines and as CSV, and their cells as people read them. A table is a sequence of rows, each by column."""
+"""Tables as lines, Markdown, LaTeX and CSV. A table is a sequence of rows, each of which maps columns to values."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tabulate import tabulate
+
 Rows = Sequence[Mapping[str, Any]]
+
+SIDES = {"l": "left", "r": "right"}
 
 
 def cell(value: Any, form: str = ".4g") -> str:
-    """The text of a value: `–` for None; form: of what is no whole number."""
+    """The text of a value: `–` for None; form: format of floating-point numbers."""
     if value is None:
         return "–"
     return format(value, form) if isinstance(value, float) else str(value)
@@ -20,14 +25,25 @@ def cell(value: Any, form: str = ".4g") -> str:
 def aligned(lines: Sequence[Sequence[str]], sides: str = "l") -> list[str]:
     """Lines of cells, each column as wide as its widest cell.
 
-    sides: `l` or `r` of each column, left or right; the last holds for those that follow.
+    sides: `l` or `r` for each column, left or right; the last holds for all columns that follow.
     """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    pads = [str.rjust if side == "r" else str.ljust for side in sides.ljust(len(widths), sides[-1])]
-    return [
-        "  ".join(pad(text, width) for pad, text, width in zip(pads, line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    return [line.rstrip() for line in _tabulated(lines, "plain", sides).splitlines()]
+
+
+def markdown(rows: Rows) -> str:
+    """A table in GitHub's Markdown; columns that a row lacks are `–` there."""
+    return _tabulated(_cells(rows), "github", "l", headers="firstrow")
+
+
+def latex(rows: Rows) -> str:
+    """A tabular, which needs no package: `**x**` is bold there, and a star after a blank is raised."""
+    cells = [[_in_latex(text) for text in line] for line in _cells(rows)]
+    return _tabulated(cells, "latex_raw", "lr", headers="firstrow") + "\n"
+
+
+def as_lines(rows: Rows) -> list[str]:
+    """The names of the columns and each row as aligned lines, the first column to the left."""
+    return aligned(_cells(rows), "lr")
 
 
 def columns_of(rows: Rows) -> list[str]:
@@ -36,9 +52,29 @@ def columns_of(rows: Rows) -> list[str]:
 
 
 def as_csv(rows: Rows, columns: Sequence[str] = ()) -> str:
-    """columns: those that there are without rows, too."""
+    """CSV with a header; columns: those of the header, where there may be no rows."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns or columns_of(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _tabulated(lines: Sequence[Sequence[str]], form: str, sides: str, headers: str = "") -> str:
+    columns = sides.ljust(len(lines[0]), sides[-1])
+    return tabulate(
+        lines, headers, form, disable_numparse=True, preserve_whitespace=True,
+        colalign=[SIDES[side] for side in columns],
+    )  # fmt: skip
+
+
+def _cells(rows: Rows) -> list[list[str]]:
+    """The names of the columns, and each row's texts."""
+    columns = columns_of(rows)
+    return [columns, *([cell(row.get(name), ".3f") for name in columns] for row in rows)]
+
+
+def _in_latex(text: str) -> str:
+    escaped = re.sub(r"([%_&#$])", r"\\\1", text)
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", escaped).replace(" *", "$^*$")
+    return escaped.replace("–", "--").replace("±", r"$\pm$").replace("λ", r"$\lambda$")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raygenesis.patterns.cell_reader import FETCHED_PARTS, cell_reader, places
+from raygenesis.patterns.cell_reader import FETCHED_PARTS, cell_reader, locate_cells
 from raygenesis.patterns.reader import TRAINING_COLUMNS, damaged, predicate
 from raygenesis.patterns.writer import part_path
 from raygenesis.training.feeding import Batch, Samples
@@ -21,7 +21,7 @@ from raygenesis.workspace.object_store import RemotePath
 
 @dataclass(frozen=True)
 class StoredPatterns:
-    """The patterns of a split, of K neighbours and C coordinates (all when None), to be opened by each worker."""
+    """Patterns of a split, of K neighbours and C coordinates (all when None), which each worker opens for itself."""
 
     folder: Place
     split: str
@@ -29,7 +29,7 @@ class StoredPatterns:
     num_coordinates: int | None = None
 
     def open(self, key: str, shape: Sequence[int]) -> Samples:
-        """Raises WorkspaceError if a part is missing or damaged."""
+        """Open them. Raises WorkspaceError if a part is missing or damaged."""
         return StoredSamples(self, key, shape)
 
 
@@ -39,7 +39,7 @@ class StoredSamples(Samples):
     def __init__(self, patterns: StoredPatterns, key: str, shape: Sequence[int]) -> None:
         where = predicate(patterns.split, patterns.num_neighbours, patterns.num_coordinates)
         names = [name for name in TRAINING_COLUMNS if name != "cube"]
-        table = places(patterns.folder, where, names)
+        table = locate_cells(patterns.folder, where, names)
         self._folder = patterns.folder
         self._parts, self._groups, self._rows = (table[name].to_numpy() for name in ("part", "group", "row"))
         self._read = cell_reader(patterns.folder)

@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis.archive.geometry import axis_weights, resample
-from raygenesis.archive.intensity import limits, normalise, percentiles
+from raygenesis.archive.intensity import ValueRange, limits, normalise, percentiles
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 from raygenesis.settings import IntensitySettings
-from raygenesis.transfer.examples import SEGMENTATION, Example, Problem, Target
+from raygenesis.transfer.examples import SEGMENTATION, Example, Problem, Target, Value
 
 
 @dataclass(frozen=True)
 class Form:
     """How images become a network's input.
 
-    input_shape: voxels of it; whole scans to be segmented are resampled to `spacing_mm` instead and padded to at least
-    `input_shape`. num_classes: of label maps, background included; None where only the maps tell.
+    input_shape: its voxels, z y x (2D: y x); whole scans to be segmented are resampled to `spacing_mm` instead and
+    padded to at least `input_shape`. num_classes: of label maps, background included; None where it is known from the
+    maps alone. keeps_empty: whether a label map may be empty.
     """
 
     is_segmentation: bool
@@ -39,9 +40,9 @@ class Form:
 
 @dataclass(frozen=True)
 class CaseGrid:
-    """The voxels on which a prediction is given back: shape z y x (2D: y x), and affine as a Volume has it.
+    """The voxels on which a prediction is written: shape z y x (2D: y x), and affine as a Volume has it.
 
-    within: the part of a case's voxels that shows them, the rest being padding. source: the whole scan's file.
+    within: the part of a case's voxels that shows them; the rest is padding. source: the whole scan's file.
     """
 
     shape: tuple[int, ...]
@@ -52,24 +53,33 @@ class CaseGrid:
 
 @dataclass(frozen=True)
 class Case:
-    """An example ready for a network.
+    """An example as a network takes it.
 
     image: float16 [z, y, x] (2D: [y, x]) in [0, 1]; label: uint8 of the same shape, 0 = background, of a segmentation;
-    value: of other tasks, the class's number, a number, or 0 and 1 for each class.
+    value: of other tasks, as `Example` has it; grid: of a segmentation.
     """
 
     name: str
     subject: str
     image: NDArray[np.float16]
     label: NDArray[np.uint8] | None = None
-    value: float | tuple[int, ...] | None = None
+    value: Value = None
     grid: CaseGrid | None = None
+
+
+@dataclass(frozen=True)
+class TrialCases:
+    """The cases that a trial learns from, validates on and tests on."""
+
+    labelled: Sequence[Case]
+    validation: Sequence[Case]
+    test: Sequence[Case]
 
 
 def form_of(
     target: Target, input_shape: Sequence[int], spacing_mm: Sequence[float] | None, intensity: IntensitySettings
 ) -> Form:
-    """The form of a target's cases; a target's own window of intensities counts more than the settings'."""
+    """The form of a target's cases; a target's own window of intensities takes precedence over the settings'."""
     if target.window is not None:
         intensity = intensity.model_copy(update={"window": target.window})
     num_classes = len(target.classes) + 1 if target.classes else None
@@ -79,7 +89,7 @@ def form_of(
 
 
 def read_cases(examples: Sequence[Example], form: Form) -> list[Case | Problem]:
-    """The cases of examples of one image, which is decoded once; what cannot be one says why."""
+    """The cases of examples of one image, which is decoded once; a Problem in place of what cannot be a case."""
     try:
         volume = examples[0].image.read()
         if volume.ndim != form.ndim:
@@ -87,7 +97,7 @@ def read_cases(examples: Sequence[Example], form: Form) -> list[Case | Problem]:
             raise ScanError(f"it is {kinds[volume.ndim]}, and the target's images are to be {form.ndim}D")
         image = _in_unit_range(volume, form.intensity)
     except (ScanError, OSError) as error:
-        return [Problem(example.name, _told(error)) for example in examples]
+        return [Problem(example.name, _reason(error)) for example in examples]
     return [_case(example, volume, image, form) for example in examples]
 
 
@@ -100,20 +110,20 @@ def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Fo
             _check_label(label, form)
         origin, extent = _box(example, volume)
     except (ScanError, OSError) as error:
-        return Problem(example.name, _told(error))
+        return Problem(example.name, _reason(error))
     shape = form.input_shape
     if form.spacing_mm is not None:
         sides = zip(volume.shape, volume.spacing_mm, form.spacing_mm, strict=True)
         shape = tuple(max(1, round(side * step / wanted)) for side, step, wanted in sides)
     missing = [max(0, least - side) for least, side in zip(form.input_shape, shape, strict=True)]
     padding = [(space // 2, space - space // 2) for space in missing]
-    cut = [axis_weights(*sides) for sides in zip(volume.shape, shape, origin, extent, strict=True)]
-    voxels = resample(image[tuple(part for part, _ in cut)], [weights for _, weights in cut])
+    taken = [axis_weights(*sides) for sides in zip(volume.shape, shape, origin, extent, strict=True)]
+    voxels = resample(image[tuple(part for part, _ in taken)], [weights for _, weights in taken])
     if label is not None:
         was_empty = not label.any()
         label = np.pad(label[np.ix_(*nearest(volume.shape, shape, origin, extent))], padding)
         if not (was_empty or label.any()):
-            return Problem(example.name, _lost(form))
+            return Problem(example.name, _labels_lost(form))
     within = tuple(slice(before, before + side) for (before, _), side in zip(padding, shape, strict=True))
     grid = None
     if form.is_segmentation:
@@ -128,7 +138,7 @@ def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Fo
 
 def _in_unit_range(volume: Volume, intensity: IntensitySettings) -> NDArray[np.float32]:
     low, high = percentiles(volume.voxels)
-    row = {"low": [low], "high": [high], "slope": volume.slope, "intercept": volume.intercept}
+    row: ValueRange = {"low": [low], "high": [high], "slope": volume.slope, "intercept": volume.intercept}
     return normalise(volume.voxels, *limits(row, intensity))
 
 
@@ -173,7 +183,7 @@ def _check_label(label: NDArray[np.uint8], form: Form) -> None:
         raise ScanError("an empty mask: none of its voxels are labelled")
 
 
-def _lost(form: Form) -> str:
+def _labels_lost(form: Form) -> str:
     """Why a label map with labels is empty in the form that a network takes."""
     if form.spacing_mm is None:
         return f"its region shows none of its labels at finetune.input_shape={list(form.input_shape)}"
@@ -181,5 +191,5 @@ def _lost(form: Form) -> str:
     return f"all of its labels are lost at finetune.spacing_mm={spacing}: give a finer one"
 
 
-def _told(error: ScanError | OSError) -> str:
+def _reason(error: ScanError | OSError) -> str:
     return str(error) if isinstance(error, ScanError) else f"cannot be read ({error.strerror or error})"

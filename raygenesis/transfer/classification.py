@@ -1,6 +1,6 @@
-"""Learning to classify scans, or to tell a number of them; no Ray here.
+"""Classification of scans, and regression of a number.
 
-Regression learns its values in units of their spread among the labelled cases.
+Regression learns its values in units of their standard deviation among the labelled cases.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, REGRESSION
 from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, to_device, train
-from raygenesis.transfer.metrics import PRIMARY, figures
-
-Answers = NDArray[np.float64]
+from raygenesis.transfer.metrics import PRIMARY, Answer, AnsweredCase, figures
+from raygenesis.transfer.setup import TrialSetup
 
 
 def num_outputs(task: str, num_classes: int) -> int:
@@ -34,39 +33,50 @@ def num_outputs(task: str, num_classes: int) -> int:
 
 
 def train_classifier(
-    network: nn.Module, cases: Sequence[Case], task: str, settings: FinetuneSettings, seed: int, device: str = "cpu",
-    validation: Sequence[Case] = (), num_classes: int = 1,
-) -> TrainingOutcome:  # fmt: skip
-    """Train in place on batches of whole cases, in a new order each time all have been seen."""
+    network: nn.Module, cases: Sequence[Case], setup: TrialSetup, seed: int, validation: Sequence[Case] = ()
+) -> TrainingOutcome:
+    """Train a classifier or regressor in place on batches of whole cases.
+
+    Each batch continues a random order of the cases, which is drawn anew when all have been seen. Cases hold `value`s
+    of the task; validation: cases by whose primary figure the best weights are kept.
+    """
+    task, settings, device = setup.task, setup.settings, setup.device
     to_device(network, device)
     values = np.array([case.value for case in cases])
     scale = spread_of(values) if task == REGRESSION else (0.0, 1.0)
     order: list[int] = []
 
-    def batches(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw_batch(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         while len(order) < settings.batch_size:
             order.extend(generator.permutation(len(cases)).tolist())
         chosen = [order.pop(0) for _ in range(settings.batch_size)]
-        wanted = torch.from_numpy(values[chosen]).to(device)
-        return _images(cases, chosen, device), wanted
+        return _images(cases, chosen, device), torch.from_numpy(values[chosen]).to(device)
 
     def validate() -> float:
         answers = answers_of(network, validation, task, scale, settings.batch_size)
-        tested = [{"value": case.value, "answer": answer} for case, answer in zip(validation, answers, strict=True)]
-        return PRIMARY[task].sign * figures(task, tested)[PRIMARY[task].name]
+        return PRIMARY[task].sign * figures(task, answered(validation, answers))[PRIMARY[task].name]
 
-    loss_of = _loss(task, values, num_classes, scale, settings.class_balance == "weights", device)
-    return train(network, batches, loss_of, settings, seed, validate if validation else None)
+    return train(network, draw_batch, _loss(setup, values, scale), settings, seed, validate if validation else None)
+
+
+def answered(cases: Sequence[Case], answers: Sequence[Answer]) -> list[AnsweredCase]:
+    """Cases with the answers that a network gave."""
+    return [
+        AnsweredCase(case.name, case.subject, case.value, answer) for case, answer in zip(cases, answers, strict=True)
+    ]
 
 
 @torch.inference_mode()
 def answers_of(
     network: nn.Module, cases: Sequence[Case], task: str, scale: tuple[float, float], batch_size: int
-) -> list[Any]:
-    """Of each case the probability of each class, or the number; scale: mean and spread of a regression's values."""
+) -> list[Answer]:
+    """The probability of each class, or the number, for each case.
+
+    scale: mean and standard deviation of the values that a regression learnt from.
+    """
     device = next(network.parameters()).device
     network.eval()
-    answers: list[Any] = []
+    answers: list[Answer] = []
     for images in _in_batches(cases, batch_size, str(device)):
         out = network(images).double()
         if task == CLASSIFICATION:
@@ -80,38 +90,41 @@ def answers_of(
 
 @torch.inference_mode()
 def embedded(encoder: ImageEncoder, cases: Sequence[Case], batch_size: int, device: str = "cpu") -> NDArray[np.float32]:
-    """[n, num_features]: the encoder's vector of each case."""
+    """The encoder's embedding of each case, [cases, num_features]."""
     to_device(encoder, device)
     encoder.eval()
     return torch.cat([encoder.embed(images).cpu() for images in _in_batches(cases, batch_size, device)]).numpy()
 
 
 def probe(
-    learnt: NDArray[np.float32], values: NDArray[Any], tested: NDArray[np.float32], task: str, num_classes: int,
-    settings: FinetuneSettings,
-) -> list[Any]:  # fmt: skip
-    """Answers, as `answers_of`, of a linear probe (mode `frozen`), or of the k nearest labelled cases, each weighing as
-    the inverse of its distance (mode `knn`)."""
+    labelled: NDArray[np.float32], values: NDArray[Any], tested: NDArray[np.float32], setup: TrialSetup
+) -> list[Answer]:
+    """Answers, as of `answers_of`, from embeddings [cases, num_features] of labelled and of test cases.
+
+    In mode `frozen` of a linear model; in mode `knn` of the k nearest labelled cases, weighted by the inverse of their
+    distances. values: of the labelled cases, [cases] or [cases, classes].
+    """
+    task, num_classes, settings = setup.task, setup.num_classes, setup.settings
     if task == REGRESSION:
         k = min(settings.k, len(values))
         model = KNeighborsRegressor(k, weights="distance") if settings.mode == "knn" else Ridge()
-        return make_pipeline(StandardScaler(), model).fit(learnt, values).predict(tested).tolist()
+        return make_pipeline(StandardScaler(), model).fit(labelled, values).predict(tested).tolist()
     if task == MULTILABEL:
-        each = [_probabilities(learnt, values[:, number], tested, 2, settings)[:, 1] for number in range(num_classes)]
+        each = [_probabilities(labelled, values[:, number], tested, 2, settings)[:, 1] for number in range(num_classes)]
         return np.stack(each, 1).tolist()
-    return _probabilities(learnt, values, tested, num_classes, settings).tolist()
+    return _probabilities(labelled, values, tested, num_classes, settings).tolist()
 
 
 def spread_of(values: NDArray[Any]) -> tuple[float, float]:
-    """Mean and standard deviation; 1 where nothing varies."""
+    """Mean and standard deviation of values; the latter is 1 where nothing varies."""
     return float(values.mean()), float(values.std()) or 1.0
 
 
 def _probabilities(
-    learnt: NDArray[np.float32], values: NDArray[Any], tested: NDArray[np.float32], num_classes: int,
+    labelled: NDArray[np.float32], values: NDArray[Any], tested: NDArray[np.float32], num_classes: int,
     settings: FinetuneSettings,
-) -> Answers:  # fmt: skip
-    """[n, num_classes]; a class that no labelled case has is never the answer."""
+) -> NDArray[np.float64]:  # fmt: skip
+    """Probabilities [cases, num_classes]; that of a class which no labelled case has is 0."""
     there = np.unique(values)
     found = np.zeros((len(tested), num_classes))
     if len(there) == 1:
@@ -122,17 +135,19 @@ def _probabilities(
     else:
         balanced = "balanced" if settings.class_balance == "weights" else None
         model = LogisticRegression(max_iter=1000, class_weight=balanced)
-    found[:, there] = make_pipeline(StandardScaler(), model).fit(learnt, values).predict_proba(tested)
+    found[:, there] = make_pipeline(StandardScaler(), model).fit(labelled, values).predict_proba(tested)
     return found
 
 
 def _loss(
-    task: str, values: NDArray[Any], num_classes: int, scale: tuple[float, float], balanced: bool, device: str
+    setup: TrialSetup, values: NDArray[Any], scale: tuple[float, float]
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Cross-entropy, of each class apart where several may be true, or squared error.
+    """Cross-entropy, of each class alone where several may be present, or squared error.
 
-    balanced: rare classes count more.
+    With `finetune.class_balance` rare classes weigh more.
     """
+    task, num_classes, device = setup.task, setup.num_classes, setup.device
+    balanced = setup.settings.class_balance == "weights"
     if task == REGRESSION:
         mean, spread = scale
         return lambda out, wanted: functional.mse_loss(out[:, 0], ((wanted - mean) / spread).float())

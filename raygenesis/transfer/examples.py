@@ -1,4 +1,4 @@
-"""Examples of a target task: an image, what is known of it, and whose it is; nothing is decoded here before `read`."""
+"""Examples of a target task: an image, what is known of it, and its subject; nothing is decoded before `read`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 MAX_CLASSES = 256
 
+# What is known of an example that is not segmented: the number of its class, 0 or 1 for each class, or a number.
+Value: TypeAlias = int | float | tuple[int, ...] | None
+
 
 class Image(Protocol):
     """Where an image comes from. paths: the files that hold it, by which pretraining is found to have seen it."""
@@ -33,7 +36,7 @@ class Image(Protocol):
 
 
 class LabelMap(Protocol):
-    """Where the classes of an image's voxels come from: a dataclass, whose fields tell one from another."""
+    """Where the classes of an image's voxels come from: a dataclass, whose fields distinguish it from others."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -51,18 +54,18 @@ class Region:
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to be learnt from or tested on.
+    """One thing to learn from or to test on.
 
-    name: unique within the target, with "/" between folders. label: of a segmentation. value: the class's number, 0 or
-    1 for each class (multilabel), or the number to be told (regression). region: the whole image when None. split: what
-    the official lists say, None where there are none.
+    name: unique within the target, with "/" between folders. label: of a segmentation. value: of the other tasks, the
+    number of its class, 0 or 1 for each class (multilabel), or the number to predict (regression). region: the whole
+    image when None. split: what the official lists say, None where there are none.
     """
 
     name: str
     subject: str
     image: Image
     label: LabelMap | None = None
-    value: int | float | tuple[int, ...] | None = None
+    value: Value = None
     region: Region | None = None
     split: str | None = None
 
@@ -77,11 +80,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Target:
-    """The examples of a target task, and the files that cannot be ones.
+    """The examples of a target task, and the files that could not become examples.
 
     classes: names, in the order of their numbers; of a segmentation without the background; none of a regression.
     window: values (HU for CT) that become 0 and 1; each image's own percentiles when None. keeps_empty: whether a label
-    map without any label is an example (there is nothing to be found) or a problem (it was forgotten).
+    map without any label is an example (there is nothing to find) or a problem (it was forgotten).
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""What a target's network begins with: random weights, a run of ours, or a file of weights; and that network."""
+"""Initialisations of a target's network: random weights, a run of ours, or a file of weights; and that network."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ from raygenesis.networks.classifier import Classifier
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.networks.network import PretextNetwork, UNet, build_encoder
 from raygenesis.networks.slice_wise import SliceWiseEncoder, slice_wise
-from raygenesis.networks.weights.loading import ENCODER_FILE, TORCH, give_decoder, load_network
+from raygenesis.networks.weights.loading import TORCH_SUFFIXES, copy_decoder, load_network
+from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
-from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace.artifacts import RUNS
 from raygenesis.workspace.files import Place, as_place, on_disk, xxh3_of
 from raygenesis.workspace.workspace import Workspace
 
+# The name of random weights.
+RANDOM = "random"
+
 # Modes in which the encoder stays as it is.
 PROBES = ("frozen", "knn")
 
-# What tables call an initialisation is part of files' names.
+# The name of an initialisation is part of files' names.
 NAME = r"[A-Za-z0-9_.+-]+"
 
 
 @dataclass(frozen=True)
 class Initialisation:
-    """name: what tables call it. weights: a run's folder or a file; None for random weights in `architecture`.
+    """What a target's network begins with.
 
-    random: the name of random weights of the same architecture, if they are compared.
+    name: as tables have it. weights: a run's folder or a file; None for random weights in `architecture`. fingerprint:
+    of the weights. random: the name of random weights of the same architecture, if they are compared.
     """
 
     name: str
@@ -46,20 +50,21 @@ class Initialisation:
 
 
 def find_initialisations(
-    starts: Sequence[str], workspace: Workspace, pretraining: PretrainingSettings, ndim: int
+    sources: Sequence[str], workspace: Workspace, pretraining: PretrainingSettings, ndim: int
 ) -> list[Initialisation]:
-    """`random`, names of the workspace's runs, and files of weights, as initialisations; NAME=… gives one a name.
+    """The initialisations for `random`, names of the workspace's runs, and files of weights; NAME=… gives one a name.
 
-    `random` is one for each architecture of the others, the first of which is called so; without others it has that of
-    the settings. Raises WorkspaceError or WeightsError where there is none of that name.
+    `random` stands for random weights in each architecture of the others, the first of which is called so; without
+    others it has the architecture of the settings, in `ndim` dimensions. Raises WorkspaceError or WeightsError where a
+    source does not exist, SettingsError where two have one name.
     """
     found: list[Initialisation] = []
-    for name, source in map(named, starts):
+    for name, source in map(name_and_source, sources):
         if source == RANDOM:
             continue
         if name == RANDOM:
             raise SettingsError(f"{source} would be called {RANDOM!r}, as random weights are: name it, NAME={source}")
-        if is_file(source):
+        if is_path(source):
             path = as_place(source)
             path = path / ENCODER_FILE if path.is_dir() else path  # the run of another workspace
             architecture = load_network(path).architecture
@@ -77,23 +82,24 @@ def find_initialisations(
     given = Architecture(
         ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
     )
-    architectures = [_bare(start.architecture) for start in found] or [given]
-    for number, (name, source) in enumerate(map(named, starts)):
+    architectures = [_encoder_and_decoder(each.architecture) for each in found] or [given]
+    for number, (name, source) in enumerate(map(name_and_source, sources)):
         if source == RANDOM:
             randoms = _randoms(architectures, name)
-            of = {start.architecture: start.name for start in randoms}
-            found = [replace(start, random=start.random or of[_bare(start.architecture)]) for start in found]
+            names = {each.architecture: each.name for each in randoms}
+            found = [
+                replace(each, random=each.random or names[_encoder_and_decoder(each.architecture)]) for each in found
+            ]
             found[number:number] = randoms
-    names = [each.name for each in found]
-    if len(set(names)) < len(names):
-        raise SettingsError(
-            f"two initialisations are called {max(names, key=names.count)!r}: leave one out, or name it, NAME=START"
-        )
+    all_names = [each.name for each in found]
+    if len(set(all_names)) < len(all_names):
+        twice = max(all_names, key=all_names.count)
+        raise SettingsError(f"two initialisations are called {twice!r}: leave one out, or name it, NAME=START")
     return found
 
 
 def _randoms(architectures: Sequence[Architecture], name: str) -> list[Initialisation]:
-    """Random weights for each architecture, called after what tells it from the first."""
+    """Random weights for each architecture, called after what distinguishes it from the first."""
     different = list(dict.fromkeys(architectures))
     first, found = asdict(different[0]), []
     for architecture in different:
@@ -103,22 +109,22 @@ def _randoms(architectures: Sequence[Architecture], name: str) -> list[Initialis
     return found
 
 
-def _bare(architecture: Architecture) -> Architecture:
-    """Of encoder and decoder alone: whatever they were pretrained for."""
+def _encoder_and_decoder(architecture: Architecture) -> Architecture:
+    """The architecture of encoder and decoder alone, whatever they were pretrained for."""
     return replace(architecture, head=None, num_classes=0, restores=True)
 
 
-def named(start: str) -> tuple[str, str]:
-    """What tables call an initialisation, and what it is: `NAME=START`, or a name made of `START` itself."""
-    if given := re.fullmatch(f"({NAME})=(.+)", start):
+def name_and_source(text: str) -> tuple[str, str]:
+    """The name of an initialisation and its source: as in `NAME=SOURCE`, or a name made of the source itself."""
+    if given := re.fullmatch(f"({NAME})=(.+)", text):
         return given[1], given[2]
-    name = Path(start).name.partition(".")[0] if is_file(start) else start
-    return re.sub(r"[^A-Za-z0-9_.+-]", "-", name), start
+    name = Path(text).name.partition(".")[0] if is_path(text) else text
+    return re.sub(r"[^A-Za-z0-9_.+-]", "-", name), text
 
 
-def is_file(start: str) -> bool:
-    """Whether an initialisation's name is a path rather than a run's name."""
-    return "/" in start or start.endswith((".safetensors", *TORCH))
+def is_path(source: str) -> bool:
+    """Whether the source of an initialisation is a path rather than a run's name."""
+    return "/" in source or source.endswith((".safetensors", *TORCH_SUFFIXES))
 
 
 def check_fits(initialisation: Initialisation, input_shape: Sequence[int], mode: str) -> None:
@@ -145,10 +151,10 @@ def check_fits(initialisation: Initialisation, input_shape: Sequence[int], mode:
 
 
 def segmentation_network(initialisation: Initialisation, num_classes: int, mode: str, seed: int, ndim: int) -> UNet:
-    """A U-Net whose new weights depend on the seed alone, so that initialisations start alike where they can.
+    """A U-Net whose new weights depend on the seed alone, so that initialisations differ only in their own weights.
 
-    Encoder and, in mode `full`, decoder (without its output layer) are the initialisation's. A 2D network for 3D images
-    works slice by slice.
+    Encoder and, in mode `full`, decoder (without its output layer) are the initialisation's. A 2D network for images of
+    `ndim` 3 works slice by slice.
     """
     architecture = initialisation.architecture if mode in PROBES else _trained(initialisation.architecture)
     with _seeded(seed):
@@ -157,7 +163,7 @@ def segmentation_network(initialisation: Initialisation, num_classes: int, mode:
     if pretrained is not None:
         unet.encoder.load_state_dict(unet.encoder.state_dict() | pretrained.encoder.state_dict())
         if mode == "full" and pretrained.decoder is not None:
-            give_decoder(unet, pretrained.decoder)
+            copy_decoder(unet, pretrained.decoder)
     return slice_wise(unet) if initialisation.architecture.ndim < ndim else unet
 
 
@@ -180,8 +186,8 @@ def classification_network(initialisation: Initialisation, num_out: int, seed: i
 
 
 def _trained(architecture: Architecture) -> Architecture:
-    """As it is trained on a target: norms of a batch's own statistics learn running ones, which are not among the
-    weights. Else an answer would depend on the cases that are told with it."""
+    """The architecture as it is trained on a target: norms of a batch's own statistics learn running ones, which are
+    not among the weights. Otherwise an answer would depend on the other cases of its batch."""
     return replace(architecture, norm="batch") if architecture.norm == "batch-statistics" else architecture
 
 

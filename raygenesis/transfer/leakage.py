@@ -1,9 +1,10 @@
-"""Who of a target's subjects pretraining has learnt from, and so must not be tested on."""
+"""The subjects of a target that pretraining has learnt from, who must not be tested on."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,28 +21,45 @@ from raygenesis.transfer.examples import Example
 from raygenesis.transfer.runs import Run
 from raygenesis.workspace.artifacts import ARCHIVE
 from raygenesis.workspace.files import Place
+from raygenesis.workspace.manifest import MANIFEST
 from raygenesis.workspace.workspace import Workspace
 
 
 def archive_settings(workspace: Workspace) -> ArchiveSettings | None:
-    """Those that the workspace's archive was made with; None where it does not say."""
+    """The settings that the workspace's archive was made with; None where there is no finished archive."""
     manifest = ARCHIVE.read(workspace.archive)
     return None if manifest is None else ArchiveSettings.model_validate(manifest.settings["archive"])
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Where weights come from: the workspace, and the settings that decided which of its subjects were held out.
+
+    keep_ids: of the archive, unless its manifest says otherwise. is_own: whether the target's results go there too.
+    """
+
+    workspace: Workspace
+    ndim: int
+    validation_fraction: float
+    seed: int
+    keep_ids: bool
+    is_own: bool
 
 
 def seen_subjects(
     examples: Sequence[Example], workspace: Workspace, settings: Settings, runs: Sequence[Run] = ()
 ) -> set[str]:
-    """Subjects whose scan's very files, or whose name, are among the volumes that the workspace trains on, or the
-    workspaces in which the `runs` lie.
+    """Subjects among those of the examples that pretraining has learnt from, here or where the `runs` lie.
 
-    A line says of whose training nothing is known here: published weights, and runs without their workspace.
+    They are recognised by their scans' very files, or by their names, among the volumes of the training split. A line
+    in the log names the weights of which the training subjects are unknown: published ones, and runs without their
+    workspace.
     """
     origins = {(workspace, settings.validation_fraction, settings.seed): settings}
     for run in runs:
         if run.workspace is not None and (run.workspace.catalog.is_file() or _stores(run.workspace)):
-            made_with = run.settings or settings
-            origins[run.workspace, made_with.validation_fraction, made_with.seed] = made_with
+            used = run.settings or settings
+            origins[run.workspace, used.validation_fraction, used.seed] = used
         else:
             say(
                 "finetune",
@@ -50,15 +68,16 @@ def seen_subjects(
             )
     fingerprint = functools.cache(scan_fingerprint)
     seen = set()
-    for (origin, _, _), made_with in origins.items():
-        seen |= _seen_in(origin, made_with, examples, fingerprint, is_own=origin == workspace)
+    for (origin, fraction, seed), used in origins.items():
+        pretraining = Pretraining(origin, used.ndim, fraction, seed, used.archive.keep_ids, origin == workspace)
+        seen |= _seen_in(pretraining, examples, fingerprint)
     return seen
 
 
 def _seen_in(
-    workspace: Workspace, settings: Settings, examples: Sequence[Example],
-    fingerprint: Callable[[tuple[Path, ...]], str], is_own: bool,
-) -> set[str]:  # fmt: skip
+    pretraining: Pretraining, examples: Sequence[Example], fingerprint: Callable[[tuple[Path, ...]], str]
+) -> set[str]:
+    workspace = pretraining.workspace
     seen: set[str] = set()
     for store in _stores(workspace):
         # What the encoder saw, should the seed or the archive have changed since.
@@ -66,15 +85,17 @@ def _seen_in(
     names, sizes, identity = set(), None, None
     if workspace.catalog.is_file():
         table = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes", "shape"])
-        # Of a mixed archive training takes, and splits, those of its own dimensions.
-        table = table.filter(pc.equal(pc.list_value_length(table["shape"]), settings.ndim))
+        # In a mixed archive only volumes of the training's own dimensions are used and split.
+        table = table.filter(pc.equal(pc.list_value_length(table["shape"]), pretraining.ndim))
         volumes, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
-        held_out = is_held_out(volumes, subjects, settings.validation_fraction, settings.seed)
+        held_out = is_held_out(volumes, subjects, pretraining.validation_fraction, pretraining.seed)
         seen |= set(volumes.filter(pa.array(~held_out)).to_pylist())
         names = set(subjects.filter(pc.is_in(volumes, value_set=pa.array(seen, pa.string()))).to_pylist())
-        # Only files of a known size can be known files: the others need no hashing.
+        # Only files of a known size can be known files: the others need not be hashed.
         sizes = set(table["source_bytes"].unique().to_pylist())
-        identity = _identity(workspace, (archive_settings(workspace) or settings.archive).keep_ids, is_own)
+        archive = archive_settings(workspace)
+        keep_ids = pretraining.keep_ids if archive is None else archive.keep_ids
+        identity = _identity(workspace, keep_ids, pretraining.is_own)
     # A scan of several volumes (time points) has their number behind its fingerprint.
     scans = {volume.partition("-")[0] for volume in seen}
 
@@ -89,11 +110,11 @@ def _seen_in(
 
 
 def _stores(workspace: Workspace) -> list[Place]:
-    return [store for store in (workspace.patterns, workspace.crops) if (store / "manifest.json").is_file()]
+    return [store for store in (workspace.patterns, workspace.crops) if (store / MANIFEST).is_file()]
 
 
 def _identity(workspace: Workspace, keep_ids: bool, is_own: bool) -> Identity | None:
-    """What names subjects there; of another workspace None where that was not shared with its archive."""
+    """What names the workspace's subjects; None for another workspace whose key was not shared with its archive."""
     if keep_ids or is_own or (workspace.private / "key").is_file():
         return open_identity(workspace, keep_ids)
     say("finetune", f"warning: without {workspace.private}/key its subjects are known by their files, not by name")

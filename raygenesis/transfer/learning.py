@@ -1,4 +1,4 @@
-"""Training a network on a target's labelled cases: steps, validations, when to stop, when it had converged."""
+"""Training a network on a target's labelled cases: steps, validations, when to stop, and when it has converged."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from raygenesis.settings import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
 
 NUM_VALIDATIONS = 20
-# Of the steps, the learning rate rises for this share.
-RISING = 0.1
-# A curve has converged where it has come so far on its way from its first to its best value.
+# Share of the steps in which the learning rate rises.
+WARM_UP = 0.1
+# A curve has converged where it has covered this share of the way from its first to its best value.
 CONVERGED = 0.95
 
 # Narrow convolutions run twice as fast on a CPU with channels last; a tensor's format by its sides.
@@ -29,32 +29,37 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """losses: of each step. converged: the step at which the validation score (without validation, the smoothed loss)
-    had come 95 % of its way; seconds: of one step."""
+    """How a training went.
+
+    losses: of each step. converged_at: the step at which the validation score (without validation, the smoothed loss)
+    had covered 95 % of its way. seconds_per_step: mean over steps, without validations.
+    """
 
     losses: tuple[float, ...]
-    converged: int
-    seconds: float
+    converged_at: int
+    seconds_per_step: float
 
 
 def train(
     network: nn.Module,
-    batches: Callable[[np.random.Generator], Batch],
+    draw_batch: Callable[[np.random.Generator], Batch],
     loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     settings: FinetuneSettings,
     seed: int,
     validate: Callable[[], float] | None = None,
 ) -> TrainingOutcome:
-    """Train in place what requires a gradient, for `num_steps` batches or until `patience` validations are no better.
+    """Train in place the weights that require a gradient, with the Adam optimizer.
 
-    validate: the score of the network as it is, the higher the better; the best weights are kept. Raises TrainingError
-    where the loss is no number.
+    Training ends after `settings.num_steps` batches, or after `settings.patience` validations without a better score.
+    draw_batch: returns images and targets. loss_of: takes the network's output and the targets. validate: returns the
+    score of the network as it is, the higher the better; the best weights are kept. Raises TrainingError where the loss
+    is not finite.
     """
     optimizer = torch.optim.Adam(
         [weight for weight in network.parameters() if weight.requires_grad], settings.learning_rate
     )
     generator = np.random.default_rng(seed)
-    validated = validated_after(settings.num_steps)
+    validation_steps = steps_with_validation(settings.num_steps)
     losses: list[float] = []
     scores: list[float] = []
     best = None
@@ -63,9 +68,9 @@ def train(
     for step in range(1, settings.num_steps + 1):
         watch = Stopwatch()
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * share_of_rate(step, settings)
-        images, wanted = batches(generator)
-        loss = loss_of(network(images), wanted)
+            group["lr"] = settings.learning_rate * rate_factor(step, settings)
+        images, targets = draw_batch(generator)
+        loss = loss_of(network(images), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -73,7 +78,7 @@ def train(
         seconds += watch.seconds
         if not math.isfinite(losses[-1]):
             raise TrainingError(f"the loss is {losses[-1]} at step {step}: lower finetune.learning_rate")
-        if validate is not None and step in validated:
+        if validate is not None and step in validation_steps:
             scores.append(validate())
             set_training(network)
             if len(scores) - 1 == int(np.argmax(scores)):  # no better for being as good
@@ -82,33 +87,36 @@ def train(
                 break
     if best is not None:
         network.load_state_dict(best)
-    converged = validated[converged_at(scores) - 1] if scores else converged_at([-loss for loss in smoothed(losses)])
+    if scores:
+        converged = validation_steps[num_until_converged(scores) - 1]
+    else:
+        converged = num_until_converged([-loss for loss in smoothed(losses)])
     return TrainingOutcome(tuple(losses), converged, seconds / len(losses))
 
 
-def validated_after(num_steps: int) -> list[int]:
-    """The steps, from 1, after which there is a validation: twenty, evenly, the last among them; of fewer each."""
+def steps_with_validation(num_steps: int) -> list[int]:
+    """The steps, counted from 1, after which to validate: twenty at even distances up to the last, or all of fewer."""
     return sorted({-(-number * num_steps // NUM_VALIDATIONS) for number in range(1, NUM_VALIDATIONS + 1)})
 
 
-def share_of_rate(step: int, settings: FinetuneSettings) -> float:
-    """The share of the learning rate that a step, from 1, is taken with."""
+def rate_factor(step: int, settings: FinetuneSettings) -> float:
+    """Factor of the learning rate at a step, counted from 1: a linear rise, then half a cosine; or constant."""
     if settings.schedule == "constant":
         return 1.0
-    rising = max(1, round(RISING * settings.num_steps))
-    if step <= rising:
-        return step / rising
-    return (1 + math.cos(math.pi * (step - rising) / (settings.num_steps - rising + 1))) / 2
+    num_rising = max(1, round(WARM_UP * settings.num_steps))
+    if step <= num_rising:
+        return step / num_rising
+    return (1 + math.cos(math.pi * (step - num_rising) / (settings.num_steps - num_rising + 1))) / 2
 
 
 def to_device(network: nn.Module, device: str) -> None:
-    """Move a network, and keep the channels of a voxel together in its weights."""
+    """Move a network in place to a device, its weights in channels-last format."""
     sides = next((weight.ndim for weight in network.parameters() if weight.ndim in MEMORY_FORMAT), 5)
     network.to(device, memory_format=MEMORY_FORMAT[sides])  # type: ignore[call-overload] # not among torch's overloads
 
 
 def set_training(network: nn.Module) -> None:
-    """Training mode, but of what is frozen: its batch norms keep their statistics too."""
+    """Put a network in training mode, except for frozen parts, whose batch norms keep their statistics."""
     network.train()
     for part in network.children():
         weights = list(part.parameters())
@@ -117,12 +125,12 @@ def set_training(network: nn.Module) -> None:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Means over a tenth of all steps."""
+    """Moving averages over a tenth of all steps."""
     width = max(1, len(losses) // 10)
     return np.convolve(losses, np.full(width, 1 / width), mode="valid").tolist()
 
 
-def converged_at(scores: Sequence[float]) -> int:
-    """The number, from 1, of the first score that has come 95 % of the way from the first to the best."""
-    wanted = scores[0] + CONVERGED * (max(scores) - scores[0])
-    return next(number for number, score in enumerate(scores, 1) if score >= wanted)
+def num_until_converged(scores: Sequence[float]) -> int:
+    """The number, counted from 1, of the first score that has covered 95 % of the way from the first to the best."""
+    threshold = scores[0] + CONVERGED * (max(scores) - scores[0])
+    return next(number for number, score in enumerate(scores, 1) if score >= threshold)

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.intake.survey import without_ending
 from raygenesis.transfer.cases import Case, nearest
+from raygenesis.transfer.results import in_file_name
 from raygenesis.workspace.files import Place, on_disk, publish
 
 
 def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) -> Place:
-    """`<case>.nii.gz`: the classes of the scan's own voxels, in the order of its file where that is NIfTI; of a region,
-    the region's voxels at their place in the scan.
+    """Write a predicted label map as `<case>.nii.gz`; returns its path.
 
-    Each voxel has the class of the nearest voxel that was predicted.
+    It holds the scan's own voxels, in the order of the scan's file where that is NIfTI; of a region, the region's
+    voxels at their place in the scan. Each voxel has the class of the nearest voxel that was predicted.
     """
     grid = case.grid
     assert grid is not None
@@ -39,33 +40,30 @@ def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) ->
     return path
 
 
-def write_example(folder: Place, start: str, labelled: int | str, case: Case, predicted: NDArray[np.uint8]) -> None:
-    """The slice of a case with the most foreground: image float32, label and prediction uint8 [y, x]."""
+def write_example(
+    folder: Place, initialisation: str, labelled: int | str, case: Case, predicted: NDArray[np.uint8]
+) -> None:
+    """Write the slice of a case with the most foreground: image float32, label and prediction uint8, [y, x]."""
     label = case.label
     assert label is not None
     at = int(np.sum(label > 0, (1, 2)).argmax()) if label.ndim == 3 else ...
     slices: dict[str, NDArray[Any]] = {
         "image": case.image[at].astype(np.float32), "label": label[at], "prediction": predicted[at],
     }  # fmt: skip
-    publish(_example_path(folder, start, labelled), lambda aside: _save(aside, slices))
+    publish(_example_path(folder, initialisation, labelled), lambda aside: _save(aside, slices))
 
 
-def join_examples(folder: Place, starts: Sequence[str], labelled: int | str) -> None:
-    """`example.npz`: image, label, and each initialisation's prediction under its name, after so many subjects."""
+def join_examples(folder: Place, initialisations: Sequence[str], labelled: int | str) -> None:
+    """Write `example.npz`: image, label, and the prediction of each initialisation after so many labelled subjects."""
     joined: dict[str, NDArray[Any]] = {}
-    for start in starts:
-        with on_disk(_example_path(folder, start, labelled)) as local, np.load(local) as arrays:
-            joined |= {"image": arrays["image"], "label": arrays["label"], f"prediction_{start}": arrays["prediction"]}
+    for name in initialisations:
+        with on_disk(_example_path(folder, name, labelled)) as local, np.load(local) as arrays:
+            joined |= {"image": arrays["image"], "label": arrays["label"], f"prediction_{name}": arrays["prediction"]}
     publish(folder / "example.npz", lambda aside: _save(aside, joined))
 
 
-def in_names(labelled: int | str) -> str:
-    """A number of labelled subjects as files' names have it."""
-    return str(labelled).replace("%", "percent")
-
-
-def _example_path(folder: Place, start: str, labelled: int | str) -> Place:
-    return folder / f"example-{start}-{in_names(labelled)}.npz"
+def _example_path(folder: Place, initialisation: str, labelled: int | str) -> Place:
+    return folder / f"example-{initialisation}-{in_file_name(labelled)}.npz"
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

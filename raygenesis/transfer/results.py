@@ -1,38 +1,102 @@
-"""The trials of a target, as its folder holds them."""
+"""Results of a target's trials: the only place that reads and writes their files."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
-from raygenesis.workspace.files import Place, read_json
+from pydantic import TypeAdapter, ValidationError
+
+from raygenesis.errors import WorkspaceError
+from raygenesis.transfer.metrics import AnsweredCase, SegmentedCase
+from raygenesis.workspace.files import Place, read_json, write_json
 from raygenesis.workspace.manifest import Extent
 
-# Rows by the number of labelled subjects and by initialisation.
-Results = dict[int | str, dict[str, list[dict[str, Any]]]]
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """Result of one trial, with the fields of its file in their order.
+
+    key: digest of what decided the trial. labelled: as `finetune.num_labelled` has it; subjects: how many these are.
+    figures: by name, the primary one first. seconds: of training and testing. epochs_to_converge, seconds_to_converge,
+    loss (mean over the last ten steps): None, and steps 0, where nothing was trained. learnt_from: names of the
+    labelled examples. test: the test cases.
+    """
+
+    key: str = ""
+    initialisation: str
+    labelled: int | str
+    trial: int
+    seed: int = 0
+    subjects: int = 0
+    figures: dict[str, float]
+    seconds: float
+    epochs_to_converge: float | None = None
+    seconds_to_converge: float | None = None
+    steps: int = 0
+    loss: float | None = None
+    learnt_from: tuple[str, ...] = ()
+    test: tuple[SegmentedCase, ...] | tuple[AnsweredCase, ...] = ()
+
+
+# The trials of one initialisation and number of labelled subjects, in order.
+Trials: TypeAlias = Sequence[TrialResult]
+
+# Trials by the number of labelled subjects, then by initialisation.
+Results: TypeAlias = Mapping[int | str, Mapping[str, Trials]]
+
+_ADAPTER = TypeAdapter(TrialResult)
+
+
+def in_file_name(labelled: int | str) -> str:
+    """A number of labelled subjects, as `finetune.num_labelled` has it, as part of a file's name."""
+    return str(labelled).replace("%", "percent")
+
+
+def result_path(folder: Place, initialisation: str, labelled: int | str, number: int) -> Place:
+    """The file of one trial in a target's folder."""
+    return folder / f"trial-{initialisation}-{in_file_name(labelled)}-{number}.json"
+
+
+def write_result(folder: Place, result: TrialResult) -> None:
+    """Write a trial's file; it appears whole or not at all."""
+    write_json(result_path(folder, result.initialisation, result.labelled, result.trial), asdict(result))
+
+
+def read_result(path: Place) -> TrialResult | None:
+    """The result in a trial's file; None where there is no such file. Raises WorkspaceError if it is damaged."""
+    tree = read_json(path)
+    try:
+        return None if tree is None else _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise WorkspaceError(
+            f"{path} is damaged ({key}: {fault['msg'].lower()}): remove it, then run again the command that made it"
+        ) from None
 
 
 def results_in(folder: Place, extent: Extent | None) -> Results:
-    """The trials of a target: by the number of labelled subjects, by initialisation, in their order.
+    """The trials of a target, in order.
 
-    extent: what is compared, as the target's manifest says; what was compared before may still be there. All that
-    there are when None, as of a target that is not finished.
+    extent: what is compared, as the target's manifest records it: trials of an earlier comparison may still be there.
+    None for all that there are, as of a target that is not finished.
     """
     paths: list[Place] = sorted(folder.glob("trial-*.json"))
-    trials = [trial for path in paths if (trial := read_json(path)) is not None]
-    trials.sort(key=lambda trial: trial["trial"])
+    trials = sorted((result for path in paths if (result := read_result(path))), key=lambda result: result.trial)
     extent = extent or Extent(
-        initialisations={trial["initialisation"]: "" for trial in trials},
-        num_labelled=tuple(dict.fromkeys(trial["labelled"] for trial in trials)), num_trials=sys.maxsize,
+        initialisations={result.initialisation: "" for result in trials},
+        num_labelled=tuple(dict.fromkeys(result.labelled for result in trials)), num_trials=sys.maxsize,
     )  # fmt: skip
-    found: Results = {}
+    found: dict[int | str, dict[str, Trials]] = {}
     for labelled in extent.num_labelled:
-        for start in extent.initialisations:
+        for name in extent.initialisations:
             chosen = [
-                trial for trial in trials
-                if (trial["labelled"], trial["initialisation"]) == (labelled, start)
-                and trial["trial"] < extent.num_trials
+                result for result in trials
+                if (result.labelled, result.initialisation) == (labelled, name) and result.trial < extent.num_trials
             ]  # fmt: skip
             if chosen:
-                found.setdefault(labelled, {})[start] = chosen
+                found.setdefault(labelled, {})[name] = chosen
     return found

@@ -1,26 +1,26 @@
-"""The pretrained weights that a target begins with: which run left them, in which workspace, by which settings."""
+"""The pretraining runs behind a target's initialisations: in which workspace, with which settings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raygenesis.networks.weights.loading import ENCODER_FILE
+from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.settings import Settings, adopt, settings_beside
-from raygenesis.transfer.initialisations import is_file, named
-from raygenesis.transfer.statistics import RANDOM
+from raygenesis.transfer.initialisations import RANDOM, is_path, name_and_source
 from raygenesis.workspace.files import as_place
 from raygenesis.workspace.workspace import Workspace
 
-# Sections of the settings that a target is read by as the run has them, key by key.
+# Sections of the settings that are taken from the run, key by key, to read a target.
 SHARED = ("intensity", "discovery", "autoencoder")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where weights come from. name: what tables call them. workspace: None of weights that no run of ours left.
+    """Where weights come from.
 
-    settings: those of the pretraining, None where they are not kept beside the weights.
+    name: of the initialisation. workspace: None for weights that are not of a run of ours. settings: of the
+    pretraining; None where they are not kept beside the weights.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Run:
     settings: Settings | None = None
 
 
-def runs_of(starts: Sequence[str], workspace: Workspace) -> list[Run]:
-    """The runs that starts name, by name or by path, in their order; `random` is none."""
-    return [_run_of(name, start, workspace) for name, start in map(named, starts) if start != RANDOM]
+def runs_of(sources: Sequence[str], workspace: Workspace) -> list[Run]:
+    """The runs behind the sources of initialisations, in their order; none behind `random`."""
+    return [_run_of(name, source, workspace) for name, source in map(name_and_source, sources) if source != RANDOM]
 
 
 def as_pretrained(settings: Settings, run: Run) -> Settings:
-    """The settings, with intensity, shapes, split and subjects as the run has them but for keys that were given."""
+    """Settings with intensity, shapes, split and subjects as the run has them, except for keys that were given."""
     if run.settings is None:
         return settings
     theirs = run.settings.model_dump(mode="json", include={*SHARED, "validation_fraction"})
@@ -43,10 +43,10 @@ def as_pretrained(settings: Settings, run: Run) -> Settings:
     return adopt(settings, theirs)
 
 
-def _run_of(name: str, start: str, workspace: Workspace) -> Run:
-    folder = as_place(start) if is_file(start) else workspace.run(start)
+def _run_of(name: str, source: str, workspace: Workspace) -> Run:
+    folder = as_place(source) if is_path(source) else workspace.run(source)
     if folder.name == ENCODER_FILE:
         folder = folder.parent
-    elif is_file(start) and not folder.is_dir():
+    elif is_path(source) and not folder.is_dir():
         return Run(name)
     return Run(name, Workspace(folder.parent.parent), settings_beside(folder))

@@ -1,4 +1,4 @@
-"""Who learns and who tests: official lists where there are any, else seeded draws; always by subject."""
+"""Splits of a target by subject: by official lists where there are any, else by seeded draws."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True)
 class Trial:
-    """Who is learnt from, and the seed of everything else: the same for each initialisation, so trials are paired.
+    """One draw of labelled subjects, and the seed of everything else: the same for each initialisation.
 
-    labelled: as `finetune.num_labelled` says it, num_subjects: what that means. A trial of more labelled subjects has
-    those of fewer among them.
+    labelled: as `finetune.num_labelled` has it; num_subjects: how many these are. A trial of more labelled subjects
+    includes those of a trial of the same number with fewer.
     """
 
     number: int
@@ -35,9 +35,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples to test on and to decide by when to stop, the same in every trial, and the trials' draws from the rest.
+    """Examples for testing and validation, the same in every trial, and the trials' draws from the rest.
 
-    num_seen: how many subjects pretraining has learnt from, which are therefore only learnt from here too.
+    num_pool_subjects: subjects that trials draw from. num_seen: subjects that pretraining has learnt from, who are
+    therefore not tested on.
     """
 
     test: tuple[Example, ...]
@@ -84,10 +85,10 @@ def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, s
         own_seed = int(generator.integers(2**31))
         for labelled in settings.num_labelled:
             drawn = set(order[: count_of(labelled, len(pool))])
-            learnt = tuple(example for example in examples if example.subject in drawn)
-            trials.append(Trial(number, own_seed, labelled, len(drawn), learnt))
-    of = lambda group: tuple(example for example in examples if example.subject in group)  # noqa: E731
-    split = Split(of(tested), of(validated), tuple(trials), len(pool), len(seen & set(subjects)))
+            chosen = tuple(example for example in examples if example.subject in drawn)
+            trials.append(Trial(number, own_seed, labelled, len(drawn), chosen))
+    test, validation = (tuple(each for each in examples if each.subject in part) for part in (tested, validated))
+    split = Split(test, validation, tuple(trials), len(pool), len(seen & set(subjects)))
     _check_classes(target, split)
     return split
 
@@ -106,7 +107,7 @@ def count_of(labelled: int | str, num_subjects: int) -> int:
 def _drawn(
     subjects: Sequence[str], groups: Mapping[str, int], seen: set[str], settings: FinetuneSettings, seed: int
 ) -> tuple[set[str], set[str]]:
-    """Subjects to test on, among those not seen, and to validate on, who may have been seen."""
+    """Draw subjects to test on, of those not seen, and to validate on, who may have been seen."""
     unseen = [subject for subject in subjects if subject not in seen]
     most = max((count for count in settings.num_labelled if isinstance(count, int)), default=2)
     num_test = min(settings.num_test, len(unseen), len(subjects) - most - settings.num_validation)
@@ -124,14 +125,14 @@ def _drawn(
 
 
 def _in_proportion(subjects: Sequence[str], groups: Mapping[str, int], generator: np.random.Generator) -> list[str]:
-    """A random order in which every beginning has the classes in proportion, and each class early on."""
+    """A random order in which the first subjects, however many, have the classes in proportion."""
     places: dict[str, tuple[float, bytes]] = {}
     key = generator.bytes(KEY_BYTES)
-    # Each subject's luck is its own: where another is found to be of no use, most are drawn as before.
-    luck = {subject: hashlib.blake2b(subject.encode(), key=key, digest_size=8).digest() for subject in subjects}
+    # Each subject has a random number of its own: where another cannot be used, most are drawn as before.
+    numbers = {subject: hashlib.blake2b(subject.encode(), key=key, digest_size=8).digest() for subject in subjects}
     for group in sorted({groups[subject] for subject in subjects}):
-        members = sorted((subject for subject in subjects if groups[subject] == group), key=luck.__getitem__)
-        places |= {subject: (rank / len(members), luck[subject]) for rank, subject in enumerate(members)}
+        members = sorted((subject for subject in subjects if groups[subject] == group), key=numbers.__getitem__)
+        places |= {subject: (rank / len(members), numbers[subject]) for rank, subject in enumerate(members)}
     return sorted(subjects, key=places.__getitem__)
 
 

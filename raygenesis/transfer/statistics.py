@@ -1,41 +1,42 @@
 """Comparing initialisations: means, deviations, intervals, effect sizes, and tests over trials and over subjects.
 
-Over trials: the independent two-sample t-test (paper section 3) in Welch's form, which does not suppose equal spread.
-Over subjects: a paired permutation test on what trials say of each test subject on average; it asks whether the
-difference holds for other subjects, which trials that share a test set cannot tell. Both are corrected by Holm for the
-number of initialisations that are compared.
+Over trials: the independent two-sample t-test (paper section 3) in Welch's form, which does not assume equal variances.
+Over subjects: a paired permutation test on the scores of each test subject, averaged over trials; it asks whether the
+difference holds for other subjects, which trials that share a test set cannot show. Both are corrected by Holm's method
+for the number of initialisations that are compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from raygenesis.transfer.metrics import PRIMARY, CaseScores, case_scores, positives
+from raygenesis.transfer.results import Trials
+from raygenesis.workspace.manifest import Tree
 
 # Differences this small are rounding: no spread, so no test.
 NO_SPREAD = 1e-9
 NUM_RESAMPLES, FEWER_RESAMPLES = 9999, 1999
 MANY_CASES = 5000  # of more, fewer resamples
-MOST_NUMBERS = 2 * 10**6  # at once
+MAX_NUMBERS = 2 * 10**6  # of numbers that are held in memory at a time
 CONFIDENCE = 0.95
-RANDOM = "random"
 
-
-Trials = Sequence[Mapping[str, Any]]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A comparison with another initialisation.
+    """Difference of one initialisation from another.
 
-    difference: of the means of the primary figure, positive where the other is worse. effect_size: Hedges' g, likewise.
-    p: over trials; p_subjects: over test subjects; each also corrected by Holm. None where nothing varies.
+    difference: of the means of the primary figure, positive where the other is worse. effect_size: Hedges' g, with the
+    same sign. p: over trials; p_subjects: over test subjects; p_holm, p_subjects_holm: both corrected by Holm's method.
+    None where nothing varies.
     """
 
     difference: float
@@ -72,20 +73,33 @@ class Comparison:
 
     @property
     def is_like_best(self) -> bool:
-        """Whether it is the best, or cannot be told from it at p < 0.05 over trials (paper Table 2)."""
+        """Whether it is the best, or does not differ from it at p < 0.05 over trials (paper Table 2)."""
         best = self.against_best
         if self.is_best or best is None:
             return True
         return abs(best.difference) <= NO_SPREAD if best.p is None else best.p >= 1 - CONFIDENCE
 
-    def flat(self) -> dict[str, Any]:
-        """A row of a table: nested figures with their names joined by underscores."""
+    def as_row(self) -> Tree:
+        """A row of a table: names of nested figures are joined by underscores, as in `p_against_best`, `mean_dice`."""
         row = asdict(self)
-        parts = {name: row.pop(name) for name in ("against_random", "against_best", "figures")}
-        none = asdict(Difference(0.0, None, None, None))
+        nested = {name: row.pop(name) for name in ("against_random", "against_best", "figures")}
         for name in ("against_random", "against_best"):
-            row |= {f"{key}_{name}": (parts[name] or dict.fromkeys(none))[key] for key in none}
-        return row | {f"mean_{key}": value for key, value in parts["figures"].items()}
+            row |= {f"{part.name}_{name}": (nested[name] or {}).get(part.name) for part in fields(Difference)}
+        return row | {f"mean_{name}": figure for name, figure in nested["figures"].items()}
+
+    @classmethod
+    def from_row(cls, row: Tree) -> Comparison:
+        """The comparison of which `row` is the `as_row`."""
+        figures = {name.removeprefix("mean_"): figure for name, figure in row.items() if name.startswith("mean_")}
+        plain = {part.name: row[part.name] for part in fields(cls) if part.name in row}
+        random, best = (_difference_in(row, name) for name in ("against_random", "against_best"))
+        return cls(**plain, against_random=random, against_best=best, figures=figures)
+
+
+def _difference_in(row: Tree, name: str) -> Difference | None:
+    """The difference that a row of `Comparison.as_row` holds under a name."""
+    parts = {part.name: row[f"{part.name}_{name}"] for part in fields(Difference)}
+    return None if parts["difference"] is None else Difference(**parts)
 
 
 def compare_initialisations(
@@ -93,43 +107,47 @@ def compare_initialisations(
 ) -> list[Comparison]:
     """One row per initialisation, in the order given.
 
-    results: per initialisation its trials, each with `figures`, `test` (cases as `metrics.figures` takes them),
-    `seconds`, `epochs_to_converge` and `seconds_to_converge`, in the same order of seeds. randoms: the name of the
-    random weights that each is compared with, where there are any.
+    results: the trials of each initialisation, all in the same order of seeds. randoms: by initialisation the name of
+    the random weights that it is compared with, where there are any.
     """
     primary = PRIMARY[task]
-    values = {name: np.array([trial["figures"][primary.name] for trial in trials]) for name, trials in results.items()}
+    values = {name: primary_figures(task, trials) for name, trials in results.items()}
     best = max(values, key=lambda name: primary.sign * values[name].mean())
-    told = {name: case_scores(task, [trial["test"] for trial in trials]) for name, trials in results.items()}
+    scores = {name: case_scores(task, [trial.test for trial in trials]) for name, trials in results.items()}
 
-    def against(others: Mapping[str, str]) -> dict[str, Difference]:
+    def differences(others: Mapping[str, str]) -> dict[str, Difference]:
         found = {}
         for name, other in others.items():
             if name in results and other in results and name != other:
-                p_subjects = paired_by_subject(told[name], told[other])
-                found[name] = _over_trials(values[name], values[other], primary.sign, p_subjects)
-        return _corrected(found)
+                p_subjects = paired_by_subject(scores[name], scores[other])
+                found[name] = difference_of(values[name], values[other], primary.sign, p_subjects)
+        return corrected(found)
 
-    to_random, to_best = against(randoms), against(dict.fromkeys(results, best))
+    against_random, against_best = differences(randoms), differences(dict.fromkeys(results, best))
     rows = []
     for name, trials in results.items():
         mean, sd, count = float(values[name].mean()), float(values[name].std(ddof=1)), len(trials)
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * sd / count**0.5
-        seconds = float(np.mean([trial["seconds"] for trial in trials]))
-        means = {key: float(np.mean([trial["figures"][key] for trial in trials])) for key in trials[0]["figures"]}
         rows.append(
             Comparison(
                 name, labelled, count, primary.name, mean, sd, max(0.0, mean - half), min(primary.most, mean + half),
-                name == best,
-                seconds, _mean(trials, "epochs_to_converge"), _mean(trials, "seconds_to_converge"),
-                to_random.get(name), to_best.get(name), means,
+                name == best, float(np.mean([trial.seconds for trial in trials])),
+                _mean([trial.epochs_to_converge for trial in trials]),
+                _mean([trial.seconds_to_converge for trial in trials]),
+                against_random.get(name), against_best.get(name),
+                {key: float(np.mean([trial.figures[key] for trial in trials])) for key in trials[0].figures},
             )
         )  # fmt: skip
     return rows
 
 
+def primary_figures(task: str, trials: Trials) -> NDArray[np.float64]:
+    """The primary figure of each trial, [trials]."""
+    return np.array([trial.figures[PRIMARY[task].name] for trial in trials])
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction for so many tests; None stays None and is no test."""
+    """p-values corrected by Holm's method for their number; None stays None and does not count as a test."""
     order = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -140,18 +158,18 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def paired_by_subject(ours: CaseScores, theirs: CaseScores, seed: int = 0) -> float | None:
-    """p of a two-sided permutation test that exchanges two initialisations' answers, all of a subject together.
+    """p-value of a two-sided permutation test that exchanges two initialisations' scores, all of a subject together.
 
-    The mean over cases is compared, or the mean AUC; there, before the exchange, each initialisation's answers give way
-    to their ranks, which their AUC is made of. None where they answer alike, or about other cases.
+    The mean over cases is compared, or the mean AUC; there each initialisation's answers are replaced, before the
+    exchange, by their ranks, from which an AUC is computed. None where the scores are alike, or of other cases.
     """
     names, subject_of = np.unique(ours.subjects, return_inverse=True)
-    if ours.subjects != theirs.subjects or len(names) < 2 or np.abs(ours.told - theirs.told).max() <= NO_SPREAD:
+    if ours.subjects != theirs.subjects or len(names) < 2 or np.abs(ours.scores - theirs.scores).max() <= NO_SPREAD:
         return None
     num_resamples = NUM_RESAMPLES if len(subject_of) <= MANY_CASES else FEWER_RESAMPLES
     swaps = np.random.default_rng(seed).random((num_resamples, len(names))) < 0.5
     swaps[0] = False  # the first is what was observed
-    chunks = np.array_split(swaps, -(-len(swaps) * len(subject_of) // MOST_NUMBERS))
+    chunks = np.array_split(swaps, -(-len(swaps) * len(subject_of) // MAX_NUMBERS))
     differences = np.concatenate([_differences(ours, theirs, chunk[:, subject_of]) for chunk in chunks])
     # The observed one counts as one of those that are possible.
     return float((np.abs(differences) >= abs(differences[0]) - NO_SPREAD).mean())
@@ -175,19 +193,23 @@ def aucs(positive: NDArray[np.bool_], ranks: NDArray[np.float64]) -> NDArray[np.
 def _differences(ours: CaseScores, theirs: CaseScores, swaps: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Of the primary figures, [m], after each exchange of cases [m, cases]."""
     if ours.values is None:
-        return np.where(swaps, -1, 1) @ (ours.told - theirs.told) / len(ours.told)
+        return np.where(swaps, -1, 1) @ (ours.scores - theirs.scores) / len(ours.scores)
     found = np.zeros(len(swaps))
-    counted = positives(ours.values, ours.told.shape[1])
+    counted = positives(ours.values, ours.scores.shape[1])
     both = {number: positive for number, positive in counted.items() if 0 < positive.sum() < len(positive)}
     for number, positive in both.items():
-        first, second = (stats.rankdata(one.told[:, number]) for one in (ours, theirs))
+        first, second = (stats.rankdata(one.scores[:, number]) for one in (ours, theirs))
         found += aucs(positive, np.where(swaps, second, first)) - aucs(positive, np.where(swaps, first, second))
     return found / len(both)
 
 
-def _over_trials(
+def difference_of(
     ours: NDArray[np.float64], theirs: NDArray[np.float64], sign: int, p_subjects: float | None
 ) -> Difference:
+    """Difference of two initialisations by the primary figures of their trials, not yet corrected.
+
+    sign: of the figure, as `Primary` has it. p_subjects: as `paired_by_subject` found it.
+    """
     difference = sign * float(ours.mean() - theirs.mean())
     if max(np.ptp(ours), np.ptp(theirs)) <= NO_SPREAD:
         return Difference(difference, None, None, p_subjects)
@@ -199,17 +221,16 @@ def _over_trials(
     return Difference(difference, float(cohen * (1 - 3 / (4 * degrees - 1))), p, p_subjects)
 
 
-def _corrected(found: Mapping[Any, Difference]) -> dict[Any, Difference]:
-    pairs = zip(
-        found.items(), holm([row.p for row in found.values()]), holm([row.p_subjects for row in found.values()]),
-        strict=True,
-    )  # fmt: skip
+def corrected(differences: Mapping[Key, Difference]) -> dict[Key, Difference]:
+    """The same differences with their p-values corrected by Holm's method for the number of differences."""
+    p_holm = holm([each.p for each in differences.values()])
+    p_subjects_holm = holm([each.p_subjects for each in differences.values()])
     return {
-        name: Difference(row.difference, row.effect_size, row.p, row.p_subjects, p_holm, p_subjects_holm)
-        for (name, row), p_holm, p_subjects_holm in pairs
+        key: replace(each, p_holm=p, p_subjects_holm=p_subjects)
+        for (key, each), p, p_subjects in zip(differences.items(), p_holm, p_subjects_holm, strict=True)
     }
 
 
-def _mean(trials: Trials, key: str) -> float | None:
-    values = [trial[key] for trial in trials if trial[key] is not None]
-    return float(np.mean(values)) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None

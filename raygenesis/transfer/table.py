@@ -1,13 +1,11 @@
-"""Tables of a comparison as lines, Markdown and LaTeX."""
+"""The table of a target as people read it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
 
-from raygenesis.text.tables import Rows, aligned, cell, columns_of
-from raygenesis.transfer.metrics import WORDS
+from raygenesis.text.tables import cell
+from raygenesis.transfer.metrics import TITLES
 from raygenesis.transfer.statistics import Comparison, Difference
 
 LEGEND = (
@@ -18,22 +16,20 @@ LEGEND = (
 )
 
 
-def told(table: Sequence[Comparison]) -> list[dict[str, str]]:
-    """What a reader wants to know of each initialisation; columns that say nothing are left out."""
+def readable(table: Sequence[Comparison]) -> list[dict[str, str]]:
+    """A row of texts for each comparison; columns that are empty in all rows are left out."""
     rows = []
-    compared = len({row.initialisation for row in table}) > 1
+    several = len({row.initialisation for row in table}) > 1
     for row in table:
-        random, best = row.against_random, row.against_best
+        to_random, g, p_trials, p_subjects = _texts(row.against_random)
+        to_best, _, p_best, _ = _texts(row.against_best)
         rows.append(
             {
                 "initialisation": row.initialisation, "labelled": str(row.labelled), "trials": str(row.trials),
-                WORDS[row.metric]: marked(
-                    f"{row.mean:.3f} ± {row.sd:.3f}", compared and row.is_best, compared and row.is_like_best
-                ),
+                TITLES[row.metric]: mean_and_deviation(row, marked=several),
                 "95 % interval": f"{row.low:.3f} to {row.high:.3f}",
-                "to random": _of(random, "difference", "+.3f"), "g": _of(random, "effect_size", "+.1f"),
-                "p trials": _of(random, "p_holm", ".3f"), "p subjects": _of(random, "p_subjects_holm", ".3f"),
-                "to best": _of(best, "difference", "+.3f"), "p best": _of(best, "p_holm", ".3f"),
+                "to random": to_random, "g": g, "p trials": p_trials, "p subjects": p_subjects,
+                "to best": to_best, "p best": p_best,
                 "epochs to converge": cell(row.epochs_to_converge, ".0f"), "s/trial": f"{row.seconds_per_trial:.1f}",
             }
         )  # fmt: skip
@@ -41,62 +37,19 @@ def told(table: Sequence[Comparison]) -> list[dict[str, str]]:
     return [{column: text for column, text in row.items() if column not in empty} for row in rows]
 
 
-def wide(rows: Rows) -> list[dict[str, str]]:
-    """A row an initialisation, a column a target and number of labelled subjects (paper Table 2).
-
-    rows: of `Comparison.flat`, with `target` and `is_like_best`.
-    """
-    table: dict[str, dict[str, str]] = {}
-    for row in rows:
-        column = f"{row['target']}, {row['labelled']} labelled: {WORDS[row['metric']]}"
-        text = marked(f"{row['mean']:.3f} ± {row['sd']:.3f}", row["is_best"], row["is_like_best"])
-        table.setdefault(row["initialisation"], {"initialisation": row["initialisation"]})[column] = text
-    return list(table.values())
+def mean_and_deviation(row: Comparison, marked: bool = True) -> str:
+    """Mean ± standard deviation of the primary figure; marked: the best is bold, and what is like it has a star."""
+    text = f"{row.mean:.3f} ± {row.sd:.3f}"
+    if not marked:
+        return text
+    return f"**{text}**" if row.is_best else f"{text} *" if row.is_like_best else text
 
 
-def in_words(semantics: Rows) -> Rows:
-    """The rows of `semantics_of` with their figures' names as people write them."""
-    return [{**row, "metric": WORDS[row["metric"]]} for row in semantics]
-
-
-def marked(text: str, is_best: bool, is_like_best: bool) -> str:
-    return f"**{text}**" if is_best else f"{text} *" if is_like_best else text
-
-
-def lines_of(rows: Rows) -> list[str]:
-    """Lines of one width a column, the first column to the left."""
-    return aligned(_cells(rows, _text), "lr")
-
-
-def markdown(rows: Rows) -> str:
-    head, *body = _cells(rows, _text)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
-
-
-def latex(rows: Rows) -> str:
-    """A tabular; needs no package."""
-    head, *body = (" & ".join(cells) + r" \\" for cells in _cells(rows, _in_latex))
-    columns = "l" + "r" * (len(columns_of(rows)) - 1)
-    return "\n".join(
-        [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}", ""]
-    )
-
-
-def _of(against: Difference | None, key: str, form: str) -> str:
-    return cell(None if against is None else getattr(against, key), form)
-
-
-def _cells(rows: Rows, text_of: Any) -> list[list[str]]:
-    """The names of the columns, and each row's texts."""
-    columns = columns_of(rows)
-    return [[text_of(name) for name in columns], *([text_of(row.get(name, "–")) for name in columns] for row in rows)]
-
-
-def _text(value: Any) -> str:
-    return cell(value, ".3f")
-
-
-def _in_latex(value: Any) -> str:
-    escaped = re.sub(r"([%_&#$])", r"\\\1", _text(value))
-    escaped = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", escaped).replace(" *", "$^*$")
-    return escaped.replace("–", "--").replace("±", r"$\pm$").replace("λ", r"$\lambda$")
+def _texts(difference: Difference | None) -> tuple[str, str, str, str]:
+    """Difference, effect size, and p over trials and over subjects, corrected."""
+    if difference is None:
+        return ("–",) * 4
+    return (
+        cell(difference.difference, "+.3f"), cell(difference.effect_size, "+.1f"), cell(difference.p_holm, ".3f"),
+        cell(difference.p_subjects_holm, ".3f"),
+    )  # fmt: skip

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import ray
 import torch
 
 from raygenesis.cluster.progress import Stopwatch
-from raygenesis.settings import FinetuneSettings
-from raygenesis.transfer.cases import Case, Form
+from raygenesis.transfer.cases import TrialCases
 from raygenesis.transfer.classification import (
+    answered,
     answers_of,
     embedded,
     num_outputs,
@@ -21,7 +18,7 @@ from raygenesis.transfer.classification import (
     spread_of,
     train_classifier,
 )
-from raygenesis.transfer.examples import REGRESSION, SEGMENTATION, Example
+from raygenesis.transfer.examples import REGRESSION, SEGMENTATION
 from raygenesis.transfer.initialisations import (
     PROBES,
     Initialisation,
@@ -30,128 +27,88 @@ from raygenesis.transfer.initialisations import (
     target_encoder,
 )
 from raygenesis.transfer.learning import TrainingOutcome
-from raygenesis.transfer.metrics import PRIMARY, figures
-from raygenesis.transfer.predictions import in_names, write_example, write_prediction
+from raygenesis.transfer.metrics import PRIMARY, AnsweredCase, SegmentedCase, figures
+from raygenesis.transfer.predictions import write_example, write_prediction
+from raygenesis.transfer.results import TrialResult, write_result
 from raygenesis.transfer.segmentation import overlap_of, segment, train_segmenter
+from raygenesis.transfer.setup import TrialSetup
 from raygenesis.transfer.split import Trial
-from raygenesis.workspace.files import Place, write_json
+from raygenesis.transfer.stored_cases import StoredTrialCases
+from raygenesis.workspace.files import Place
 
 
 @dataclass(frozen=True)
-class TrialSetup:
-    """What the trials of a target have in common. num_classes: of a segmentation with the background."""
+class TrialTask:
+    """A trial to run. key: digest of what decides its result; trial: without its examples, as `cases` are read."""
 
-    task: str
-    num_classes: int
-    form: Form
-    settings: FinetuneSettings
-    num_gpus: float = 0.0
-    num_threads: int = 1
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.num_gpus else "cpu"
+    initialisation: Initialisation
+    trial: Trial
+    key: str
+    cases: StoredTrialCases
 
 
-@dataclass(frozen=True)
-class StoredCases:
-    """Cases in Ray's object store: blocks of them, and where each is (block, place) by its name."""
-
-    blocks: tuple[ray.ObjectRef[list[Case]], ...]
-    places: dict[str, tuple[int, int]]
-
-    def of(self, examples: Sequence[Example]) -> StoredCases:
-        """Only what these examples need."""
-        places = {example.name: self.places[example.name] for example in examples}
-        needed = sorted({block for block, _ in places.values()})
-        numbers = {block: number for number, block in enumerate(needed)}
-        moved = {name: (numbers[block], place) for name, (block, place) in places.items()}
-        return StoredCases(tuple(self.blocks[block] for block in needed), moved)
-
-    def cases(self) -> list[Case]:
-        """In the order of the examples; arrays are shared and read-only."""
-        blocks = ray.get(list(self.blocks))
-        return [blocks[block][place] for block, place in self.places.values()]
-
-
-def run_trial(
-    pose: TrialSetup, start: Initialisation, trial: Trial, held: Sequence[StoredCases], folder: Place, key: str
-) -> str:
-    """Fine-tune and test, leave the trial's file, and tell the primary figure.
-
-    held: cases to learn from, to validate and to test on. key: kept in the file, to know the trial again by.
-    """
-    torch.set_num_threads(pose.num_threads)
+def run_trial(task: TrialTask, setup: TrialSetup, folder: Place) -> str:
+    """Fine-tune and test, write the trial's file, and return its primary figure as a line for the log."""
+    torch.set_num_threads(setup.num_threads)
     watch = Stopwatch()
-    labelled, validation, test = (each.cases() for each in held)
-    writes = trial.number == 0
-    learnt, tested = fine_tune(pose, start, trial, labelled, validation, test, folder if writes else None)
-    found = figures(pose.task, tested)
-    converged = learnt and {
-        "epochs_to_converge": learnt.converged * pose.settings.batch_size / len(labelled),
-        "seconds_to_converge": learnt.converged * learnt.seconds,
-        "steps": len(learnt.losses), "loss": float(np.mean(learnt.losses[-10:])),
-    }  # fmt: skip
-    nothing = {"epochs_to_converge": None, "seconds_to_converge": None, "steps": 0, "loss": None}
-    result = {
-        "key": key, "initialisation": start.name, "labelled": trial.labelled, "trial": trial.number, "seed": trial.seed,
-        "subjects": trial.num_subjects, "figures": found, "seconds": round(watch.seconds, 3), **(converged or nothing),
-        "learnt_from": [case.name for case in labelled], "test": tested,
-    }  # fmt: skip
-    write_json(trial_path(folder, start.name, trial), result)
-    primary = PRIMARY[pose.task]
-    return f"{start.name} {primary.words} {found[primary.name]:.3f}"
-
-
-def trial_path(folder: Place, start: str, trial: Trial) -> Place:
-    return folder / f"trial-{start}-{in_names(trial.labelled)}-{trial.number}.json"
+    initialisation, trial, cases = task.initialisation, task.trial, task.cases.read()
+    outcome, tested = fine_tune(setup, initialisation, trial, cases, folder if trial.number == 0 else None)
+    found = figures(setup.task, tested)
+    result = TrialResult(
+        key=task.key, initialisation=initialisation.name, labelled=trial.labelled, trial=trial.number, seed=trial.seed,
+        subjects=trial.num_subjects, figures=found, seconds=round(watch.seconds, 3),
+        learnt_from=tuple(case.name for case in cases.labelled), test=tested,
+    )  # fmt: skip
+    if outcome is not None:
+        result = replace(
+            result, epochs_to_converge=outcome.converged_at * setup.settings.batch_size / len(cases.labelled),
+            seconds_to_converge=outcome.converged_at * outcome.seconds_per_step, steps=len(outcome.losses),
+            loss=float(np.mean(outcome.losses[-10:])),
+        )  # fmt: skip
+    write_result(folder, result)
+    primary = PRIMARY[setup.task]
+    return f"{initialisation.name} {primary.title} {found[primary.name]:.3f}"
 
 
 def fine_tune(
-    pose: TrialSetup, start: Initialisation, trial: Trial, labelled: Sequence[Case], validation: Sequence[Case],
-    test: Sequence[Case], folder: Place | None = None,
-) -> tuple[TrainingOutcome | None, list[dict[str, Any]]]:  # fmt: skip
-    """What was learnt (None where nothing is trained), and a row a test case as `metrics.figures` takes them.
+    setup: TrialSetup, initialisation: Initialisation, trial: Trial, cases: TrialCases, folder: Place | None = None
+) -> tuple[TrainingOutcome | None, tuple[SegmentedCase, ...] | tuple[AnsweredCase, ...]]:
+    """Fine-tune and test; returns how training went (None where nothing is trained) and the test cases.
 
-    folder: where predictions of a segmentation are written, if at all.
+    folder: where predictions of a segmentation are written; None for nowhere.
     """
-    if pose.task == SEGMENTATION:
-        return _segmented(pose, start, trial, labelled, validation, test, folder)
-    values = np.array([case.value for case in labelled])
-    settings, ndim, learnt = pose.settings, pose.form.ndim, None
+    if setup.task == SEGMENTATION:
+        return _segmented(setup, initialisation, trial, cases, folder)
+    values = np.array([case.value for case in cases.labelled])
+    settings, ndim, outcome = setup.settings, setup.form.ndim, None
     if settings.mode in PROBES:
-        encoder = target_encoder(start, trial.seed, ndim)
-        vectors = [embedded(encoder, cases, settings.batch_size, pose.device) for cases in (labelled, test)]
-        answers = probe(vectors[0], values, vectors[1], pose.task, pose.num_classes, settings)
-    else:
-        network = classification_network(start, num_outputs(pose.task, pose.num_classes), trial.seed, ndim)
-        learnt = train_classifier(
-            network, labelled, pose.task, settings, trial.seed, pose.device, validation, pose.num_classes
+        encoder = target_encoder(initialisation, trial.seed, ndim)
+        labelled, test = (
+            embedded(encoder, part, settings.batch_size, setup.device) for part in (cases.labelled, cases.test)
         )
-        scale = spread_of(values) if pose.task == REGRESSION else (0.0, 1.0)
-        answers = answers_of(network, test, pose.task, scale, settings.batch_size)
-    rows = [
-        {"name": case.name, "subject": case.subject, "value": case.value, "answer": answer}
-        for case, answer in zip(test, answers, strict=True)
-    ]
-    return learnt, rows
+        answers = probe(labelled, values, test, setup)
+    else:
+        network = classification_network(initialisation, num_outputs(setup.task, setup.num_classes), trial.seed, ndim)
+        outcome = train_classifier(network, cases.labelled, setup, trial.seed, cases.validation)
+        scale = spread_of(values) if setup.task == REGRESSION else (0.0, 1.0)
+        answers = answers_of(network, cases.test, setup.task, scale, settings.batch_size)
+    return outcome, tuple(answered(cases.test, answers))
 
 
 def _segmented(
-    pose: TrialSetup, start: Initialisation, trial: Trial, labelled: Sequence[Case], validation: Sequence[Case],
-    test: Sequence[Case], folder: Place | None,
-) -> tuple[TrainingOutcome, list[dict[str, Any]]]:  # fmt: skip
-    settings, shape = pose.settings, pose.form.input_shape
-    unet = segmentation_network(start, pose.num_classes, settings.mode, trial.seed, len(shape))
+    setup: TrialSetup, initialisation: Initialisation, trial: Trial, cases: TrialCases, folder: Place | None
+) -> tuple[TrainingOutcome, tuple[SegmentedCase, ...]]:
+    settings, shape = setup.settings, setup.form.input_shape
+    unet = segmentation_network(initialisation, setup.num_classes, settings.mode, trial.seed, len(shape))
     if settings.mode == "frozen":
         unet.encoder.requires_grad_(False)
-    learnt = train_segmenter(unet, labelled, settings, shape, trial.seed, pose.device, validation, pose.num_classes)
-    rows: list[dict[str, Any]] = []
-    for case in test:
+    outcome = train_segmenter(unet, cases.labelled, setup, trial.seed, cases.validation)
+    tested: list[SegmentedCase] = []
+    for case in cases.test:
         predicted = segment(unet, case.image, shape, settings.batch_size)
         if folder is not None:
-            if not rows:
-                write_example(folder, start.name, trial.labelled, case, predicted)
-            write_prediction(folder / "predictions" / f"{start.name}-{trial.labelled}", case, predicted)
-        rows.append({"name": case.name, "subject": case.subject, **overlap_of(case, predicted, pose.num_classes)})
-    return learnt, rows
+            if not tested:
+                write_example(folder, initialisation.name, trial.labelled, case, predicted)
+            write_prediction(folder / "predictions" / f"{initialisation.name}-{trial.labelled}", case, predicted)
+        tested.append(overlap_of(case, predicted, setup.num_classes))
+    return outcome, tuple(tested)

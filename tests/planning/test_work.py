@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
+from raygenesis.networks.load import load_of
 
 from raygenesis.archive.work import ingest_work
 from raygenesis.cluster.work import ONE_NODE, ArchiveSize, Load, Work, core_s, gpu_s
 from raygenesis.discovery.work import autoencoder_work, discover_work, embed_work, index_work, num_patterns
 from raygenesis.networks.architecture import Architecture
-from raygenesis.networks.load import load_of
 from raygenesis.networks.network import build_encoder
 from raygenesis.planning.pipeline import pipeline_work
 from raygenesis.pretraining.pretexts import PRETEXTS

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from raygenesis.cluster.work import Announce
 from raygenesis.errors import RaygenesisError, SettingsError
 from raygenesis.settings import Settings, settings_from
-from raygenesis.studies import compare as module
-from raygenesis.studies.compare import compare, shared_out, told
+from raygenesis.studies import study as module
+from raygenesis.studies.compare import compare
+from raygenesis.studies.study import epochs_by_phase
 from raygenesis.transfer.results import results_in
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.workspace import Workspace
 from tests.support.cases import write_run
 from tests.support.stores import StorePlan
@@ -72,14 +74,14 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
 ) -> None:
     manifest = compare(plan_file(tmp_path), workspace, settings())
     names = ["random", "semantic-genesis", "strong", "given"]
-    assert [row["initialisation"] for row in manifest["overview"]] == names
-    assert len(manifest["overview"][0]) == 1 + 3  # boxes with two labelled, sizes with two and with four
-    runs = {name: manifest_of(workspace.run(f"heads-{name}"), "pretrain") for name in ("semantic-genesis", "strong")}
-    assert {run["counts"]["epochs"] for run in runs.values()} == {3}  # of 12 patterns each: 36 cubes of 40
-    assert runs["strong"]["settings"]["pretraining"]["lambda_cls"] == 1
-    sizes = manifest_of(workspace.transfer("heads-sizes"), "compare")
-    assert sizes["command"] == manifest["command"] == ["compare", "heads.yaml"]
-    results = results_in(workspace.transfer("heads-sizes"), sizes["extent"])
+    assert [row["initialisation"] for row in manifest.overview] == names
+    assert len(manifest.overview[0]) == 1 + 3  # boxes with two labelled, sizes with two and with four
+    runs = {name: RUNS.require(workspace.run(f"heads-{name}")) for name in ("semantic-genesis", "strong")}
+    assert {run.counts.epochs for run in runs.values()} == {3}  # of 12 patterns each: 36 cubes of 40
+    assert runs["strong"].settings["pretraining"]["lambda_cls"] == 1
+    sizes = TRANSFER.require(workspace.transfer("heads-sizes"))
+    assert sizes.command == manifest.command == ("compare", "heads.yaml")
+    results = results_in(workspace.transfer("heads-sizes"), sizes.extent)
     assert set(results) == {2, 4} and all(
         list(starts) == names or set(starts) == set(names) for starts in results.values()
     )
@@ -97,12 +99,12 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
     for path in (lost, lost.parent / "manifest.json"):
         path.unlink()
     again = compare(plan_file(tmp_path), workspace, settings())
-    assert again["overview"] == manifest["overview"]
+    assert again.overview == manifest.overview
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
     # Tables are made anew when something is added to the plan.
     fewer = compare(plan_file(tmp_path, initialisations=PLAN["initialisations"][:3]), workspace, settings())
-    assert [row["initialisation"] for row in fewer["overview"]] == names[:3]
+    assert [row["initialisation"] for row in fewer.overview] == names[:3]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
@@ -148,25 +150,16 @@ def test_a_run_of_other_images_than_those_of_the_plan_is_refused_before_any_work
     assert not (workspace.root / "runs").exists()
 
 
-def test_what_else_differs_is_told_with_what_semantics_change() -> None:
-    row = {"target": "liver", "without": "in-painting", "with": "in-painting+semantics", "metric": "dice", "gain": 0.05}
-    with_semantics, without = (told([{"initialisation": "random"}], table, [], {}) for table in ([row], []))
-    _, table, note = with_semantics.partition("| liver | in-painting |")
-    assert table and "random crops of all training scans" in note and "fewer to restoration" in note
-    assert "random crops" not in without and without.startswith("| initialisation |")
-
-
 def test_a_store_of_less_than_a_batch_is_an_epoch_of_all_it_holds(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
 
-    def pretrain(workspace: Workspace, settings: Settings, run: str) -> None:
+    def pretrain(workspace: Workspace, settings: Settings, run: str, announce: Announce) -> None:
         trained.append(settings.pretraining)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "pretrain", pretrain)
-    monkeypatch.setattr(module, "announce", lambda *_: None)
     tree = settings().model_dump(mode="json")
     tree["pretraining"] |= {"batch_size": 64}
     with pytest.raises(KeyboardInterrupt):
@@ -180,7 +173,7 @@ def test_epochs_are_shared_out_in_the_settings_proportion() -> None:
         tree = settings_from(
             {"pretraining": {"pretext": pretext, "num_classification_epochs": 20, "num_joint_epochs": 60}}
         )
-        shared = shared_out(tree, epochs)
+        shared = epochs_by_phase(tree.pretraining, epochs)
         return shared["num_classification_epochs"], shared["num_joint_epochs"]
 
     assert of("semantic-genesis", 8) == (2, 6) and of("semantic-genesis", 1) == (0, 1)

@@ -14,11 +14,12 @@ import torch
 from raygenesis.archive.volume import Volume
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.loading import export
-from raygenesis.settings import IntensitySettings
+from raygenesis.networks.weights.native import save_network
+from raygenesis.settings import FinetuneSettings, IntensitySettings
 from raygenesis.transfer.cases import Case, CaseGrid, Form
 from raygenesis.transfer.examples import Example
-from raygenesis.workspace.files import write_json
+from raygenesis.transfer.setup import TrialSetup
+from raygenesis.workspace.manifest import RunCounts, RunManifest, write_manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +74,24 @@ def form(**changed: Any) -> Form:
     return Form(**given | changed)
 
 
+def setup_of(task: str, settings: FinetuneSettings, num_classes: int = 1, **changed: Any) -> TrialSetup:
+    """What trials have in common; changed: of the form."""
+    return TrialSetup(task, num_classes, form(**{"is_segmentation": task == "segmentation", **changed}), settings)
+
+
 def write_run(folder: Path, **architecture: Any) -> PretextNetwork:
     """What pretraining leaves: weights of its own, no two networks alike by chance."""
     folder.mkdir(parents=True)
     torch.manual_seed(7)
     given = {"base_width": 2, "head": "classification", "num_classes": 8}
     network = PretextNetwork(Architecture(**given | architecture))
-    export(network, folder, {})
-    write_json(folder / "manifest.json", {"fingerprint": f"of {folder.name}"})
+    save_network(network, folder, {})
+    manifest = RunManifest(
+        fingerprint=f"of {folder.name}", counts=RunCounts(epochs=1, patterns=8, classes=8), architecture={},
+        store="patterns", epoch=0, accuracy=None, chance=None, restoration_mse=None, identity_mse=None,
+        mean_image_mse=None, embedding_variance=1.0, effective_rank=1.0, retrieval=None, retrieval_untrained=None,
+    )  # fmt: skip
+    write_manifest(folder, manifest)
     return network
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, voxel_bytes
-from raygenesis.discovery.autoencoder import IdentityMapping
-from raygenesis.discovery.embed import WEIGHTS
+from raygenesis.discovery.autoencoder_training import IdentityMapping
+from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.discovery.quality import summary, warning
-from raygenesis.networks.scan_encoders import save_encoder
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
+from raygenesis.networks.weights.scan_encoders import save_scan_encoder
 from raygenesis.patterns.cells import encode
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import write_part
-from raygenesis.pretraining.pretrain import pretext_task
+from raygenesis.pretraining.stores import pretext_task
 from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.sweeps.table import rank_points
 from raygenesis.workspace.failures import FAILURES
@@ -71,7 +71,7 @@ def make_discovery(workspace: Workspace, settings: Settings) -> None:
         folder.mkdir()
     model = IdentityMapping(settings.autoencoder, 0).build()
     architecture = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
-    save_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", model.state_dict(), architecture)
+    save_scan_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", model.state_dict(), architecture)
     history = [{"epoch": n, "train_loss": 0.2 / (n + 1), "val_mse": 0.3 / (n + 1)} for n in range(3)]
     write_table(workspace.autoencoder / "metrics.parquet", pa.Table.from_pylist(history))
     counts = {"epochs": 3, "training": 4, "validation": 2}
@@ -121,7 +121,7 @@ def begin(made: Stage) -> None:
 def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: bool = True, **facts: Any) -> None:
     folder = workspace.run(name)
     patterns = manifest_of(workspace.patterns, "discover")
-    model = pretext_task(settings, patterns).build()
+    model = pretext_task(settings.pretraining, settings.seed, patterns).build()
     stage = Stage(folder, chosen(settings, "pretraining", "seed"), {"patterns": patterns["fingerprint"]})
     begin(stage)
     publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
@@ -132,7 +132,7 @@ def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: b
     history = [{"epoch": 0, "phase": "classification", **row}, {"epoch": 1, "phase": "joint", **row}]
     write_table(folder / "metrics.parquet", pa.Table.from_pylist(history))
     if finished:
-        export(model, folder, {})
+        save_network(model, folder, {})
         reached = {"epoch": 1, "accuracy": 1.0, "chance": 0.5, "restoration_mse": 0.01, "identity_mse": 0.3}
         reached |= {
             "mean_image_mse": 0.05,

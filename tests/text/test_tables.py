@@ -1,15 +1,16 @@
-"""Tables as lines and as CSV."""
+"""Tables as lines, Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.text.tables import aligned, as_csv, cell
+from raygenesis.text.tables import aligned, as_csv, cell, latex, markdown
 
 
 def test_a_cell_is_as_people_read_it() -> None:
@@ -40,3 +41,25 @@ def test_csv_comes_back_as_it_was(rows: list[dict[str, str | None]]) -> None:
 def test_csv_keeps_numbers_whole() -> None:
     (back,) = csv.DictReader(io.StringIO(as_csv([{"p": 0.1 + 0.2, "n": None}])))
     assert float(back["p"]) == 0.1 + 0.2 and back["n"] == ""
+
+
+def test_markdown_has_a_head_and_a_line_a_row() -> None:
+    assert markdown([{"a": 1, "b": 0.12345}, {"a": "x", "c": None}]).splitlines() == [
+        "| a   | b     | c   |", "|-----|-------|-----|", "| 1   | 0.123 | –   |", "| x   | –     | –   |",
+    ]  # fmt: skip
+
+
+def test_latex_is_escaped_and_marks_bold_and_stars() -> None:
+    text = latex([{"a_b": "**0.5 ± 0.1**", "10% & more": "0.4 ± 0.1 *", "λ": None}])
+    assert [re.sub(" +", " ", line).strip() for line in text.splitlines()] == [
+        r"\begin{tabular}{lrr}", r"\hline", r"a\_b & 10\% \& more & $\lambda$ \\", r"\hline",
+        r"\textbf{0.5 $\pm$ 0.1} & 0.4 $\pm$ 0.1$^*$ & -- \\", r"\hline", r"\end{tabular}",
+    ]  # fmt: skip
+
+
+@given(st.lists(st.text("ab_%&#$±λ–*0. ", max_size=8), min_size=2, max_size=2))
+@settings(deadline=None)
+def test_latex_leaves_no_sign_that_means_something_there(cells: list[str]) -> None:
+    line = latex([{"a": cells[0], "b": cells[1]}]).splitlines()[4]
+    plain = re.sub(r"\\[%_&#$]|\$(?:\^\*|\\pm|\\lambda)\$", "", line)
+    assert plain.count("&") == 1 and not set("%_#$") & set(plain)

@@ -25,7 +25,7 @@ from raygenesis.transfer.classification import (
 )
 from raygenesis.transfer.initialisations import Initialisation, classification_network, target_encoder
 from raygenesis.transfer.learning import TrainingOutcome
-from tests.support.cases import flat, grey_case
+from tests.support.cases import flat, grey_case, setup_of
 
 SHAPE = (8, 8, 8)
 START = Initialisation("random", None, Architecture(base_width=2), "")
@@ -58,7 +58,7 @@ def even(value: Any, grey: float) -> Case:
 def first_loss(network: nn.Module, cases: list[Case], task: str, num_classes: int = 1, **changed: Any) -> float:
     """Of a batch that holds every case once."""
     once = chosen(num_steps=1, batch_size=len(cases), **changed)
-    return train_classifier(network, cases, task, once, 0, num_classes=num_classes).losses[0]
+    return train_classifier(network, cases, setup_of(task, once, num_classes), 0).losses[0]
 
 
 @pytest.mark.parametrize(("task", "num"), [("classification", 3), ("multilabel", 3), ("regression", 1)])
@@ -121,7 +121,7 @@ def learnt(task: str, values: list[Any], num: int, **changed: Any) -> tuple[Trai
     unseen = [grey_case(100 + n, value, grey) for n, (value, grey) in enumerate(values)]
     network = classification_network(START, num_outputs(task, num), 1, 3)
     settings = chosen(**changed)
-    found = train_classifier(network, cases, task, settings, 5, num_classes=num)
+    found = train_classifier(network, cases, setup_of(task, settings, num), 5)
     scale = spread_of(np.array([case.value for case in cases])) if task == "regression" else (0.0, 1.0)
     return found, answers_of(network, unseen, task, scale, 4), unseen
 
@@ -156,7 +156,8 @@ def test_all_cases_are_seen_before_any_is_seen_again() -> None:
             seen.extend((images[:, 0, 0, 0, 0] * 8).tolist())
             return super().forward(images)
 
-    train_classifier(Watch([1.0, 0.0], [0.0, 0.0]), cases, "classification", chosen(num_steps=6), 0, num_classes=2)
+    setup = setup_of("classification", chosen(num_steps=6), 2)
+    train_classifier(Watch([1.0, 0.0], [0.0, 0.0]), cases, setup, 0)
     rounds = np.array(seen).reshape(4, 6)
     assert (np.sort(rounds, 1) == np.arange(6)).all() and len({tuple(order) for order in rounds}) > 1
 
@@ -169,7 +170,7 @@ def test_validation_keeps_the_weights_that_tell_best() -> None:
     for shown in ([], validation):
         network = Grey([0.0, -1.0], [0.0, 0.0])
         settings = chosen(num_steps=200, patience=3)
-        found = train_classifier(network, cases, "classification", settings, 0, validation=shown, num_classes=2)
+        found = train_classifier(network, cases, setup_of("classification", settings, 2), 0, shown)
         answers = np.array(answers_of(network, validation, "classification", (0, 1), 4))
         areas.append(roc_auc_score([case.value for case in validation], answers[:, 1]))
         steps.append(len(found.losses))
@@ -181,7 +182,7 @@ def test_what_a_published_network_tells_does_not_depend_on_the_other_cases() -> 
     start = Initialisation("released", None, Architecture(base_width=2, norm="batch-statistics"), "")
     cases = [grey_case(n, n % 2, 0.3 + 0.4 * (n % 2), (16, 16, 16)) for n in range(6)]
     network = classification_network(start, 2, 1, 3)
-    train_classifier(network, cases, "classification", chosen(num_steps=60), 0, num_classes=2)
+    train_classifier(network, cases, setup_of("classification", chosen(num_steps=60), 2), 0)
     unseen = [grey_case(50 + n, n % 2, 0.3 + 0.4 * (n % 2), (16, 16, 16)) for n in range(5)]
     together = np.array(answers_of(network, unseen, "classification", (0, 1), 4))
     alone = np.concatenate([answers_of(network, [case], "classification", (0, 1), 4) for case in unseen])
@@ -209,7 +210,7 @@ def test_a_2d_network_learns_from_volumes_slice_by_slice() -> None:
     network = classification_network(start, 2, 1, 3)
     before = flat(network)
     cases = [grey_case(n, n % 2, 0.5) for n in range(4)]
-    train_classifier(network, cases, "classification", chosen(num_steps=2), 0, num_classes=2)
+    train_classifier(network, cases, setup_of("classification", chosen(num_steps=2), 2), 0)
     assert not torch.equal(flat(network), before)
 
 
@@ -223,7 +224,7 @@ def clusters(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_linear_probe_is_logistic_regression_of_standardised_vectors() -> None:
     learnt, values = clusters(20, 0)
     tested, wanted = clusters(9, 1)
-    answers = np.array(probe(learnt, values, tested, "classification", 3, chosen(mode="frozen")))
+    answers = np.array(probe(learnt, values, tested, setup_of("classification", chosen(mode="frozen"), 3)))
     scaler = StandardScaler().fit(learnt)
     model = LogisticRegression(max_iter=1000, class_weight="balanced").fit(scaler.transform(learnt), values)
     assert np.allclose(answers, model.predict_proba(scaler.transform(tested)))
@@ -234,12 +235,14 @@ def test_a_linear_probe_is_logistic_regression_of_standardised_vectors() -> None
 def test_a_class_that_no_labelled_case_has_is_never_the_answer(mode: str) -> None:
     learnt, values = clusters(20, 0)
     tested, _ = clusters(9, 1)
-    answers = np.array(probe(learnt, values, tested, "classification", 5, chosen(mode=mode)))
+    answers = np.array(probe(learnt, values, tested, setup_of("classification", chosen(mode=mode), 5)))
     assert answers.shape == (9, 5) and (answers[:, 3:] == 0).all() and np.allclose(answers.sum(1), 1)
     without = values != 1
-    answers = np.array(probe(learnt[without], values[without], tested, "classification", 3, chosen(mode=mode)))
+    answers = np.array(
+        probe(learnt[without], values[without], tested, setup_of("classification", chosen(mode=mode), 3))
+    )
     assert (answers[:, 1] == 0).all() and np.allclose(answers.sum(1), 1)
-    alone = probe(learnt, np.full(20, 2), tested, "classification", 3, chosen(mode=mode))
+    alone = probe(learnt, np.full(20, 2), tested, setup_of("classification", chosen(mode=mode), 3))
     assert alone == [[0.0, 0.0, 1.0]] * 9
 
 
@@ -247,12 +250,14 @@ def test_the_nearest_labelled_cases_answer() -> None:
     learnt = np.array([[0.0], [1.0], [10.0], [11.0], [12.0]], np.float32)
     values = np.array([0, 0, 1, 1, 0])
     tested = np.array([[0.4], [10.5]], np.float32)
-    nearest = lambda k: probe(learnt, values, tested, "classification", 2, chosen(mode="knn", k=k))  # noqa: E731
+    nearest = lambda k: probe(learnt, values, tested, setup_of("classification", chosen(mode="knn", k=k), 2))  # noqa: E731
     assert nearest(2) == pytest.approx(np.array([[1.0, 0.0], [0.0, 1.0]]))
     inverse = [1 / 0.5, 1 / 0.5, 1 / 1.5]  # a near one counts more
     assert nearest(3)[1] == pytest.approx([inverse[2] / sum(inverse), sum(inverse[:2]) / sum(inverse)], abs=1e-4)
     assert len(nearest(99)) == 2  # more than there are
-    numbers = probe(learnt, np.array([3.0, 5.0, 7.0, 9.0, 11.0]), tested, "regression", 1, chosen(mode="knn", k=3))
+    numbers = probe(
+        learnt, np.array([3.0, 5.0, 7.0, 9.0, 11.0]), tested, setup_of("regression", chosen(mode="knn", k=3), 1)
+    )
     assert numbers[1] == pytest.approx(np.average([7.0, 9.0, 11.0], weights=inverse), abs=1e-4)
 
 
@@ -260,9 +265,9 @@ def test_probes_of_several_findings_are_probes_of_each() -> None:
     learnt, values = clusters(20, 0)
     tested, wanted = clusters(9, 1)
     findings = np.stack([values == 0, values != 1, np.zeros(20)], 1).astype(int)
-    answers = np.array(probe(learnt, findings, tested, "multilabel", 3, chosen(mode="frozen")))
+    answers = np.array(probe(learnt, findings, tested, setup_of("multilabel", chosen(mode="frozen"), 3)))
     assert ((answers > 0.5) == np.stack([wanted == 0, wanted != 1, np.zeros(9)], 1)).all()
-    one = np.array(probe(learnt, findings[:, 0], tested, "classification", 2, chosen(mode="frozen")))
+    one = np.array(probe(learnt, findings[:, 0], tested, setup_of("classification", chosen(mode="frozen"), 2)))
     assert np.allclose(answers[:, 0], one[:, 1]) and (answers[:, 2] == 0).all()
 
 
@@ -272,6 +277,8 @@ def test_probes_of_a_number() -> None:
     values = learnt @ [3.0, -2.0, 1.0] + 100
     scaler = StandardScaler().fit(learnt)
     expected = Ridge().fit(scaler.transform(learnt), values).predict(scaler.transform(tested))
-    assert probe(learnt, values, tested, "regression", 1, chosen(mode="frozen")) == pytest.approx(expected.tolist())
-    nearest = probe(learnt, values, learnt[:2], "regression", 1, chosen(mode="knn", k=1))
+    assert probe(learnt, values, tested, setup_of("regression", chosen(mode="frozen"), 1)) == pytest.approx(
+        expected.tolist()
+    )
+    nearest = probe(learnt, values, learnt[:2], setup_of("regression", chosen(mode="knn", k=1)))
     assert nearest == pytest.approx(values[:2].tolist())

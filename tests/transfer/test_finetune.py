@@ -14,13 +14,14 @@ import ray
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.intake.identity import open_identity
 from raygenesis.archive.intake.take_in import file_fingerprint
-from raygenesis.errors import RaygenesisError, ScanError, SettingsError, WorkspaceError
-from raygenesis.networks.weights.loading import WeightsError
+from raygenesis.errors import RaygenesisError, ScanError, SettingsError, WeightsError, WorkspaceError
+from raygenesis.planning.announce import announce
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.experiment import TrainingError
-from raygenesis.transfer.finetune import STARTS, finetune
-from raygenesis.transfer.targets.description import described
+from raygenesis.transfer.description import parse_description
+from raygenesis.transfer.finetune import DEFAULT_SOURCES, FinetuneRequest, finetune
 from raygenesis.workspace.files import read_json
+from raygenesis.workspace.manifest import TransferManifest
 from raygenesis.workspace.workspace import Workspace
 from tests.support.cases import write_run
 from tests.support.targets import SHAPE, write_boxes, write_catalogue, write_sizes
@@ -49,9 +50,10 @@ class Target:
         few = {"num_labelled": 2, "num_test": 3, "num_trials": 2, "num_steps": 3, "batch_size": 2, **finetune}
         return settings_from({"finetune": {"input_shape": list(SHAPE), **few}})
 
-    def finetune(self, starts: tuple[str, ...] = STARTS, **finetune_settings: Any) -> dict[str, Any]:
-        description = described(self.tree, self.root, "target")
-        return finetune(description, self.workspace, self.settings(**finetune_settings), starts, "boxes")
+    def finetune(self, starts: tuple[str, ...] = DEFAULT_SOURCES, **finetune_settings: Any) -> TransferManifest:
+        description = parse_description(self.tree, self.root, "target")
+        request = FinetuneRequest("boxes", starts)
+        return finetune(description, self.workspace, self.settings(**finetune_settings), request)
 
     def trial(self, start: str, labelled: int | str, number: int) -> dict[str, Any]:
         return read_json(self.folder / f"trial-{start}-{labelled}-{number}.json")
@@ -70,27 +72,27 @@ class Sizes(Target):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Target, dict[str, Any]]:
+def made(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Target, TransferManifest]:
     """A finished target; what tests do to it leaves it finished."""
     target = Target(tmp_path_factory.mktemp("target"))
     return target, target.finetune()
 
 
-def test_the_table_says_what_the_trials_found(made: tuple[Target, dict[str, Any]]) -> None:
+def test_the_table_says_what_the_trials_found(made: tuple[Target, TransferManifest]) -> None:
     target, manifest = made
-    assert manifest["counts"]["examples"] == 10 and manifest["counts"]["test_examples"] == 3
-    assert manifest["counts"]["pool_subjects"] == 7 and manifest["counts"]["left_out"] == 0
-    made_by = ["finetune", "--target", "TARGET.yaml", "--from", "random", "--from", "default", "--name", "boxes"]
-    assert manifest["command"] == made_by and manifest["runs"] == {"default": "default"}
+    assert manifest.counts.examples == 10 and manifest.counts.test_examples == 3
+    assert manifest.counts.pool_subjects == 7 and manifest.counts.left_out == 0
+    made_by = ("finetune", "--target", "TARGET.yaml", "--from", "random", "--from", "default", "--name", "boxes")
+    assert manifest.command == made_by and manifest.runs == {"default": "default"}
     with (target.folder / "table.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [row["initialisation"] for row in table] == list(STARTS)
-    for row, listed in zip(table, manifest["table"], strict=True):
+    assert [row["initialisation"] for row in table] == list(DEFAULT_SOURCES)
+    for row, listed in zip(table, manifest.table, strict=True):
         dice = [target.trial(row["initialisation"], 2, n)["figures"]["dice"] for n in range(2)]
         assert float(row["mean"]) == listed["mean"] == pytest.approx(np.mean(dice))
         assert listed["sd"] == pytest.approx(np.std(dice, ddof=1))
         assert listed["seconds_per_trial"] > 0 and listed["epochs_to_converge"] > 0
-    assert sum(row["is_best"] for row in manifest["table"]) == 1
+    assert sum(row["is_best"] for row in manifest.table) == 1
     for ending in ("md", "tex"):
         text = (target.folder / f"table.{ending}").read_text()
         assert "random" in text and "default" in text
@@ -99,11 +101,11 @@ def test_the_table_says_what_the_trials_found(made: tuple[Target, dict[str, Any]
         assert {array.shape for array in example.values()} == {(18, 16)} and example["label"].max() > 0
 
 
-def test_trials_are_paired_and_nobody_seen_in_pretraining_is_tested_on(made: tuple[Target, dict[str, Any]]) -> None:
+def test_trials_are_paired_and_nobody_seen_in_pretraining_is_tested_on(made: tuple[Target, TransferManifest]) -> None:
     target, _ = made
     test_files = set()
     for number in range(2):
-        random, ours = (target.trial(start, 2, number) for start in STARTS)
+        random, ours = (target.trial(start, 2, number) for start in DEFAULT_SOURCES)
         assert random["learnt_from"] == ours["learnt_from"] and random["seed"] == ours["seed"]
         assert random["loss"] != ours["loss"]
         tested = {case["name"] for case in random["test"]}
@@ -115,7 +117,7 @@ def test_trials_are_paired_and_nobody_seen_in_pretraining_is_tested_on(made: tup
     assert not {rows[name] for name in test_files} & {row["volume_id"] for row in training}
 
 
-def test_trials_know_subjects_as_the_archive_does(made: tuple[Target, dict[str, Any]]) -> None:
+def test_trials_know_subjects_as_the_archive_does(made: tuple[Target, TransferManifest]) -> None:
     """By a keyed hash: of DICOM the name is a patient's id."""
     target, _ = made
     identity = open_identity(target.workspace, keep_ids=False)
@@ -123,7 +125,7 @@ def test_trials_know_subjects_as_the_archive_does(made: tuple[Target, dict[str, 
         assert case["subject"] == identity.subject(case["name"].removesuffix(".nii.gz")) != case["name"]
 
 
-def test_predictions_lie_on_the_scans_own_voxels(made: tuple[Target, dict[str, Any]]) -> None:
+def test_predictions_lie_on_the_scans_own_voxels(made: tuple[Target, TransferManifest]) -> None:
     target, _ = made
     written = sorted((target.folder / "predictions" / "default-2").glob("*.nii.gz"))
     assert {path.name for path in written} == {case["name"] for case in target.trial("default", 2, 0)["test"]}
@@ -136,7 +138,7 @@ def test_predictions_lie_on_the_scans_own_voxels(made: tuple[Target, dict[str, A
 
 
 def test_a_second_call_does_nothing_and_other_settings_are_refused(
-    made: tuple[Target, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    made: tuple[Target, TransferManifest], capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, manifest = made
     before = {path: path.stat().st_mtime_ns for path in target.folder.iterdir()}
@@ -149,7 +151,7 @@ def test_a_second_call_does_nothing_and_other_settings_are_refused(
 
 @pytest.mark.slow
 def test_a_lost_trial_alone_is_run_again_to_the_same_result_and_more_are_added(
-    made: tuple[Target, dict[str, Any]],
+    made: tuple[Target, TransferManifest],
 ) -> None:
     target, manifest = made
     lost = target.folder / "trial-default-2-1.json"
@@ -162,15 +164,15 @@ def test_a_lost_trial_alone_is_run_again_to_the_same_result_and_more_are_added(
     # Another process may sum in another order.
     about = {"loss": pytest.approx(result["loss"], rel=1e-4), "seconds": 0, "seconds_to_converge": 0}
     assert {**read_json(lost), "seconds": 0, "seconds_to_converge": 0} == {**result, **about}
-    assert [row["mean"] for row in again["table"]] == [row["mean"] for row in manifest["table"]]
+    assert [row["mean"] for row in again.table] == [row["mean"] for row in manifest.table]
     before = target.times()
     more = target.finetune(num_labelled=[2, "100%"], num_trials=3)
     assert {name: time for name, time in target.times().items() if name in before} == before
-    assert [(row["initialisation"], row["labelled"], row["trials"]) for row in more["table"]] == [
+    assert [(row["initialisation"], row["labelled"], row["trials"]) for row in more.table] == [
         ("random", 2, 3), ("default", 2, 3), ("random", "100%", 3), ("default", "100%", 3),
     ]  # fmt: skip
     with np.load(target.folder / "example.npz") as shown:
-        for start in STARTS:
+        for start in DEFAULT_SOURCES:
             with np.load(target.folder / f"example-{start}-100percent.npz") as most:  # whichever trial ended last
                 assert np.array_equal(shown[f"prediction_{start}"], most["prediction"])
     few, all_of_them = target.trial("random", 2, 0), target.trial("random", "100percent", 0)
@@ -181,8 +183,8 @@ def test_a_lost_trial_alone_is_run_again_to_the_same_result_and_more_are_added(
 def test_sizes_are_classified_in_every_mode(tmp_path: Path, mode: str) -> None:
     target = Sizes(tmp_path)
     manifest = target.finetune(mode=mode, num_labelled=4, num_steps=20, learning_rate=0.01)
-    assert manifest["task"] == "classification" and manifest["classes"] == ["big", "small"]
-    for trial in (target.trial(start, 4, number) for start in STARTS for number in range(2)):
+    assert manifest.task == "classification" and manifest.classes == ("big", "small")
+    for trial in (target.trial(start, 4, number) for start in DEFAULT_SOURCES for number in range(2)):
         assert {case["value"] for case in trial["test"]} == {0, 1}
         assert all(sum(case["answer"]) == pytest.approx(1) for case in trial["test"])
         assert (trial["steps"] > 0) == (mode == "full")
@@ -194,16 +196,20 @@ def test_the_settings_own_pretext_task_refuses_no_target(tmp_path: Path, capsys:
     target = Sizes(tmp_path)
     tree = target.settings(mode="frozen", input_shape=[8, 16, 24]).model_dump(mode="json")
     tree["pretraining"] |= {"pretext": "rotation"}
-    described_as = described(target.tree, target.root, "target")
-    manifest = finetune(described_as, target.workspace, settings_from(tree), STARTS, "boxes")
-    assert manifest["counts"]["trials"] == 4 and "finetune: 4 trials: about" in capsys.readouterr().out
+    described_as = parse_description(target.tree, target.root, "target")
+    settings = settings_from(tree)
+    manifest = finetune(
+        described_as, target.workspace, settings, FinetuneRequest("boxes"),
+        lambda left: announce(left, target.workspace, settings),
+    )  # fmt: skip
+    assert manifest.counts.trials == 4 and "finetune: 4 trials: about" in capsys.readouterr().out
 
 
 def test_radii_are_told_better_than_by_their_mean(tmp_path: Path) -> None:
     target = Sizes(tmp_path)
     target.tree = {**target.tree, "task": "regression", "value_column": "radius"}
     manifest = target.finetune(starts=("random",), num_labelled=7, mode="frozen")
-    (row,) = manifest["table"]
+    (row,) = manifest.table
     assert row["metric"] == "mae" and row["p_against_random"] is None
     spread = np.mean([abs(case["value"] - 5) for case in target.trial("random", 7, 0)["test"]])
     assert row["mean"] < spread and row["mean_correlation"] > 0.5
@@ -217,7 +223,7 @@ def test_bad_examples_are_named_counted_and_left_out(tmp_path: Path, capsys: pyt
     (target.images / "sub-2.nii.gz").write_bytes(b"no image")
     (target.images / "sub-3.nii.gz").unlink()
     manifest = target.finetune(starts=("random",), num_labelled="100%", num_test=2)  # all are drawn, so all are opened
-    assert manifest["counts"]["examples"] == 6 and manifest["counts"]["left_out"] == 4
+    assert manifest.counts.examples == 6 and manifest.counts.left_out == 4
     with (target.folder / "failures.csv").open() as file:
         reasons = {row["name"]: row["reason"] for row in csv.DictReader(file)}
     assert set(reasons) == {f"sub-{n}.nii.gz" for n in range(4)}
@@ -267,7 +273,7 @@ def test_a_2d_run_works_slice_by_slice_and_a_gpu_that_is_not_there_is_one_senten
     target = Target(tmp_path)
     write_run(target.workspace.run("flat"), ndim=2)
     manifest = target.finetune(("random", "flat"))
-    assert [row["initialisation"] for row in manifest["table"]] == ["random", "flat"]
+    assert [row["initialisation"] for row in manifest.table] == ["random", "flat"]
     if ray.cluster_resources().get("GPU"):
         pytest.skip("this machine has a GPU")
     with pytest.raises(SettingsError, match=r"finetune\.num_gpus=1 needs 1 × 1 CPU and 1 GPU"):
@@ -284,7 +290,7 @@ def test_only_what_is_drawn_is_opened_and_a_changed_label_map_is_another_target(
     used = {name for trial in trials for name in trial["learnt_from"]} | {case["name"] for case in trials[0]["test"]}
     idle = next(path for path in sorted(target.images.iterdir()) if path.name not in used)
     (again.images / idle.name).write_bytes((again.images / idle.name).read_bytes()[:100])
-    assert again.finetune(starts=("random",))["counts"]["left_out"] == 0
+    assert again.finetune(starts=("random",)).counts.left_out == 0
     label = target.labels / idle.name
     nibabel.save(nibabel.Nifti1Image(1 - np.asarray(nibabel.load(label).dataobj).clip(0, 1), np.eye(4)), label)
     with pytest.raises(WorkspaceError, match="not made from the present target"):

@@ -19,7 +19,7 @@ from raygenesis.transfer.initialisations import (
     check_fits,
     classification_network,
     find_initialisations,
-    named,
+    name_and_source,
     segmentation_network,
     target_encoder,
 )
@@ -73,12 +73,14 @@ def test_random_weights_alone_are_of_the_settings_network(runs) -> None:
     ("mine=a/b=c.pt", "mine", "a/b=c.pt"), ("~/x.tar", "x", "~/x.tar"),
 ])  # fmt: skip
 def test_what_tables_call_it(given: str, name: str, source: str) -> None:
-    assert named(given) == (name, source)
+    assert name_and_source(given) == (name, source)
 
 
 @pytest.mark.parametrize("starts", [("default", "default"), ("random", "random"), ("x=default", "x=random")])
 def test_two_of_one_name_are_refused_unless_one_gets_another(runs, starts: Sequence[str]) -> None:
-    with pytest.raises(SettingsError, match=rf"two .* called '{named(starts[0])[0]}': leave one out, or name it, NAME"):
+    with pytest.raises(
+        SettingsError, match=rf"two .* called '{name_and_source(starts[0])[0]}': leave one out, or name it, NAME"
+    ):
         found(runs, *starts)
     assert len(found(runs, starts[0], f"another={starts[1].rpartition('=')[2]}")) == 2
 

@@ -19,9 +19,23 @@ from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.transfer.examples import Example, ImageFile
 from raygenesis.transfer.leakage import seen_subjects
 from raygenesis.transfer.runs import runs_of
-from raygenesis.workspace.files import write_json, write_table
+from raygenesis.workspace.files import write_table
+from raygenesis.workspace.manifest import (
+    ArchiveCounts,
+    ArchiveManifest,
+    StoreCounts,
+    StoreManifest,
+    write_manifest,
+)
 from raygenesis.workspace.workspace import Workspace
 from tests.support.s3 import BUCKET, s3_server
+
+STORE = StoreManifest(
+    counts=StoreCounts(
+        patterns=2, validation=1, volumes=2, parts=1, failures=0, references=1, coordinates=1, neighbours=1
+    ),
+    cube_shape=(8, 8, 8), raw_bytes=1024,
+)  # fmt: skip
 
 
 def chosen(**archive: Any) -> Settings:
@@ -119,7 +133,7 @@ def test_what_a_store_holds_counts_as_seen_even_if_the_seed_has_changed(archive:
     folder.mkdir()
     rows = [{"split": split, "volume_id": i} for split, i in zip(("training", "validation"), ids, strict=True)]
     write_table(part_path(folder, 0), pa.Table.from_pylist(rows, PATTERN))
-    write_json(folder / "manifest.json", {"counts": {"parts": 1}})
+    write_manifest(folder, STORE)
     assert seen_subjects(examples, workspace, chosen()) == seen | {held_out[0].subject}
 
 
@@ -143,7 +157,9 @@ def test_names_are_compared_as_the_archive_was_made_whatever_is_said_now(archive
     write_table(workspace.catalog, pa.Table.from_pylist(rows, CATALOGUE))
     (workspace.private / "key").unlink()
     settings = {**chosen().archive.model_dump(mode="json"), "keep_ids": True}
-    write_json(workspace.archive / "manifest.json", {"settings": {"archive": settings}})
+    counts = ArchiveCounts(scans=8, volumes=8, subjects=8, failures=0)
+    manifest = ArchiveManifest(settings={"archive": settings}, counts=counts, source_bytes=8)
+    write_manifest(workspace.archive, manifest)
     seen = {name for name in learnt_from(workspace)}
     assert len(seen) == 6 and seen_subjects(examples, workspace, chosen(keep_ids=False)) == seen
 
@@ -209,7 +225,7 @@ def test_a_store_tells_whom_it_holds_without_its_archive(archive: Any, tmp_path:
     rows = [{"split": "training", "volume_id": file_fingerprint(examples[9].image.paths[0])}]
     workspace.patterns.mkdir()
     write_table(part_path(workspace.patterns, 0), pa.Table.from_pylist(rows, PATTERN))
-    write_json(workspace.patterns / "manifest.json", {"counts": {"parts": 1}})
+    write_manifest(workspace.patterns, STORE)
     assert seen_by([run_in(workspace)], examples, Workspace.open(tmp_path / "own")) == {"t9"}
 
 

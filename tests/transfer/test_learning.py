@@ -17,12 +17,12 @@ from raygenesis.settings import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.learning import (
     TrainingOutcome,
-    converged_at,
+    num_until_converged,
+    rate_factor,
     set_training,
-    share_of_rate,
     smoothed,
+    steps_with_validation,
     train,
-    validated_after,
 )
 
 
@@ -58,9 +58,9 @@ def test_the_rate_rises_and_falls_as_torchs_schedulers_say(num_steps: int) -> No
         optimizer.step()
         falling.step()
         expected.append(optimizer.param_groups[0]["lr"])
-    found = [share_of_rate(step, settings) for step in range(1, num_steps + 1)]
+    found = [rate_factor(step, settings) for step in range(1, num_steps + 1)]
     assert found == pytest.approx(expected, abs=1e-9) and max(found) == 1 and min(found) > 0
-    assert {share_of_rate(step, chosen()) for step in range(1, 41)} == {1.0}
+    assert {rate_factor(step, chosen()) for step in range(1, 41)} == {1.0}
 
 
 def test_the_schedule_is_what_is_trained_with() -> None:
@@ -87,7 +87,7 @@ def test_it_learns_and_repeats_itself() -> None:
     assert torch.equal(first.weight, second.weight)
     assert first.weight.item() == pytest.approx(3, abs=0.1) and first.bias.item() == pytest.approx(1, abs=0.1)
     assert learn(new_network(), num_steps=10).losses == learnt.losses[:10]
-    assert learnt.seconds > 0
+    assert learnt.seconds_per_step > 0
 
 
 def test_the_seed_draws_the_batches() -> None:
@@ -100,12 +100,12 @@ def test_the_best_weights_are_kept() -> None:
     validate, seen = scored(network, [0.1, 0.5, 0.9, 0.3, 0.2])
     learnt = learn(network, validate)
     assert len(seen) == 20 and len(learnt.losses) == 40
-    assert torch.equal(network.weight, seen[2]) and learnt.converged == 3 * 2  # two steps a validation
+    assert torch.equal(network.weight, seen[2]) and learnt.converged_at == 3 * 2  # two steps a validation
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 19, 20, 21, 39, 40, 70, 399])
 def test_there_are_twenty_validations_and_the_last_step_has_one(num_steps: int) -> None:
-    after = validated_after(num_steps)
+    after = steps_with_validation(num_steps)
     assert len(after) == min(20, num_steps) and after[-1] == num_steps
     gaps = np.diff([0, *after])
     assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
@@ -115,7 +115,7 @@ def test_weights_of_the_last_step_can_be_the_best_and_converged_is_counted_in_st
     network = new_network()
     validate, seen = scored(network, [*np.linspace(0, 0.5, 19), 1.0])
     learnt = learn(network, validate, num_steps=39)
-    assert len(seen) == 20 and len(learnt.losses) == learnt.converged == 39
+    assert len(seen) == 20 and len(learnt.losses) == learnt.converged_at == 39
     assert torch.equal(network.weight, seen[-1])
 
 
@@ -170,7 +170,7 @@ def test_means_are_over_a_tenth_of_all_steps() -> None:
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=30))
 def test_converged_is_where_95_percent_of_the_way_is_come(scores: list[float]) -> None:
-    number = converged_at(scores)
+    number = num_until_converged(scores)
     way = max(scores) - scores[0]
     assert scores[number - 1] - scores[0] >= 0.95 * way - 1e-9
     assert all(score - scores[0] < 0.95 * way + 1e-9 for score in scores[: number - 1])
@@ -180,9 +180,11 @@ def test_converged_is_where_95_percent_of_the_way_is_come(scores: list[float]) -
     ([0.5], 1), ([0.0, 0.5, 0.94, 0.96, 1.0], 4), ([0.9, 0.5, 0.1], 1), ([-3.0, -1.1, -1.0], 2), ([0.2, 0.2], 1),
 ])  # fmt: skip
 def test_converged_by_example(scores: list[float], number: int) -> None:
-    assert converged_at(scores) == number
+    assert num_until_converged(scores) == number
 
 
 def test_without_validation_the_loss_says_when() -> None:
     learnt = learn(new_network(), num_steps=200)
-    assert learnt.converged == converged_at([-loss for loss in np.convolve(learnt.losses, [0.05] * 20, "valid")])
+    assert learnt.converged_at == num_until_converged(
+        [-loss for loss in np.convolve(learnt.losses, [0.05] * 20, "valid")]
+    )

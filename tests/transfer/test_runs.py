@@ -9,9 +9,9 @@ import pytest
 
 from raygenesis.errors import SettingsError
 from raygenesis.settings import Settings, as_yaml, load_settings, settings_from
-from raygenesis.transfer.prepared import ResolvedTarget, resolve_target
+from raygenesis.transfer.description import parse_description
+from raygenesis.transfer.resolved import ResolvedTarget, resolve_target
 from raygenesis.transfer.runs import Run, as_pretrained, runs_of
-from raygenesis.transfer.targets.description import described
 from raygenesis.workspace.workspace import Workspace
 from tests.support.targets import write_sizes
 
@@ -41,7 +41,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace.open(tmp_path / "workspace")
 
 
-def posed(
+def resolved(
     workspace: Workspace, runs: list[Run], overrides: tuple[str, ...] = (), segments: bool = False, **description: Any
 ) -> ResolvedTarget:
     """A table of sizes, or label maps (the images themselves: nothing is decoded)."""
@@ -49,7 +49,8 @@ def posed(
     if segments:
         given = {"task": "segmentation", "images": "images", "labels": "images"}
     settings = load_settings("cpu-small", list(overrides))
-    return resolve_target(described(given | description, workspace.root.parent, "target"), workspace, settings, runs)
+    tree = parse_description(given | description, workspace.root.parent, "target")
+    return resolve_target(tree, workspace, settings, runs)
 
 
 def test_runs_are_found_by_name_by_path_and_by_their_file(workspace: Workspace, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_what_was_not_given_is_as_the_run_has_it_key_by_key() -> None:
 def test_a_run_given_by_path_decides_the_images(workspace: Workspace, tmp_path: Path) -> None:
     other = Workspace.open(tmp_path / "other")
     write_config(other.run("default"))
-    form = posed(workspace, runs_of(["random", str(other.run("default"))], workspace)).form
+    form = resolved(workspace, runs_of(["random", str(other.run("default"))], workspace)).form
     assert form.intensity.window == tuple(CT) and form.input_shape == (24, 24, 24)
 
 
@@ -108,15 +109,15 @@ def test_runs_of_other_images_are_refused_in_one_sentence(
     workspace: Workspace, change: dict[str, Any], segments: bool, said: str
 ) -> None:
     with pytest.raises(SettingsError) as error:
-        posed(workspace, runs({}, change), segments=segments, **({"classes": ["a"]} if segments else {}))
+        resolved(workspace, runs({}, change), segments=segments, **({"classes": ["a"]} if segments else {}))
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
     assert "on the command line" in str(error.value)
 
 
 def test_what_is_given_or_does_not_decide_settles_it(workspace: Workspace) -> None:
     three = runs({}, {"window": MR, "side": 32, "scan": 32})
-    given = posed(workspace, three, ("intensity.window=[0, 9]", "finetune.input_shape=[8, 8, 8]")).form
+    given = resolved(workspace, three, ("intensity.window=[0, 9]", "finetune.input_shape=[8, 8, 8]")).form
     assert given.intensity.window == (0, 9) and given.input_shape == (8, 8, 8)
-    by_target = posed(workspace, three, window=[1, 2], settings={"input_shape": [40, 40, 40]}).form
+    by_target = resolved(workspace, three, window=[1, 2], settings={"input_shape": [40, 40, 40]}).form
     assert by_target.intensity.window == (1, 2) and by_target.input_shape == (40, 40, 40)
-    assert posed(workspace, runs({}, {"side": 32})).form.input_shape == (24, 24, 24)  # a whole scan is no cube
+    assert resolved(workspace, runs({}, {"side": 32})).form.input_shape == (24, 24, 24)  # a whole scan is no cube

@@ -16,13 +16,19 @@ from raygenesis.transfer.cases import Case, Form, read_cases
 from raygenesis.transfer.initialisations import Initialisation, segmentation_network
 from raygenesis.transfer.metrics import overlap
 from raygenesis.transfer.segmentation import draw_patches, overlap_of, segment, train_segmenter
+from raygenesis.transfer.setup import TrialSetup
 from raygenesis.transfer.split import split_examples
-from raygenesis.transfer.targets.folders import read_label_maps
+from raygenesis.transfer.targets.own_files import OwnFiles, read_label_maps
+from tests.support import cases as support
 from tests.support.cases import box_case, flat
 from tests.support.data import HIPPOCAMPI, needs_hippocampi
 
 SHAPE = (16, 16, 16)
 QUICK = FinetuneSettings(num_steps=60, batch_size=4, learning_rate=1e-2, schedule="constant")
+
+
+def setup_of(settings: FinetuneSettings, shape: tuple[int, ...] = SHAPE, num_classes: int = 3) -> TrialSetup:
+    return support.setup_of("segmentation", settings, num_classes, input_shape=shape)
 
 
 def new_unet(ndim: int = 3) -> UNet:
@@ -38,13 +44,13 @@ def test_training_learns_and_repeats_itself(ndim: int) -> None:
     for num_steps in (5, QUICK.num_steps):
         unet = new_unet(ndim)
         few = QUICK.model_copy(update={"num_steps": num_steps})
-        losses.append(train_segmenter(unet, cases, few, SHAPE[:ndim], seed=5).losses)
+        losses.append(train_segmenter(unet, cases, setup_of(few, SHAPE[:ndim]), seed=5).losses)
     assert losses[0] == losses[1][:5]
     assert np.mean(losses[1][-5:]) < 0.6 * losses[1][0]
     unseen = box_case(99, shape)
     predicted = segment(unet, unseen.image, SHAPE[:ndim], 4)
     assert predicted.shape == unseen.label.shape and predicted.dtype == np.uint8
-    assert overlap(predicted, unseen.label, 3)["dice"] > 0.5
+    assert overlap(predicted, unseen.label, 3).dice > 0.5
 
 
 def test_the_loss_is_soft_dice_over_the_batch_without_background() -> None:
@@ -56,7 +62,7 @@ def test_the_loss_is_soft_dice_over_the_batch_without_background() -> None:
         answers = unet.train()(image).softmax(1).numpy()
     wanted = np.stack([case.label == number for number in (1, 2)])[None].repeat(4, 0)
     both, either = ((answers[:, 1:] * wanted).sum((0, 2, 3, 4)), (answers[:, 1:] + wanted).sum((0, 2, 3, 4)))
-    losses = train_segmenter(new_unet(), [case], once, SHAPE, seed=5).losses  # the patch is the whole case
+    losses = train_segmenter(new_unet(), [case], setup_of(once), seed=5).losses  # the patch is the whole case
     assert losses[0] == pytest.approx((1 - 2 * both / either).mean(), abs=1e-4)
 
 
@@ -65,8 +71,8 @@ def test_validation_keeps_the_best_weights_by_dice() -> None:
 
     def dice_after(num_steps: int, validation: list[Case]) -> float:
         unet, few = new_unet(), QUICK.model_copy(update={"num_steps": num_steps})
-        train_segmenter(unet, cases, few, SHAPE, 5, validation=validation, num_classes=3)
-        return np.mean([overlap(segment(unet, case.image, SHAPE, 4), case.label, 3)["dice"] for case in unseen])
+        train_segmenter(unet, cases, setup_of(few), 5, validation)
+        return np.mean([overlap(segment(unet, case.image, SHAPE, 4), case.label, 3).dice for case in unseen])
 
     assert dice_after(6, unseen) == pytest.approx(max(dice_after(steps, []) for steps in range(1, 7)))
 
@@ -84,8 +90,8 @@ def padded_case() -> Case:
 def test_padding_is_no_part_of_what_overlaps() -> None:
     case = padded_case()
     everywhere = np.ones(SHAPE, np.uint8)
-    assert overlap_of(case, everywhere, 2)["dice"] == 1 and overlap_of(case, case.label ^ 1, 2)["dice"] == 0
-    assert overlap_of(case, case.image.astype(np.uint8), 2)["dice"] == pytest.approx(2 / 3)
+    assert overlap_of(case, everywhere, 2).dice == 1 and overlap_of(case, case.label ^ 1, 2).dice == 0
+    assert overlap_of(case, case.image.astype(np.uint8), 2).dice == pytest.approx(2 / 3)
 
 
 def test_validation_leaves_padding_out_as_testing_does() -> None:
@@ -101,7 +107,7 @@ def test_validation_leaves_padding_out_as_testing_does() -> None:
 
     network, few = Brighter(), QUICK.model_copy(update={"num_steps": 20, "learning_rate": 0.1})
     full = replace(padded_case(), label=np.ones(SHAPE, np.uint8))
-    train_segmenter(network, [full], few, SHAPE, 0, validation=[padded_case()], num_classes=2)
+    train_segmenter(network, [full], setup_of(few, num_classes=2), 0, [padded_case()])
     assert network.bias > 0  # with the padding, finding all of the scan would count less than finding half of it
 
 
@@ -113,7 +119,7 @@ def test_a_frozen_encoder_stays_as_it_is_while_the_decoder_learns(ndim: int) -> 
     unet.encoder.requires_grad_(False)
     encoder, decoder = flat(unet.encoder), flat(unet.decoder)
     few = QUICK.model_copy(update={"num_steps": 3})
-    train_segmenter(unet, [box_case(0)], few, SHAPE, 1, validation=[box_case(1)], num_classes=3)
+    train_segmenter(unet, [box_case(0)], setup_of(few), 1, [box_case(1)])
     assert torch.equal(flat(unet.encoder), encoder) and not torch.equal(flat(unet.decoder), decoder)
 
 
@@ -159,13 +165,13 @@ def test_a_scan_larger_than_a_patch_is_segmented_as_if_seen_whole(shape: tuple[i
 @needs_hippocampi
 def test_random_weights_learn_the_real_hippocampus_from_five_scans() -> None:
     few = FinetuneSettings(num_labelled=5, num_test=3, num_trials=2, num_steps=70, batch_size=4, learning_rate=1e-2)
-    target = read_label_maps(HIPPOCAMPI / "images", HIPPOCAMPI / "labels", None, 3)
+    target = read_label_maps(OwnFiles("segmentation", HIPPOCAMPI / "images", HIPPOCAMPI / "labels"))
     split = split_examples(target, set(), few, seed=2)
     shape, trial = (24, 24, 24), split.trials[0]
     form = Form(True, shape, (1.0, 1.0, 1.0), IntensitySettings())
     learnt, tested = ([read_cases([each], form)[0] for each in part] for part in (trial.examples, split.test))
     torch.manual_seed(0)
     unet = UNet(3, Architecture(base_width=4))
-    train_segmenter(unet, learnt, few, shape, trial.seed)
-    dice = [overlap(segment(unet, case.image, shape, 8), case.label, 3)["dice"] for case in tested]
+    train_segmenter(unet, learnt, TrialSetup("segmentation", 3, form, few), trial.seed)
+    dice = [overlap(segment(unet, case.image, shape, 8), case.label, 3).dice for case in tested]
     assert np.mean(dice) > 0.3, dice

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,6 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from raygenesis.studies.semantics import semantics_of
 from raygenesis.transfer.metrics import CaseScores
 from raygenesis.transfer.statistics import (
     Comparison,
@@ -24,30 +25,13 @@ from raygenesis.transfer.statistics import (
     holm,
     paired_by_subject,
 )
-
-THEIRS, OURS, OTHERS = [0.60, 0.70, 0.50, 0.64], [0.66, 0.75, 0.57, 0.70], [0.40, 0.52, 0.47, 0.41]
-
-
-def trials(figures: list[float], metric: str = "dice", test: list[dict[str, Any]] | None = None) -> list[Any]:
-    """One test case unless some are given."""
-    return [
-        {
-            "figures": {metric: figure, "iou": figure / 2}, "test": test or [case("a", dice=figure, answer=0, value=0)],
-            "seconds": 3.0 + number, "epochs_to_converge": 10.0 * number, "seconds_to_converge": 1.0,
-        }
-        for number, figure in enumerate(figures)
-    ]  # fmt: skip
-
+from tests.support.trials import OTHERS, OURS, THEIRS, hedges, segmented, trials
 
 RANDOMS = dict.fromkeys(("ours", "others", "theirs", "random"), "random")
 
 
-def told(answers: np.ndarray, values: np.ndarray | None = None, subjects: list[str] | None = None) -> CaseScores:
+def scores(answers: np.ndarray, values: np.ndarray | None = None, subjects: list[str] | None = None) -> CaseScores:
     return CaseScores(tuple(subjects or [f"s{n}" for n in range(len(answers))]), answers, values)
-
-
-def case(subject: str, **facts: Any) -> dict[str, Any]:
-    return {"name": f"{subject}.nii", "subject": subject, **facts}
 
 
 def table(task: str = "segmentation", metric: str = "dice", **results: list[float]) -> dict[str, Comparison]:
@@ -55,13 +39,6 @@ def table(task: str = "segmentation", metric: str = "dice", **results: list[floa
         {name: trials(figures, metric) for name, figures in results.items()}, task, 5, RANDOMS
     )
     return {row.initialisation: row for row in rows}
-
-
-def hedges(first: list[float], second: list[float]) -> float:
-    """Hedges' g of samples of equal size, by its formula with the approximate correction."""
-    num = len(first)
-    pooled = math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
-    return (np.mean(first) - np.mean(second)) / pooled * (1 - 3 / (4 * (2 * num - 2) - 1))
 
 
 def test_means_deviations_and_intervals() -> None:
@@ -78,7 +55,7 @@ def test_means_deviations_and_intervals() -> None:
 
 
 def test_what_is_never_trained_has_no_time_to_converge() -> None:
-    never = [trial | {"epochs_to_converge": None, "seconds_to_converge": None} for trial in trials(OURS)]
+    never = [replace(trial, epochs_to_converge=None, seconds_to_converge=None) for trial in trials(OURS)]
     (row,) = compare_initialisations({"ours": never}, "segmentation", 5, RANDOMS)
     assert row.epochs_to_converge is None and row.seconds_to_converge is None
 
@@ -123,14 +100,19 @@ def test_without_spread_there_is_no_test_rather_than_certainty() -> None:
 def test_without_random_weights_nothing_is_compared_with_them() -> None:
     rows = table(ours=OURS, others=OTHERS)
     assert {row.against_random for row in rows.values()} == {None}
-    assert rows["ours"].flat()["p_against_random"] is None
+    assert rows["ours"].as_row()["p_against_random"] is None
 
 
 def test_a_row_is_flat() -> None:
-    row = table(random=THEIRS, ours=OURS)["random"].flat()
+    row = table(random=THEIRS, ours=OURS)["random"].as_row()
     assert row["difference_against_best"] == pytest.approx(-0.06) and row["difference_against_random"] is None
     assert row["mean_iou"] == pytest.approx(0.305)
     assert all(value is None or isinstance(value, (str, int, float)) for value in row.values())
+
+
+def test_a_row_holds_all_of_its_comparison() -> None:
+    for row in table(random=THEIRS, ours=OURS, others=OTHERS).values():
+        assert Comparison.from_row(json.loads(json.dumps(row.as_row()))) == row
 
 
 @given(st.lists(st.none() | st.floats(0, 1), max_size=8))
@@ -174,7 +156,7 @@ def test_means_are_compared_over_subjects_as_scipy_permutes() -> None:
         vectorized=True,
     ).pvalue  # fmt: skip
     assert exhaustive(first, second, np.mean) == pytest.approx(theirs)
-    assert paired_by_subject(told(first), told(second)) == about(theirs)
+    assert paired_by_subject(scores(first), scores(second)) == about(theirs)
 
 
 def test_all_cases_of_a_subject_are_exchanged_together() -> None:
@@ -183,8 +165,8 @@ def test_all_cases_of_a_subject_are_exchanged_together() -> None:
     first, second = 0.7 + np.repeat(of_subject, 5), np.full(30, 0.7)
     subjects = [f"s{n}" for n in range(6) for _ in range(5)]
     together = exhaustive(of_subject, np.zeros(6), np.mean)
-    assert paired_by_subject(told(first, subjects=subjects), told(second, subjects=subjects)) == about(together)
-    assert paired_by_subject(told(first), told(second)) < together / 2
+    assert paired_by_subject(scores(first, subjects=subjects), scores(second, subjects=subjects)) == about(together)
+    assert paired_by_subject(scores(first), scores(second)) < together / 2
 
 
 def test_the_scale_of_answers_does_not_matter_to_aucs() -> None:
@@ -192,7 +174,7 @@ def test_the_scale_of_answers_does_not_matter_to_aucs() -> None:
     values = np.arange(40) % 2
     first, second = (generator.random(40) + weight * values for weight in (0.8, 0.1))
     both = [np.stack([-answers, answers], 1) for answers in (first, second, 1000 + np.exp(3 * second))]
-    plain, shifted = (paired_by_subject(told(both[0], values), told(other, values)) for other in both[1:])
+    plain, shifted = (paired_by_subject(scores(both[0], values), scores(other, values)) for other in both[1:])
     assert plain == shifted < 0.05
 
 
@@ -215,21 +197,21 @@ def test_aucs_are_compared_over_subjects_as_all_exchanges_do(kind: str) -> None:
         return roc_auc_score(wanted, answers, average="macro")
 
     ranks = (stats.rankdata(answers, axis=0) for answers in (first, second))
-    assert paired_by_subject(told(first, values), told(second, values)) == about(exhaustive(*ranks, mean_auc))
+    assert paired_by_subject(scores(first, values), scores(second, values)) == about(exhaustive(*ranks, mean_auc))
 
 
 def test_subjects_who_differ_always_alike_leave_the_least_p() -> None:
     first = np.full(12, 0.8)
-    assert paired_by_subject(told(first), told(first - 0.1)) == about(2 / 2**12)
-    assert paired_by_subject(told(first), told(first - 0.1)) >= 1 / 9999
-    assert paired_by_subject(told(first), told(first.copy())) is None
+    assert paired_by_subject(scores(first), scores(first - 0.1)) == about(2 / 2**12)
+    assert paired_by_subject(scores(first), scores(first - 0.1)) >= 1 / 9999
+    assert paired_by_subject(scores(first), scores(first.copy())) is None
 
 
 def test_over_subjects_it_is_what_trials_say_on_average() -> None:
     generator = np.random.default_rng(1)
     dice = {name: generator.normal(mean, 0.05, (3, 8)) for name, mean in (("random", 0.6), ("ours", 0.66))}
     results = {
-        name: [trials([row.mean()], test=[case(f"s{n}", dice=value) for n, value in enumerate(row)])[0] for row in rows]
+        name: [trials([row.mean()], test=[segmented(f"s{n}", value) for n, value in enumerate(row)])[0] for row in rows]
         for name, rows in dice.items()
     }
     ours = compare_initialisations(results, "segmentation", 5, RANDOMS)[1]
@@ -243,27 +225,6 @@ def test_aucs_count_pairs_and_ties_half(answers: np.ndarray, data: st.DataObject
     for row, found in zip(answers, aucs(positive, stats.rankdata(answers, axis=1)), strict=True):
         pairs = [np.sign(a - b) / 2 + 0.5 for a in row[positive] for b in row[~positive]]
         assert found == pytest.approx(np.mean(pairs)) == pytest.approx(roc_auc_score(positive, row))
-
-
-def test_semantics_are_what_pairs_differ_by() -> None:
-    starts = {
-        "in-painting": trials(THEIRS), "in-painting+semantics": trials(OURS), "models-genesis": trials(OTHERS),
-        "semantic-genesis": trials(OURS), "rotation": trials(OURS),
-    }  # fmt: skip
-    rows = semantics_of({5: starts}, "segmentation")
-    assert [(row["without"], row["with"]) for row in rows] == [
-        ("in-painting", "in-painting+semantics"), ("models-genesis", "semantic-genesis"),
-    ]  # fmt: skip
-    assert rows[0]["gain"] == pytest.approx(0.06) and rows[0]["g"] == pytest.approx(hedges(OURS, THEIRS))
-    ps = [stats.ttest_ind(OURS, figures, equal_var=False).pvalue for figures in (THEIRS, OTHERS)]
-    assert [row["p trials"] for row in rows] == pytest.approx([ps[0], 2 * ps[1]])
-    assert semantics_of({5: {"random": trials(OURS)}}, "segmentation") == []
-
-
-def test_semantics_of_an_error_are_a_gain_where_it_shrinks() -> None:
-    starts = {"rubiks-cube": trials(OURS, "mae"), "rubiks-cube+semantics": trials(THEIRS, "mae")}
-    (row,) = semantics_of({"10%": starts}, "regression")
-    assert row["gain"] == pytest.approx(0.06) and row["labelled"] == "10%"
 
 
 def test_a_comparison_without_p_is_corrected_to_none() -> None:

@@ -13,16 +13,19 @@ import torch
 
 from raygenesis.errors import SettingsError
 from raygenesis.networks.architecture import Architecture
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
 from raygenesis.settings import FinetuneSettings, settings_from
-from raygenesis.transfer import trial as trials
-from raygenesis.transfer.cases import Case
+from raygenesis.transfer import stored_cases
+from raygenesis.transfer.cases import Case, TrialCases
 from raygenesis.transfer.examples import Target
 from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.metrics import PRIMARY, figures
-from raygenesis.transfer.prepared import form_for
+from raygenesis.transfer.resolved import form_for
+from raygenesis.transfer.results import read_result, result_path
+from raygenesis.transfer.setup import TrialSetup
 from raygenesis.transfer.split import Trial
-from raygenesis.transfer.trial import StoredCases, TrialSetup, fine_tune, run_trial, trial_path
+from raygenesis.transfer.stored_cases import StoredCases, StoredTrialCases
+from raygenesis.transfer.trial import TrialTask, fine_tune, run_trial
 from tests.support.cases import box_case, example, form, grey_case, write_run
 
 SEGMENTATION, CLASSES = "segmentation", 3
@@ -43,7 +46,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Initialisation
     }  # fmt: skip
 
 
-def pose(task: str, mode: str = "full", **settings: Any) -> TrialSetup:
+def setup(task: str, mode: str = "full", **settings: Any) -> TrialSetup:
     few = FinetuneSettings(**{"num_steps": 2, "batch_size": 2, "mode": mode, "k": 2, **settings})
     return TrialSetup(task, NUM_CLASSES[task], form(is_segmentation=task == SEGMENTATION), few)
 
@@ -62,7 +65,7 @@ def cases(task: str, numbers: range) -> list[Case]:
 
 def tuned(task: str, start: Initialisation, mode: str = "full", seed: int = SEED, **settings: Any) -> Any:
     parts = [cases(task, numbers) for numbers in (range(4), range(20, 24), range(10, 14))]
-    return fine_tune(pose(task, mode, **settings), start, trial(seed), *parts)
+    return fine_tune(setup(task, mode, **settings), start, trial(seed), TrialCases(*parts))
 
 
 @pytest.mark.parametrize(("task", "mode"), TASKS_AND_MODES)
@@ -70,7 +73,7 @@ def test_a_trial_tells_each_test_case_and_repeats_itself(
     starts: dict[str, Initialisation], task: str, mode: str
 ) -> None:
     learnt, rows = tuned(task, starts["ours"], mode)
-    assert [row["name"] for row in rows] == [case.name for case in cases(task, range(10, 14))]
+    assert [row.name for row in rows] == [case.name for case in cases(task, range(10, 14))]
     assert all(np.isfinite(value) for value in figures(task, rows).values())
     again, same = tuned(task, starts["ours"], mode)
     assert rows == same
@@ -93,7 +96,7 @@ def test_nothing_but_the_encoder_counts_in_mode_encoder(starts: dict[str, Initia
     with torch.no_grad():
         for weight in network.decoder.parameters():
             weight.add_(1.0)
-    export(network, folder, {})
+    save_network(network, folder, {})
     other = Initialisation("other", folder, network.architecture, "")
     same, full = (
         [tuned(SEGMENTATION, start, mode)[0].losses for start in (starts["ours"], other)] for mode in ("encoder",
@@ -111,19 +114,19 @@ def test_a_2d_network_takes_3d_images(starts: dict[str, Initialisation], task: s
 def test_answers_of_a_regression_are_in_its_own_unit(starts: dict[str, Initialisation]) -> None:
     """Steps too small to learn anything: about the labelled mean."""
     _, rows = tuned("regression", starts["random"], learning_rate=1e-9)
-    assert all(abs(row["answer"] - np.mean([10, 11, 12, 13])) < 2 for row in rows)
+    assert all(abs(row.answer - np.mean([10, 11, 12, 13])) < 2 for row in rows)
 
 
 def test_a_segmentations_predictions_are_written_once(starts: dict[str, Initialisation], tmp_path: Path) -> None:
     test = cases(SEGMENTATION, range(10, 12))
     learnt = cases(SEGMENTATION, range(2))
-    _, rows = fine_tune(pose(SEGMENTATION), starts["ours"], trial(), learnt, [], test, tmp_path)
+    _, rows = fine_tune(setup(SEGMENTATION), starts["ours"], trial(), TrialCases(learnt, [], test), tmp_path)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
         "example-ours-10percent.npz", "predictions/ours-10%/case-10.nii.gz", "predictions/ours-10%/case-11.nii.gz",
     ]  # fmt: skip
     for case, row in zip(test, rows, strict=True):
         predicted = np.asarray(nibabel.load(tmp_path / "predictions/ours-10%" / case.name).dataobj).T
-        assert [int((predicted == number).sum()) for number in (1, 2)] == row["voxels_predicted"]
+        assert [int((predicted == number).sum()) for number in (1, 2)] == row.voxels_predicted
 
 
 def test_neighbours_cannot_segment() -> None:
@@ -136,7 +139,7 @@ def test_neighbours_cannot_segment() -> None:
 class Here(list):
     """Cases that lie here rather than in Ray's object store."""
 
-    def cases(self) -> list[Case]:
+    def read(self) -> list[Case]:
         return list(self)
 
 
@@ -144,18 +147,19 @@ class Here(list):
 def test_a_trial_leaves_all_that_is_to_be_known(
     starts: dict[str, Initialisation], tmp_path: Path, task: str, mode: str
 ) -> None:
-    held = [Here(cases(task, numbers)) for numbers in (range(4), range(0), range(10, 14))]
-    said = run_trial(pose(task, mode), starts["ours"], trial(number=1), held, tmp_path, "a key")
+    parts = [Here(cases(task, numbers)) for numbers in (range(4), range(0), range(10, 14))]
+    run = TrialTask(starts["ours"], trial(number=1), "a key", StoredTrialCases(*parts))
+    said = run_trial(run, setup(task, mode), tmp_path)
     (path,) = [path for path in tmp_path.rglob("*") if path.is_file()]  # predictions are the first trial's
-    assert path == trial_path(tmp_path, "ours", trial(number=1)) == tmp_path / "trial-ours-10percent-1.json"
+    assert path == result_path(tmp_path, "ours", "10%", 1) == tmp_path / "trial-ours-10percent-1.json"
     found = json.loads(path.read_text())
     assert (found["key"], found["initialisation"], found["labelled"], found["trial"], found["seed"]) == (
         "a key", "ours", "10%", 1, SEED,
     )  # fmt: skip
-    assert found["subjects"] == 2 and found["learnt_from"] == [case.name for case in held[0]]
-    assert found["figures"] == pytest.approx(figures(task, found["test"]))
+    assert found["subjects"] == 2 and found["learnt_from"] == [case.name for case in parts[0]]
+    assert found["figures"] == pytest.approx(figures(task, read_result(path).test))
     primary = PRIMARY[task]
-    assert said == f"ours {primary.words} {found['figures'][primary.name]:.3f}"
+    assert said == f"ours {primary.title} {found['figures'][primary.name]:.3f}"
     if mode == "knn":
         assert (found["steps"], found["loss"], found["epochs_to_converge"]) == (0, None, None)
     else:
@@ -164,14 +168,14 @@ def test_a_trial_leaves_all_that_is_to_be_known(
 
 def test_a_trial_gets_only_the_blocks_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = ("block 0", "block 1", "block 2")
-    held = StoredCases(blocks, {"a": (0, 0), "b": (2, 1), "c": (2, 0), "d": (1, 0)})
-    some = held.of([example("s", name=name) for name in ("c", "a", "b")])
+    stored = StoredCases(blocks, {"a": (0, 0), "b": (2, 1), "c": (2, 0), "d": (1, 0)})
+    some = stored.select([example("s", name=name) for name in ("c", "a", "b")])
     assert some.blocks == ("block 0", "block 2")
     content = {"block 0": ["case a"], "block 2": ["case c", "case b"]}
-    monkeypatch.setattr(trials.ray, "get", lambda references: [content[reference] for reference in references])
-    assert some.cases() == ["case c", "case a", "case b"]
+    monkeypatch.setattr(stored_cases.ray, "get", lambda references: [content[reference] for reference in references])
+    assert some.read() == ["case c", "case a", "case b"]
 
 
-def test_a_pose_knows_its_device() -> None:
-    assert pose("regression").device == "cpu"
+def test_a_setup_knows_its_device() -> None:
+    assert setup("regression").device == "cpu"
     assert TrialSetup("regression", 0, form(), FinetuneSettings(), num_gpus=0.5).device == "cuda"

@@ -6,37 +6,45 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
 
+from raygenesis.archive.catalogue import VolumeRecord
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
-from raygenesis.archive.store import level_factors, read_record, volume_folder, write_volume
+from raygenesis.archive.store import StoredRecord, level_factors, read_record, volume_folder, write_volume
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.files import Place
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
-MOST_CRASHES = 2
+MAX_CRASHES = 2
 
 
 @dataclass(frozen=True)
 class IntakeOutcome:
-    """What became of a scan: `records` of its volumes, or the `reason` why there are none.
+    """What became of a scan: the records of its volumes, or the reason why there are none.
 
     is_lasting: whether reading it again would end the same. fault: why no scan at all can be stored.
     """
 
-    records: tuple[dict[str, Any], ...] = ()
+    records: tuple[VolumeRecord, ...] = ()
     reason: str = ""
     is_lasting: bool = True
     fault: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> IntakeOutcome:
+        tree = json.loads(text)
+        return cls(tuple(tree["records"]), tree["reason"], tree["is_lasting"], tree["fault"])
 
 
 def take_in(
@@ -46,23 +54,27 @@ def take_in(
     node: str = "here",
     is_lost: Callable[[str], bool] = lambda node: False,
 ) -> IntakeOutcome:
-    """Store a scan's volumes, unless they are there already; never raises for what a scan or a disk may do.
+    """Store a scan's volumes, unless they are there already. Whatever a scan or a disk may do becomes an outcome.
 
-    node: which this is; an attempt that ended with a node that `is_lost` says nothing of the scan.
+    Args:
+        paths: the scan's files.
+        volumes: the archive's folder of volumes.
+        node: the name of this node.
+        is_lost: whether a node is gone; an attempt that ended with its node is not held against the scan.
     """
     try:
         scan_id = scan_fingerprint(paths)
-        known = _known_records(volumes, scan_id)
-        if known:
-            return IntakeOutcome(known)
+        stored = _stored_records(volumes, scan_id)
+        if stored:
+            return IntakeOutcome(stored)
         attempt = attempt_note(volumes, paths)
-        crashed = attempt.read_text() if attempt.exists() else ""
-        num_crashes = sum(not is_lost(line.split()[-1]) for line in crashed.splitlines())
-        if num_crashes >= MOST_CRASHES:
+        earlier = attempt.read_text() if attempt.exists() else ""
+        num_crashes = sum(not is_lost(line.split()[-1]) for line in earlier.splitlines())
+        if num_crashes >= MAX_CRASHES:
             return IntakeOutcome(
                 reason=f"decoding it crashed or ran out of memory {num_crashes} times", is_lasting=False
             )
-        _write_note(attempt, f"{crashed}{os.getpid()} {node}\n")
+        _write_note(attempt, f"{earlier}{os.getpid()} {node}\n")
         try:
             return IntakeOutcome(_store(paths, volumes, scan_id, settings))
         finally:
@@ -108,7 +120,7 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
-def _known_records(volumes: Place, scan_id: str) -> tuple[dict[str, Any], ...]:
+def _stored_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
     """Records of a scan whose volumes are all stored."""
     first = read_record(volume_folder(volumes, scan_id)) or read_record(volume_folder(volumes, f"{scan_id}-0000"))
     if first is None:
@@ -122,25 +134,26 @@ def _known_records(volumes: Place, scan_id: str) -> tuple[dict[str, Any], ...]:
     return tuple(records)
 
 
-def _store(
-    paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings
-) -> tuple[dict[str, Any], ...]:
-    found = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30), settings.fill_nan)
-    records = []
-    for number, volume in enumerate(found):
-        volume_id = scan_id if len(found) == 1 else f"{scan_id}-{number:04d}"
+def _store(paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings) -> tuple[StoredRecord, ...]:
+    decoded = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30), settings.fill_nan)
+    records: list[StoredRecord] = []
+    for number, volume in enumerate(decoded):
+        volume_id = scan_id if len(decoded) == 1 else f"{scan_id}-{number:04d}"
         prepared = prepare(volume, settings)
-        record = describe(prepared, settings) | {"volume_id": volume_id, "num_siblings": len(found)}
+        record = describe(prepared, volume_id, len(decoded), settings.coarse_size)
         if record["low"] == record["high"]:
-            done = "" if prepared is volume else ", once it is cropped or resampled as the settings say"
-            raise ScanError(f"every channel is of a single value{done}: there is no image")
+            when = "" if prepared is volume else ", once it is cropped or resampled as the settings say"
+            raise ScanError(f"every channel is of a single value{when}: there is no image")
         stored = write_volume(volume_folder(volumes, volume_id), prepared, record, settings)
-        records.append(record | {"stored_bytes": stored})
+        records.append({**record, "stored_bytes": stored})
     return tuple(records)
 
 
-def describe(volume: Volume, settings: ArchiveSettings) -> dict[str, Any]:
-    """What a catalogue row says of a volume itself."""
+def describe(volume: Volume, volume_id: str, num_siblings: int, coarse_size: int) -> StoredRecord:
+    """The record of a volume that is to be stored; its `stored_bytes` are not known yet and 0.
+
+    num_siblings: how many volumes its scan has. coarse_size: the longest side of the coarsest pyramid level, in voxels.
+    """
     voxels = volume.voxels
     limits = [percentiles(channel) for channel in voxels.reshape(-1, *volume.shape)]
     return {
@@ -154,10 +167,13 @@ def describe(volume: Volume, settings: ArchiveSettings) -> dict[str, Any]:
         "intercept": volume.intercept,
         "low": [low for low, _ in limits],
         "high": [high for _, high in limits],
-        "levels": [list(factor) for factor in level_factors(volume.shape, settings.coarse_size)],
+        "levels": [list(factor) for factor in level_factors(volume.shape, coarse_size)],
         "tags": json.dumps(dict(volume.tags), sort_keys=True),
         "corrections": list(volume.corrections),
         "voxel_fingerprint": voxel_fingerprint(voxels),
+        "volume_id": volume_id,
+        "num_siblings": num_siblings,
+        "stored_bytes": 0,
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raygenesis.errors import SettingsError
 from raygenesis.transfer.examples import SEGMENTATION, TEST, TRAIN, Example, ImageFile, LabelFile, Problem, Target
-from raygenesis.transfer.targets.listing import by_name, files_below, usable
+from raygenesis.transfer.targets.listing import by_name, files_below, require_examples
 
 # Necrosis, oedema and enhancing tumour.
 WHOLE_TUMOUR = ((0, 0), (1, 1), (2, 1), (4, 1))
@@ -16,10 +16,11 @@ ENDING = re.compile(r"_(flair|seg)\.nii(\.gz)?$")
 
 
 def read(folder: Path, *, fold: int = 0) -> Target:
-    """FLAIR images with the whole tumour; every third case tests and the others train (of 285 cases, 95 test).
+    """FLAIR images with the whole tumour; every third case is for testing, the others for training (95 of 285 test).
 
-    Cases are dealt to the folds in turn, in order of path, so each fold has its share of grades and of institutions;
-    the same files give the same folds. Each case is a subject. Raises ScanError, and SettingsError for the fold.
+    Cases are assigned to the folds in turn, in order of path, so that each fold has its share of grades and of
+    institutions; the same files give the same folds. Each case is a subject. fold: 0 to 2. Raises ScanError, and
+    SettingsError for the fold.
     """
     if fold not in range(NUM_FOLDS):
         raise SettingsError(f"fold={fold}: BraTS is read in {NUM_FOLDS} folds, 0 to {NUM_FOLDS - 1}")
@@ -37,7 +38,7 @@ def read(folder: Path, *, fold: int = 0) -> Target:
         split = TEST if number % NUM_FOLDS == fold else TRAIN
         label = LabelFile(labels[case], WHOLE_TUMOUR)
         examples.append(Example(case, case, ImageFile((images[case],)), label, split=split))
-    return usable(folder, Target(SEGMENTATION, 3, ("whole tumour",), tuple(examples), tuple(problems)))
+    return require_examples(folder, Target(SEGMENTATION, 3, ("whole tumour",), tuple(examples), tuple(problems)))
 
 
 def _kind(path: Path) -> str:

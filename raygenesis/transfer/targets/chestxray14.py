@@ -8,7 +8,7 @@ from pathlib import Path
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import MULTILABEL, TEST, TRAIN, Example, ImageFile, Problem, Target
 from raygenesis.transfer.targets.csv_tables import rows
-from raygenesis.transfer.targets.listing import by_name, files_below, usable
+from raygenesis.transfer.targets.listing import by_name, files_below, require_examples
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
@@ -25,7 +25,7 @@ Row = tuple[str, str]
 
 
 def read(folder: Path) -> Target:
-    """Radiographs with 0 or 1 for each finding; all of `train_val_list.txt` trains. Raises ScanError."""
+    """Radiographs with 0 or 1 for each finding; all of `train_val_list.txt` is for training. Raises ScanError."""
     paths = [path for path in files_below(folder, ".png") if _is_image(folder, path)]
     images, problems = by_name(folder, paths, lambda path: path.name)
     table, bad_rows = _table(next((folder / name for name in TABLES if (folder / name).is_file()), folder / TABLES[0]))
@@ -45,10 +45,10 @@ def read(folder: Path) -> Target:
         else:
             value = tuple(int(finding in named) for finding in FINDINGS)
             examples.append(Example(name, patient, ImageFile((path,)), value=value, split=splits[name]))
-    # Both name images as the owners do, and neither is ever taken for a path.
+    # Names of both are the owners' and are never used as paths.
     alone = sorted((table.keys() | splits.keys()) - images.keys())
     problems += [Problem(name, "a table or list names it, and no images folder holds it") for name in alone]
-    return usable(folder, Target(MULTILABEL, 2, FINDINGS, tuple(examples), tuple(problems)))
+    return require_examples(folder, Target(MULTILABEL, 2, FINDINGS, tuple(examples), tuple(problems)))
 
 
 def _is_image(folder: Path, path: Path) -> bool:
@@ -69,7 +69,7 @@ def _table(path: Path) -> tuple[dict[str, Row], list[Problem]]:
 
 
 def _splits(folder: Path) -> dict[str, str]:
-    """What the official lists say of each image. Raises ScanError if one is missing, or both name an image."""
+    """The split of each image by the official lists. Raises ScanError if one is missing, or both name an image."""
     found: dict[str, str] = {}
     for split, table in LISTS.items():
         try:

@@ -13,9 +13,9 @@ LARGEST_FIELD = 2**24
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Where a row is ("table.csv:7") and what it has in those columns, "" where it is too short.
+    """Yield each row's place ("table.csv:7") and its values in those columns, "" where the row is too short.
 
-    Blanks round names and values do not count. Raises ScanError if the table or a column is missing.
+    Blanks round names and values are removed. Raises ScanError if the table or a column is missing.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -37,5 +37,5 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def named_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """What rows have in those columns, by the columns' names. Raises ScanError as `rows` does."""
+    """The rows' values in those columns, by the columns' names. Raises ScanError as `rows` does."""
     return [dict(zip(columns, values, strict=True)) for _, values in rows(path, columns)]

@@ -17,18 +17,18 @@ from raygenesis.archive.formats.slices import Plane
 from raygenesis.archive.volume import LPS_TO_RAS, Volume
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Region, Target
-from raygenesis.transfer.targets.listing import SAFE, files_below, usable
-from raygenesis.transfer.targets.outlines import Reading, consensus, places, read_reading, same_nodule
+from raygenesis.transfer.targets.lidc_outlines import Reading, consensus, places, read_reading, same_nodule
+from raygenesis.transfer.targets.listing import SAFE, files_below, require_examples
 
-# By so much, in mm, may a slice lie beside what the document says.
-LARGEST_DIFFERENCE_MM = 0.5
-# Cosine between an axial slice's normal and the patient's axis, at least.
-AXIAL = 0.7
+# A slice may lie beside the place in the document by so much.
+MAX_DIFFERENCE_MM = 0.5
+# Least cosine between an axial slice's normal and the patient's axis.
+MIN_AXIAL = 0.7
 
 
 @dataclass(frozen=True)
 class NoduleMap:
-    """What at least half of the readers who outlined a nodule have inside their outlines.
+    """The voxels that at least half of the readers who outlined a nodule have inside their outlines.
 
     xml: their document. marks: the numbers of their outlines among all marks in it. slices: the series' files.
     """
@@ -71,7 +71,7 @@ class Series:
 def read(folder: Path, *, extent_mm: tuple[float, float, float] = (40.0, 45.0, 45.0), min_readers: int = 1) -> Target:
     """Nodules of 3 mm or more as regions of `extent_mm` (z y x) round them; no official split. Raises ScanError.
 
-    A nodule is what the readers' overlapping outlines mark; it is left out if fewer than `min_readers` of the four
+    Outlines of the readers that overlap are of one nodule, which is left out if fewer than `min_readers` of the four
     outlined it. Its voxels are those that at least half of the readers who outlined it have inside.
     """
     scans, problems = _scans(folder)
@@ -98,11 +98,11 @@ def read(folder: Path, *, extent_mm: tuple[float, float, float] = (40.0, 45.0, 4
     alone = [scan for series, scan in scans.items() if series not in documents]
     problems += [Problem(_source(folder, scan.files[0]), "no readers' document is about it") for scan in alone]
     window = (-1000.0, 1000.0)
-    return usable(folder, Target(SEGMENTATION, 3, ("nodule",), tuple(examples), tuple(problems), window))
+    return require_examples(folder, Target(SEGMENTATION, 3, ("nodule",), tuple(examples), tuple(problems), window))
 
 
 def _scans(folder: Path) -> tuple[dict[str, Series], list[Problem]]:
-    """CT series by UID. As published each has a folder of its own, so that one header of a folder tells."""
+    """CT series by UID. As published each has a folder of its own, so that one header of a folder suffices."""
     folders: dict[Path, list[Path]] = defaultdict(list)
     for path in files_below(folder, ".dcm"):
         folders[path.parent].append(path)
@@ -112,7 +112,7 @@ def _scans(folder: Path) -> tuple[dict[str, Series], list[Problem]]:
         try:
             header, plane = read_header(files[0]), read_slices(files[0])[0].plane
             reason = header.aside or ("a film and no CT" if header.is_projection else "")
-            if not reason and (plane is None or abs(plane.axes[2, 2]) < AXIAL):
+            if not reason and (plane is None or abs(plane.axes[2, 2]) < MIN_AXIAL):
                 reason = "its slices are not axial, or have no place"
             if not (reason or SAFE.fullmatch(header.patient)):
                 reason = "its patient id is empty, or has other characters than letters, digits, '.', '_' and '-'"
@@ -168,7 +168,7 @@ def _found(planes: dict[str, Plane], uid: str, z_mm: float, xml: Path) -> str:
     """UID of the slice that a document names, by its UID or else by its place. Raises ScanError."""
     if uid not in planes:
         uid = min(planes, key=lambda other: abs(planes[other].position[2] - z_mm))
-    if abs(planes[uid].position[2] - z_mm) > LARGEST_DIFFERENCE_MM:
+    if abs(planes[uid].position[2] - z_mm) > MAX_DIFFERENCE_MM:
         raise ScanError(f"{xml} outlines a nodule at z = {z_mm:g} mm, where its series has no such slice")
     return uid
 

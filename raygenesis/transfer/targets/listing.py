@@ -1,4 +1,4 @@
-"""What every published layout is read with: the files below a folder, and names that are safe."""
+"""Listing the files of a published layout: those below a folder, by safe names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def files_below(folder: Path, endings: str | tuple[str, ...]) -> list[Path]:
-    """Files whose names end so, in order; hidden ones and linked folders are left out. Raises ScanError."""
+    """Files below a folder with one of the endings, sorted; no hidden files or linked folders. Raises ScanError."""
     if not folder.is_dir():
         raise ScanError(f"{folder} does not exist or is not a folder: give the one that holds the data as published")
     found = []
@@ -27,7 +27,7 @@ def files_below(folder: Path, endings: str | tuple[str, ...]) -> list[Path]:
 def by_name(
     folder: Path, paths: Iterable[Path], name_of: Callable[[Path], str]
 ) -> tuple[dict[str, Path], list[Problem]]:
-    """Files by what `name_of` calls them; the second of a name, and names that no file may bear, are problems."""
+    """Files by the name that `name_of` returns, and problems: the second file of a name, and unsafe names."""
     named: dict[str, Path] = {}
     problems = []
     for path in paths:
@@ -42,8 +42,8 @@ def by_name(
     return named, problems
 
 
-def usable(folder: Path, target: Target) -> Target:
-    """The target. Raises ScanError if it has no example, with the first reason why."""
+def require_examples(folder: Path, target: Target) -> Target:
+    """The target itself. Raises ScanError if it has no example, with the reason of the first problem."""
     if not target.examples:
         first = f" ({target.problems[0].name}: {target.problems[0].reason})" if target.problems else ""
         raise ScanError(f"{folder} holds no example{first}: give the folder that holds the data as published")

@@ -28,7 +28,7 @@ from raygenesis.transfer.examples import (
     Target,
     check_aligned,
 )
-from raygenesis.transfer.targets.listing import by_name, files_below, usable
+from raygenesis.transfer.targets.listing import by_name, files_below, require_examples
 
 # A tumour lies in the liver and is part of it.
 LIVER = ((0, 0), (1, 1), (2, 1))
@@ -38,7 +38,7 @@ NUM_CASES = 131
 
 @dataclass(frozen=True)
 class LiverMap:
-    """A segmentation; where its header places it nowhere, it lies voxel for voxel on the volume, as the owners mean."""
+    """A segmentation; where its header gives no place, it lies voxel for voxel on the volume, as the owners intend."""
 
     path: Path
     volume: Path
@@ -55,7 +55,7 @@ class LiverMap:
 
 
 def read(folder: Path) -> Target:
-    """Cases 0–99 train, 100–114 validate and 115–130 test; each is a subject. Raises ScanError."""
+    """Cases 0–99 are for training, 100–114 for validation, 115–130 for testing; each is a subject. Raises ScanError."""
     named: dict[str, list[Path]] = {"volume": [], "segmentation": []}
     for path in files_below(folder, (".nii", ".nii.gz")):
         if match := NAME.fullmatch(path.name):
@@ -75,7 +75,7 @@ def read(folder: Path) -> Target:
             label = LiverMap(segmentations[number], volumes[number])
             examples.append(Example(name, name, image, label, split=_split(int(number))))
     window = (-1000.0, 1000.0)
-    return usable(folder, Target(SEGMENTATION, 3, ("liver",), tuple(examples), tuple(problems), window))
+    return require_examples(folder, Target(SEGMENTATION, 3, ("liver",), tuple(examples), tuple(problems), window))
 
 
 def _number(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raygenesis.archive.formats.itk import data_file
+from raygenesis.archive.formats.metaimage import data_file
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import (
     CLASSIFICATION,
@@ -25,7 +25,7 @@ from raygenesis.transfer.examples import (
     Target,
 )
 from raygenesis.transfer.targets.csv_tables import rows
-from raygenesis.transfer.targets.listing import by_name, files_below, usable
+from raygenesis.transfer.targets.listing import by_name, files_below, require_examples
 
 TABLE = "candidates_V2.csv"
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "class")
@@ -44,10 +44,11 @@ def read(
     max_negatives_per_scan: int | None = 20,
     seed: int = 0,
 ) -> Target:
-    """Candidates as regions of `extent_mm` (z y x) round them; subsets 0–4 train, 5–6 validate and 7–9 test.
+    """Candidates as regions of `extent_mm` (z y x) round them.
 
-    Every nodule is kept, and of a scan's other candidates a sample that depends on the scan and the seed alone (all
-    of them if None). The subject is the scan, as the owners name no patients. Raises ScanError.
+    Subsets 0–4 are for training, 5–6 for validation and 7–9 for testing. Every nodule is kept, and of a scan's other
+    candidates a sample of `max_negatives_per_scan` (all if None) that depends on the scan and the seed alone. The
+    subject is the scan, as the owners name no patients. Raises ScanError.
     """
     paths = [path for path in files_below(folder, ".mhd") if _subset(folder, path) is not None]
     scans, problems = by_name(folder, paths, lambda path: path.stem)
@@ -70,7 +71,7 @@ def read(
     problems += [Problem(uid, f"{TABLE} names it, and no subset holds its .mhd") for uid in alone]
     problems += bad_rows
     window = (-1000.0, 1000.0)
-    return usable(folder, Target(CLASSIFICATION, 3, CLASSES, tuple(examples), tuple(problems), window))
+    return require_examples(folder, Target(CLASSIFICATION, 3, CLASSES, tuple(examples), tuple(problems), window))
 
 
 def _subset(folder: Path, path: Path) -> int | None:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from raygenesis.archive.volume import Volume, checked
+from raygenesis.archive.volume import Volume, validate
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import CLASSIFICATION, TEST, TRAIN, VALIDATION, Example, Problem, Target, times
-from raygenesis.transfer.targets.listing import files_below, usable
+from raygenesis.transfer.targets.listing import files_below, require_examples
 
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 DAMAGE = (OSError, ValueError, EOFError, LookupError, zlib.error, zipfile.BadZipFile, NotImplementedError)
@@ -40,7 +40,7 @@ class PackedImage:
             voxels = np.frombuffer(zlib.decompress(packed[self.number]), np.uint8).reshape(shape)
         except DAMAGE as error:
             raise ScanError(f"{self.path}: {self.part}_images cannot be read ({error})") from None
-        return checked(Volume(voxels, np.eye(4), corrections=("no voxel spacing: 1 mm assumed",)))
+        return validate(Volume(voxels, np.eye(4), corrections=("no voxel spacing: 1 mm assumed",)))
 
 
 def read(folder: Path, *, classes: tuple[str, ...] = ("normal", "abnormal")) -> Target:
@@ -64,7 +64,7 @@ def read(folder: Path, *, classes: tuple[str, ...] = ("normal", "abnormal")) -> 
             else:
                 problems.append(Problem(name, f"class {value} is not one of 0 to {len(classes) - 1}"))
     window = (0.0, 1.0 if brightest <= 1 else 255.0)
-    return usable(folder, Target(CLASSIFICATION, 3, classes, tuple(examples), tuple(problems), window))
+    return require_examples(folder, Target(CLASSIFICATION, 3, classes, tuple(examples), tuple(problems), window))
 
 
 def _file(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target, times
 from raygenesis.transfer.targets.csv_tables import rows
-from raygenesis.transfer.targets.listing import by_name, files_below, usable
+from raygenesis.transfer.targets.listing import by_name, files_below, require_examples
 
 TABLE = "train-rle.csv"
 COLUMNS = ("ImageId", "EncodedPixels")
@@ -60,7 +60,7 @@ def decode(encoded: str, sides: tuple[int, int] = SIDES) -> NDArray[np.uint8]:
 
 
 def read(folder: Path, *, keep_empty: bool = True) -> Target:
-    """Radiographs with their pneumothorax, or with none unless `keep_empty` is off; no official split.
+    """Radiographs with their pneumothorax, and with `keep_empty` those without any; no official split.
 
     The subject is DICOM's patient id, or the image where that is empty. Raises ScanError.
     """
@@ -85,7 +85,7 @@ def read(folder: Path, *, keep_empty: bool = True) -> Target:
     alone = sorted(masks.keys() - images.keys())
     problems += [Problem(name, f"{TABLE} names it, and there is no such .dcm") for name in alone]
     target = Target(SEGMENTATION, 2, ("pneumothorax",), tuple(examples), tuple(problems), keeps_empty=True)
-    return usable(folder, target)
+    return require_examples(folder, target)
 
 
 def _table(path: Path) -> tuple[dict[str, list[str]], list[Problem]]:

@@ -1,0 +1,43 @@
+"""Whole scans at the coarse level as a Ray Data source of encoded cubes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import pyarrow as pa
+
+from raygenesis.archive.catalogue import CatalogueRow
+from raygenesis.archive.source import ArchiveSource, Part, read_coarse
+from raygenesis.patterns.cells import DTYPE, encode
+from raygenesis.settings import IntensitySettings
+from raygenesis.workspace.files import Place
+
+COARSE_SCHEMA = pa.schema(
+    [("number", pa.int64()), ("volume_id", pa.string()), ("cube", pa.binary()), ("failure", pa.string())]
+)
+
+
+class CoarseScan(TypedDict):
+    """A row of `coarse_cubes` (schema COARSE_SCHEMA)."""
+
+    number: int
+    volume_id: str
+    cube: bytes | None  # None where the scan is damaged
+    failure: str
+
+
+def coarse_cubes(
+    volumes: Place, parts: Sequence[Part], shape: Sequence[int], intensity: IntensitySettings
+) -> ArchiveSource:
+    """A row (schema COARSE_SCHEMA) a scan: its cube is a cell of `shape` of the whole scan.
+
+    volumes: the folder of the archive's volumes; parts: the scans of each block.
+    """
+
+    def read(row: CatalogueRow) -> dict[str, bytes]:
+        return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
+
+    num_bytes = int(np.prod(shape)) * DTYPE.itemsize
+    return ArchiveSource(parts, [num_bytes * len(rows) for _, rows in parts], COARSE_SCHEMA, read)
