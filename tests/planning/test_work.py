@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
-from raygenesis.networks.load import load_of
 
 from raygenesis.archive.work import ingest_work
 from raygenesis.cluster.work import ONE_NODE, ArchiveSize, Load, Work, core_s, gpu_s
 from raygenesis.discovery.work import autoencoder_work, discover_work, embed_work, index_work, num_patterns
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import build_encoder
+from raygenesis.networks.operations import count_operations
 from raygenesis.planning.pipeline import pipeline_work
 from raygenesis.pretraining.pretexts import PRETEXTS
 from raygenesis.pretraining.work import StoreSize, pretrain_work, selected
@@ -37,29 +37,37 @@ def test_ingest_reads_files_and_stores_voxels() -> None:
 
 def test_the_auto_encoder_learns_from_a_limited_number_on_one_node() -> None:
     small = load_settings("cpu-small", ["autoencoder.max_volumes=100", "autoencoder.num_epochs=4"])
-    one, many = (autoencoder_work(ArchiveSize(number, 10, 6), small) for number in (1000, 100_000))
+    one, many = (autoencoder_work(ArchiveSize(number, 10, 6), small.autoencoder, small.validation_fraction) for number in (1000, 100_000))
     assert one.core_s == many.core_s and one.most_cores == ONE_NODE
-    assert autoencoder_work(SCANS, small, num_epochs=8).core_s == pytest.approx(2 * one.core_s, rel=0.02)
+    assert autoencoder_work(SCANS, small.autoencoder, small.validation_fraction, num_epochs=8).core_s == pytest.approx(2 * one.core_s, rel=0.02)
+
+
+def embedding(settings: Settings) -> Work:
+    return embed_work(SCANS, settings.embedding, settings.autoencoder)
+
+
+def indexing(settings: Settings) -> Work:
+    return index_work(SCANS, settings.index, settings.discovery, settings.autoencoder.latent_size)
 
 
 def test_embedding_goes_by_scans_and_to_gpus_where_they_are_asked_for() -> None:
-    found = embed_work(SCANS, load_settings("cpu-small"))
+    found = embedding(load_settings("cpu-small"))
     assert found.stored_mib == pytest.approx(1000 * 64 * 4 / MIB)
     assert found.read_mib == pytest.approx(1000 * 32**3 * 2 / MIB)
-    on_gpus = embed_work(SCANS, load_settings("cpu-small", ["embedding.num_gpus=0.5", "embedding.num_actors=4"]))
+    on_gpus = embedding(load_settings("cpu-small", ["embedding.num_gpus=0.5", "embedding.num_actors=4"]))
     assert on_gpus.gpu_s > 0 and on_gpus.most_gpus == 2 and on_gpus.core_s == pytest.approx(1.4)
 
 
 def test_the_index_is_built_where_it_is_cheaper_than_exact_search() -> None:
     few, many = load_settings("paper-3d"), load_settings("paper-3d", ["index.method=hnsw"])
-    assert index_work(SCANS, few).stored_mib == 0 and "exact" in index_work(SCANS, few).what
-    assert index_work(SCANS, many).stored_mib > 1000 * 512 * 4 / MIB and "HNSW" in index_work(SCANS, many).what
+    assert indexing(few).stored_mib == 0 and "exact" in indexing(few).what
+    assert indexing(many).stored_mib > 1000 * 512 * 4 / MIB and "HNSW" in indexing(many).what
 
 
 def test_the_papers_patterns() -> None:
     paper = load_settings("paper-3d")
-    assert num_patterns(paper) == 30_360 and num_patterns(paper, held_out=False) == 26_400
-    found = discover_work(paper)
+    assert num_patterns(paper.discovery) == 30_360 and num_patterns(paper.discovery, held_out=False) == 26_400
+    found = discover_work(paper.discovery)
     assert found.stored_mib == pytest.approx(30_360 * 32 * 64 * 64 * 2 * 0.67 / MIB)
     assert found.most_cores == 30  # parts of 1,024
 
@@ -153,12 +161,12 @@ def test_every_pretext_task_has_its_estimate(pretext: str, ndim: int) -> None:
     tree["discovery"]["scales"] = [{"extent_mm": shape}]
     stages = {each.stage: each for each in pipeline_work(SCANS, settings_from(tree))}
     assert stages["pretrain"].core_s > 0 and stages["finetune"].core_s > 0
-    assert PRETEXTS[pretext].crops in stages["pretrain"].what
+    assert PRETEXTS[pretext].store.name in stages["pretrain"].what
 
 
 def test_a_rubiks_cube_is_its_pieces() -> None:
     """Eight pieces of 8³ cost what eight images of 8³ do: an encoder sees 4,096 of the 32,768 voxels of the cube."""
-    encoder = load_of(build_encoder(Architecture(base_width=4)), (8, 8, 8))
+    encoder = count_operations(build_encoder(Architecture(base_width=4)), (8, 8, 8))
     tree = {"pretext": "rubiks-cube", "base_width": 4, "num_classification_epochs": 0, "num_joint_epochs": 1}
     small = load_settings("cpu-small")
     cube = settings_from({
@@ -177,7 +185,7 @@ def test_what_is_left_out_of_a_store_is_not_learnt_from() -> None:
     all_of_them = load_settings("cpu-small", ["pretraining.num_neighbours=99"])
     assert selected(all_of_them.pretraining, counts) == (1000, 200)
     shares = 12 / halves.discovery.num_neighbours * 4 / halves.discovery.num_coordinates
-    learnt = num_patterns(halves, held_out=False)
+    learnt = num_patterns(halves.discovery, held_out=False)
     assert pretrain_work(halves).what.startswith(f"{round(learnt * shares):,} patterns")
     crops = load_settings(
         "cpu-small", ["pretraining.pretext=rotation", "discovery.num_crops=8", "pretraining.num_coordinates=2"]

@@ -61,7 +61,7 @@ def measured_workspace(root: Path) -> Workspace:
         workspace.autoencoder,
         AutoencoderManifest(
             counts=AutoencoderCounts(training=800, validation=200, epochs=10), val_mse=0.1,
-            seconds=twice(autoencoder_work(scans, SMALL, 10)), settings={"autoencoder": tree["autoencoder"]},
+            seconds=twice(autoencoder_work(scans, SMALL.autoencoder, SMALL.validation_fraction, 10)), settings={"autoencoder": tree["autoencoder"]},
         ),
     )  # fmt: skip
     chosen = SMALL.discovery
@@ -72,7 +72,7 @@ def measured_workspace(root: Path) -> Workspace:
     put_manifest(
         workspace.patterns,
         PatternsManifest(
-            counts=store, seconds=twice(discover_work(SMALL, 50_000)), settings={"discovery": tree["discovery"]},
+            counts=store, seconds=twice(discover_work(chosen, 50_000)), settings={"discovery": tree["discovery"]},
             cube_shape=chosen.cube_shape, raw_bytes=0,
         ),
     )  # fmt: skip
