@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from raygenesis.archive.work import archive_size
 from raygenesis.planning.estimate import Estimate, estimate
-from raygenesis.planning.history import as_made, factors_of, scans_of
-from raygenesis.planning.work import pipeline
-from raygenesis.report.artifact import ArtifactView
+from raygenesis.planning.history import as_made, factors_of
+from raygenesis.planning.pipeline import pipeline_work
+from raygenesis.report.artifact import Contents
 from raygenesis.settings import Settings
 from raygenesis.workspace import hardware
-from raygenesis.workspace.workspace import Workspace
 
 SCANS = (10**4, 10**5, 10**6)
 
 
-def cost(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
+def cost(contents: Contents, settings: Settings) -> dict[str, Any]:
     """Estimates of each stage, and their sums, for this archive and for larger ones, on this machine."""
-    scans = scans_of(workspace)
+    workspace = contents.workspace
+    scans = archive_size(workspace)
     assert scans is not None  # the section is left out where there is no archive
     settings = as_made(workspace, settings)
     nodes, factors = hardware.available(), factors_of(workspace, settings)
     columns = [
         [
             estimate(work, nodes, settings.prices, factors, hardware.MIB_PER_S)
-            for work in pipeline(replace(scans, number=number), settings)
+            for work in pipeline_work(replace(scans, num_scans=number), settings)
         ]
-        for number in (scans.number, *SCANS)
+        for number in (scans.num_scans, *SCANS)
     ]
     return {
-        "scans": (scans.number, *SCANS), "scan_mib": scans.voxel_mib,
+        "scans": (scans.num_scans, *SCANS), "scan_mib": scans.voxel_mib,
         "hardware": nodes, "mib_per_s": hardware.MIB_PER_S,
         "rows": [{"stage": row[0].work.stage, "seen": row[0].seen, "costs": row} for row in zip(*columns, strict=True)],
         "total": [_sums(column) for column in columns],

@@ -37,6 +37,7 @@ from raygenesis.settings import IntensitySettings, Settings
 from raygenesis.text.amounts import several
 from raygenesis.training.feeding import Samples
 from raygenesis.workspace.files import Place, on_disk
+from raygenesis.workspace.manifest import AutoencoderManifest, PatternsManifest
 from raygenesis.workspace.workspace import Workspace
 
 Drawn = TypeVar("Drawn")
@@ -61,9 +62,9 @@ def drawn_of(draw: Callable[[Row], Drawn], rows: Sequence[Row]) -> tuple[list[Dr
     return drawn, f"{faults[0]}{more}; {MEND_A_SCAN}." if faults else ""
 
 
-def reference_row(workspace: Workspace, manifest: Row) -> Row:
+def reference_row(workspace: Workspace, manifest: PatternsManifest) -> Row:
     """The catalogue row of a store's reference 0. Raises WorkspaceError if the archive no longer has it."""
-    name = manifest.references[0]["volume_id"]
+    name = manifest.references[0].volume_id
     rows = read_catalogue(workspace.catalog, [name])
     if not rows:
         raise WorkspaceError(
@@ -90,7 +91,7 @@ def in_rows(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
 
 
 def reconstructions(
-    folder: Place, volumes: Place, rows: Sequence[Row], manifest: Row
+    folder: Place, volumes: Place, rows: Sequence[Row], manifest: AutoencoderManifest
 ) -> tuple[Gallery | None, str]:  # fmt: skip
     """Held-out scans as the auto-encoder sees them, and below as it restores them from their embeddings.
 
@@ -119,7 +120,7 @@ def reconstructions(
     return Gallery("Auto-encoder reconstructions", shown, names=("input", "restored"), note=note), fault
 
 
-def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
+def coordinate_boxes(workspace: Workspace, manifest: PatternsManifest) -> Gallery:
     """The mid-planes of reference 0 and the boxes of its coordinates projected on them."""
     where = (pc.field("reference") == 0) & (pc.field("rank") == 0) & (pc.field("scale") == 0)
     columns = ("coordinate", "origin_mm", "extent_mm")
@@ -136,14 +137,14 @@ def coordinate_boxes(workspace: Workspace, manifest: Row) -> Gallery:
     return Gallery("Where the classes lie", [shown], note=note, inches=PLANE_INCHES)
 
 
-def classes(folder: Place, manifest: Row) -> dict[int, list[Picture]]:
+def classes(folder: Place, manifest: PatternsManifest) -> dict[int, list[Picture]]:
     """By class (up to 8): the mid-slices of the reference's cube and of its nearest neighbours'."""
     where = (pc.field("label") < MOST_CLASSES) & (pc.field("scale") == 0)
     columns = ("label", "rank", "extent_mm", "cube")
     table = read_patterns(folder, columns, predicate(TRAINING, MOST_COLUMNS) & where)
     rows: dict[int, list[Picture]] = {}
     for pattern in table.sort_by([("label", "ascending"), ("rank", "ascending")]).to_pylist():
-        cube = decode(pattern["cube"], tuple(manifest.cube_shape))
+        cube = decode(pattern["cube"], manifest.cube_shape)
         whose = f"neighbour {pattern['rank']}" if pattern["rank"] else "the reference"
         extent = (pattern["extent_mm"][0], pattern["extent_mm"][-1])
         note = f"rank {pattern['rank']}" if pattern["rank"] else "reference"

@@ -17,25 +17,26 @@ from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.report import charts
-from raygenesis.report.artifact import ArtifactView, Row, guarded
+from raygenesis.report.artifact import Contents, Row, finished, guarded
 from raygenesis.report.charts import Chart
 from raygenesis.report.galleries import MOST_COLUMNS, drawn_of, reference_row
 from raygenesis.report.pictures import CORONAL, Gallery, Picture, plane_words, scan_picture
 from raygenesis.report.sections import intensity_of, split_of
 from raygenesis.settings import Settings
+from raygenesis.workspace.artifacts import INDEX, PATTERNS
 from raygenesis.workspace.files import Place
-from raygenesis.workspace.workspace import Workspace
+from raygenesis.workspace.manifest import Quality
 
 MOST_MAPPED = 2000
 
 
-def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
+def neighbours(contents: Contents, settings: Settings) -> dict[str, Any]:
     """Reference 0 with its nearest training scans beside others at random, as the paper's Fig. 4, and the map.
 
     What can be shown without the embeddings is shown without them.
     """
-    manifest = made["patterns"].manifest
-    references = [reference["volume_id"] for reference in manifest.references]
+    workspace, manifest = contents.workspace, finished(contents[PATTERNS])
+    references = [reference.volume_id for reference in manifest.references]
     first = (pc.field("coordinate") == 0) & (pc.field("scale") == 0) & (pc.field("rank") > 0)
     columns = ("volume_id", "rank", "reference")
     found = read_patterns(workspace.patterns, columns, predicate(TRAINING) & first).sort_by("rank").to_pylist()
@@ -48,10 +49,11 @@ def neighbours(workspace: Workspace, settings: Settings, made: Mapping[str, Arti
     vectors = embedded.pop("vectors", {})
     others = [rest[n] for n in order if rest[n] in vectors or not vectors]
     return {
-        "shown": guarded(_shown, workspace, settings, made, vectors, nearest, others),
+        "shown": guarded(_shown, contents, settings, vectors, nearest, others),
         "map": embedded or guarded(_map, vectors, references, near),
-        "index": made["index"].manifest, "num_neighbours": len(nearest), "quality": manifest.quality,
-        "likeness": _likeness(manifest.quality), "reference": references[0], "num_references": len(references),
+        "index": finished(contents[INDEX]), "num_neighbours": len(nearest), "quality": manifest.quality,
+        "likeness": _likeness(manifest.quality) if manifest.quality else None,
+        "reference": references[0], "num_references": len(references),
     }  # fmt: skip
 
 
@@ -68,11 +70,12 @@ def _map(vectors: Mapping[str, NDArray[np.float32]], references: Sequence[str], 
 
 
 def _shown(
-    workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView], vectors: Mapping[str, NDArray[np.float32]],
+    contents: Contents, settings: Settings, vectors: Mapping[str, NDArray[np.float32]],
     nearest: Sequence[str], others: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     """Two rows: the reference and its nearest scans, each with the box of one class, and others with that place."""
-    reference = reference_row(workspace, made["patterns"].manifest)["volume_id"]
+    workspace = contents.workspace
+    reference = reference_row(workspace, finished(contents[PATTERNS]))["volume_id"]
     titles = {reference: "Reference"}
     titles |= {name: f"Rank {rank}" for rank, name in enumerate(nearest[: MOST_COLUMNS - 1], 1)}
     titles |= {name: f"Other {number}" for number, name in enumerate(others[:MOST_COLUMNS], 1)}
@@ -90,7 +93,7 @@ def _shown(
         alt = f"Slice of {title.lower()}, {name}{', with a box' if box else ''}"
         at = box["origin_mm"][CORONAL] + box["extent_mm"][CORONAL] / 2 if box and len(row["shape"]) == 3 else None
         about = (alt, note, CORONAL, [box] if box else [], at)
-        return scan_picture(workspace.volumes, row, intensity_of(made, settings), *about)
+        return scan_picture(workspace.volumes, row, intensity_of(contents, settings), *about)
 
     lines = {"the reference\nand its neighbours": [reference, *nearest[: MOST_COLUMNS - 1]], "others": others}
     drawn: dict[str, list[Picture]] = {}
@@ -121,11 +124,11 @@ def _boxes(folder: Place, rows: Mapping[str, Row], reference: str) -> dict[str, 
     return {box["volume_id"]: box for box in theirs} | {reference: middle}
 
 
-def _likeness(quality: Row) -> Chart:
+def _likeness(quality: Quality) -> Chart:
     """How alike patients' patterns are to the reference's, by rank, and random patients' (the paper's Fig. 4)."""
-    dots = {"–".join(map(str, group["ranks"])): group["values"] for group in quality["by_rank"]}
-    if quality["random"]["num_patients"]:
-        dots["random"] = quality["random"]["values"]
+    dots = {"–".join(map(str, group.ranks)): group.values for group in quality.by_rank}
+    if quality.random.num_patients:
+        dots["random"] = quality.random.values
     title = "Likeness to the reference's patterns"
     return charts.strip(title, "patient's rank", "correlation", dots, joined=True, dot="patient")
 

@@ -16,9 +16,8 @@ import torch
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.report import sections
-from raygenesis.report.artifact import ArtifactView, Row, guarded
+from raygenesis.report.artifact import ArtifactView, Contents, Row, finished, guarded
 from raygenesis.report.charts import Chart
-from raygenesis.report.commands import VERBS, command_of
 from raygenesis.report.cost import cost
 from raygenesis.report.neighbours import neighbours
 from raygenesis.report.page import render
@@ -29,7 +28,21 @@ from raygenesis.report.transfer import MARKS, comparison, transfer
 from raygenesis.settings import Settings, as_yaml, settings_beside
 from raygenesis.text.amounts import GIB, several, size
 from raygenesis.workspace import hardware
-from raygenesis.workspace.files import Place, publish, read_json
+from raygenesis.workspace.artifacts import (
+    ARCHIVE,
+    AUTOENCODER,
+    COMPARISONS,
+    CROPS,
+    EMBEDDINGS,
+    INDEX,
+    PATTERNS,
+    RUNS,
+    SWEEPS,
+    TRANSFER,
+    Artifact,
+)  # fmt: skip
+from raygenesis.workspace.files import Place, publish
+from raygenesis.workspace.manifest import ComparisonManifest, TransferManifest
 from raygenesis.workspace.workspace import Workspace
 
 PACKAGES = (
@@ -43,12 +56,12 @@ def report(workspace: Workspace, settings: Settings) -> Place:
     Raises WorkspaceError if it holds nothing.
     """
     watch = Stopwatch()
-    made = _artifacts(workspace)
-    if not any(artifact.record for artifact in made.values()):
+    contents = Contents.of(workspace)
+    if not any(view.record or view.problem for view in contents.artifacts):
         raise WorkspaceError(
             f"workspace {workspace.root} holds nothing to report: run `raygenesis run` or `raygenesis ingest` first"
         )
-    context = _context(workspace, settings, made)
+    context = _context(contents, settings)
     page = render("page.html.j2", context)
     path = workspace.report / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,61 +103,47 @@ def _parts_of(part: Any) -> Iterator[Any]:
 def _problems_in(context: Mapping[str, Any]) -> list[str]:
     """Why parts of the page, or some of their pictures, cannot be shown."""
     parts = (part for part in _parts_of(context) if isinstance(part, Mapping))
-    return [part[key].rstrip(".") for part in parts for key in ("problem", "lacking") if part.get(key)]
+    found = [part[key].rstrip(".") for part in parts for key in ("problem", "lacking") if part.get(key)]
+    return [*(view.problem for view in context["artifacts"] if view.problem), *found]
 
 
-def _artifacts(workspace: Workspace) -> dict[str, ArtifactView]:
-    """Every stage by name, and every run, sweep and target as `runs/<name>` and so on, in the order data flows."""
-    names = list(VERBS)[:6]
-    for kind in list(VERBS)[6:]:
-        folders = sorted(path for path in (workspace.root / kind).glob("[!.]*") if path.is_dir())
-        names += [f"{kind}/{folder.name}" for folder in folders] or [kind]
-    manifests, started = (
-        {name: read_json(workspace.root / name / file) or {} for name in names}
-        for file in ("manifest.json", "started.json")
-    )
-    records = {name: manifests[name] or started[name] for name in names}
-    return {
-        name: ArtifactView(
-            name, workspace.root / name, manifests[name], started[name], command_of(name, records, workspace)
-        )
-        for name in names
-    }
-
-
-def _context(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
+def _context(contents: Contents, settings: Settings) -> dict[str, Any]:
     """What the template shows; a section without the artifacts it needs is only the first `missing` of them."""
 
-    def section(build: Callable[..., dict[str, Any]], *needs: str) -> dict[str, Any]:
-        missing = next((made[name] for name in needs if not made[name].manifest), None)
-        return {"missing": missing} if missing else guarded(build, workspace, settings, made)
+    def section(build: Callable[[Contents, Settings], dict[str, Any]], *needs: Artifact[Any]) -> dict[str, Any]:
+        missing = next((contents[kind] for kind in needs if not contents[kind].manifest), None)
+        return {"missing": missing} if missing else guarded(build, contents, settings)
 
-    def each(kind: str, build: Callable[[ArtifactView], dict[str, Any]]) -> list[dict[str, Any]]:
-        begun = [artifact for name, artifact in made.items() if name.partition("/")[0] == kind and artifact.record]
-        return [{"artifact": artifact, **guarded(build, artifact)} for artifact in begun]
-
-    runs = runs_in(made)
+    workspace, runs = contents.workspace, runs_in(contents)
     # A comparison's time is that of its targets.
-    whole = [made[name].manifest for name in made if made[name].manifest and not name.startswith("comparisons")]
+    whole = [view.manifest for view in contents.artifacts if view.manifest and view.kind is not COMPARISONS]
+    patterns, crops, autoencoder = contents[PATTERNS].manifest, contents[CROPS].manifest, contents[AUTOENCODER]
     return {
-        "workspace": str(workspace.root), "made": made, "written": _now(), "machine": _machine(),
-        "total": {key: sum(manifest[key] for manifest in whole) for key in ("seconds", "bytes")},
-        "archive": section(sections.archive, "archive"),
+        "workspace": str(workspace.root), "artifacts": contents.artifacts, "written": _now(), "machine": _machine(),
+        "archived": contents[ARCHIVE].manifest, "stored": patterns, "cropped": crops,
+        "example_id": patterns.references[0].volume_id if patterns and patterns.references else "",
+        "ndim": len(autoencoder.settings["autoencoder"]["input_shape"]) if autoencoder.record else 3,
+        "first_of": {kind.name: contents[kind] for kind in (RUNS, SWEEPS, TRANSFER, COMPARISONS)},
+        "total": {key: sum(getattr(manifest, key) for manifest in whole) for key in ("seconds", "bytes")},
+        "archive": section(sections.archive, ARCHIVE),
         "jobs": guarded(sections.jobs, workspace, settings.prices),
         "failures": guarded(sections.failures, workspace),
-        "autoencoder": section(sections.autoencoder, "archive", "autoencoder"),
-        "neighbours": section(neighbours, "archive", "embeddings", "index", "patterns"),
-        "patterns": section(sections.patterns, "archive", "patterns"),
+        "autoencoder": section(sections.autoencoder, ARCHIVE, AUTOENCODER),
+        "neighbours": section(neighbours, ARCHIVE, EMBEDDINGS, INDEX, PATTERNS),
+        "patterns": section(sections.patterns, ARCHIVE, PATTERNS),
         "runs": runs,
-        "sweeps": each("sweeps", sweep),
-        "transfers": each("transfer", transfer), "comparisons": each("comparisons", comparison),
+        "sweeps": [{"artifact": view, **guarded(sweep, view)} for view in contents.each(SWEEPS)],
+        "transfers": [{"artifact": view, **guarded(transfer, view)} for view in contents.each(TRANSFER)],
+        "comparisons": [
+            {"artifact": view, **guarded(comparison, view, contents)} for view in contents.each(COMPARISONS)
+        ],
         "marks": MARKS,
-        "cost": section(cost, "archive"),
-        "provenance": _provenance(made, runs, settings),
+        "cost": section(cost, ARCHIVE),
+        "provenance": _provenance(contents, runs, settings),
     }  # fmt: skip
 
 
-def _provenance(made: Mapping[str, ArtifactView], runs: Sequence[Row], settings: Settings) -> dict[str, Any]:
+def _provenance(contents: Contents, runs: Sequence[Row], settings: Settings) -> dict[str, Any]:
     """Fingerprints and what they were made from, versions, seeds, and the settings of the first run with whole ones."""
     config, of = as_yaml(settings), "given to this report"
     for run in runs:
@@ -152,13 +151,13 @@ def _provenance(made: Mapping[str, ArtifactView], runs: Sequence[Row], settings:
             if there := settings_beside(run["artifact"].folder):
                 config, of = as_yaml(there), f"of run {run['name']}"
                 break
-    whole = [artifact for artifact in made.values() if artifact.manifest]
+    whole = [(view, view.manifest) for view in contents.artifacts if view.manifest]
     rows = [
         {
-            "artifact": artifact.name, "fingerprint": artifact.manifest.fingerprint,
-            "made from": ", ".join(_made_from(artifact, made)),
+            "artifact": view.name, "fingerprint": manifest.fingerprint,
+            "made from": ", ".join(_made_from(view, contents)),
         }
-        for artifact in whole
+        for view, manifest in whole
     ]  # fmt: skip
     versions = {}
     for package in PACKAGES:
@@ -166,29 +165,30 @@ def _provenance(made: Mapping[str, ArtifactView], runs: Sequence[Row], settings:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    seeds = {artifact.manifest.settings.get("seed") for artifact in whole} - {None}
+    seeds = {manifest.settings.get("seed") for _, manifest in whole} - {None}
     return {
-        "rows": rows, "versions": versions, "commands": list(dict.fromkeys(artifact.command for artifact in whole)),
+        "rows": rows, "versions": versions, "commands": list(dict.fromkeys(view.command for view, _ in whole)),
         "seeds": sorted(seeds) or [settings.seed],
         "config": config, "config_of": of,
     }  # fmt: skip
 
 
-def _made_from(artifact: ArtifactView, made: Mapping[str, ArtifactView]) -> Iterator[str]:
+def _made_from(view: ArtifactView[Any], contents: Contents) -> Iterator[str]:
     """Each thing that an artifact was made from, with what it was known by, and whether there is another now."""
-    manifest = artifact.manifest
+    manifest = finished(view)
     known = {name: (then, name, "fingerprint") for name, then in manifest.inputs.items()}
-    if artifact.name.startswith(
-        "comparisons/"
-    ):  # of targets, which may have grown, by the times when they were finished
-        for title in list(known):
-            target = f"{artifact.folder.name}-{title.removeprefix('transfer ')}"
-            known[title] = (manifest.inputs[title], f"transfer/{target}", "finished")
-    for start, run in manifest.get("runs", {}).items():
-        known[f"run {run}"] = (manifest.extent["initialisations"][start], f"runs/{run}", "fingerprint")
+    if isinstance(manifest, ComparisonManifest):  # of targets, which may have grown, by when they were finished
+        known = {
+            title: (then, f"{TRANSFER.name}/{view.folder.name}-{title.removeprefix('transfer ')}", "finished")
+            for title, then in manifest.inputs.items()
+        }
+    if isinstance(manifest, TransferManifest):
+        for start, run in manifest.runs.items():
+            known[f"run {run}"] = (manifest.extent.initialisations[start], f"{RUNS.name}/{run}", "fingerprint")
+    now = {each.name: each.manifest for each in contents.artifacts if each.manifest}
     for name, (then, source, key) in known.items():
-        now = made[source].manifest.get(key, then) if source in made else then
-        yield f"{name} {then}{' (changed since)' * (now != then)}"
+        has_changed = source in now and getattr(now[source], key) != then
+        yield f"{name} {then}{' (changed since)' * has_changed}"
 
 
 def _machine() -> list[str]:

@@ -8,24 +8,29 @@ from typing import Any
 import yaml
 
 from raygenesis.errors import WorkspaceError
+from raygenesis.patterns.reader import STORES
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.pretrain import pretext_task
 from raygenesis.pretraining.task import JOINT
 from raygenesis.report import charts, galleries
-from raygenesis.report.artifact import ArtifactView, Row, column, guarded, history_of
+from raygenesis.report.artifact import ArtifactView, Contents, Row, column, finished, guarded, history_of
 from raygenesis.report.charts import Chart, Line
 from raygenesis.report.pictures import Gallery, plane_words
 from raygenesis.settings import settings_from
 from raygenesis.text.amounts import duration
+from raygenesis.workspace.artifacts import RUNS
+from raygenesis.workspace.manifest import RunManifest
 
 MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 12, 3
 
 
-def runs(made: Mapping[str, ArtifactView]) -> list[dict[str, Any]]:
+def runs(contents: Contents) -> list[dict[str, Any]]:
     """Every run, `default` and then the newest first: facts, curves, restored cubes and, in words, what went wrong."""
-    begun = [artifact for name, artifact in made.items() if name.startswith("runs/") and artifact.record]
+    begun = contents.each(RUNS)
     # Runs that are not finished count as the newest.
-    begun.sort(key=lambda run: (run.folder.name == "default", run.record.get("finished", "~")), reverse=True)
+    begun.sort(
+        key=lambda run: (run.folder.name == "default", run.manifest.finished if run.manifest else "~"), reverse=True
+    )
     restores = [run for run in begun if run.manifest and run.manifest.restoration_mse is not None]
     restored = [run.name for run in restores[:MOST_RUNS_RESTORED]]
     out = []
@@ -33,61 +38,61 @@ def runs(made: Mapping[str, ArtifactView]) -> list[dict[str, Any]]:
         out.append(
             {
                 "name": artifact.folder.name, "artifact": artifact, "facts": artifact.manifest,
-                "facts_row": _facts_row(artifact) if artifact.manifest else {},
+                "facts_row": _facts_row(artifact.folder.name, artifact.manifest) if artifact.manifest else {},
                 "curves": guarded(_run_curves, artifact, number < MOST_RUNS_DRAWN),
-                "warnings": artifact.manifest.get("warnings", []),
+                "warnings": artifact.manifest.warnings if artifact.manifest else (),
                 "words": _in_words(artifact.manifest) if artifact.manifest else [],
-                "restored": guarded(_restored, artifact, made) if artifact.name in restored else None,
+                "restored": guarded(_restored, artifact, contents) if artifact.name in restored else None,
             }
         )  # fmt: skip
     return out
 
 
-def _facts_row(run: ArtifactView) -> dict[str, Any]:
-    facts = run.manifest
+def _facts_row(name: str, facts: RunManifest) -> dict[str, Any]:
     return {
-        "run": run.folder.name, "pretext task": facts.settings["pretraining"]["pretext"],
-        "best epoch": f"{facts['epoch'] + 1} of {facts['counts']['epochs']}",
+        "run": name, "pretext task": facts.settings["pretraining"]["pretext"],
+        "best epoch": f"{facts.epoch + 1} of {facts.counts.epochs}",
         "accuracy": facts.accuracy, "chance": facts.chance, "restoration error": facts.restoration_mse,
         "identity": facts.identity_mse, "mean image": facts.mean_image_mse,
         "anatomy retrieval": facts.retrieval,
-        "untrained": facts.get("retrieval_untrained"), "effective rank": facts.effective_rank,
+        "untrained": facts.retrieval_untrained, "effective rank": facts.effective_rank,
         "cubes in its store": facts.counts.patterns, "time": duration(facts.seconds),
     }  # fmt: skip
 
 
-def _in_words(facts: Row) -> list[str]:
+def _in_words(facts: RunManifest) -> list[str]:
     """What a run's monitors say, in sentences."""
     said = []
-    if facts.accuracy is not None:
+    if facts.accuracy is not None and facts.chance:
         times = facts.accuracy / facts.chance
-        said.append(f"It names {facts['accuracy']:.0%} of what is held out rightly, {times:.1f} times chance")
+        said.append(f"It names {facts.accuracy:.0%} of what is held out rightly, {times:.1f} times chance")
     if facts.restoration_mse is not None:
         baselines = {"leaving the cube as it is": facts.identity_mse, "the mean image": facts.mean_image_mse}
-        shares = [f"{facts['restoration_mse'] / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
-        said.append(f"It restores with an error of {facts['restoration_mse']:.4g}: {' and '.join(shares)}")
+        shares = [f"{facts.restoration_mse / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
+        said.append(f"It restores with an error of {facts.restoration_mse:.4g}: {' and '.join(shares)}")
     if facts.retrieval is not None:
-        untrained = facts.get("retrieval_untrained")  # an earlier version's run has none
+        untrained = facts.retrieval_untrained  # an earlier version's run has none
         beside = "" if untrained is None else f", as untrained it did with {untrained:.3f}"
-        precision = f"a mean average precision of {facts['retrieval']:.3f}"
+        precision = f"a mean average precision of {facts.retrieval:.3f}"
         said.append(f"It finds the same place in other scans with {precision}{beside}")
     if facts.effective_rank is not None:
-        said.append(f"Its embedding uses {facts['effective_rank']:.1f} directions")
-    if speed := facts.get("speed"):
-        waited = f"waited for data {speed['gap']:.1%} of the time"
-        said.append(f"It learnt from {speed['cubes_per_s']:.1f} cubes a second and {waited}")
+        said.append(f"Its embedding uses {facts.effective_rank:.1f} directions")
+    if speed := facts.speed:
+        waited = f"waited for data {speed.gap:.1%} of the time"
+        said.append(f"It learnt from {speed.cubes_per_s:.1f} cubes a second and {waited}")
     return said
 
 
-def _run_curves(artifact: ArtifactView, drawn: bool) -> dict[str, Any]:
+def _run_curves(artifact: ArtifactView[RunManifest], drawn: bool) -> dict[str, Any]:
     history = history_of(artifact)
     shown = _run_charts(artifact.folder.name, artifact.manifest, history) if history and drawn else []
     return {"epochs": len(history), "charts": shown}
 
 
-def _restored(run: ArtifactView, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
-    store = made[run.manifest.store]
-    if not store.manifest or run.manifest.inputs.get(store.name) != store.manifest.fingerprint:
+def _restored(run: ArtifactView[RunManifest], contents: Contents) -> dict[str, Any]:
+    manifest = finished(run)
+    store = contents[STORES[manifest.store]]
+    if not store.manifest or manifest.inputs.get(store.name) != store.manifest.fingerprint:
         raise WorkspaceError(
             f"the {store.name} that this run learnt from are no longer there: remove {run.folder} and run "
             f"`{run.command}` to learn from those that are"
@@ -114,7 +119,7 @@ def _restored(run: ArtifactView, made: Mapping[str, ArtifactView]) -> dict[str, 
     }
 
 
-def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
+def _run_charts(name: str, facts: RunManifest | None, history: Sequence[Row]) -> list[Chart]:
     """Losses by phase, accuracy, restoration, speed. The joint loss is shown where it is what is minimised."""
     of = f"run {name}"
     begins = next((number for number, row in enumerate(history) if row["phase"] == JOINT), None)
@@ -125,8 +130,8 @@ def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
         lines = (Line("training", column(rows, f"train_{key}")), Line("held out", column(rows, f"val_{key}")))
         return [line for line in lines if any(value is not None for value in line.y)]
 
-    floor = {"identity": column(history, "val_identity")[-1], "mean image": facts.get("mean_image_mse")}
-    chance = {"chance": facts.get("chance")}
+    floor = {"identity": column(history, "val_identity")[-1], "mean image": facts.mean_image_mse if facts else None}
+    chance = {"chance": facts.chance if facts else None}
     drawn: list[tuple[str, str, list[Line], dict[str, Any]]] = [
         ("Classification loss", "loss", pair("classification"), {"boundary": boundary}),
         ("Accuracy", "accuracy", pair("accuracy"), {"levels": _known(chance), "most": 1, "percent": True}),

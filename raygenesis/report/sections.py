@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,13 +19,15 @@ from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.report import charts, galleries
-from raygenesis.report.artifact import ArtifactView, Row, column, guarded, history_of
+from raygenesis.report.artifact import ArtifactView, Contents, Row, column, finished, guarded, history_of
 from raygenesis.report.charts import Line
 from raygenesis.report.pictures import Gallery, plane_words
 from raygenesis.settings import IntensitySettings, PriceSettings, Settings
 from raygenesis.text.amounts import duration
+from raygenesis.workspace.artifacts import AUTOENCODER, PATTERNS
 from raygenesis.workspace.failures import alike, every_failure, grouped
 from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.manifest import AutoencoderManifest, Manifest, PatternsManifest
 from raygenesis.workspace.workspace import Workspace
 
 MOST_FAILURES = 50
@@ -35,8 +37,9 @@ MOST_SCANS_COMPARED = 12
 UNIFORM = 0.05  # a cube with a smaller standard deviation shows next to nothing
 
 
-def archive(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
+def archive(contents: Contents, settings: Settings) -> dict[str, Any]:
     """Counts, modalities, corrections, ranges of shape and spacing, and a contact sheet."""
+    workspace = contents.workspace
     facts = {"modality": "modality", "dtype": "stored as", "num_channels": "channels"}
     table = read_columns(workspace.catalog, ["volume_id", "subject_id", "shape", "spacing_mm", "corrections", *facts])
     ranges = []
@@ -47,7 +50,7 @@ def archive(workspace: Workspace, settings: Settings, made: Mapping[str, Artifac
             sizes = {"voxels": _range(voxels), "spacing in mm": _range(step), "size in mm": _range(voxels * step)}
             ranges.append({"axis": f"{axis} ({ndim}D)", **sizes})
     chosen = read_catalogue(workspace.catalog, _evenly(table["volume_id"].to_pylist(), MOST_SCANS))
-    sheet, lacking = galleries.contact_sheet(workspace.volumes, chosen, intensity_of(made, settings))
+    sheet, lacking = galleries.contact_sheet(workspace.volumes, chosen, intensity_of(contents, settings))
     corrections = pc.list_flatten(table["corrections"]).to_pylist()
     return {
         "volumes": table.num_rows, "subjects": pc.count_distinct(table["subject_id"]).as_py(),
@@ -100,32 +103,32 @@ def _or_none(seconds: float) -> str:
     return duration(seconds) if seconds else "–"
 
 
-def autoencoder(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
+def autoencoder(contents: Contents, settings: Settings) -> dict[str, Any]:
     """The training curve, and held-out scans beside their reconstructions."""
-    manifest = made["autoencoder"].manifest
+    workspace, manifest = contents.workspace, finished(contents[AUTOENCODER])
     rows = read_catalogue(workspace.catalog, _evenly(split_of(workspace, manifest)[1], MOST_HELD_OUT))
     return {
         "manifest": manifest,
-        "curve": guarded(_learning_curve, made["autoencoder"]),
+        "curve": guarded(_learning_curve, contents[AUTOENCODER]),
         "held_out": guarded(_reconstructed, workspace, rows, manifest),
     }
 
 
-def _learning_curve(autoencoder: ArtifactView) -> dict[str, Any]:
+def _learning_curve(autoencoder: ArtifactView[AutoencoderManifest]) -> dict[str, Any]:
     history = history_of(autoencoder)
     lines = [Line("training", column(history, "train_loss")), Line("held out", column(history, "val_mse"))]
     title = "Mean squared error"
     return {"chart": charts.curves(title, title.lower(), "the auto-encoder", lines, least=0)}
 
 
-def _reconstructed(workspace: Workspace, rows: Sequence[Row], manifest: Row) -> dict[str, Any]:
+def _reconstructed(workspace: Workspace, rows: Sequence[Row], manifest: AutoencoderManifest) -> dict[str, Any]:
     shown, lacking = galleries.reconstructions(workspace.autoencoder, workspace.volumes, rows, manifest)
     return {"gallery": shown, "lacking": lacking}
 
 
-def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
+def patterns(contents: Contents, settings: Settings) -> dict[str, Any]:
     """The classes, how alike their cubes are, and where they lie in the reference."""
-    manifest = made["patterns"].manifest
+    workspace, manifest = contents.workspace, finished(contents[PATTERNS])
     rows = galleries.classes(workspace.patterns, manifest)
     columns = [shown.note for shown in max(rows.values(), key=len, default=())]
     names = [f"class {label}" for label in rows]
@@ -143,17 +146,17 @@ def patterns(workspace: Workspace, settings: Settings, made: Mapping[str, Artifa
     }
 
 
-def _planes(workspace: Workspace, manifest: Row) -> dict[str, Any]:
+def _planes(workspace: Workspace, manifest: PatternsManifest) -> dict[str, Any]:
     return {"gallery": galleries.coordinate_boxes(workspace, manifest)}
 
 
-def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
+def _similarity(folder: Place, manifest: PatternsManifest) -> dict[str, Any] | None:
     """How scans' cubes correlate with the references' of the same class, and of other classes (`discovery.quality`).
 
     Of held-out scans, where there are any, which were not searched for among all that are like the reference; else of
     the nearest neighbours. Also the share of these cubes that is uniform.
     """
-    shape = tuple(manifest.cube_shape)
+    shape = manifest.cube_shape
     classes = (pc.field("label") < galleries.MOST_CLASSES) & (pc.field("scale") == 0)
 
     def read(where: Any) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
@@ -180,15 +183,15 @@ def _similarity(folder: Place, manifest: Row) -> dict[str, Any] | None:
     return None
 
 
-def intensity_of(made: Mapping[str, ArtifactView], settings: Settings) -> IntensitySettings:
+def intensity_of(contents: Contents, settings: Settings) -> IntensitySettings:
     """The intensities that the artifacts were made with."""
-    for name in ("patterns", "autoencoder"):
-        if made[name].record:
-            return IntensitySettings.model_validate(made[name].record["settings"]["intensity"])
+    for view in (contents[PATTERNS], contents[AUTOENCODER]):
+        if view.record:
+            return IntensitySettings.model_validate(view.settings["intensity"])
     return settings.intensity
 
 
-def split_of(workspace: Workspace, manifest: Row) -> tuple[list[str], list[str]]:
+def split_of(workspace: Workspace, manifest: Manifest) -> tuple[list[str], list[str]]:
     """Volume ids of the training and of the held-out subjects of an artifact."""
     chosen = manifest.settings
     shape = chosen["autoencoder"]["input_shape"] if "autoencoder" in chosen else chosen["discovery"]["cube_shape"]

@@ -16,18 +16,19 @@ from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.sweeps.trial import FAILED
 from raygenesis.text.tables import cell
 from raygenesis.workspace.files import Place, read_json
+from raygenesis.workspace.manifest import SweepManifest
 
 MOST_CATEGORIES = 8  # of a setting with more values, each value is a place on a scale
 LEFT_OUT = ("seeds", "chance", "status", "cpu_seconds", "gpu_seconds")
 
 
-def sweep(artifact: ArtifactView) -> dict[str, Any]:
+def sweep(artifact: ArtifactView[SweepManifest]) -> dict[str, Any]:
     """Ranked points (so far, of a sweep that is not finished), parallel coordinates, a panel a setting, and costs."""
-    chosen, space = (artifact.record["settings"][key] for key in ("sweep", "space"))
+    chosen, space = (artifact.settings[key] for key in ("sweep", "space"))
     objective = chosen["objective"]
     paths: list[Place] = sorted(artifact.folder.glob("trial-*.json"))
     trials = [trial for path in paths if (trial := read_json(path)) is not None]
-    table = artifact.record.get("table") or rank_points(trials, objective)
+    table = (artifact.manifest and artifact.manifest.table) or rank_points(trials, objective)
     varied = {
         key.removeprefix("pretraining."): axis for key, axis in space.items() if isinstance(axis, dict) or len(axis) > 1
     }

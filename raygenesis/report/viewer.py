@@ -20,7 +20,7 @@ from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, read_regions, volume_folder
 from raygenesis.cluster.progress import say
 from raygenesis.errors import SettingsError
-from raygenesis.patterns.reader import read_patterns, store_manifest
+from raygenesis.patterns.reader import STORES, read_patterns, store_manifest
 from raygenesis.report.page import render
 from raygenesis.settings import IntensitySettings
 from raygenesis.text.amounts import size
@@ -41,8 +41,8 @@ def view(workspace: Workspace, volume_id: str, path: Path, store: str = "pattern
     store: "patterns", or "crops" for the random ones. Raises SettingsError for an unknown scan, or one without
     patterns, naming some that are there.
     """
-    folder = {"patterns": workspace.patterns, "crops": workspace.crops}[store]
-    intensity = IntensitySettings.model_validate(store_manifest(folder)["settings"]["intensity"])
+    folder = workspace.folder(STORES[store])
+    intensity = IntensitySettings.model_validate(store_manifest(folder).settings["intensity"])
     rows = read_catalogue(workspace.catalog, [volume_id])
     where = pc.field("volume_id") == volume_id
     patterns = read_patterns(folder, COLUMNS, where).to_pylist() if rows else []

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import socket
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -31,8 +32,9 @@ from raygenesis.report.pictures import Box, Gallery, mid_slice, numbered, pictur
 from raygenesis.report.report import report
 from raygenesis.settings import load_settings
 from raygenesis.workspace import hardware
+from raygenesis.workspace.artifacts import RUNS, SWEEPS, TRANSFER, Artifact
 from raygenesis.workspace.files import read_table, write_json, write_table
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import write_manifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 from tests.support.workspaces import (
@@ -40,12 +42,14 @@ from tests.support.workspaces import (
     begin,
     chosen,
     make_archive,
+    make_comparison,
     make_discovery,
     make_run,
     make_sweep,
     make_transfer,
     pattern_of,
     settings_of,
+    target_of,
 )
 
 HTML_OF_HOSTILE = HOSTILE.replace("<", "&lt;").replace(">", "&gt;")
@@ -144,6 +148,11 @@ def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace, capsys)
     assert f"{WEIGHTS} is not a safetensors file of raygenesis; restore it from a copy, or remove" in page.text
     said = capsys.readouterr().out
     assert "; 3 parts of the page cannot be shown, the first: " in said and f"{workspace.autoencoder}" in said
+
+
+def change(artifact: Artifact[Any], folder: Path, **fields: Any) -> None:
+    """Other fields in a manifest."""
+    write_manifest(folder, replace(artifact.require(folder), **fields))
 
 
 def whole(root: Path) -> Workspace:
@@ -320,8 +329,8 @@ def test_the_first_figures_are_of_the_default_run_or_else_the_newest(workspace: 
     make_discovery(workspace, settings)
     for day, name in enumerate(("plan-b", "default", "plan-a"), 1):
         make_run(workspace, settings, name, accuracy=day / 10)
-        manifest = manifest_of(workspace.run(name), "pretrain")
-        write_json(workspace.run(name) / "manifest.json", manifest | {"finished": f"2026-01-0{day}T00:00:00+00:00"})
+        finished = f"2026-01-0{day}T00:00:00+00:00"
+        change(RUNS, workspace.run(name), finished=finished)
     page = Page(report(workspace, settings))
     assert "(run default)" in tiles(page) and "20.0%" in tiles(page) and "plan" not in tiles(page)
     open_run = re.findall(r"<details open>\s*<summary><h3>(.*?)<", page.html)
@@ -419,24 +428,18 @@ def test_a_table_made_from_what_is_another_now_says_so_and_how_it_is_made_again(
     make_archive(workspace)
     make_discovery(workspace, settings)
     make_run(workspace, settings, "whole")
-    run = manifest_of(workspace.run("whole"), "pretrain")["fingerprint"]
+    run = RUNS.require(workspace.run("whole")).fingerprint
 
     def make_target(name: str, *command: str) -> str:
-        extent = {"initialisations": {"random": "r", "ours": run}, "num_trials": 2, "num_labelled": [5]}
-        stage = Stage(workspace.transfer(name), {}, {"target": "t"}, command=command)
+        stage = Stage(TRANSFER, workspace.transfer(name), {}, {"target": "t"}, command=command)
         begin(stage)
-        finished = stage.finish({"trials": 4}, 1.0, extent=extent, runs={"ours": "whole"}, task="segmentation")
-        return str(finished["finished"])
+        return stage.finish(target_of({"random": "r", "ours": run}, runs={"ours": "whole"})).finished
 
     compared = ("compare", "heads.yaml")
     make_target("alone", "finetune", "--target", "TARGET.yaml", "--from", "random", "--from", "ours=whole")
-    tables = Stage(
-        workspace.comparison("heads"), {}, {"transfer tissue": make_target("heads-tissue", *compared)}, command=compared
-    )
-    begin(tables)
-    tables.finish({"targets": 1}, 1.0)
+    make_comparison(workspace, {"transfer tissue": make_target("heads-tissue", *compared)}, compared)
     space, command = {"space": {}}, ("sweep", "--name", "wide", "--space", "SPACE.yaml")
-    begin(Stage(workspace.sweep("wide"), {**chosen(settings, "sweep"), **space}, {}, command=command))
+    begin(Stage(SWEEPS, workspace.sweep("wide"), {**chosen(settings, "sweep"), **space}, {}, command=command))
 
     page = Page(report(workspace, settings))
     assert "(changed since)" not in page.text and f"run whole {run}" in page.text
@@ -445,10 +448,8 @@ def test_a_table_made_from_what_is_another_now_says_so_and_how_it_is_made_again(
     assert "raygenesis finetune --target TARGET.yaml --from random --from ours=whole --workspace" in commands
     assert "--name wide --space SPACE.yaml --workspace" in page.text  # to go on with
 
-    changed = manifest_of(workspace.run("whole"), "pretrain") | {"fingerprint": "another"}
-    write_json(workspace.run("whole") / "manifest.json", changed)
-    grown = manifest_of(workspace.transfer("heads-tissue"), "finetune") | {"finished": "2099-01-01T00:00:00+00:00"}
-    write_json(workspace.transfer("heads-tissue") / "manifest.json", grown)
+    change(RUNS, workspace.run("whole"), fingerprint="another")
+    change(TRANSFER, workspace.transfer("heads-tissue"), finished="2099-01-01T00:00:00+00:00")
     page = Page(report(workspace, settings))
     assert page.text.count(f"run whole {run} (changed since)") == 2
     assert len(re.findall(r"transfer tissue \S+ \(changed since\)", page.text)) == 1
