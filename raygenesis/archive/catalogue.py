@@ -7,9 +7,9 @@ What plans a stage reads the columns that it needs: of a million volumes at most
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,36 @@ CATALOGUE = pa.schema(
     ]
 )
 
+
+class VolumeRecord(TypedDict):
+    """What the archive records of a volume itself, in the volume's attributes and in the catalogue (`CATALOGUE`)."""
+
+    volume_id: str
+    modality: str
+    shape: list[int]
+    num_channels: int
+    spacing_mm: list[float]
+    affine: list[float]
+    dtype: str
+    slope: float
+    intercept: float
+    low: list[float]
+    high: list[float]
+    levels: list[list[int]]
+    tags: str
+    corrections: list[str]
+    voxel_fingerprint: str
+    stored_bytes: int
+
+
+class CatalogueRow(VolumeRecord):
+    """A row of the catalogue (`CATALOGUE`): a volume, its subject and its scan."""
+
+    subject_id: str
+    source: str
+    source_bytes: int
+
+
 # Small enough that who asks for some volumes next to each other reads little else.
 ROWS_PER_GROUP = 8192
 
@@ -60,21 +90,19 @@ class CatalogueRows:
     def __getitem__(self, part: slice) -> CatalogueRows:
         return CatalogueRows(self.path, self.volume_ids[part])
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[CatalogueRow]:
         for start in range(0, len(self), ROWS_PER_GROUP):
             yield from read_catalogue(self.path, self.volume_ids[start : start + ROWS_PER_GROUP])
 
 
-def write_catalogue(path: Place, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def write_catalogue(path: Place, rows: Sequence[CatalogueRow]) -> pa.Table:
     """Replace the catalogue, and return it; rows in order of volume id."""
     table = pa.Table.from_pylist(rows, CATALOGUE)
     write_table(path, table, row_group_size=ROWS_PER_GROUP)
     return table
 
 
-def read_catalogue(
-    path: Place, volume_ids: Iterable[str] | None = None, ndim: int | None = None
-) -> list[dict[str, Any]]:
+def read_catalogue(path: Place, volume_ids: Iterable[str] | None = None, ndim: int | None = None) -> list[CatalogueRow]:
     """Catalogue rows, all or those of some ids or of some number of spatial dimensions, in order of volume id."""
     return read_columns(path, CATALOGUE.names, volume_ids, ndim).to_pylist()
 
@@ -127,7 +155,7 @@ def num_held_out(num_subjects: int, fraction: float) -> int:
     return min(max(1, round(fraction * num_subjects)), num_subjects - 1)
 
 
-def first_volumes(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def first_volumes(rows: Iterable[CatalogueRow]) -> dict[str, str]:
     """The first volume id of each subject: it stands for the subject, whatever the subject is called."""
     first: dict[str, str] = {}
     for row in rows:
@@ -136,7 +164,7 @@ def first_volumes(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return first
 
 
-def held_out_subjects(rows: Iterable[Mapping[str, Any]], fraction: float, seed: int) -> frozenset[str]:
+def held_out_subjects(rows: Iterable[CatalogueRow], fraction: float, seed: int) -> frozenset[str]:
     """The validation subjects among catalogue rows: the `fraction` whose hashes come first.
 
     Depends on the seed and on the content of the scans alone, not on what the subjects are called here: every stage,
@@ -171,9 +199,9 @@ def strings(column: pa.Array | pa.ChunkedArray) -> Iterator[str]:
 
 
 def split_by_subject(
-    rows: list[dict[str, Any]], fraction: float, seed: int
-) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    rows: Sequence[CatalogueRow], fraction: float, seed: int
+) -> tuple[list[CatalogueRow], list[CatalogueRow]]:
     """Catalogue rows of the training subjects and of the validation subjects."""
     held_out = held_out_subjects(rows, fraction, seed)
-    training: list[Mapping[str, Any]] = [row for row in rows if row["subject_id"] not in held_out]
+    training = [row for row in rows if row["subject_id"] not in held_out]
     return training, [row for row in rows if row["subject_id"] in held_out]

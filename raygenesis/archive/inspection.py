@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows, read_catalogue, read_columns, strings, voxel_bytes
+from raygenesis.archive.catalogue import (
+    CATALOGUE,
+    CatalogueRow,
+    CatalogueRows,
+    read_catalogue,
+    read_columns,
+    strings,
+    voxel_bytes,
+)
 from raygenesis.archive.intake.known_files import paths_of
 from raygenesis.archive.intake.take_in import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
@@ -25,7 +33,7 @@ from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.settings import IntensitySettings
 from raygenesis.text.amounts import size
 from raygenesis.workspace.artifacts import ARCHIVE
-from raygenesis.workspace.failures import NUMBER, alike, every_failure, grouped, read_failures
+from raygenesis.workspace.failures import NUMBER, FailureRow, alike, every_failure, grouped, read_failures
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
@@ -94,11 +102,13 @@ def _span(voxels: NDArray[Any], spacing: NDArray[Any]) -> str:
 
 
 def failure_lines(
-    workspace: Workspace, failures: Sequence[Mapping[str, str]], each: bool = False, said: str = "failed"
+    workspace: Workspace, failures: Sequence[FailureRow], each: bool = False, said: str = "failed"
 ) -> list[str]:
     """Lines that tell failures of one cause together, or each; by its path what the private table knows."""
     paths = paths_of(workspace.private, failures)
-    named = [{**row, "source": paths.get(row["source"], row["source"])} for row in failures]
+    named: list[FailureRow] = [
+        {"source": paths.get(row["source"], row["source"]), "reason": row["reason"]} for row in failures
+    ]
     named.sort(key=itemgetter("source", "reason"))
     lines = []
     for reason, sources in [(row["reason"], [row["source"]]) for row in named] if each else grouped(named):
@@ -147,13 +157,13 @@ def _faults_of(rows: CatalogueRows, volumes: Place) -> tuple[int, list[str]]:
     return len(faults), [f"{volume_id}: {fault}" for volume_id, fault in faults if fault]
 
 
-def fault_of(volumes: Place, row: Mapping[str, Any]) -> str:
+def fault_of(volumes: Place, row: CatalogueRow) -> str:
     """What is wrong with a stored volume, or an empty string."""
     folder = volume_folder(volumes, row["volume_id"])
     record = read_record(folder)
     if record is None:
         return "its zarr.json is missing or damaged"
-    differing = [name for name in record.keys() & set(CATALOGUE.names) if record[name] != row[name]]
+    differing = [name for name in record.keys() & set(CATALOGUE.names) if record[name] != row[name]]  # type: ignore[literal-required]
     if differing:
         return f"its record and the catalogue differ in {', '.join(sorted(differing))}"
     try:
@@ -196,7 +206,7 @@ def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
     return len(chosen)
 
 
-def mid_slice(volumes: Place, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+def mid_slice(volumes: Place, row: CatalogueRow) -> NDArray[np.uint8]:
     """The axial mid-slice of a volume (2D: the image) as displayed: front up, the patient's right on the left."""
     spacing, levels = row["spacing_mm"], row["levels"]
     fine = [n for n, level in enumerate(levels) if min(np.array(row["shape"]) / level) >= TILE_PIXELS]

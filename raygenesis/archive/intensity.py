@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,15 @@ def percentiles(voxels: NDArray[Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+class ValueRange(TypedDict):
+    """What a catalogue row says of a volume's values: the recorded percentiles of each channel, slope and intercept."""
+
+    low: list[float]
+    high: list[float]
+    slope: float
+    intercept: float
+
+
 @functools.cache
 def _even_fractions(count: int) -> NDArray[np.float64]:
     """Multiples of the golden section, modulo one: they fill any scan evenly, where strides miss the body."""
@@ -47,7 +55,7 @@ def _order_statistics(values: NDArray[Any], ranks: NDArray[np.int64]) -> NDArray
     return np.partition(values, ranks.ravel())[ranks].astype(np.float64)
 
 
-def limits(row: Mapping[str, Any], settings: IntensitySettings) -> tuple[float, float]:
+def limits(row: ValueRange, settings: IntensitySettings) -> tuple[float, float]:
     """The stored values of one catalogue row that become 0 and 1; exchanged where the rescale slope is negative.
 
     Raises ScanError if the scan has no such channel, or the channel is of a single value.

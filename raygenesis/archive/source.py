@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows, read_columns
+from raygenesis.archive.catalogue import CATALOGUE, CatalogueRow, CatalogueRows, VolumeRecord, read_columns
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, open_level, read_array, read_region, volume_folder
@@ -28,7 +28,7 @@ from raygenesis.workspace.workspace import Workspace
 BLOCK_BYTES = 64 * 2**20
 MIN_BLOCKS = 64
 
-Part = tuple[int, Sequence[Mapping[str, Any]] | CatalogueRows]
+Part = tuple[int, Sequence[CatalogueRow] | CatalogueRows]
 Item = TypeVar("Item")
 
 
@@ -38,7 +38,7 @@ def parts_of(rows: Sequence[Item], rows_per_part: int) -> list[tuple[int, Sequen
 
 
 def read_coarse(
-    volumes: Place, row: Mapping[str, Any], shape: Sequence[int], intensity: IntensitySettings
+    volumes: Place, row: VolumeRecord, shape: Sequence[int], intensity: IntensitySettings
 ) -> NDArray[np.float32]:
     """The whole scan of a catalogue row, from its coarsest level, as float32 [z, y, x] in [0, 1] of `shape`.
 
@@ -70,7 +70,7 @@ class ArchiveSource(Datasource):
         parts: Sequence[Part],
         sizes: Sequence[int],
         schema: pa.Schema,
-        read_row: Callable[[Mapping[str, Any]], dict[str, Any]],
+        read_row: Callable[[CatalogueRow], dict[str, Any]],
     ) -> None:
         super().__init__()
         self._parts, self._sizes, self._schema, self._read_row = parts, sizes, schema, read_row
@@ -92,7 +92,7 @@ class ArchiveSource(Datasource):
             for (start, rows), size in zip(self._parts, self._sizes, strict=True)
         ]
 
-    def _reader(self, start: int, rows: Iterable[Mapping[str, Any]]) -> Callable[[], Iterator[pa.Table]]:
+    def _reader(self, start: int, rows: Iterable[CatalogueRow]) -> Callable[[], Iterator[pa.Table]]:
         schema, read_row = self._schema, self._read_row
 
         def read() -> Iterator[pa.Table]:
@@ -142,22 +142,22 @@ def read_archive(
 
 def volume_rows(
     volumes: Place,
-    rows: Sequence[Mapping[str, Any]] | CatalogueRows,
+    rows: Sequence[CatalogueRow] | CatalogueRows,
     columns: Sequence[str] = (),
     level: int = 0,
     region_mm: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> ArchiveSource:
     """The source behind `read_archive`: blocks of about BLOCK_BYTES each, however large the volumes."""
 
-    def bytes_of(row: Mapping[str, Any]) -> int:
+    def bytes_of(row: CatalogueRow) -> int:
         shape = [part.stop - part.start for part in _region(row, level, region_mm)]
         return int(np.prod(shape)) * row["num_channels"] * np.dtype(row["dtype"]).itemsize
 
-    def read(row: Mapping[str, Any]) -> dict[str, Any]:
+    def read(row: CatalogueRow) -> dict[str, Any]:
         array = open_level(volume_folder(volumes, row["volume_id"]), _level(row, level))
         channels = [slice(None)] * (array.ndim - len(row["shape"]))
         (voxels,) = read_array(array, [channels + list(_region(row, level, region_mm))], row["volume_id"])
-        chosen = {name: row[name] for name in columns}
+        chosen = {name: row[name] for name in columns}  # type: ignore[literal-required]
         return chosen | {"voxels": voxels.tobytes(), "voxels_shape": voxels.shape, "voxels_dtype": row["dtype"]}
 
     schema = pa.schema(
@@ -174,12 +174,12 @@ def voxels_of(row: Mapping[str, Any]) -> NDArray[Any]:
     return np.frombuffer(row["voxels"], row["voxels_dtype"]).reshape(row["voxels_shape"])
 
 
-def _level(row: Mapping[str, Any], level: int) -> int:
+def _level(row: CatalogueRow, level: int) -> int:
     return min(level, len(row["levels"]) - 1) % len(row["levels"])
 
 
 def _region(
-    row: Mapping[str, Any], level: int, region_mm: tuple[Sequence[float], Sequence[float]] | None
+    row: CatalogueRow, level: int, region_mm: tuple[Sequence[float], Sequence[float]] | None
 ) -> tuple[slice, ...]:
     """Voxels of a level that a region in mm touches."""
     factors, sides = row["levels"][_level(row, level)], level_shape(row, _level(row, level))
@@ -194,7 +194,7 @@ def _region(
 
 
 def _even_parts(
-    rows: Sequence[Mapping[str, Any]] | CatalogueRows, bytes_of: Callable[[Mapping[str, Any]], int]
+    rows: Sequence[CatalogueRow] | CatalogueRows, bytes_of: Callable[[CatalogueRow], int]
 ) -> tuple[list[Part], list[int]]:
     """Parts of consecutive rows of about BLOCK_BYTES, or less where that leaves workers idle, and the bytes of each."""
     sizes = [bytes_of(row) for row in rows]

@@ -7,7 +7,7 @@ renamed; the group's own `zarr.json` is written last: a folder without it is not
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis._version import __version__
+from raygenesis.archive.catalogue import VolumeRecord
 from raygenesis.archive.shards import Array, open_array, write_array
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError, WorkspaceError
@@ -26,6 +27,12 @@ ATTRIBUTES = "raygenesis"
 
 # Voxels of the first axis that a pyramid level is made from at a time.
 SLAB = 64
+
+
+class StoredRecord(VolumeRecord):
+    """What a volume's attributes hold: its record, and how many volumes its scan has (`num_siblings`)."""
+
+    num_siblings: int
 
 
 def volume_folder(volumes: Place, volume_id: str) -> Place:
@@ -48,7 +55,7 @@ def level_factors(shape: tuple[int, ...], coarse_size: int) -> list[tuple[int, .
         )
 
 
-def level_shape(row: Mapping[str, Any], level: int) -> list[int]:
+def level_shape(row: VolumeRecord, level: int) -> list[int]:
     """Sides of a pyramid level of a catalogue row's scan, z y x (2D: y x)."""
     return [-(-side // factor) for side, factor in zip(row["shape"], row["levels"][level], strict=True)]
 
@@ -86,8 +93,8 @@ def _block_means(voxels: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
     return np.rint(means, out=means).astype(voxels.dtype) if is_integer else means.astype(voxels.dtype)
 
 
-def write_volume(folder: Place, volume: Volume, record: Mapping[str, Any], settings: ArchiveSettings) -> int:
-    """Write a volume and its pyramid, with `record` (a catalogue row) in its attributes; returns bytes on disk.
+def write_volume(folder: Place, volume: Volume, record: StoredRecord, settings: ArchiveSettings) -> int:
+    """Write a volume and its pyramid, with `record` and its bytes on disk in its attributes; returns these bytes.
 
     A whole volume that is there already stays: folders are named by content. Raises WorkspaceError if it cannot be
     written.
@@ -104,7 +111,7 @@ def write_volume(folder: Place, volume: Volume, record: Mapping[str, Any], setti
     return stored["stored_bytes"]
 
 
-def _write(folder: Path, volume: Volume, record: Mapping[str, Any], settings: ArchiveSettings) -> None:
+def _write(folder: Path, volume: Volume, record: StoredRecord, settings: ArchiveSettings) -> None:
     factors = level_factors(volume.shape, settings.coarse_size)
     voxels = volume.voxels
     channel = (1,) * (voxels.ndim - volume.ndim)
@@ -155,8 +162,8 @@ def _multiscale(volume: Volume, factors: list[tuple[int, ...]]) -> dict[str, Any
     }
 
 
-def read_record(folder: Place) -> dict[str, Any] | None:
-    """The catalogue row in a volume's attributes, or None where there is no whole volume."""
+def read_record(folder: Place) -> StoredRecord | None:
+    """The record in a volume's attributes, or None where there is no whole volume."""
     try:
         text = (folder / "zarr.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -34,7 +34,7 @@ class Artifact(Generic[M]):
 
     name: of its folder below the workspace. verb: what `raygenesis` calls the stage that makes it. inputs: names of the
     artifacts that it can be made from. manifest: the type of its manifest. is_named: there may be several, each in a
-    folder with a name of its own below `name`.
+    folder with a name of its own below `name`. has_failures: there is a table of what its stage left out.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Artifact(Generic[M]):
     inputs: tuple[str, ...]
     manifest: type[M]
     is_named: bool = False
+    has_failures: bool = False
 
     def read(self, folder: Place) -> M | None:
         """The manifest of the one in a folder; None where it is not there or not finished.
@@ -58,13 +59,15 @@ class Artifact(Generic[M]):
         return manifest
 
 
-ARCHIVE = Artifact("archive", "ingest", (), ArchiveManifest)
+ARCHIVE = Artifact("archive", "ingest", (), ArchiveManifest, has_failures=True)
 AUTOENCODER = Artifact("autoencoder", "embed", ("archive",), AutoencoderManifest)
 COMPONENTS = Artifact("pca", "embed", ("archive",), ComponentsManifest)
-EMBEDDINGS = Artifact("embeddings", "embed", ("archive", "autoencoder", "pca", "runs"), EmbeddingsManifest)
+EMBEDDINGS = Artifact(
+    "embeddings", "embed", ("archive", "autoencoder", "pca", "runs"), EmbeddingsManifest, has_failures=True
+)
 INDEX = Artifact("index", "discover", ("embeddings",), IndexManifest)
-PATTERNS = Artifact("patterns", "discover", ("archive", "embeddings", "index"), PatternsManifest)
-CROPS = Artifact("crops", "crop", ("archive",), StoreManifest)
+PATTERNS = Artifact("patterns", "discover", ("archive", "embeddings", "index"), PatternsManifest, has_failures=True)
+CROPS = Artifact("crops", "crop", ("archive",), StoreManifest, has_failures=True)
 RUNS = Artifact("runs", "pretrain", ("patterns", "crops"), RunManifest, is_named=True)
 SWEEPS = Artifact("sweeps", "sweep", ("patterns",), SweepManifest, is_named=True)
 TRANSFER = Artifact("transfer", "finetune", ("archive", "runs"), TransferManifest, is_named=True)

@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import TypedDict
 
 import pyarrow as pa
 
 from raygenesis.errors import WorkspaceError
+from raygenesis.workspace.artifacts import ARTIFACTS
 from raygenesis.workspace.files import Place, read_table
 from raygenesis.workspace.workspace import Workspace
 
+FAILURES_TABLE = "failures.parquet"
 FAILURES = pa.schema([("source", pa.string()), ("reason", pa.string())])
 
-# Folders of the stages that leave a table, and the verbs that make it.
-STAGES = {"archive": "ingest", "embeddings": "embed", "patterns": "discover", "crops": "crop"}
+
+class FailureRow(TypedDict):
+    """A row of a table of failures: what failed, a scan or a volume, and why."""
+
+    source: str
+    reason: str
+
 
 # What differs between failures, or corrections, of one cause: hashes and numbers.
 NUMBER = re.compile(r"\b[0-9a-f]{16}\b|\d[\d,.]*")
 
 
-def read_failures(folder: Place) -> list[dict[str, str]]:
-    """Rows `source` and `reason` of a stage's table. Raises WorkspaceError if it is missing or damaged."""
-    path = folder / "failures.parquet"
+def read_failures(folder: Place) -> list[FailureRow]:
+    """The table of failures in an artifact's folder. Raises WorkspaceError if it is missing or damaged."""
+    path = folder / FAILURES_TABLE
     try:
         return read_table(path, schema=FAILURES).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException):
+        verb = next(artifact.verb for artifact in ARTIFACTS if artifact.name == folder.name)
         raise WorkspaceError(
-            f"{path} is missing or damaged: remove manifest.json beside it and run `raygenesis {STAGES[folder.name]}`"
+            f"{path} is missing or damaged: remove manifest.json beside it and run `raygenesis {verb}`"
         ) from None
 
 
-def every_failure(workspace: Workspace) -> dict[str, list[dict[str, str]]]:
-    """The failures of each stage that has left a table."""
-    folders = (workspace.root / stage for stage in STAGES)
-    return {folder.name: read_failures(folder) for folder in folders if (folder / "failures.parquet").is_file()}
+def every_failure(workspace: Workspace) -> dict[str, list[FailureRow]]:
+    """The failures of each artifact whose stage has left a table of them, by the artifact's name."""
+    folders = (workspace.folder(artifact) for artifact in ARTIFACTS if artifact.has_failures)
+    return {folder.name: read_failures(folder) for folder in folders if (folder / FAILURES_TABLE).is_file()}
 
 
 def alike(text: str) -> str:
@@ -43,9 +52,9 @@ def alike(text: str) -> str:
     return NUMBER.sub("…", text)
 
 
-def grouped(failures: Iterable[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
+def grouped(failures: Iterable[FailureRow]) -> list[tuple[str, list[str]]]:
     """Reasons and the sources that failed for each, most frequent first; … where those of one cause differ."""
-    causes: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    causes: dict[str, list[FailureRow]] = defaultdict(list)
     for row in failures:
         causes[alike(row["reason"])].append(row)
     ranked = sorted(causes.values(), key=len, reverse=True)

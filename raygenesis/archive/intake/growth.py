@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raygenesis.archive.catalogue import read_catalogue
+from raygenesis.archive.catalogue import CatalogueRow, read_catalogue
 from raygenesis.archive.formats.dicom import Header
 from raygenesis.archive.intake.identity import Identity, subject_of
 from raygenesis.archive.intake.known_files import stamp_of, write_headers, write_sources
@@ -15,6 +15,7 @@ from raygenesis.archive.intake.take_in import IntakeOutcome
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import ArchiveSettings
+from raygenesis.workspace.failures import FailureRow
 from raygenesis.workspace.files import Place, publish, remove_tree
 from raygenesis.workspace.workspace import Workspace, make_private
 
@@ -22,7 +23,7 @@ from raygenesis.workspace.workspace import Workspace, make_private
 FOLDER_NOTE = "scans-folder"
 
 
-def earlier_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
+def earlier_rows(workspace: Workspace) -> dict[str, CatalogueRow]:
     """The catalogue's rows of an earlier ingest by volume id, those whose volumes are still there."""
     if not workspace.catalog.is_file() or not workspace.volumes.is_dir():
         return {}
@@ -46,7 +47,7 @@ def check_same_folder(scans: Path, found: Survey, known: Mapping[str, Mapping[st
 
 
 def known_outcomes(
-    scans: Sequence[Scan], known: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, dict[str, Any]]
+    scans: Sequence[Scan], known: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, CatalogueRow]
 ) -> dict[str, IntakeOutcome]:
     """Outcomes of the scans whose files have not changed since an earlier ingest took them in, or refused them."""
     outcomes = {}
@@ -64,15 +65,17 @@ def known_outcomes(
 def tables(
     found: Survey,
     outcomes: Mapping[str, IntakeOutcome],
-    earlier: Mapping[str, dict[str, Any]],
+    earlier: Mapping[str, CatalogueRow],
     known: Mapping[str, Mapping[str, Any]],
     identity: Identity,
     settings: ArchiveSettings,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
+) -> tuple[list[CatalogueRow], list[CatalogueRow], list[FailureRow]]:
     """Catalogue rows, those of earlier files that are gone, and failure rows, each by source."""
-    rows: list[dict[str, Any]] = []
-    failures = [{"source": identity.source(file.source), "reason": file.reason} for file in found.aside]
-    first: dict[str, dict[str, Any]] = {}
+    rows: list[CatalogueRow] = []
+    failures: list[FailureRow] = [
+        {"source": identity.source(file.source), "reason": file.reason} for file in found.aside
+    ]
+    first: dict[str, CatalogueRow] = {}
     readable = set()
     for scan in found.scans:
         outcome = outcomes[scan.source]
@@ -83,7 +86,7 @@ def tables(
             readable |= {source, scan.name}
         subject = identity.subject(subject_of(scan, settings.subject_pattern))
         for record in outcome.records:
-            row = {**record, "subject_id": subject, "source": source, "source_bytes": scan.num_bytes}
+            row: CatalogueRow = {**record, "subject_id": subject, "source": source, "source_bytes": scan.num_bytes}
             original = first.setdefault(row["voxel_fingerprint"], row)
             if original is row:
                 rows.append(row)
@@ -96,7 +99,7 @@ def tables(
     return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
 
 
-def remove_others(volumes: Place, rows: Sequence[Mapping[str, Any]]) -> None:
+def remove_others(volumes: Place, rows: Sequence[CatalogueRow]) -> None:
     """Remove what the catalogue does not have: duplicates, superseded, pruned and half-written volumes.
 
     None is another job's, as the stage is claimed; some may be those of an ingest that was killed.
@@ -114,7 +117,7 @@ def remember(
     headers: Mapping[File, Header],
     outcomes: Mapping[str, IntakeOutcome],
     identity: Identity,
-    catalogue: Sequence[Mapping[str, Any]],
+    catalogue: Sequence[CatalogueRow],
     known: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write the private tables: every file of the folder, and those that are gone and whose volumes stay."""

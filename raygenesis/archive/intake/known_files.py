@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from raygenesis._version import __version__
 from raygenesis.archive.formats.dicom import Header
 from raygenesis.archive.intake.survey import File, Scan
+from raygenesis.workspace.failures import FailureRow
 from raygenesis.workspace.files import Place, read_table, write_table
 from raygenesis.workspace.fingerprint import digest
 
@@ -54,7 +55,7 @@ def read_sources(folder: Place) -> dict[str, dict[str, Any]]:
     return {row["path"]: row for row in _rows(folder / "sources.parquet", SOURCES)}
 
 
-def paths_of(folder: Place, failures: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def paths_of(folder: Place, failures: Iterable[FailureRow]) -> dict[str, str]:
     """Paths of the sources that failures name, in their reasons too, where the table knows them."""
     named = {name for failure in failures for name in (failure["source"], *SOURCE.findall(failure["reason"]))}
     if not named:

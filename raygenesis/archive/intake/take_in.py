@@ -8,15 +8,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
 
+from raygenesis.archive.catalogue import VolumeRecord
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
-from raygenesis.archive.store import level_factors, read_record, volume_folder, write_volume
+from raygenesis.archive.store import StoredRecord, level_factors, read_record, volume_folder, write_volume
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
@@ -33,7 +33,7 @@ class IntakeOutcome:
     is_lasting: whether reading it again would end the same. fault: why no scan at all can be stored.
     """
 
-    records: tuple[dict[str, Any], ...] = ()
+    records: tuple[VolumeRecord, ...] = ()
     reason: str = ""
     is_lasting: bool = True
     fault: str = ""
@@ -108,7 +108,7 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
-def _known_records(volumes: Place, scan_id: str) -> tuple[dict[str, Any], ...]:
+def _known_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
     """Records of a scan whose volumes are all stored."""
     first = read_record(volume_folder(volumes, scan_id)) or read_record(volume_folder(volumes, f"{scan_id}-0000"))
     if first is None:
@@ -122,25 +122,26 @@ def _known_records(volumes: Place, scan_id: str) -> tuple[dict[str, Any], ...]:
     return tuple(records)
 
 
-def _store(
-    paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings
-) -> tuple[dict[str, Any], ...]:
+def _store(paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings) -> tuple[StoredRecord, ...]:
     found = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30), settings.fill_nan)
-    records = []
+    records: list[StoredRecord] = []
     for number, volume in enumerate(found):
         volume_id = scan_id if len(found) == 1 else f"{scan_id}-{number:04d}"
         prepared = prepare(volume, settings)
-        record = describe(prepared, settings) | {"volume_id": volume_id, "num_siblings": len(found)}
+        record = describe(prepared, volume_id, len(found), settings.coarse_size)
         if record["low"] == record["high"]:
             done = "" if prepared is volume else ", once it is cropped or resampled as the settings say"
             raise ScanError(f"every channel is of a single value{done}: there is no image")
         stored = write_volume(volume_folder(volumes, volume_id), prepared, record, settings)
-        records.append(record | {"stored_bytes": stored})
+        records.append({**record, "stored_bytes": stored})
     return tuple(records)
 
 
-def describe(volume: Volume, settings: ArchiveSettings) -> dict[str, Any]:
-    """What a catalogue row says of a volume itself."""
+def describe(volume: Volume, volume_id: str, num_siblings: int, coarse_size: int) -> StoredRecord:
+    """The record of a volume that is to be stored; its `stored_bytes` are not known yet and 0.
+
+    num_siblings: how many volumes its scan has. coarse_size: the longest side of the coarsest pyramid level, in voxels.
+    """
     voxels = volume.voxels
     limits = [percentiles(channel) for channel in voxels.reshape(-1, *volume.shape)]
     return {
@@ -154,10 +155,13 @@ def describe(volume: Volume, settings: ArchiveSettings) -> dict[str, Any]:
         "intercept": volume.intercept,
         "low": [low for low, _ in limits],
         "high": [high for _, high in limits],
-        "levels": [list(factor) for factor in level_factors(volume.shape, settings.coarse_size)],
+        "levels": [list(factor) for factor in level_factors(volume.shape, coarse_size)],
         "tags": json.dumps(dict(volume.tags), sort_keys=True),
         "corrections": list(volume.corrections),
         "voxel_fingerprint": voxel_fingerprint(voxels),
+        "volume_id": volume_id,
+        "num_siblings": num_siblings,
+        "stored_bytes": 0,
     }
 
 
