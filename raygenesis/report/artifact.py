@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic
 
-import pyarrow as pa
-
-from raygenesis.errors import RaygenesisError, ScanError, WorkspaceError
+from raygenesis.errors import WorkspaceError
 from raygenesis.report.commands import Record, command_of
 from raygenesis.text.amounts import duration
+from raygenesis.training.experiment import Row
 from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace.artifacts import (
     ARCHIVE,
@@ -26,11 +25,6 @@ from raygenesis.workspace.artifacts import (
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import M, RunManifest, Started, Tree, read_started
 from raygenesis.workspace.workspace import Workspace
-
-Row = Mapping[str, Any]
-
-MEND_A_SCAN = "remove its folder below archive/volumes/ and ingest again"
-REMEDY = "restore it from a copy, or remove the artifact's folder and make it anew"
 
 # Whose last call's rate is shown: what is counted, its unit, and the count of what was spared.
 RATES = {
@@ -58,6 +52,12 @@ class ArtifactView(Generic[M]):
     def record(self) -> M | Started | None:
         """What it was made with, or begun with."""
         return self.manifest or self.started
+
+    @property
+    def finished(self) -> M:
+        """The manifest of an artifact that is finished."""
+        assert self.manifest is not None  # the sections of what is not finished are left out
+        return self.manifest
 
     @property
     def settings(self) -> Tree:
@@ -144,25 +144,11 @@ def _records(kind: Artifact[M], folder: Place) -> tuple[M | None, Started | None
         return None, None, str(error)
 
 
-def finished(view: ArtifactView[M]) -> M:
-    """The manifest of an artifact that is finished."""
-    assert view.manifest is not None  # sections are left out where there is no such artifact
-    return view.manifest
-
-
-def guarded(build: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """A section, or as its `problem` the sentence that says why a damaged artifact cannot be shown, and what helps."""
-    try:
-        return build(*arguments)
-    except WorkspaceError as error:  # which says itself what helps
-        return {"problem": str(error).splitlines()[0]}
-    except (RaygenesisError, OSError, pa.ArrowException) as error:
-        remedy = MEND_A_SCAN if isinstance(error, ScanError) else REMEDY
-        return {"problem": f"{str(error).splitlines()[0].rstrip('.')}; {remedy}"}
-
-
 def history_of(artifact: ArtifactView[Any]) -> Sequence[Row]:
-    """A row an epoch. Raises WorkspaceError if what is finished has none, or its table is damaged."""
+    """The rows of an artifact's training, one an epoch.
+
+    Raises WorkspaceError if what is finished has none, or its table is damaged.
+    """
     history = read_metrics(artifact.folder)
     if artifact.manifest and not history:
         raise WorkspaceError(
@@ -173,4 +159,5 @@ def history_of(artifact: ArtifactView[Any]) -> Sequence[Row]:
 
 
 def column(rows: Sequence[Row], key: str) -> list[float | None]:
+    """A figure over epochs, None where an epoch has none."""
     return [row.get(key) for row in rows]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from raygenesis.report.parts import Absent
 from raygenesis.text.amounts import duration, several, size
 from raygenesis.text.tables import cell
 from raygenesis.transfer.metrics import WORDS as FIGURES
@@ -37,6 +38,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     )  # fmt: skip
     filters = (("size", size), ("duration", duration), ("number", number), ("words", words), ("counted", counted))
     environment.filters.update(filters)
+    environment.tests["absent"] = lambda part: isinstance(part, Absent)
     return environment.get_template(template).render(context)
 
 

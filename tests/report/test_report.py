@@ -218,6 +218,19 @@ def test_what_embeddings_and_metrics_are_needed_for_says_which_file_and_what_hel
 
 
 @pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("content", [b"{", b'{"counts": {"epochs": 2}}'])
+def test_a_damaged_manifest_costs_its_artifact_only(tmp_path: Path, content: bytes, capsys) -> None:
+    workspace = whole(tmp_path / "w")
+    manifest = workspace.run("whole") / "manifest.json"
+    manifest.write_bytes(content)
+    page = Page(report(workspace, settings_of(3)))
+    assert page.text.count(f"cannot be read: {manifest} is") == 1  # in the first table
+    assert page.text.count(f"This cannot be shown: {manifest} is") == 1  # under pretraining
+    assert "0.650 ± 0.071" in page.text and "Slice of rank 1" in page.html
+    assert f"; 1 part of the page cannot be shown, the first: {manifest} is" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_a_damaged_example_leaves_its_table(tmp_path: Path) -> None:
     workspace = whole(tmp_path / "w")
     (workspace.transfer("heads-tissue") / "example.npz").write_bytes(b"PK\x03\x04 cut short")
@@ -481,7 +494,7 @@ def test_slices_stand_upright_with_the_right_on_the_left() -> None:
 
 def test_charts_take_the_colours_of_the_page_and_their_files_those_of_light() -> None:
     lines = [charts.Line("training", [None, 1.0, 0.5])]
-    chart = charts.curves("Loss", "cross-entropy", "a run", lines, levels={"chance": 0.1})
+    chart = charts.curves(charts.Labels("Loss", y="cross-entropy", of="a run"), lines, levels={"chance": 0.1})
     assert "currentColor" in chart.inline and "var(--series-1)" in chart.inline
     assert "xmlns" not in chart.inline and "<style" not in chart.inline
     assert "training ends at 0.5" in chart.alt and "chance is 0.1" in chart.alt
@@ -494,7 +507,7 @@ def test_charts_take_the_colours_of_the_page_and_their_files_those_of_light() ->
 
 def test_a_chart_as_a_file_says_of_what_it_is_and_names_both_axes() -> None:
     lines = [charts.Line("training", [1.0]), charts.Line("held out", [0.0])]
-    chart = charts.curves("Accuracy of classes", "accuracy", "run a", lines, least=0, most=1)
+    chart = charts.curves(charts.Labels("Accuracy of classes", y="accuracy", of="run a"), lines, limits=(0, 1))
 
     def texts(svg: str) -> list[str]:
         return [re.sub("<.*?>", "", text) for text in re.findall(r"<text.*?</text>", svg, flags=re.DOTALL)]
