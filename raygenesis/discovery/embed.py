@@ -31,7 +31,7 @@ from raygenesis.discovery.work import autoencoder_work, embed_work
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.networks.scan_encoders import EncoderError, fit_components, load_scan_encoder, save_encoder
 from raygenesis.patterns.cells import decode
-from raygenesis.settings import Settings, adopt, settings_beside
+from raygenesis.settings import Settings, adopt, settings_of_run
 from raygenesis.text.amounts import size
 from raygenesis.training.fit import fit_with_ray, samples_from
 from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, EMBEDDINGS
@@ -189,7 +189,7 @@ def embed(
 def _as_pretrained(settings: Settings) -> Settings:
     """The settings, with the intensity that the run which is to embed has learnt from, but for keys that were given."""
     path = as_place(settings.embedding.encoder)
-    run = settings_beside(path.parent if path.name == "encoder.safetensors" else path)
+    run = settings_of_run(path.parent if path.name == "encoder.safetensors" else path)
     return adopt(settings, run.model_dump(mode="json", include={"intensity"})) if run else settings
 
 

@@ -23,7 +23,7 @@ from raygenesis.pretraining.pretexts import CROPS, PATTERNS, pretext_of
 from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.work import pretrain_work, store_size
-from raygenesis.settings import Settings, adopt, as_yaml, dotted, settings_from
+from raygenesis.settings import Settings, adopt, as_yaml, flatten, settings_from
 from raygenesis.text.amounts import size
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
@@ -131,7 +131,7 @@ def as_stored(settings: Settings, patterns: StoreManifest) -> Settings:
         )
     made_with = {key: patterns.settings[key] for key in ("discovery", "intensity", "validation_fraction")}
     taken, stored = adopt(settings, made_with), adopt(settings_from(settings.model_dump(mode="json")), made_with)
-    ours, theirs = (dotted(each.model_dump(mode="json", include=set(made_with))) for each in (taken, stored))
+    ours, theirs = (flatten(each.model_dump(mode="json", include=set(made_with))) for each in (taken, stored))
     for key, value in theirs.items():
         if ours[key] != value:  # given on the command line
             raise SettingsError(

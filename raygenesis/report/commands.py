@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from raygenesis.errors import SettingsError
-from raygenesis.settings import command_line_of, merged, settings_beside
+from raygenesis.settings import command_line_of, merge, settings_of_run
 from raygenesis.workspace.artifacts import ARCHIVE, ARTIFACTS, COMPARISONS, TRANSFER, Artifact
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import Manifest, Started, Tree
@@ -39,12 +39,12 @@ def _settings_of(
     """The tree of settings, or the sections of it, that an artifact was made with."""
     if folder in records:
         with suppress(SettingsError):  # the page says elsewhere that a run's settings are damaged
-            if whole := settings_beside(folder):
+            if whole := settings_of_run(folder):
                 return whole.model_dump(mode="json")
     # One command makes several artifacts: it takes the settings of all.
     others = (other for other in ARTIFACTS if other.verb == kind.verb and not other.is_named)
     folders = [*(workspace.folder(other) for other in others if other is not kind), folder]
-    tree = merged(*(_settings_in(records[each]) for each in folders if each in records))
+    tree = merge(*(_settings_in(records[each]) for each in folders if each in records))
     if method := tree.pop("method", None):  # as discovery calls how it has searched
         tree["index"] = tree.get("index", {}) | {"method": method}
     return tree

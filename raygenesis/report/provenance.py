@@ -10,7 +10,7 @@ from typing import Any
 
 from raygenesis.errors import SettingsError
 from raygenesis.report.artifact import ArtifactView, Contents
-from raygenesis.settings import Settings, as_yaml, settings_beside
+from raygenesis.settings import Settings, as_yaml, settings_of_run
 from raygenesis.text.tables import Rows
 from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.manifest import ComparisonManifest, RunManifest, TransferManifest
@@ -39,7 +39,7 @@ def provenance_section(
     config, config_of = as_yaml(settings), "given to this report"
     for run in runs:
         with suppress(SettingsError):
-            if found := settings_beside(run.folder):
+            if found := settings_of_run(run.folder):
                 config, config_of = as_yaml(found), f"of run {run.folder.name}"
                 break
     whole = [view for view in contents.artifacts if view.manifest]

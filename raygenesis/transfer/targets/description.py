@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator, validate_call
 
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.settings import Section, Settings, read_mapping, sentence, settings_from
+from raygenesis.settings import Section, Settings, read_mapping, settings_from, validation_fault
 from raygenesis.transfer.examples import SEGMENTATION, Target
 from raygenesis.transfer.targets import PUBLISHED
 from raygenesis.transfer.targets.folders import read_label_maps, read_table
@@ -92,7 +92,7 @@ def described(tree: dict[str, Any], folder: Path, where: str) -> Description:
     try:
         found = Description.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(f"{where}: {sentence(error, Description)}") from None
+        raise SettingsError(f"{where}: {validation_fault(error, Description)}") from None
     paths = {key: folder / value.expanduser() for key, value in found if isinstance(value, Path)}
     return found.model_copy(update=paths)
 
