@@ -28,9 +28,9 @@ def command_of(kind: Artifact[Any], folder: Place, records: Mapping[Place, Recor
     record = records.get(folder)
     # A comparison's name is that of its plan.
     name = ("--name", folder.name) if kind.is_named and kind is not COMPARISONS else ()
-    words = record.command if record and record.command else (kind.verb, *FILES.get(kind, ()), *name)
+    verb = record.command if record and record.command else (kind.verb, *FILES.get(kind, ()), *name)
     settings = command_line_of(_settings_of(kind, folder, records, workspace))
-    return shlex.join(["raygenesis", *words, "--workspace", str(workspace.root), *settings])
+    return shlex.join(["raygenesis", *verb, "--workspace", str(workspace.root), *settings])
 
 
 def _settings_of(

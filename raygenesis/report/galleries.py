@@ -166,8 +166,8 @@ def classes(folder: Place, cube_shape: tuple[int, ...]) -> dict[int, list[Pictur
         whose = f"neighbour {pattern['rank']}" if pattern["rank"] else "the reference"
         extent = (pattern["extent_mm"][0], pattern["extent_mm"][-1])
         note = f"rank {pattern['rank']}" if pattern["rank"] else "reference"
-        shown = picture(mid_slice(cube), f"Class {pattern['label']}, {whose}", note, extent=extent)
-        rows.setdefault(pattern["label"], []).append(shown)
+        image = picture(mid_slice(cube), f"Class {pattern['label']}, {whose}", note, extent=extent)
+        rows.setdefault(pattern["label"], []).append(image)
     return rows
 
 
@@ -194,23 +194,23 @@ def restorations(run: Place, store: Place, task: PretextTask, extent_mm: Sequenc
     samples = Samples([table], task.sample_key, task.sample_shape)
     if not len(samples):
         return []
-    posed = task.pose(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
-    prediction = load_network(run).eval()(posed.shown)
+    batch = task.pose(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
+    prediction = load_network(run).eval()(batch.shown)
     extent = (extent_mm[0], extent_mm[-1])
     out = []
     for number in range(len(samples)):
         label = answer = None
         of = "a random crop"
-        if posed.answers is not None and prediction.logits is not None:
-            label, answer = int(posed.answers[number]), int(prediction.logits[number].argmax())
+        if batch.answers is not None and prediction.logits is not None:
+            label, answer = int(batch.answers[number]), int(prediction.logits[number].argmax())
             of = f"a pattern of class {label}"
         pictures = [
             picture(mid_slice(cubes[number, 0].numpy()), f"{what}, {of}", extent=extent)
             for what, cubes in (
-                ("Original", posed.original), ("Corrupted", posed.shown), ("Restored", prediction.restored),
+                ("Original", batch.original), ("Corrupted", batch.shown), ("Restored", prediction.restored),
             )
         ]  # fmt: skip
-        mse = float((prediction.restored[number] - posed.original[number]).square().mean())
+        mse = float((prediction.restored[number] - batch.original[number]).square().mean())
         out.append(RestoredCube(pictures, mse, label, answer))
     return out
 

@@ -57,7 +57,7 @@ def patterns_section(workspace: Workspace, view: ArtifactView[PatternsManifest])
     """The classes, how alike their cubes are, and where they lie in the reference."""
     manifest = view.finished
     rows = galleries.classes(workspace.patterns, manifest.cube_shape)
-    columns = [shown.note for shown in max(rows.values(), key=len, default=())]
+    columns = [picture.note for picture in max(rows.values(), key=len, default=())]
     note = f"{plane_note(len(manifest.cube_shape), 'Coronal mid-slices of the cubes')}; ranks are of training scans"
     names = [f"class {label}" for label in rows]
     return PatternsSection(

@@ -103,7 +103,7 @@ class Gallery:
     def _drawn(self) -> Figure:
         num_columns = max(map(len, self.rows))
         captions = 0.3 * (not self.columns) / self.inches  # above the pictures of a row
-        heights = [max(shown.height / shown.width for shown in row) + captions for row in self.rows]
+        heights = [max(picture.height / picture.width for picture in row) + captions for row in self.rows]
         figure = Figure((num_columns * self.inches, sum(heights) * self.inches))
         cells = figure.subplots(
             len(self.rows), num_columns, squeeze=False, height_ratios=heights,
@@ -112,10 +112,10 @@ class Gallery:
         for axes in cells.flat:
             axes.set_axis_off()
         for number, row in enumerate(self.rows):
-            for column, shown in enumerate(row):
-                _draw(cells[number, column], shown)
+            for column, picture in enumerate(row):
+                _draw(cells[number, column], picture)
                 if not self.columns:
-                    cells[number, column].set_title(_in_lines(shown.note))
+                    cells[number, column].set_title(_in_lines(picture.note))
                 elif number == 0:
                     cells[number, column].set_title(self.columns[column])
         for axes, name in zip(cells[:, 0], self.names, strict=False):
@@ -137,9 +137,9 @@ class Gallery:
         figure.text(0, top / height, "\n".join(lines), va="top")
 
 
-def _draw(axes: Axes, shown: Picture) -> None:
-    axes.imshow(np.asarray(Image.open(io.BytesIO(shown.content)).convert("RGB")))
-    for box in shown.boxes:
+def _draw(axes: Axes, picture: Picture) -> None:
+    axes.imshow(np.asarray(Image.open(io.BytesIO(picture.content)).convert("RGB")))
+    for box in picture.boxes:
         axes.add_patch(Rectangle((box.x, box.y), box.width, box.height, fill=False, edgecolor=YELLOW, linewidth=0.8))
         if box.label:
             axes.text(
@@ -193,7 +193,7 @@ def numbered(boxes: Sequence[Box], size: float) -> list[Box]:
 
 
 def plane_note(ndim: int, what: str = "Coronal slices") -> str:
-    """How slices of scans or cubes lie on the page."""
+    """A sentence on how slices of scans or cubes lie on the page."""
     return f"{what}, head up, the patient's right on the left" if ndim == 3 else "Images as they were taken"
 
 
@@ -211,8 +211,8 @@ def picture(
     height, width = (max(1, round(pixels * side / longest)) for side in extent)
     levels = np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
     out = io.BytesIO()
-    shown = Image.fromarray(np.ascontiguousarray(levels))
-    shown.resize((width, height), Image.Resampling.BILINEAR).save(out, "PNG", optimize=True)
+    bitmap = Image.fromarray(np.ascontiguousarray(levels))
+    bitmap.resize((width, height), Image.Resampling.BILINEAR).save(out, "PNG", optimize=True)
     return Picture(out.getvalue(), alt, width, height, note, boxes)
 
 

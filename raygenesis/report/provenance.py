@@ -46,7 +46,7 @@ def provenance_section(
     rows = [
         {
             "artifact": view.name, "fingerprint": view.finished.fingerprint,
-            "made from": ", ".join(_made_from(view, contents)),
+            "made from": ", ".join(_inputs_of(view, contents)),
         }
         for view in whole
     ]  # fmt: skip
@@ -68,7 +68,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _made_from(view: ArtifactView[Any], contents: Contents) -> Iterator[str]:
+def _inputs_of(view: ArtifactView[Any], contents: Contents) -> Iterator[str]:
     """Each thing that an artifact was made from, with what it was known by, and whether there is another now."""
     manifest = view.finished
     known = {name: (then, name, "fingerprint") for name, then in manifest.inputs.items()}

@@ -27,7 +27,7 @@ from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.cells import decode
 from raygenesis.report import charts
 from raygenesis.report.galleries import example
-from raygenesis.report.page import counted, words
+from raygenesis.report.page import counts_text, heading
 from raygenesis.report.pictures import Box, Gallery, mid_slice, numbered, picture
 from raygenesis.report.report import report
 from raygenesis.settings import load_settings
@@ -366,7 +366,7 @@ def test_a_run_that_classifies_nothing_has_no_column_of_classes(workspace: Works
 def test_counts_are_told_in_words_and_without_what_there_is_none_of() -> None:
     counts = {"volumes": 30, "known": 1, "removed": 0, "failures": 0, "seen_subjects": 24, "bytes_cropped": 2**20}
     told = "30 volumes, 1 scan known before, 24 subjects seen in pretraining, 1.0 MiB cropped"
-    assert counted(counts) == told and counted({"failures": 0}) == "nothing"
+    assert counts_text(counts) == told and counts_text({"failures": 0}) == "nothing"
 
 
 def test_every_figure_is_also_a_file_for_a_paper(workspace: Workspace) -> None:
@@ -580,5 +580,5 @@ def test_numbers_of_boxes_are_apart_and_within_their_boxes() -> None:
 
 
 def test_columns_are_in_words() -> None:
-    assert words("sex, 6 labelled: auc") == "sex, 6 labelled: AUC" and words("mae") == "mean absolute error"
-    assert words("lambda_cls") == "λcls" and words("best_epoch") == "best epoch"
+    assert heading("sex, 6 labelled: auc") == "sex, 6 labelled: AUC" and heading("mae") == "mean absolute error"
+    assert heading("lambda_cls") == "λcls" and heading("best_epoch") == "best epoch"
