@@ -97,7 +97,7 @@ def mosaic(voxels: NDArray[np.uint8]) -> tuple[tuple[int, int], bytes]:
 
 
 @dataclass(frozen=True)
-class Plane:
+class ViewPlane:
     """Slices that are shown: the axis across them (3D), and those that go down and to the right, both backwards.
 
     Backwards, because the archive's axes go to the top, the front and the right, and the patient's right is shown on
@@ -118,8 +118,8 @@ class Plane:
 
 
 PLANES = {
-    2: [Plane("Image", None, 0, 1)],
-    3: [Plane("Axial", 0, 1, 2), Plane("Coronal", 1, 0, 2), Plane("Sagittal", 2, 0, 1)],
+    2: [ViewPlane("Image", None, 0, 1)],
+    3: [ViewPlane("Axial", 0, 1, 2), ViewPlane("Coronal", 1, 0, 2), ViewPlane("Sagittal", 2, 0, 1)],
 }
 
 
