@@ -13,9 +13,9 @@ import numpy as np
 from raygenesis.archive.catalogue import num_held_out
 from raygenesis.archive.formats.readers import read_scan_geometry
 from raygenesis.archive.ingest import check_any, ingest
-from raygenesis.archive.intake.found import Found, find
+from raygenesis.archive.intake.find import find
 from raygenesis.archive.intake.identity import name_for_log, subject_of
-from raygenesis.archive.intake.survey import Scan
+from raygenesis.archive.intake.survey import Scan, Survey
 from raygenesis.cluster.job import recorded
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, Work, unannounced
@@ -72,8 +72,8 @@ def run(
     if sweeps:
         _check_sweep(settings)
     found = find(scans, workspace)
-    check_any(scans, found.survey)
-    check_settings(found.survey.scans, scans, settings)
+    check_any(scans, found)
+    check_settings(found.scans, scans, settings)
     _check_same_scans(found, scans, workspace)
     ingest(scans, workspace, settings, found=found, announce=announce)
     if _discovers(settings):
@@ -117,7 +117,7 @@ def _check_sweep(settings: Settings) -> None:
         _readable(Path(settings.sweep.target), settings)
 
 
-def _check_same_scans(found: Found, scans: Path, workspace: Workspace) -> None:
+def _check_same_scans(found: Survey, scans: Path, workspace: Workspace) -> None:
     """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
     archive = ARCHIVE.read(workspace.archive)
     built = [made.name for made in made_from(ARCHIVE) if (workspace.root / made.name).exists()]

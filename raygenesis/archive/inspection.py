@@ -48,7 +48,7 @@ CAPTION_WIDTH, CAPTION_HEIGHT = 144, 14
 def info(workspace: Workspace, list_failures: bool = False) -> list[str]:
     """Lines that say what an archive holds: counts, modalities, sizes, spacings, and failures by cause.
 
-    list_failures: each failure instead, those of later stages too.
+    list_failures: give each failure on its own, those of later stages too. Raises WorkspaceError without an archive.
     """
     manifest = ARCHIVE.require(workspace.archive)
     table = read_columns(workspace.catalog, COUNTED)
@@ -74,8 +74,8 @@ def info(workspace: Workspace, list_failures: bool = False) -> list[str]:
     if not list_failures:
         return lines + failure_lines(workspace, read_failures(workspace.archive))
     for stage, failures in every_failure(workspace).items():
-        said = "failed" if stage == workspace.archive.name else f"failed in {stage}"
-        lines += failure_lines(workspace, failures, each=True, said=said)
+        prefix = "failed" if stage == ARCHIVE.name else f"failed in {stage}"
+        lines += failure_lines(workspace, failures, each=True, prefix=prefix)
     return lines
 
 
@@ -102,9 +102,9 @@ def _span(voxels: NDArray[Any], spacing: NDArray[Any]) -> str:
 
 
 def failure_lines(
-    workspace: Workspace, failures: Sequence[FailureRow], each: bool = False, said: str = "failed"
+    workspace: Workspace, failures: Sequence[FailureRow], each: bool = False, prefix: str = "failed"
 ) -> list[str]:
-    """Lines that tell failures of one cause together, or each; by its path what the private table knows."""
+    """Lines about failures, those of one cause together or `each` on its own; by path where it is known."""
     paths = paths_of(workspace.private, failures)
     named: list[FailureRow] = [
         {"source": paths.get(row["source"], row["source"]), "reason": row["reason"]} for row in failures
@@ -114,7 +114,7 @@ def failure_lines(
     for reason, sources in [(row["reason"], [row["source"]]) for row in named] if each else grouped(named):
         why = NUMBER.sub(lambda found: paths.get(found[0], found[0]), reason)
         count = "" if each else f"{len(sources)} × "
-        lines.append(f"{said}: {count}{why} [{sources[0]}{', …' if len(sources) > 1 else ''}]")
+        lines.append(f"{prefix}: {count}{why} [{sources[0]}{', …' if len(sources) > 1 else ''}]")
     return lines
 
 

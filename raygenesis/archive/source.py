@@ -117,12 +117,16 @@ def read_archive(
 ) -> ray.data.Dataset:
     """The archive of a workspace as a Ray Dataset, one row a volume.
 
-    columns: of the catalogue, beside `number` (in the order of volume ids, in which rows need not come), `volume_id`,
-        `failure` (why a damaged volume has no voxels) and the voxels as they are stored: `voxels` (bytes, C order),
-        `voxels_shape` (c z y x, z y x or y x), `voxels_dtype`; `voxels_of(row)` makes an array of them.
-    level: of the pyramid, 0 the finest; -1 the coarsest; volumes of fewer levels give their coarsest.
-    region_mm: origin and extent along z y x (2D: y x) from the scan's corner; the whole scan when None. Voxels are read
-        that lie in it at least in part.
+    Args:
+        columns: of the catalogue, beside `number` (in the order of volume ids, in which rows need not come),
+            `volume_id`, `failure` (why a damaged volume has no voxels) and the voxels as they are stored: `voxels`
+            (bytes, C order), `voxels_shape` (c z y x, z y x or y x), `voxels_dtype`; `voxels_of(row)` makes an array
+            of them.
+        level: of the pyramid, 0 the finest, -1 the coarsest; volumes of fewer levels give their coarsest.
+        region_mm: origin and extent along z y x (2D: y x) in mm from the scan's corner; the whole scan when None.
+            Voxels are read that lie in it at least in part.
+        volume_ids: of the volumes; all when None.
+
     Raises WorkspaceError if there is no archive, SettingsError for a column or an id that it does not have.
     """
     from raygenesis.cluster import joining

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
@@ -81,15 +81,20 @@ def canonical(voxels: NDArray[Any], affine: NDArray[np.float64], ndim: int) -> t
     return (voxels[..., 0, :, :] if ndim == 2 else voxels), affine
 
 
-def canonical_geometry(
-    sides: Sequence[int], affine: NDArray[np.float64], ndim: int
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape in voxels and spacing in mm (z y x, or y x) that `canonical` will give voxels of these sides x y z."""
+class Geometry(NamedTuple):
+    """Shape in voxels and spacing in mm of a volume, z y x (2D: y x), in canonical axes."""
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+
+
+def canonical_geometry(sides: Sequence[int], affine: NDArray[np.float64], ndim: int) -> Geometry:
+    """The geometry that `canonical` gives voxels of these sides x y z."""
     order = orientation_of(affine, ndim)[:, 0].astype(int)
     shape, spacing = np.empty(3, int), np.empty(3)
     shape[order] = sides
     spacing[order] = spacing_of(affine, 3)[::-1]
-    return tuple(shape[:ndim][::-1].tolist()), tuple(spacing[:ndim][::-1].tolist())
+    return Geometry(tuple(shape[:ndim][::-1].tolist()), tuple(spacing[:ndim][::-1].tolist()))
 
 
 def orientation_of(affine: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:
@@ -112,13 +117,12 @@ def _places_voxels(affine: NDArray[np.float64]) -> bool:
     return bool((steps > 0).all() and np.isfinite(steps).all() and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6)
 
 
-def checked(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = False) -> Volume:
+def validate(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = False) -> Volume:
     """The volume with a plain type of voxels: native byte order, integers as they came, floats as float32.
 
-    Values that are not finite become `fill_nan`, or a fault when None.
-
-    Raises ScanError for colour and complex voxels, values that are not finite, and images of a single value (which a
-    label map may have).
+    fill_nan: takes the place of values that are not finite. may_be_flat: accept an image of a single value, as a label
+    map may be. Raises ScanError if the volume is no image: complex voxels, values that are not finite without
+    `fill_nan`, a single value, or spacing and rescaling that give no numbers.
     """
     voxels, corrections = volume.voxels, volume.corrections
     if voxels.dtype.kind == "f":
@@ -168,8 +172,8 @@ def check_size(claimed: int, max_bytes: int, what: str = "voxels") -> None:
         raise ScanError(f"{claimed:,} bytes of {what} are more than archive.max_scan_gib={max_bytes / 2**30:g}")
 
 
-def may_pass(error: Exception) -> bool:
-    """Whether an error is not the file's but the machine's, such as a lost file server or too little memory."""
+def is_transient(error: Exception) -> bool:
+    """Whether an error is the machine's and not the file's, such as a lost file server or too little memory."""
     # A damaged file may have its reader look at a place that cannot be: the system says EINVAL.
     lost = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
     return lost or isinstance(error, MemoryError)

@@ -15,11 +15,11 @@ COMPRESSED = 0.6  # a scan's files, of its voxels
 
 def archive_size(workspace: Workspace) -> ArchiveSize | None:
     """The number of the archive's scans and their mean size; None without an archive."""
-    made = ARCHIVE.read(workspace.archive)
-    if made is None:
+    manifest = ARCHIVE.read(workspace.archive)
+    if manifest is None:
         return None
-    number, files = made.counts.volumes, made.source_bytes
-    voxels = files if made.voxel_bytes is None else made.voxel_bytes  # an earlier version's manifest does not say
+    number, files = manifest.counts.volumes, manifest.source_bytes
+    voxels = files if manifest.voxel_bytes is None else manifest.voxel_bytes  # None in what an earlier version wrote
     return ArchiveSize(number, voxels / number / MIB, files / number / MIB)
 
 

@@ -1,12 +1,12 @@
-"""The catalogue: who a scan shows, and who is held out."""
+"""The catalogue: its rows, and who is held out."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from raygenesis.archive.catalogue import (
     CATALOGUE,
     ROWS_PER_GROUP,
+    CatalogueRow,
     CatalogueRows,
     hash_order,
     held_out_subjects,
@@ -27,54 +28,12 @@ from raygenesis.archive.catalogue import (
     voxel_bytes,
     write_catalogue,
 )
-from raygenesis.archive.intake.identity import Identity, open_identity, subject_in, subject_of
-from raygenesis.archive.intake.survey import File, Scan
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace.files import write_table
-from raygenesis.workspace.workspace import Workspace
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 subjects = st.sets(st.integers(0, 10_000), min_size=2, max_size=60)
 fractions = st.floats(0.01, 0.99)
-
-
-@pytest.mark.parametrize(
-    ("source", "pattern", "subject"),
-    [
-        ("sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz", None, "sub-01"),
-        ("site_sub-A7_T1w.nii", None, "sub-A7"),
-        ("hippocampussub-set/a.nii.gz", None, "hippocampussub-set/a"),  # not an entity of BIDS
-        ("a/b.nii.gz", None, "a/b"),
-        ("a/b.NII", None, "a/b"),
-        ("b.nii.gz.nii", None, "b.nii.gz"),
-        ("IXI014-HH-1236_T1.nii.gz", r"(IXI\d+)", "IXI014"),
-        ("IXI014-HH-1236_T1.nii.gz", r"IXI\d+", "IXI014"),
-        ("sub-01_run-3.nii", r"(?:run-)?(P\d+)?", "sub-01_run-3"),
-        ("sub-A.nii", r"sub-(\d+)?", "sub-A"),
-        ("scan.nii", r"sub-(\d+)", "scan"),
-    ],
-)
-def test_the_subject_of_a_scan(source: str, pattern: str | None, subject: str) -> None:
-    assert subject_in(source, pattern) == subject
-    assert subject_of(Scan((File(source, 1, 0),)), pattern) == subject
-
-
-def test_a_dicom_patient_id_counts_before_the_path_and_a_pattern_before_it() -> None:
-    scan = Scan((File("sub-01/IM1", 1, 0), File("sub-01/IM2", 1, 0)), "P7")
-    assert subject_of(scan, None) == "P7"
-    assert subject_of(scan, r"sub-(\d+)") == "01"
-
-
-def test_names_become_keyed_hashes_that_only_the_key_can_repeat(tmp_path: Path) -> None:
-    identity = open_identity(Workspace(tmp_path), keep_ids=False)
-    hashed = identity.subject("sub-01")
-    assert re.fullmatch("[0-9a-f]{16}", hashed)
-    assert hashed == open_identity(Workspace(tmp_path), keep_ids=False).subject("sub-01")
-    others = identity.source("sub-01"), identity.subject("sub-02"), Identity(bytes(32)).subject("sub-01")
-    assert len({hashed, *others}) == 4
-    kept = open_identity(Workspace(tmp_path), keep_ids=True)
-    assert (kept.subject("sub-01"), kept.source("a/b.nii")) == ("sub-01", "a/b.nii")
-    assert (tmp_path / "private/key").stat().st_mode & 0o077 == 0
 
 
 def rows_of(numbers: Iterable[int], name: str = "sub-{}") -> list[dict[str, str]]:
@@ -247,3 +206,7 @@ def test_bytes_of_voxels_are_counted_by_shape_channels_and_type() -> None:
     assert voxel_bytes(table) == 60 * 2 + 120_000 * 3 + 14 * 2 * 4 + 2000**3 * 2
     assert voxel_bytes(table.filter([False] * 4)) == 0
     assert voxel_bytes(pa.concat_tables([table, table])) == 2 * voxel_bytes(table)
+
+
+def test_a_row_is_typed_as_the_table_has_it() -> None:
+    assert get_type_hints(CatalogueRow).keys() == set(CATALOGUE.names)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +15,30 @@ import pytest
 import xxhash
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
-from raygenesis.archive.ingest import ingest, take_in_block
-from raygenesis.archive.intake.known_files import read_sources
+from raygenesis.archive.ingest import ingest
+from raygenesis.archive.intake.known_files import read_known_files
+from raygenesis.archive.intake.parallel import take_in_block
 from raygenesis.archive.intake.take_in import (
-    MOST_CRASHES,
-    IntakeOutcome,
-    attempt_note,
+    MAX_CRASHES,
     file_fingerprint,
-    scan_fingerprint,
     take_in,
 )
 from raygenesis.archive.store import read_region
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
-from raygenesis.settings import ArchiveSettings, load_settings
+from raygenesis.settings import load_settings
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import read_json, read_table
+from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest, as_tree
 from raygenesis.workspace.workspace import Workspace
 from tests.support.data import HEADS, needs_heads
-from tests.support.nifti import grey, write_nifti
+from tests.support.nifti import AFFINE, add_scan, grey, make_scans, write_nifti
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 OVERRIDES = ["archive.coarse_size=8", "archive.chunk=8", "archive.shard=16"]
 SETTINGS = load_settings("cpu-small", [*OVERRIDES, "archive.keep_ids=true"])
 HASHED = load_settings("cpu-small", OVERRIDES)
-AFFINE = np.array([[0, 0, 3.0, -10], [-1, 0, 0, 40], [0, 2, 0, 5], [0, 0, 0, 1]])  # stored P S R
 EVERYTHING = (slice(None),) * 3
-
-
-def add_scan(scans: Path, number: int, suffix: str = ".nii.gz") -> Path:
-    voxels = grey((9, 12, 10), seed=number)
-    return write_nifti(scans / f"sub-{number:02d}" / f"sub-{number:02d}_T1w{suffix}", voxels, AFFINE)
-
-
-def make_scans(scans: Path, count: int) -> Path:
-    for number in range(count):
-        add_scan(scans, number)
-    return scans
 
 
 @pytest.fixture
@@ -79,13 +63,12 @@ def read_failures(workspace: Workspace) -> list[dict[str, str]]:
     return read_table(workspace.archive / "failures.parquet", schema=FAILURES).to_pylist()
 
 
-def counts(**said: int) -> dict[str, int]:
-    nothing = dict.fromkeys(("scans", "volumes", "subjects", "failures", "known", "removed", "other_files"), 0)
-    return {**nothing, **said}
+def counts(scans: int, volumes: int, subjects: int, failures: int = 0, **others: int) -> ArchiveCounts:
+    return ArchiveCounts(scans=scans, volumes=volumes, subjects=subjects, failures=failures, **others)
 
 
 @pytest.fixture(scope="module")
-def mixed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Workspace, dict[str, Any]]:
+def mixed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Workspace, ArchiveManifest]:
     """Five good scans, one of them under two names more, and files that are no scans."""
     folder = tmp_path_factory.mktemp("mixed")
     scans = make_scans(folder / "scans", 5)
@@ -119,7 +102,7 @@ def test_bad_files_among_good_ones_are_listed_with_their_reasons(mixed) -> None:
     }
     assert list(reasons) == sorted(expected)
     assert all(words in reasons[source] for source, words in expected.items())
-    assert manifest["counts"] == counts(scans=13, volumes=5, subjects=5, failures=8, other_files=1)
+    assert manifest.counts == counts(scans=13, volumes=5, subjects=5, failures=8, other_files=1)
 
 
 def test_a_catalogue_row_is_the_scan_s_own_facts(mixed) -> None:
@@ -152,8 +135,8 @@ def test_one_folder_per_volume_and_nothing_half_written(mixed) -> None:
     assert all(volume.name.endswith(".ome.zarr") and (volume / "zarr.json").is_file() for volume in volumes)
     rows = read_catalogue(workspace.catalog)
     assert {volume.name for volume in volumes} == {f"{row['volume_id']}.ome.zarr" for row in rows}
-    assert sum(row["stored_bytes"] for row in rows) == manifest["stored_bytes"]
-    assert manifest == read_json(workspace.archive / "manifest.json")
+    assert sum(row["stored_bytes"] for row in rows) == manifest.stored_bytes
+    assert json.loads(json.dumps(as_tree(manifest))) == read_json(workspace.archive / "manifest.json")
 
 
 def test_a_second_ingest_does_nothing_and_says_so(mixed, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +170,7 @@ def test_two_workspaces_hold_the_same_bytes(mixed, tmp_path: Path) -> None:
     again = ingest(moved, other, SETTINGS)
     assert contents(other.volumes) == contents(workspace.volumes)
     assert read_catalogue(other.catalog) == read_catalogue(workspace.catalog)
-    assert again["fingerprint"] == manifest["fingerprint"]
+    assert again.fingerprint == manifest.fingerprint
 
 
 def test_a_killed_ingest_ends_as_one_never_killed(mixed, tmp_path: Path) -> None:
@@ -201,7 +184,7 @@ def test_a_killed_ingest_ends_as_one_never_killed(mixed, tmp_path: Path) -> None
         (copy.archive / name).unlink()
     shutil.rmtree(copy.private)
     (copy.archive / "attempts").mkdir()
-    (copy.archive / "attempts" / half.name.partition(".")[0]).write_bytes(b"." * MOST_CRASHES)
+    (copy.archive / "attempts" / half.name.partition(".")[0]).write_bytes(b"." * MAX_CRASHES)
     ingest(scans, copy, SETTINGS)
     assert not (copy.archive / "attempts").exists()
     assert contents(copy.volumes) == contents(workspace.volumes)
@@ -218,10 +201,10 @@ def test_a_scan_that_is_added_is_all_that_is_added(scans: Path, workspace: Works
     new = {name.split("/")[0] for name in after.keys() - before.keys()}
     assert new == {f"{file_fingerprint(scans / 'sub-07/sub-07_T1w.nii.gz')}.ome.zarr"}
     assert before.items() <= after.items()
-    assert second["counts"]["known"] == 3
+    assert second.counts.known == 3
     assert [row for row in read_catalogue(workspace.catalog) if row["subject_id"] != "sub-07"] == rows
-    assert (first["counts"]["volumes"], second["counts"]["volumes"]) == (3, 4)
-    assert first["fingerprint"] != second["fingerprint"]
+    assert (first.counts.volumes, second.counts.volumes) == (3, 4)
+    assert first.fingerprint != second.fingerprint
 
 
 def test_a_scan_packed_since_does_not_count_twice(scans: Path, workspace: Workspace) -> None:
@@ -233,7 +216,7 @@ def test_a_scan_packed_since_does_not_count_twice(scans: Path, workspace: Worksp
     manifest = ingest(scans, workspace, SETTINGS)
     sources = sorted(row["source"] for row in read_catalogue(workspace.catalog))
     assert sources == [f"sub-{number:02d}/sub-{number:02d}_T1w.nii.gz" for number in range(3)]
-    assert manifest["counts"] == counts(scans=3, volumes=3, subjects=3, known=2)
+    assert manifest.counts == counts(scans=3, volumes=3, subjects=3, known=2)
     assert len(list(workspace.volumes.iterdir())) == 3
 
 
@@ -243,12 +226,12 @@ def test_a_removed_scan_s_volume_stays_until_it_is_pruned(scans: Path, workspace
     shutil.rmtree(scans / "sub-01")
     for _ in range(2):  # the second has nothing to do
         manifest = ingest(scans, workspace, SETTINGS)
-        assert manifest["counts"] == counts(scans=2, volumes=3, subjects=3, known=2, removed=1)
+        assert manifest.counts == counts(scans=2, volumes=3, subjects=3, known=2, removed=1)
         assert read_catalogue(workspace.catalog) == rows and len(list(workspace.volumes.iterdir())) == 3
     assert "1 volumes stay whose files are gone or no longer readable: --prune removes them" in capsys.readouterr().out
     for _ in range(2):
         manifest = ingest(scans, workspace, SETTINGS, prune=True)
-        assert manifest["counts"] == counts(scans=2, volumes=2, subjects=2, known=2)
+        assert manifest.counts == counts(scans=2, volumes=2, subjects=2, known=2)
         left = [row for row in rows if row["subject_id"] != "sub-01"]
         assert read_catalogue(workspace.catalog) == left and len(list(workspace.volumes.iterdir())) == 2
 
@@ -260,10 +243,10 @@ def test_what_is_known_is_not_read_again(scans: Path, workspace: Workspace, monk
     before = {row["source"]: row for row in read_catalogue(workspace.catalog)}
     changed = write_nifti(scans / "sub-01/sub-01_T1w.nii.gz", grey((9, 12, 10), seed=77), AFFINE)
     read = scans.parent / "read"
-    monkeypatch.setattr("raygenesis.archive.ingest.take_in_block", recording(read))
+    monkeypatch.setattr("raygenesis.archive.intake.parallel.take_in_block", recording(read))
     manifest = ingest(scans, workspace, SETTINGS)
     assert read.read_text().split() == ["sub-01/sub-01_T1w.nii.gz"]
-    assert manifest["counts"] == counts(scans=4, volumes=3, subjects=3, failures=1, known=3)
+    assert manifest.counts == counts(scans=4, volumes=3, subjects=3, failures=1, known=3)
     after = {row["source"]: row for row in read_catalogue(workspace.catalog)}
     assert after.keys() == before.keys()
     assert [source for source in after if after[source] != before[source]] == ["sub-01/sub-01_T1w.nii.gz"]
@@ -287,7 +270,7 @@ def test_a_volume_that_was_removed_is_made_again(scans: Path, workspace: Workspa
     manifest = ingest(scans, workspace, SETTINGS)
     rows, before = read_catalogue(workspace.catalog), contents(workspace.volumes)
     shutil.rmtree(min(workspace.volumes.iterdir()))
-    assert ingest(scans, workspace, SETTINGS)["fingerprint"] == manifest["fingerprint"]
+    assert ingest(scans, workspace, SETTINGS).fingerprint == manifest.fingerprint
     assert read_catalogue(workspace.catalog) == rows and contents(workspace.volumes) == before
 
 
@@ -298,7 +281,7 @@ def test_names_are_hashed_and_only_the_private_folder_leads_back(scans: Path, wo
     public = b"".join(contents(workspace.archive).values())
     assert not any(name in public for name in (b"sub-0", b"SECRET", str(scans).encode()))
     rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog)}
-    sources = read_sources(workspace.private)
+    sources = read_known_files(workspace.private)
     assert sorted(sources) == [
         "sub-00/sub-00_T1w.nii.gz", "sub-01/sub-01_T1w.nii.gz", "sub-01/zcopy.nii.gz", "sub-02/sub-02_T1w.nii.gz",
         "sub-SECRET.nii",
@@ -334,7 +317,7 @@ def test_a_fourth_axis_is_split_into_volumes_of_one_subject(tmp_path: Path, work
     series = grey((5, 6, 7, 3))
     path = write_nifti(tmp_path / "scans/sub-1_bold.nii.gz", series)
     chosen = load_settings("cpu-small", [*OVERRIDES, "archive.keep_ids=true", "archive.fourth_axis=split"])
-    assert ingest(tmp_path / "scans", workspace, chosen)["counts"] == counts(scans=1, volumes=3, subjects=1)
+    assert ingest(tmp_path / "scans", workspace, chosen).counts == counts(scans=1, volumes=3, subjects=1)
     rows = read_catalogue(workspace.catalog)
     assert [row["volume_id"] for row in rows] == [f"{file_fingerprint(path)}-{n:04d}" for n in range(3)]
     for number, row in enumerate(rows):
@@ -342,7 +325,7 @@ def test_a_fourth_axis_is_split_into_volumes_of_one_subject(tmp_path: Path, work
         assert np.array_equal(stored.T, series[..., number])
     add_scan(tmp_path / "scans", 7)
     again = ingest(tmp_path / "scans", workspace, chosen)
-    assert again["counts"] == counts(scans=2, volumes=4, subjects=2, known=1)
+    assert again.counts == counts(scans=2, volumes=4, subjects=2, known=1)
     assert read_catalogue(workspace.catalog, [row["volume_id"] for row in rows]) == rows
 
 
@@ -355,10 +338,10 @@ def test_other_names_are_the_same_archive_and_another_grouping_is_not(scans: Pat
         (there,) = scans.glob("*/sub-00_T1w.nii.gz") if name == "sub-99" else scans.glob("*/sub-99_T1w.nii.gz")
         (scans / name).mkdir(exist_ok=True)
         there.rename(scans / name / "sub-99_T1w.nii.gz")
-        fingerprints.append(ingest(scans, workspace, SETTINGS)["fingerprint"])
+        fingerprints.append(ingest(scans, workspace, SETTINGS).fingerprint)
         assert {row["subject_id"] for row in read_catalogue(workspace.catalog)} == {name, "sub-01", "sub-02"}
         assert times(workspace.volumes) == stored
-    assert fingerprints[0] == before["fingerprint"] != fingerprints[1]
+    assert fingerprints[0] == before.fingerprint != fingerprints[1]
 
 
 def test_nothing_but_bad_files_is_an_error_that_names_the_first(tmp_path: Path, workspace: Workspace) -> None:
@@ -370,7 +353,7 @@ def test_nothing_but_bad_files_is_an_error_that_names_the_first(tmp_path: Path, 
     assert not (workspace.archive / "manifest.json").exists()
     assert [row["source"] for row in read_failures(workspace)] == ["a.nii.gz", "b.nii"]
     add_scan(tmp_path / "scans", 1)
-    assert ingest(tmp_path / "scans", workspace, SETTINGS)["counts"]["volumes"] == 1
+    assert ingest(tmp_path / "scans", workspace, SETTINGS).counts.volumes == 1
 
 
 def test_an_archive_that_cannot_be_written_stops_the_ingest(scans, workspace, monkeypatch) -> None:
@@ -381,24 +364,24 @@ def test_an_archive_that_cannot_be_written_stops_the_ingest(scans, workspace, mo
         yield from take_in_block(block, volumes=volumes.parent.parent / "file/archive/volumes", **arguments)
 
     with monkeypatch.context() as patch, pytest.raises(WorkspaceError, match="cannot be written: Not a directory"):
-        patch.setattr("raygenesis.archive.ingest.take_in_block", elsewhere)
+        patch.setattr("raygenesis.archive.intake.parallel.take_in_block", elsewhere)
         ingest(scans, workspace, SETTINGS)
     assert not (workspace.archive / "manifest.json").exists() and not (workspace.archive / "failures.parquet").exists()
-    assert ingest(scans, workspace, SETTINGS)["counts"] == counts(scans=3, volumes=3, subjects=3)
+    assert ingest(scans, workspace, SETTINGS).counts == counts(scans=3, volumes=3, subjects=3)
 
 
 def test_a_file_in_the_way_of_a_volume_is_replaced(scans: Path, workspace: Workspace) -> None:
     workspace.volumes.mkdir(parents=True)
     in_the_way = workspace.volumes / f"{file_fingerprint(scans / 'sub-01/sub-01_T1w.nii.gz')}.ome.zarr"
     in_the_way.write_bytes(b"")
-    assert ingest(scans, workspace, SETTINGS)["counts"] == counts(scans=3, volumes=3, subjects=3)
+    assert ingest(scans, workspace, SETTINGS).counts == counts(scans=3, volumes=3, subjects=3)
     assert in_the_way.is_dir()
 
 
 def test_a_stored_scan_is_not_decoded_again(mixed, monkeypatch: pytest.MonkeyPatch) -> None:
     scans, workspace, _ = mixed
     row = read_catalogue(workspace.catalog)[0]
-    monkeypatch.setattr("raygenesis.archive.intake.read_scan", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("raygenesis.archive.intake.take_in.read_scan", lambda *_: pytest.fail("decoded"))
     (record,) = take_in([scans / row["source"]], workspace.volumes, SETTINGS.archive).records
     assert {**record, "num_siblings": 1} == record
     assert {name: record[name] for name in record.keys() & row.keys()} == {
@@ -406,91 +389,11 @@ def test_a_stored_scan_is_not_decoded_again(mixed, monkeypatch: pytest.MonkeyPat
     }
 
 
-def test_a_file_that_vanishes_is_a_failure_of_its_own_and_is_looked_for_again(tmp_path: Path) -> None:
-    outcome = take_in([tmp_path / "gone.nii"], tmp_path / "archive/volumes", ArchiveSettings())
-    assert outcome == IntakeOutcome(reason="cannot be read (No such file or directory)", is_lasting=False)
-    assert json.loads(json.dumps(asdict(outcome))) == {
-        "records": [], "reason": outcome.reason, "is_lasting": False, "fault": "",
-    }  # fmt: skip
-
-
-def test_a_place_that_cannot_be_written_is_no_fault_of_the_scan(scans: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    (tmp_path / "archive").mkdir()
-    (tmp_path / "archive/volumes").symlink_to(tmp_path / "file")
-    path = scans / "sub-00/sub-00_T1w.nii.gz"
-    for volumes in (tmp_path / "file/archive/volumes", tmp_path / "archive/volumes"):
-        outcome = take_in([path], volumes, ArchiveSettings())
-        assert outcome.fault.endswith("cannot be written: Not a directory") and not outcome.reason
-
-
-def test_a_scan_that_crashed_its_reader_is_given_up_in_the_end(scans: Path, tmp_path: Path) -> None:
-    """A crash takes the process along and leaves only a note behind."""
-    path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
-    script = f"""
-import os, pathlib
-from raygenesis.archive import intake
-from raygenesis.settings import ArchiveSettings
-intake.read_scan = lambda *_: os._exit(7)
-for _ in range({MOST_CRASHES}):
-    child = os.fork()
-    if not child:
-        intake.take_in([pathlib.Path({str(path)!r})], pathlib.Path({str(volumes)!r}), ArchiveSettings())
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
-    outcome = take_in([path], volumes, ArchiveSettings())
-    assert "crashed or ran out of memory 2 times" in outcome.reason and not outcome.is_lasting
-    shutil.rmtree(tmp_path / "archive/attempts")
-    assert take_in([path], volumes, ArchiveSettings()).records and not any((tmp_path / "archive/attempts").iterdir())
-
-
-def test_attempts_that_ended_with_their_node_say_nothing_of_the_scan(scans: Path, tmp_path: Path) -> None:
-    path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
-    note = attempt_note(volumes, [path])
-    note.parent.mkdir(parents=True)
-    note.write_text("4711 gone\n" * MOST_CRASHES)
-    asked = ([path], volumes, ArchiveSettings(), "here")
-    assert "crashed" in take_in(*asked, lambda node: node == "another").reason
-    assert take_in(*asked, lambda node: node == "gone").records
-
-
-def test_a_refused_scan_leaves_no_note_of_a_crash(tmp_path: Path) -> None:
-    (tmp_path / "text.nii").write_text("not a scan")
-    for _ in range(MOST_CRASHES + 1):
-        outcome = take_in([tmp_path / "text.nii"], tmp_path / "archive/volumes", ArchiveSettings())
-        assert "not readable as NIfTI" in outcome.reason and outcome.is_lasting
-
-
-def test_a_scan_in_which_preparing_leaves_one_value_is_a_failure(tmp_path: Path) -> None:
-    """Voxels so sparse that all of them are rounded away."""
-    sparse = np.zeros((32, 32, 32), np.uint8)
-    sparse[::8, ::8, ::8] = 1
-    path, volumes = write_nifti(tmp_path / "sparse.nii", sparse), tmp_path / "archive/volumes"
-    outcome = take_in([path], volumes, ArchiveSettings(spacing_mm=(4.0, 4.0, 4.0)))
-    assert outcome.reason.startswith("every channel is of a single value, once it is cropped or resampled")
-    assert outcome.is_lasting and not volumes.exists()
-    assert take_in([path], volumes, ArchiveSettings()).records
-
-
-def test_a_scan_whose_channels_are_flat_each_is_a_failure(tmp_path: Path) -> None:
-    colours = np.zeros((6, 6, 6, 3), np.uint8) + np.array([1, 2, 3], np.uint8)
-    path = write_nifti(tmp_path / "a.nii", colours.view([(name, "u1") for name in "RGB"])[..., 0])
-    outcome = take_in([path], tmp_path / "archive/volumes", ArchiveSettings())
-    assert outcome.reason == "every channel is of a single value: there is no image"
-
-
-def test_the_identity_of_a_scan_is_its_bytes_in_any_order(scans: Path) -> None:
-    paths = sorted(scans.rglob("*.nii.gz"))
-    assert scan_fingerprint(paths[:1]) == file_fingerprint(paths[0])
-    assert scan_fingerprint(paths) == scan_fingerprint(paths[::-1]) != scan_fingerprint(paths[:2])
-
-
 def test_radiographs_and_volumes_live_in_one_archive(tmp_path: Path, workspace: Workspace) -> None:
     write_nifti(tmp_path / "scans/a.nii.gz", grey((20, 30), np.uint8), np.diag([0.2, 0.3, 1, 1]))
     write_nifti(tmp_path / "scans/b.nii.gz", grey((20, 30, 4), np.uint8))
     chosen = load_settings("paper-2d", [*OVERRIDES, "archive.keep_ids=true"])
-    assert ingest(tmp_path / "scans", workspace, chosen)["counts"] == counts(scans=2, volumes=2, subjects=2)
+    assert ingest(tmp_path / "scans", workspace, chosen).counts == counts(scans=2, volumes=2, subjects=2)
     (flat,), (deep,) = (read_catalogue(workspace.catalog, ndim=ndim) for ndim in (2, 3))
     assert (flat["source"], flat["shape"]) == ("a.nii.gz", [30, 20])
     assert flat["spacing_mm"] == pytest.approx([0.3, 0.2])

@@ -19,8 +19,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from raygenesis.archive import ingest as ingesting
-from raygenesis.archive.ingest import ingest, take_in_block
+from raygenesis.archive.ingest import ingest
+from raygenesis.archive.intake import parallel as ingesting
+from raygenesis.archive.intake.parallel import take_in_block
 from raygenesis.discovery import crop as cropping
 from raygenesis.discovery import discover as discovering
 from raygenesis.discovery import embed as embedding

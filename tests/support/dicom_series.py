@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from raygenesis.archive.formats.dicom import read_geometry, read_series
+from raygenesis.archive.formats.dicom import read_series, read_series_geometry
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 
@@ -106,4 +106,4 @@ def refusal(paths: Sequence[Path], fourth_axis: str = "refuse") -> str:
 
 def assert_geometry(paths: Sequence[Path], volumes: Sequence[Volume]) -> None:
     expected = [(volume.shape, pytest.approx(volume.spacing_mm)) for volume in volumes]
-    assert read_geometry(paths) == expected
+    assert read_series_geometry(paths) == expected

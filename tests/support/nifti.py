@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 HEADER_BYTES = 348
+AFFINE = np.array([[0, 0, 3.0, -10], [-1, 0, 0, 40], [0, 2, 0, 5], [0, 0, 0, 1]])  # stored P S R
 
 
 def nifti_bytes(
@@ -39,3 +40,15 @@ def write_nifti(path: Path, voxels: NDArray[Any], affine: ArrayLike | None = Non
 def grey(shape: tuple[int, ...], dtype: Any = np.int16, seed: int = 0) -> NDArray[Any]:
     """Voxels from 0 to 119 in random order, never all the same."""
     return (np.random.default_rng(seed).permutation(int(np.prod(shape))) % 120).reshape(shape).astype(dtype)
+
+
+def add_scan(scans: Path, number: int, suffix: str = ".nii.gz") -> Path:
+    """One of several scans that differ, under a name of BIDS."""
+    voxels = grey((9, 12, 10), seed=number)
+    return write_nifti(scans / f"sub-{number:02d}" / f"sub-{number:02d}_T1w{suffix}", voxels, AFFINE)
+
+
+def make_scans(scans: Path, count: int) -> Path:
+    for number in range(count):
+        add_scan(scans, number)
+    return scans

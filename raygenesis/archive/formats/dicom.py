@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from raygenesis.archive.formats.dicom_file import (
     read_slices,
     tags_of,
 )
+from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
 from raygenesis.archive.formats.slices import (
     MIN_SLICES,
     Plane,
@@ -37,15 +38,11 @@ from raygenesis.archive.formats.slices import (
     positions,
     stacks,
 )
-from raygenesis.archive.volume import MAX_BYTES, Volume, canonical, check_size, spacing_of
+from raygenesis.archive.volume import MAX_BYTES, Geometry, Volume, canonical, canonical_geometry, check_size
 from raygenesis.errors import ScanError
-
-__all__ = ["FourthAxis", "Header", "looks_like_dicom", "read_geometry", "read_header", "read_series"]
 
 T = TypeVar("T")
 File = TypeVar("File")
-
-FourthAxis = Literal["refuse", "split", "channels"]
 
 # Each image is one of its own, without a place in the patient.
 PROJECTIONS = {"CR", "DX", "DR", "MG", "RF", "XA", "PX", "IO"}
@@ -65,6 +62,19 @@ HEADER_NAMES = (
     "BitsAllocated", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "ViewPosition",
 )  # fmt: skip
 HEADER_TAGS = [Tag(name) for name in HEADER_NAMES]
+
+
+class Dicom(ScanFormat):
+    """DICOM: files of any name, known by their first bytes; a scan is all files of a series (`read_header`)."""
+
+    def recognises(self, head: bytes) -> bool:
+        return looks_like_dicom(head)
+
+    def read(self, paths: Sequence[Path], fourth_axis: FourthAxis, max_bytes: int) -> list[Volume]:
+        return read_series(paths, fourth_axis, max_bytes)
+
+    def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
+        return read_series_geometry(paths)
 
 
 @dataclass(frozen=True)
@@ -131,8 +141,8 @@ def read_series(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_b
     return [replace(first, corrections=(*first.corrections, *notes, *left_out)), *others]
 
 
-def read_geometry(paths: Sequence[Path]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) of a series' volumes, without its pixels.
+def read_series_geometry(paths: Sequence[Path]) -> list[Geometry]:
+    """The geometry of a series' volumes, without its pixels.
 
     Time points and echoes count once.
     """
@@ -142,11 +152,7 @@ def read_geometry(paths: Sequence[Path]) -> list[tuple[tuple[int, ...], tuple[fl
     else:
         grids, _ = _each_stack(slices, lambda stack: [lay_out(_planes([place[0] for place in _places(stack)]))])
         placed = [(grid.shape[::-1], grid.affine, 3) for grid in grids]
-    found = []
-    for shape, affine, ndim in placed:
-        voxels, affine = canonical(np.broadcast_to(np.uint8(0), shape), affine, ndim)
-        found.append((voxels.shape, spacing_of(affine, ndim)))
-    return found
+    return [canonical_geometry(shape, affine, ndim) for shape, affine, ndim in placed]
 
 
 def _are_images(slices: Sequence[Slice]) -> bool:

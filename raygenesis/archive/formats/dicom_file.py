@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from raygenesis.archive.formats.slices import Plane
-from raygenesis.archive.volume import MAX_COMPRESSION, may_pass
+from raygenesis.archive.volume import MAX_COMPRESSION, is_transient
 from raygenesis.errors import ScanError
 
 # What pydicom logs quotes values of the file.
@@ -85,7 +85,7 @@ FUNCTIONAL_GROUPS = (
 
 
 @dataclass(frozen=True)
-class _Format:
+class _PixelFormat:
     """How a file stores its pixels."""
 
     frames: int
@@ -110,7 +110,7 @@ class Frames:
     """The frames of one file: its data set, how it stores pixels, and the data sets that describe each frame."""
 
     dataset: FileDataset
-    stored: _Format
+    stored: _PixelFormat
     groups: Sequence[tuple[Dataset, ...]]
 
     @property
@@ -157,7 +157,7 @@ def guarded(fault: str) -> Iterator[None]:
         except ScanError:
             raise
         except Exception as error:
-            if may_pass(error):
+            if is_transient(error):
                 raise
             raise ScanError(f"{fault} ({type(error).__name__})") from None
 
@@ -229,7 +229,7 @@ def _functional_groups(containers: Sequence[Dataset]) -> list[Dataset]:
     return [sequence[0] for sequence in found if sequence]
 
 
-def _format(dataset: FileDataset, file_size: int) -> _Format:
+def _format(dataset: FileDataset, file_size: int) -> _PixelFormat:
     """How the pixels are stored; ScanError if that is impossible, or more than the file can hold."""
     names = ("Rows", "Columns", "BitsAllocated")
     if any(first_value((dataset,), name) is None for name in names):
@@ -251,7 +251,7 @@ def _format(dataset: FileDataset, file_size: int) -> _Format:
     guess = (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian
     syntax = dataset.file_meta.get("TransferSyntaxUID") or guess
     signed = bool(dataset.get("PixelRepresentation"))
-    found = _Format(
+    found = _PixelFormat(
         frames, rows, columns, samples, allocated, stored, high, signed, inverted, UID(syntax), bool(little)
     )  # fmt: skip
     packed = found.syntax.is_encapsulated or found.syntax.is_deflated
@@ -260,7 +260,7 @@ def _format(dataset: FileDataset, file_size: int) -> _Format:
     return found
 
 
-def _decode(dataset: Dataset, stored: _Format) -> NDArray[Any]:
+def _decode(dataset: Dataset, stored: _PixelFormat) -> NDArray[Any]:
     """Stored values [frames, rows, columns], or [frames, rows, columns, 3] as RGB, in native byte order."""
     shape = (stored.frames, stored.rows, stored.columns, *([stored.samples] * (stored.samples > 1)))
     with guarded("the pixel data is cut short or damaged"):
@@ -280,7 +280,7 @@ def _decode(dataset: Dataset, stored: _Format) -> NDArray[Any]:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _decoder(stored: _Format) -> str:
+def _decoder(stored: _PixelFormat) -> str:
     """pydicom's name of the decoder to use (any that it finds could carry a licence that forbids much)."""
     if not stored.syntax.is_encapsulated:
         return ""
@@ -305,7 +305,7 @@ def _plane(groups: Sequence[Dataset], shape: tuple[int, int]) -> Plane | None:
     return Plane(position, orientation, spacing, shape)
 
 
-def _rescale(groups: Sequence[Dataset], stored: _Format) -> tuple[float, float]:
+def _rescale(groups: Sequence[Dataset], stored: _PixelFormat) -> tuple[float, float]:
     """Slope and intercept from stored to real values; for MONOCHROME1 those of the inverted image."""
     slope = (floats(groups, "RescaleSlope", 1) or (1.0,))[0]
     intercept = (floats(groups, "RescaleIntercept", 1) or (0.0,))[0]

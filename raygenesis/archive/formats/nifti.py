@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,14 +17,16 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
 from raygenesis.archive.volume import (
     MAX_COMPRESSION,
+    Geometry,
     Volume,
     canonical,
     canonical_geometry,
     check_claim,
     first_line,
-    may_pass,
+    is_transient,
 )
 from raygenesis.errors import ScanError
 
@@ -45,40 +48,34 @@ CIFTI_INTENTS = 30
 MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 
 
-def read_geometry(path: Path, fourth_axis: str) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) of each volume, from the header alone."""
-    with _open(path) as file:
-        header = _read_header(file)
-    shape, affine = _squeezed(header)
-    layout = _layout(header, shape, fourth_axis)
-    ndim = 2 if shape[2] == 1 else 3
-    found = canonical_geometry(shape[:3], affine, ndim)
-    return [found] * (shape[3] if layout == "split" else 1)
+class Nifti(ScanFormat):
+    suffixes = (".nii", ".nii.gz")
 
+    def read(self, paths: Sequence[Path], fourth_axis: FourthAxis, max_bytes: int) -> list[Volume]:
+        path = paths[0]
+        with _open(path) as file:
+            header = _read_header(file)
+            shape, affine = _squeezed(header)
+            layout = _layout(header, shape, fourth_axis)
+            voxels = _read_voxels(path, file, header, max_bytes).reshape(shape, order="F")
+        slope, intercept = _rescaling(header)
+        ndim = 2 if shape[2] == 1 else 3
+        if voxels.dtype.names:  # RGB and RGBA: colours become channels, transparency is no image
+            voxels = np.stack([voxels[name] for name in voxels.dtype.names[:3]], -1)
+            layout = "channels"
+        parts = [voxels[..., number] for number in range(shape[3])] if layout == "split" else [voxels]
+        placed = header["sform_code"] > 0 or header["qform_code"] > 0
+        notes = () if placed else ("no orientation is stored: axes taken as right to left, anterior and superior",)
+        turned = [canonical(part, affine, ndim) for part in parts]
+        return [Volume(voxels, affine, slope, intercept, ndim, corrections=notes) for voxels, affine in turned]
 
-def read(path: Path, fourth_axis: str, max_bytes: int) -> list[Volume]:
-    """The volumes of a file: one, or with fourth_axis "split" one a time point.
-
-    Raises ScanError saying what is wrong with the file, or that it claims more than `max_bytes` of voxels.
-    """
-    with _open(path) as file:
-        header = _read_header(file)
+    def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
+        with _open(paths[0]) as file:
+            header = _read_header(file)
         shape, affine = _squeezed(header)
         layout = _layout(header, shape, fourth_axis)
-        voxels = _read_voxels(path, file, header, max_bytes).reshape(shape, order="F")
-    slope, intercept = _rescaling(header)
-    ndim = 2 if shape[2] == 1 else 3
-    if voxels.dtype.names:  # RGB and RGBA: colours become channels, transparency is no image
-        voxels = np.stack([voxels[name] for name in voxels.dtype.names[:3]], -1)
-        layout = "channels"
-    parts = [voxels[..., number] for number in range(shape[3])] if layout == "split" else [voxels]
-    placed = header["sform_code"] > 0 or header["qform_code"] > 0
-    notes = () if placed else ("no orientation is stored: axes taken as right to left, anterior and superior",)
-    volumes = []
-    for part in parts:
-        turned, place = canonical(part, affine, ndim)
-        volumes.append(Volume(turned, place, slope, intercept, ndim, corrections=notes))
-    return volumes
+        found = canonical_geometry(shape[:3], affine, 2 if shape[2] == 1 else 3)
+        return [found] * (shape[3] if layout == "split" else 1)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -91,7 +88,7 @@ def _read_header(file: BinaryIO) -> Any:
     try:
         begin = file.read(540)
     except DAMAGE as error:
-        if may_pass(error):
+        if is_transient(error):
             raise
         raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
     try:
@@ -135,7 +132,7 @@ def _space_unit(header: Any) -> str:
         return "unknown"
 
 
-def _layout(header: Any, shape: tuple[int, ...], fourth_axis: str) -> str:
+def _layout(header: Any, shape: tuple[int, ...], fourth_axis: FourthAxis) -> str:
     """What the fourth axis is: "split" into volumes, "channels", or "" where there is none."""
     if len(shape) == 3:
         return ""
@@ -174,7 +171,7 @@ def _read_voxels(path: Path, file: BinaryIO, header: Any, max_bytes: int) -> NDA
         while there < len(view) and (got := file.readinto(view[there:])):
             there += got
     except DAMAGE as error:
-        if may_pass(error):
+        if is_transient(error):
             raise
         raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
     if there < len(view):

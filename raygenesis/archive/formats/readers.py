@@ -1,47 +1,61 @@
-"""One way into every format."""
+"""The table of scan formats, and the one way into all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
-from raygenesis.archive.formats import arrays, dicom, itk, nifti, pictures
-from raygenesis.archive.volume import MAX_BYTES, Volume, checked
+from raygenesis.archive.formats.dicom import Dicom
+from raygenesis.archive.formats.metaimage import MetaImage
+from raygenesis.archive.formats.nifti import Nifti
+from raygenesis.archive.formats.nrrd import Nrrd
+from raygenesis.archive.formats.numpy_array import NumpyArray
+from raygenesis.archive.formats.png_jpeg import PngJpeg
+from raygenesis.archive.formats.scan_format import HEAD_BYTES, FourthAxis, ScanFormat
+from raygenesis.archive.volume import MAX_BYTES, Geometry, Volume, validate
 
-# Formats that are known by the end of a file's name; each module has `read` and `read_geometry`.
-FORMATS: dict[str, ModuleType] = {
-    ".nii": nifti, ".nii.gz": nifti, ".mha": itk, ".mhd": itk, ".nrrd": itk, ".npy": arrays, ".npz": arrays,
-    ".png": pictures, ".jpg": pictures, ".jpeg": pictures,
-}  # fmt: skip
+DICOM = Dicom()
 
-Geometry = tuple[tuple[int, ...], tuple[float, ...]]
+FORMATS: tuple[ScanFormat, ...] = (Nifti(), MetaImage(), Nrrd(), NumpyArray(), PngJpeg(), DICOM)
+
+SUFFIXES = tuple(suffix for known in FORMATS for suffix in known.suffixes)
 
 
-def format_of(name: str) -> ModuleType | None:
-    """The module that reads a file by the end of its name, None for other names."""
-    lower = name.lower()
-    return next((module for suffix, module in FORMATS.items() if lower.endswith(suffix)), None)
+def format_named(name: str) -> ScanFormat | None:
+    """The format that claims a file's name, None where none does."""
+    return next((known for known in FORMATS if name.lower().endswith(known.suffixes)), None)
+
+
+def format_of(path: Path) -> ScanFormat | None:
+    """The format of a file, by its name or else by its first bytes; None if it is of none. Raises OSError."""
+    named = format_named(path.name)
+    if named is not None:
+        return named
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    return next((known for known in FORMATS if known.recognises(head)), None)
 
 
 def read_scan(
-    paths: Sequence[Path], fourth_axis: dicom.FourthAxis = "refuse", max_bytes: int = MAX_BYTES,
+    paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_bytes: int = MAX_BYTES,
     fill_nan: float | None = None, may_be_flat: bool = False,
 ) -> list[Volume]:  # fmt: skip
-    """Decode the file of a scan, or the files of its DICOM series, into canonical axes.
+    """Decode a scan into canonical axes.
 
-    One volume, or several where archive.fourth_axis splits a fourth axis; `may_be_flat`: also of a single value.
-    Raises ScanError saying what is wrong.
+    Args:
+        paths: its files; of a format but DICOM the first is enough.
+        fourth_axis: what becomes of a fourth axis (`archive.fourth_axis`).
+        max_bytes: how many bytes of voxels the scan may have at the most.
+        fill_nan: takes the place of values that are not finite, which are a fault where it is None.
+        may_be_flat: accept a volume of a single value, such as an empty label map.
+
+    Returns one volume, or several where `fourth_axis` is "split". Raises ScanError saying what is wrong.
     """
-    module = format_of(paths[0].name)
-    if module is None:
-        found = dicom.read_series(paths, fourth_axis, max_bytes)
-    else:
-        found = module.read(paths[0], fourth_axis, max_bytes)
-    return [checked(volume, fill_nan, may_be_flat) for volume in found]
+    # What no format recognises is given to DICOM, which says what it misses.
+    volumes = (format_of(paths[0]) or DICOM).read(paths, fourth_axis, max_bytes)
+    return [validate(volume, fill_nan, may_be_flat) for volume in volumes]
 
 
-def read_scan_geometry(paths: Sequence[Path], fourth_axis: str = "refuse") -> list[Geometry]:
-    """Shape in voxels and spacing in mm (z y x, or y x, canonical axes) of each volume, without its voxels."""
-    module = format_of(paths[0].name)
-    return dicom.read_geometry(paths) if module is None else module.read_geometry(paths[0], fourth_axis)
+def read_scan_geometry(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse") -> list[Geometry]:
+    """Shape in voxels and spacing in mm of each volume that `read_scan` gives, without reading voxels."""
+    return (format_of(paths[0]) or DICOM).read_geometry(paths, fourth_axis)

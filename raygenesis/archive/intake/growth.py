@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raygenesis.archive.catalogue import CatalogueRow, read_catalogue
-from raygenesis.archive.formats.dicom import Header
 from raygenesis.archive.intake.identity import Identity, subject_of
-from raygenesis.archive.intake.known_files import stamp_of, write_headers, write_sources
-from raygenesis.archive.intake.survey import File, Scan, Survey
+from raygenesis.archive.intake.known_files import KnownFile, read_known_files, read_scans_folder, stamp_of
+from raygenesis.archive.intake.survey import Scan, Survey
 from raygenesis.archive.intake.take_in import IntakeOutcome
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import WorkspaceError
-from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.failures import FailureRow
-from raygenesis.workspace.files import Place, publish, remove_tree
-from raygenesis.workspace.workspace import Workspace, make_private
-
-# Where `private/` says which folder the archive was made from.
-FOLDER_NOTE = "scans-folder"
+from raygenesis.workspace.files import Place, remove_tree
+from raygenesis.workspace.workspace import Workspace
 
 
-def earlier_rows(workspace: Workspace) -> dict[str, CatalogueRow]:
-    """The catalogue's rows of an earlier ingest by volume id, those whose volumes are still there."""
+@dataclass(frozen=True)
+class EarlierIngests:
+    """What earlier ingests of a workspace left.
+
+    rows: those of the catalogue whose volumes are still there, by volume id. files: the private table of files, by
+    path.
+    """
+
+    rows: Mapping[str, CatalogueRow]
+    files: Mapping[str, KnownFile]
+
+    @classmethod
+    def read(cls, workspace: Workspace) -> EarlierIngests:
+        return cls(_stored_rows(workspace), read_known_files(workspace.private))
+
+
+def _stored_rows(workspace: Workspace) -> dict[str, CatalogueRow]:
     if not workspace.catalog.is_file() or not workspace.volumes.is_dir():
         return {}
     stored = {folder.name for folder in workspace.volumes.iterdir()}
@@ -33,44 +43,54 @@ def earlier_rows(workspace: Workspace) -> dict[str, CatalogueRow]:
     return {row["volume_id"]: row for row in there}
 
 
-def check_same_folder(scans: Path, found: Survey, known: Mapping[str, Mapping[str, Any]], workspace: Workspace) -> None:
-    """Refuse another folder than the archive's, whose paths would be taken for the same files; it may have moved."""
-    path = workspace.private / FOLDER_NOTE
-    if not known or not path.is_file() or path.read_text() == str(scans.resolve()):
+def check_same_folder(scans: Path, found: Survey, earlier: EarlierIngests, workspace: Workspace) -> None:
+    """Refuse another folder than the archive's, whose paths would be taken for the same files; it may have moved.
+
+    Raises WorkspaceError.
+    """
+    folder = read_scans_folder(workspace.private)
+    if not earlier.files or folder is None or folder == str(scans.resolve()):
         return
-    stamps = {row["stamp"] for row in known.values()}
+    stamps = {file["stamp"] for file in earlier.files.values()}
     if not any(stamp_of(scan) in stamps for scan in found.scans):
         raise WorkspaceError(
-            f"{workspace.archive} was made from {path.read_text()}, and no scan in {scans} is one of that folder: give "
-            "that folder, or choose another workspace"
+            f"{workspace.archive} was made from {folder}, and no scan in {scans} is one of that folder: give that "
+            "folder, or choose another workspace"
         )
 
 
-def known_outcomes(
-    scans: Sequence[Scan], known: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, CatalogueRow]
-) -> dict[str, IntakeOutcome]:
-    """Outcomes of the scans whose files have not changed since an earlier ingest took them in, or refused them."""
+def known_outcomes(scans: Sequence[Scan], earlier: EarlierIngests) -> dict[str, IntakeOutcome]:
+    """Outcomes, by source, of scans whose files have not changed since an earlier ingest stored or refused them."""
     outcomes = {}
     for scan in scans:
-        row = known.get(scan.source)
-        if row is None or row["stamp"] != stamp_of(scan):
+        file = earlier.files.get(scan.source)
+        if file is None or file["stamp"] != stamp_of(scan):
             continue
-        if row["reason"] and row["is_lasting"]:
-            outcomes[scan.source] = IntakeOutcome(reason=row["reason"])
-        elif row["volume_ids"] and all(volume_id in earlier for volume_id in row["volume_ids"]):
-            outcomes[scan.source] = IntakeOutcome(tuple(earlier[volume_id] for volume_id in row["volume_ids"]))
+        if file["reason"] and file["is_lasting"]:
+            outcomes[scan.source] = IntakeOutcome(reason=file["reason"])
+        elif file["volume_ids"] and all(volume_id in earlier.rows for volume_id in file["volume_ids"]):
+            outcomes[scan.source] = IntakeOutcome(tuple(earlier.rows[volume_id] for volume_id in file["volume_ids"]))
     return outcomes
 
 
-def tables(
+@dataclass(frozen=True)
+class ArchiveTables:
+    """What an ingest is to write: rows of the volumes of files that are there, rows of volumes whose files are gone or
+    no longer readable, and failures in order of source."""
+
+    rows: Sequence[CatalogueRow]
+    gone: Sequence[CatalogueRow]
+    failures: Sequence[FailureRow]
+
+
+def archive_tables(
     found: Survey,
     outcomes: Mapping[str, IntakeOutcome],
-    earlier: Mapping[str, CatalogueRow],
-    known: Mapping[str, Mapping[str, Any]],
+    earlier: EarlierIngests,
     identity: Identity,
-    settings: ArchiveSettings,
-) -> tuple[list[CatalogueRow], list[CatalogueRow], list[FailureRow]]:
-    """Catalogue rows, those of earlier files that are gone, and failure rows, each by source."""
+    subject_pattern: str | None,
+) -> ArchiveTables:
+    """The archive's tables from the outcome of every scan by source; of volumes of the same voxels the first stays."""
     rows: list[CatalogueRow] = []
     failures: list[FailureRow] = [
         {"source": identity.source(file.source), "reason": file.reason} for file in found.aside
@@ -84,7 +104,7 @@ def tables(
             failures.append({"source": source, "reason": outcome.reason})
         else:
             readable |= {source, scan.name}
-        subject = identity.subject(subject_of(scan, settings.subject_pattern))
+        subject = identity.subject(subject_of(scan, subject_pattern))
         for record in outcome.records:
             row: CatalogueRow = {**record, "subject_id": subject, "source": source, "source_bytes": scan.num_bytes}
             original = first.setdefault(row["voxel_fingerprint"], row)
@@ -93,10 +113,10 @@ def tables(
             else:
                 failures.append({"source": source, "reason": f"same voxels as {original['source']}"})
     # Also of a file that is there and cannot be read any more: half a copy must not cost the whole one.
-    names = {row["source"]: row["name"] for row in known.values()}
-    gone = [row for row in earlier.values() if not readable & {row["source"], names.get(row["source"])}]
-    removed = [row for row in gone if row["voxel_fingerprint"] not in first]
-    return rows, removed, sorted(failures, key=lambda failure: (failure["source"], failure["reason"]))
+    names = {file["source"]: file["name"] for file in earlier.files.values()}
+    missing = (row for row in earlier.rows.values() if not readable & {row["source"], names.get(row["source"])})
+    gone = [row for row in missing if row["voxel_fingerprint"] not in first]
+    return ArchiveTables(rows, gone, sorted(failures, key=lambda failure: (failure["source"], failure["reason"])))
 
 
 def remove_others(volumes: Place, rows: Sequence[CatalogueRow]) -> None:
@@ -110,19 +130,16 @@ def remove_others(volumes: Place, rows: Sequence[CatalogueRow]) -> None:
             remove_tree(folder)
 
 
-def remember(
-    workspace: Workspace,
-    scans: Path,
+def files_to_know(
     found: Survey,
-    headers: Mapping[File, Header],
     outcomes: Mapping[str, IntakeOutcome],
     identity: Identity,
     catalogue: Sequence[CatalogueRow],
-    known: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Write the private tables: every file of the folder, and those that are gone and whose volumes stay."""
+    earlier: EarlierIngests,
+) -> list[KnownFile]:
+    """What the next ingest is to know: every file of the folder, and those that are gone and whose volumes stay."""
     kept = {row["voxel_fingerprint"]: row["volume_id"] for row in catalogue}
-    rows: list[Mapping[str, Any]] = [
+    files: list[KnownFile] = [
         {
             "source": identity.source(scan.name, scan.source), "path": scan.source, "name": scan.name,
             "stamp": stamp_of(scan),
@@ -132,16 +149,13 @@ def remember(
         }
         for scan in found.scans
     ]  # fmt: skip
-    rows += [
+    files += [
         {
             "source": identity.source(file.source), "path": file.source, "name": file.source, "stamp": "",
             "volume_ids": [], "reason": file.reason, "is_lasting": True,
         }
         for file in found.aside
     ]  # fmt: skip
-    present, ids = {row["path"] for row in rows}, {row["volume_id"] for row in catalogue}
-    rows += [row for path, row in known.items() if path not in present and ids & set(row["volume_ids"])]
-    make_private(workspace.private)
-    write_sources(workspace.private, rows)
-    write_headers(workspace.private, headers)
-    publish(workspace.private / FOLDER_NOTE, lambda aside: aside.write_text(str(scans.resolve())))
+    present, ids = {file["path"] for file in files}, {row["volume_id"] for row in catalogue}
+    files += [file for path, file in earlier.files.items() if path not in present and ids & set(file["volume_ids"])]
+    return files

@@ -45,9 +45,8 @@ class Identity:
 def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
     """The identity of a workspace; its key is made, for its owner alone, as long as there is no catalogue.
 
-    Of several jobs that make one at a time, all get the same.
-
-    Raises WorkspaceError if the key is damaged or lost: another one would give every subject another name.
+    Jobs that make one at the same time get the same. Raises WorkspaceError if the key is damaged or lost: another one
+    would give every subject another name.
     """
     if keep_ids:
         return Identity(b"", keep_ids)
@@ -61,8 +60,8 @@ def open_identity(workspace: Workspace, keep_ids: bool) -> Identity:
                 f"{path} is gone, and the archive's subjects are named by it: put it back, or start a new workspace"
             ) from None
         make_private(folder)
-        made = secrets.token_bytes(KEY_BYTES).hex()
-        publish(path, lambda aside: _write_private(aside, made), keep=True)
+        new = secrets.token_bytes(KEY_BYTES).hex()
+        publish(path, lambda aside: _write_private(aside, new), keep=True)
         key = bytes.fromhex(path.read_text())
     except ValueError:
         key = b""
@@ -81,11 +80,11 @@ def _write_private(path: Path, text: str) -> None:
 def name_for_log(path: str, name: str = "", identity: Identity | None = None) -> str:
     """What a message calls a scan: its path, but on a joined cluster what the archive calls it.
 
-    Others may read the logs of a cluster, and paths may name patients. Nothing is told where there is no key yet.
+    Others may read the logs of a cluster, and paths may name patients. Where there is no key yet, the name is left out.
     """
     if not joining.is_joined():
         return path
-    return identity.source(name or path, path) if identity else "[no name is told in a cluster's log]"
+    return identity.source(name or path, path) if identity else "[a name that is left out of a cluster's log]"
 
 
 def subject_of(scan: Scan, pattern: str | None) -> str:

@@ -1,6 +1,6 @@
 """The workspace's `private/` tables: which file became which volume, and what DICOM headers said.
 
-They let the next ingest pass by what it knows, and let the owner of the scans find a failure's file.
+The next ingest passes by what they know, and the owner of the scans finds a failure's file in them.
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygenesis._version import __version__
 from raygenesis.archive.formats.dicom import Header
-from raygenesis.archive.intake.survey import File, Scan
+from raygenesis.archive.intake.survey import Scan, ScanFile
 from raygenesis.workspace.failures import FailureRow
-from raygenesis.workspace.files import Place, read_table, write_table
+from raygenesis.workspace.files import Place, publish, read_table, write_table
 from raygenesis.workspace.fingerprint import digest
+from raygenesis.workspace.workspace import make_private
 
 SOURCES = pa.schema(
     [
@@ -40,17 +42,31 @@ HEADERS = pa.schema(
     ]
 )  # fmt: skip
 
+# Says which folder the archive was made from.
+FOLDER_NOTE = "scans-folder"
 
 # A source where a reason names one: what it is called with a key.
 SOURCE = re.compile(r"\b[0-9a-f]{16}\b")
 
 
+class KnownFile(TypedDict):
+    """A row of the table of sources (`SOURCES`): a scan, or a file set aside, and what became of it."""
+
+    source: str
+    path: str
+    name: str
+    stamp: str
+    volume_ids: list[str]
+    reason: str
+    is_lasting: bool
+
+
 def stamp_of(scan: Scan) -> str:
-    """Changes when a file of the scan does, or our version: what failed may then be readable."""
+    """A digest that changes when a file of the scan does, or our version: what failed may then be readable."""
     return digest([__version__, [asdict(file) for file in scan.files]])
 
 
-def read_sources(folder: Place) -> dict[str, dict[str, Any]]:
+def read_known_files(folder: Place) -> dict[str, KnownFile]:
     """Rows of the table of sources by path; none where there is no table."""
     return {row["path"]: row for row in _rows(folder / "sources.parquet", SOURCES)}
 
@@ -67,29 +83,43 @@ def paths_of(folder: Place, failures: Iterable[FailureRow]) -> dict[str, str]:
     return paths
 
 
-def write_sources(folder: Place, rows: Iterable[Mapping[str, Any]]) -> None:
+def read_scans_folder(folder: Place) -> str | None:
+    """The folder that the archive was made from; None if that is not known."""
+    path = folder / FOLDER_NOTE
+    return path.read_text() if path.is_file() else None
+
+
+def write_private(folder: Place, scans: Path, files: Iterable[KnownFile], headers: Mapping[ScanFile, Header]) -> None:
+    """Replace all that the next ingest is to know: the folder of scans, its files and their DICOM headers."""
+    make_private(folder)
+    write_known_files(folder, files)
+    write_headers(folder, headers)
+    publish(folder / FOLDER_NOTE, lambda aside: aside.write_text(str(scans.resolve())))
+
+
+def write_known_files(folder: Place, files: Iterable[KnownFile]) -> None:
     """Replace the table of sources."""
-    ordered = sorted(rows, key=lambda row: row["path"])
+    ordered = sorted(files, key=lambda file: file["path"])
     write_table(folder / "sources.parquet", pa.Table.from_pylist(ordered, SOURCES))
 
 
-def read_known_headers(folder: Place) -> dict[File, Header]:
+def read_known_headers(folder: Place) -> dict[ScanFile, Header]:
     """What headers said of DICOM files that an earlier ingest of this version of ours looked into."""
     return {
-        File(row["path"], row["num_bytes"], row["mtime_ns"]): Header(
+        ScanFile(row["path"], row["num_bytes"], row["mtime_ns"]): Header(
             row["series"], row["patient"], row["aside"], row["is_projection"]
         )
         for row in _rows(folder / "headers.parquet", HEADERS, filters=pc.field("version") == __version__)
     }
 
 
-def write_headers(folder: Place, headers: Mapping[File, Header]) -> None:
+def write_headers(folder: Place, headers: Mapping[ScanFile, Header]) -> None:
     """Replace the table of headers."""
     rows = [asdict(file) | asdict(header) | {"version": __version__} for file, header in headers.items()]
     write_table(folder / "headers.parquet", pa.Table.from_pylist(rows, HEADERS))
 
 
-def _rows(path: Place, schema: pa.Schema, **options: Any) -> list[dict[str, Any]]:
+def _rows(path: Place, schema: pa.Schema, **options: Any) -> list[Any]:
     try:
         return read_table(path, schema=schema, **options).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException):

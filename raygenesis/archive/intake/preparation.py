@@ -61,8 +61,8 @@ def to_spacing(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
     affine[:3, 3] += affine[:3, :3] @ ((steps - 1) / 2)
     affine[:3, :3] *= steps
     before = " × ".join(f"{step:.4g}" for step in volume.spacing_mm)
-    said = f"resampled from {before} mm"
-    return replace(volume, voxels=voxels, affine=affine, corrections=(*volume.corrections, said))
+    note = f"resampled from {before} mm"
+    return replace(volume, voxels=voxels, affine=affine, corrections=(*volume.corrections, note))
 
 
 def crop_to_body(volume: Volume) -> Volume:
@@ -86,8 +86,8 @@ def crop_to_body(volume: Volume) -> Volume:
     start[: volume.ndim] = [part.start for part in reversed(region)]
     affine[:3, 3] += affine[:3, :3] @ start
     before = " × ".join(str(side) for side in volume.shape)
-    said = f"cropped to the body from {before} voxels at {[part.start for part in region]}"
-    return replace(volume, voxels=voxels, affine=affine, corrections=(*volume.corrections, said))
+    note = f"cropped to the body from {before} voxels at {[part.start for part in region]}"
+    return replace(volume, voxels=voxels, affine=affine, corrections=(*volume.corrections, note))
 
 
 def body(image: NDArray[np.float32]) -> NDArray[np.bool_]:

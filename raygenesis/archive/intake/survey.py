@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from raygenesis.archive.formats import arrays, dicom, itk, pictures
-from raygenesis.archive.formats.readers import FORMATS, format_of
+from raygenesis.archive.formats.dicom import Header, read_header
+from raygenesis.archive.formats.readers import DICOM, SUFFIXES, format_named, format_of
 from raygenesis.errors import ScanError
+from raygenesis.workspace.fingerprint import digest
 
-# Ends of names that are no scans, so that nobody opens a million of them to see.
+# Ends of names that are no scans where no format claims them, so that nobody opens a million files to see.
 NO_SCANS = (
     ".json", ".csv", ".tsv", ".txt", ".md", ".xml", ".html", ".pdf", ".yaml", ".yml", ".bval", ".bvec", ".raw",
     ".zraw", ".log", ".py", ".parquet", ".zip", ".tar", ".gz", ".xlsx", ".docx",
@@ -24,26 +25,30 @@ NOT_READ = {
     ".hdr": "Analyze and NIfTI pairs (.hdr, .img) are not read: save each as a single .nii",
     ".nhdr": "NRRD with a separate data file (.nhdr) is not read: save it as a single .nrrd",
 }
-DICOM_HEAD_BYTES = 256
+
+# Ends of names that DICOM files often have.
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
-class File:
-    """A file below the scans folder."""
+class ScanFile:
+    """A file below the scans folder: its path there, with "/", and what shows that it has changed."""
 
-    path: str  # below the folder, with "/"
+    path: str
     num_bytes: int
     mtime_ns: int
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What is decoded at once: a file, with its data file where there is one, or the files of a DICOM series."""
+    """What is decoded at once: a file and its companions, or the files of a DICOM series.
 
-    files: tuple[File, ...]
-    patient: str = ""  # DICOM's patient id
-    series: str = ""  # and series; a series may grow by a file that comes first
+    patient: DICOM's patient id. series: DICOM's series; it may grow by a file that comes first.
+    """
+
+    files: tuple[ScanFile, ...]
+    patient: str = ""
+    series: str = ""
 
     @property
     def name(self) -> str:
@@ -70,16 +75,27 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a folder holds: scans by path, files set aside, and how many other files there are."""
+    """What a folder holds.
+
+    scans: in order of path. aside: files set aside, likewise. num_others: how many other files there are. headers: what
+    those of its DICOM files say that can be read.
+    """
 
     scans: tuple[Scan, ...]
     aside: tuple[SetAside, ...]
     num_others: int
+    headers: Mapping[ScanFile, Header]
 
     @property
     def num_found(self) -> int:
         """Scans and files set aside."""
         return len(self.scans) + len(self.aside)
+
+    @property
+    def listing(self) -> str:
+        """Digest of the scans' paths, sizes and modification times."""
+        files = [asdict(file) for scan in self.scans for file in scan.files]
+        return digest([files, [file.source for file in self.aside]])
 
 
 def without_ending(path: str) -> str:
@@ -87,14 +103,14 @@ def without_ending(path: str) -> str:
     return re.sub(r"(\.nii)?\.[A-Za-z]+$", "", path)
 
 
-ReadHeaders = Callable[[Path, Sequence[File]], Iterable[dicom.Header | str]]
+ReadHeaders = Callable[[Path, Sequence[ScanFile]], Iterable[Header | str]]
 
 
-def read_headers(root: Path, files: Sequence[File]) -> Iterator[dicom.Header | str]:
+def read_headers(root: Path, files: Sequence[ScanFile]) -> Iterator[Header | str]:
     """The header of each DICOM file, or the reason why it cannot be read."""
     for file in files:
         try:
-            yield dicom.read_header(root / file.path)
+            yield read_header(root / file.path)
         except ScanError as error:
             yield str(error)
         except OSError as error:
@@ -103,11 +119,11 @@ def read_headers(root: Path, files: Sequence[File]) -> Iterator[dicom.Header | s
             yield "its header does not fit in memory"
 
 
-def survey(folder: Path, headers: ReadHeaders = read_headers) -> Survey:
+def survey(folder: Path, read: ReadHeaders = read_headers) -> Survey:
     """Every scan below a folder. Raises ScanError if the folder is missing or holds none.
 
     Hidden files and folders are left out (DataLad keeps a second name of every scan below `.git`), and links that
-    lead out of the folder are not followed. `headers` reads those of many DICOM files, in their order.
+    lead out of the folder are not followed. `read` reads the headers of many DICOM files, in their order.
     """
     if re.match(r"[a-z0-9]+:/", str(folder)):
         raise ScanError(f"scans folder {folder}: scans are read from a folder of a mounted file system")
@@ -116,38 +132,52 @@ def survey(folder: Path, headers: ReadHeaders = read_headers) -> Survey:
     root = folder.resolve()
     scans: list[Scan] = []
     aside: list[SetAside] = []
-    slices: list[File] = []
+    slices: list[ScanFile] = []
     num_others = 0
     for path in sorted(_files(root, aside)):
-        source = path.relative_to(root).as_posix()
-        lower = path.name.lower()
-        if not lower.endswith(tuple(FORMATS)) and lower.endswith(NO_SCANS):
+        found = _recognise(path, root)
+        if isinstance(found, Scan):
+            scans.append(found)
+        elif isinstance(found, ScanFile):
+            slices.append(found)
+        elif isinstance(found, SetAside):
+            aside.append(found)
+        else:
             num_others += 1
-            continue
-        try:
-            reason = _refusal(path, root) or NOT_READ.get(path.suffix.lower())
-            if reason is not None:
-                aside.append(SetAside(_printable(source), reason))
-            elif format_of(path.name) is not None:
-                scans.append(Scan(_with_data_file(path, root)))
-            elif _is_dicom(path):
-                slices.append(_file(path, root))
-            elif lower.endswith(DICOM_SUFFIXES):
-                aside.append(SetAside(source, "not DICOM, whatever its name says"))
-            else:
-                num_others += 1
-        except ScanError as error:
-            aside.append(SetAside(source, str(error)))
-        except OSError as error:
-            aside.append(SetAside(source, f"cannot be read ({error.strerror or error})"))
-    series, not_images = _series(slices, headers(root, slices))
+    headers = dict(zip(slices, read(root, slices), strict=True))
+    series, not_images = _series(headers)
     scans += series
     aside += not_images
     if not scans and not aside:
-        raise ScanError(f"no scan found in {folder}: expected DICOM, or files ending in {', '.join(FORMATS)}")
+        raise ScanError(f"no scan found in {folder}: expected DICOM, or files ending in {', '.join(SUFFIXES)}")
     scans.sort(key=lambda scan: scan.source)
     aside.sort(key=lambda file: file.source)
-    return Survey(tuple(scans), tuple(aside), num_others)
+    readable = {file: header for file, header in headers.items() if isinstance(header, Header)}
+    return Survey(tuple(scans), tuple(aside), num_others, readable)
+
+
+def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
+    """A file as a scan, as a file of some DICOM series, or as set aside; None if it does not look like a scan."""
+    source, lower = path.relative_to(root).as_posix(), path.name.lower()
+    known = format_named(path.name)
+    if known is None and lower.endswith(NO_SCANS):
+        return None
+    reason = _refusal(path, root) or (NOT_READ.get(path.suffix.lower()) if known is None else None)
+    if reason is not None:
+        return SetAside(_printable(source), reason)
+    try:
+        known = known or format_of(path)
+        if known is None:
+            is_misnamed = lower.endswith(DICOM_SUFFIXES)
+            return SetAside(source, "not DICOM, whatever its name says") if is_misnamed else None
+        if known is DICOM:
+            return _file(path, root)
+        companions = [part for part in known.companions(path) if part.is_file()]
+        return Scan(tuple(_file(part, root) for part in (path, *companions)))
+    except ScanError as error:
+        return SetAside(source, str(error))
+    except OSError as error:
+        return SetAside(source, f"cannot be read ({error.strerror or error})")
 
 
 def _files(root: Path, aside: list[SetAside]) -> Iterator[Path]:
@@ -188,30 +218,17 @@ def _printable(source: str) -> str:
     return source.encode(errors="replace").decode()
 
 
-def _file(path: Path, root: Path) -> File:
+def _file(path: Path, root: Path) -> ScanFile:
     stat = path.stat()
-    return File(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)
+    return ScanFile(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)
 
 
-def _with_data_file(path: Path, root: Path) -> tuple[File, ...]:
-    """A file, and the one of voxels or the side-car that belongs to it: a change in either is a change of the scan."""
-    data = itk.data_file(path)
-    side_car = path.with_suffix(".json") if format_of(path.name) in (arrays, pictures) else None
-    parts = [path, *(part for part in (data, side_car) if part is not None and part.is_file())]
-    return tuple(_file(part, root) for part in parts)
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return dicom.looks_like_dicom(file.read(DICOM_HEAD_BYTES))
-
-
-def _series(files: Sequence[File], headers: Iterable[dicom.Header | str]) -> tuple[list[Scan], list[SetAside]]:
+def _series(headers: Mapping[ScanFile, Header | str]) -> tuple[list[Scan], list[SetAside]]:
     """Files by series; projections each for itself; what is no image set aside, one row a series and reason."""
     scans, aside = [], []
-    groups: dict[tuple[str, str], list[File]] = defaultdict(list)
-    no_images: dict[tuple[str, str], list[File]] = defaultdict(list)
-    for file, header in zip(files, headers, strict=True):
+    groups: dict[tuple[str, str], list[ScanFile]] = defaultdict(list)
+    no_images: dict[tuple[str, str], list[ScanFile]] = defaultdict(list)
+    for file, header in headers.items():
         if isinstance(header, str):
             aside.append(SetAside(file.path, header))
         elif header.aside:

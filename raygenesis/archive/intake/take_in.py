@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,12 @@ from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.files import Place
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
-MOST_CRASHES = 2
+MAX_CRASHES = 2
 
 
 @dataclass(frozen=True)
 class IntakeOutcome:
-    """What became of a scan: `records` of its volumes, or the `reason` why there are none.
+    """What became of a scan: the records of its volumes, or the reason why there are none.
 
     is_lasting: whether reading it again would end the same. fault: why no scan at all can be stored.
     """
@@ -38,6 +38,14 @@ class IntakeOutcome:
     is_lasting: bool = True
     fault: str = ""
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> IntakeOutcome:
+        tree = json.loads(text)
+        return cls(tuple(tree["records"]), tree["reason"], tree["is_lasting"], tree["fault"])
+
 
 def take_in(
     paths: Sequence[Path],
@@ -46,23 +54,27 @@ def take_in(
     node: str = "here",
     is_lost: Callable[[str], bool] = lambda node: False,
 ) -> IntakeOutcome:
-    """Store a scan's volumes, unless they are there already; never raises for what a scan or a disk may do.
+    """Store a scan's volumes, unless they are there already. Whatever a scan or a disk may do becomes an outcome.
 
-    node: which this is; an attempt that ended with a node that `is_lost` says nothing of the scan.
+    Args:
+        paths: the scan's files.
+        volumes: the archive's folder of volumes.
+        node: the name of this node.
+        is_lost: whether a node is gone; an attempt that ended with its node is not held against the scan.
     """
     try:
         scan_id = scan_fingerprint(paths)
-        known = _known_records(volumes, scan_id)
-        if known:
-            return IntakeOutcome(known)
+        stored = _stored_records(volumes, scan_id)
+        if stored:
+            return IntakeOutcome(stored)
         attempt = attempt_note(volumes, paths)
-        crashed = attempt.read_text() if attempt.exists() else ""
-        num_crashes = sum(not is_lost(line.split()[-1]) for line in crashed.splitlines())
-        if num_crashes >= MOST_CRASHES:
+        earlier = attempt.read_text() if attempt.exists() else ""
+        num_crashes = sum(not is_lost(line.split()[-1]) for line in earlier.splitlines())
+        if num_crashes >= MAX_CRASHES:
             return IntakeOutcome(
                 reason=f"decoding it crashed or ran out of memory {num_crashes} times", is_lasting=False
             )
-        _write_note(attempt, f"{crashed}{os.getpid()} {node}\n")
+        _write_note(attempt, f"{earlier}{os.getpid()} {node}\n")
         try:
             return IntakeOutcome(_store(paths, volumes, scan_id, settings))
         finally:
@@ -108,7 +120,7 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
-def _known_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
+def _stored_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
     """Records of a scan whose volumes are all stored."""
     first = read_record(volume_folder(volumes, scan_id)) or read_record(volume_folder(volumes, f"{scan_id}-0000"))
     if first is None:
@@ -123,15 +135,15 @@ def _known_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
 
 
 def _store(paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings) -> tuple[StoredRecord, ...]:
-    found = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30), settings.fill_nan)
+    decoded = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30), settings.fill_nan)
     records: list[StoredRecord] = []
-    for number, volume in enumerate(found):
-        volume_id = scan_id if len(found) == 1 else f"{scan_id}-{number:04d}"
+    for number, volume in enumerate(decoded):
+        volume_id = scan_id if len(decoded) == 1 else f"{scan_id}-{number:04d}"
         prepared = prepare(volume, settings)
-        record = describe(prepared, volume_id, len(found), settings.coarse_size)
+        record = describe(prepared, volume_id, len(decoded), settings.coarse_size)
         if record["low"] == record["high"]:
-            done = "" if prepared is volume else ", once it is cropped or resampled as the settings say"
-            raise ScanError(f"every channel is of a single value{done}: there is no image")
+            when = "" if prepared is volume else ", once it is cropped or resampled as the settings say"
+            raise ScanError(f"every channel is of a single value{when}: there is no image")
         stored = write_volume(volume_folder(volumes, volume_id), prepared, record, settings)
         records.append({**record, "stored_bytes": stored})
     return tuple(records)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raygenesis.archive.formats.itk import data_file
+from raygenesis.archive.formats.metaimage import data_file
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import (
     CLASSIFICATION,

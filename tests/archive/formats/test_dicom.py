@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from raygenesis.archive.formats import dicom
-from raygenesis.archive.formats.dicom import looks_like_dicom, read_geometry, read_header, read_series
+from raygenesis.archive.formats.dicom import looks_like_dicom, read_header, read_series, read_series_geometry
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.errors import ScanError
 from tests.support.data import SHARED
@@ -89,7 +89,7 @@ def test_what_is_not_a_volume_is_refused(name: str, sentence: str) -> None:
     for fourth_axis in ("refuse", "split", "channels"):
         assert sentence in refusal(paths, fourth_axis)
     with pytest.raises(ScanError, match=sentence[:20]):
-        read_geometry(paths)
+        read_series_geometry(paths)
 
 
 @needs_odd
@@ -284,7 +284,7 @@ def test_orientations_are_volumes_of_their_own(tmp_path: Path) -> None:
     volumes = read_series(paths)
     assert sorted(volume.shape for volume in volumes) == [(5, 16, 16), (8, 16, 5)]
     assert not volumes[0].corrections
-    assert sorted(read_geometry(paths)) == [((5, 16, 16), (2, 0.5, 0.75)), ((8, 16, 5), (0.5, 0.75, 3))]
+    assert sorted(read_series_geometry(paths)) == [((5, 16, 16), (2, 0.5, 0.75)), ((8, 16, 5), (0.5, 0.75, 3))]
     few = write_all(tmp_path / "few", series() + sagittal[:2])
     volume = only(read_series(few))
     assert np.array_equal(volume.voxels, shown(grey()))
@@ -328,7 +328,7 @@ def test_time_points_are_refused_split_or_channels(tmp_path: Path, by: str) -> N
     together = only(read_series(paths, "channels"))
     assert np.array_equal(together.voxels, np.stack([first.voxels, second.voxels])) and together.ndim == 3
     assert np.allclose(together.affine, first.affine)
-    assert read_geometry(paths) == [(first.shape, pytest.approx(first.spacing_mm))]
+    assert read_series_geometry(paths) == [(first.shape, pytest.approx(first.spacing_mm))]
 
 
 def test_time_points_that_are_alike_at_one_position_are_not_copies(tmp_path: Path) -> None:

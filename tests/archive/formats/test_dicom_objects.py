@@ -13,7 +13,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import JPEGExtended12Bit
 
 from raygenesis.archive.formats import dicom
-from raygenesis.archive.formats.dicom import read_geometry, read_header, read_series
+from raygenesis.archive.formats.dicom import read_header, read_series, read_series_geometry
 from raygenesis.errors import ScanError
 from tests.support.dicom_series import (
     SECRETS,
@@ -222,7 +222,7 @@ def test_any_damage_is_read_or_refused_without_a_word(tmp_path: Path, capfd: pyt
         for _ in range(4):
             damaged[random_.randrange(len(damaged) - 512)] = random_.randrange(256)
         paths[0].write_bytes(damaged)
-        for read in (lambda: read_series(paths), lambda: read_header(paths[0]), lambda: read_geometry(paths)):
+        for read in (lambda: read_series(paths), lambda: read_header(paths[0]), lambda: read_series_geometry(paths)):
             try:
                 read()
             except ScanError as error:

@@ -7,20 +7,22 @@ from pathlib import Path
 import pytest
 
 from raygenesis.archive.formats.dicom import Header
-from raygenesis.archive.intake import known_files as sources
+from raygenesis.archive.intake import known_files
 from raygenesis.archive.intake.known_files import read_known_headers, write_headers
-from raygenesis.archive.intake.survey import File
+from raygenesis.archive.intake.survey import ScanFile
 
 
 def test_another_version_looks_into_headers_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {File("a/1.dcm", 500, 7): Header("1.2.3", "Jane", "", False)}
+    known = {ScanFile("a/1.dcm", 500, 7): Header("1.2.3", "Jane", "", False)}
     assert read_known_headers(tmp_path) == {}
     write_headers(tmp_path, known)
     assert read_known_headers(tmp_path) == known
     with monkeypatch.context() as another:
-        another.setattr(sources, "__version__", "99.0.0")
+        another.setattr(known_files, "__version__", "99.0.0")
         assert read_known_headers(tmp_path) == {}
-    monkeypatch.setattr(sources, "HEADERS", sources.HEADERS.remove(sources.HEADERS.get_field_index("version")))
+    monkeypatch.setattr(
+        known_files, "HEADERS", known_files.HEADERS.remove(known_files.HEADERS.get_field_index("version"))
+    )
     write_headers(tmp_path, known)  # as a version did that did not write which it was
     monkeypatch.undo()
     assert read_known_headers(tmp_path) == {}

@@ -13,8 +13,9 @@ import pytest
 
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.ingest import ingest
-from raygenesis.archive.intake.identity import open_identity
-from raygenesis.archive.intake.known_files import read_sources
+from raygenesis.archive.intake.identity import Identity, open_identity, subject_in, subject_of
+from raygenesis.archive.intake.known_files import read_known_files
+from raygenesis.archive.intake.survey import Scan, ScanFile
 from raygenesis.cluster import joining
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.settings import load_settings
@@ -28,10 +29,12 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 SETTINGS = load_settings("cpu-small")
 KEEPING = load_settings("cpu-small", ["archive.keep_ids=true"])
+
 # What identifies: names, dates and times, identifiers, free text. UIDs of standard objects begin with DICOM's own root.
 IDENTIFYING = ("PN", "DA", "DT", "TM", "UI", "LT", "ST", "UT")
 IDENTIFIERS = ("PatientID", "AccessionNumber", "StudyID", "InstitutionName", "StationName", "DeviceSerialNumber",
                "StudyDescription", "SeriesDescription", "ProtocolName", "PatientAge")  # fmt: skip
+
 STANDARD_UIDS = "1.2.840.10008."
 
 
@@ -66,7 +69,7 @@ def scans(tmp_path: Path) -> Path:
 
 def test_no_byte_of_the_archive_names_a_canary(scans: Path, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "ws")
-    assert ingest(scans, workspace, SETTINGS)["counts"]["failures"] == 2
+    assert ingest(scans, workspace, SETTINGS).counts.failures == 2
     content = archived_bytes(workspace)
     for secret in dicom_series.SECRETS:
         assert secret.encode() not in content
@@ -79,7 +82,7 @@ def test_no_byte_of_the_archive_names_a_canary(scans: Path, tmp_path: Path) -> N
 def test_no_byte_of_the_archive_names_a_real_patient(tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "ws")
     scans = SHARED / "odd-dicom"
-    assert ingest(scans, workspace, SETTINGS)["counts"]["volumes"] >= 5
+    assert ingest(scans, workspace, SETTINGS).counts.volumes >= 5
     files = [path for path in scans.rglob("*") if path.suffix == ".dcm"]
     secrets = set().union(*map(secrets_of, files)) | {path.name.encode() for path in files}
     content = archived_bytes(workspace)
@@ -100,14 +103,14 @@ def test_a_cluster_s_log_names_no_file_and_what_it_names_is_in_the_tables(
     logged = f"{capsys.readouterr().out}{refused.value}"
     assert not any(secret in logged.replace("(CANARY-[0-9])", "") for secret in dicom_series.SECRETS)
     skipped = re.findall("skipped ([0-9a-f]{16}): ", logged)
-    paths = {row["source"]: path for path, row in read_sources(workspace.private).items()}
+    paths = {row["source"]: path for path, row in read_known_files(workspace.private).items()}
     assert len(skipped) == 3 and sum(paths[source].startswith("CANARY-3/") for source in skipped) == 1
 
 
 def test_the_private_folder_links_volumes_to_files(scans: Path, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "ws")
     ingest(scans, workspace, SETTINGS)
-    paths = {row["source"]: path for path, row in read_sources(workspace.private).items()}
+    paths = {row["source"]: path for path, row in read_known_files(workspace.private).items()}
     found = {paths[row["source"]] for row in read_catalogue(workspace.catalog)}
     assert "Canary_Jane.nii.gz" in found and any(path.startswith("CANARY-1/") for path in found)
     assert stat.S_IMODE((workspace.root / "private" / "key").stat().st_mode) == 0o600
@@ -180,3 +183,42 @@ def test_a_lost_key_is_not_replaced_where_subjects_are_named_by_it(scans: Path, 
     with pytest.raises(WorkspaceError, match="key is gone"):
         ingest(scans, workspace, SETTINGS)
     assert (workspace.archive / "manifest.json").is_file() and not (workspace.private / "key").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "pattern", "subject"),
+    [
+        ("sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz", None, "sub-01"),
+        ("site_sub-A7_T1w.nii", None, "sub-A7"),
+        ("hippocampussub-set/a.nii.gz", None, "hippocampussub-set/a"),  # not an entity of BIDS
+        ("a/b.nii.gz", None, "a/b"),
+        ("a/b.NII", None, "a/b"),
+        ("b.nii.gz.nii", None, "b.nii.gz"),
+        ("IXI014-HH-1236_T1.nii.gz", r"(IXI\d+)", "IXI014"),
+        ("IXI014-HH-1236_T1.nii.gz", r"IXI\d+", "IXI014"),
+        ("sub-01_run-3.nii", r"(?:run-)?(P\d+)?", "sub-01_run-3"),
+        ("sub-A.nii", r"sub-(\d+)?", "sub-A"),
+        ("scan.nii", r"sub-(\d+)", "scan"),
+    ],
+)
+def test_the_subject_of_a_scan(source: str, pattern: str | None, subject: str) -> None:
+    assert subject_in(source, pattern) == subject
+    assert subject_of(Scan((ScanFile(source, 1, 0),)), pattern) == subject
+
+
+def test_a_dicom_patient_id_counts_before_the_path_and_a_pattern_before_it() -> None:
+    scan = Scan((ScanFile("sub-01/IM1", 1, 0), ScanFile("sub-01/IM2", 1, 0)), "P7")
+    assert subject_of(scan, None) == "P7"
+    assert subject_of(scan, r"sub-(\d+)") == "01"
+
+
+def test_names_become_keyed_hashes_that_only_the_key_can_repeat(tmp_path: Path) -> None:
+    identity = open_identity(Workspace(tmp_path), keep_ids=False)
+    hashed = identity.subject("sub-01")
+    assert re.fullmatch("[0-9a-f]{16}", hashed)
+    assert hashed == open_identity(Workspace(tmp_path), keep_ids=False).subject("sub-01")
+    others = identity.source("sub-01"), identity.subject("sub-02"), Identity(bytes(32)).subject("sub-01")
+    assert len({hashed, *others}) == 4
+    kept = open_identity(Workspace(tmp_path), keep_ids=True)
+    assert (kept.subject("sub-01"), kept.source("a/b.nii")) == ("sub-01", "a/b.nii")
+    assert (tmp_path / "private/key").stat().st_mode & 0o077 == 0

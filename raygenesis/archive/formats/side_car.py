@@ -1,0 +1,40 @@
+"""Side-cars: NAME.json beside an array or a picture, which says what the file itself cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+
+from raygenesis.errors import ScanError
+
+
+class SideCar(BaseModel):
+    """A side-car's keys. The array's axes are taken as rising towards superior, anterior and right."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    spacing_mm: tuple[PositiveFloat, ...] = Field(min_length=2, max_length=3)  # z y x, or y x
+    array: str | None = None  # the name inside an .npz of several
+    modality: str = Field("", pattern="^[A-Z]{0,16}$")  # DICOM's code
+
+
+def side_car_of(path: Path) -> Path:
+    """Where the side-car of a file lies, if there is one."""
+    return path.with_suffix(".json")
+
+
+def read_side_car(path: Path) -> SideCar | None:
+    """The side-car of a file, None where there is none. Raises ScanError naming the key that is wrong."""
+    try:
+        return SideCar.model_validate(json.loads(side_car_of(path).read_text()))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        if not fault["loc"]:
+            raise ScanError('its side-car (.json) must be an object such as {"spacing_mm": [1.0, 0.7, 0.7]}') from None
+        key = ".".join(str(part) for part in fault["loc"])
+        raise ScanError(f"its side-car (.json): {key}: {fault['msg'].lower()}") from None
+    except ValueError as error:
+        raise ScanError(f"its side-car (.json) is not readable ({type(error).__name__})") from None

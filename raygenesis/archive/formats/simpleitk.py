@@ -1,0 +1,108 @@
+"""What formats that SimpleITK decodes have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
+from raygenesis.archive.volume import LPS_TO_RAS, Geometry, Volume, canonical, canonical_geometry, check_claim
+from raygenesis.errors import ScanError
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+# A header with the name of its file of voxels has no more.
+HEADER_BYTES = 65536
+
+
+def head_of(path: Path) -> str:
+    """The first HEADER_BYTES of a file as text."""
+    with path.open("rb") as file:
+        return file.read(HEADER_BYTES).decode("latin-1")
+
+
+class SimpleITKFormat(ScanFormat):
+    """A format that SimpleITK decodes. image_io: the name of its reader there."""
+
+    image_io: ClassVar[str]
+
+    def voxel_file(self, path: Path) -> Path:
+        """The file that holds the voxels of the one that a scan is named by. Raises ScanError where there is none."""
+        raise NotImplementedError
+
+    def companions(self, path: Path) -> Sequence[Path]:
+        voxels = self.voxel_file(path)
+        return () if voxels == path else (voxels,)
+
+    def read(self, paths: Sequence[Path], fourth_axis: FourthAxis, max_bytes: int) -> list[Volume]:
+        voxel_file = self.voxel_file(paths[0])
+        reader = _header(paths[0], self.image_io)
+        size, affine, ndim = _geometry(reader)
+        if len(size) == 4 and fourth_axis == "refuse":
+            raise ScanError(
+                f"shape {size} has a fourth axis: choose archive.fourth_axis=split (time points) or channels"
+            )
+        bits = re.search(r"8|16|32|64", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+        itemsize = int(bits[0]) // 8 if bits else 1
+        count = int(np.prod(size, dtype=object)) * reader.GetNumberOfComponents()
+        check_claim(count * itemsize, voxel_file, max_bytes, packed=True)
+        try:
+            image = reader.Execute()
+        except RuntimeError:
+            raise ScanError("the file is cut short or damaged (SimpleITK cannot decode it)") from None
+        voxels = sitk.GetArrayFromImage(image)  # [(t,) z, y, x(, c)]
+        num_channels = image.GetNumberOfComponentsPerPixel()
+        if num_channels > 1 and len(size) == 4:
+            raise ScanError(f"shape {size} with {num_channels} channels: split it into 3D files")
+        if num_channels > 1:
+            voxels = np.moveaxis(voxels, -1, 0)
+        volumes = []
+        for part in voxels if len(size) == 4 and fourth_axis == "split" else [voxels]:
+            num_channel_axes = part.ndim - min(reader.GetDimension(), 3)
+            stored = part.reshape(*part.shape[:num_channel_axes], *size[:3][::-1])
+            turned, canonical_affine = canonical(stored.T, affine, ndim)
+            volumes.append(Volume(turned, canonical_affine, ndim=ndim))
+        return volumes
+
+    def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
+        self.voxel_file(paths[0])  # raises where there is none
+        size, affine, ndim = _geometry(_header(paths[0], self.image_io))
+        found = canonical_geometry(size[:3], affine, ndim)
+        return [found] * (size[3] if len(size) == 4 and fourth_axis == "split" else 1)
+
+
+def _header(path: Path, image_io: str) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(image_io)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise ScanError("not readable as the format that its name ends in (SimpleITK finds no header)") from None
+    return reader
+
+
+def _geometry(reader: sitk.ImageFileReader) -> tuple[tuple[int, ...], NDArray[np.float64], int]:
+    """Size x y z (and t), the affine to RAS+ mm, and the number of spatial dimensions."""
+    size, num = reader.GetSize(), reader.GetDimension()
+    if num not in (2, 3, 4):
+        raise ScanError(f"an image of {num} dimensions: expected 2, 3 or 4")
+    if 0 in size:
+        raise ScanError(f"shape {size} holds no voxels")
+    direction = np.eye(3)
+    spatial = min(num, 3)
+    direction[:spatial, :spatial] = np.reshape(reader.GetDirection(), (num, num))[:spatial, :spatial]
+    spacing, origin = np.ones(3), np.zeros(3)
+    spacing[:spatial], origin[:spatial] = reader.GetSpacing()[:spatial], reader.GetOrigin()[:spatial]
+    affine = np.eye(4)
+    affine[:3, :3] = LPS_TO_RAS @ direction * spacing
+    affine[:3, 3] = LPS_TO_RAS @ origin
+    if num == 2:
+        size = (*size, 1)
+    return size, affine, 2 if size[2] == 1 else 3

@@ -1,0 +1,123 @@
+"""The survey: which files of a folder are scans, and what is said of the others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from raygenesis.archive.formats.readers import read_scan
+from raygenesis.archive.intake.survey import SetAside, survey
+from raygenesis.archive.volume import Volume
+from raygenesis.errors import ScanError
+from tests.support.nifti import grey, nifti_bytes, write_nifti
+
+
+def only(path: Path) -> Volume:
+    (volume,) = read_scan([path])
+    return volume
+
+
+SCAN = nifti_bytes(grey((8, 8, 8)))
+
+
+def test_finds_every_scan_below_the_folder_in_order(tmp_path: Path) -> None:
+    names = ["b.nii", "a/z.nii.gz", "a/b/c.NII.GZ", "B.NII"]
+    paths = [write_nifti(tmp_path / name, grey((3, 3, 3))) for name in names]
+    for other in ("notes.txt", "a/scan.nii.gz.part", "a/._z.nii.gz", "nii"):
+        (tmp_path / other).write_bytes(b"x")
+    found = survey(tmp_path)
+    assert [scan.source for scan in found.scans] == sorted(names)
+    assert {scan.num_bytes for scan in found.scans} == {path.stat().st_size for path in paths}
+    assert all(only(tmp_path / scan.source).voxels.shape == (3, 3, 3) for scan in found.scans)
+    assert (found.aside, found.num_others, found.num_found) == ((), 3, 4)  # what is hidden is not even counted
+
+
+def test_hidden_folders_are_left_out_and_links_to_them_followed(tmp_path: Path) -> None:
+    """As DataLad stores data sets."""
+    write_nifti(tmp_path / ".git/annex/objects/MD5E.nii.gz", grey((3, 3, 3)))
+    (tmp_path / "sub-01").mkdir()
+    (tmp_path / "sub-01/T1w.nii.gz").symlink_to("../.git/annex/objects/MD5E.nii.gz")
+    found = survey(tmp_path)
+    assert [scan.source for scan in found.scans] == ["sub-01/T1w.nii.gz"] and not found.aside
+
+
+def test_links_that_lead_out_or_nowhere_are_set_aside(tmp_path: Path) -> None:
+    outside = write_nifti(tmp_path / "outside/secret.nii", grey((3, 3, 3)))
+    inside = write_nifti(tmp_path / "scans/a.nii", grey((3, 3, 3)))
+    (tmp_path / "scans/out.nii").symlink_to(outside)
+    (tmp_path / "scans/folder").symlink_to(outside.parent)
+    (tmp_path / "scans/nowhere.nii").symlink_to("gone.nii")
+    (tmp_path / "scans/unfetched").symlink_to("../.git/annex/objects/MD5E")
+    (tmp_path / "scans/unfetched.tsv").symlink_to("../.git/annex/objects/MD5E")  # no scan, fetched or not
+    (tmp_path / "scans/round.nii").symlink_to("round.nii")
+    (tmp_path / "scans/within.nii").symlink_to(inside)
+    (tmp_path / "there").symlink_to("scans")
+    for folder in (tmp_path / "scans", tmp_path / "there"):
+        found = survey(folder)
+        assert [scan.source for scan in found.scans] == ["a.nii", "within.nii"]
+        assert found.aside == (
+            SetAside("folder", "a linked folder, and those are not followed"),
+            SetAside("nowhere.nii", "a link to a file that is not there (git annex get?)"),
+            SetAside("out.nii", "a link that leads out of the scans folder"),
+            SetAside("round.nii", "a link to a file that is not there (git annex get?)"),
+            SetAside("unfetched", "a link to a file that is not there (git annex get?)"),
+        )
+        assert found.num_others == 1
+
+
+def test_no_folder_and_no_scans_are_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "file.nii").write_bytes(b"")
+    (tmp_path / "empty/below").mkdir(parents=True)
+    for folder in (tmp_path / "missing", tmp_path / "file.nii"):
+        with pytest.raises(ScanError, match="does not exist or is not a folder"):
+            survey(folder)
+    with pytest.raises(ScanError, match="no scan found"):
+        survey(tmp_path / "empty")
+
+
+def test_a_name_that_no_table_can_hold_is_set_aside_and_the_others_are_found(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.nii")).write_bytes(SCAN)
+    (tmp_path / "a.nii").write_bytes(SCAN)
+    found = survey(tmp_path)
+    assert [scan.source for scan in found.scans] == ["a.nii"]
+    (aside,) = found.aside
+    assert aside.source == "caf?.nii" and "not UTF-8" in aside.reason
+
+
+def test_what_looks_like_a_scan_and_is_none_is_said(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.hdr", "c.nhdr", "d.mhd", "e.csv", "f"):
+        (tmp_path / name).write_text("no scan")
+    found = survey(tmp_path)
+    assert not found.scans and found.num_others == 2
+    assert [file.source for file in found.aside] == ["a.dcm", "b.hdr", "c.nhdr", "d.mhd"]
+    words = ("not DICOM", "save each as a single .nii", "save it as a single .nrrd", "ElementDataFile must name one")
+    assert all(word in file.reason for word, file in zip(words, found.aside, strict=True))
+
+
+def test_what_belongs_to_a_scan_is_part_of_it(tmp_path: Path) -> None:
+    """A change in a side-car or a data file is a change of the scan; a .json beside a NIfTI file is BIDS' own."""
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = b.raw\n"
+    (tmp_path / "b.mhd").write_text(header)
+    for name in ("a.npy", "a.json", "b.raw", "c.nii", "c.json", "d.png", "d.json", "e.json"):
+        (tmp_path / name).write_bytes(b"12345678")
+    found = survey(tmp_path)
+    parts = [[file.path for file in scan.files] for scan in found.scans]
+    assert parts == [["a.npy", "a.json"], ["b.mhd", "b.raw"], ["c.nii"], ["d.png", "d.json"]]
+    assert found.scans[0].num_bytes == 16
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may read everything cannot make one, so the listing is made to fail."""
+    (tmp_path / "a.nii").write_bytes(SCAN)
+    (tmp_path / "locked").mkdir()
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert survey(tmp_path).aside == (SetAside("locked", "a folder that cannot be read (Permission denied)"),)

@@ -1,0 +1,120 @@
+"""One scan: what becomes of it, whatever it, its reader or the disk does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raygenesis.archive.intake import take_in as module
+from raygenesis.archive.intake.take_in import (
+    MAX_CRASHES,
+    IntakeOutcome,
+    attempt_note,
+    file_fingerprint,
+    scan_fingerprint,
+    take_in,
+)
+from raygenesis.settings import ArchiveSettings
+from tests.support.nifti import grey, make_scans, write_nifti
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    return make_scans(tmp_path / "scans", 3)
+
+
+def test_a_file_that_vanishes_is_a_failure_of_its_own_and_is_looked_for_again(tmp_path: Path) -> None:
+    outcome = take_in([tmp_path / "gone.nii"], tmp_path / "archive/volumes", ArchiveSettings())
+    assert outcome == IntakeOutcome(reason="cannot be read (No such file or directory)", is_lasting=False)
+    assert json.loads(outcome.to_json()) == {
+        "records": [], "reason": outcome.reason, "is_lasting": False, "fault": "",
+    }  # fmt: skip
+
+
+def test_a_place_that_cannot_be_written_is_no_fault_of_the_scan(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive/volumes").symlink_to(tmp_path / "file")
+    path = scans / "sub-00/sub-00_T1w.nii.gz"
+    for volumes in (tmp_path / "file/archive/volumes", tmp_path / "archive/volumes"):
+        outcome = take_in([path], volumes, ArchiveSettings())
+        assert outcome.fault.endswith("cannot be written: Not a directory") and not outcome.reason
+
+
+def test_a_scan_that_crashed_its_reader_is_given_up_in_the_end(scans: Path, tmp_path: Path) -> None:
+    """A crash takes the process along and leaves only a note behind."""
+    path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
+    script = f"""
+import os, pathlib
+from raygenesis.archive.intake import take_in as intake
+from raygenesis.settings import ArchiveSettings
+intake.read_scan = lambda *_: os._exit(7)
+for _ in range({MAX_CRASHES}):
+    child = os.fork()
+    if not child:
+        intake.take_in([pathlib.Path({str(path)!r})], pathlib.Path({str(volumes)!r}), ArchiveSettings())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+    outcome = take_in([path], volumes, ArchiveSettings())
+    assert "crashed or ran out of memory 2 times" in outcome.reason and not outcome.is_lasting
+    shutil.rmtree(tmp_path / "archive/attempts")
+    assert take_in([path], volumes, ArchiveSettings()).records and not any((tmp_path / "archive/attempts").iterdir())
+
+
+def test_attempts_that_ended_with_their_node_say_nothing_of_the_scan(scans: Path, tmp_path: Path) -> None:
+    path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
+    note = attempt_note(volumes, [path])
+    note.parent.mkdir(parents=True)
+    note.write_text("4711 gone\n" * MAX_CRASHES)
+    asked = ([path], volumes, ArchiveSettings(), "here")
+    assert "crashed" in take_in(*asked, lambda node: node == "another").reason
+    assert take_in(*asked, lambda node: node == "gone").records
+
+
+def test_a_refused_scan_leaves_no_note_of_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "text.nii").write_text("not a scan")
+    for _ in range(MAX_CRASHES + 1):
+        outcome = take_in([tmp_path / "text.nii"], tmp_path / "archive/volumes", ArchiveSettings())
+        assert "not readable as NIfTI" in outcome.reason and outcome.is_lasting
+
+
+def test_a_scan_in_which_preparing_leaves_one_value_is_a_failure(tmp_path: Path) -> None:
+    """Voxels so sparse that all of them are rounded away."""
+    sparse = np.zeros((32, 32, 32), np.uint8)
+    sparse[::8, ::8, ::8] = 1
+    path, volumes = write_nifti(tmp_path / "sparse.nii", sparse), tmp_path / "archive/volumes"
+    outcome = take_in([path], volumes, ArchiveSettings(spacing_mm=(4.0, 4.0, 4.0)))
+    assert outcome.reason.startswith("every channel is of a single value, once it is cropped or resampled")
+    assert outcome.is_lasting and not volumes.exists()
+    assert take_in([path], volumes, ArchiveSettings()).records
+
+
+def test_a_scan_whose_channels_are_flat_each_is_a_failure(tmp_path: Path) -> None:
+    colours = np.zeros((6, 6, 6, 3), np.uint8) + np.array([1, 2, 3], np.uint8)
+    path = write_nifti(tmp_path / "a.nii", colours.view([(name, "u1") for name in "RGB"])[..., 0])
+    outcome = take_in([path], tmp_path / "archive/volumes", ArchiveSettings())
+    assert outcome.reason == "every channel is of a single value: there is no image"
+
+
+def test_the_identity_of_a_scan_is_its_bytes_in_any_order(scans: Path) -> None:
+    paths = sorted(scans.rglob("*.nii.gz"))
+    assert scan_fingerprint(paths[:1]) == file_fingerprint(paths[0])
+    assert scan_fingerprint(paths) == scan_fingerprint(paths[::-1]) != scan_fingerprint(paths[:2])
+
+
+def test_the_unexpected_in_a_decoder_is_a_failure_too(tmp_path: Path, monkeypatch) -> None:
+    def surprise(*_: object) -> None:
+        raise ZeroDivisionError("patient Jane")
+
+    monkeypatch.setattr(module, "read_scan", surprise)
+    path = write_nifti(tmp_path / "a.nii", grey((9, 12, 10)))
+    outcome = take_in([path], tmp_path / "archive" / "volumes", ArchiveSettings())
+    assert outcome.reason == "cannot be decoded (unexpected ZeroDivisionError)"
+    assert not list((tmp_path / "archive" / "attempts").iterdir())
