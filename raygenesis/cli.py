@@ -231,7 +231,7 @@ def weights_export_command(
     file: WeightsFile, output: Annotated[Path, typer.Option(help="The torch file (.pt) to write.")]
 ) -> None:
     """Write weights as the code that their network comes from loads them: Models Genesis, or MONAI."""
-    from raygenesis.networks.weights.loading import export_to_library
+    from raygenesis.networks.weights.library_export import export_to_library
 
     typer.echo(f"{output}: for {export_to_library(file, output)}")
 

@@ -19,3 +19,7 @@ class ClusterError(RaygenesisError):
 
 class WorkspaceError(RaygenesisError):
     """A workspace is missing something, cannot be written, or was made by other settings."""
+
+
+class WeightsError(RaygenesisError):
+    """A file of weights is of another format or network than it should be, or is damaged."""

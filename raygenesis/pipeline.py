@@ -26,8 +26,9 @@ from raygenesis.discovery.embed import embed
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.planning.announce import announce as announce_work
-from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
-from raygenesis.pretraining.pretrain import check_pretext, pretrain
+from raygenesis.pretraining.pretexts import pretext_of
+from raygenesis.pretraining.pretrain import pretrain
+from raygenesis.pretraining.stores import check_pretext
 from raygenesis.report.report import report
 from raygenesis.settings import Settings, load_settings
 from raygenesis.sweeps.sweep import sweep
@@ -35,7 +36,7 @@ from raygenesis.text.amounts import sides
 from raygenesis.transfer.finetune import finetune
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.transfer.targets.description import Description, read_description, read_target
-from raygenesis.workspace.artifacts import ARCHIVE, made_from
+from raygenesis.workspace.artifacts import ARCHIVE, PATTERNS, made_from
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
@@ -97,7 +98,7 @@ def run(
 
 
 def _discovers(settings: Settings) -> bool:
-    return pretext_of(settings.pretraining).crops == PATTERNS
+    return pretext_of(settings.pretraining).store == PATTERNS
 
 
 def _readable(target: Path, settings: Settings) -> Description:
@@ -130,7 +131,7 @@ def _check_same_scans(found: Survey, scans: Path, workspace: Workspace) -> None:
 
 def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> None:
     """Compare settings with the scans' headers. Raises SettingsError naming the key and the remedy."""
-    check_pretext(settings)
+    check_pretext(settings.pretraining, settings.discovery)
     subjects = {subject_of(scan, settings.archive.subject_pattern) for scan in found}
     held_out = num_held_out(len(subjects), settings.validation_fraction)
     share = f"validation_fraction={settings.validation_fraction:g} of them held out"

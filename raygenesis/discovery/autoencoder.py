@@ -5,9 +5,8 @@ It has no skip connections: everything the decoder knows passes through the late
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.experiment import PLAIN, Tuning
 from raygenesis.training.feeding import Batch
+from raygenesis.training.records import EpochRow
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class IdentityMapping:
     def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
         return {name: value.item() for name, value in means.items()}
 
-    def score(self, row: Mapping[str, Any]) -> float:
+    def score(self, row: EpochRow) -> float:
         return row["val_mse"]
 
-    def should_stop(self, history: Sequence[dict[str, Any]]) -> bool:
+    def should_stop(self, history: Sequence[EpochRow]) -> bool:
         scores = [self.score(row) for row in history]
         return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.settings.patience
 
-    def warnings(self, history: Sequence[dict[str, Any]]) -> dict[str, str]:
+    def warnings(self, history: Sequence[EpochRow]) -> dict[str, str]:
         return {}

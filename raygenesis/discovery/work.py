@@ -19,7 +19,7 @@ from raygenesis.cluster.work import (
 )
 from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, is_exact_cheaper
 from raygenesis.networks.autoencoder import Autoencoder
-from raygenesis.networks.load import load_of
+from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
 from raygenesis.settings import AutoencoderSettings, Settings
 from raygenesis.text.amounts import GIB, MIB
@@ -125,4 +125,4 @@ def discover_work(settings: Settings, number: int | None = None, stage: str = "d
 def _autoencoder_load(settings: AutoencoderSettings) -> tuple[Load, int]:
     model = Autoencoder(settings.input_shape, settings.base_width, settings.latent_size)
     weights = sum(weight.numel() for weight in model.parameters())
-    return load_of(model, settings.input_shape), weights
+    return count_operations(model, settings.input_shape), weights

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What it takes to build a network again; kept beside its weights.
+    """What it takes to build a network again; stored beside its weights.
 
     network: `unet`, `i3d`, or a name of `monai_networks`. head: what answers at the bottleneck, `classification` or
     `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder.

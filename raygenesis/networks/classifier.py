@@ -1,4 +1,4 @@
-"""The classifier of a target task: an encoder, its features' mean over space, and a small head."""
+"""The classifier of a target task."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import torch
 from torch import nn
 
 from raygenesis.networks.encoder import ImageEncoder
-from raygenesis.networks.layers import pooled
+from raygenesis.networks.layers import global_average_pool
 
-# Units between the pooled bottleneck and the answer (METHOD, target tasks).
-HIDDEN = 1024
+NUM_HIDDEN = 1024
 
 
 class Classifier(nn.Module):
-    """Encoder → mean over space → 1024 units → num_out answers (METHOD, target tasks)."""
+    """[n, 1, z, y, x] → logits [n, num_out]: encoder, mean over space, 1024 hidden units (METHOD, target tasks)."""
 
     def __init__(self, encoder: ImageEncoder, num_out: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Sequential(
-            nn.Linear(encoder.num_features, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, num_out)
+            nn.Linear(encoder.num_features, NUM_HIDDEN), nn.ReLU(inplace=True), nn.Linear(NUM_HIDDEN, num_out)
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(pooled(self.encoder(images)[-1]))
+        return self.head(global_average_pool(self.encoder(images)[-1]))

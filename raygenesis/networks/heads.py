@@ -1,11 +1,13 @@
-"""Heads that answer at the bottleneck."""
+"""Heads on the bottleneck, as a table."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from raygenesis.networks.layers import CONV, norm_layer, pooled
+from raygenesis.networks.layers import CONV, global_average_pool, norm_layer
 
 
 class ClassificationHead(nn.Module):
@@ -21,13 +23,14 @@ class ClassificationHead(nn.Module):
         self.linear = nn.Linear(2 * num_features, num_classes)
 
     def forward(self, bottleneck: torch.Tensor) -> torch.Tensor:
-        return self.linear(pooled(self.conv(bottleneck)))
+        return self.linear(global_average_pool(self.conv(bottleneck)))
 
 
 class RubiksCubeHead(nn.Module):
-    """The pieces of a cube, one after another → logits [n, num_classes + 2 × pieces]: their order, and who was turned.
+    """Bottlenecks of all 2**ndim pieces of each of n cubes, [n × pieces, num_features, ...] → logits.
 
-    Takes the bottlenecks of all 2**ndim pieces of each of n cubes, [n × pieces, num_features, ...].
+    Logits are [n, num_classes + 2 × pieces]: of the pieces' order, then of each piece's turn about two axes (Zhuang et
+    al., MICCAI 2019).
     """
 
     def __init__(self, ndim: int, num_features: int, num_classes: int, norm: str = "batch") -> None:
@@ -40,7 +43,11 @@ class RubiksCubeHead(nn.Module):
         )
 
     def forward(self, bottleneck: torch.Tensor) -> torch.Tensor:
-        return self.layers(pooled(bottleneck).view(len(bottleneck) // self.num_pieces, -1))
+        return self.layers(global_average_pool(bottleneck).view(len(bottleneck) // self.num_pieces, -1))
 
 
-HEADS = {"classification": ClassificationHead, "rubiks-cube": RubiksCubeHead}
+# By the name that an `Architecture` gives it.
+HEADS: dict[str, Callable[[int, int, int, str], nn.Module]] = {
+    "classification": ClassificationHead,
+    "rubiks-cube": RubiksCubeHead,
+}

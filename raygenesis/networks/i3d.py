@@ -10,15 +10,16 @@ from torch.nn import functional
 
 from raygenesis.errors import RaygenesisError
 from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.decoder import ImageDecoder
 from raygenesis.networks.encoder import ImageEncoder
-from raygenesis.networks.layers import CONV, DoubleConv, run
+from raygenesis.networks.layers import CONV, DoubleConv, run_layer
 
 LEVEL_ENDS = {"Conv3d_1a_7x7": 64, "Conv3d_2c_3x3": 192, "Mixed_3c": 480, "Mixed_4f": 832, "Mixed_5c": 1024}
 DECODER_WIDTHS = (256, 128, 64, 32, 16)
 
 
-class Unit(nn.Module):
-    """Convolution, batch norm, ReLU."""
+class ConvUnit(nn.Module):
+    """Convolution with TensorFlow's `SAME` padding, batch norm, ReLU."""
 
     def __init__(self, num_in: int, num_out: int, kernel: int = 1, stride: int = 1) -> None:
         super().__init__()
@@ -30,22 +31,22 @@ class Unit(nn.Module):
         return functional.relu(self.bn(self.conv3d(self.pad(images))))
 
 
-class Pool(nn.Sequential):
-    """Maxima of neighbours. What is pooled follows a ReLU, so that zeros round it change no maximum."""
+class SamePool(nn.Sequential):
+    """Max pooling with TensorFlow's `SAME` padding, by zeros: what is pooled follows a ReLU."""
 
     def __init__(self, kernel: tuple[int, ...], stride: tuple[int, ...]) -> None:
         super().__init__(nn.ConstantPad3d(same_padding(kernel, stride), 0), nn.MaxPool3d(kernel, stride))
 
 
-class Mixed(nn.Module):
-    """Four branches side by side, of widths[0], [2], [4] and [5] channels."""
+class InceptionBlock(nn.Module):
+    """An Inception block: four branches side by side, of widths[0], [2], [4] and [5] channels."""
 
     def __init__(self, num_in: int, *widths: int) -> None:
         super().__init__()
-        self.b0 = Unit(num_in, widths[0])
-        self.b1a, self.b1b = Unit(num_in, widths[1]), Unit(widths[1], widths[2], 3)
-        self.b2a, self.b2b = Unit(num_in, widths[3]), Unit(widths[3], widths[4], 3)
-        self.b3a, self.b3b = Pool((3, 3, 3), (1, 1, 1)), Unit(num_in, widths[5])
+        self.b0 = ConvUnit(num_in, widths[0])
+        self.b1a, self.b1b = ConvUnit(num_in, widths[1]), ConvUnit(widths[1], widths[2], 3)
+        self.b2a, self.b2b = ConvUnit(num_in, widths[3]), ConvUnit(widths[3], widths[4], 3)
+        self.b3a, self.b3b = SamePool((3, 3, 3), (1, 1, 1)), ConvUnit(num_in, widths[5])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         branches = self.b0(images), self.b1b(self.b1a(images)), self.b2b(self.b2a(images)), self.b3b(self.b3a(images))
@@ -63,59 +64,60 @@ class I3DEncoder(ImageEncoder):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleDict({
-            "Conv3d_1a_7x7": Unit(1, 64, 7, 2),
-            "MaxPool3d_2a_3x3": Pool((1, 3, 3), (1, 2, 2)),
-            "Conv3d_2b_1x1": Unit(64, 64),
-            "Conv3d_2c_3x3": Unit(64, 192, 3),
-            "MaxPool3d_3a_3x3": Pool((1, 3, 3), (1, 2, 2)),
-            "Mixed_3b": Mixed(192, 64, 96, 128, 16, 32, 32),
-            "Mixed_3c": Mixed(256, 128, 128, 192, 32, 96, 64),
-            "MaxPool3d_4a_3x3": Pool((3, 3, 3), (2, 2, 2)),
-            "Mixed_4b": Mixed(480, 192, 96, 208, 16, 48, 64),
-            "Mixed_4c": Mixed(512, 160, 112, 224, 24, 64, 64),
-            "Mixed_4d": Mixed(512, 128, 128, 256, 24, 64, 64),
-            "Mixed_4e": Mixed(512, 112, 144, 288, 32, 64, 64),
-            "Mixed_4f": Mixed(528, 256, 160, 320, 32, 128, 128),
-            "MaxPool3d_5a_2x2": Pool((2, 2, 2), (2, 2, 2)),
-            "Mixed_5b": Mixed(832, 256, 160, 320, 32, 128, 128),
-            "Mixed_5c": Mixed(832, 384, 192, 384, 48, 128, 128),
+            "Conv3d_1a_7x7": ConvUnit(1, 64, 7, 2),
+            "MaxPool3d_2a_3x3": SamePool((1, 3, 3), (1, 2, 2)),
+            "Conv3d_2b_1x1": ConvUnit(64, 64),
+            "Conv3d_2c_3x3": ConvUnit(64, 192, 3),
+            "MaxPool3d_3a_3x3": SamePool((1, 3, 3), (1, 2, 2)),
+            "Mixed_3b": InceptionBlock(192, 64, 96, 128, 16, 32, 32),
+            "Mixed_3c": InceptionBlock(256, 128, 128, 192, 32, 96, 64),
+            "MaxPool3d_4a_3x3": SamePool((3, 3, 3), (2, 2, 2)),
+            "Mixed_4b": InceptionBlock(480, 192, 96, 208, 16, 48, 64),
+            "Mixed_4c": InceptionBlock(512, 160, 112, 224, 24, 64, 64),
+            "Mixed_4d": InceptionBlock(512, 128, 128, 256, 24, 64, 64),
+            "Mixed_4e": InceptionBlock(512, 112, 144, 288, 32, 64, 64),
+            "Mixed_4f": InceptionBlock(528, 256, 160, 320, 32, 128, 128),
+            "MaxPool3d_5a_2x2": SamePool((2, 2, 2), (2, 2, 2)),
+            "Mixed_5b": InceptionBlock(832, 256, 160, 320, 32, 128, 128),
+            "Mixed_5c": InceptionBlock(832, 384, 192, 384, 48, 128, 128),
         })  # fmt: skip
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         features = []
         for name, layer in self.layers.items():
-            images = run(layer, images, again=self.saves_memory)
+            images = run_layer(layer, images, recompute=self.gradient_checkpointing)
             if name in LEVEL_ENDS:
                 features.append(images)
         return features
 
 
-class PyramidDecoder(nn.Module):
-    """Features of levels with any strides, the finest of half the sides → [n, num_out, z, y, x].
+class PyramidDecoder(ImageDecoder):
+    """A decoder for levels with any strides, the finest of half the sides.
 
-    Level by level what comes from below is enlarged to the skip's sides, by its nearest neighbours.
+    Features from the level below are enlarged to the skip's sides by nearest neighbours.
     """
 
-    last = "output"
-    saves_memory = False
+    output_layer = "output"
 
     def __init__(self, ndim: int, level_widths: Sequence[int], num_out: int) -> None:
         super().__init__()
         skips = [*reversed(level_widths[:-1]), 0]
         below = [level_widths[-1], *DECODER_WIDTHS]
         self.levels = nn.ModuleList(
-            DoubleConv(ndim, now + skip, width, width)
-            for now, skip, width in zip(below, skips, DECODER_WIDTHS, strict=False)
+            DoubleConv(ndim, deep + skip, width, width)
+            for deep, skip, width in zip(below, skips, DECODER_WIDTHS, strict=False)
         )
         self.output = CONV[ndim](DECODER_WIDTHS[len(skips) - 1], num_out, 1)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        now = features[-1]
+        below = features[-1]
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=False):
-            now = torch.cat([functional.interpolate(now, skip.shape[2:]), skip], 1)
-            now = run(level, now, again=self.saves_memory)
-        now = run(self.levels[-1], functional.interpolate(now, scale_factor=2), again=self.saves_memory)
-        return self.output(now)
+            below = torch.cat([functional.interpolate(below, skip.shape[2:]), skip], 1)
+            below = run_layer(level, below, recompute=self.gradient_checkpointing)
+        below = run_layer(
+            self.levels[-1], functional.interpolate(below, scale_factor=2), recompute=self.gradient_checkpointing
+        )
+        return self.output(below)
 
 
 def build_encoder(architecture: Architecture) -> I3DEncoder:

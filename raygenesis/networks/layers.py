@@ -11,26 +11,25 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+# By the number of spatial dimensions.
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-
-
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-
-
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-
 INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-
-
 POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
-
-MOST_GROUPS = 8
+MOST_GROUPS = 8  # of group norm
 
 
 def norm_layer(kind: str, ndim: int, num_channels: int) -> nn.Module:
-    """`batch`; `batch-statistics`: the batch's own in evaluation too, as in the published code; `instance`; `group`."""
+    """Build a normalisation layer.
+
+    Args:
+        kind: `batch`; `batch-statistics`, which uses the batch's own statistics in evaluation too, as the published
+            code of Models Genesis does; `instance`; `group`, of at most 8 groups.
+        ndim: Number of spatial dimensions, 2 or 3.
+        num_channels: Channels of the layer's input.
+    """
     if kind == "instance":
         return INSTANCE_NORM[ndim](num_channels, affine=True)
     if kind == "group":
@@ -48,37 +47,37 @@ class DoubleConv(nn.Sequential):
         )  # fmt: skip
 
 
-def pooled(features: torch.Tensor) -> torch.Tensor:
+def global_average_pool(features: torch.Tensor) -> torch.Tensor:
     """[n, channels, ...] → [n, channels]: the mean over space."""
     return features.flatten(2).mean(2)
 
 
 def has_batch_statistics(network: nn.Module) -> bool:
-    """Whether it normalises by a batch's own statistics in evaluation too (`norm_layer`, `batch-statistics`)."""
+    """Whether a network normalises by a batch's own statistics in evaluation too (`norm_layer`, `batch-statistics`)."""
     norms = (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
     return any(not layer.track_running_stats for layer in norms)
 
 
-def run(part: nn.Module, *inputs: Any, again: bool) -> Any:
-    """A part of a network on its inputs; with `again` its activations are not kept but computed again for gradients."""
-    if not (again and torch.is_grad_enabled()):
-        return part(*inputs)
-    contexts = lambda: (nullcontext(), _statistics_kept(part))  # noqa: E731
-    return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+def run_layer(layer: nn.Module, *inputs: Any, recompute: bool) -> Any:
+    """Call a layer; with `recompute` its activations are not kept but computed again in the backward pass."""
+    if not (recompute and torch.is_grad_enabled()):
+        return layer(*inputs)
+    contexts = lambda: (nullcontext(), _frozen_statistics(layer))  # noqa: E731
+    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def _statistics_kept(part: nn.Module) -> Iterator[None]:
-    """Batch norms do not count a batch while they see it for the second time."""
-    norms = [layer for layer in part.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    counting = [layer for layer in norms if layer.track_running_stats and layer.training]
-    momenta = [layer.momentum for layer in counting]
-    for layer in counting:
-        layer.momentum = 0.0
+def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms, which see a batch for the second time."""
+    norms = [part for part in layer.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    tracking = [norm for norm in norms if norm.track_running_stats and norm.training]
+    momenta = [norm.momentum for norm in tracking]
+    for norm in tracking:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for layer, momentum in zip(counting, momenta, strict=True):
-            layer.momentum = momentum
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked -= 1
+        for norm, momentum in zip(tracking, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from raygenesis.networks import i3d
 from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.decoder import ImageDecoder
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.networks.heads import HEADS
-from raygenesis.networks.layers import pooled
-from raygenesis.networks.unet import Decoder, Encoder
+from raygenesis.networks.layers import global_average_pool
+from raygenesis.networks.unet import UNetDecoder, UNetEncoder
 
 
 class Prediction(NamedTuple):
-    """embedding: [n, num_features]; logits: [n, num_classes]; restored: [n, channels, z, y, x] in [0, 1].
+    """What a PretextNetwork returns, float32; logits and restored are None where they were not computed.
 
-    The last two are None where there is no such part, or where restoring was not asked for.
+    embedding: [n, num_features]; logits: [n, num_classes]; restored: [n, 1, z, y, x] in [0, 1].
     """
 
     embedding: torch.Tensor
@@ -42,13 +43,14 @@ class PretextNetwork(nn.Module):
             )
 
     def forward(self, images: torch.Tensor, restore: bool = True) -> Prediction:
+        """Encode, classify and, with `restore`, decode images, float32 [n, 1, z, y, x] in [0, 1]."""
         features = self.encoder(images)
         restored = None
         if restore and self.decoder is not None:
             # In float32 also under autocast: a sigmoid of 8 bits is too coarse an image.
             restored = torch.sigmoid(self.decoder(features).float())
         logits = None if self.head is None else self.head(features[-1]).float()
-        return Prediction(pooled(features[-1]).float(), logits, restored)
+        return Prediction(global_average_pool(features[-1]).float(), logits, restored)
 
 
 class UNet(nn.Module):
@@ -63,27 +65,55 @@ class UNet(nn.Module):
         return self.decoder(self.encoder(images))
 
 
+class Builder(NamedTuple):
+    """What builds the encoder of an architecture, and its decoder with a number of output channels."""
+
+    encoder: Callable[[Architecture], ImageEncoder]
+    decoder: Callable[[Architecture, int], ImageDecoder]
+
+
+def _unet_encoder(architecture: Architecture) -> ImageEncoder:
+    return UNetEncoder(architecture.ndim, architecture.base_width, architecture.norm)
+
+
+def _unet_decoder(architecture: Architecture, num_out: int) -> ImageDecoder:
+    return UNetDecoder(architecture.ndim, architecture.base_width, num_out, architecture.norm)
+
+
+def _monai_encoder(architecture: Architecture) -> ImageEncoder:
+    from raygenesis.networks import monai_networks  # MONAI takes seconds to import
+
+    return monai_networks.build_encoder(architecture)
+
+
+def _monai_decoder(architecture: Architecture, num_out: int) -> ImageDecoder:
+    from raygenesis.networks import monai_networks
+
+    return monai_networks.build_decoder(architecture, num_out)
+
+
+# By the name of the network (pretraining.network); all others are MONAI's.
+BUILDERS = {"unet": Builder(_unet_encoder, _unet_decoder), "i3d": Builder(i3d.build_encoder, i3d.build_decoder)}
+MONAI = Builder(_monai_encoder, _monai_decoder)
+
+
 def build_encoder(architecture: Architecture) -> ImageEncoder:
-    """The encoder of an architecture, for images of one channel."""
-    if architecture.network == "unet":
-        return Encoder(architecture.ndim, architecture.base_width, norm=architecture.norm)
-    return _module_of(architecture.network).build_encoder(architecture)
+    """Build the encoder of an architecture, for images of one channel, with random weights."""
+    return BUILDERS.get(architecture.network, MONAI).encoder(architecture)
 
 
-def build_decoder(architecture: Architecture, num_out: int) -> nn.Module:
-    """The decoder of an architecture: from its encoder's features to images of `num_out` channels."""
-    if architecture.network == "unet":
-        return Decoder(architecture.ndim, architecture.base_width, num_out, architecture.norm)
-    return _module_of(architecture.network).build_decoder(architecture, num_out)
+def build_decoder(architecture: Architecture, num_out: int) -> ImageDecoder:
+    """Build the decoder of an architecture: from its encoder's features to images of `num_out` channels."""
+    return BUILDERS.get(architecture.network, MONAI).decoder(architecture, num_out)
 
 
-def save_memory(model: PretextNetwork) -> None:
-    """Have the encoder and the decoder compute activations again instead of keeping them (gradient checkpointing)."""
-    for part in (model.encoder, model.decoder):
-        if part is not None:
-            part.saves_memory = True  # type: ignore[assignment] # torch says that all attributes are tensors or modules
+def enable_gradient_checkpointing(model: PretextNetwork) -> None:
+    """Have encoder and decoder compute activations again in the backward pass instead of keeping them."""
+    model.encoder.gradient_checkpointing = True
+    if model.decoder is not None:
+        model.decoder.gradient_checkpointing = True
 
 
-def _module_of(network: str) -> ModuleType:
-    """Where a network other than the U-Net is built; MONAI takes seconds to import."""
-    return import_module(f"raygenesis.networks.{'i3d' if network == 'i3d' else 'monai_networks'}")
+def num_parameters(model: nn.Module) -> int:
+    """Number of parameters of a network."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from raygenesis.networks.decoder import ImageDecoder
 from raygenesis.networks.encoder import ImageEncoder
-from raygenesis.networks.layers import run
+from raygenesis.networks.layers import run_layer
 from raygenesis.networks.network import UNet
 
 
@@ -22,27 +22,25 @@ class SliceWiseEncoder(ImageEncoder):
         self.num_features = encoder.num_features
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        features = run(self.encoder, slices_of(images), again=self.saves_memory)
+        features = run_layer(self.encoder, slices_of(images), recompute=self.gradient_checkpointing)
         return [volumes_of(level, len(images)) for level in features]
 
 
-class SliceWiseDecoder(nn.Module):
-    """A 2D decoder on the features of a SliceWiseEncoder: → [n, num_out, z, y, x]."""
+class SliceWiseDecoder(ImageDecoder):
+    """A 2D decoder on the features of a SliceWiseEncoder."""
 
-    saves_memory = False
-
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: ImageDecoder) -> None:
         super().__init__()
         self.decoder = decoder
-        self.last = f"decoder.{decoder.last}"
+        self.output_layer = f"decoder.{decoder.output_layer}"
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         slices = [slices_of(level) for level in features]
-        return volumes_of(run(self.decoder, slices, again=self.saves_memory), len(features[-1]))
+        return volumes_of(run_layer(self.decoder, slices, recompute=self.gradient_checkpointing), len(features[-1]))
 
 
 def slice_wise(unet: UNet) -> UNet:
-    """The same U-Net of 2D parts for 3D images: [n, 1, z, y, x] → logits [n, num_out, z, y, x]; changed in place."""
+    """Change a 2D U-Net, in place, to one for 3D images: [n, 1, z, y, x] → logits [n, num_out, z, y, x]."""
     unet.encoder, unet.decoder = SliceWiseEncoder(unet.encoder), SliceWiseDecoder(unet.decoder)
     return unet
 
@@ -52,6 +50,6 @@ def slices_of(volumes: torch.Tensor) -> torch.Tensor:
     return volumes.transpose(1, 2).flatten(0, 1)
 
 
-def volumes_of(slices: torch.Tensor, num: int) -> torch.Tensor:
-    """[num × z, channels, y, x] → [num, channels, z, y, x]."""
-    return slices.unflatten(0, (num, -1)).transpose(1, 2)
+def volumes_of(slices: torch.Tensor, num_volumes: int) -> torch.Tensor:
+    """[num_volumes × z, channels, y, x] → [num_volumes, channels, z, y, x]."""
+    return slices.unflatten(0, (num_volumes, -1)).transpose(1, 2)

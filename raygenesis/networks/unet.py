@@ -1,27 +1,28 @@
-"""The networks of pretraining, in 2D and 3D: an encoder, a decoder that restores, and a head that answers (METHOD)."""
+"""The U-Net of the paper, in 2D and 3D, as an encoder and a decoder (METHOD)."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from raygenesis.networks.decoder import ImageDecoder
 from raygenesis.networks.encoder import ImageEncoder
-from raygenesis.networks.layers import CONV, POOL, TRANSPOSED, DoubleConv, run
+from raygenesis.networks.layers import CONV, POOL, TRANSPOSED, DoubleConv, run_layer
 
 NUM_LEVELS = 4
 
 
-def widths_of(base_width: int) -> list[int]:
+def level_widths(base_width: int) -> list[int]:
     """Channels that leave each encoder level: 64, 128, 256, 512 for the paper's base width of 32."""
     return [base_width * 2 ** (level + 1) for level in range(NUM_LEVELS)]
 
 
-class Encoder(ImageEncoder):
+class UNetEncoder(ImageEncoder):
     """The U-Net's encoder: its bottleneck has 1/8 of each side."""
 
     def __init__(self, ndim: int = 3, base_width: int = 32, norm: str = "batch") -> None:
         super().__init__()
-        widths = widths_of(base_width)
+        widths = level_widths(base_width)
         num_in = [1, *widths[:-1]]
         # The second convolution of a level doubles the channels of its first.
         self.levels = nn.ModuleList(
@@ -34,28 +35,27 @@ class Encoder(ImageEncoder):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         features = []
         for number, level in enumerate(self.levels):
-            images = run(level, self.pool(images) if number else images, again=self.saves_memory)
+            images = run_layer(level, self.pool(images) if number else images, recompute=self.gradient_checkpointing)
             features.append(images)
         return features
 
 
-class Decoder(nn.Module):
-    """Features of all levels → [n, num_out, z, y, x], without an activation. last: the name of its output layer."""
+class UNetDecoder(ImageDecoder):
+    """The U-Net's decoder: transposed convolutions and skips."""
 
-    last = "output"
-    saves_memory = False
+    output_layer = "output"
 
     def __init__(self, ndim: int = 3, base_width: int = 32, num_out: int = 1, norm: str = "batch") -> None:
         super().__init__()
-        widths = widths_of(base_width)
+        widths = level_widths(base_width)
         pairs = list(zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True))
-        self.ups = nn.ModuleList(TRANSPOSED[ndim](below, below, 2, stride=2) for _, below in pairs)
+        self.ups = nn.ModuleList(TRANSPOSED[ndim](width, width, 2, stride=2) for _, width in pairs)
         self.levels = nn.ModuleList(DoubleConv(ndim, skip + below, skip, skip, norm) for skip, below in pairs)
         self.output = CONV[ndim](widths[0], num_out, 1)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        now = features[-1]
+        below = features[-1]
         for up, level, skip in zip(self.ups, self.levels, reversed(features[:-1]), strict=True):
             # What comes from below first: published weights expect it.
-            now = run(level, torch.cat([up(now), skip], 1), again=self.saves_memory)
-        return self.output(now)
+            below = run_layer(level, torch.cat([up(below), skip], 1), recompute=self.gradient_checkpointing)
+        return self.output(below)

@@ -11,7 +11,7 @@ from raygenesis.cluster.work import ArchiveSize, Work
 from raygenesis.discovery.work import autoencoder_work, discover_work, embed_work
 from raygenesis.errors import RaygenesisError
 from raygenesis.planning.estimate import Factor, estimate
-from raygenesis.pretraining.pretrain import made_store
+from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.work import pretrain_work, store_size
 from raygenesis.settings import PriceSettings, Settings, adopt, merge, settings_from, settings_of_run
 from raygenesis.text.amounts import MIB
@@ -119,7 +119,8 @@ def _stored(made: StoreManifest | None, settings: Settings, stage: str) -> Finis
 
 
 def _pretrained(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Finished | None:
-    store = made_store(workspace, settings)
+    artifact = pretext_of(settings.pretraining).store
+    store = artifact.read(workspace.folder(artifact))
     newest = _newest_run(workspace, settings.pretraining.pretext)
     if store is None or newest is None:
         return None

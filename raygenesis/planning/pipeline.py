@@ -5,16 +5,17 @@ from __future__ import annotations
 from raygenesis.archive.work import ingest_work
 from raygenesis.cluster.work import ArchiveSize, Work
 from raygenesis.discovery.work import autoencoder_work, discover_work, embed_work, index_work, num_crops
-from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
+from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.work import crops_size, pretrain_work
 from raygenesis.settings import Settings
 from raygenesis.sweeps.work import sweep_work
 from raygenesis.transfer.work import default_finetune_work
+from raygenesis.workspace.artifacts import PATTERNS
 
 
 def pipeline_work(scans: ArchiveSize, settings: Settings) -> list[Work]:
     """Every stage of `raygenesis run`, in order, with the sweep and the fine-tuning that may follow."""
-    if pretext_of(settings.pretraining).crops != PATTERNS:
+    if pretext_of(settings.pretraining).store != PATTERNS:
         return [
             ingest_work(scans), discover_work(settings, num_crops(scans, settings), "crop"),
             pretrain_work(settings, crops_size(scans, settings)), default_finetune_work(settings),

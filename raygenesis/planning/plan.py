@@ -14,10 +14,11 @@ from raygenesis.errors import SettingsError
 from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import LEAST_S, factors_of
 from raygenesis.planning.pipeline import pipeline_work
-from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
+from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.settings import Settings, settings_from
 from raygenesis.text.amounts import GIB, MIB, duration, several, size
 from raygenesis.text.tables import aligned
+from raygenesis.workspace.artifacts import PATTERNS
 from raygenesis.workspace.hardware import MIB_PER_S, Hardware
 from raygenesis.workspace.workspace import Workspace
 
@@ -67,7 +68,7 @@ def _check(scans: ArchiveSize, hardware: Hardware, settings: Settings) -> None:
         raise SettingsError(f"--nodes {hardware.num_nodes} is more than --cpus {hardware.num_cores}, the cores of all")
     if settings.pretraining.use_gpu and not hardware.num_gpus:
         raise SettingsError("pretraining.use_gpu=true needs GPUs: give --gpus, or leave it out")
-    if pretext_of(settings.pretraining).crops == PATTERNS:
+    if pretext_of(settings.pretraining).store == PATTERNS:
         held_out = num_held_out(scans.num_scans, settings.validation_fraction)
         where = f"of {scans.num_scans:,} scans, each of another subject"
         check_counts(scans.num_scans - held_out, held_out, where, settings)

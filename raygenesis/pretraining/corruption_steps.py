@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from raygenesis.patterns.cells import STEPS
+from raygenesis.pretraining.corruption_sets import CorruptionSet
 from raygenesis.pretraining.draws import Draws
-
-if TYPE_CHECKING:
-    from raygenesis.pretraining.corruptions import CorruptionSet
+from raygenesis.settings.streams import SHUFFLE_BANK
 
 MARGIN = 3  # voxels between a painted box and the edge of the cube
 MOST_FLIPS = 3
@@ -69,7 +67,7 @@ def shuffle_bank(spatial: tuple[int, ...], blocks: int, max_fraction: int, devic
     Up to 32 replays in up to 64 MiB, but no fewer than 4; always the same ones.
     """
     replays = min(_MOST_REPLAYS, max(_FEWEST_REPLAYS, _BANK_BYTES // (4 * prod(spatial))))
-    seeds = np.random.SeedSequence(0).spawn(replays)
+    seeds = SHUFFLE_BANK.sequence(0).spawn(replays)
     bank = np.stack([_replay(spatial, blocks, max_fraction, np.random.default_rng(seed)) for seed in seeds])
     return torch.from_numpy(bank).view(replays, spatial[0], -1).to(device)
 

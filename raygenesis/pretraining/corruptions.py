@@ -1,4 +1,4 @@
-"""The corruptions of a batch: which samples get which, in what order (Models Genesis, and block swapping).
+"""Corrupting a batch: which samples get which corruption, in what order (Models Genesis, and block swapping).
 
 Written from METHOD.md, section "Corruptions" (Zhou et al., MICCAI 2019; the paper of Semantic
 Genesis takes them over; block swapping is Chen et al., Medical Image Analysis 2019). Everything works
@@ -8,12 +8,11 @@ all channels of a sample.
 
 What a sample draws is small (axes, boxes, curves, numbers of replays) and drawn for the whole batch
 at once. The voxels are then changed sample by sample on a CPU, in its cache, and all at once on a
-GPU, by the steps of `corruption_steps`.
+GPU, by the operations of `corruption_steps`.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from math import prod
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from raygenesis.errors import SettingsError
+from raygenesis.pretraining.corruption_sets import CorruptionSet
 from raygenesis.pretraining.corruption_steps import (
     MARGIN,
     block_sides,
@@ -48,77 +48,7 @@ class CubeTooSmallError(SettingsError):
     """The boxes of a painting or the blocks of a swap do not fit inside the cube."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorruptionSet:
-    """Which corruptions a sample may draw and how strong they are; defaults: Models Genesis.
-
-    exclusive: each sample gets exactly one of shuffling, non-linear, in- and out-painting, with
-    probability 1/4 each; their own probabilities and inpaint_share are then without effect, and
-    nothing is swapped.
-    """
-
-    name: str
-    exclusive: bool = False
-    flip_probability: float = 0.4  # of the first flip, then of one more, up to MOST_FLIPS
-    shuffle_probability: float = 0.5
-    shuffle_blocks: int = 10_000
-    shuffle_max_fraction: int = 10  # block sides are 1..max(1, dim // this)
-    nonlinear_probability: float = 0.9
-    paint_probability: float = 0.9
-    inpaint_share: float = 0.2  # of the painted; the others are out-painted
-    inpaint_blocks: tuple[int, int] = (0, 5)  # fewest, most
-    outpaint_windows: tuple[int, int] = (1, 5)  # fewest, most
-    paint_continue: float = 0.95  # probability of each block or window beyond the fewest
-    swap_probability: float = 0.0
-    swap_number: int = 10  # pairs of blocks that change places, one pair after the other
-    swap_fractions: tuple[int, int] = (8, 4)  # block sides are dim // first..dim // second, at least 1
-
-    def __post_init__(self) -> None:
-        if max(*self.inpaint_blocks, *self.outpaint_windows) > 8:  # one bit each, of a row of 2**8 patterns
-            raise ValueError(f"'{self.name}' asks for more than 8 blocks or windows")
-        if not 2 <= self.swap_fractions[1] <= self.swap_fractions[0]:
-            raise ValueError(f"'{self.name}' has swap_fractions {self.swap_fractions}: falling, 2 or more, are right")
-
-
-_GENESIS = CorruptionSet(name="models-genesis")
-_NOTHING = replace(
-    _GENESIS,
-    name="none",
-    flip_probability=0.0,
-    shuffle_probability=0.0,
-    nonlinear_probability=0.0,
-    paint_probability=0.0,
-)
-
-# `semantic-genesis-released` leaves out the elastic warp that the released code always applies: its
-# target is the unwarped cube and nothing in the input tells the warp, so it cannot be learnt.
-CORRUPTIONS: dict[str, CorruptionSet] = {
-    preset.name: preset
-    for preset in (
-        _GENESIS,
-        replace(_GENESIS, name="semantic-genesis-paper"),
-        CorruptionSet(
-            name="semantic-genesis-released",
-            exclusive=True,
-            flip_probability=0.0,
-            shuffle_blocks=5,
-            inpaint_blocks=(1, 1),
-            outpaint_windows=(1, 1),
-        ),
-        replace(
-            _NOTHING,
-            name="in-painting",
-            paint_probability=1.0,
-            inpaint_share=1.0,
-            inpaint_blocks=(1, 5),  # always a hole: a cube without one teaches nothing
-        ),
-        replace(_NOTHING, name="patch-shuffling", swap_probability=1.0),
-        _NOTHING,
-    )
-}
-
-
-class Chosen(NamedTuple):
+class Choice(NamedTuple):
     """bool [N] each: the samples that get this corruption."""
 
     shuffle: torch.Tensor
@@ -128,31 +58,47 @@ class Chosen(NamedTuple):
     swap: torch.Tensor
 
 
-class Step(NamedTuple):
-    """A change of cubes in place, the samples that get it, rising, and what it takes: a row for each."""
+class CorruptionStep(NamedTuple):
+    """One operation on some samples of a batch.
+
+    Attributes:
+        change: Changes cubes in place; takes them and a row of `parameters` for each.
+        samples: Numbers of the samples in the batch, rising.
+        parameters: What was drawn for the operation: tensors with a row a sample.
+    """
 
     change: Callable[..., None]
-    at: list[int]
-    drawn: tuple[torch.Tensor, ...] = ()
+    samples: list[int]
+    parameters: tuple[torch.Tensor, ...] = ()
 
     def apply(self, cubes: torch.Tensor, first: int) -> None:
-        """Change `cubes`, the batch's samples from `first` on."""
-        begin, end = (bisect_left(self.at, sample) for sample in (first, first + len(cubes)))
-        drawn = (numbers[begin:end] for numbers in self.drawn)
+        """Change `cubes`, which are the samples of the batch from number `first` on, in place."""
+        begin, end = (bisect_left(self.samples, sample) for sample in (first, first + len(cubes)))
+        parameters = (rows[begin:end] for rows in self.parameters)
         if end - begin == len(cubes):
-            self.change(cubes, *drawn)
+            self.change(cubes, *parameters)
         elif end > begin:
-            at = torch.tensor(self.at[begin:end], device=cubes.device) - first
+            at = torch.tensor(self.samples[begin:end], device=cubes.device) - first
             few = cubes.index_select(0, at)
-            self.change(few, *drawn)
+            self.change(few, *parameters)
             cubes.index_copy_(0, at, few)
 
 
 def corrupt(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> tuple[torch.Tensor, torch.Tensor]:
-    """Corrupted cubes and what a network should restore them to (the cubes as flipped).
+    """Corrupt cubes.
 
-    cubes: float32 [N, channels, *spatial] in [0, 1], not modified; draws: N streams on its device.
-    Returns two new tensors of the same shape. Raises CubeTooSmallError, ValueError.
+    Args:
+        cubes: float32 [N, channels, *spatial] in [0, 1], not modified.
+        draws: Random streams of the N samples, on the device of the cubes.
+        corruption: Which corruptions the samples may get.
+
+    Returns:
+        The corrupted cubes, and the cubes that a network should restore from them: the originals, flipped alike. Both
+        are new tensors of the shape of `cubes`.
+
+    Raises:
+        CubeTooSmallError: The cubes are too small for the set.
+        ValueError: The cubes have another dtype or number of axes, or there are not N streams.
     """
     _check(cubes, draws, corruption)
     flips, changes = _flips(cubes, draws, corruption), _changes(cubes, draws, corruption)
@@ -187,15 +133,15 @@ def check_fits(spatial: Sequence[int], corruption: CorruptionSet) -> None:
             )
 
 
-def choose(draws: Draws, corruption: CorruptionSet) -> Chosen:
+def choose(draws: Draws, corruption: CorruptionSet) -> Choice:
     """Which sample gets which corruption; in- and out-painting exclude each other."""
     first, second, third, fourth, fifth = draws.uniform("choice", (5,)).unbind(1)
     if corruption.exclusive:
         shuffle, nonlinear, inpaint, outpaint = ((first * 4).long() == kind for kind in range(4))
-        return Chosen(shuffle, nonlinear, inpaint, outpaint, swap=first < 0)
+        return Choice(shuffle, nonlinear, inpaint, outpaint, swap=first < 0)
     painted = third < corruption.paint_probability
     inside = fourth < corruption.inpaint_share
-    return Chosen(
+    return Choice(
         shuffle=first < corruption.shuffle_probability,
         nonlinear=second < corruption.nonlinear_probability,
         inpaint=painted & inside,
@@ -204,15 +150,15 @@ def choose(draws: Draws, corruption: CorruptionSet) -> Chosen:
     )
 
 
-def _flips(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> list[Step]:
+def _flips(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> list[CorruptionStep]:
     mirrored = mirrored_axes(draws, cubes.dim() - 2, corruption)
     return [
-        Step(partial(mirror, axis=axis + 2), at.nonzero().flatten().tolist())
+        CorruptionStep(partial(mirror, axis=axis + 2), at.nonzero().flatten().tolist())
         for axis, at in enumerate(mirrored.unbind(1))
     ]
 
 
-def _changes(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> list[Step]:
+def _changes(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> list[CorruptionStep]:
     """What follows the flips, in order, without what happens to no sample."""
     chosen, shape = choose(draws, corruption), cubes.shape[1:]
     painted = chosen.inpaint | chosen.outpaint
@@ -221,16 +167,16 @@ def _changes(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> li
     at, own = _members(chosen.shuffle, draws)
     if at:
         bank = shuffle_bank(tuple(shape[1:]), corruption.shuffle_blocks, corruption.shuffle_max_fraction, cubes.device)
-        steps.append(Step(partial(shuffle, bank=bank), at, (shuffle_planes(own, bank),)))
+        steps.append(CorruptionStep(partial(shuffle, bank=bank), at, (shuffle_planes(own, bank),)))
     at, own = _members(chosen.swap, draws)
     if at:
-        steps.append(Step(swap, at, swapped_blocks(own, shape[1:], corruption)))
+        steps.append(CorruptionStep(swap, at, swapped_blocks(own, shape[1:], corruption)))
     at, own = _members(chosen.nonlinear, draws)
     if at:
-        steps.append(Step(nonlinear, at, (intensity_tables(own),)))
+        steps.append(CorruptionStep(nonlinear, at, (intensity_tables(own),)))
     at, own = _members(painted, draws)
     if at:
-        steps.append(Step(paint, at, painting(own, shape, chosen.outpaint[painted], corruption)))
+        steps.append(CorruptionStep(paint, at, painting(own, shape, chosen.outpaint[painted], corruption)))
     return steps
 
 

@@ -1,13 +1,13 @@
-"""Figures that say how training fares beyond its losses, and sentences that say why it fails."""
+"""Figures of training beyond its losses, and sentences that say why it fails."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from raygenesis.text.amounts import several
+from raygenesis.training.records import EpochRow
 
 # Epochs of a phase that training gets before it is judged, by the best of its last ones.
 GRACE_EPOCHS = 5
@@ -18,21 +18,20 @@ LEAST_VARIANCE, LEAST_RANK = 1e-3, 1.5
 TIMES_CHANCE, SHARE_OF_BASELINE = 1.5, 0.98
 MOST_GRADIENT_GROWTH = 1e3
 
-Row = Mapping[str, Any]
-
 
 def moments(embedding: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sums over vectors [n, d] from which `spread_of` is computed: of the vectors, and of their outer products."""
+    """Sums from which `spread_of` is computed, float64: of vectors [n, d], and of their outer products [d, d]."""
     vectors = embedding.double()
     return {"embedding": vectors.sum(0), "outer": vectors.T @ vectors}
 
 
 def spread_of(mean: torch.Tensor, outer: torch.Tensor) -> dict[str, float]:
-    """What the means of `moments` over all vectors tell.
+    """Figures of the spread of vectors, from the means of their `moments`.
 
-    embedding_variance: share of the mean squared length that is variance, 0 where all vectors are alike.
-    effective_rank: the exponential of the entropy of the normalised singular values (RankMe, Garrido et al., ICML
-    2023), 1 where all vectors are multiples of one.
+    Returns:
+        embedding_variance: Share of the mean squared length that is variance, 0 where all vectors are equal.
+        effective_rank: Exponential of the entropy of the normalised singular values (RankMe, Garrido et al., ICML
+            2023), 1 where all vectors are multiples of one.
     """
     length = outer.trace()
     if length <= 0:
@@ -46,25 +45,26 @@ def spread_of(mean: torch.Tensor, outer: torch.Tensor) -> dict[str, float]:
     }
 
 
-def warnings(history: Sequence[Row], chance: float | None, at_end: bool = False) -> dict[str, str]:
-    """What goes wrong, by kind, each in a sentence: `embedding`, `classification`, `restoration`, `gradient`.
+def warnings(history: Sequence[EpochRow], chance: float | None, at_end: bool = False) -> dict[str, str]:
+    """What goes wrong in training, a sentence by kind: `embedding`, `classification`, `restoration`, `gradient`.
 
-    history: a row an epoch; chance: accuracy of guessing, None where nothing is classified; at_end: there will be no
-    more epochs, and it is judged by those that there were.
+    Args:
+        history: A row an epoch.
+        chance: Accuracy of guessing; None where nothing is classified.
+        at_end: Whether training is over, so that few epochs are judged too.
     """
-    row = history[-1] if history else {}
-    recent = [past for past in history if past["phase"] == row["phase"]][-GRACE_EPOCHS:]
+    recent = [row for row in history if row["phase"] == history[-1]["phase"]][-GRACE_EPOCHS:]
     found = {}
     if recent and (at_end or len(recent) == GRACE_EPOCHS):
         found = {
-            "embedding": _collapsed(row), "classification": _at_chance(recent, chance),
+            "embedding": _collapsed(recent[-1]), "classification": _at_chance(recent, chance),
             "restoration": _not_restored(recent),
         }  # fmt: skip
     found["gradient"] = _exploded(history)
     return {kind: sentence for kind, sentence in found.items() if sentence}
 
 
-def _collapsed(row: Row) -> str | None:
+def _collapsed(row: EpochRow) -> str | None:
     variance, rank = row.get("val_embedding_variance"), row.get("val_effective_rank")
     if variance is None or rank is None or (variance >= LEAST_VARIANCE and rank >= LEAST_RANK):
         return None
@@ -74,7 +74,7 @@ def _collapsed(row: Row) -> str | None:
     )
 
 
-def _at_chance(recent: Sequence[Row], chance: float | None) -> str | None:
+def _at_chance(recent: Sequence[EpochRow], chance: float | None) -> str | None:
     if chance is None:
         return None
     accuracy = max(row["val_accuracy"] for row in recent)
@@ -87,8 +87,8 @@ def _at_chance(recent: Sequence[Row], chance: float | None) -> str | None:
     )
 
 
-def _not_restored(recent: Sequence[Row]) -> str | None:
-    """Compared with the better of two answers that need no learning."""
+def _not_restored(recent: Sequence[EpochRow]) -> str | None:
+    """Compared with the better of two answers without learning."""
     row = min(recent, key=lambda row: row.get("val_restoration") or 0.0)
     if row["phase"] == "classification" or row.get("val_restoration") is None:
         return None
@@ -105,8 +105,8 @@ def _not_restored(recent: Sequence[Row]) -> str | None:
     )
 
 
-def _exploded(history: Sequence[Row]) -> str | None:
-    norms = [row["train_gradient_norm"] for row in history if row.get("train_gradient_norm") is not None]
+def _exploded(history: Sequence[EpochRow]) -> str | None:
+    norms = [norm for row in history if (norm := row.get("train_gradient_norm")) is not None]
     if len(norms) < 2:
         return None
     first, last = norms[0], norms[-1]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import ray
 import ray.data
@@ -14,25 +13,24 @@ from raygenesis.cluster import capacity, joining
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import SettingsError
-from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.loading import export, num_parameters
-from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns, store_manifest
+from raygenesis.networks.network import PretextNetwork, num_parameters
+from raygenesis.networks.weights.native import save_network
+from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.source import PatternSource
-from raygenesis.pretraining.pretexts import CROPS, PATTERNS, pretext_of
+from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
+from raygenesis.pretraining.stores import pretext_task, with_store_settings
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.work import pretrain_work, store_size
-from raygenesis.settings import Settings, adopt, as_yaml, flatten, settings_from
+from raygenesis.settings import PretrainingSettings, Settings, as_yaml
 from raygenesis.text.amounts import size
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
-from raygenesis.training.trackers import check_trackers
-from raygenesis.workspace.artifacts import CROPS as CROP_STORE
-from raygenesis.workspace.artifacts import PATTERNS as PATTERN_STORE
-from raygenesis.workspace.artifacts import RUNS
+from raygenesis.training.records import EpochRow
+from raygenesis.workspace.artifacts import PATTERNS, RUNS
 from raygenesis.workspace.files import Place, publish
 from raygenesis.workspace.manifest import MANIFEST, STARTED, RunCounts, RunManifest, Speed, StoreManifest
 from raygenesis.workspace.stage import Stage
@@ -42,137 +40,73 @@ from raygenesis.workspace.workspace import Workspace
 EXECUTION = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}
 # Settings that say how long it lasts.
 LASTING = frozenset({"pretraining.num_joint_epochs", "pretraining.patience"})
+# Figures of the best epoch that the model card lists, where the task has them.
+CARD_FIGURES = (
+    "accuracy", "chance", "restoration_mse", "identity_mse", "mean_image_mse", "embedding_variance", "effective_rank",
+    "retrieval", "retrieval_untrained",
+)  # fmt: skip
 
 
 def pretrain(
     workspace: Workspace, settings: Settings, name: str = "default", extend: bool = False,
     announce: Announce = unannounced,
 ) -> RunManifest:  # fmt: skip
-    """Train a pretext task on its store and export the network to `runs/<name>/`; returns the manifest.
+    """Train a pretext task on its store and write the network to `runs/<name>/`; returns the manifest.
 
-    An interrupted run goes on at the batch after its newest checkpoint. Other settings than it began with are refused,
-    but for those that say how it is run (EXECUTION) and, to extend it, how long it lasts (LASTING).
+    An interrupted run goes on at the batch after its newest checkpoint. Settings other than those it began with are
+    refused, except for those that say how it is executed (EXECUTION) and, to extend it, how long it lasts (LASTING).
     """
-    store = store_of(workspace, settings)
-    patterns = store_manifest(store)
-    settings = as_stored(settings, patterns)
-    folder = workspace.run(name)
-    chosen = settings.model_dump(mode="json", include={"pretraining", "seed"}, exclude={"pretraining": EXECUTION})
+    artifact = pretext_of(settings.pretraining).store
+    store = workspace.folder(artifact)
+    store_manifest: StoreManifest = artifact.require(store)
+    settings = with_store_settings(settings, store_manifest)
+    pretraining, folder = settings.pretraining, workspace.run(name)
+    deciding = settings.model_dump(mode="json", include={"pretraining", "seed"}, exclude={"pretraining": EXECUTION})
     if extend:
-        _check_extension(folder, settings)
-    stage = Stage(RUNS, folder, chosen, {store.name: patterns.fingerprint}, LASTING, extend)
-    if (made := stage.finished()) is not None:
+        _check_extension(folder, pretraining)
+    stage = Stage(RUNS, folder, deciding, {artifact.name: store_manifest.fingerprint}, LASTING, extend)
+    if (finished := stage.finished()) is not None:
         say("pretrain", f"nothing to do: the encoder is in {folder}")
-        return made
-    announce([pretrain_work(settings, store_size(patterns.counts))])
-    task = pretext_task(settings, patterns)
+        return finished
+    announce([pretrain_work(settings, store_size(store_manifest.counts))])
+    task = pretext_task(pretraining, settings.seed, store_manifest)
     watch = Stopwatch()
     joining.connect()
-    _check_resources(settings)
+    _check_resources(pretraining)
     with stage.claimed():
         publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
-        feeds, where = pattern_feeds(store, settings)
+        feeds, where = pattern_feeds(store, pretraining)
         samples = {key: samples_from(feed, task) for key, feed in feeds.items()}
-        num_patterns = len(samples["train"])
-        classes = f"{task.puzzle.num_classes} classes; " if task.puzzle else ""
-        fewest, most = settings.pretraining.fewest_workers, settings.pretraining.most_workers
-        told = str(most) if fewest == most else f"{fewest} to {most}"
-        say(
-            "pretrain",
-            f"{settings.pretraining.pretext}: {num_patterns} {store.name}, {len(samples['validation'])} held out, "
-            f"{where}; {classes}{told} worker(s), {num_parameters(task.build()):,} parameters",
-        )
-        state, num_epochs = fit_with_ray(task, feeds, folder, _resources(settings))
-        if len(state["history"]) < task.num_epochs:
+        _say_begin(task, samples, where)
+        state, num_epochs = fit_with_ray(task, feeds, folder, _resources(pretraining, settings.seed))
+        history = state["history"]
+        if len(history) < task.num_epochs:
             say(
                 "pretrain",
-                f"ended after {len(state['history'])} of {task.num_epochs} epochs: the held-out loss has not "
-                f"fallen for {settings.pretraining.patience} (pretraining.patience)",
+                f"ended after {len(history)} of {task.num_epochs} epochs: the held-out loss has not "
+                f"fallen for {pretraining.patience} (pretraining.patience)",
             )
         model = task.build()
         model.load_state_dict(state["best"])
-        reached = _reached(task, state, samples, _retrieval(workspace, task, model))
-        known = {key: value for key, value in vars(reached).items() if value is not None and key != "epoch"}
-        card = {"pretext": settings.pretraining.pretext, "best epoch": reached.epoch + 1}
-        exported = export(model, folder, {**card, **known, store.name: num_patterns})
-        counts = RunCounts(
-            epochs=len(state["history"]), patterns=num_patterns, classes=task.puzzle.num_classes if task.puzzle else 0
-        )
-        manifest = RunManifest(
-            counts=counts, seconds=watch.seconds, architecture=asdict(task.architecture), store=store.name,
-            **vars(reached), warnings=tuple(_warnings(task, state, reached)), speed=_speed(state["history"]),
-        )  # fmt: skip
-        manifest = stage.finish(manifest)
-        _summarise(manifest, num_epochs, exported)
+        manifest = _manifest(task, history, samples, _retrieval(workspace, task, model))
+        weights = save_network(model, folder, _card_facts(task, manifest))
+        manifest = stage.finish(replace(manifest, seconds=watch.seconds))
+        _say_end(manifest, num_epochs, weights)
         return manifest
 
 
-def store_of(workspace: Workspace, settings: Settings) -> Place:
-    """The store that the pretext task learns from: discovered patterns, or random crops."""
-    return workspace.patterns if pretext_of(settings.pretraining).crops == PATTERNS else workspace.crops
-
-
-def made_store(workspace: Workspace, settings: Settings) -> StoreManifest | None:
-    """The manifest of that store; None where it is yet to be made."""
-    artifact = PATTERN_STORE if pretext_of(settings.pretraining).crops == PATTERNS else CROP_STORE
-    return artifact.read(workspace.folder(artifact))
-
-
-def as_stored(settings: Settings, patterns: StoreManifest) -> Settings:
-    """The settings, with what decided the cubes of a store, whose manifest is given, as they were made.
-
-    A target is read as its run's settings say. Raises SettingsError if other values were given on the command line.
-    """
-    shape = patterns.cube_shape
-    if len(shape) != settings.ndim:
-        raise SettingsError(
-            f"the store holds cubes of {len(shape)} sides, {list(shape)}, and discovery.cube_shape="
-            f"{list(settings.discovery.cube_shape)} has {settings.ndim}: give the preset that the store was made with"
-        )
-    made_with = {key: patterns.settings[key] for key in ("discovery", "intensity", "validation_fraction")}
-    taken, stored = adopt(settings, made_with), adopt(settings_from(settings.model_dump(mode="json")), made_with)
-    ours, theirs = (flatten(each.model_dump(mode="json", include=set(made_with))) for each in (taken, stored))
-    for key, value in theirs.items():
-        if ours[key] != value:  # given on the command line
-            raise SettingsError(
-                f"{key}={json.dumps(ours[key])}, but the cubes in the store were made with {json.dumps(value)}: leave "
-                "it out, or make the store again"
-            )
-    return taken
-
-
-def pretext_task(settings: Settings, patterns: StoreManifest) -> PretextTask:
-    """The pretext task on a store, whose manifest is given."""
-    counts, shape = patterns.counts, patterns.cube_shape
-    for key in ("num_neighbours", "num_coordinates"):
-        asked, held = getattr(settings.pretraining, key), counts.of(key)
-        if asked is not None and asked > held:
-            again = f"discover again with discovery.{key}={asked}"
-            if pretext_of(settings.pretraining).crops == CROPS:
-                again = "crop more scans" if key == "num_neighbours" else f"crop again with discovery.num_crops={asked}"
-            raise SettingsError(f"pretraining.{key}={asked} is more than the {held} in the store: lower it, or {again}")
-    return PretextTask(
-        settings.pretraining,
-        settings.seed,
-        tuple(shape),
-        counts.references,
-        settings.pretraining.num_coordinates or counts.coordinates,
-    )
-
-
-def pattern_feeds(folder: Place, settings: Settings) -> tuple[dict[str, Feed], str]:
-    """The selected training and held-out patterns, encoded, and where they are.
+def pattern_feeds(folder: Place, settings: PretrainingSettings) -> tuple[dict[str, Feed], str]:
+    """The selected training and held-out patterns of a store, encoded, and in words where they are.
 
     They are in Ray's object store where `memory_gib` allows it, and otherwise stay in the files.
     """
-    pretraining = settings.pretraining
-    selected = (pretraining.num_neighbours, pretraining.num_coordinates)
+    selection = (settings.num_neighbours, settings.num_coordinates)
     splits = {"train": TRAINING, "validation": VALIDATION}
-    sources = {key: PatternSource(folder, where=predicate(split, *selected)) for key, split in splits.items()}
+    sources = {key: PatternSource(folder, where=predicate(split, *selection)) for key, split in splits.items()}
     num_bytes = sum(source.estimate_inmemory_data_size() for source in sources.values())
-    if num_bytes > pretraining.memory_gib * 2**30:
+    if num_bytes > settings.memory_gib * 2**30:
         return (
-            {key: StoredPatterns(folder, split, *selected) for key, split in splits.items()},
+            {key: StoredPatterns(folder, split, *selection) for key, split in splits.items()},
             f"{size(num_bytes)} read from files",
         )
     return {
@@ -181,103 +115,30 @@ def pattern_feeds(folder: Place, settings: Settings) -> tuple[dict[str, Feed], s
     }, f"{size(num_bytes)} in memory"
 
 
-def check_pretext(settings: Settings, store: StoreManifest | None = None) -> None:
-    """Raise SettingsError if there is no such pretext task, it does not fit its store, or a tracker is not installed.
-
-    store: its manifest; None where the store is yet to be made as the settings say.
-    """
-    check_trackers(settings.pretraining.trackers)
-    if store is not None:
-        pretext_task(settings, store)
-        return
-    PretextTask(settings.pretraining, settings.seed, settings.discovery.cube_shape, 1, 1)
-    if pretext_of(settings.pretraining).crops != PATTERNS:
-        return
-    for name in ("num_neighbours", "num_coordinates"):
-        asked, limit = getattr(settings.pretraining, name), getattr(settings.discovery, name)
-        if asked is not None and asked > limit:
-            raise SettingsError(
-                f"pretraining.{name}={asked} is more than the {limit} that are discovered: lower it or raise "
-                f"discovery.{name}"
-            )
+def _check_resources(settings: PretrainingSettings) -> None:
+    workers = settings.fewest_workers
+    key = f"pretraining.num_workers={workers}" + (" with pretraining.use_gpu=true" * settings.use_gpu)
+    capacity.require(key, workers, num_gpus=float(settings.use_gpu))
 
 
-def _check_resources(settings: Settings) -> None:
-    chosen = settings.pretraining
-    key = f"pretraining.num_workers={chosen.fewest_workers}" + (" with pretraining.use_gpu=true" * chosen.use_gpu)
-    capacity.require(key, chosen.fewest_workers, num_gpus=float(chosen.use_gpu))
-
-
-def _resources(settings: Settings) -> Resources:
-    pretraining = settings.pretraining
+def _resources(settings: PretrainingSettings, seed: int) -> Resources:
     return Resources(
-        num_workers=pretraining.num_workers,
-        use_gpu=pretraining.use_gpu,
-        checkpoint_seconds=pretraining.checkpoint_seconds,
-        trackers=pretraining.trackers,
-        config=pretraining.model_dump(mode="json") | {"seed": settings.seed},
+        num_workers=settings.num_workers,
+        use_gpu=settings.use_gpu,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        trackers=settings.trackers,
+        config=settings.model_dump(mode="json") | {"seed": seed},
     )
 
 
-def _check_extension(folder: Place, settings: Settings) -> None:
+def _check_extension(folder: Place, settings: PretrainingSettings) -> None:
     """Raise SettingsError if there is no run to extend, or training for longer would not be training on."""
     if not any((folder / name).is_file() for name in (MANIFEST, STARTED)):
         raise SettingsError(f"{folder} holds no run to extend: leave --extend out, or correct --name")
-    if settings.pretraining.schedule == "cosine":
+    if settings.schedule == "cosine":
         raise SettingsError(
             "pretraining.schedule=cosine ends where the run ended, and cannot be extended: start another run"
         )
-
-
-def _speed(history: Sequence[Mapping[str, Any]]) -> Speed:
-    """Of all epochs together."""
-    seconds = sum(row["seconds"] for row in history)
-    return Speed(
-        cubes_per_s=sum(row["cubes_per_s"] * row["seconds"] for row in history) / seconds,
-        gap=sum(row["gap"] * row["seconds"] for row in history) / seconds,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reached:
-    """What the best epoch reached on held-out subjects, as `RunManifest` has it."""
-
-    epoch: int
-    accuracy: float | None
-    chance: float | None
-    restoration_mse: float | None
-    identity_mse: float | None
-    mean_image_mse: float | None
-    embedding_variance: float
-    effective_rank: float
-    retrieval: float | None
-    retrieval_untrained: float | None
-
-
-def _reached(
-    task: PretextTask, state: Mapping[str, Any], samples: Mapping[str, Samples], retrieval: Retrieval
-) -> Reached:
-    best = best_of(task, state["history"])
-    mean_image = mean_image_error(samples["train"], samples["validation"]) if task.architecture.restores else None
-    return Reached(
-        epoch=best["epoch"], accuracy=best.get("val_accuracy"), chance=task.chance,
-        restoration_mse=best.get("val_restoration"), identity_mse=best.get("val_identity"), mean_image_mse=mean_image,
-        embedding_variance=best["val_embedding_variance"], effective_rank=best["val_effective_rank"],
-        retrieval=retrieval.trained, retrieval_untrained=retrieval.untrained,
-    )  # fmt: skip
-
-
-def _warnings(task: PretextTask, state: Mapping[str, Any], reached: Reached) -> list[str]:
-    """What went wrong, in sentences; the mean image is a better answer than those that every epoch is compared with."""
-    found = task.warnings(state["history"], at_end=True)
-    error, mean_image = reached.restoration_mse, reached.mean_image_mse
-    if error is not None and mean_image is not None and task.restores(task.num_epochs - 1) and error >= mean_image:
-        found.setdefault(
-            "restoration",
-            f"little is learnt from restoration: the held-out error is {error:.4f} and always answering with the mean "
-            f"training cube gives {mean_image:.4f}; train longer",
-        )
-    return list(found.values())
 
 
 class Retrieval(NamedTuple):
@@ -289,31 +150,89 @@ class Retrieval(NamedTuple):
 
 def _retrieval(workspace: Workspace, task: PretextTask, model: PretextNetwork) -> Retrieval:
     """On discovered held-out patterns, so that all pretext tasks can be compared; None without patterns."""
-    patterns = PATTERN_STORE.read(workspace.patterns)
+    patterns = PATTERNS.read(workspace.patterns)
     if patterns is None or patterns.cube_shape != task.sample_shape:
         return Retrieval()
-    where = predicate(VALIDATION, None, task.settings.num_coordinates if task.pretext.crops == PATTERNS else None)
+    where = predicate(VALIDATION, None, task.settings.num_coordinates if task.pretext.store == PATTERNS else None)
     table = read_patterns(workspace.patterns, TRAINING_COLUMNS, where)
     samples = Samples([table], task.sample_key, task.sample_shape)
     return Retrieval(anatomy_retrieval(model.encoder, samples), anatomy_retrieval(task.build().encoder, samples))
 
 
-def _summarise(manifest: RunManifest, num_epochs: int, exported: Place) -> None:
-    told = []
+def _manifest(
+    task: PretextTask, history: Sequence[EpochRow], samples: Mapping[str, Samples], retrieval: Retrieval
+) -> RunManifest:
+    """What the best epoch reached on held-out subjects, and what went wrong."""
+    best = best_of(task, history)
+    mean_image = mean_image_error(samples["train"], samples["validation"]) if task.architecture.restores else None
+    counts = RunCounts(
+        epochs=len(history), patterns=len(samples["train"]), classes=task.puzzle.num_classes if task.puzzle else 0
+    )
+    return RunManifest(
+        counts=counts, architecture=asdict(task.architecture), store=task.pretext.store.name, epoch=best["epoch"],
+        accuracy=best.get("val_accuracy"), chance=task.chance, restoration_mse=best.get("val_restoration"),
+        identity_mse=best.get("val_identity"), mean_image_mse=mean_image,
+        embedding_variance=best["val_embedding_variance"], effective_rank=best["val_effective_rank"],
+        retrieval=retrieval.trained, retrieval_untrained=retrieval.untrained,
+        warnings=_warnings(task, history, best.get("val_restoration"), mean_image), speed=_speed(history),
+    )  # fmt: skip
+
+
+def _warnings(
+    task: PretextTask, history: Sequence[EpochRow], error: float | None, mean_image_mse: float | None
+) -> tuple[str, ...]:
+    """What went wrong, in sentences; the mean image is a better answer than those that every epoch is compared with."""
+    found = task.warnings(history, at_end=True)
+    is_restored = task.restores(task.num_epochs - 1)
+    if error is not None and mean_image_mse is not None and is_restored and error >= mean_image_mse:
+        found.setdefault(
+            "restoration",
+            f"little is learnt from restoration: the held-out error is {error:.4f} and always answering with the mean "
+            f"training cube gives {mean_image_mse:.4f}; train longer",
+        )
+    return tuple(found.values())
+
+
+def _speed(history: Sequence[EpochRow]) -> Speed:
+    """Of all epochs together."""
+    seconds = sum(row["seconds"] for row in history)
+    return Speed(
+        cubes_per_s=sum(row["cubes_per_s"] * row["seconds"] for row in history) / seconds,
+        gap=sum(row["gap"] * row["seconds"] for row in history) / seconds,
+    )
+
+
+def _card_facts(task: PretextTask, manifest: RunManifest) -> dict[str, object]:
+    figures = {name: value for name in CARD_FIGURES if (value := getattr(manifest, name)) is not None}
+    facts = {"pretext": task.settings.pretext, "best epoch": manifest.epoch + 1}
+    return {**facts, **figures, manifest.store: manifest.counts.patterns}
+
+
+def _say_begin(task: PretextTask, samples: Mapping[str, Samples], where: str) -> None:
+    classes = f"{task.puzzle.num_classes} classes; " if task.puzzle else ""
+    fewest, most = task.settings.fewest_workers, task.settings.most_workers
+    workers = str(most) if fewest == most else f"{fewest} to {most}"
+    num_learnt, num_held_out = len(samples["train"]), len(samples["validation"])
+    say(
+        "pretrain",
+        f"{task.settings.pretext}: {num_learnt} {task.pretext.store.name}, {num_held_out} held out, {where}; {classes}"
+        f"{workers} worker(s), {num_parameters(task.build()):,} parameters",
+    )
+
+
+def _say_end(manifest: RunManifest, num_epochs: int, weights: Place) -> None:
+    figures = []
     if manifest.accuracy is not None:
-        told.append(f"accuracy {manifest.accuracy:.3f} (chance {manifest.chance:.3f})")
+        figures.append(f"accuracy {manifest.accuracy:.3f} (chance {manifest.chance:.3f})")
     if manifest.restoration_mse is not None:
-        told.append(
+        figures.append(
             f"restoration error {manifest.restoration_mse:.5f} (identity {manifest.identity_mse:.5f}, mean image "
             f"{manifest.mean_image_mse:.5f})"
         )
     if manifest.retrieval is not None:
-        told.append(f"anatomy retrieval {manifest.retrieval:.3f} (untrained {manifest.retrieval_untrained:.3f})")
-    told.append(f"effective rank of the embedding {manifest.effective_rank:.1f}")
-    say("pretrain", f"held-out subjects: {', '.join(told)}")
+        figures.append(f"anatomy retrieval {manifest.retrieval:.3f} (untrained {manifest.retrieval_untrained:.3f})")
+    figures.append(f"effective rank of the embedding {manifest.effective_rank:.1f}")
+    say("pretrain", f"held-out subjects: {', '.join(figures)}")
     for sentence in manifest.warnings:
         say("pretrain", f"warning: {sentence}")
-    say(
-        "pretrain",
-        f"{num_epochs} epochs, {size(manifest.bytes)}, {manifest.seconds:.1f} s → {exported}",
-    )
+    say("pretrain", f"{num_epochs} epochs, {size(manifest.bytes)}, {manifest.seconds:.1f} s → {weights}")

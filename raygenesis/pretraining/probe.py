@@ -1,4 +1,4 @@
-"""Measures of a pretrained network that do not depend on λ, or on how many classes it was trained with."""
+"""Measures of a pretrained encoder that do not depend on λ, or on how many classes it was trained with."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.training.feeding import Samples, ordered_batches
 
 BATCH_SIZE = 32
-QUERIES = 256  # whose similarities to all are held at once
+NUM_QUERIES = 256  # whose similarities to all samples are computed at once
 
 
 @torch.inference_mode()
 def embed_samples(encoder: ImageEncoder, samples: Samples) -> torch.Tensor:
-    """[n, num_features] on the CPU: the encoder's vector of each uncorrupted cube, in the samples' order."""
+    """The encoder's vector of each uncorrupted cube, float32 [n, num_features] on the CPU, in the samples' order."""
     encoder.eval()
     device = next((weight.device for weight in encoder.parameters()), torch.device("cpu"))
     batches = ordered_batches(len(samples), BATCH_SIZE)
@@ -23,16 +23,20 @@ def embed_samples(encoder: ImageEncoder, samples: Samples) -> torch.Tensor:
 
 
 def anatomy_retrieval(encoder: ImageEncoder, samples: Samples) -> float:
-    """How well the encoder's vectors of the samples find the same place (`place_precision`)."""
+    """How well the encoder's vectors of the samples find the same place in other scans: `place_precision`."""
     return place_precision(embed_samples(encoder, samples), samples)
 
 
 def place_precision(embedding: torch.Tensor, samples: Samples) -> float:
-    """Mean average precision of finding the same place in other scans: 1 when a cube's nearest cubes (cosine), over
-    all other scans, are those of its own place. embedding: [n, num_features] of the samples.
+    """Mean average precision of finding the same place in other scans, in (0, 1]; NaN where no place is in two scans.
 
-    Uses every place that the samples hold, so runs trained with different λ, K or C can be compared. An encoder
-    without any sense of place scores about one over their number, more where there are few cubes.
+    It is 1 when the nearest cubes (cosine) of each cube, over all other scans, are those of its own place. Every place
+    that the samples hold is used, so runs trained with different λ, K or C can be compared. An encoder without any
+    sense of place scores about one over their number, more where there are few cubes.
+
+    Args:
+        embedding: [n, num_features], a row a sample.
+        samples: The n samples.
     """
     # In float64: vectors of an encoder that has learnt little differ by less than float32 cosines can tell.
     vectors = functional.normalize(embedding.double())
@@ -40,7 +44,7 @@ def place_precision(embedding: torch.Tensor, samples: Samples) -> float:
     _, scan_numbers = np.unique(samples.columns["volume_id"].astype(str), return_inverse=True)
     scans = torch.from_numpy(scan_numbers)
     precisions = []
-    for queries in torch.arange(len(labels)).split(QUERIES):
+    for queries in torch.arange(len(labels)).split(NUM_QUERIES):
         for query, similarity in zip(queries, vectors[queries] @ vectors.T, strict=True):
             others = scans != scans[query]
             order = similarity[others].argsort(descending=True, stable=True)
@@ -52,7 +56,7 @@ def place_precision(embedding: torch.Tensor, samples: Samples) -> float:
 
 
 def mean_image_error(train: Samples, validation: Samples) -> float:
-    """Mean squared error, on held-out cubes, of answering with the mean training cube."""
+    """Mean squared error, on held-out cubes, of always answering with the mean training cube."""
     total = np.zeros(train.shape, np.float64)
     for indices in ordered_batches(len(train), BATCH_SIZE):
         total += train.batch(indices).cubes.double().sum((0, 1)).numpy()

@@ -1,7 +1,7 @@
-"""What a head is asked: to name a pattern, to say how a cube was turned, or to put a Rubik's cube together.
+"""Puzzles: what a head has to answer, as a table.
 
-A puzzle poses questions to a batch of cubes, [n, channels, *shape], and judges the head's answers. What it draws
-belongs to the sample (`Draws`), not to the batch.
+A puzzle makes questions from a batch of cubes, float32 [n, channels, *shape], and grades the head's answers. What it
+draws belongs to the sample (`Draws`), not to the batch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +19,32 @@ from torch.nn import functional
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.draws import Draws
 
-# Of the Rubik's cube: orders that it may be in, and voxels that pieces keep off each other at least (METHOD).
+# Of the Rubik's cube: permutations that are told apart, and the least distance of pieces, in voxels (METHOD).
 MOST_ORDERS = 100
 GAP = 10
 
-Posed = tuple[torch.Tensor, torch.Tensor]
+
+class Questions(NamedTuple):
+    """What a puzzle asks of a batch of n cubes.
+
+    images: what the network sees, float32 [n × images of each, channels, z, y, x]; answers: what its head should
+    answer, int64 [n] or [n, several].
+    """
+
+    images: torch.Tensor
+    answers: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Puzzle:
-    """shape: of a cube, z y x (2D: y x); divisor: what the network needs sides to be multiples of."""
+    """A puzzle on cubes of one shape.
+
+    Attributes:
+        shape: Sides of a cube, z y x (2D: y x).
+        divisor: What the network needs sides to be multiples of.
+        num_labels: Number of pseudo-labels of the store, R × C.
+        head: Name of the head that answers it, in `HEADS`.
+    """
 
     shape: tuple[int, ...]
     divisor: int
@@ -39,23 +55,30 @@ class Puzzle:
         self.check()
 
     def check(self) -> None:
-        """Raise SettingsError if cubes of this shape cannot be posed."""
+        """Raise SettingsError if cubes of this shape do not fit the puzzle."""
 
     @property
     def num_classes(self) -> int:
+        """Classes that a head's accuracy counts."""
         raise NotImplementedError
 
     @property
     def shown_shape(self) -> tuple[int, ...]:
-        """What the network sees of a cube: [images, z, y, x] (2D: [images, y, x])."""
+        """What the network sees of a cube: [images of each, z, y, x] (2D: without z)."""
         return 1, *self.shape
 
-    def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
-        """What the network is shown, and the right answers, int64 [n] or [n, several]."""
+    def ask(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Questions:
+        """Make the questions of a batch.
+
+        Args:
+            cubes: float32 [n, channels, *shape] in [0, 1], not modified.
+            labels: Pseudo-labels of the cubes, int64 [n]; without meaning for random crops.
+            draws: Random streams of the n samples.
+        """
         raise NotImplementedError
 
-    def judge(self, logits: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and accuracy of each sample, float32 [n]."""
+    def grade(self, logits: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and accuracy of each sample, float32 [n], from the head's logits [n, ...] and the right answers."""
         return functional.cross_entropy(logits, answers, reduction="none"), (logits.argmax(1) == answers).float()
 
 
@@ -66,8 +89,8 @@ class Label(Puzzle):
     def num_classes(self) -> int:
         return self.num_labels
 
-    def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
-        return cubes, labels
+    def ask(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Questions:
+        return Questions(cubes, labels)
 
 
 class Rotation(Puzzle):
@@ -84,13 +107,13 @@ class Rotation(Puzzle):
     def num_classes(self) -> int:
         return 4
 
-    def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
+    def ask(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Questions:
         turns = (draws.uniform("quarter turns", ()) * 4).long()
         turned = cubes.clone()
         for number in (1, 2, 3):
             at = (turns == number).nonzero().squeeze(1)
             turned.index_copy_(0, at, cubes.index_select(0, at).rot90(number, (-2, -1)))
-        return turned, turns
+        return Questions(turned, turns)
 
 
 class RubiksCube(Puzzle):
@@ -129,7 +152,7 @@ class RubiksCube(Puzzle):
     def shown_shape(self) -> tuple[int, ...]:
         return 2 ** len(self.shape), *self.piece
 
-    def pose(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Posed:
+    def ask(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Questions:
         n, channels, ndim, device = len(cubes), cubes.shape[1], len(self.shape), cubes.device
         known = orders(2**ndim).to(device)
         order = (draws.uniform("order", ()) * len(known)).long()
@@ -152,11 +175,11 @@ class RubiksCube(Puzzle):
         low, high = pieces.amin((2, 3), keepdim=True), pieces.amax((2, 3), keepdim=True)
         pieces = (pieces - low) / (high - low).clamp(min=1e-6)
         answers = torch.cat([order.unsqueeze(1), horizontal.long(), vertical.long()], 1)
-        return pieces.reshape(n * 2**ndim, channels, *self.piece), answers
+        return Questions(pieces.reshape(n * 2**ndim, channels, *self.piece), answers)
 
-    def judge(self, logits: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def grade(self, logits: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Half the cross-entropy of the order and half that of the turns; the accuracy is that of the order."""
-        loss, accuracy = super().judge(logits[:, : self.num_classes], answers[:, 0])
+        loss, accuracy = super().grade(logits[:, : self.num_classes], answers[:, 0])
         turns = functional.binary_cross_entropy_with_logits(
             logits[:, self.num_classes :], answers[:, 1:].to(logits.dtype), reduction="none"
         )
@@ -165,7 +188,10 @@ class RubiksCube(Puzzle):
 
 @lru_cache(maxsize=2)
 def orders(num_pieces: int) -> torch.Tensor:
-    """int64 [at most MOST_ORDERS, num_pieces]: permutations, each as unlike those before it as there are (Hamming)."""
+    """Permutations of the pieces, int64 [at most MOST_ORDERS, num_pieces], each as far as can be from those before it.
+
+    The distance is Hamming's: the number of pieces in other places.
+    """
     every = np.array(list(permutations(range(num_pieces))), np.int8)
     chosen = [0]
     distance = np.full(len(every), num_pieces + 1)

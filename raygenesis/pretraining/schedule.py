@@ -8,9 +8,13 @@ from raygenesis.settings import PretrainingSettings
 
 
 def learning_rate(settings: PretrainingSettings, epoch: int, share: float, alone: bool) -> float:
-    """Of a step after which this share of the epoch, in (0, 1], is done.
+    """Learning rate of a step.
 
-    alone: while classification is learnt alone.
+    Args:
+        settings: Schedule, rates and number of epochs.
+        epoch: Epoch of the step, from 0.
+        share: Share of the epoch, in (0, 1], that is done after the step.
+        alone: Whether classification is learnt alone, which may have a rate of its own.
     """
     base = settings.learning_rate
     if alone and settings.classification_learning_rate is not None:

@@ -6,16 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from raygenesis.errors import SettingsError
 from raygenesis.networks.architecture import Architecture
-from raygenesis.networks.network import Prediction, PretextNetwork, save_memory
+from raygenesis.networks.network import Prediction, PretextNetwork, enable_gradient_checkpointing
 from raygenesis.pretraining import monitors
-from raygenesis.pretraining.corruptions import CORRUPTIONS, CorruptionSet, check_fits, corrupt
+from raygenesis.pretraining.corruption_sets import CORRUPTIONS, CorruptionSet
+from raygenesis.pretraining.corruptions import check_fits, corrupt
 from raygenesis.pretraining.draws import Draws
 from raygenesis.pretraining.pretexts import Pretext, pretext_of
 from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
@@ -23,6 +24,7 @@ from raygenesis.pretraining.schedule import learning_rate
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.training.experiment import Tuning
 from raygenesis.training.feeding import Batch
+from raygenesis.training.records import EpochRow
 
 # Names of phases; those of tasks with one part have that part's.
 CLASSIFICATION, RESTORATION, JOINT = "classification", "restoration", "joint"
@@ -34,7 +36,11 @@ VALIDATION_EPOCH = -1
 
 
 class PretextBatch(NamedTuple):
-    """shown: what the network sees; original: what it should restore; answers: what its head should say, if any."""
+    """A batch as the network sees it.
+
+    shown: images, float32 [n × images of each, 1, z, y, x]; original: what the decoder should restore, float32 [n, 1,
+    z, y, x]; answers: what the head should answer, int64 [n] or [n, several], if there is a head.
+    """
 
     shown: torch.Tensor
     original: torch.Tensor
@@ -43,9 +49,17 @@ class PretextBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class PretextTask:
-    """num_references, num_coordinates: R and the C in use; labels are reference × C + coordinate.
+    """A pretext task on cubes of one store, as an `Experiment`.
 
-    Raises SettingsError if there is no such pretext task, or its puzzle, corruption or network does not fit the cubes.
+    Attributes:
+        settings: The section `pretraining`.
+        seed: Seed of weights, corruptions and puzzles.
+        sample_shape: Sides of a cube, z y x (2D: y x).
+        num_references: References of the store, R.
+        num_coordinates: Coordinates in use, C; the pseudo-label of a pattern is reference × C + coordinate.
+
+    Raises:
+        SettingsError: There is no such task, or its puzzle, corruption or network does not fit the cubes.
     """
 
     settings: PretrainingSettings
@@ -78,7 +92,7 @@ class PretextTask:
 
     @cached_property
     def puzzle(self) -> Puzzle | None:
-        """What the network's head is asked, if it has one."""
+        """The puzzle of the network's head, if it has one."""
         if self.pretext.puzzle is None:
             return None
         divisor = NETWORK_DIVISORS[self.settings.network]
@@ -98,7 +112,7 @@ class PretextTask:
 
     @property
     def shown_shape(self) -> tuple[int, ...]:
-        """What the network sees of a cube: [images, z, y, x] (2D: [images, y, x])."""
+        """What the network sees of a cube: [images of each, z, y, x] (2D: without z)."""
         return self.puzzle.shown_shape if self.puzzle else (1, *self.sample_shape)
 
     @property
@@ -115,11 +129,12 @@ class PretextTask:
         return self.settings.num_classification_epochs + self.settings.num_joint_epochs
 
     def build(self) -> PretextNetwork:
+        """Build the network, its weights drawn from the seed."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model = PretextNetwork(self.architecture)
         if self.settings.gradient_checkpointing:
-            save_memory(model)
+            enable_gradient_checkpointing(model)
         if self.settings.compile:
             model.compile()
         return model.to(memory_format=self._memory_format)  # type: ignore[call-overload] # not among torch's overloads
@@ -128,9 +143,10 @@ class PretextTask:
         return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
 
     def phase(self, epoch: int) -> str:
-        """Tasks with two parts learn to classify first; those with one have one phase, just as long.
+        """Name of the phase of an epoch.
 
-        So has a task with two parts whose λ of classification is 0: it never classifies.
+        Tasks with two parts learn to classify first; those with one have one phase, just as long. So has a task with
+        two parts whose λ of classification is 0: it never classifies.
         """
         if not self.architecture.restores:
             return CLASSIFICATION
@@ -162,22 +178,22 @@ class PretextTask:
         return self.phase(epoch)
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
-        posed = self.pose(batch, epoch)
-        prediction = self._predict(model, posed.shown, self.restores(epoch))
-        losses = {name: values.mean() for name, values in self._parts(prediction, posed).items()}
+        pretext_batch = self.make_batch(batch, epoch)
+        prediction = self._predict(model, pretext_batch.shown, self.restores(epoch))
+        losses = {name: values.mean() for name, values in self._parts(prediction, pretext_batch).items()}
         if self.phase(epoch) == CLASSIFICATION:
             return {"loss": losses["classification"], **losses}
         return {"loss": self._joint(losses), **losses}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sums; `identity` and `blank` are the errors of answering the corrupted cube as it is, and its mean value."""
-        posed = self.pose(batch, VALIDATION_EPOCH)
-        prediction = self._predict(model, posed.shown, restore=True)
-        parts = self._parts(prediction, posed)
+        pretext_batch = self.make_batch(batch, VALIDATION_EPOCH)
+        prediction = self._predict(model, pretext_batch.shown, restore=True)
+        parts = self._parts(prediction, pretext_batch)
         parts["loss"] = self._joint(parts)
         if prediction.restored is not None:
-            original = posed.original.flatten(1)
-            parts["identity"] = (posed.shown.flatten(1) - original).square().mean(1)
+            original = pretext_batch.original.flatten(1)
+            parts["identity"] = (pretext_batch.shown.flatten(1) - original).square().mean(1)
             parts["blank"] = original.var(1, correction=0)
         vectors_each = len(prediction.embedding) // len(batch.cubes)
         moments = {name: value / vectors_each for name, value in monitors.moments(prediction.embedding).items()}
@@ -189,33 +205,33 @@ class PretextTask:
         spread = monitors.spread_of(means.pop("embedding"), means.pop("outer"))
         return {**{name: value.item() for name, value in means.items()}, **spread}
 
-    def score(self, row: Mapping[str, Any]) -> float:
+    def score(self, row: EpochRow) -> float:
         """The loss on held-out subjects; before the last phase nothing is best but the newest."""
         last = self.phase(self.num_epochs - 1)
         if row["phase"] != last:
             return math.inf
         return row["val_classification"] if last == CLASSIFICATION else row["val_loss"]
 
-    def should_stop(self, history: Sequence[dict[str, Any]]) -> bool:
+    def should_stop(self, history: Sequence[EpochRow]) -> bool:
         scores = [self.score(row) for row in history if self.score(row) < math.inf]
         return bool(scores) and len(scores) - 1 - scores.index(min(scores)) >= self.settings.patience
 
-    def warnings(self, history: Sequence[dict[str, Any]], at_end: bool = False) -> dict[str, str]:
-        """What goes wrong; a part of weight 0 is not meant to learn."""
+    def warnings(self, history: Sequence[EpochRow], at_end: bool = False) -> dict[str, str]:
+        """What goes wrong in training; a part of weight 0 is not expected to learn."""
         found = monitors.warnings(history, self.chance if self.pretext.lambda_cls else None, at_end)
         if not self.pretext.lambda_rec:
             found.pop("restoration", None)
         return found
 
-    def pose(self, batch: Batch, epoch: int) -> PretextBatch:
-        """Corrupt the cubes and ask the puzzle; what is random belongs to the pattern and the epoch."""
+    def make_batch(self, batch: Batch, epoch: int) -> PretextBatch:
+        """Corrupt the cubes of a batch and make the puzzle's questions; draws belong to the pattern and the epoch."""
         device = batch.cubes.device
         draws = Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(device), epoch)
         shown, original = corrupt(batch.cubes, draws, self.corruption)
         answers = None
         if self.puzzle is not None:
             labels = batch.columns["reference"].astype("int64") * self.num_coordinates + batch.columns["coordinate"]
-            shown, answers = self.puzzle.pose(shown, torch.from_numpy(labels).to(device), draws)
+            shown, answers = self.puzzle.ask(shown, torch.from_numpy(labels).to(device), draws)
         return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers)
 
     @property
@@ -227,13 +243,13 @@ class PretextTask:
         with torch.autocast(shown.device.type, dtype, enabled=dtype is not None):
             return model(shown, restore=restore)
 
-    def _parts(self, prediction: Prediction, posed: PretextBatch) -> dict[str, torch.Tensor]:
-        """Of each sample, float32 [n]: what there is of classification, accuracy and restoration."""
+    def _parts(self, prediction: Prediction, batch: PretextBatch) -> dict[str, torch.Tensor]:
+        """Classification, accuracy and restoration of each sample, float32 [n], as far as the task has them."""
         parts = {}
-        if self.puzzle is not None and prediction.logits is not None and posed.answers is not None:
-            parts["classification"], parts["accuracy"] = self.puzzle.judge(prediction.logits, posed.answers)
+        if self.puzzle is not None and prediction.logits is not None and batch.answers is not None:
+            parts["classification"], parts["accuracy"] = self.puzzle.grade(prediction.logits, batch.answers)
         if prediction.restored is not None:
-            parts["restoration"] = (prediction.restored - posed.original).square().flatten(1).mean(1)
+            parts["restoration"] = (prediction.restored - batch.original).square().flatten(1).mean(1)
         return parts
 
     def _joint(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What pretraining has to do."""
+"""The work of pretraining."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from raygenesis.cluster.work import (
     training_gib,
 )
 from raygenesis.discovery.work import STORED_OF_CUBES, num_crops, num_patterns
-from raygenesis.networks.load import load_of
+from raygenesis.networks.network import num_parameters
+from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.settings import PretrainingSettings, Settings
+from raygenesis.settings import DiscoverySettings, PretrainingSettings, Settings
 from raygenesis.text.amounts import MIB
 from raygenesis.workspace.manifest import StoreCounts
 
@@ -31,7 +32,10 @@ START_S = 12.0
 
 @dataclass(frozen=True)
 class StoreSize:
-    """How much a store holds, or will: patterns to learn from and held out, neighbours, coordinates."""
+    """How much a store holds, or will hold.
+
+    learnt, held_out: patterns of training and of validation; neighbours, coordinates: of each reference.
+    """
 
     learnt: float
     held_out: float
@@ -61,8 +65,8 @@ def crops_size(scans: ArchiveSize, settings: Settings) -> StoreSize:
 def selected(settings: PretrainingSettings, store: StoreSize) -> tuple[int, int]:
     """Patterns to learn from, and held out, that the pretraining's K and C leave of a store."""
 
-    def share(asked: int | None, held: float) -> float:
-        return 1.0 if asked is None else min(1.0, asked / held)
+    def share(number: int | None, most: float) -> float:
+        return 1.0 if number is None else min(1.0, number / most)
 
     coordinates = share(settings.num_coordinates, store.coordinates)
     learnt = store.learnt * share(settings.num_neighbours, store.neighbours) * coordinates
@@ -72,54 +76,55 @@ def selected(settings: PretrainingSettings, store: StoreSize) -> tuple[int, int]
 def pretrain_work(
     settings: Settings, store: StoreSize | None = None, num_epochs: int | None = None, num_learnt: int | None = None
 ) -> Work:
-    """Classification alone, then jointly; each epoch also goes forward through what is held out.
+    """The work of a pretraining: its epochs, each of which also goes forward through held-out patterns.
 
-    store: what there is; what discovery will store when None. num_epochs: of all phases, if training ended early.
-    num_learnt: patterns that were learnt from, where that is known.
+    Args:
+        settings: The whole settings.
+        store: Size of the store; what discovery will store when None.
+        num_epochs: Epochs of all phases, where training ended early.
+        num_learnt: Patterns that were learnt from, where that is known.
     """
-    chosen = settings.pretraining
-    learnt, held_out = selected(chosen, store or patterns_size(settings))
+    pretraining = settings.pretraining
+    learnt, held_out = selected(pretraining, store or patterns_size(settings))
     learnt = learnt if num_learnt is None else num_learnt
-    task = _pretext_task(settings)
+    task = _pretext_task(pretraining, settings.discovery)
     encoding, restoring, weights = _pretraining_loads(task)
     total = task.num_epochs if num_epochs is None else num_epochs
     num_restoring = sum(map(task.restores, range(total)))
     load = encoding * (total - num_restoring) + restoring * num_restoring
     samples = learnt + FORWARD * held_out
     stored_mib = (learnt + held_out) * math.prod(settings.discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
-    in_memory = stored_mib / 1024 <= chosen.memory_gib
-    workers = chosen.most_workers
+    in_memory = stored_mib / 1024 <= pretraining.memory_gib
+    workers = pretraining.most_workers
     return Work(
-        "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.crops} × {total} epochs",
-        core_s=0.0 if chosen.use_gpu else samples * core_s(load),
+        "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {total} epochs",
+        core_s=0.0 if pretraining.use_gpu else samples * core_s(load),
         most_cores=workers if workers > 1 else ONE_NODE,
-        gpu_s=samples * gpu_s(load) if chosen.use_gpu else 0.0, most_gpus=workers,
+        gpu_s=samples * gpu_s(load) if pretraining.use_gpu else 0.0, most_gpus=workers,
         read_mib=stored_mib * (1 if in_memory else total),
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
         memory_gib=2 * WORKER_GIB + (stored_mib / 1024 if in_memory else 0)
-        + (0 if chosen.use_gpu else training_gib(restoring, chosen.batch_size)),
+        + (0 if pretraining.use_gpu else training_gib(restoring, pretraining.batch_size)),
     )  # fmt: skip
 
 
-def _pretext_task(settings: Settings) -> PretextTask:
-    plain = settings.pretraining.model_copy(update={"compile": False, "gradient_checkpointing": False})
-    chosen = settings.discovery
-    return PretextTask(plain, 0, chosen.cube_shape, chosen.num_references, chosen.num_coordinates)
+def _pretext_task(settings: PretrainingSettings, discovery: DiscoverySettings) -> PretextTask:
+    plain = settings.model_copy(update={"compile": False, "gradient_checkpointing": False})
+    return PretextTask(plain, 0, discovery.cube_shape, discovery.num_references, discovery.num_coordinates)
 
 
 @cache
 def _pretraining_loads(task: PretextTask) -> tuple[Load, Load, int]:
-    """Of encoder and head, and with the decoder, if there is one; and the number of weights."""
+    """Loads of encoder and head, and of these with the decoder, if there is one; and the number of parameters."""
     model = task.build()
-    weights = sum(weight.numel() for weight in model.parameters())
     num_images, *shape = task.shown_shape
     encoding, restoring = (
-        load_of(model, shape, partial(model, restore=restore), num_images) for restore in (False, True)
+        count_operations(model, shape, partial(model, restore=restore), num_images) for restore in (False, True)
     )
-    return encoding, restoring, weights
+    return encoding, restoring, num_parameters(model)
 
 
-def pretraining_gib(settings: Settings) -> float:
-    """Activations and gradients of a batch."""
-    _, restoring, _ = _pretraining_loads(_pretext_task(settings))
-    return training_gib(restoring, settings.pretraining.batch_size)
+def pretraining_gib(settings: PretrainingSettings, discovery: DiscoverySettings) -> float:
+    """GiB of the activations and gradients of a batch."""
+    _, restoring, _ = _pretraining_loads(_pretext_task(settings, discovery))
+    return training_gib(restoring, settings.batch_size)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic
 
 from raygenesis.errors import WorkspaceError
 from raygenesis.report.commands import Record, command_of
 from raygenesis.text.amounts import duration
-from raygenesis.training.experiment import Row
 from raygenesis.training.metrics import read_metrics
+from raygenesis.training.records import EpochRow
 from raygenesis.workspace.artifacts import (
     ARCHIVE,
     ARTIFACTS,
@@ -144,7 +144,7 @@ def _records(kind: Artifact[M], folder: Place) -> tuple[M | None, Started | None
         return None, None, str(error)
 
 
-def history_of(artifact: ArtifactView[Any]) -> Sequence[Row]:
+def history_of(artifact: ArtifactView[Any]) -> Sequence[EpochRow]:
     """The rows of an artifact's training, one an epoch.
 
     Raises WorkspaceError if what is finished has none, or its table is damaged.
@@ -158,6 +158,7 @@ def history_of(artifact: ArtifactView[Any]) -> Sequence[Row]:
     return history
 
 
-def column(rows: Sequence[Row], key: str) -> list[float | None]:
+def column(rows: Sequence[Mapping[str, object]], key: str) -> list[float | None]:
     """A figure over epochs, None where an epoch has none."""
-    return [row.get(key) for row in rows]
+    values = (row.get(key) for row in rows)
+    return [value if isinstance(value, int | float) else None for value in values]

@@ -194,7 +194,7 @@ def restorations(run: Place, store: Place, task: PretextTask, extent_mm: Sequenc
     samples = Samples([table], task.sample_key, task.sample_shape)
     if not len(samples):
         return []
-    batch = task.pose(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
+    batch = task.make_batch(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
     prediction = load_network(run).eval()(batch.shown)
     extent = (extent_mm[0], extent_mm[-1])
     out = []

@@ -10,7 +10,7 @@ import yaml
 
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.reader import STORES
-from raygenesis.pretraining.pretrain import pretext_task
+from raygenesis.pretraining.stores import pretext_task
 from raygenesis.pretraining.task import JOINT
 from raygenesis.report import charts
 from raygenesis.report.artifact import ArtifactView, Contents, column, history_of
@@ -20,7 +20,7 @@ from raygenesis.report.parts import Absent, guarded
 from raygenesis.report.pictures import Gallery, plane_note
 from raygenesis.settings import settings_from
 from raygenesis.text.amounts import duration
-from raygenesis.training.experiment import Row
+from raygenesis.training.records import EpochRow
 from raygenesis.workspace.artifacts import RUNS
 from raygenesis.workspace.manifest import RunManifest
 
@@ -144,7 +144,7 @@ def _restored(run: ArtifactView[RunManifest], contents: Contents) -> Restoration
         raise WorkspaceError(
             f"{path} is missing or damaged: restore it from a copy, or remove {run.folder} and pretrain again"
         ) from None
-    task = pretext_task(settings, store.manifest)
+    task = pretext_task(settings.pretraining, settings.seed, store.manifest)
     cubes = restorations(run.folder, store.folder, task, settings.discovery.scales[0].extent_mm)
     classifies = any(cube.label is not None for cube in cubes)
     answers = [f"class {cube.label}, answer {cube.answer}\n" * classifies for cube in cubes]
@@ -156,13 +156,13 @@ def _restored(run: ArtifactView[RunManifest], contents: Contents) -> Restoration
     return Restorations(task.pretext.corruption, cubes, classifies, gallery if cubes else None)
 
 
-def _run_charts(name: str, run: RunManifest | None, history: Sequence[Row]) -> list[Chart]:
+def _run_charts(name: str, run: RunManifest | None, history: Sequence[EpochRow]) -> list[Chart]:
     """Losses by phase, accuracy, restoration, speed. The joint loss is shown where it is what is minimised."""
     begins = next((number for number, row in enumerate(history) if row["phase"] == JOINT), None)
     boundary = begins + 0.5 if begins else None
-    joint = [row if row["phase"] == JOINT else {} for row in history]
+    joint: list[Mapping[str, object]] = [row if row["phase"] == JOINT else {} for row in history]
 
-    def pair(key: str, rows: Sequence[Row] = history) -> list[Line]:
+    def pair(key: str, rows: Sequence[Mapping[str, object]] = history) -> list[Line]:
         lines = (Line("training", column(rows, f"train_{key}")), Line("held out", column(rows, f"val_{key}")))
         return [line for line in lines if any(value is not None for value in line.y)]
 

@@ -15,8 +15,9 @@ from raygenesis.discovery.embed import embed
 from raygenesis.errors import SettingsError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.pretraining.pretexts import CROPS, PATTERNS, PRETEXTS, pretext_of
-from raygenesis.pretraining.pretrain import as_stored, check_pretext, made_store, pretrain, store_of
+from raygenesis.pretraining.pretexts import PRETEXTS, pretext_of
+from raygenesis.pretraining.pretrain import pretrain
+from raygenesis.pretraining.stores import check_pretext, with_store_settings
 from raygenesis.settings import Settings, settings_from
 from raygenesis.studies.paper import beside_ours
 from raygenesis.studies.plan import PlannedInitialisation, StudyPlan, read_plan
@@ -33,9 +34,7 @@ from raygenesis.transfer.statistics import RANDOM
 from raygenesis.transfer.table import LEGEND, in_words, latex, lines_of, markdown, wide
 from raygenesis.transfer.targets import PUBLISHED
 from raygenesis.transfer.targets.description import Description
-from raygenesis.workspace.artifacts import COMPARISONS, RUNS
-from raygenesis.workspace.artifacts import CROPS as CROP_STORE
-from raygenesis.workspace.artifacts import PATTERNS as PATTERN_STORE
+from raygenesis.workspace.artifacts import COMPARISONS, CROPS, PATTERNS, RUNS
 from raygenesis.workspace.files import publish, remove_tree
 from raygenesis.workspace.manifest import ComparisonCounts, ComparisonManifest, TransferManifest
 from raygenesis.workspace.stage import Stage
@@ -95,9 +94,10 @@ def _check(
     given = [f"{start.title}={start.weights}" for start in plan.initialisations if start.pretext is None]
     own = {start.title: _settings_of(start, settings) for start in plan.initialisations if start.pretext is not None}
     for title, chosen in own.items():
-        store = made_store(workspace, chosen)
-        own[title] = chosen if store is None else as_stored(chosen, store)
-        check_pretext(own[title], store)
+        artifact = pretext_of(chosen.pretraining).store
+        store = artifact.read(workspace.folder(artifact))
+        own[title] = chosen if store is None else with_store_settings(chosen, store)
+        check_pretext(own[title].pretraining, own[title].discovery, store)
     runs = [*runs_of(given, workspace), *(Run(title, workspace, chosen) for title, chosen in own.items())]
     for title, description in targets.items():
         workspace.transfer(f"{name}-{title}")  # a name that is no name
@@ -118,11 +118,11 @@ def _settings_of(start: PlannedInitialisation, settings: Settings) -> Settings:
 
 def _make_stores(plan: StudyPlan, workspace: Workspace, settings: Settings, announce: Announce) -> None:
     """Patterns and random crops, each where a pretext task of the plan learns from it and there is none yet."""
-    learnt_from = {PRETEXTS[start.pretext].crops for start in plan.initialisations if start.pretext is not None}
-    if PATTERNS in learnt_from and PATTERN_STORE.read(workspace.patterns) is None:
+    learnt_from = {PRETEXTS[start.pretext].store for start in plan.initialisations if start.pretext is not None}
+    if PATTERNS in learnt_from and PATTERNS.read(workspace.patterns) is None:
         embed(workspace, settings, announce=announce)
         discover(workspace, settings, announce)
-    if CROPS in learnt_from and CROP_STORE.read(workspace.crops) is None:
+    if CROPS in learnt_from and CROPS.read(workspace.crops) is None:
         crop(workspace, settings, announce)
 
 
@@ -141,7 +141,7 @@ def _pretrained(
     chosen = _settings_of(start, settings)
     pretraining = chosen.pretraining
     rows = read_patterns(
-        store_of(workspace, chosen), ["pattern_id"],
+        workspace.folder(pretext_of(pretraining).store), ["pattern_id"],
         predicate(TRAINING, pretraining.num_neighbours, pretraining.num_coordinates),
     ).num_rows  # fmt: skip
     _, an_epoch = cubes_of_epoch(rows, pretraining.batch_size)

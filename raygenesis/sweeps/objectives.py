@@ -12,7 +12,7 @@ from raygenesis.cluster.progress import say
 from raygenesis.errors import SettingsError
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import VALIDATION
 from raygenesis.pretraining.monitors import moments, spread_of
@@ -109,7 +109,7 @@ def few_shot_score(model: PretextNetwork, ready: Prepared, num_gpus: float) -> f
     primary = PRIMARY[pose.task]
     scores = []
     with tempfile.TemporaryDirectory() as folder:
-        export(model, Path(folder), {})
+        save_network(model, Path(folder), {})
         start = Initialisation("pretrained", Path(folder), model.architecture, "")
         for trial in split.trials:
             learnt, validation, test = (

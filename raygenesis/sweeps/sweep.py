@@ -21,8 +21,9 @@ from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.monitors import LEAST_RANK
-from raygenesis.pretraining.pretexts import PATTERNS, pretext_of
-from raygenesis.pretraining.pretrain import EXECUTION, as_stored, pretext_task
+from raygenesis.pretraining.pretexts import pretext_of
+from raygenesis.pretraining.pretrain import EXECUTION
+from raygenesis.pretraining.stores import pretext_task, with_store_settings
 from raygenesis.settings import Settings, as_yaml
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
@@ -40,8 +41,7 @@ from raygenesis.transfer.initialisations import check_fits, find_initialisations
 from raygenesis.transfer.prepared import ResolvedTarget, digest_of, resolve_target
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.transfer.targets.description import read_description
-from raygenesis.workspace.artifacts import PATTERNS as PATTERN_STORE
-from raygenesis.workspace.artifacts import SWEEPS
+from raygenesis.workspace.artifacts import PATTERNS, SWEEPS
 from raygenesis.workspace.files import Place, publish, read_json, write_json
 from raygenesis.workspace.manifest import PatternsManifest, SweepCounts, SweepManifest
 from raygenesis.workspace.stage import Stage
@@ -57,8 +57,8 @@ def sweep(
     Trials that an interrupted sweep finished are kept, and those that failed are tried again. Raises SettingsError,
     before anything is trained, if a point is impossible, needs more than the store holds, or cannot be compared.
     """
-    patterns = PATTERN_STORE.require(workspace.patterns)
-    settings = as_stored(settings, patterns)
+    patterns = PATTERNS.require(workspace.patterns)
+    settings = with_store_settings(settings, patterns)
     space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns.counts)
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
@@ -109,17 +109,17 @@ def check_points(space: Space, settings: Settings, patterns: PatternsManifest, w
             at_point(settings, point, counts)
             chosen = for_trial(settings, point, counts)
             pretext = pretext_of(chosen.pretraining)
-            if pretext.crops != PATTERNS:
+            if pretext.store != PATTERNS:
                 raise SettingsError(
                     f"pretraining.pretext={chosen.pretraining.pretext} learns from random crops, which are not in the "
                     "pattern store that a sweep's points share: choose a pretext task that learns from patterns, such "
                     "as semantic-genesis"
                 )
-            task = pretext_task(chosen, patterns)
+            task = pretext_task(chosen.pretraining, chosen.seed, patterns)
             if pretext.corruption not in posed:
                 zeros = np.zeros(1, np.int64)
                 columns = {"pattern_id": zeros, "reference": zeros, "coordinate": zeros}
-                task.pose(Batch(torch.zeros(1, 1, *task.sample_shape), columns), 0)
+                task.make_batch(Batch(torch.zeros(1, 1, *task.sample_shape), columns), 0)
                 posed.add(pretext.corruption)
         except SettingsError as error:
             told = ", ".join(f"pretraining.{key}={value}" for key, value in point.items())

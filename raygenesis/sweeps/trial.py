@@ -18,14 +18,15 @@ from ray import tune
 from raygenesis.cluster.progress import Stopwatch
 from raygenesis.errors import RaygenesisError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.pretraining.pretrain import pretext_task
+from raygenesis.pretraining.stores import pretext_task
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import Settings
 from raygenesis.sweeps.objectives import OBJECTIVES, few_shot_score, measures_of
 from raygenesis.sweeps.space import Point, for_trial
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
-from raygenesis.training.loop import Progress, Workers, run_epochs
+from raygenesis.training.loop import NO_CALLBACKS, Callbacks, Progress, run_epochs
+from raygenesis.training.workers import Workers
 from raygenesis.transfer.prepared import Prepared
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.fingerprint import digest
@@ -73,7 +74,7 @@ class SweepSetup:
 
     def task(self, trial: SweepTrial) -> PretextTask:
         settings = for_trial(self.settings, trial.point, self.patterns.counts, trial.seed)
-        return pretext_task(settings, self.patterns)
+        return pretext_task(settings.pretraining, settings.seed, self.patterns)
 
 
 def seeds_of(settings: Settings) -> list[int]:
@@ -128,13 +129,14 @@ def train_and_measure(
 
     def on_epoch(now: Progress) -> None:
         if best_of(task, now.history) is now.history[-1]:
-            network: Any = now.validated
+            network: Any = now.evaluated_model
             measured.update(measures_of(network.encoder, selection.probe))
         if len(now.history) < task.num_epochs:
             report(row(now))
 
-    watched: dict[str, Any] = {} if plan.settings.sweep.stopping == "none" else {"on_epoch": on_epoch}
-    now = run_epochs(task, selection.train, selection.validation, workers=Workers(device=plan.device), **watched)
+    callbacks = NO_CALLBACKS if plan.settings.sweep.stopping == "none" else Callbacks(on_epoch=on_epoch)
+    workers = Workers(device=plan.device)
+    now = run_epochs(task, selection.train, selection.validation, workers=workers, callbacks=callbacks)
     model = task.build()
     model.load_state_dict(now.best)
     model.to(plan.device)

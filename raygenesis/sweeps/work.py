@@ -18,10 +18,11 @@ def sweep_work(settings: Settings, num_points: int = 8) -> Work:
     changes = {name: getattr(chosen, name) for name in ("num_classification_epochs", "num_joint_epochs")}
     changes |= {"use_gpu": num_gpus > 0, "num_workers": 1}
     one = pretrain_work(settings.model_copy(update={"pretraining": settings.pretraining.model_copy(update=changes)}))
+    activations_gib = pretraining_gib(settings.pretraining, settings.discovery)
     return Work(
         "sweep", start_s=START_S, what=f"{trials} trials",
         core_s=trials * one.core_s, most_cores=trials,
         gpu_s=trials * one.gpu_s, most_gpus=math.ceil(trials * num_gpus),
         read_mib=trials * one.read_mib,
-        memory_gib_per_core=WORKER_GIB + (0 if one.gpu_s else pretraining_gib(settings)),
+        memory_gib_per_core=WORKER_GIB + (0 if one.gpu_s else activations_gib),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where training stands, on disk: the newest whole state is found again, whatever was going on when it stopped.
+"""Checkpoints: the newest whole state of training is found again, whatever was going on when it stopped.
 
 A checkpoint is `step-<number>.pt` and, written after it, `step-<number>.json` with its checksum: without the second the
 first is not whole. They are our own and not Ray Train's, because they are written in the midst of an epoch, by one
@@ -10,26 +10,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.utils._pytree import tree_map_only
 
+from raygenesis.training.records import TrainingState
 from raygenesis.workspace.files import Place, on_disk, publish, read_json, write_json, xxh3_of
 
-KEPT = 2
-State = dict[str, Any]
-Read = TypeVar("Read")
+NUM_KEPT = 2
+T = TypeVar("T")
 
 
-def save_checkpoint(folder: Place, step: int, state: State) -> None:
-    """Publish a state under the number of steps done, and remove all others but the one before.
+class Checkpoint(NamedTuple):
+    """step: number of steps done in all epochs."""
 
-    Also later ones: they are damaged, or training would have gone on from there.
+    step: int
+    state: TrainingState
+
+
+def save_checkpoint(folder: Place, step: int, state: TrainingState) -> None:
+    """Publish a state under the number of steps done, and remove all other checkpoints except for the one before.
+
+    Later ones are removed too: they are damaged, or training would have gone on from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, step)
-    record: dict[str, Any] = {"step": step}
+    record: dict[str, int | str] = {"step": step}
     path.with_suffix(".json").unlink(missing_ok=True)  # of the same step before a damage further back
 
     def write(aside: Path) -> None:
@@ -39,26 +46,24 @@ def save_checkpoint(folder: Place, step: int, state: State) -> None:
     publish(path, write)
     write_json(path.with_suffix(".json"), record)
     there = steps_in(folder)
-    for other in set(there) - set([number for number in there if number <= step][-KEPT:]):
+    for other in set(there) - set([number for number in there if number <= step][-NUM_KEPT:]):
         _path(folder, other).with_suffix(".json").unlink(missing_ok=True)
         _path(folder, other).unlink(missing_ok=True)
 
 
-def newest_checkpoint(folder: Place, warn: Callable[[str], None] = lambda _: None) -> tuple[int, State] | None:
-    """The number of steps done and the state of the newest whole checkpoint; None without any.
-
-    `warn` is told of each that is damaged.
-    """
-    return _newest(folder, warn, lambda local: torch.load(local, map_location="cpu", weights_only=True))
+def newest_checkpoint(folder: Place, warn: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
+    """Read the newest whole checkpoint; None without any. `warn` is called with a sentence for each damaged one."""
+    newest = _newest(folder, warn, lambda local: torch.load(local, map_location="cpu", weights_only=True))
+    return newest and Checkpoint(*newest)
 
 
 def newest_step(folder: Place) -> int | None:
-    """The number of steps done at the newest whole checkpoint; None without any."""
-    found = _newest(folder, lambda _: None, lambda _: None)
-    return found and found[0]
+    """Number of steps done at the newest whole checkpoint; None without any."""
+    newest = _newest(folder, lambda _: None, lambda _: None)
+    return newest and newest[0]
 
 
-def _newest(folder: Place, warn: Callable[[str], None], read: Callable[[Path], Read]) -> tuple[int, Read] | None:
+def _newest(folder: Place, warn: Callable[[str], None], read: Callable[[Path], T]) -> tuple[int, T] | None:
     for step in reversed(steps_in(folder)):
         path = _path(folder, step)
         try:
@@ -77,13 +82,13 @@ def _newest(folder: Place, warn: Callable[[str], None], read: Callable[[Path], R
 
 
 def steps_in(folder: Place) -> list[int]:
-    """Numbers of the steps after which there is a checkpoint, rising."""
+    """Numbers of steps done at which there are checkpoints, whole or not, rising."""
     names = (re.fullmatch(r"step-(\d+)\.(pt|json)", path.name) for path in folder.glob("step-*"))
     return sorted({int(match[1]) for match in names if match})
 
 
-def copied(state: State) -> State:
-    """The state with its tensors copied to memory of their own, so that training may go on."""
+def copy_state(state: TrainingState) -> TrainingState:
+    """Copy a state and its tensors, to the CPU, so that training may go on while it is written."""
     return tree_map_only(torch.Tensor, lambda value: value.detach().to("cpu", copy=True), state)
 
 

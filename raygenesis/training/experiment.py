@@ -1,18 +1,17 @@
-"""What is trained: everything that the epoch loop does not know."""
+"""The interface between the epoch loop and what is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from raygenesis.errors import RaygenesisError
 from raygenesis.training.feeding import Batch
-
-Row = dict[str, Any]
+from raygenesis.training.records import EpochRow
 
 
 class TrainingError(RaygenesisError):
@@ -23,9 +22,12 @@ class TrainingError(RaygenesisError):
 class Tuning:
     """How a step changes the weights.
 
-    num_pieces: what a batch is cut into, gone through one after another; batch norm sees one piece at a time.
-    clip_norm: the longest gradient; longer ones are shortened. average_decay: of the moving average of the weights that
-    is validated and kept; none when None. scales_loss: so that gradients do not vanish in float16.
+    Attributes:
+        num_pieces: Pieces of a batch, whose gradients are accumulated; batch norm sees one piece at a time.
+        clip_norm: Norm to which longer gradients are clipped; no clipping when None.
+        average_decay: Decay of the moving average of the weights, which is then what is evaluated and kept; no average
+            when None.
+        scales_loss: Whether the loss is scaled, so that gradients do not vanish in float16.
     """
 
     num_pieces: int = 1
@@ -38,7 +40,7 @@ PLAIN = Tuning()
 
 
 class Experiment(Protocol):
-    """Must be picklable."""
+    """A training: its data, model, losses and figures. Implementations must be picklable."""
 
     @property
     def name(self) -> str: ...
@@ -62,34 +64,35 @@ class Experiment(Protocol):
     def tuning(self) -> Tuning: ...
 
     def build(self) -> nn.Module:
-        """The model, seeded."""
+        """Build the model, its weights drawn from the seed."""
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer: ...
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> str:
-        """Set what changes between epochs (trained parameters); returns the phase's name."""
+        """Set which parameters are trained in this epoch; returns the name of its phase."""
 
     def learning_rate(self, epoch: int, share: float) -> float:
-        """Of a step after which this share of the epoch, in (0, 1], is done."""
+        """Learning rate of a step after which this share of the epoch, in (0, 1], is done."""
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
-        """Means over the batch; `loss` is minimised."""
+        """Means over the batch, scalars; `loss` is minimised."""
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sums over the batch, of any shape; `count` is the number of samples."""
+        """Sums over a batch of held-out samples, tensors of any shape; `count` is the number of samples."""
 
     def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
-        """What a row tells of the means over all held-out samples, float64 on the CPU."""
+        """Figures of an epoch's row, from the means over all held-out samples, float64 on the CPU."""
 
-    def score(self, row: Mapping[str, Any]) -> float:
-        """What the best epoch has least of."""
+    def score(self, row: EpochRow) -> float:
+        """What is least in the best epoch."""
 
-    def should_stop(self, history: Sequence[Row]) -> bool: ...
+    def should_stop(self, history: Sequence[EpochRow]) -> bool:
+        """Whether training ends before its last epoch."""
 
-    def warnings(self, history: Sequence[Row]) -> dict[str, str]:
-        """What goes wrong, in sentences, by kind; each kind is told once."""
+    def warnings(self, history: Sequence[EpochRow]) -> dict[str, str]:
+        """What goes wrong, in sentences, by kind; each kind is reported once."""
 
 
-def best_of(experiment: Experiment, history: Sequence[Row]) -> Row:
-    """The epoch whose weights are kept: of those with the least score the newest."""
+def best_of(experiment: Experiment, history: Sequence[EpochRow]) -> EpochRow:
+    """The row of the epoch whose weights are kept: the newest of those with the least score."""
     return min(reversed(history), key=experiment.score)

@@ -15,13 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from raygenesis.patterns.cells import DTYPE, STEPS, decode_steps
+from raygenesis.settings.streams import EPOCH_ORDER
+from raygenesis.training.workers import ALONE, Workers
 
 PREFETCHED_BATCHES = 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """cubes: float32 [n, 1, z, y, x] in [0, 1]; columns: the table's other columns, one entry a cube."""
+    """Samples that are trained on together.
+
+    cubes: float32 [n, 1, z, y, x] (2D: [n, 1, y, x]) in [0, 1]; columns: the table's other columns, one entry a cube.
+    """
 
     cubes: torch.Tensor
     columns: dict[str, NDArray[Any]]
@@ -44,7 +49,7 @@ class Samples:
         self._number(pa.concat_tables([table.select(names) for table in tables]) if tables else None, key, shape)
 
     def _number(self, table: pa.Table | None, key: str, shape: Sequence[int]) -> None:
-        """Take a table of all columns but the cells; none when there are no rows."""
+        """Number the rows by their key; table: all columns but the cells, None when there are no rows."""
         columns = {} if table is None else {name: table[name] for name in table.column_names}
         keys = np.empty(0, np.int64) if table is None else table[key].to_numpy()
         self.shape = tuple(shape)
@@ -57,14 +62,14 @@ class Samples:
         return len(self._where)
 
     def select(self, keep: NDArray[np.bool_]) -> Samples:
-        """The rows where `keep` holds; the cells are shared."""
-        chosen = copy.copy(self)
-        chosen._where = self._where[keep]
-        chosen.columns = {name: column[keep] for name, column in self.columns.items()}
-        return chosen
+        """The rows where `keep`, bool [rows], is true; the cells are shared."""
+        selected = copy.copy(self)
+        selected._where = self._where[keep]
+        selected.columns = {name: column[keep] for name, column in self.columns.items()}
+        return selected
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """Decode some rows. Raises ValueError if a cell does not hold a cube of the expected shape."""
+        """Decode the rows of these numbers. Raises ValueError if a cell does not hold a cube of the expected shape."""
         cubes = np.empty((len(indices), 1, *self.shape), np.float32)
         steps = np.empty(self.shape, DTYPE)  # one cube at a time, which stays in the processor's cache
         for cube, row in zip(cubes, self._where[indices], strict=True):
@@ -80,36 +85,36 @@ class Samples:
 
 
 def cubes_of_epoch(num_samples: int, batch_size: int) -> tuple[int, int]:
-    """How many cubes a batch of training has, and how many an epoch takes: whole batches, at least one."""
+    """Cubes in a batch of training, and in an epoch, which consists of whole batches, of one at least."""
     batch_size = min(batch_size, num_samples)
     return batch_size, num_samples // batch_size * batch_size
 
 
 def training_batches(
-    num_samples: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1, num_pieces: int = 1
+    num_samples: int, batch_size: int, seed: int, epoch: int, workers: Workers = ALONE, num_pieces: int = 1
 ) -> list[list[NDArray[np.int64]]]:
-    """Row numbers of one worker's share of each global batch of an epoch, in `num_pieces` pieces each.
+    """Rows of one worker's share of each global batch of an epoch, as lists of `num_pieces` arrays of row numbers.
 
     The epoch's order is one seeded permutation of all samples, and batches are cut into pieces before these are shared,
     whatever the number of workers. The incomplete last batch is left out (other samples fall there each epoch). Fewer
     samples than a batch make one smaller batch.
     """
-    order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(num_samples)
+    order = np.random.Generator(np.random.Philox(EPOCH_ORDER.sequence(seed, epoch))).permutation(num_samples)
     batch_size, num_cubes = cubes_of_epoch(num_samples, batch_size)
     return [
-        [np.array_split(piece, world_size)[rank] for piece in np.array_split(batch, num_pieces)]
+        [np.array_split(piece, workers.world_size)[workers.rank] for piece in np.array_split(batch, num_pieces)]
         for batch in (order[start : start + batch_size] for start in range(0, num_cubes, batch_size))
     ]
 
 
-def ordered_batches(num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[NDArray[np.int64]]:
-    """Row numbers of one worker's share of all samples, in order, each exactly once over the workers."""
-    mine = np.arange(rank, num_samples, world_size)
-    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+def ordered_batches(num_samples: int, batch_size: int, workers: Workers = ALONE) -> list[NDArray[np.int64]]:
+    """Rows of one worker's share of all samples, in order; each sample comes exactly once over the workers."""
+    rows = np.arange(workers.rank, num_samples, workers.world_size)
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]], pin: bool = False) -> Generator[Batch, None, None]:
-    """Decode batches in a thread of their own, a few ahead; pinned ones are copied to a GPU beside its work."""
+    """Decode batches in a thread, a few ahead; with `pin` into pinned memory, which a GPU copies while it computes."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
     stopped = threading.Event()
 

@@ -21,7 +21,7 @@ from raygenesis.workspace.object_store import RemotePath
 
 @dataclass(frozen=True)
 class StoredPatterns:
-    """The patterns of a split, of K neighbours and C coordinates (all when None), to be opened by each worker."""
+    """Patterns of a split, of K neighbours and C coordinates (all when None), which each worker opens for itself."""
 
     folder: Place
     split: str
@@ -29,7 +29,7 @@ class StoredPatterns:
     num_coordinates: int | None = None
 
     def open(self, key: str, shape: Sequence[int]) -> Samples:
-        """Raises WorkspaceError if a part is missing or damaged."""
+        """Open them. Raises WorkspaceError if a part is missing or damaged."""
         return StoredSamples(self, key, shape)
 
 

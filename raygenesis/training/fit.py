@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import ray
 import ray.train
@@ -22,14 +22,17 @@ from raygenesis.cluster.fan_out import TRAINING_ENVIRONMENT
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
-from raygenesis.training.checkpoints import State, newest_checkpoint, newest_step
-from raygenesis.training.experiment import Experiment, Row, TrainingError
+from raygenesis.training.checkpoints import newest_checkpoint, newest_step
+from raygenesis.training.experiment import Experiment, TrainingError
 from raygenesis.training.feeding import Samples
-from raygenesis.training.loop import Progress, Workers, run_epochs
+from raygenesis.training.loop import Callbacks, Progress, run_epochs
 from raygenesis.training.metrics import forget_steps, read_metrics, write_metrics
 from raygenesis.training.recorder import CHECKPOINTS, STATUS_FILE, Recorder
+from raygenesis.training.records import EpochRow, TrainingState, TrainingStatus
 from raygenesis.training.trackers import TRACKERS, Tracker
+from raygenesis.training.workers import Workers
 from raygenesis.workspace.files import Place, read_json, remove_tree, write_json
+from raygenesis.workspace.manifest import Tree
 
 MAX_FAILURES = 3  # of workers, without getting any further
 MAX_WAITS = 30  # of a minute each, for machines that are being started
@@ -37,28 +40,32 @@ SHOWN_SECONDS = 1.0
 REFUSED_FILE = "refused.json"  # why a worker that is not alone cannot go on
 
 
-class Stored(Protocol):
+class SampleStore(Protocol):
     """Samples that each worker opens for itself."""
 
     def open(self, key: str, shape: Sequence[int]) -> Samples: ...
 
 
-Feed = Dataset | Stored
+Feed = Dataset | SampleStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """How training is run, which what is learnt does not depend on.
+    """How training is run; what is learnt does not depend on it.
 
-    num_workers: or the fewest and the most. checkpoint_seconds: at the most so much is computed again after a kill.
-    config: what trackers are told of the run.
+    Attributes:
+        num_workers: How many, or the fewest and the most.
+        use_gpu: Whether each worker has a GPU.
+        checkpoint_seconds: Seconds between checkpoints: so much is computed again, at the most, after a kill.
+        trackers: Names of trackers, of `TRACKERS`.
+        config: Settings that trackers record with the run.
     """
 
     num_workers: int | tuple[int, int] = 1
     use_gpu: bool = False
     checkpoint_seconds: float = 60.0
     trackers: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Tree = field(default_factory=dict)
 
 
 ONE_WORKER = Resources()
@@ -66,31 +73,46 @@ ONE_WORKER = Resources()
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker is told."""
+    """What every worker gets."""
 
     experiment: Experiment
     folder: Place
     resources: Resources
-    stored: Mapping[str, Stored]
+    stores: Mapping[str, SampleStore]
+
+
+class Fitted(NamedTuple):
+    """The final state of training, and the number of epochs that the call has trained."""
+
+    state: TrainingState
+    num_epochs: int
 
 
 def fit_with_ray(
     experiment: Experiment, feeds: Mapping[str, Feed], folder: Place, resources: Resources = ONE_WORKER
-) -> tuple[State, int]:
-    """Train under Ray Train; returns the final state and the number of epochs this call ended.
+) -> Fitted:
+    """Train under Ray Train.
 
-    `feeds` holds `train` and `validation`: Ray datasets with a `cube` cell a row, or what is stored. `folder` receives
-    checkpoints, from the newest of which an interrupted run goes on at its next batch, `metrics.parquet` (a row an
-    epoch), `steps/` (a row a step) and `progress.json` (now). Workers that die are started again from the newest
-    checkpoint as long as there is progress in between. Raises TrainingError when there is none, or as the loop does.
+    An interrupted training goes on at the batch after its newest checkpoint. Workers that die are started again from
+    the newest checkpoint as long as there is progress in between.
+
+    Args:
+        experiment: What is trained.
+        feeds: Samples of `train` and `validation`: Ray datasets with a `cube` cell a row, or sample stores.
+        folder: Receives checkpoints, `metrics.parquet` (a row an epoch), `steps/` (a row a step) and `progress.json`.
+        resources: How training is run.
+
+    Raises:
+        TrainingError: Workers died again and again without progress, or the loop raised it.
+        WorkspaceError: Workers write to another file system.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     before = _go_back(experiment, folder)
-    stored = {name: feed for name, feed in feeds.items() if not isinstance(feed, Dataset)}
+    stores = {name: feed for name, feed in feeds.items() if not isinstance(feed, Dataset)}
     datasets = {name: feed for name, feed in feeds.items() if isinstance(feed, Dataset)}
     with _shown(experiment, folder):
-        _fit_to_the_end(_Job(experiment, folder, resources, stored), datasets)
+        _fit_to_the_end(_Job(experiment, folder, resources, stores), datasets)
     (folder / STATUS_FILE).unlink(missing_ok=True)
     last = newest_checkpoint(folder / CHECKPOINTS)
     if last is None:
@@ -98,7 +120,7 @@ def fit_with_ray(
             f"{folder / CHECKPOINTS} holds no checkpoint after training: workers on other machines must write to the "
             "same file system"
         )
-    return last[1], len(last[1]["history"]) - before
+    return Fitted(last.state, len(last.state["history"]) - before)
 
 
 def _remove_leftovers(folder: Place) -> None:
@@ -109,13 +131,12 @@ def _remove_leftovers(folder: Place) -> None:
 
 def _go_back(experiment: Experiment, folder: Place) -> int:
     """Take the tables back to the newest checkpoint, where training goes on; returns how many epochs have ended."""
-    step, state = newest_checkpoint(
-        folder / CHECKPOINTS, lambda text: say(experiment.name, f"warning: {text}")
-    ) or (0, None)  # fmt: skip
-    forget_steps(folder, step)
-    if state is None:
+    newest = newest_checkpoint(folder / CHECKPOINTS, lambda text: say(experiment.name, f"warning: {text}"))
+    forget_steps(folder, newest.step if newest else 0)
+    if newest is None:
         (folder / "metrics.parquet").unlink(missing_ok=True)
         return 0
+    state = newest.state
     write_metrics(folder, state["history"])
     if state["step"]:
         say(experiment.name, f"going on in epoch {len(state['history']) + 1}, after {state['step']} of its steps")
@@ -135,14 +156,14 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
                 f"{MAX_WAITS} min: run the same command again when the cluster has it"
             ) from error
         except TrainingFailedError as error:
-            now = newest_step(job.folder / CHECKPOINTS) or 0
-            if now <= reached:
+            newest = newest_step(job.folder / CHECKPOINTS) or 0
+            if newest <= reached:
                 reason = str(error).strip().splitlines()[-1]
                 raise TrainingError(
                     f"{job.experiment.name}: workers died {MAX_FAILURES + 1} times and training came no further than "
-                    f"step {now}: {reason}"
+                    f"step {newest}: {reason}"
                 ) from error
-            say(job.experiment.name, f"workers died {MAX_FAILURES + 1} times; going on from step {now}")
+            say(job.experiment.name, f"workers died {MAX_FAILURES + 1} times; going on from step {newest}")
         else:
             returned = result.return_value  # type: ignore[attr-defined]
             if isinstance(returned, RaygenesisError):
@@ -172,14 +193,14 @@ def _trainer(job: _Job, datasets: Mapping[str, Dataset], scratch: str) -> TorchT
     )
 
 
-def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
+def _train_worker(config: Mapping[str, _Job]) -> RaygenesisError | None:
     """One Ray Train worker.
 
     An error that trying again cannot mend is returned, for Ray would start the workers anew for one that is raised.
     One that this worker alone may have seen is raised and kept in a file, from which the workers that Ray starts anew
     return it: only Ray can end the others, which wait for this one.
     """
-    job: _Job = config["job"]
+    job = config["job"]
     refused = read_json(job.folder / REFUSED_FILE)
     if refused is not None:
         return TrainingError(refused["reason"])
@@ -192,18 +213,18 @@ def _train_worker(config: dict[str, Any]) -> RaygenesisError | None:
     recorder = None
     try:
         train, validation = (
-            samples_from(job.stored.get(name) or ray.train.get_dataset_shard(name), job.experiment)
+            samples_from(job.stores.get(name) or ray.train.get_dataset_shard(name), job.experiment)
             for name in ("train", "validation")
         )
         if workers.rank == 0:
             step = state["steps_done"] if state else 0
             forget_steps(job.folder, step)
             recorder = Recorder(job.folder, job.resources.checkpoint_seconds, _trackers(job, step))
-        watched: dict[str, Any] = {}
+        callbacks = Callbacks(folder=job.folder)
         if recorder is not None:
-            watched = {"on_step": recorder.on_step, "on_epoch": recorder.on_epoch}
-        now = run_epochs(job.experiment, train, validation, workers=workers, state=state, folder=job.folder, **watched)
-        _close(recorder, now)
+            callbacks = Callbacks(on_step=recorder.on_step, on_epoch=recorder.on_epoch, folder=job.folder)
+        last = run_epochs(job.experiment, train, validation, workers=workers, state=state, callbacks=callbacks)
+        _close(recorder, last)
     except RaygenesisError as error:
         _close(recorder, None)
         if workers.world_size > 1 and not isinstance(error, TrainingError):  # those the loop raises on all workers
@@ -226,12 +247,12 @@ def _trackers(job: _Job, step: int) -> list[Tracker]:
     return trackers
 
 
-def _close(recorder: Recorder | None, now: Progress | None) -> None:
+def _close(recorder: Recorder | None, last: Progress | None) -> None:
     if recorder is not None:
-        recorder.close(now)
+        recorder.close(last)
 
 
-def _agreed_state(folder: Place, workers: Workers) -> State | None:
+def _agreed_state(folder: Place, workers: Workers) -> TrainingState | None:
     """The newest whole checkpoint.
 
     Raises RuntimeError, at which Ray starts the workers anew, if they see different ones: another machine may see a
@@ -240,14 +261,14 @@ def _agreed_state(folder: Place, workers: Workers) -> State | None:
     found = newest_checkpoint(folder / CHECKPOINTS)
     if workers.world_size > 1:
         steps: list[int | None] = [None] * workers.world_size
-        torch.distributed.all_gather_object(steps, found[0] if found else None)
+        torch.distributed.all_gather_object(steps, found.step if found else None)
         if len(set(steps)) > 1:
             raise RuntimeError(f"workers see different newest checkpoints in {folder}, after steps {steps}")
-    return found[1] if found else None
+    return found.state if found else None
 
 
 def samples_from(feed: Any, experiment: Experiment) -> Samples:
-    """All samples: the rows of a Ray dataset or its iterator, left in Ray's shared memory, or what is stored."""
+    """All samples of a Ray dataset or its iterator, left in Ray's shared memory, or of a sample store."""
     key, shape = experiment.sample_key, experiment.sample_shape
     if hasattr(feed, "iter_batches"):
         return Samples(list(feed.iter_batches(batch_size=None, batch_format="pyarrow")), key, shape)
@@ -261,23 +282,24 @@ def _shown(experiment: Experiment, folder: Place) -> Iterator[None]:
     (folder / STATUS_FILE).unlink(missing_ok=True)
 
     def watch() -> None:
-        rows, status = read_metrics(folder), {}
-        told, done = set(experiment.warnings(rows)), float(len(rows))
+        rows = read_metrics(folder)
+        status: TrainingStatus | None = None
+        reported, done = set(experiment.warnings(rows)), float(len(rows))
         with progress(experiment.name, experiment.num_epochs, "epochs", done=done) as ticker:
             last = False
             while not last:
                 last = stopped.wait(SHOWN_SECONDS)
                 with suppress(WorkspaceError):  # a store that does not answer ends no watching
-                    rows, status = read_metrics(folder), read_json(folder / STATUS_FILE) or {}
-                reached = max(done, float(len(rows)), status.get("epochs", 0.0))
-                _measure(folder.name, rows, status)
+                    rows, status = read_metrics(folder), cast(TrainingStatus | None, read_json(folder / STATUS_FILE))
+                reached = max(done, float(len(rows)), status["epochs"] if status else 0.0)
+                _set_gauges(folder.name, rows, status)
                 if reached > done:
                     ticker.advance(reached - done, note=_note(rows, status))
                     done = reached
-                wrong = {**experiment.warnings(rows), **{text: text for text in status.get("lost", ())}}
+                wrong = {**experiment.warnings(rows), **{text: text for text in (status["lost"] if status else ())}}
                 for kind, sentence in wrong.items():
-                    if kind not in told:
-                        told.add(kind)
+                    if kind not in reported:
+                        reported.add(kind)
                         say(experiment.name, f"warning after epoch {len(rows)}: {sentence}")
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -289,8 +311,8 @@ def _shown(experiment: Experiment, folder: Place) -> Iterator[None]:
         thread.join()
 
 
-def _measure(run: str, rows: Sequence[Row], status: Mapping[str, Any]) -> None:
-    """Tell Prometheus how training goes."""
+def _set_gauges(run: str, rows: Sequence[EpochRow], status: TrainingStatus | None) -> None:
+    """Report to Prometheus how training goes."""
     if status:
         set_gauge("raygenesis_training_gap", status["gap"], run=run)
         set_gauge("raygenesis_loss", status["loss"], run=run, split="training")
@@ -298,18 +320,21 @@ def _measure(run: str, rows: Sequence[Row], status: Mapping[str, Any]) -> None:
         set_gauge("raygenesis_loss", rows[-1]["val_loss"], run=run, split="held out")
 
 
-def _note(rows: Sequence[Row], status: Mapping[str, Any]) -> str:
-    """The newest epoch in a line, without what does not change from epoch to epoch, and how fast training is."""
+def _note(rows: Sequence[EpochRow], status: TrainingStatus | None) -> str:
+    """The newest epoch in a line, without figures that do not change, and how fast training is."""
     parts = []
     if rows:
-        row, before = rows[-1], rows[-2] if len(rows) > 1 else {}
-        names = [name for name in row if name.startswith("val_") and row[name] not in (None, before.get(name))]
-        figures = [f"{name[4:].replace('_', ' ')} {row[name]:.4g}" for name in names]
+        before: Mapping[str, object] = rows[-2] if len(rows) > 1 else {}
+        figures = [
+            f"{name[4:].replace('_', ' ')} {value:.4g}"
+            for name, value in rows[-1].items()
+            if name.startswith("val_") and value not in (None, before.get(name))
+        ]
         parts.append(f"held out: {', '.join(figures)}")
     if status:
         parts.append(
             f"loss {status['loss']:.4g}, {status['cubes_per_s']:.0f} cubes/s, gap {status['gap']:.1%}, "
             f"{status['memory_gib']:.1f} GiB"
         )
-    phase = status.get("phase") or (rows[-1]["phase"] if rows else "")
+    phase = (status and status["phase"]) or (rows[-1]["phase"] if rows else "")
     return f"[{phase}] {'; '.join(parts)}"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed
@@ -18,27 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from raygenesis.training.checkpoints import State
-from raygenesis.training.experiment import Experiment, Row, TrainingError, best_of
+from raygenesis.training.experiment import Experiment, TrainingError, best_of
 from raygenesis.training.feeding import Batch, Samples, cubes_of_epoch, ordered_batches, prefetch, training_batches
-from raygenesis.training.workers import summed, synchronise
+from raygenesis.training.records import EpochRow, StepRow, TrainingState
+from raygenesis.training.workers import ALONE, Workers, sum_over_workers, synchronise
 from raygenesis.workspace.files import Place, publish
 
-# Where the scale of the loss falls below this, it is not for the scale that gradients are not finite.
+# A scale of the loss below this is not the reason why gradients are not finite.
 LEAST_SCALE = 1.0
 TIMES = ("seconds", "waited")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """This process among those that share the work."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device | str = "cpu"
-
-
-ALONE = Workers()
 
 
 @dataclass
@@ -46,8 +34,14 @@ class Progress:
     """Where training stands after a step: enough to go on from here as if it had never stopped.
 
     Everything random is drawn from the seed, the epoch and a sample's key, so there is no random state to keep.
-    history: a row an epoch; step: steps done of the epoch that is running; sums: of its figures, name → sum and weight;
-    best: weights of the best epoch.
+
+    Attributes:
+        average: Moving average of the weights, if there is one.
+        best: Weights of the best epoch so far.
+        history: A row an epoch.
+        step: Steps done of the epoch that is running.
+        steps_done: Steps done of all epochs.
+        sums: Figures of the epoch that is running, name → sum and weight.
     """
 
     model: nn.Module
@@ -55,17 +49,18 @@ class Progress:
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
     best: dict[str, torch.Tensor]
-    history: list[Row] = field(default_factory=list)
+    history: list[EpochRow] = field(default_factory=list)
     step: int = 0
-    steps_done: int = 0  # of all epochs
+    steps_done: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)
 
     @property
-    def validated(self) -> nn.Module:
-        """The model that is judged and kept."""
+    def evaluated_model(self) -> nn.Module:
+        """The model that is evaluated and kept: the moving average, if there is one."""
         return self.model if self.average is None else self.average.module
 
-    def state(self) -> State:
+    def state(self) -> TrainingState:
+        """What a checkpoint holds; tensors are those of training, not copies."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -78,15 +73,43 @@ class Progress:
             "sums": self.sums,
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: TrainingState) -> None:
+        """Go back to the state of a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
+        if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         self.best, self.history = dict(state["best"]), list(state["history"])
         self.step, self.steps_done = state["step"], state["steps_done"]
         self.sums = {name: list(sums) for name, sums in state["sums"].items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What the loop calls, and where it writes a batch at which training fails.
+
+    Attributes:
+        on_step: Called after each step, with its row.
+        on_epoch: Called after each epoch, which is then the last of the history.
+        folder: Where a worker writes its part of a batch whose loss or gradient is not finite; nowhere when None.
+    """
+
+    on_step: Callable[[Progress, StepRow], None] = lambda *_: None
+    on_epoch: Callable[[Progress], None] = lambda _: None
+    folder: Place | None = None
+
+
+NO_CALLBACKS = Callbacks()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from step to step."""
+
+    experiment: Experiment
+    workers: Workers
+    callbacks: Callbacks
 
 
 def run_epochs(
@@ -95,16 +118,26 @@ def run_epochs(
     validation: Samples,
     *,
     workers: Workers = ALONE,
-    state: Mapping[str, Any] | None = None,
-    on_step: Callable[[Progress, Row], None] = lambda *_: None,
-    on_epoch: Callable[[Progress], None] = lambda _: None,
-    folder: Place | None = None,
+    state: TrainingState | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> Progress:
-    """Train to the end, from `state` when given, which may lie in the midst of an epoch.
+    """Train to the end.
 
-    `on_step` is called after each step with its row of figures, `on_epoch` after each epoch. What is learnt does not
-    depend on how many workers share the work, but for rounding. Raises TrainingError when there are fewer samples than
-    workers, or when a loss or a gradient is not finite; the batch that did it is then kept in `folder`, if given.
+    What is learnt does not depend on how many workers share the work, except for rounding.
+
+    Args:
+        experiment: What is trained.
+        train: Samples to learn from.
+        validation: Held-out samples, on which each epoch is evaluated.
+        workers: This process among those that share the work.
+        state: Where to go on from, which may lie in the midst of an epoch.
+        callbacks: What is called after steps and epochs.
+
+    Returns:
+        Where training stands after the last epoch.
+
+    Raises:
+        TrainingError: There are fewer samples than workers, or a loss or a gradient is not finite.
     """
     num_shares = workers.world_size * experiment.tuning.num_pieces
     for kind, samples, least in (("training", train, num_shares), ("held-out", validation, workers.world_size)):
@@ -113,24 +146,24 @@ def run_epochs(
                 f"{experiment.name}: {len(samples)} {kind} samples are too few for {workers.world_size} worker(s) and "
                 f"batches in {experiment.tuning.num_pieces} piece(s): add scans, or lower these numbers"
             )
-    now = _begin(experiment, workers)
+    run, progress = _Run(experiment, workers, callbacks), _begin(experiment, workers)
     if state is not None:
-        now.load(state)
-    while len(now.history) < experiment.num_epochs and not experiment.should_stop(now.history):
-        row = _epoch(experiment, now, train, workers, on_step, folder)
-        row.update(_validate(experiment, now.validated, validation, workers))
+        progress.load(state)
+    while len(progress.history) < experiment.num_epochs and not experiment.should_stop(progress.history):
+        row = cast(EpochRow, {**_train(run, progress, train), **_evaluate(run, progress.evaluated_model, validation)})
         if math.isnan(experiment.score(row)):
             raise TrainingError(
                 f"{experiment.name}: the held-out loss became NaN after epoch {row['epoch'] + 1}: lower the learning "
                 "rate or look for damaged scans"
             )
-        now.history.append(row)
-        now.step, now.sums = 0, {}
-        if best_of(experiment, now.history) is row:
+        progress.history.append(row)
+        progress.step, progress.sums = 0, {}
+        if best_of(experiment, progress.history) is row:
             # A new dictionary of new tensors: a checkpoint that is being written may still hold the old one.
-            now.best = {name: value.detach().cpu().clone() for name, value in now.validated.state_dict().items()}
-        on_epoch(now)
-    return now
+            weights = progress.evaluated_model.state_dict()
+            progress.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        callbacks.on_epoch(progress)
+    return progress
 
 
 def _begin(experiment: Experiment, workers: Workers) -> Progress:
@@ -146,107 +179,95 @@ def _begin(experiment: Experiment, workers: Workers) -> Progress:
     return Progress(model, experiment.optimizer(model), scaler, average, copy.deepcopy(model.state_dict()))
 
 
-def _epoch(
-    experiment: Experiment, now: Progress, train: Samples, workers: Workers, on_step: Callable[[Progress, Row], None],
-    folder: Place | None,
-) -> Row:  # fmt: skip
-    """The steps of an epoch that are not done yet; returns its row of means."""
-    epoch, num_pieces = len(now.history), experiment.tuning.num_pieces
-    phase = experiment.begin_epoch(now.model, epoch)
-    now.model.train()
-    network: nn.Module = now.model
+def _train(run: _Run, progress: Progress, train: Samples) -> EpochRow:
+    """Do the steps of an epoch that are not done yet; returns its row without held-out figures."""
+    experiment, workers, epoch = run.experiment, run.workers, len(progress.history)
+    num_pieces = experiment.tuning.num_pieces
+    phase = experiment.begin_epoch(progress.model, epoch)
+    progress.model.train()
+    network: nn.Module = progress.model
     if workers.world_size > 1:  # anew in each epoch, as it may train other parameters
-        network = DistributedDataParallel(now.model, broadcast_buffers=False)
-    batches = training_batches(
-        len(train), experiment.batch_size, experiment.seed, epoch, workers.rank, workers.world_size, num_pieces
-    )
+        network = DistributedDataParallel(progress.model, broadcast_buffers=False)
+    batches = training_batches(len(train), experiment.batch_size, experiment.seed, epoch, workers, num_pieces)
     num_cubes, _ = cubes_of_epoch(len(train), experiment.batch_size)
     on_gpu = torch.device(workers.device).type == "cuda"
     begin = time.perf_counter()
-    with closing(prefetch(train, [piece for batch in batches[now.step :] for piece in batch], pin=on_gpu)) as feed:
-        while now.step < len(batches):
+    with closing(prefetch(train, [piece for batch in batches[progress.step :] for piece in batch], pin=on_gpu)) as feed:
+        while progress.step < len(batches):
             pieces = [next(feed) for _ in range(num_pieces)]
             waited = time.perf_counter() - begin
-            rate = experiment.learning_rate(epoch, (now.step + 1) / len(batches))
-            figures = _step(experiment, now, network, pieces, epoch, num_cubes, rate, workers, folder)
+            rate = experiment.learning_rate(epoch, (progress.step + 1) / len(batches))
+            figures = _step(run, progress, network, pieces, num_cubes, rate)
             seconds, begin = time.perf_counter() - begin, time.perf_counter()
-            _add(now.sums, {**figures, "seconds": seconds, "waited": waited})
-            row = {"step": now.steps_done, "epoch": epoch, "phase": phase, "learning_rate": rate, **figures}
-            now.step, now.steps_done = now.step + 1, now.steps_done + 1
-            row |= {"share": now.step / len(batches), "cubes": num_cubes, "seconds": seconds, "waited": waited}
-            on_step(now, row)
-    seconds, waited = (now.sums[name][0] for name in TIMES)
-    return {
-        "epoch": epoch,
-        "phase": phase,
-        "learning_rate": experiment.learning_rate(epoch, 1.0),
+            _add(progress.sums, {**figures, "seconds": seconds, "waited": waited})
+            row = {"step": progress.steps_done, "epoch": epoch, "phase": phase, "learning_rate": rate, **figures}
+            progress.step, progress.steps_done = progress.step + 1, progress.steps_done + 1
+            row |= {"share": progress.step / len(batches), "cubes": num_cubes, "seconds": seconds, "waited": waited}
+            run.callbacks.on_step(progress, cast(StepRow, row))
+    seconds, waited = (progress.sums[name][0] for name in TIMES)
+    means = {
         # A gradient that was finite in no step has no mean.
-        **{
-            f"train_{name}": total / weight if weight else None
-            for name, (total, weight) in now.sums.items()
-            if name not in TIMES
-        },
-        "seconds": seconds,
-        "cubes_per_s": num_cubes * len(batches) / seconds,
-        "gap": waited / seconds,
+        f"train_{name}": total / weight if weight else None
+        for name, (total, weight) in progress.sums.items()
+        if name not in TIMES
     }
+    return cast(EpochRow, {
+        "epoch": epoch, "phase": phase, "learning_rate": experiment.learning_rate(epoch, 1.0), **means,
+        "seconds": seconds, "cubes_per_s": num_cubes * len(batches) / seconds, "gap": waited / seconds,
+    })  # fmt: skip
 
 
 def _step(
-    experiment: Experiment, now: Progress, network: nn.Module, pieces: Sequence[Batch], epoch: int, num_cubes: int,
-    rate: float, workers: Workers, folder: Place | None,
-) -> Row:  # fmt: skip
+    run: _Run, progress: Progress, network: nn.Module, pieces: Sequence[Batch], num_cubes: int, rate: float
+) -> dict[str, float]:
     """Change the weights by one global batch, of which `pieces` are this worker's; returns means over all workers."""
-    for group in now.optimizer.param_groups:
+    experiment, workers, epoch = run.experiment, run.workers, len(progress.history)
+    for group in progress.optimizer.param_groups:
         group["lr"] = rate
-    now.optimizer.zero_grad(set_to_none=True)
+    progress.optimizer.zero_grad(set_to_none=True)
     means: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(pieces, 1):
         share = len(batch.cubes) / num_cubes
-        waits = number < len(pieces)
-        with network.no_sync() if isinstance(network, DistributedDataParallel) and waits else nullcontext():
+        accumulates = number < len(pieces)
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and accumulates else nullcontext():
             losses = experiment.losses(network, _to(batch, workers.device), epoch)
             # Workers' gradients are averaged: with this factor to the mean over all samples, however these are shared.
-            now.scaler.scale(losses["loss"] * (share * workers.world_size)).backward()
+            progress.scaler.scale(losses["loss"] * (share * workers.world_size)).backward()
         for name, value in losses.items():
             means[name] = means.get(name, 0.0) + value.detach() * share
-    now.scaler.unscale_(now.optimizer)
-    parameters = [parameter for parameter in now.model.parameters() if parameter.grad is not None]
+    progress.scaler.unscale_(progress.optimizer)
+    parameters = [parameter for parameter in progress.model.parameters() if parameter.grad is not None]
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    everywhere = {name: total.item() for name, total in summed(
-        {**means, "gradient_norm": norm / workers.world_size}, workers.world_size
-    ).items()}  # fmt: skip
-    scaled = now.scaler.is_enabled() and now.scaler.get_scale() > LEAST_SCALE
-    if not math.isfinite(everywhere["loss"]) or not (scaled or math.isfinite(everywhere["gradient_norm"])):
-        _refuse(experiment, everywhere, means["loss"].item(), pieces, epoch, workers, folder)
+    sums = sum_over_workers({**means, "gradient_norm": norm / workers.world_size}, workers.world_size)
+    figures = {name: total.item() for name, total in sums.items()}
+    scaled = progress.scaler.is_enabled() and progress.scaler.get_scale() > LEAST_SCALE
+    if not math.isfinite(figures["loss"]) or not (scaled or math.isfinite(figures["gradient_norm"])):
+        _fail(run, figures, means["loss"].item(), pieces, epoch)
     if experiment.tuning.clip_norm is not None:
         clip_grads_with_norm_(parameters, experiment.tuning.clip_norm, norm)
-    now.scaler.step(now.optimizer)  # not where it finds that its scale was too large
-    now.scaler.update()
-    if now.average is not None:
-        now.average.update_parameters(now.model)
-    return everywhere
+    progress.scaler.step(progress.optimizer)  # not where it finds that its scale was too large
+    progress.scaler.update()
+    if progress.average is not None:
+        progress.average.update_parameters(progress.model)
+    return figures
 
 
 def _add(sums: dict[str, list[float]], figures: Mapping[str, float]) -> None:
-    """Count figures; what is not finite, a gradient whose step was left out, has no weight."""
+    """Add figures to sums; what is not finite, a gradient whose step was left out, has no weight."""
     for name, value in figures.items():
         total, weight = sums.get(name, (0.0, 0.0))
         sums[name] = [total + value, weight + 1.0] if math.isfinite(value) else [total, weight]
 
 
-def _refuse(
-    experiment: Experiment, figures: Mapping[str, float], own_loss: float, pieces: Sequence[Batch], epoch: int,
-    workers: Workers, folder: Place | None,
-) -> None:  # fmt: skip
+def _fail(run: _Run, figures: Mapping[str, float], own_loss: float, pieces: Sequence[Batch], epoch: int) -> NoReturn:
     """Raise TrainingError, on all workers, for a loss or gradient that is not finite; those at fault keep the batch."""
-    loss = figures["loss"]
+    experiment, loss = run.experiment, figures["loss"]
     what = f"the loss became {loss}"
     if math.isfinite(loss):
         what = f"the gradient became {figures['gradient_norm']} (the loss was {loss:.3g})"
     kept = ""
-    if folder is not None and not (math.isfinite(own_loss) and not math.isfinite(loss)):
-        path = folder / f"bad-batch-{workers.rank}.safetensors"
+    if run.callbacks.folder is not None and not (math.isfinite(own_loss) and not math.isfinite(loss)):
+        path = run.callbacks.folder / f"bad-batch-{run.workers.rank}.safetensors"
         columns = {
             name: torch.cat([torch.from_numpy(piece.columns[name]) for piece in pieces])
             for name, column in pieces[0].columns.items() if column.dtype.kind in "iu"
@@ -263,16 +284,16 @@ def _refuse(
 
 
 @torch.no_grad()
-def _validate(experiment: Experiment, model: nn.Module, samples: Samples, workers: Workers) -> dict[str, float]:
+def _evaluate(run: _Run, model: nn.Module, samples: Samples) -> dict[str, float]:
+    """Held-out figures of an epoch's row."""
     model.eval()
     sums: dict[str, torch.Tensor] = {}
-    batches = ordered_batches(len(samples), experiment.batch_size, workers.rank, workers.world_size)
-    for batch in prefetch(samples, batches):
-        for name, value in experiment.evaluate(model, _to(batch, workers.device)).items():
+    for batch in prefetch(samples, ordered_batches(len(samples), run.experiment.batch_size, run.workers)):
+        for name, value in run.experiment.evaluate(model, _to(batch, run.workers.device)).items():
             sums[name] = sums.get(name, 0.0) + value.double()
-    totals = summed(sums, workers.world_size)
+    totals = sum_over_workers(sums, run.workers.world_size)
     count = totals.pop("count")
-    figures = experiment.figures({name: total / count for name, total in totals.items()})
+    figures = run.experiment.figures({name: total / count for name, total in totals.items()})
     return {f"val_{name}": value for name, value in figures.items()}
 
 

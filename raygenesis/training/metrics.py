@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.training.experiment import Row
+from raygenesis.training.records import EpochRow, StepRow
 from raygenesis.workspace.files import Place, read_table, write_table
 
 
-def read_metrics(folder: Place) -> list[Row]:
-    """Rows of `metrics.parquet`, one an epoch; none when training has not ended its first epoch.
+def read_metrics(folder: Place) -> list[EpochRow]:
+    """Rows of `metrics.parquet`, one an epoch; none if training has not ended its first epoch.
 
     Raises WorkspaceError if it is damaged.
     """
@@ -29,18 +29,19 @@ def read_metrics(folder: Place) -> list[Row]:
         raise WorkspaceError(f"{path} is damaged: restore it from a copy, or remove {folder} to make it anew") from None
 
 
-def write_metrics(folder: Place, history: Sequence[Row]) -> None:
+def write_metrics(folder: Place, history: Sequence[EpochRow]) -> None:
+    """Publish `metrics.parquet`."""
     write_table(folder / "metrics.parquet", _as_table(history))
 
 
-def read_steps(folder: Place) -> list[Row]:
-    """A row a step, as far as there is a checkpoint: losses over all workers, learning rate, gradient norm, seconds."""
+def read_steps(folder: Place) -> list[StepRow]:
+    """Rows of `steps/`, one a step, up to the newest checkpoint."""
     paths: list[Place] = sorted((folder / "steps").glob("part-*.parquet"))
     tables = [read_table(path) for path in paths]
     return pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
 
 
-def write_steps(folder: Place, rows: Sequence[Row]) -> None:
+def write_steps(folder: Place, rows: Sequence[StepRow]) -> None:
     """Publish the rows of consecutive steps as a part."""
     if rows:
         (folder / "steps").mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def _part(folder: Place, step: int) -> Place:
     return folder / "steps" / f"part-{step:09d}.parquet"
 
 
-def _as_table(rows: Sequence[Row]) -> pa.Table:
+def _as_table(rows: Sequence[StepRow] | Sequence[EpochRow]) -> pa.Table:
     """A figure that only some rows have is null in the others."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in names}

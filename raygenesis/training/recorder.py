@@ -10,11 +10,11 @@ from contextlib import suppress
 
 import torch
 
-from raygenesis.training.checkpoints import copied, save_checkpoint
-from raygenesis.training.experiment import Row
+from raygenesis.training.checkpoints import copy_state, save_checkpoint
 from raygenesis.training.loop import Progress
 from raygenesis.training.metrics import write_metrics, write_steps
-from raygenesis.training.trackers import Tracker, finite
+from raygenesis.training.records import EpochRow, StepRow, TrainingStatus
+from raygenesis.training.trackers import Tracker, finite_figures
 from raygenesis.workspace.files import Place, write_json
 from raygenesis.workspace.hardware import peak_memory_gib
 
@@ -23,7 +23,7 @@ CHECKPOINTS, STATUS_FILE = "checkpoints", "progress.json"
 
 
 class Recorder:
-    """Progress every second, a checkpoint every `checkpoint_seconds` and after the last epoch, tables with each.
+    """Writes progress every second, a checkpoint every `checkpoint_seconds` and after the last epoch, tables with each.
 
     The tables are written before the checkpoint that belongs to them: they never lag behind where training would go
     on. Errors of the thread are raised in training, at the next step; a tracker that fails is left out from then on,
@@ -33,53 +33,54 @@ class Recorder:
     def __init__(self, folder: Place, checkpoint_seconds: float, trackers: Sequence[Tracker] = ()) -> None:
         self._folder, self._interval, self._trackers = folder, checkpoint_seconds, list(trackers)
         self._lost: list[str] = []  # why trackers were left out
-        self._rows: list[Row] = []  # since the last checkpoint
-        self._fresh: list[Row] = []  # since the last status
-        self._saved = self._told = time.monotonic()
+        self._rows: list[StepRow] = []  # since the last checkpoint
+        self._fresh: list[StepRow] = []  # since the last status
+        self._saved = self._reported = time.monotonic()
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._saving = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
-    def on_step(self, now: Progress, row: Row) -> None:
+    def on_step(self, progress: Progress, row: StepRow) -> None:
+        """A step has been done."""
         self._rows.append(row)
         self._fresh.append(row)
         clock = time.monotonic()
-        if clock - self._told >= STATUS_SECONDS:
-            self._told = clock
-            self._tell(now)
-        self._save_when_due(now)
+        if clock - self._reported >= STATUS_SECONDS:
+            self._reported = clock
+            self._report(progress)
+        self._save_when_due(progress)
 
-    def on_epoch(self, now: Progress) -> None:
+    def on_epoch(self, progress: Progress) -> None:
         """An epoch has ended, with its held-out figures."""
-        row = dict(now.history[-1])
-        self._tell(now)
-        history = [dict(past) for past in now.history]
+        history: list[EpochRow] = [row.copy() for row in progress.history]
+        row = history[-1]
+        self._report(progress)
         self._do(lambda: write_metrics(self._folder, history))
-        # At its last step, as trackers forget what is told of the step at which training goes on.
-        last = now.steps_done - 1
-        self._do(lambda: self._track([(last, finite(row, "epoch/"))]))
-        self._save_when_due(now)
+        # At its last step, as trackers forget figures of the step at which training goes on.
+        last = progress.steps_done - 1
+        self._do(lambda: self._track([(last, finite_figures(row, "epoch/"))]))
+        self._save_when_due(progress)
 
-    def close(self, now: Progress | None) -> None:
+    def close(self, progress: Progress | None) -> None:
         """Write the last checkpoint, unless training failed (None), and end the thread."""
-        if now is not None:
-            self._save(now)
+        if progress is not None:
+            self._save(progress)
         self._jobs.put(self._close_trackers)
         self._jobs.put(None)
         self._thread.join()
-        if now is not None:
+        if progress is not None:
             self._raise()
 
-    def _save_when_due(self, now: Progress) -> None:
+    def _save_when_due(self, progress: Progress) -> None:
         """Not while the one before is being written: two copies of a state at a time are enough."""
         if not self._saving and time.monotonic() - self._saved >= self._interval:
-            self._save(now)
+            self._save(progress)
 
-    def _save(self, now: Progress) -> None:
+    def _save(self, progress: Progress) -> None:
         self._saving, self._saved = True, time.monotonic()
-        state, rows, self._rows = copied(now.state()), self._rows, []
+        state, rows, self._rows = copy_state(progress.state()), self._rows, []
 
         def write() -> None:
             write_steps(self._folder, rows)
@@ -89,15 +90,15 @@ class Recorder:
 
         self._do(write)
 
-    def _tell(self, now: Progress) -> None:
+    def _report(self, progress: Progress) -> None:
         rows, self._fresh = self._fresh, []
         if not rows:
             return
         seconds = sum(row["seconds"] for row in rows)
-        status = {
+        status: TrainingStatus = {
             "epochs": rows[-1]["epoch"] + rows[-1]["share"],
             "phase": rows[-1]["phase"],
-            "step": now.steps_done,
+            "step": progress.steps_done,
             "loss": sum(row["loss"] for row in rows) / len(rows),
             "cubes_per_s": sum(row["cubes"] for row in rows) / seconds,
             "gap": sum(row["waited"] for row in rows) / seconds,
@@ -105,7 +106,7 @@ class Recorder:
             "lost": self._lost,
         }
         self._do(lambda: write_json(self._folder / STATUS_FILE, status))
-        self._do(lambda: self._track([(row["step"], finite(row, "step/")) for row in rows]))
+        self._do(lambda: self._track([(row["step"], finite_figures(row, "step/")) for row in rows]))
 
     def _track(self, figures: Sequence[tuple[int, dict[str, float]]]) -> None:
         for tracker in list(self._trackers):
@@ -139,5 +140,5 @@ class Recorder:
 
 
 def _memory_gib() -> float:
-    """The most that was held so far, on the GPU if there is one."""
+    """Peak memory so far, on the GPU if there is one."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory_gib()

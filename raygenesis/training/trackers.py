@@ -9,17 +9,20 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from raygenesis.errors import SettingsError
-from raygenesis.training.experiment import Row
+from raygenesis.training.records import EpochRow, StepRow
 from raygenesis.workspace.files import Place
+from raygenesis.workspace.manifest import Tree
 from raygenesis.workspace.object_store import RemotePath
 
 UPLOAD_SECONDS = 60.0
 
 
 class Tracker(Protocol):
+    """Takes figures of a step, by name."""
+
     def log(self, figures: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
@@ -28,7 +31,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in `tensorboard/` of the run's folder; in an object store once a minute and at the end."""
 
-    def __init__(self, folder: Place, name: str, config: Mapping[str, Any], first_step: int) -> None:
+    def __init__(self, folder: Place, name: str, config: Tree, first_step: int) -> None:
         from tensorboardX import SummaryWriter
 
         self._folder, self._uploaded = folder / "tensorboard", time.monotonic()
@@ -60,7 +63,7 @@ class TensorBoard:
 class MLflow:
     """A run of the experiment `raygenesis`, at MLFLOW_TRACKING_URI, through Ray's own integration."""
 
-    def __init__(self, folder: Place, name: str, config: Mapping[str, Any], first_step: int) -> None:
+    def __init__(self, folder: Place, name: str, config: Tree, first_step: int) -> None:
         from ray.air.integrations.mlflow import setup_mlflow
 
         self._mlflow = setup_mlflow(
@@ -77,7 +80,7 @@ class MLflow:
 class WandB:
     """A run of the project `raygenesis`, with WANDB_API_KEY or WANDB_MODE=offline, through Ray's own integration."""
 
-    def __init__(self, folder: Place, name: str, config: Mapping[str, Any], first_step: int) -> None:
+    def __init__(self, folder: Place, name: str, config: Tree, first_step: int) -> None:
         from ray.air.integrations.wandb import setup_wandb
 
         # The same run goes on after an interruption, and one that is made anew is another.
@@ -110,6 +113,6 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def finite(row: Row, prefix: str = "") -> dict[str, float]:
-    """The figures of a row that can be drawn."""
+def finite_figures(row: StepRow | EpochRow, prefix: str) -> dict[str, float]:
+    """The finite floating-point figures of a row, their names with a prefix."""
     return {prefix + name: value for name, value in row.items() if isinstance(value, float) and math.isfinite(value)}

@@ -1,14 +1,27 @@
-"""What several workers must agree on, so that they train as one: sums, and the statistics of batch norm."""
+"""The workers that share a training, and what they must agree on: sums, and the statistics of batch norm."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """This process among those that share the work."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
+
+
+ALONE = Workers()
 
 
 class SynchronisedBatchNorm(_BatchNorm):
@@ -52,7 +65,7 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 
 def synchronise(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """The model with batch norms that count all workers' samples; parameters, buffers and their names stay."""
+    """Replace the model's batch norms by ones that count all workers' samples; parameters and names stay."""
     if torch.device(device).type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
@@ -63,21 +76,19 @@ def synchronise(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def _synchronised(layer: _BatchNorm) -> SynchronisedBatchNorm:
-    made = SynchronisedBatchNorm(
-        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats,
-    )  # fmt: skip
-    made.train(layer.training)
+    norm = SynchronisedBatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    norm.train(layer.training)
     for kind in ("_parameters", "_buffers"):
-        getattr(made, kind).update(getattr(layer, kind))
-    return made
+        getattr(norm, kind).update(getattr(layer, kind))
+    return norm
 
 
 def _along_channels(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return values.view(1, -1, *[1] * (images.dim() - 2))
 
 
-def summed(values: Mapping[str, torch.Tensor], world_size: int) -> dict[str, torch.Tensor]:
-    """The sums over all workers, float64 on the CPU; each worker gives tensors of the same names and shapes."""
+def sum_over_workers(values: Mapping[str, torch.Tensor], world_size: int) -> dict[str, torch.Tensor]:
+    """Sum tensors over all workers, which give the same names and shapes; float64 on the CPU."""
     names = sorted(values)
     totals = torch.cat([values[name].detach().double().flatten() for name in names])
     if world_size > 1:

@@ -130,9 +130,7 @@ def _run_missing(ready: Prepared, missing: Sequence[tuple[Initialisation, Trial,
                 start, trial, key = waiting.pop(0)
                 held = [ready.held.of(part) for part in _parts(ready.split, trial)]
                 alone = replace(trial, examples=())  # their cases are what it needs
-                running[task.remote(setup, start, alone, held, folder, key)] = (
-                    f"{start.name}, trial {trial.number}"
-                )
+                running[task.remote(setup, start, alone, held, folder, key)] = f"{start.name}, trial {trial.number}"
             (done,), _ = ray.wait(list(running), num_returns=1)
             title = running.pop(done)
             try:

@@ -17,7 +17,8 @@ from raygenesis.networks.classifier import Classifier
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.networks.network import PretextNetwork, UNet, build_encoder
 from raygenesis.networks.slice_wise import SliceWiseEncoder, slice_wise
-from raygenesis.networks.weights.loading import ENCODER_FILE, TORCH, give_decoder, load_network
+from raygenesis.networks.weights.loading import TORCH_SUFFIXES, copy_decoder, load_network
+from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.transfer.statistics import RANDOM
 from raygenesis.workspace.artifacts import RUNS
@@ -118,7 +119,7 @@ def named(start: str) -> tuple[str, str]:
 
 def is_file(start: str) -> bool:
     """Whether an initialisation's name is a path rather than a run's name."""
-    return "/" in start or start.endswith((".safetensors", *TORCH))
+    return "/" in start or start.endswith((".safetensors", *TORCH_SUFFIXES))
 
 
 def check_fits(initialisation: Initialisation, input_shape: Sequence[int], mode: str) -> None:
@@ -157,7 +158,7 @@ def segmentation_network(initialisation: Initialisation, num_classes: int, mode:
     if pretrained is not None:
         unet.encoder.load_state_dict(unet.encoder.state_dict() | pretrained.encoder.state_dict())
         if mode == "full" and pretrained.decoder is not None:
-            give_decoder(unet, pretrained.decoder)
+            copy_decoder(unet, pretrained.decoder)
     return slice_wise(unet) if initialisation.architecture.ndim < ndim else unet
 
 

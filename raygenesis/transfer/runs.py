@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raygenesis.networks.weights.loading import ENCODER_FILE
+from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.settings import Settings, adopt, settings_of_run
 from raygenesis.transfer.initialisations import is_file, named
 from raygenesis.transfer.statistics import RANDOM

@@ -9,8 +9,8 @@ from functools import cache
 from raygenesis.cluster.work import WORKER_GIB, Load, Work, core_s, gpu_s, training_gib
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.classifier import Classifier
-from raygenesis.networks.load import load_of
 from raygenesis.networks.network import UNet, build_encoder
+from raygenesis.networks.operations import count_operations
 from raygenesis.settings import Settings
 from raygenesis.transfer.initialisations import Initialisation, check_fits
 from raygenesis.transfer.statistics import RANDOM
@@ -53,4 +53,4 @@ def _target_load(architecture: Architecture, input_shape: tuple[int, ...], segme
     """Of a segmentation network, or of a classifier; of a 2D one on 3D images slice by slice."""
     network = UNet(2, architecture) if segments else Classifier(build_encoder(architecture), 2)
     slices, in_plane = input_shape[: -architecture.ndim], input_shape[-architecture.ndim :]
-    return load_of(network, in_plane) * math.prod(slices)
+    return count_operations(network, in_plane) * math.prod(slices)

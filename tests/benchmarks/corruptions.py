@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from raygenesis.cluster.fan_out import TRAINING_ENVIRONMENT
 from raygenesis.patterns.cells import STEPS
+from raygenesis.pretraining.corruption_sets import CORRUPTIONS, CorruptionSet
 from raygenesis.pretraining.corruption_steps import shuffle_bank
-from raygenesis.pretraining.corruptions import CORRUPTIONS, CorruptionSet, corrupt
+from raygenesis.pretraining.corruptions import corrupt
 from raygenesis.pretraining.draws import Draws
 
 SHAPE, BATCH, GPU_BATCHES = (64, 64, 32), 64, (64, 512)

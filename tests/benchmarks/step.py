@@ -84,7 +84,7 @@ def _step(task: PretextTask, batch: Batch, device: torch.device) -> tuple[Callab
         task.losses(model, batch, epoch=0)["loss"].backward()
         optimizer.step()
 
-    return step, lambda: task.pose(batch, 0)
+    return step, lambda: task.make_batch(batch, 0)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

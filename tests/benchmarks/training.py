@@ -40,6 +40,7 @@ from raygenesis.training.feeding import Batch, Samples, prefetch, training_batch
 from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.fit import Resources, fit_with_ray, samples_from
 from raygenesis.training.metrics import read_metrics, read_steps
+from raygenesis.training.workers import Workers
 from raygenesis.workspace.files import write_json
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8
@@ -147,7 +148,7 @@ def plain_loop(store: Path, world_size: int, rank: int) -> None:
     model = task.build()
     optimizer = task.optimizer(model)
     model.train()
-    network = model
+    network, workers = model, Workers(rank=rank, world_size=world_size)
     if world_size > 1:
         address = f"tcp://127.0.0.1:{PORT}"
         torch.distributed.init_process_group("gloo", init_method=address, world_size=world_size, rank=rank)
@@ -156,7 +157,7 @@ def plain_loop(store: Path, world_size: int, rank: int) -> None:
     for epoch in range(EPOCHS):
         task.begin_epoch(model, epoch)
         begin = time.perf_counter()
-        for (indices,) in training_batches(len(train), task.batch_size, task.seed, epoch, rank, world_size):
+        for (indices,) in training_batches(len(train), task.batch_size, task.seed, epoch, workers):
             losses = task.losses(network, train.batch(indices), epoch)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()

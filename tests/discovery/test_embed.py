@@ -24,7 +24,7 @@ from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.network import PretextNetwork
 from raygenesis.networks.scan_encoders import load_scan_encoder, save_encoder
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
 from raygenesis.patterns.cells import decode, encode
 from raygenesis.settings import (
     AutoencoderSettings,
@@ -213,7 +213,7 @@ def test_a_run_s_encoder_is_given_images_as_it_was_pretrained(archive, ray_clust
     theirs = Settings(intensity=IntensitySettings(window=(0.2, 0.6)))
     (run / "config.yaml").write_text(as_yaml(theirs))
     architecture = Architecture(ndim=3, base_width=2)
-    export(PretextNetwork(architecture), run, {})
+    save_network(PretextNetwork(architecture), run, {})
     made, vectors = copy_of(archive, tmp_path / "workspace"), {}
     for name, chosen in {
         "file": settings(run / "encoder.safetensors"),

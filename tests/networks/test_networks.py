@@ -9,10 +9,9 @@ from torch import nn
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.heads import ClassificationHead, RubiksCubeHead
 from raygenesis.networks.layers import norm_layer
-from raygenesis.networks.monai_networks import whole_state
-from raygenesis.networks.network import PretextNetwork, UNet
-from raygenesis.networks.unet import Decoder, Encoder, widths_of
-from raygenesis.networks.weights.loading import num_parameters
+from raygenesis.networks.monai_networks import monai_state
+from raygenesis.networks.network import PretextNetwork, UNet, num_parameters
+from raygenesis.networks.unet import UNetDecoder, UNetEncoder, level_widths
 
 IMAGES = {2: (32, 24), 3: (16, 24, 8)}
 
@@ -28,12 +27,12 @@ def test_full_width_has_the_published_numbers_of_parameters():
 
 
 def test_full_width_has_the_published_widths():
-    assert widths_of(32) == [64, 128, 256, 512]
-    convolutions = [layer for layer in Encoder().modules() if isinstance(layer, nn.Conv3d)]
+    assert level_widths(32) == [64, 128, 256, 512]
+    convolutions = [layer for layer in UNetEncoder().modules() if isinstance(layer, nn.Conv3d)]
     assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [
         (1, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512),
     ]  # fmt: skip
-    decoder = Decoder()
+    decoder = UNetDecoder()
     assert [(up.in_channels, up.out_channels) for up in decoder.ups] == [(512, 512), (256, 256), (128, 128)]
     assert [[(layer.in_channels, layer.out_channels) for layer in level if isinstance(layer, nn.Conv3d)]
             for level in decoder.levels] == [
@@ -72,7 +71,7 @@ def test_without_restoring_the_decoder_is_not_run_and_the_logits_are_the_same():
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_an_embedding_is_the_bottlenecks_mean_over_space(ndim):
-    encoder = Encoder(ndim, base_width=2).eval()
+    encoder = UNetEncoder(ndim, base_width=2).eval()
     images = torch.rand(2, 1, *IMAGES[ndim])
     expected = encoder(images)[-1].mean(dim=tuple(range(2, 2 + ndim)))
     assert encoder.num_features == 32
@@ -92,11 +91,11 @@ def test_every_level_reaches_the_restored_image():
 
 def test_what_comes_from_below_is_concatenated_before_the_skip():
     """The order of the published weights: silencing the first channels of a level leaves the skip alone."""
-    decoder = Decoder(base_width=2).eval()
+    decoder = UNetDecoder(base_width=2).eval()
     with torch.no_grad():
         for level, up in zip(decoder.levels, decoder.ups, strict=True):
             level[0].weight[:, : up.out_channels] = 0
-        features = [torch.rand(1, width, *[16 // 2**n] * 3) for n, width in enumerate(widths_of(2))]
+        features = [torch.rand(1, width, *[16 // 2**n] * 3) for n, width in enumerate(level_widths(2))]
         other = [*features[:-1], torch.rand_like(features[-1])]
         assert torch.equal(decoder(features), decoder(other))
 
@@ -139,7 +138,7 @@ def test_only_batch_statistics_depend_on_the_batch_in_evaluation():
 
 @pytest.mark.parametrize("kind", ["batch", "batch-statistics", "instance", "group"])
 def test_an_images_vector_does_not_depend_on_the_others_in_evaluation(kind):
-    encoder = Encoder(base_width=2, norm=kind).eval()
+    encoder = UNetEncoder(base_width=2, norm=kind).eval()
     images = torch.rand(3, 1, 16, 16, 16)
     with torch.no_grad():
         together = encoder.embed(images)
@@ -169,7 +168,7 @@ def test_a_ready_network_is_monais_own_taken_apart(name, base_width, ndim, size)
         "resnet18": lambda: FlexibleUNet(1, 1, "resnet18", spatial_dims=ndim),
     }[name]()
     ours = network(ndim=ndim, network=name, base_width=base_width).eval()
-    whole.load_state_dict(whole_state(ours.state_dict()))
+    whole.load_state_dict(monai_state(ours.state_dict()))
     images = torch.rand(2, 1, *size)
     with torch.no_grad():
         prediction = ours(images)

@@ -131,11 +131,11 @@ def test_what_is_saved_encodes_the_same_when_it_is_opened(tmp_path, kind):
 def a_run(folder: Path, ndim: int = 3) -> Path:
     from raygenesis.networks.architecture import Architecture
     from raygenesis.networks.network import PretextNetwork
-    from raygenesis.networks.weights.loading import export
+    from raygenesis.networks.weights.native import save_network
 
     torch.manual_seed(1)
     folder.mkdir()
-    export(PretextNetwork(Architecture(ndim=ndim, base_width=2)).eval(), folder, {})
+    save_network(PretextNetwork(Architecture(ndim=ndim, base_width=2)).eval(), folder, {})
     return folder
 
 

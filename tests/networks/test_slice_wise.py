@@ -41,10 +41,10 @@ def test_logits_are_those_of_the_slices_and_train(architecture):
         unet = slice_wise(flat)
         torch.testing.assert_close(unet(images), expected)
     assert expected.shape == (2, 3, 3, 32, 32)
-    assert any(name.startswith(f"{unet.decoder.last}.") for name in unet.decoder.state_dict())
+    assert any(name.startswith(f"{unet.decoder.output_layer}.") for name in unet.decoder.state_dict())
     gradients = []
     for again in (False, True):
-        unet.encoder.saves_memory = unet.decoder.saves_memory = again
+        unet.encoder.gradient_checkpointing = unet.decoder.gradient_checkpointing = again
         unet.zero_grad()
         unet(images).square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in unet.parameters()])

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
-
-from raygenesis.networks.architecture import Architecture
-from raygenesis.networks.load import Load, load_of
-from raygenesis.networks.network import build_encoder
-from raygenesis.planning import work
 from raygenesis.planning.work import ONE_NODE, Scans, Work
+
+from raygenesis.cluster.work import Load
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.network import build_encoder
+from raygenesis.networks.operations import count_operations
+from raygenesis.planning import work
 from raygenesis.pretraining.pretexts import PRETEXTS
 from raygenesis.settings import load_settings, settings_from
 from raygenesis.transfer.initialisations import Initialisation
@@ -141,12 +142,12 @@ def test_every_pretext_task_has_its_estimate(pretext: str, ndim: int) -> None:
     tree["discovery"]["scales"] = [{"extent_mm": shape}]
     stages = {each.stage: each for each in work.pipeline(SCANS, settings_from(tree))}
     assert stages["pretrain"].core_s > 0 and stages["finetune"].core_s > 0
-    assert PRETEXTS[pretext].crops in stages["pretrain"].what
+    assert PRETEXTS[pretext].store.name in stages["pretrain"].what
 
 
 def test_a_rubiks_cube_is_its_pieces() -> None:
     """Eight pieces of 8³ cost what eight images of 8³ do: an encoder sees 4,096 of the 32,768 voxels of the cube."""
-    encoder = load_of(build_encoder(Architecture(base_width=4)), (8, 8, 8))
+    encoder = count_operations(build_encoder(Architecture(base_width=4)), (8, 8, 8))
     tree = {"pretext": "rubiks-cube", "base_width": 4, "num_classification_epochs": 0, "num_joint_epochs": 1}
     small = load_settings("cpu-small")
     cube = settings_from({

@@ -37,7 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def whole(workspace: Workspace, ray_cluster: None) -> Path:
     """Three joint epochs in one go."""
     manifest = pretrain(workspace, settings_of(num_joint_epochs=3), "whole")
-    assert manifest["counts"]["epochs"] == 4 and manifest["speed"]["cubes_per_s"] > 0
+    assert manifest.counts.epochs == 4 and manifest.speed.cubes_per_s > 0
     return workspace.run("whole")
 
 
@@ -60,7 +60,7 @@ def test_an_extended_run_is_as_one_that_was_longer_from_the_start(workspace, who
     pretrain(workspace, settings_of(), "extended", extend=True)
     assert "nothing to do" in capsys.readouterr().out
     manifest = pretrain(workspace, settings_of(num_joint_epochs=3), "extended", extend=True)
-    assert manifest["counts"]["epochs"] == 4
+    assert manifest.counts.epochs == 4
     assert_same(workspace.run("extended"), whole)
     # It is now what it would have been, and no run to be continued.
     capsys.readouterr()

@@ -9,7 +9,8 @@ from scipy import stats
 
 from raygenesis.patterns.cells import STEPS
 from raygenesis.pretraining import corruption_steps, corruptions
-from raygenesis.pretraining.corruptions import CORRUPTIONS, CubeTooSmallError, choose, corrupt
+from raygenesis.pretraining.corruption_sets import CORRUPTIONS
+from raygenesis.pretraining.corruptions import CubeTooSmallError, choose, corrupt
 from raygenesis.pretraining.draws import Draws
 
 CUBE = (64, 64, 32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raygenesis.errors import SettingsError
-from raygenesis.pretraining.corruptions import CORRUPTIONS
+from raygenesis.pretraining.corruption_sets import CORRUPTIONS
 from raygenesis.pretraining.pretexts import PRETEXTS, pretext_of, table
 from raygenesis.settings import PretrainingSettings
 
@@ -20,10 +20,15 @@ def chosen(**settings):
 def test_restorations_alone_learn_from_random_crops_and_those_with_semantics_from_patterns():
     for name in RESTORING:
         pretext = PRETEXTS[name]
-        assert (pretext.crops, pretext.lambda_rec, pretext.puzzle, pretext.lambda_cls) == ("crops", 1, None, None)
+        assert (pretext.store.name, pretext.lambda_rec, pretext.puzzle, pretext.lambda_cls) == ("crops", 1, None, None)
     for name in SEMANTIC:
         pretext = PRETEXTS[name]
-        assert (pretext.crops, pretext.lambda_rec, pretext.puzzle, pretext.lambda_cls) == ("patterns", 1, "label", 0.01)
+        assert (pretext.store.name, pretext.lambda_rec, pretext.puzzle, pretext.lambda_cls) == (
+            "patterns",
+            1,
+            "label",
+            0.01,
+        )
     assert RESTORING | SEMANTIC | {"self-classification", "rubiks-cube", "rotation"} == PRETEXTS.keys()
 
 

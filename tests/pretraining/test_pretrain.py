@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,25 @@ import torch
 
 from raygenesis import load_network, load_unet
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.pretraining.pretrain import _warnings, as_stored, check_pretext, pretext_task, pretrain
-from raygenesis.report.report import report
+from raygenesis.pretraining.pretrain import _warnings, pretrain
+from raygenesis.pretraining.stores import check_pretext, pretext_task, with_store_settings
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.metrics import read_metrics
+from raygenesis.workspace.artifacts import PATTERNS
 from raygenesis.workspace.files import read_json
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import StoreCounts, StoreManifest
 from raygenesis.workspace.workspace import Workspace
 from tests.support.stores import StorePlan
 
 SHAPE = (32, 32)
-COUNTS = {"references": 1, "coordinates": 2, "neighbours": 12}
+
+
+def store_of(shape: tuple[int, ...]) -> StoreManifest:
+    """The manifest of a store of one reference, two coordinates and 12 neighbours."""
+    counts = StoreCounts(
+        patterns=24, validation=8, volumes=12, parts=1, failures=0, references=1, coordinates=2, neighbours=12
+    )
+    return StoreManifest(counts=counts, cube_shape=shape, raw_bytes=0)
 
 
 def ramp(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -66,11 +75,11 @@ def test_a_puzzle_on_random_crops_leaves_an_encoder_without_a_decoder(
 ) -> None:
     manifest = pretrain(workspace, settings_of(pretext="rubiks-cube"), "cube")
     folder = workspace.run("cube")
-    assert manifest["chance"] == 1 / 24 and manifest["store"] == "crops" and list(manifest["inputs"]) == ["crops"]
-    assert manifest["restoration_mse"] is None and 0 <= manifest["accuracy"] <= 1
+    assert manifest.chance == 1 / 24 and manifest.store == "crops" and list(manifest.inputs) == ["crops"]
+    assert manifest.restoration_mse is None and 0 <= manifest.accuracy <= 1
     # Compared with other tasks by the discovered patterns, which it has not learnt from.
-    assert 0 < manifest["retrieval"] <= 1 and 0 < manifest["retrieval_untrained"] <= 1
-    assert manifest["retrieval"] != manifest["retrieval_untrained"]
+    assert 0 < manifest.retrieval <= 1 and 0 < manifest.retrieval_untrained <= 1
+    assert manifest.retrieval != manifest.retrieval_untrained
     network = load_network(folder)
     assert network.decoder is None and network.architecture.head == "rubiks-cube"
     assert load_unet(folder, num_out=2)(torch.rand(2, 1, *SHAPE)).shape == (2, 2, *SHAPE)
@@ -93,14 +102,17 @@ def test_training_that_collapses_says_so_in_the_log_the_manifest_and_the_report(
     manifest = pretrain(workspace, settings, "collapsed")
     said = capsys.readouterr().out
     assert "nothing is learnt from restoration" in said and "warning after epoch" in said
-    (told,) = (sentence for sentence in manifest["warnings"] if "nothing is learnt from restoration" in sentence)
+    (told,) = (sentence for sentence in manifest.warnings if "nothing is learnt from restoration" in sentence)
     best = min(row["val_restoration"] for row in read_metrics(workspace.run("collapsed"))[-5:])
     assert f"the held-out error was {best:.4f} at best" in told and "a cube's mean value everywhere gives 0.0" in told
-    assert all(sentence in said for sentence in manifest["warnings"])
+    assert all(sentence in said for sentence in manifest.warnings)
+    assert read_json(workspace.run("collapsed") / "manifest.json")["warnings"] == list(manifest.warnings)
+
+    from raygenesis.report.report import report
+
     page = report(workspace, settings).read_text()
     # The page wraps nothing and escapes little: the words are in it as they are.
-    assert all(sentence.replace("'", "&#39;") in page for sentence in manifest["warnings"])
-    assert read_json(workspace.run("collapsed") / "manifest.json")["warnings"] == manifest["warnings"]
+    assert all(sentence.replace("'", "&#39;") in page for sentence in manifest.warnings)
 
 
 @pytest.mark.parametrize(
@@ -115,45 +127,47 @@ def test_an_answer_no_better_than_the_mean_training_cube_is_told_at_the_end(
     settings: dict[str, Any], told: list[str]
 ) -> None:
     """Too early for what every epoch is judged by."""
-    task = pretext_task(settings_of(**settings), {"counts": COUNTS, "cube_shape": SHAPE})
+    task = pretext_task(settings_of(**settings).pretraining, 0, store_of(SHAPE))
     row = {
         "phase": task.phase(task.num_epochs - 1), "val_restoration": 0.06, "val_blank": 0.08, "val_identity": 0.2,
         "val_accuracy": 0.9, "val_embedding_variance": 0.5, "val_effective_rank": 9.0,
     }  # fmt: skip
-    found = _warnings(task, {"history": [row]}, {"restoration_mse": 0.06, "mean_image_mse": 0.05})
+    found = _warnings(task, [row], 0.06, 0.05)
     assert len(found) == len(told) and all(words in sentence for words, sentence in zip(told, found, strict=True))
 
 
 def test_cubes_of_a_store_that_do_not_fit_the_network_are_refused() -> None:
     """The store's, whatever the settings say now."""
     with pytest.raises(SettingsError, match=r"network=resnet18 needs .* of 32, and the store's are \(24, 24\)"):
-        pretext_task(settings_of(network="resnet18"), {"counts": COUNTS, "cube_shape": (24, 24)})
+        pretext_task(settings_of(network="resnet18").pretraining, 0, store_of((24, 24)))
 
 
 def test_a_run_keeps_what_its_store_was_made_with_and_not_what_the_preset_of_the_day_says(workspace: Workspace) -> None:
     """A target is read as the run's settings say."""
-    store = manifest_of(workspace.patterns, "discover")
-    store["settings"]["intensity"] |= {"window": [-1000.0, 400.0], "channel": 1}
-    store["settings"] |= {"validation_fraction": 0.4}
+    store = PATTERNS.require(workspace.patterns)
+    intensity = store.settings["intensity"] | {"window": [-1000.0, 400.0], "channel": 1}
+    store = replace(store, settings={**store.settings, "intensity": intensity, "validation_fraction": 0.4})
     chosen = settings_of(num_joint_epochs=7)
-    taken = as_stored(chosen, store)
+    taken = with_store_settings(chosen, store)
     assert taken.intensity.window == (-1000, 400) and taken.intensity.channel == 1
     assert taken.validation_fraction == 0.4 and taken.pretraining == chosen.pretraining
     assert [scale.extent_mm for scale in taken.discovery.scales] == [SHAPE]
     # The same again is no mistake, and something else is.
     tree = taken.model_dump(mode="json")
-    again = as_stored(settings_from(tree, frozenset({"intensity.window", "validation_fraction"})), store)
+    again = with_store_settings(settings_from(tree, frozenset({"intensity.window", "validation_fraction"})), store)
     assert again.model_dump() == taken.model_dump()
     tree["intensity"]["window"] = [0, 80]
     told = r"intensity\.window=\[0\.0, 80\.0\], but the cubes in the store were made with \[-1000\.0, 400\.0\]: leave"
     with pytest.raises(SettingsError, match=told):
-        as_stored(settings_from(tree, frozenset({"intensity.window"})), store)
-    assert as_stored(settings_from(tree), store).model_dump() == taken.model_dump()  # of a preset
+        with_store_settings(settings_from(tree, frozenset({"intensity.window"})), store)
+    assert with_store_settings(settings_from(tree), store).model_dump() == taken.model_dump()  # of a preset
 
 
 def test_settings_under_which_no_cube_can_be_corrupted_are_refused_before_any_work() -> None:
     tree = settings_of(pretext="models-genesis").model_dump()
     tree["discovery"] |= {"cube_shape": (8, 8)}
     with pytest.raises(SettingsError, match=r"cubes of \(8, 8\) are too small for the painting of 'models-genesis'"):
-        check_pretext(settings_from(tree))
-    check_pretext(settings_from(tree | {"pretraining": {"pretext": "auto-encoder"}}))
+        refused = settings_from(tree)
+        check_pretext(refused.pretraining, refused.discovery)
+    other = settings_from(tree | {"pretraining": {"pretext": "auto-encoder"}})
+    check_pretext(other.pretraining, other.discovery)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from raygenesis.networks.unet import Encoder
+from raygenesis.networks.unet import UNetEncoder
 from raygenesis.patterns.cells import encode
 from raygenesis.pretraining import probe
 from raygenesis.pretraining.probe import anatomy_retrieval, embed_samples, mean_image_error
@@ -53,7 +53,7 @@ def mean_average_precision(vectors, labels, volumes):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_retrieval_is_scikit_learns_mean_average_precision(seed, monkeypatch):
-    monkeypatch.setattr(probe, "QUERIES", 7)
+    monkeypatch.setattr(probe, "NUM_QUERIES", 7)
     generator = np.random.default_rng(seed)
     labels, volumes = np.tile(np.arange(6), 10), np.repeat(np.arange(10), 6)
     centres = generator.random((6, SIDE**3))
@@ -94,7 +94,7 @@ def test_a_place_seen_in_one_scan_only_is_left_out():
 
 
 def test_an_encoder_is_probed_without_its_being_changed():
-    encoder = Encoder(base_width=2).train()
+    encoder = UNetEncoder(base_width=2).train()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     held = samples(pattern_table(40))
     vectors = embed_samples(encoder, held)

@@ -23,10 +23,10 @@ def cubes(n, shape, channels=1):
 
 def test_a_label_is_asked_of_the_cube_as_it_is():
     puzzle, shown, labels = Label((8, 8), 8, 5), cubes(3, (8, 8)), torch.tensor([4, 0, 2])
-    posed, answers = puzzle.pose(shown, labels, streams(3))
-    assert torch.equal(posed, shown) and torch.equal(answers, labels) and puzzle.num_classes == 5
+    images, answers = puzzle.ask(shown, labels, streams(3))
+    assert torch.equal(images, shown) and torch.equal(answers, labels) and puzzle.num_classes == 5
     logits = torch.tensor([[0.0, 0, 0, 0, 9], [0, 9, 0, 0, 0], [0, 0, 9, 0, 0]])
-    loss, accuracy = puzzle.judge(logits, answers)
+    loss, accuracy = puzzle.grade(logits, answers)
     assert accuracy.tolist() == [1, 0, 1]
     expected = -torch.log_softmax(logits, 1)[range(3), answers]
     torch.testing.assert_close(loss, expected)
@@ -38,14 +38,14 @@ def test_a_label_is_asked_of_the_cube_as_it_is():
 @pytest.mark.parametrize("shape", [(6, 8, 8), (8, 8)])
 def test_cubes_are_turned_in_the_slice_plane_by_the_quarter_turns_of_the_answer(shape):
     shown = cubes(40, shape, channels=2)
-    posed, answers = Rotation(shape, 8, 0).pose(shown, None, streams(40))
+    images, answers = Rotation(shape, 8, 0).ask(shown, None, streams(40))
     assert set(answers.tolist()) == {0, 1, 2, 3}
-    for before, after, turns in zip(shown.numpy(), posed.numpy(), answers.tolist(), strict=True):
+    for before, after, turns in zip(shown.numpy(), images.numpy(), answers.tolist(), strict=True):
         np.testing.assert_array_equal(after, np.rot90(before, turns, (-2, -1)))
 
 
 def test_all_turns_are_as_frequent():
-    _, answers = Rotation((1, 1), 1, 0).pose(torch.zeros(8000, 1, 1, 1), None, streams(8000))
+    _, answers = Rotation((1, 1), 1, 0).ask(torch.zeros(8000, 1, 1, 1), None, streams(8000))
     assert np.bincount(answers) / 8000 == pytest.approx(np.full(4, 0.25), abs=0.02)
 
 
@@ -80,8 +80,8 @@ def test_every_piece_is_found_in_its_part_of_the_cube_turned_as_answered(shape):
     # Every piece spans 0..1 exactly, so that scaling changes nothing and pieces can be compared to the bit.
     numbers = cubes(n, shape)
     numbers[..., ::4], numbers[..., 1::4] = 0.0, 1.0
-    posed, answers = puzzle.pose(numbers, None, streams(n))
-    pieces = posed.view(n, 2**ndim, *puzzle.piece).numpy()
+    images, answers = puzzle.ask(numbers, None, streams(n))
+    pieces = images.view(n, 2**ndim, *puzzle.piece).numpy()
     order, horizontal, vertical = answers[:, 0], *answers[:, 1:].view(n, 2, 2**ndim).unbind(1)
     corners = np.array(list(np.ndindex(*(2,) * ndim)))
     turned = 0
@@ -107,8 +107,8 @@ def test_pieces_keep_ten_voxels_off_each_other_and_take_every_place_that_is_left
     puzzle = RubiksCube(shape, 8, 0)
     shown = cubes(n, shape)
     shown[..., ::4], shown[..., 1::4] = 0.0, 1.0
-    posed, answers = puzzle.pose(shown, None, streams(n))
-    pieces = posed.view(n, 4, *puzzle.piece).numpy()
+    images, answers = puzzle.ask(shown, None, streams(n))
+    pieces = images.view(n, 4, *puzzle.piece).numpy()
     starts = np.zeros((n, 2, 2, 2), int)  # of the piece from each corner, along both axes
     for sample, place in np.ndindex(n, 4):
         turned = answers[sample, 1 + place].item(), answers[sample, 5 + place].item()  # horizontal: rows are mirrored
@@ -123,16 +123,16 @@ def test_pieces_keep_ten_voxels_off_each_other_and_take_every_place_that_is_left
 
 def test_half_of_the_pieces_are_turned_and_orders_are_as_frequent():
     puzzle = RubiksCube((26, 26), 8, 0)
-    _, answers = puzzle.pose(torch.rand(6000, 1, 26, 26), None, streams(6000))
+    _, answers = puzzle.ask(torch.rand(6000, 1, 26, 26), None, streams(6000))
     assert answers[:, 1:].float().mean().item() == pytest.approx(0.25, abs=0.01)  # each axis a quarter
     assert np.bincount(answers[:, 0], minlength=24) / 6000 == pytest.approx(np.full(24, 1 / 24), abs=0.012)
 
 
 def test_pieces_are_scaled_each_by_itself():
-    posed, _ = RubiksCube((64, 64, 32), 8, 0).pose(0.2 + 0.1 * cubes(2, (64, 64, 32)), None, streams(2))
-    assert posed.amin((1, 2, 3, 4)).tolist() == [0] * 16
-    torch.testing.assert_close(posed.amax((1, 2, 3, 4)), torch.ones(16))
-    flat, _ = RubiksCube((64, 64, 32), 8, 0).pose(torch.full((1, 1, 64, 64, 32), 0.5), None, streams(1))
+    images, _ = RubiksCube((64, 64, 32), 8, 0).ask(0.2 + 0.1 * cubes(2, (64, 64, 32)), None, streams(2))
+    assert images.amin((1, 2, 3, 4)).tolist() == [0] * 16
+    torch.testing.assert_close(images.amax((1, 2, 3, 4)), torch.ones(16))
+    flat, _ = RubiksCube((64, 64, 32), 8, 0).ask(torch.full((1, 1, 64, 64, 32), 0.5), None, streams(1))
     assert not flat.any()
 
 
@@ -142,7 +142,7 @@ def test_the_loss_is_half_the_orders_and_half_the_turns():
     logits = torch.randn(5, 24 + 8, generator=generator)
     parts = torch.randint(24, (5, 1), generator=generator), torch.randint(2, (5, 8), generator=generator)
     answers = torch.cat(parts, 1)
-    loss, accuracy = puzzle.judge(logits, answers)
+    loss, accuracy = puzzle.grade(logits, answers)
     order = -torch.log_softmax(logits[:, :24].double(), 1)[range(5), answers[:, 0]]
     likely = torch.sigmoid(logits[:, 24:].double())
     turns = -torch.where(answers[:, 1:] == 1, likely, 1 - likely).log().mean(1)
@@ -159,11 +159,11 @@ def test_cubes_that_are_too_small_are_refused(shape, divisor, least):
 @pytest.mark.parametrize("puzzle", [Rotation((32, 32, 32), 8, 0), RubiksCube((32, 32, 32), 8, 0)])
 def test_what_a_sample_is_asked_does_not_depend_on_its_batch(puzzle):
     shown, ids = cubes(6, (32, 32, 32)), torch.arange(6)
-    posed, answers = puzzle.pose(shown, None, Draws.of(3, ids, 1))
-    each = len(posed) // 6
+    images, answers = puzzle.ask(shown, None, Draws.of(3, ids, 1))
+    each = len(images) // 6
     for number in range(6):
-        alone, answer = puzzle.pose(shown[number : number + 1], None, Draws.of(3, ids[number : number + 1], 1))
-        assert torch.equal(alone, posed[each * number : each * (number + 1)])
+        alone, answer = puzzle.ask(shown[number : number + 1], None, Draws.of(3, ids[number : number + 1], 1))
+        assert torch.equal(alone, images[each * number : each * (number + 1)])
         assert torch.equal(answer[0], answers[number])
-    other, _ = puzzle.pose(shown, None, Draws.of(3, ids, 2))
-    assert not torch.equal(other, posed)
+    other, _ = puzzle.ask(shown, None, Draws.of(3, ids, 2))
+    assert not torch.equal(other, images)

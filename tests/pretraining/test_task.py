@@ -16,13 +16,14 @@ import torch
 
 from raygenesis.patterns.cells import encode
 from raygenesis.pretraining import task as task_module
-from raygenesis.pretraining.corruptions import CORRUPTIONS, corrupt
+from raygenesis.pretraining.corruption_sets import CORRUPTIONS
+from raygenesis.pretraining.corruptions import corrupt
 from raygenesis.pretraining.draws import Draws
 from raygenesis.pretraining.pretexts import PRETEXTS
 from raygenesis.pretraining.puzzles import PUZZLES
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.settings import PretrainingSettings
-from raygenesis.training.loop import run_epochs
+from raygenesis.training.loop import Callbacks, run_epochs
 from tests.support.synthetic import pattern_table, samples
 
 SHAPE = (32, 32, 32)  # the least that painting's boxes need
@@ -81,10 +82,11 @@ def test_the_decoder_is_frozen_in_the_classification_phase_and_trained_after_it(
     train, held_out = (samples(pattern_table(12, flat, 3, first), flat) for first in (0, 100))
     before = chosen.build().state_dict()
     after: list[dict[str, torch.Tensor]] = []
-    run_epochs(
-        chosen, train, held_out,
-        on_epoch=lambda now: after.append({name: value.clone() for name, value in now.model.state_dict().items()}),
-    )  # fmt: skip
+
+    def keep(now):
+        after.append({name: value.clone() for name, value in now.model.state_dict().items()})
+
+    run_epochs(chosen, train, held_out, callbacks=Callbacks(on_epoch=keep))
     changed = [
         {part for part in ("encoder", "decoder", "head")
          if any(not torch.equal(was[name], now[name]) for name in was if name.startswith(part))}
@@ -160,7 +162,7 @@ def test_labels_count_the_references_and_the_coordinates_in_use():
     cubes.columns["label"] = np.array([0, 1, 3, 4], np.int32)  # as stored, of C = 3
     model = chosen.build().eval()
     assert chosen.puzzle.num_classes == model.head.linear.out_features == 4
-    corrupted, _, labels = chosen.pose(cubes, 0)
+    corrupted, _, labels = chosen.make_batch(cubes, 0)
     assert labels.tolist() == [0, 1, 2, 3]
     with torch.no_grad():
         expected = cross_entropy(model(corrupted).logits, [0, 1, 2, 3])
@@ -172,7 +174,7 @@ def test_evaluation_sums_what_training_averages():
     model, cubes = chosen.build().eval(), batch()
     with torch.no_grad():
         sums = chosen.evaluate(model, cubes)
-        vectors = model.encoder.embed(chosen.pose(cubes, VALIDATION_EPOCH).shown).double()
+        vectors = model.encoder.embed(chosen.make_batch(cubes, VALIDATION_EPOCH).shown).double()
         torch.testing.assert_close(sums.pop("embedding"), vectors.sum(0))
         torch.testing.assert_close(sums.pop("outer"), sum(torch.outer(vector, vector) for vector in vectors))
         sums = {name: value.item() for name, value in sums.items()}
@@ -194,12 +196,12 @@ def test_evaluation_sums_what_training_averages():
 
 def test_held_out_cubes_are_corrupted_alike_in_every_epoch_and_training_cubes_are_not():
     chosen, cubes = task(), batch()
-    held_out = [chosen.pose(cubes, VALIDATION_EPOCH)[0] for _ in range(2)]
+    held_out = [chosen.make_batch(cubes, VALIDATION_EPOCH)[0] for _ in range(2)]
     assert torch.equal(*held_out)
-    training = [chosen.pose(cubes, epoch)[0] for epoch in range(4)]
+    training = [chosen.make_batch(cubes, epoch)[0] for epoch in range(4)]
     assert len({tensor.numpy().tobytes() for tensor in [held_out[0], *training]}) == 5
     reversed_rows = samples(pattern_table(6, SHAPE, 3), SHAPE).batch(np.arange(5, -1, -1))
-    assert torch.equal(chosen.pose(reversed_rows, VALIDATION_EPOCH)[0].flip(0), held_out[0])
+    assert torch.equal(chosen.make_batch(reversed_rows, VALIDATION_EPOCH)[0].flip(0), held_out[0])
 
 
 def test_an_evaluated_model_scores_the_same_twice():
@@ -282,15 +284,15 @@ def test_a_pretext_task_trains_what_it_has_and_reports_it(pretext, shape):
 
 
 def test_the_auto_encoder_is_shown_what_it_restores():
-    posed = task(pretext="auto-encoder").pose(batch(), 3)
-    assert torch.equal(posed.shown, posed.original) and torch.equal(posed.original, batch().cubes)
-    assert posed.answers is None
+    made = task(pretext="auto-encoder").make_batch(batch(), 3)
+    assert torch.equal(made.shown, made.original) and torch.equal(made.original, batch().cubes)
+    assert made.answers is None
 
 
 def test_a_corruption_of_ones_own_replaces_the_pretext_tasks():
     chosen = task(pretext="in-painting+semantics", corruption="none")
-    posed = chosen.pose(batch(), 3)
-    assert torch.equal(posed.shown, posed.original) and posed.answers.tolist() == [0, 1, 2] * 2
+    made = chosen.make_batch(batch(), 3)
+    assert torch.equal(made.shown, made.original) and made.answers.tolist() == [0, 1, 2] * 2
 
 
 # --- how it is computed: no setting changes what is learnt -----------------------------------------
@@ -332,7 +334,7 @@ def test_contiguous_memory_gives_the_same_step():
     last, contiguous = one_step(), one_step(channels_last=False)
     assert contiguous[0] == pytest.approx(last[0], rel=1e-5)
     assert (contiguous[1] - last[1]).norm() < 0.02 * last[1].norm()
-    formats = {on: task(channels_last=on).pose(batch(), 0).shown for on in (True, False)}
+    formats = {on: task(channels_last=on).make_batch(batch(), 0).shown for on in (True, False)}
     assert formats[False].is_contiguous() and formats[True].is_contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -399,6 +401,6 @@ def test_entries_that_a_script_adds_go_to_the_workers_with_the_task():
         added.setitem(PRETEXTS, "mild", replace(PRETEXTS["models-genesis"], corruption="mild"))
         here = task(pretext="mild")
         sent = pickle.dumps(here)
-        expected = here.pose(batch(), 0)
-    there = pickle.loads(sent).pose(batch(), 0)
+        expected = here.make_batch(batch(), 0)
+    there = pickle.loads(sent).make_batch(batch(), 0)
     assert torch.equal(there.shown, expected.shown) and torch.equal(there.original, expected.original)

@@ -128,9 +128,10 @@ def test_paper_2d_is_100_coordinates_in_1000_patients() -> None:
 
 @pytest.mark.parametrize("preset", NAMES)
 def test_a_preset_s_pretext_task_exists_and_fits_its_cubes(preset: str) -> None:
-    from raygenesis.pretraining.pretrain import check_pretext
+    from raygenesis.pretraining.stores import check_pretext
 
-    check_pretext(load_settings(preset))
+    settings = load_settings(preset)
+    check_pretext(settings.pretraining, settings.discovery)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +139,14 @@ def test_a_preset_s_pretext_task_exists_and_fits_its_cubes(preset: str) -> None:
     [("num_neighbours=25", ["the 24", "discovery.num_neighbours"]), ("num_coordinates=9", ["the 8"])],
 )
 def test_more_than_is_discovered_is_refused_before_it_is(override: str, words: list[str]) -> None:
-    from raygenesis.pretraining.pretrain import check_pretext
+    from raygenesis.pretraining.stores import check_pretext
 
+    settings = load_settings("cpu-small", [f"pretraining.{override}"])
     with pytest.raises(SettingsError) as error:
-        check_pretext(load_settings("cpu-small", [f"pretraining.{override}"]))
+        check_pretext(settings.pretraining, settings.discovery)
     assert all(word in str(error.value) for word in [f"pretraining.{override} is more", *words])
-    check_pretext(load_settings("cpu-small", [f"pretraining.{override}", "pretraining.pretext=models-genesis"]))
+    other = load_settings("cpu-small", [f"pretraining.{override}", "pretraining.pretext=models-genesis"])
+    check_pretext(other.pretraining, other.discovery)
 
 
 @pytest.mark.parametrize("preset", NAMES)

@@ -14,7 +14,7 @@ import torch
 from raygenesis.archive.volume import Volume
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
 from raygenesis.settings import IntensitySettings
 from raygenesis.transfer.cases import Case, CaseGrid, Form
 from raygenesis.transfer.examples import Example
@@ -79,7 +79,7 @@ def write_run(folder: Path, **architecture: Any) -> PretextNetwork:
     torch.manual_seed(7)
     given = {"base_width": 2, "head": "classification", "num_classes": 8}
     network = PretextNetwork(Architecture(**given | architecture))
-    export(network, folder, {})
+    save_network(network, folder, {})
     write_json(folder / "manifest.json", {"fingerprint": f"of {folder.name}"})
     return network
 

@@ -15,8 +15,8 @@ import torch
 
 from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.settings import AutoencoderSettings
-from raygenesis.training.experiment import Row
-from raygenesis.training.loop import Progress, run_epochs
+from raygenesis.training.loop import Callbacks, Progress, run_epochs
+from raygenesis.training.records import EpochRow, StepRow
 from tests.support.synthetic import pattern_table, samples
 
 TIMINGS = {"seconds", "waited", "cubes_per_s", "gap"}
@@ -75,7 +75,7 @@ class Experiment(IdentityMapping):
 _COMPUTED: dict[int, int] = {}  # losses of a process: this is copied to workers as it is
 
 
-def without_timings(rows: Sequence[Row]) -> list[Row]:
+def without_timings(rows: Sequence[StepRow] | Sequence[EpochRow]) -> list[dict[str, object]]:
     return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
 
 
@@ -83,5 +83,10 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def run(experiment: Any, shape: tuple[int, ...] = (8, 8, 8), train: pa.Table = TRAIN, **arguments: Any) -> Progress:
-    return run_epochs(experiment, samples(train, shape), samples(HELD_OUT, shape), **arguments)
+def run(
+    experiment: Any, shape: tuple[int, ...] = (8, 8, 8), train: pa.Table = TRAIN, state: Any = None, **callbacks: Any
+) -> Progress:
+    """Train on the tables here; callbacks: fields of `Callbacks`."""
+    return run_epochs(
+        experiment, samples(train, shape), samples(HELD_OUT, shape), state=state, callbacks=Callbacks(**callbacks)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,6 @@ def write_store(
         "raw_bytes": len(rows) * int(np.prod(plan.shape)) * DTYPE.itemsize,
         "bytes": sum(path.stat().st_size for path in paths),
         "seconds": 2.0,
-        "parts": [checksum(path) for path in paths],
+        "parts": [asdict(checksum(path)) for path in paths],
     }
     write_json(folder / "manifest.json", manifest)

@@ -14,11 +14,11 @@ from raygenesis.discovery.autoencoder import IdentityMapping
 from raygenesis.discovery.embed import WEIGHTS
 from raygenesis.discovery.quality import MeasuredVisit, quality_of
 from raygenesis.networks.scan_encoders import save_encoder
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
 from raygenesis.patterns.cells import encode
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import write_part
-from raygenesis.pretraining.pretrain import pretext_task
+from raygenesis.pretraining.stores import pretext_task
 from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
 from raygenesis.workspace.artifacts import (
@@ -162,7 +162,7 @@ def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: b
     """A run that is whole, or cut off before its end. reached: fields of its manifest, in place of those made up."""
     folder = workspace.run(name)
     patterns = PATTERNS.require(workspace.patterns)
-    task = pretext_task(settings, patterns)
+    task = pretext_task(settings.pretraining, settings.seed, patterns)
     inputs = {PATTERNS.name: patterns.fingerprint}
     stage = Stage(RUNS, folder, chosen(settings, "pretraining", "seed"), inputs)
     begin(stage)
@@ -174,7 +174,7 @@ def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: b
     history = [{"epoch": 0, "phase": "classification", **row}, {"epoch": 1, "phase": "joint", **row}]
     write_table(folder / "metrics.parquet", pa.Table.from_pylist(history))
     if finished:
-        export(task.build(), folder, {})
+        save_network(task.build(), folder, {})
         manifest = RunManifest(
             counts=RunCounts(epochs=2, patterns=6, classes=2), seconds=2.0, architecture=asdict(task.architecture),
             store=PATTERNS.name, epoch=1, accuracy=1.0, chance=0.5, restoration_mse=0.01, identity_mse=0.3,

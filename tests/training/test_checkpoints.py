@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raygenesis.training import checkpoints
-from raygenesis.training.checkpoints import copied, newest_checkpoint, save_checkpoint, steps_in
+from raygenesis.training.checkpoints import copy_state, newest_checkpoint, save_checkpoint, steps_in
 
 
 def state_of(step: int) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path):
 
 def test_a_copied_state_does_not_change_with_training(tmp_path):
     weight, history = torch.zeros(3), [{"epoch": 0}]
-    state = copied({"model": {"weight": weight}, "history": history, "none": None})
+    state = copy_state({"model": {"weight": weight}, "history": history, "none": None})
     weight += 1
     history.append({"epoch": 1})
     history[0]["epoch"] = 7

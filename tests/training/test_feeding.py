@@ -21,6 +21,7 @@ from raygenesis.training.feeding import (
     prefetch,
     training_batches,
 )
+from raygenesis.training.workers import Workers
 from tests.support.synthetic import pattern_table
 
 SHAPE = (8, 8, 8)
@@ -108,7 +109,10 @@ def test_any_number_of_workers_shares_the_same_pieces_of_the_same_batches(
 ):
     alone = training_batches(num_samples, batch_size, seed, epoch, num_pieces=num_pieces)
     ranks = range(world_size)
-    shares = [training_batches(num_samples, batch_size, seed, epoch, rank, world_size, num_pieces) for rank in ranks]
+    shares = [
+        training_batches(num_samples, batch_size, seed, epoch, Workers(rank=rank, world_size=world_size), num_pieces)
+        for rank in ranks
+    ]
     assert {len(share) for share in shares} == {len(alone)} == {max(1, num_samples // batch_size)}
     for batch, *parts in zip(alone, *shares, strict=True):
         assert len(batch) == num_pieces
@@ -156,7 +160,7 @@ def test_other_samples_are_left_out_each_epoch():
 
 @pytest.mark.parametrize(("num_samples", "world_size"), [(23, 1), (23, 2), (23, 4), (8, 4), (3, 4), (0, 2)])
 def test_in_order_every_sample_comes_once_over_the_workers(num_samples, world_size):
-    shares = [ordered_batches(num_samples, 4, rank, world_size) for rank in range(world_size)]
+    shares = [ordered_batches(num_samples, 4, Workers(rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert sorted(row for share in shares for batch in share for row in batch) == list(range(num_samples))
     assert all(0 < len(batch) <= 4 for share in shares for batch in share)
     assert all((np.diff(np.concatenate(share)) > 0).all() for share in shares if share)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings
-from raygenesis.training.checkpoints import copied, newest_checkpoint, save_checkpoint
+from raygenesis.training.checkpoints import copy_state, newest_checkpoint, save_checkpoint
 from raygenesis.training.experiment import TrainingError, Tuning, best_of
 from raygenesis.training.feeding import training_batches
-from raygenesis.training.loop import Workers, run_epochs
+from raygenesis.training.loop import Callbacks, run_epochs
+from raygenesis.training.workers import Workers
 from tests.support.experiments import HELD_OUT, TRAIN, Experiment, equal, run, settings, without_timings
 from tests.support.synthetic import pattern_table, samples
 
@@ -48,15 +49,16 @@ def test_a_run_that_goes_on_from_any_step_equals_one_that_never_stopped(tmp_path
 
     def save(now, row):
         rows.append(dict(row))
-        save_checkpoint(tmp_path / str(now.steps_done), now.steps_done, copied(now.state()))
+        save_checkpoint(tmp_path / str(now.steps_done), now.steps_done, copy_state(now.state()))
 
-    whole = run_epochs(task, train, held_out, on_step=save)
+    whole = run_epochs(task, train, held_out, callbacks=Callbacks(on_step=save))
     assert [row["phase"] for row in whole.history] == ["classification"] * 2 + ["joint"] * 2
     assert [row["step"] for row in rows] == list(range(12))
     for steps in range(1, 13):
         again = []
         _, state = newest_checkpoint(tmp_path / str(steps))
-        resumed = run_epochs(task, train, held_out, state=state, on_step=lambda _, row, again=again: again.append(row))
+        watch = Callbacks(on_step=lambda _, row, again=again: again.append(row))
+        resumed = run_epochs(task, train, held_out, state=state, callbacks=watch)
         assert without_timings(again) == without_timings(rows[steps:])
         assert without_timings(resumed.history) == without_timings(whole.history)
         assert equal(resumed.model.state_dict(), whole.model.state_dict())
@@ -118,14 +120,14 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept():
     expected = weights[0]
     for value in weights[1:]:
         expected = decay * expected + (1 - decay) * value
-    assert torch.allclose(now.validated.state_dict()[name], expected, atol=1e-6)
+    assert torch.allclose(now.evaluated_model.state_dict()[name], expected, atol=1e-6)
     assert not torch.allclose(now.model.state_dict()[name], expected, atol=1e-6)
     assert (
-        torch.equal(now.best[name], now.validated.state_dict()[name])
+        torch.equal(now.best[name], now.evaluated_model.state_dict()[name])
         or now.history[0]["val_mse"] < now.history[1]["val_mse"]
     )
     model = experiment.build()
-    model.load_state_dict(now.validated.state_dict())
+    model.load_state_dict(now.evaluated_model.state_dict())
     held_out = samples(HELD_OUT).batch(np.arange(11)).cubes
     with torch.no_grad():
         error = (model.eval()(held_out) - held_out).square().mean().item()

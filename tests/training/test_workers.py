@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raygenesis.training.workers import SynchronisedBatchNorm, summed, synchronise
+from raygenesis.training.workers import SynchronisedBatchNorm, sum_over_workers, synchronise
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,6 @@ def test_half_precision_is_counted_in_single(dtype):
 
 
 def test_sums_keep_names_and_shapes():
-    found = summed({"b": torch.ones(2, 3), "a": torch.tensor(2.0)}, 1)
+    found = sum_over_workers({"b": torch.ones(2, 3), "a": torch.tensor(2.0)}, 1)
     assert found["a"].item() == 2 and found["b"].tolist() == [[1, 1, 1]] * 2
     assert {value.dtype for value in found.values()} == {torch.float64}

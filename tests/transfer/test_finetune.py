@@ -14,8 +14,7 @@ import ray
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.intake.identity import open_identity
 from raygenesis.archive.intake.take_in import file_fingerprint
-from raygenesis.errors import RaygenesisError, ScanError, SettingsError, WorkspaceError
-from raygenesis.networks.weights.loading import WeightsError
+from raygenesis.errors import RaygenesisError, ScanError, SettingsError, WeightsError, WorkspaceError
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.finetune import STARTS, finetune

@@ -13,7 +13,7 @@ import torch
 
 from raygenesis.errors import SettingsError
 from raygenesis.networks.architecture import Architecture
-from raygenesis.networks.weights.loading import export
+from raygenesis.networks.weights.native import save_network
 from raygenesis.settings import FinetuneSettings, settings_from
 from raygenesis.transfer import trial as trials
 from raygenesis.transfer.cases import Case
@@ -93,7 +93,7 @@ def test_nothing_but_the_encoder_counts_in_mode_encoder(starts: dict[str, Initia
     with torch.no_grad():
         for weight in network.decoder.parameters():
             weight.add_(1.0)
-    export(network, folder, {})
+    save_network(network, folder, {})
     other = Initialisation("other", folder, network.architecture, "")
     same, full = (
         [tuned(SEGMENTATION, start, mode)[0].losses for start in (starts["ours"], other)] for mode in ("encoder",

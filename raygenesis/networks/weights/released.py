@@ -6,14 +6,21 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from raygenesis.errors import WeightsError
 from raygenesis.networks.heads import ClassificationHead
-from raygenesis.networks.unet import Decoder, Encoder, widths_of
-from raygenesis.networks.weights.torch_files import WeightsError, finite, is_tensor, misfit, plain, save_torch, told
+from raygenesis.networks.unet import UNetDecoder, UNetEncoder, level_widths
+from raygenesis.networks.weights.torch_files import (
+    check_finite,
+    first_mismatch,
+    float_copy,
+    is_tensor,
+    unused_lines,
+    write_torch,
+)
 from raygenesis.workspace.files import Place
 
 PARTS = {"encoder": "encoder", "decoder": "decoder", "head": "classification head"}
@@ -36,15 +43,18 @@ FIRST, LINEAR = "encoder.levels.0.0.weight", "head.linear.weight"
 
 @dataclass(frozen=True)
 class Released:
-    """What a published file gave.
+    """The tensors of a published file.
 
-    state: our names → tensors, float32 (the batch norms' counters int64); taken: their names of these, without the
-    prefixes of wrappers; left: their name → why it was not taken; missing: the parts of ours that `state` lacks.
+    Attributes:
+        state: Tensors by our names, float32 (the batch norms' counters int64).
+        used: Their names of these, without the prefixes of wrappers.
+        unused: Why each other tensor of the file is not used, by its name.
+        missing: Parts of our network that the file lacks.
     """
 
     state: dict[str, torch.Tensor]
-    taken: list[str]
-    left: dict[str, str]
+    used: list[str]
+    unused: dict[str, str]
     missing: list[str]
 
     @property
@@ -62,43 +72,50 @@ class Released:
         return PARTS["decoder"] not in self.missing
 
 
-def released_in(found: Mapping[str, Any], path: Place) -> Released:
-    """The 3D network among the tensors of a file (`read_tensors`) of the earlier systems, in our names.
+def parse_released(state: Mapping[str, object], path: Place) -> Released:
+    """Find the 3D U-Net of the earlier systems among the tensors of a file.
 
-    The encoder must be whole; a decoder or a classification head that is not is left. path: what errors name. Raises
-    WeightsError if the file holds another network, or numbers that are not finite.
+    The encoder must be whole; a decoder or a classification head that is not is left out.
+
+    Args:
+        state: What `read_state_dict` returns.
+        path: The file, for error messages.
+
+    Raises:
+        WeightsError: The file holds another network, or numbers that are not finite.
     """
-    renamed = {name: ours for name in found if (ours := _rename(name, OURS))}
-    if not is_released(found):
-        listed = f"begin with {', '.join(list(found)[:3])}" if found else "are none"
+    renamed = {name: ours for name in state if (ours := _rename(name, OURS))}
+    if not is_released(state):
+        listed = f"begin with {', '.join(list(state)[:3])}" if state else "are none"
         raise WeightsError(f"{path} holds no convolution of the U-Net of Models Genesis: the names in it {listed}")
 
-    expected = _expected({ours: found[name] for name, ours in renamed.items()})
-    taken: list[str] = []
-    left = {name: _no_place(name) for name, value in found.items() if is_tensor(value)}
+    expected = _expected({ours: state[name] for name, ours in renamed.items()})
+    tensors = {name: value for name, value in state.items() if is_tensor(value)}
+    used: list[str] = []
+    unused = {name: _reason_unknown(name) for name in tensors}
     missing = []
     for part, title in PARTS.items():
         wanted = {
             _rename(ours, THEIRS) or ours: value for ours, value in expected.items() if ours.startswith(f"{part}.")
         }
-        reason = misfit(found, wanted)
+        reason = first_mismatch(state, wanted)
         if reason and part == "encoder":
             raise WeightsError(f"{path} does not hold a whole encoder: {reason}")
         if reason:
             missing.append(title)
-            left |= {name: f"the {title} is not whole: {reason}" for name in left if name in wanted}
+            unused |= {name: f"the {title} is not whole: {reason}" for name in unused if name in wanted}
         else:
-            taken += wanted
-    left = {name: reason for name, reason in left.items() if name not in taken}
+            used += wanted
+    unused = {name: reason for name, reason in unused.items() if name not in used}
 
-    theirs = {name: plain(found[name]) for name in taken}
-    finite(theirs, path)
-    return Released({renamed[name]: value for name, value in theirs.items()}, taken, left, missing)
+    theirs = {name: float_copy(tensors[name]) for name in used}
+    check_finite(theirs, path)
+    return Released({renamed[name]: value for name, value in theirs.items()}, used, unused, missing)
 
 
-def is_released(found: Mapping[str, Any]) -> bool:
-    """Whether a convolution of the earlier systems' network is among what was found."""
-    return any(".conv1." in name and _rename(name, OURS) for name in found)
+def is_released(state: Mapping[str, object]) -> bool:
+    """Whether a state dict holds a convolution of the earlier systems' network."""
+    return any(".conv1." in name and _rename(name, OURS) for name in state)
 
 
 def write_released(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -114,19 +131,19 @@ def write_released(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
         raise WeightsError(f"{path} is not written: {foreign[0]} has no place in the U-Net of Models Genesis")
     for part in PARTS:
         wanted = {name: value for name, value in expected.items() if name.startswith(f"{part}.")}
-        if (part == "encoder" or not wanted.keys().isdisjoint(state)) and (reason := misfit(state, wanted)):
+        if (part == "encoder" or not wanted.keys().isdisjoint(state)) and (reason := first_mismatch(state, wanted)):
             raise WeightsError(f"{path} is not written: {reason}")
-    tensors = {_rename(name, THEIRS): plain(value.cpu()) for name, value in state.items()}
-    save_torch({"state_dict": tensors}, path)
+    tensors = {_rename(name, THEIRS): float_copy(value.cpu()) for name, value in state.items()}
+    write_torch({"state_dict": tensors}, path)
 
 
 def summary(released: Released) -> list[str]:
-    """Printed lines: what was taken, what is missing, and what was left by its first name and reason."""
+    """Lines that say which tensors are used, which parts are missing, and which tensors are not used and why."""
     counts = Counter(name.partition(".")[0] for name in released.state)
     lines = [f"taken: {', '.join(f'{title} {counts[part]} tensors' for part, title in PARTS.items() if counts[part])}"]
     if released.missing:
         lines.append(f"missing: {', '.join(released.missing)}")
-    return lines + told(released.left)
+    return lines + unused_lines(released.unused)
 
 
 def _rename(name: str, layers: Mapping[str, str]) -> str | None:
@@ -135,14 +152,14 @@ def _rename(name: str, layers: Mapping[str, str]) -> str | None:
     return f"{layers[layer]}.{tensor}" if layer in layers else None
 
 
-def _expected(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _expected(state: Mapping[str, object]) -> dict[str, torch.Tensor]:
     """Names and shapes (tensors without content) of our network with the width and classes of `state`."""
     base_width, num_classes = _length(state.get(FIRST)), _length(state.get(LINEAR))
     with torch.device("meta"):
         parts = {
-            "encoder": Encoder(3, base_width),
-            "decoder": Decoder(3, base_width),
-            "head": ClassificationHead(3, widths_of(base_width)[-1], num_classes),
+            "encoder": UNetEncoder(3, base_width),
+            "decoder": UNetDecoder(3, base_width),
+            "head": ClassificationHead(3, level_widths(base_width)[-1], num_classes),
         }
         return nn.ModuleDict(parts).state_dict()
 
@@ -159,10 +176,10 @@ def _running_statistics(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return statistics
 
 
-def _length(value: Any) -> int:
+def _length(value: object) -> int:
     return max(1, len(value)) if is_tensor(value) and value.ndim else 1
 
 
-def _no_place(name: str) -> str:
+def _reason_unknown(name: str) -> str:
     is_unet = name.startswith(("down_tr", "up_tr", "out_tr.", "clc_out."))
     return "no such tensor here" if is_unet else "no such head here"

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
+from raygenesis.errors import WeightsError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import build_encoder
-from raygenesis.networks.weights.torch_files import WeightsError, finite, is_tensor, misfit, plain, told
+from raygenesis.networks.weights.torch_files import check_finite, first_mismatch, float_copy, is_tensor, unused_lines
 from raygenesis.workspace.files import Place, as_place
 
 KNOWN = "Models Genesis, MedicalNet, ResNets of torchvision and timm, and I3D"
@@ -38,27 +38,41 @@ TENSORFLOW = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 
 @dataclass(frozen=True)
 class Supervised:
-    """What a published file gave.
+    """The encoder of a published file.
 
-    title: the layout's name; state: our encoder's names → float32 tensors; left: their name → why it was not taken;
-    notes: what is otherwise than where the weights come from.
+    Attributes:
+        title: Name of the layout.
+        state: float32 tensors by the names of our encoder.
+        unused: Why each other tensor of the file is not used, by its name.
+        notes: What differs from the code that the weights come from.
     """
 
     title: str
     architecture: Architecture
     state: dict[str, torch.Tensor]
-    left: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def summary(self) -> list[str]:
-        """Printed lines: what was taken, how it differs, what is missing, and what was left."""
-        num_taken = sum(not name.endswith(COUNTER) for name in self.state)
-        return [f"{self.title}, taken: encoder {num_taken} tensors", *self.notes, "missing: decoder", *told(self.left)]
+        """Lines that say which tensors are used, what differs, what is missing, and which tensors are not used."""
+        num_used = sum(not name.endswith(COUNTER) for name in self.state)
+        return [
+            f"{self.title}, taken: encoder {num_used} tensors",
+            *self.notes,
+            "missing: decoder",
+            *unused_lines(self.unused),
+        ]
 
 
 @dataclass(frozen=True)
 class SupervisedLayout:
-    """first: the convolution that sees the image; channels: how many it may take; heads: what may be left."""
+    """A published layout.
+
+    Attributes:
+        first: Name of the weight of the convolution that sees the image.
+        channels: Numbers of input channels that it may have.
+        heads: First parts of names that may be left out.
+    """
 
     title: str
     architecture: Architecture
@@ -68,14 +82,20 @@ class SupervisedLayout:
     notes: tuple[str, ...] = ()
 
 
-def supervised_in(found: Mapping[str, Any], path: Place) -> Supervised:
-    """The encoder among the tensors of a file (`read_tensors`); path: what errors name.
+def parse_supervised(state: Mapping[str, object], path: Place) -> Supervised:
+    """Find the encoder of a published supervised network among the tensors of a file.
 
     Every tensor of our encoder must be there in its shape, and every tensor of theirs have a place or be of a head.
-    Raises WeightsError if the layout is not known, or if the file holds another network or numbers that are not finite.
+
+    Args:
+        state: What `read_state_dict` returns.
+        path: The file, for error messages.
+
+    Raises:
+        WeightsError: The layout is not known, or the file holds another network or numbers that are not finite.
     """
-    layout = _layout(found, path)
-    theirs = {name: value for name, value in found.items() if is_tensor(value)}
+    layout = _layout(state, path)
+    theirs = {name: value for name, value in state.items() if is_tensor(value)}
     first = theirs[layout.first]
     if first.ndim < 2 or first.shape[1] not in layout.channels:
         raise WeightsError(
@@ -89,22 +109,22 @@ def supervised_in(found: Mapping[str, Any], path: Place) -> Supervised:
     wanted[layout.first] = wanted[layout.first].repeat_interleave(first.shape[1], 1)
     # Files older than torch 0.4.1 have no counters of batches; nothing depends on them.
     counters = {name: torch.tensor(0) for name in wanted if name.endswith(COUNTER)}
-    if reason := misfit(counters | theirs, wanted):
+    if reason := first_mismatch(counters | theirs, wanted):
         raise WeightsError(f"{path} does not hold a whole encoder of {layout.title}: {reason}")
-    left = {name: "no such head here" for name in theirs if name not in wanted}
-    if foreign := [name for name in left if name.partition(".")[0] not in layout.heads]:
+    unused = {name: "no such head here" for name in theirs if name not in wanted}
+    if foreign := [name for name in unused if name.partition(".")[0] not in layout.heads]:
         raise WeightsError(f"{path} holds another network than {layout.title}: {foreign[0]} has no place in it")
 
-    taken = {name: plain((counters | theirs)[name]) for name in wanted}
-    finite(taken, path)
-    taken[layout.first] = taken[layout.first].sum(1, keepdim=True)
-    state = {name: taken[name.partition(".")[2]] for name in ours}
+    used = {name: float_copy((counters | theirs)[name]) for name in wanted}
+    check_finite(used, path)
+    used[layout.first] = used[layout.first].sum(1, keepdim=True)
+    encoder = {name: used[name.partition(".")[2]] for name in ours}
     grey = ("its three input channels are summed to one: RGB to grey",) if first.shape[1] == 3 else ()
-    return Supervised(layout.title, layout.architecture, state, left, layout.notes + grey)
+    return Supervised(layout.title, layout.architecture, encoder, unused, layout.notes + grey)
 
 
 def refuse_tensorflow(path: Place) -> None:
-    """Raises WeightsError for a TensorFlow checkpoint: one of its files, what these begin with, or their folder."""
+    """Raise WeightsError for a TensorFlow checkpoint: one of its files, what these begin with, or their folder."""
     is_one = TENSORFLOW.search(path.name) or as_place(f"{path}.index").is_file()
     if is_one or (path.is_dir() and any(path.glob("*.ckpt*.index"))):
         raise WeightsError(
@@ -113,26 +133,26 @@ def refuse_tensorflow(path: Place) -> None:
         )
 
 
-def _layout(found: Mapping[str, Any], path: Place) -> SupervisedLayout:
-    if is_tensor(found.get("Conv3d_1a_7x7.conv3d.weight")):
+def _layout(state: Mapping[str, object], path: Place) -> SupervisedLayout:
+    if is_tensor(state.get("Conv3d_1a_7x7.conv3d.weight")):
         return SupervisedLayout(
             "I3D", _encoder_alone(3, "i3d"), "Conv3d_1a_7x7.conv3d.weight", channels=(1, 3), heads=("logits",)
         )
-    first = found.get("conv1.weight")
-    if is_tensor(first) and first.ndim in (4, 5) and "layer1.0.conv1.weight" in found:
-        return _resnet_layout(found, first.ndim - 2, path)
-    listed = f"begin with {', '.join(list(found)[:3])}" if found else "are none"
+    first = state.get("conv1.weight")
+    if is_tensor(first) and first.ndim in (4, 5) and "layer1.0.conv1.weight" in state:
+        return _resnet_layout(state, first.ndim - 2, path)
+    listed = f"begin with {', '.join(list(state)[:3])}" if state else "are none"
     raise WeightsError(
         f"{path} was not written by raygenesis and has no published layout that is known ({KNOWN}): its names {listed}"
     )
 
 
-def _resnet_layout(found: Mapping[str, Any], ndim: int, path: Place) -> SupervisedLayout:
+def _resnet_layout(state: Mapping[str, object], ndim: int, path: Place) -> SupervisedLayout:
     blocks = tuple(
-        len({name.split(".")[1] for name in found if name.startswith(f"layer{number}.")}) for number in range(1, 5)
+        len({name.split(".")[1] for name in state if name.startswith(f"layer{number}.")}) for number in range(1, 5)
     )
-    convolutions = 3 if "layer1.0.conv3.weight" in found else 2
-    has_weights = any(".downsample." in name for name in found)
+    convolutions = 3 if "layer1.0.conv3.weight" in state else 2
+    has_weights = any(".downsample." in name for name in state)
     network = RESNETS.get((blocks, convolutions, has_weights))
     if network is None:
         raise WeightsError(

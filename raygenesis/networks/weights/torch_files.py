@@ -1,4 +1,4 @@
-"""Torch files of others: opened so that nothing in them runs, checked tensor by tensor, and written."""
+"""Torch files: opened so that no code in them runs, checked tensor by tensor, and written."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from zipfile import is_zipfile
 
 import torch
 
-from raygenesis.errors import RaygenesisError
+from raygenesis.errors import WeightsError
 from raygenesis.workspace.files import Place, on_disk, publish
 
 
-class WeightsError(RaygenesisError):
-    """A file of weights that is not ours, or damaged."""
+def read_state_dict(path: Place) -> dict[str, object]:
+    """Read the state dict of a torch file, names `without_wrappers`; no code in the file is run.
 
-
-def read_tensors(path: Place) -> dict[str, Any]:
-    """The state dict in a torch file, `unwrapped`; nothing in the file is run.
-
-    Raises WeightsError if it is not there, is no torch file, or holds objects other than tensors.
+    Raises:
+        WeightsError: The file is missing, is no torch file, or holds pickled objects other than tensors.
     """
     content = _load(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return unwrapped(content, path)
+    return without_wrappers(content, path)
 
 
-def unwrapped(content: Mapping[Any, Any], path: Place) -> dict[str, Any]:
-    """A state dict with names without the prefixes of the modules that wrapped the network."""
-    found: dict[str, Any] = {}
+def without_wrappers(content: Mapping[Any, object], path: Place) -> dict[str, object]:
+    """The state dict without the prefixes of modules that wrapped the network (`module.`)."""
+    state: dict[str, object] = {}
     for key, value in content.items():
         name = re.sub(r"^(module\.|classficationNet\.)+", "", str(key))
-        if name in found:
+        if name in state:
             raise WeightsError(f"{path} holds {name} twice, under different prefixes: keep one of the two networks")
-        found[name] = value
-    return found
+        state[name] = value
+    return state
 
 
-def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor)
 
 
-def misfit(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> str | None:
-    """Why what was found is not what is wanted, by the first tensor where it shows; None if it is."""
-    for name, like in wanted.items():
-        value = found.get(name)
+def first_mismatch(state: Mapping[str, object], expected: Mapping[str, torch.Tensor]) -> str | None:
+    """Why a state dict does not hold the expected tensors, by the first that is missing or of another shape or dtype.
+
+    None if it holds them all; it may hold others.
+    """
+    for name, like in expected.items():
+        value = state.get(name)
         if not is_tensor(value):
             return f"{name} is missing"
         if value.shape != like.shape:
@@ -63,26 +63,26 @@ def misfit(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> str 
     return None
 
 
-def plain(value: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy that shares memory with nothing; floating-point numbers as float32."""
+def float_copy(value: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy that shares memory with nothing; floating-point tensors become float32."""
     dtype = torch.float32 if value.is_floating_point() else value.dtype
     return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def finite(state: Mapping[str, torch.Tensor], path: Place) -> None:
-    """Raises WeightsError if a number of a state is none."""
+def check_finite(state: Mapping[str, torch.Tensor], path: Place) -> None:
+    """Raise WeightsError if a tensor of a state dict holds NaN or infinity."""
     for name, value in state.items():
         if not value.isfinite().all():
             raise WeightsError(f"{path} holds numbers that are not finite, in {name}: its training had diverged")
 
 
-def told(left: Mapping[str, str]) -> list[str]:
-    """What was left (name → reason), as lines: by the first part of its name and the reason."""
-    groups = Counter((name.partition(".")[0], reason) for name, reason in left.items())
+def unused_lines(unused: Mapping[str, str]) -> list[str]:
+    """Lines that list unused tensors (name → reason), by the first part of the name and the reason."""
+    groups = Counter((name.partition(".")[0], reason) for name, reason in unused.items())
     return [f"{prefix}.*: {num} tensor{'s' if num > 1 else ''}, {reason}" for (prefix, reason), num in groups.items()]
 
 
-def save_torch(content: Mapping[str, Any], path: Path) -> None:
+def write_torch(content: Mapping[str, object], path: Path) -> None:
     """Publish a torch file; the same content gives the same bytes."""
 
     def write(aside: Path) -> None:

@@ -12,16 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import raygenesis
+from raygenesis.errors import WeightsError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.loading import (
-    WeightsError,
-    export,
-    export_to_library,
-    load_encoder,
-    load_network,
-    load_unet,
-)
+from raygenesis.networks.weights.library_export import export_to_library
+from raygenesis.networks.weights.loading import load_encoder, load_network, load_unet
+from raygenesis.networks.weights.native import save_network
 from tests.support.published import PublishedUNet
 
 ARCHITECTURES = [
@@ -43,7 +39,7 @@ def trained(architecture):
 @pytest.fixture(params=ARCHITECTURES, ids=["3D", "2D"])
 def exported(request, tmp_path):
     model = trained(request.param)
-    return model, export(model, tmp_path, {"accuracy": 0.5}), request.param
+    return model, save_network(model, tmp_path, {"accuracy": 0.5}), request.param
 
 
 def test_what_is_exported_is_loaded_to_the_bit(exported):
@@ -63,7 +59,7 @@ def test_the_same_network_is_the_same_bytes_whatever_its_memory_format(tmp_path)
     contents = set()
     for number in range(6):
         memory_format = torch.channels_last_3d if number % 2 else torch.contiguous_format
-        path = export(model.to(memory_format=memory_format), tmp_path, {})
+        path = save_network(model.to(memory_format=memory_format), tmp_path, {})
         contents.add(path.read_bytes())
     assert len(contents) == 1
 
@@ -101,12 +97,12 @@ def test_the_card_says_what_the_weights_are(exported):
 
 def test_loading_imports_no_ray(tmp_path):
     model = trained(ARCHITECTURES[0])
-    path = export(model, tmp_path, {})
+    path = save_network(model, tmp_path, {})
     script = f"""
 import sys, torch, raygenesis
 encoder = raygenesis.load_encoder({str(path)!r})
 raygenesis.load_unet({str(path)!r}, num_out=2)
-assert "ray" not in sys.modules, "ray was imported"
+assert not {"ray", "monai"} & sys.modules.keys(), "ray or MONAI was imported"
 print(*encoder.embed(torch.linspace(0, 1, 1024).view(1, 1, 8, 16, 8))[0].tolist())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -197,7 +193,7 @@ def test_weights_of_an_earlier_format_are_refused(exported):
 def test_any_network_comes_back_and_becomes_a_unet(architecture, tmp_path, capsys):
     torch.manual_seed(0)
     model = PretextNetwork(Architecture(**architecture)).eval()
-    path = export(model, tmp_path, {})
+    path = save_network(model, tmp_path, {})
     loaded = load_network(path)
     assert loaded.architecture == model.architecture
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
@@ -210,7 +206,7 @@ def test_any_network_comes_back_and_becomes_a_unet(architecture, tmp_path, capsy
     assert said != architecture.get("restores", True)
     if model.decoder is not None:
         kept = unet.decoder.state_dict()
-        last = f"{model.decoder.last}."
+        last = f"{model.decoder.output_layer}."
         assert any(name.startswith(last) for name in kept)
         assert all(
             torch.equal(kept[name], value)
@@ -238,7 +234,7 @@ def test_a_published_file_is_read_where_ours_are(tmp_path, capsys):
 
 def test_our_unet_leaves_as_the_published_code_loads_it(tmp_path):
     model = trained(ARCHITECTURES[0])
-    path = export(model, tmp_path, {})
+    path = save_network(model, tmp_path, {})
     assert "Models Genesis" in export_to_library(path, tmp_path / "theirs.pt")
     state = torch.load(tmp_path / "theirs.pt", weights_only=True)["state_dict"]
     theirs = PublishedUNet(2, 5)
@@ -254,7 +250,7 @@ def test_our_unet_leaves_as_the_published_code_loads_it(tmp_path):
 @pytest.mark.parametrize("name", ["segresnet", "resnet18"])
 def test_a_network_of_monai_leaves_as_monai_loads_it(tmp_path, name):
     model = PretextNetwork(Architecture(network=name, base_width=8, ndim=2)).eval()
-    said = export_to_library(export(model, tmp_path, {}), tmp_path / "monai.pt")
+    said = export_to_library(save_network(model, tmp_path, {}), tmp_path / "monai.pt")
     whole = {
         "segresnet": lambda: SegResNet(2, 8, in_channels=1, out_channels=1),
         "resnet18": lambda: FlexibleUNet(1, 1, "resnet18", spatial_dims=2),
@@ -275,7 +271,7 @@ def test_a_network_of_monai_leaves_as_monai_loads_it(tmp_path, name):
     ],
 )
 def test_what_has_no_other_layout_is_said(tmp_path, architecture, words):
-    path = export(PretextNetwork(Architecture(**{"base_width": 2, **architecture})), tmp_path, {})
+    path = save_network(PretextNetwork(Architecture(**{"base_width": 2, **architecture})), tmp_path, {})
     with pytest.raises(WeightsError, match=words):
         export_to_library(path, tmp_path / "other.pt")
     assert not (tmp_path / "other.pt").exists()

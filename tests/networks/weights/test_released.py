@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from raygenesis.errors import WeightsError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.released import Released, WeightsError, released_in, summary, write_released
-from raygenesis.networks.weights.torch_files import read_tensors
+from raygenesis.networks.weights.released import Released, parse_released, summary, write_released
+from raygenesis.networks.weights.torch_files import read_state_dict
 from tests.support.published import PublishedUNet
 
 BASE_WIDTH, NUM_CLASSES = 4, 5
@@ -100,7 +101,7 @@ def assert_same(state, expected):
 
 
 def read_released(path: str | Path) -> Released:
-    return released_in(read_tensors(Path(path)), Path(path))
+    return parse_released(read_state_dict(Path(path)), Path(path))
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -117,8 +118,8 @@ def test_every_tensor_lands_under_our_name_to_the_bit(tmp_path, prefix, zipped):
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     released = read_released(path)
     assert_same(released.state, {ours: theirs[name] for name, ours in TENSORS.items()})
-    assert sorted(released.taken) == sorted(TENSORS) and released.missing == []
-    assert released.left == {name: "no such head here" for name in EXTRA}
+    assert sorted(released.used) == sorted(TENSORS) and released.missing == []
+    assert released.unused == {name: "no such head here" for name in EXTRA}
     assert (released.base_width, released.num_classes, released.has_decoder) == (BASE_WIDTH, NUM_CLASSES, True)
     our_network().load_state_dict(released.state)
 
@@ -138,7 +139,7 @@ def test_a_state_dict_by_itself_among_other_values(tmp_path):
     torch.save({"epoch": 3, 0: None, **theirs}, tmp_path / "bare.pth")
     released = read_released(str(tmp_path / "bare.pth"))
     assert_same(released.state, {ours: theirs[name] for name, ours in TENSORS.items()})
-    assert released.left == {}
+    assert released.unused == {}
 
 
 def test_other_precisions_and_memory_formats_become_plain_float32(tmp_path):
@@ -155,7 +156,7 @@ def test_an_encoder_alone(tmp_path):
     theirs = {name: value for name, value in published_network().state_dict().items() if name.startswith("down_")}
     released = read_released(save(tmp_path, theirs))
     assert released.state.keys() == {TENSORS[name] for name in theirs}
-    assert released.missing == ["decoder", "classification head"] and released.left == {}
+    assert released.missing == ["decoder", "classification head"] and released.unused == {}
     assert (released.num_classes, released.has_decoder) == (None, False)
     assert summary(released) == ["taken: encoder 56 tensors", "missing: decoder, classification head"]
 
@@ -167,9 +168,9 @@ def test_a_decoder_and_a_head_that_are_not_whole_are_left(tmp_path):
     theirs["down_tr64.ops.0.conv1.weight_g"] = torch.rand(4)
     released = read_released(save(tmp_path, theirs))
     assert released.missing == ["decoder", "classification head"]
-    assert sorted(released.taken) == sorted(name for name in TENSORS if name.startswith("down_"))
-    assert released.state.keys() == {TENSORS[name] for name in released.taken}
-    assert released.left.keys() == theirs.keys() - set(released.taken)
+    assert sorted(released.used) == sorted(name for name in TENSORS if name.startswith("down_"))
+    assert released.state.keys() == {TENSORS[name] for name in released.used}
+    assert released.unused.keys() == theirs.keys() - set(released.used)
     lacks = "the decoder is not whole: up_tr128.ops.1.bn1.running_var is missing"
     shape = "clc_out.conv1.weight has shape [8, 64, 3, 3, 3] where [128, 64, 3, 3, 3] fits the rest"
     assert summary(released)[2:] == [

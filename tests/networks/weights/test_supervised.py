@@ -12,10 +12,13 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 import raygenesis
+from raygenesis.errors import WeightsError
 from raygenesis.networks.architecture import Architecture
-from raygenesis.networks.network import PretextNetwork, UNet, build_encoder, save_memory
-from raygenesis.networks.weights.loading import WeightsError, describe, export, export_to_library, load_network
-from raygenesis.networks.weights.supervised import RESNETS, supervised_in
+from raygenesis.networks.network import PretextNetwork, UNet, build_encoder, enable_gradient_checkpointing
+from raygenesis.networks.weights.library_export import export_to_library
+from raygenesis.networks.weights.loading import describe, load_network
+from raygenesis.networks.weights.native import save_network
+from raygenesis.networks.weights.supervised import RESNETS, parse_supervised
 from raygenesis.settings import NETWORK_DIVISORS
 
 # --- the published layouts, by hand ---------------------------------------------------------------
@@ -190,7 +193,7 @@ def test_the_same_tensors_as_safetensors_or_in_other_precision(tmp_path):
 
 def test_a_grey_2d_resnet_is_taken_as_it_is(tmp_path):
     state = resnet_state((1, 1, 1, 1), channels=1)
-    taken = supervised_in(state, tmp_path)
+    taken = parse_supervised(state, tmp_path)
     assert taken.state.keys() == {f"encoder.{name}" for name in state} and taken.notes == ()
     assert all(torch.equal(taken.state[f"encoder.{name}"], value) for name, value in state.items())
 
@@ -225,9 +228,9 @@ def test_medicalnet_is_monais_resnet_without_weights_in_its_shortcuts(tmp_path, 
 def test_every_resnet_is_recognised_and_whole(tmp_path, network, ndim):
     (blocks, convolutions, shortcuts), *_ = [kind for kind, name in RESNETS.items() if name == network]
     state = resnet_state(blocks, convolutions, ndim, 3 if ndim == 2 else 1, shortcuts, fill=0.01)
-    taken = supervised_in(state, tmp_path)
+    taken = parse_supervised(state, tmp_path)
     assert taken.architecture == Architecture(ndim=ndim, network=network, restores=False)
-    assert taken.state.keys() == {f"encoder.{name}" for name in state} and taken.left == {}
+    assert taken.state.keys() == {f"encoder.{name}" for name in state} and taken.unused == {}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +242,7 @@ def test_the_deep_ones_are_recognised(tmp_path, blocks, network):
     state = resnet_state(blocks, 3, 3, 1, fill=0.01)
     del state["layer4.2.bn3.num_batches_tracked"], state["layer4.2.bn3.running_var"]
     with pytest.raises(WeightsError, match=rf"MedicalNet {network}: layer4\.2\.bn3\.running_var is missing"):
-        supervised_in(state, tmp_path)
+        parse_supervised(state, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -365,10 +368,10 @@ def test_a_new_network_trains_embeds_and_becomes_a_unet(tmp_path, network, ndim)
     (prediction.restored.mean() + prediction.logits.square().sum()).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
     assert model.encoder.embed(images).shape == (2, model.encoder.num_features)
-    path = export(model.eval(), tmp_path, {})
+    path = save_network(model.eval(), tmp_path, {})
     unet = raygenesis.load_unet(path, num_out=3).eval()
     assert unet(images).shape == (2, 3, *images.shape[2:])
-    assert any(name.startswith(f"{model.decoder.last}.") for name in model.decoder.state_dict())
+    assert any(name.startswith(f"{model.decoder.output_layer}.") for name in model.decoder.state_dict())
     with torch.no_grad():
         assert torch.equal(unet.encoder.embed(images), model.encoder.embed(images))
 
@@ -379,7 +382,7 @@ def test_i3d_is_the_same_when_it_computes_its_activations_again():
     images, gradients = torch.rand(2, 1, 32, 32, 32), []
     for again in (False, True):
         if again:
-            save_memory(model)
+            enable_gradient_checkpointing(model)
         model.zero_grad()
         model(images).restored.square().mean().backward()
         gradients.append(model.encoder.layers["Conv3d_1a_7x7"].conv3d.weight.grad.clone())
@@ -399,6 +402,6 @@ def test_every_level_of_i3d_reaches_the_image():
 def test_i3d_is_for_3d_and_neither_it_nor_torchvisions_resnet_is_monais(tmp_path):
     with pytest.raises(raygenesis.errors.RaygenesisError, match="takes 3D images"):
         build_encoder(Architecture(ndim=2, network="i3d"))
-    path = export(PretextNetwork(Architecture(ndim=2, network="resnet18-b")), tmp_path, {})
+    path = save_network(PretextNetwork(Architecture(ndim=2, network="resnet18-b")), tmp_path, {})
     with pytest.raises(WeightsError, match="which MONAI has not"):
         export_to_library(path, tmp_path / "other.pt")

@@ -1,0 +1,17 @@
+"""What every decoder has in common."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class ImageDecoder(nn.Module):
+    """Features of all levels, finest first → [n, num_out, z, y, x] (2D: [n, num_out, y, x]), without an activation.
+
+    Attributes:
+        output_layer: Name of the submodule whose channels are `num_out`; a new target gets a new one.
+        gradient_checkpointing: Whether activations are computed again in the backward pass instead of being kept.
+    """
+
+    output_layer: str
+    gradient_checkpointing: bool = False
