@@ -151,19 +151,21 @@ def crop_command(workspace: WorkspaceOption, overrides: Overrides = None, preset
 def patterns_info_command(workspace: WorkspaceOption, store: StoreOption = "patterns") -> None:
     """Counts, classes, scales, bytes, speed of writing, and failures by reason."""
     from raygenesis.patterns.inspection import info
+    from raygenesis.patterns.reader import STORES
 
-    for line in info(_existing(workspace), store):
+    for line in info(_existing(workspace), STORES[store]):
         typer.echo(line)
 
 
 @patterns_app.command("verify")
 def patterns_verify_command(workspace: WorkspaceOption, store: StoreOption = "patterns") -> None:
     """Read every part again and compare it with the manifest."""
-    from raygenesis.patterns.inspection import verify
+    from raygenesis.patterns.reader import STORES
+    from raygenesis.patterns.verification import verify
 
     place = _existing(workspace)
     with recorded("verify", place):
-        verify(place, store)
+        verify(place, STORES[store])
 
 
 @patterns_app.command("show")
@@ -174,9 +176,10 @@ def patterns_show_command(
     store: StoreOption = "patterns",
 ) -> None:
     """A contact sheet: each class's reference and its nearest neighbours, or each scan's first random crops."""
-    from raygenesis.patterns.inspection import show
+    from raygenesis.patterns.contact_sheet import show
+    from raygenesis.patterns.reader import STORES
 
-    show(_existing(workspace), output or Path(f"{store}.png"), classes, store)
+    show(_existing(workspace), output or Path(f"{store}.png"), classes, STORES[store])
 
 
 @patterns_app.command("view")

@@ -137,7 +137,7 @@ def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> No
     share = f"validation_fraction={settings.validation_fraction:g} of them held out"
     where = f"in {scans} ({len(subjects)} subjects, {share})"
     if _discovers(settings):
-        check_counts(len(subjects) - held_out, held_out, where, settings)
+        check_counts(len(subjects) - held_out, held_out, where, settings.discovery)
     discovery = settings.discovery
     every = _sizes_mm(found, scans, settings)
     sizes = {source: size for source, size in every.items() if len(size) == settings.ndim}

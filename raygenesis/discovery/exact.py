@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from raygenesis.errors import RaygenesisError
 from raygenesis.settings import IndexSettings
@@ -20,12 +21,7 @@ READ_S = 1e-8
 BUILD_S = 1e-8
 SEARCH_S = 1.5e-8
 
-
-# Pairs whose distance is worked out at a time.
-CANDIDATES = 4096
-
-# Beyond the error of single-precision sums that all but vanish.
-SMALLEST = 1e-37
+Real = TypeVar("Real", bound=np.floating)
 
 
 class SearchError(RaygenesisError):
@@ -55,55 +51,36 @@ def exact_search(
 ) -> Neighbours:
     """The k nearest of the vectors in `blocks` (numbers [m], vectors [m, d]) to each query [q, d].
 
-    Of equally near ones the lower number comes first. Single precision only says which vectors may be among the
-    nearest, with a bound on its error; their distances are sums of squared differences in double precision.
+    Of equally near ones the lower number comes first. Distances are sums of squared differences in double precision,
+    of the vectors of a block that may be among the nearest of any query. Raises SearchError if there are fewer than k,
+    and for NaN and infinity.
     """
     check_finite(queries)
-    centre = queries.mean(0, dtype=np.float64).astype(np.float32)  # near the data the error is small
-    around, wide = torch.from_numpy(queries - centre), queries.astype(np.float64)
+    wide = queries.astype(np.float64)
     numbers, squares = np.full((len(queries), k), -1), np.full((len(queries), k), np.inf)
-    seen = 0
+    num_vectors = 0
     for block, vectors in blocks:
         check_finite(vectors)
-        seen += len(block)
-        rows, columns = _may_be_nearest(around, torch.from_numpy(vectors - centre), squares[:, -1], k)
-        for start in range(0, len(rows), CANDIDATES):
-            row, column = rows[start : start + CANDIDATES], columns[start : start + CANDIDATES]
-            near = np.square(wide[row] - vectors[column]).sum(1)
-            for query, first, last in _runs(row):
-                both = np.concatenate([squares[query], near[first:last]])
-                named = np.concatenate([numbers[query], block[column[first:last]]])
-                order = np.lexsort((named, both))[:k]
-                squares[query], numbers[query] = both[order], named[order]
-    if k > seen:
-        raise SearchError(f"{k} neighbours were asked for among {seen} volumes: ask for fewer")
+        num_vectors += len(block)
+        near = _may_be_nearest(wide, vectors.astype(np.float64), squares[:, -1])
+        there = cdist(wide, vectors[near], "sqeuclidean")
+        own = np.broadcast_to(block[near], there.shape)
+        numbers, squares = nearest(np.concatenate([numbers, own], 1), np.concatenate([squares, there], 1), k)
+    if k > num_vectors:
+        raise SearchError(f"{k} neighbours were asked for among {num_vectors} volumes: ask for fewer")
     return Neighbours(numbers, np.sqrt(squares).astype(np.float32))
 
 
 def _may_be_nearest(
-    queries: torch.Tensor, vectors: torch.Tensor, limit: NDArray[np.float64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which vectors may be among the k nearest of a query, where k at `limit` or nearer are known: pairs, by query."""
-    own, theirs = queries.square().sum(1), vectors.square().sum(1)
-    if not len(vectors) or not torch.isfinite(own.max() + theirs.max()):
-        everything = np.indices((len(queries), len(vectors))).reshape(2, -1)  # what overflows may be anywhere
-        return everything[0], everything[1]
-    norms = own[:, None] + theirs[None]
-    # The error of a sum of d rounded products, whatever their order, is within this share of the two norms.
-    share = 4 * (queries.shape[1] + 8) * 2.0**-24
-    least = torch.addmm(norms * (1 - share) - SMALLEST, queries, vectors.T, alpha=-2)
-    most = torch.from_numpy(limit).float() * (1 + 2.0**-20)
-    if limit.max() == np.inf and len(vectors) >= k:
-        most = torch.minimum(most, (least + 2 * (share * norms + SMALLEST)).kthvalue(k, dim=1).values)
-    rows, columns = torch.nonzero(least <= most[:, None], as_tuple=True)
-    return rows.numpy(), columns.numpy()
+    queries: NDArray[np.float64], vectors: NDArray[np.float64], limits: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Which vectors may lie within the squared distance `limits` [q] of any query: bool [m].
 
-
-def _runs(rows: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Each value of a sorted array, where it begins and where it ends."""
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    ends = [*starts[1:], len(rows)]
-    return [(int(rows[start]), int(start), int(end)) for start, end in zip(starts, ends, strict=True)]
+    By |a|² + |b|² - 2ab, whose rounded products err by less than a share of the norms, whatever their order.
+    """
+    norms = np.square(queries).sum(1)[:, None] + np.square(vectors).sum(1)
+    error = 4 * (queries.shape[1] + 8) * np.finfo(np.float64).eps
+    return (norms * (1 - error) - 2 * queries @ vectors.T <= limits[:, None] * (1 + error)).any(0)
 
 
 def recall(found: Neighbours, truth: Neighbours) -> float:
@@ -112,12 +89,10 @@ def recall(found: Neighbours, truth: Neighbours) -> float:
     return float(np.sum(hits) / truth.numbers.size)
 
 
-def nearest(
-    numbers: NDArray[np.int64], squares: NDArray[np.float64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The k columns of least square of each row, the lower number first among equals."""
-    order = np.lexsort((numbers, squares), axis=1)[:, :k]
-    return np.take_along_axis(numbers, order, 1), np.take_along_axis(squares, order, 1)
+def nearest(numbers: NDArray[np.int64], distances: NDArray[Real], k: int) -> tuple[NDArray[np.int64], NDArray[Real]]:
+    """The k columns of least distance of each row, the lower number first among equals; both [q, k]."""
+    order = np.lexsort((numbers, distances), axis=1)[:, :k]
+    return np.take_along_axis(numbers, order, 1), np.take_along_axis(distances, order, 1)
 
 
 def check_finite(*vectors: NDArray[np.float32]) -> None:

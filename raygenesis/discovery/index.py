@@ -76,11 +76,10 @@ def search_shard(folder: Place, shard: Shard, queries: NDArray[np.float32], k: i
 def merge(found: Sequence[Neighbours], k: int) -> Neighbours:
     """The k nearest of several shards' nearest."""
     numbers = np.concatenate([one.numbers for one in found], 1)
-    squares = np.concatenate([np.square(one.distances, dtype=np.float64) for one in found], 1)
+    distances = np.concatenate([one.distances for one in found], 1)
     if k > numbers.shape[1]:
         raise SearchError(f"{k} neighbours were asked for among {numbers.shape[1]} volumes: ask for fewer")
-    numbers, squares = nearest(numbers, squares, k)
-    return Neighbours(numbers, np.sqrt(squares).astype(np.float32))
+    return Neighbours(*nearest(numbers, distances, k))
 
 
 def _load(graph: hnswlib.Index, folder: Place, shard: Shard, capacity: int) -> None:

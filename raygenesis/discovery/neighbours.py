@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,8 @@ from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is
 from raygenesis.discovery.index import build_shard, merge, planned_shards, search_shard
 from raygenesis.discovery.patients import Patients
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.settings import Settings
+from raygenesis.settings import DiscoverySettings, IndexSettings
+from raygenesis.settings.streams import RECALL_QUERIES, TYPICAL_DISTANCE
 from raygenesis.text.amounts import size
 from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX
 from raygenesis.workspace.files import Place
@@ -29,7 +31,7 @@ from raygenesis.workspace.manifest import IndexCounts, IndexManifest, Shard
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
-RECALL_QUERIES = 100
+NUM_QUERIES = 100  # that recall is measured on
 TYPICAL_VOLUMES = 500
 
 # Asked for beyond K, for a subject's further scans and for duplicates; doubled until there are enough.
@@ -39,45 +41,49 @@ SPARE_NEIGHBOURS = 32
 Search = Callable[[NDArray[np.float32], int, NDArray[np.bool_]], Neighbours]
 
 
-def build_index(workspace: Workspace, settings: Settings) -> IndexManifest:
+def build_index(
+    workspace: Workspace, settings: IndexSettings, discovery: DiscoverySettings, seed: int
+) -> IndexManifest:
     """HNSW shards over the embeddings, where they are cheaper than exact search or asked for; returns the manifest.
 
     An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met.
     """
-    made = EMBEDDINGS.require(workspace.embeddings)
-    stage = Stage(INDEX, workspace.index, settings.model_dump(mode="json", include={"index", "seed"}), {})
+    embedded = EMBEDDINGS.require(workspace.embeddings)
+    stage = Stage(INDEX, workspace.index, {"seed": seed, "index": settings.model_dump(mode="json")}, {})
     earlier = stage.finished()
     # How many are searched for, and for whom, decides what is cheaper and what is measured, not what is built.
-    asked = (settings.discovery.num_neighbours, settings.discovery.num_references)
-    if earlier is not None and (earlier.embeddings, earlier.asked) == (made.fingerprint, asked):
+    asked = (discovery.num_neighbours, discovery.num_references)
+    if earlier is not None and (earlier.embeddings, earlier.asked) == (embedded.fingerprint, asked):
         say("index", f"nothing to do: it is in {workspace.index}")
         return earlier
     watch = Stopwatch()
     embeddings = Embeddings(workspace.embeddings)
-    ids, encoder = embeddings.ids(), digest([made.inputs, made.settings])
+    ids, encoder = embeddings.ids(), digest([embedded.inputs, embedded.settings])
     num_volumes = len(ids)
     shards = [] if earlier is None else list(earlier.shards)
     num_indexed = sum(shard.count for shard in shards)
     if earlier is None or (earlier.encoder, earlier.ids) != (encoder, _digest(ids[:num_indexed])):
         shards, num_indexed = [], 0  # of other embeddings, or in another order
-    method = settings.index.method
+    method = settings.method
     if method == "auto":
-        k = settings.discovery.num_neighbours + SPARE_NEIGHBOURS
-        sizes = (num_volumes, asked[1], num_indexed, embeddings.size, k)
-        method = "exact" if is_exact_cheaper(*sizes, settings.index) else "hnsw"
+        k = discovery.num_neighbours + SPARE_NEIGHBOURS
+        is_exact = is_exact_cheaper(num_volumes, asked[1], num_indexed, embeddings.size, k, settings)
+        method = "exact" if is_exact else "hnsw"
     with stage.claimed():
         # Graphs that are there stay, searched or not.
         ef, found = None, 1.0
         if method == "hnsw":
-            shards = _grow(workspace, embeddings, num_volumes, shards, settings)
-            ef, found = _measure(workspace, embeddings, num_volumes, shards, settings)
+            shards = _grow(workspace.index, embeddings, num_volumes, shards, settings, seed)
+            k = min(discovery.num_neighbours + 1, num_volumes)  # each is its own nearest
+            drawn = RECALL_QUERIES.generator(seed).permutation(num_volumes)[:NUM_QUERIES]
+            ef, found = _measure(workspace.index, embeddings, shards, embeddings.take(drawn), k, settings)
         manifest = IndexManifest(
             counts=IndexCounts(volumes=num_volumes, shards=len(shards), indexed_before=num_indexed),
-            seconds=watch.seconds, method=method, embeddings=made.fingerprint, encoder=encoder, ids=_digest(ids),
+            seconds=watch.seconds, method=method, embeddings=embedded.fingerprint, encoder=encoder, ids=_digest(ids),
             asked=asked, shards=tuple(shards), ef=ef, recall=found,
         )  # fmt: skip
-        manifest = stage.finish(manifest, content=[made.fingerprint, method])
-    _summarise(manifest, settings, workspace)
+        manifest = stage.finish(manifest, content=[embedded.fingerprint, method])
+    _summarise(manifest, workspace.index)
     return manifest
 
 
@@ -93,7 +99,7 @@ def searcher(workspace: Workspace, index: IndexManifest) -> Search:
         share = max(float(among.mean()), 1e-9)
         asked = min(len(among), round(k / share * 1.1) + SPARE_NEIGHBOURS)
         while True:
-            found = search_shards(workspace, shards, queries, asked, ef)
+            found = search_shards(workspace.index, shards, queries, asked, ef)
             is_among = among[found.numbers]
             fewest = int(is_among.sum(1).min())
             if fewest >= k or asked == len(among):
@@ -107,83 +113,77 @@ def searcher(workspace: Workspace, index: IndexManifest) -> Search:
     return search
 
 
-def search_shards(
-    workspace: Workspace, shards: Sequence[Shard], queries: NDArray[np.float32], k: int, ef: int
-) -> Neighbours:
-    """The k nearest over all shards, each searched by a task of its own."""
-    found = list(fan_out.each(_search_one, shards, workspace.index, queries, k, ef))
+def search_shards(folder: Place, shards: Sequence[Shard], queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
+    """The k nearest over all shards in a folder, each searched by a task of its own."""
+    found = list(fan_out.each(_search_one, shards, folder, queries, k, ef))
     return merge(found, min(k, sum(one.numbers.shape[1] for one in found)))
 
 
-def typical_distance(embeddings: Embeddings, patients: Patients, settings: Settings) -> float:
+def typical_distance(embeddings: Embeddings, patients: Patients, seed: int) -> float:
     """The median distance between two training patients, of a sample drawn by seed."""
-    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(5,)))
-    drawn = generator.permutation(np.flatnonzero(patients.eligible(TRAINING)))[:TYPICAL_VOLUMES]
+    drawn = TYPICAL_DISTANCE.generator(seed).permutation(np.flatnonzero(patients.eligible(TRAINING)))[:TYPICAL_VOLUMES]
     vectors = embeddings.take(drawn).astype(np.float64)
     half = len(vectors) // 2
     distances = np.linalg.norm(vectors[:half] - vectors[half : 2 * half], axis=1)
     return float(np.median(distances)) if half else 0.0
 
 
-def find_neighbours(
-    patients: Patients,
-    embeddings: Embeddings,
-    search: Search,
-    references: Sequence[int],
-    split: str,
-    wanted: int,
-    least_distance: float,
-    seen: Sequence[Sequence[int]],
-) -> list[list[int]]:
-    """Numbers of the volumes of a split nearest to each reference, nearest first, at most `wanted`.
+@dataclass(frozen=True)
+class NeighbourFinder:
+    """Finds the patients that are most like others, each subject once and no copies.
 
-    One volume a subject; none at `least_distance` or nearer to another one, or to those in `seen` (one list a
-    reference, such as the reference itself), whose subjects are passed over as well.
+    least_distance: volumes whose embeddings lie as near as this to each other, or nearer, are copies.
     """
-    among = patients.eligible(split)
-    num_among = int(among.sum())
-    vectors = embeddings.take(np.array(references))
-    found: list[list[int]] = [[] for _ in references]
-    open_ones, k = list(range(len(references))), wanted + SPARE_NEIGHBOURS
-    while open_ones:
-        k = min(k, num_among)
-        numbers = search(vectors[open_ones], k, among).numbers
-        everyone = np.unique(np.concatenate([numbers.ravel(), *map(np.asarray, seen)]))
-        known = {int(number): place for place, number in enumerate(everyone)}
-        there = embeddings.take(everyone)
-        for row, one in zip(numbers, open_ones, strict=True):
-            found[one] = _picked(row.tolist(), seen[one], patients, known, there, wanted, least_distance)
-        open_ones = [one for one in open_ones if len(found[one]) < wanted and k < num_among]
-        k *= 2
-    return found
 
+    patients: Patients
+    embeddings: Embeddings
+    search: Search
+    least_distance: float
 
-def _picked(
-    candidates: Sequence[int],
-    seen: Sequence[int],
-    patients: Patients,
-    places: Mapping[int, int],
-    vectors: NDArray[np.float32],
-    wanted: int,
-    least_distance: float,
-) -> list[int]:
-    """The first candidates of subjects of their own that are no copies of those before them."""
-    subjects = {int(patients.subjects[number]) for number in seen}
-    asked, known = (vectors[[places[number] for number in group]] for group in (candidates, seen))
-    is_copy = _nearest_of(asked, known) <= least_distance
-    kept = np.empty((wanted, vectors.shape[1]), np.float32)
-    chosen: list[int] = []
-    for place, number in enumerate(candidates):
-        if len(chosen) == wanted:
-            break
-        subject, vector = int(patients.subjects[number]), vectors[places[number]]
-        before = kept[: len(chosen)]
-        if subject in subjects or is_copy[place] or (np.linalg.norm(before - vector, axis=1) <= least_distance).any():
-            continue
-        kept[len(before)] = vector
-        subjects.add(subject)
-        chosen.append(number)
-    return chosen
+    def find(
+        self, references: Sequence[int], split: str, wanted: int, seen: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """Numbers of the volumes of a split nearest to each reference, nearest first, at most `wanted`.
+
+        One volume a subject; no copies of each other, or of those in `seen` (one list a reference, such as the
+        reference itself), whose subjects are passed over as well.
+        """
+        among = self.patients.eligible(split)
+        num_among = int(among.sum())
+        vectors = self.embeddings.take(np.array(references))
+        found: list[list[int]] = [[] for _ in references]
+        lacking, k = list(range(len(references))), wanted + SPARE_NEIGHBOURS
+        while lacking:
+            k = min(k, num_among)
+            numbers = self.search(vectors[lacking], k, among).numbers
+            everyone = np.unique(np.concatenate([numbers.ravel(), *map(np.asarray, seen)]))
+            vector_of = dict(zip(everyone.tolist(), self.embeddings.take(everyone), strict=True))
+            for row, one in zip(numbers, lacking, strict=True):
+                found[one] = self._first(row.tolist(), wanted, seen[one], vector_of)
+            lacking = [one for one in lacking if len(found[one]) < wanted and k < num_among]
+            k *= 2
+        return found
+
+    def _first(
+        self, candidates: Sequence[int], wanted: int, seen: Sequence[int], vector_of: Mapping[int, NDArray[np.float32]]
+    ) -> list[int]:
+        """The first candidates of subjects of their own that are no copies of those before them, or of those seen."""
+        subjects = {int(self.patients.subjects[number]) for number in seen}
+        vectors = np.array([vector_of[number] for number in candidates])
+        is_copy = _nearest_of(vectors, np.array([vector_of[number] for number in seen])) <= self.least_distance
+        kept = np.empty((wanted, vectors.shape[1]), np.float32)
+        chosen: list[int] = []
+        for vector, number, is_seen in zip(vectors, candidates, is_copy, strict=True):
+            if len(chosen) == wanted:
+                break
+            subject = int(self.patients.subjects[number])
+            distances = np.linalg.norm(kept[: len(chosen)] - vector, axis=1)
+            if subject in subjects or is_seen or (distances <= self.least_distance).any():
+                continue
+            kept[len(chosen)] = vector
+            subjects.add(subject)
+            chosen.append(number)
+        return chosen
 
 
 def _nearest_of(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -195,20 +195,19 @@ def _nearest_of(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> ND
 
 
 def _grow(
-    workspace: Workspace, embeddings: Embeddings, num_volumes: int, shards: Sequence[Shard], settings: Settings
+    folder: Place, embeddings: Embeddings, num_volumes: int, shards: Sequence[Shard], settings: IndexSettings, seed: int
 ) -> list[Shard]:
     """Build the shards that are missing, fill the last one up, one task each; returns all, in order."""
     by_first = {shard.first: shard for shard in shards}
-    limit = settings.index.volumes_per_shard
-    planned = planned_shards(num_volumes, shards, limit)
+    planned = planned_shards(num_volumes, shards, settings.volumes_per_shard)
     whole = {first: shard for first, shard in by_first.items() if first not in {first for first, _ in planned}}
     missing = [(first, last, by_first.get(first)) for first, last in planned]
     with progress("index", sum(last - first for first, last in planned), "volumes") as ticker:
-        for shard in fan_out.each(_build_one, missing, workspace.index, embeddings, settings):
+        for shard in fan_out.each(_build_one, missing, folder, embeddings, settings, seed):
             whole[shard.first] = shard
             ticker.advance(shard.count)
     kept = {shard.name for shard in whole.values()}
-    for path in workspace.index.glob("shard-*.hnsw"):
+    for path in folder.glob("shard-*.hnsw"):
         if path.name not in kept:
             path.unlink()  # one that was grown, or of other embeddings
     return [whole[first] for first in sorted(whole)]
@@ -219,37 +218,39 @@ def _search_one(shard: Shard, folder: Place, queries: NDArray[np.float32], k: in
 
 
 def _build_one(
-    missing: tuple[int, int, Shard | None], folder: Place, embeddings: Embeddings, settings: Settings
+    missing: tuple[int, int, Shard | None], folder: Place, embeddings: Embeddings, settings: IndexSettings, seed: int
 ) -> Shard:
     first, last, grown = missing
     vectors = embeddings.span(first if grown is None else first + grown.count, last)
-    return build_shard(folder, vectors, first, settings.index, settings.seed, grown)
+    return build_shard(folder, vectors, first, settings, seed, grown)
 
 
 def _measure(
-    workspace: Workspace, embeddings: Embeddings, num_volumes: int, shards: Sequence[Shard], settings: Settings
+    folder: Place,
+    embeddings: Embeddings,
+    shards: Sequence[Shard],
+    queries: NDArray[np.float32],
+    k: int,
+    settings: IndexSettings,
 ) -> tuple[int, float]:
-    """The least `ef` of the settings', doubled, that meets the demanded recall at K, and that recall, on a sample.
+    """The least `ef` of the settings', doubled, that meets the demanded recall at k, and that recall.
 
     Raises SearchError if no `ef` does.
     """
-    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(3,)))
-    queries = embeddings.take(generator.permutation(num_volumes)[:RECALL_QUERIES])
-    k = min(settings.discovery.num_neighbours + 1, num_volumes)  # each is its own nearest
     truth = exact_search(embeddings.blocks(), queries, k)
-    ef = settings.index.ef
+    ef = settings.ef
     most = max(shard.count for shard in shards)
     while True:
-        found = recall(search_shards(workspace, shards, queries, k, ef), truth)
+        found = recall(search_shards(folder, shards, queries, k, ef), truth)
         set_gauge("raygenesis_index_recall", found)
-        if found >= settings.index.min_recall:
+        if found >= settings.min_recall:
             return ef, found
         if ef >= most:
             raise SearchError(
                 f"HNSW finds {found:.4f} of the {k} nearest even at ef={ef}, and index.min_recall="
-                f"{settings.index.min_recall:g}: raise index.m, or give index.method=exact"
+                f"{settings.min_recall:g}: raise index.m, or give index.method=exact"
             )
-        say("index", f"recall@{k} {found:.4f} at ef={ef} is less than {settings.index.min_recall:g}: twice the ef")
+        say("index", f"recall@{k} {found:.4f} at ef={ef} is less than {settings.min_recall:g}: twice the ef")
         ef = min(2 * ef, most)
 
 
@@ -259,7 +260,7 @@ def _digest(ids: pa.StringArray) -> str:
     return digest_of_text(itertools.chain("[", (", " * (number > 0) + text for number, text in enumerate(texts)), "]"))
 
 
-def _summarise(manifest: IndexManifest, settings: Settings, workspace: Workspace) -> None:
+def _summarise(manifest: IndexManifest, folder: Place) -> None:
     counts = manifest.counts
     if manifest.method == "exact":
         say("index", f"none needed: exact search among {counts.volumes} volumes is cheaper (recall 1)")
@@ -267,6 +268,6 @@ def _summarise(manifest: IndexManifest, settings: Settings, workspace: Workspace
     say(
         "index",
         f"{counts.volumes} volumes in {counts.shards} HNSW shards ({counts.indexed_before} were there), "
-        f"recall@{settings.discovery.num_neighbours} against exact search {manifest.recall:.4f} at "
-        f"ef={manifest.ef}, {size(manifest.bytes)}, {manifest.seconds:.1f} s → {workspace.index}",
+        f"recall@{manifest.asked[0]} against exact search {manifest.recall:.4f} at "
+        f"ef={manifest.ef}, {size(manifest.bytes)}, {manifest.seconds:.1f} s → {folder}",
     )

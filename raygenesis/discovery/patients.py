@@ -15,13 +15,10 @@ from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.settings import Settings
+from raygenesis.settings import DiscoverySettings
 from raygenesis.workspace.artifacts import AUTOENCODER, COMPONENTS
+from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
-
-# References are spread among at most so many patients, and drawn among this many more than are needed.
-MOST_SPREAD = 20_000
-SPARE_DRAWN = 32
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,19 @@ class Patients:
         return [str(self.ids[int(number)]) for number in numbers]
 
 
-def load_patients(workspace: Workspace, settings: Settings) -> Patients:
-    """The embedded volumes, and what the catalogue says of them. Raises WorkspaceError if a split has none.
+def load_patients(
+    workspace: Workspace, discovery: DiscoverySettings, validation_fraction: float, seed: int
+) -> Patients:
+    """The embedded volumes, and what the catalogue says of them.
+
+    Raises WorkspaceError if a split has none, SettingsError if the auto-encoder learnt from another split.
 
     Who is held out follows from all volumes of these dimensions in the catalogue: a scan that could not be embedded
     must not move a subject from one split to the other.
     """
-    _check_same_split(workspace, settings)
+    _check_same_split(workspace, validation_fraction, seed)
     ids = Embeddings(workspace.embeddings).ids()
-    scans = load_scans(workspace, settings)
+    scans = load_scans(workspace.catalog, discovery, validation_fraction, seed)
     where = pc.index_in(ids, value_set=scans.ids)
     is_there = pc.is_valid(where).to_numpy(zero_copy_only=False)
     row = pc.fill_null(where, 0).to_numpy()
@@ -70,55 +71,21 @@ def load_patients(workspace: Workspace, settings: Settings) -> Patients:
     return patients
 
 
-def load_scans(workspace: Workspace, settings: Settings) -> Patients:
+def load_scans(catalog: Place, discovery: DiscoverySettings, validation_fraction: float, seed: int) -> Patients:
     """All volumes of the catalogue with as many dimensions as a cube, a few columns read."""
+    ndim = len(discovery.cube_shape)
     columns = ["volume_id", "subject_id", "shape", "spacing_mm"]
-    table = read_columns(workspace.catalog, columns, ndim=settings.ndim)
+    table = read_columns(catalog, columns, ndim=ndim)
     ids, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
-    held_out = is_held_out(ids, subjects, settings.validation_fraction, settings.seed)
-    sizes = _flat(table["shape"], settings.ndim) * _flat(table["spacing_mm"], settings.ndim)
-    is_roomy = np.all(sizes >= np.array(largest_extent(settings.discovery.scales)) - 1e-6, axis=1)
+    held_out = is_held_out(ids, subjects, validation_fraction, seed)
+    sizes = _flat(table["shape"], ndim) * _flat(table["spacing_mm"], ndim)
+    is_roomy = np.all(sizes >= np.array(largest_extent(discovery.scales)) - 1e-6, axis=1)
     numbered = subjects.dictionary_encode().indices.to_numpy().astype(np.int64)
     return Patients(ids, numbered, held_out, is_roomy, np.ones(len(ids), bool))
 
 
-def choose_references(
-    patients: Patients, embeddings: Embeddings, least_distance: float, settings: Settings, spare: int = 0
-) -> list[int]:
-    """Numbers of R + spare training volumes of different subjects, drawn by seed; the first few are those for fewer.
-
-    None is a near-duplicate, at `least_distance` or nearer, of one before it; there may then be fewer.
-    `spread`: the first is drawn, and each further one is the patient farthest from all before it (among at most
-    MOST_SPREAD drawn ones).
-    """
-    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(1,)))
-    drawn = generator.permutation(np.flatnonzero(patients.eligible(TRAINING)))
-    _, first = np.unique(patients.subjects[drawn], return_index=True)
-    drawn = drawn[np.sort(first)]
-    count = settings.discovery.num_references + spare
-    if settings.discovery.reference_choice == "random":
-        drawn = drawn[: 2 * count + SPARE_DRAWN]
-        vectors = embeddings.take(drawn)
-        kept: list[int] = []
-        for number, vector in enumerate(vectors):
-            if len(kept) < count and not (np.linalg.norm(vectors[kept] - vector, axis=1) <= least_distance).any():
-                kept.append(number)
-        return drawn[kept].tolist()
-    drawn = drawn[:MOST_SPREAD]
-    vectors = embeddings.take(drawn)
-    chosen, distance = [0], np.full(len(drawn), np.inf)
-    while len(chosen) < min(count, len(drawn)):
-        distance = np.minimum(distance, np.linalg.norm(vectors - vectors[chosen[-1]], axis=1))
-        distance[chosen[-1]] = -np.inf  # never again, though all be alike
-        if distance.max() <= least_distance:
-            break
-        chosen.append(int(distance.argmax()))
-    return drawn[chosen].tolist()
-
-
-def check_counts(num_training: int, num_held_out: int, where: str, settings: Settings) -> None:
+def check_counts(num_training: int, num_held_out: int, where: str, discovery: DiscoverySettings) -> None:
     """Raise SettingsError if discovery asks for more patients than there are `where`."""
-    discovery = settings.discovery
     for key, wanted, there, kind in (
         ("num_neighbours", discovery.num_neighbours, num_training, "training"),
         ("num_references", discovery.num_references, num_training, "training"),
@@ -131,15 +98,15 @@ def check_counts(num_training: int, num_held_out: int, where: str, settings: Set
             )
 
 
-def _check_same_split(workspace: Workspace, settings: Settings) -> None:
+def _check_same_split(workspace: Workspace, validation_fraction: float, seed: int) -> None:
     """Raise SettingsError if what embeds held out other subjects than these settings would."""
     for artifact in (AUTOENCODER, COMPONENTS):
         folder = workspace.folder(artifact)
         made = artifact.read(folder)
-        for key in ("seed", "validation_fraction"):
-            if made is not None and made.settings[key] != getattr(settings, key):
+        for key, value in (("seed", seed), ("validation_fraction", validation_fraction)):
+            if made is not None and made.settings[key] != value:
                 raise SettingsError(
-                    f"{key}={getattr(settings, key)} would hold out other subjects than {folder}, made with "
+                    f"{key}={value} would hold out other subjects than {folder}, made with "
                     f"{key}={made.settings[key]}: give that, or choose another workspace"
                 )
 

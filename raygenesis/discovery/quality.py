@@ -11,8 +11,6 @@ from scipy.stats import mannwhitneyu
 
 from raygenesis.workspace.manifest import Likeness, Quality, RankLikeness
 
-MOST_REFERENCES = 4
-MOST_COORDINATES = 12
 PATIENTS_PER_GROUP = 8
 NUM_RANDOM = 24
 SIGNIFICANT = 0.05

@@ -6,10 +6,10 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raygenesis.patterns.reader import damaged, part_paths, row_groups
@@ -25,15 +25,20 @@ FETCHED_PARTS = 16  # of a remote store at a time
 CellReader = Callable[[int, int], pa.ChunkedArray]
 
 
-def places(folder: Place, where: Any, names: Sequence[str]) -> pa.Table:
-    """The selected rows of a store: columns of these names, and `part`, `group` and `row`, where their cells are."""
+def locate_cells(folder: Place, where: pc.Expression, names: Sequence[str]) -> pa.Table:
+    """The selected rows of a store and where their cells are.
+
+    where: a predicate (`reader.predicate`); names: columns to read. Returns these columns, and `part`, `group` and
+    `row` (int32): the part's number, the row group in it, and the row in that. Raises WorkspaceError if a part is
+    damaged.
+    """
     paths = part_paths(folder)
     with ThreadPoolExecutor(FETCHED_PARTS if isinstance(folder, RemotePath) else 1) as pool:
-        found = pool.map(lambda part: _places(paths[part], part, where, names), range(len(paths)))
+        found = pool.map(lambda part: _locate(paths[part], part, where, names), range(len(paths)))
         return pa.concat_tables(found)
 
 
-def _places(path: Place, part: int, where: Any, names: Sequence[str]) -> pa.Table:
+def _locate(path: Place, part: int, where: pc.Expression, names: Sequence[str]) -> pa.Table:
     groups = row_groups(path, where)
     needed = dict.fromkeys([*names, "rank", "coordinate", "scale", "split"])  # by the predicate
     try:
@@ -55,7 +60,10 @@ def _places(path: Place, part: int, where: Any, names: Sequence[str]) -> pa.Tabl
 
 
 def cell_reader(folder: Place) -> CellReader:
-    """A function of part and row group → the group's cells. It keeps some files open and some cells in memory."""
+    """A function of part and row group that returns the group's cells (binary).
+
+    It keeps OPEN_PARTS files open and the cells of CACHED_GROUPS row groups in memory.
+    """
 
     @functools.lru_cache(OPEN_PARTS)
     def open_part(part: int, process: int) -> pq.ParquetFile:

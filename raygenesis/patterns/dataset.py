@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.patterns.cell_reader import CellReader, cell_reader, places
+from raygenesis.patterns.cell_reader import CellReader, cell_reader, locate_cells
 from raygenesis.patterns.cells import decode
-from raygenesis.patterns.reader import damaged, made_by, predicate, store_manifest
+from raygenesis.patterns.reader import damaged, predicate, store_manifest, verb_of
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import part_path
 from raygenesis.workspace.files import Place, as_place, read_json
@@ -21,7 +21,15 @@ from raygenesis.workspace.workspace import Workspace
 PLACE_COLUMNS = ("pattern_id", "reference", "coordinate")
 
 
-class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
+class PatternItem(TypedDict):
+    """One pattern as torch takes it; see `PatternDataset`."""
+
+    cube: torch.Tensor
+    label: int
+    pattern_id: int
+
+
+class PatternDataset(torch.utils.data.Dataset[PatternItem]):
     """The patterns of one split of a finished store, in its order: neighbouring numbers share reads.
 
     location: a workspace, or the folder of its pattern store, or of its random crops. num_neighbours (K),
@@ -56,7 +64,7 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
         num_coordinates = num_coordinates or counts.coordinates
         self.num_classes = counts.references * num_coordinates
         where = predicate(split, num_neighbours, num_coordinates, scales)
-        table = places(self._folder, where, PLACE_COLUMNS)
+        table = locate_cells(self._folder, where, PLACE_COLUMNS)
         columns = {name: table[name].to_numpy() for name in table.column_names}
         self.pattern_ids = columns["pattern_id"]
         self.labels = columns["reference"].astype(np.int64) * num_coordinates + columns["coordinate"]
@@ -67,7 +75,7 @@ class PatternDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> PatternItem:
         part, group, row = (int(column[index]) for column in (self._parts, self._groups, self._rows))
         if self._read is None:
             self._read = cell_reader(self._folder)
@@ -111,7 +119,7 @@ def _check(
         held = counts.of(key)
         if asked is not None and not 1 <= asked <= held:
             raise SettingsError(
-                f"{key}={asked}: the pattern store {folder} holds {held}: give 1 to {held}, or {made_by(folder)} again "
+                f"{key}={asked}: the pattern store {folder} holds {held}: give 1 to {held}, or {verb_of(folder)} again "
                 f"with {more[key]}"
             )
     num_scales = len(manifest.settings["discovery"]["scales"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,15 +15,17 @@ from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path
 from raygenesis.workspace.artifacts import CROPS, PATTERNS, Artifact
 from raygenesis.workspace.files import Place, parquet_dataset, store_fault
-from raygenesis.workspace.manifest import StoreManifest
+from raygenesis.workspace.manifest import PatternsManifest, StoreManifest
 
 # What training needs of a row.
 TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "volume_id", "cube")
 
-STORES: dict[str, Artifact[Any]] = {CROPS.name: CROPS, PATTERNS.name: PATTERNS}  # by the names of their folders
+# A row of the table of artifacts that is a store of patterns.
+StoreArtifact = Artifact[PatternsManifest] | Artifact[StoreManifest]
+STORES: dict[str, StoreArtifact] = {CROPS.name: CROPS, PATTERNS.name: PATTERNS}  # by the names of their folders
 
 
-def made_by(folder: Place) -> str:
+def verb_of(folder: Place) -> str:
     """The verb that makes the store in a folder, wherever that is."""
     return STORES.get(folder.name, PATTERNS).verb
 
@@ -37,7 +40,7 @@ def predicate(
     num_neighbours: int | None = None,
     num_coordinates: int | None = None,
     scales: Sequence[int] | None = None,
-) -> Any:
+) -> pc.Expression | None:
     """The rows of a split, of K neighbours (training only), of C coordinates and of some scales; None is all.
 
     Ranks and coordinates lie together and spare reading; scales alternate from row to row, and spare hardly any.
@@ -52,13 +55,12 @@ def predicate(
         terms.append(pc.field("coordinate") < num_coordinates)
     if scales is not None:
         terms.append(pc.field("scale").isin(pa.array(scales, pa.int8())))
-    expression = None
-    for term in terms:
-        expression = term if expression is None else expression & term
-    return expression
+    return functools.reduce(operator.and_, terms) if terms else None
 
 
-def read_patterns(folder: Place, columns: Sequence[str] = PATTERN.names, where: Any = None) -> pa.Table:
+def read_patterns(
+    folder: Place, columns: Sequence[str] = PATTERN.names, where: pc.Expression | None = None
+) -> pa.Table:
     """Rows of a finished store, in its order, with the columns and predicate asked for.
 
     Of parts and row groups that the predicate rules out nothing is read but a part's footer. Raises WorkspaceError if
@@ -72,12 +74,12 @@ def read_patterns(folder: Place, columns: Sequence[str] = PATTERN.names, where: 
             row_groups(path)  # names the part, where its footer shows the damage
         if isinstance(error, OSError):
             raise store_fault(folder, error) or WorkspaceError(
-                f"{folder} is damaged ({str(error).splitlines()[0]}): {who_checks(folder)} names the part"
+                f"{folder} is damaged ({str(error).splitlines()[0]}): {verify_command(folder)} names the part"
             ) from None
         raise
 
 
-def row_groups(path: Place, where: Any = None) -> list[ds.RowGroupInfo]:
+def row_groups(path: Place, where: pc.Expression | None = None) -> list[ds.RowGroupInfo]:
     """The row groups of a part whose statistics do not rule the predicate out. Raises WorkspaceError if damaged."""
     try:
         (fragment,) = parquet_dataset([path], PATTERN).get_fragments()
@@ -86,16 +88,16 @@ def row_groups(path: Place, where: Any = None) -> list[ds.RowGroupInfo]:
         raise damaged(path, error) from None
 
 
-def who_checks(folder: Place) -> str:
-    """The command that reads a store again and names what is damaged."""
+def verify_command(folder: Place) -> str:
+    """The command that reads a store again and names what is damaged, as sentences quote it."""
     return f"`raygenesis patterns verify{' --store crops' * (folder.name == 'crops')}`"
 
 
 def damaged(path: Place, error: Exception) -> WorkspaceError:
-    """What to say, and how to mend it, when a part cannot be read."""
+    """The error to raise for a part that cannot be read, with its remedy."""
     if (fault := store_fault(path, error)) is not None:
         return fault
-    manifest, verb = path.parent / "manifest.json", made_by(path.parent)
+    manifest, verb = path.parent / "manifest.json", verb_of(path.parent)
     if not path.is_file():
         return WorkspaceError(f"{path} is missing: remove {manifest}, then run `raygenesis {verb}`")
     return WorkspaceError(

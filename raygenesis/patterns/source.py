@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -20,7 +21,9 @@ class PatternSource(Datasource):
     Raises WorkspaceError if a part is missing or its footer is damaged.
     """
 
-    def __init__(self, folder: Place, columns: Sequence[str] = TRAINING_COLUMNS, where: Any = None) -> None:
+    def __init__(
+        self, folder: Place, columns: Sequence[str] = TRAINING_COLUMNS, where: pc.Expression | None = None
+    ) -> None:
         super().__init__()
         paths = part_paths(folder)
         sizes = {path: sum(group.total_byte_size for group in row_groups(path, where)) for path in paths}

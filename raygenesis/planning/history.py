@@ -91,7 +91,8 @@ def _trained(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Fi
     if made is None:
         return None
     seen = replace(scans, num_scans=made.counts.training + made.counts.validation)
-    work = autoencoder_work(seen, _settings_then(settings, made), made.counts.epochs)
+    then = _settings_then(settings, made)
+    work = autoencoder_work(seen, then.autoencoder, then.validation_fraction, made.counts.epochs)
     return Finished(made, work, max(made.seconds, _epoch_seconds(workspace.autoencoder)))
 
 
@@ -99,7 +100,8 @@ def _embedded(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> F
     made = EMBEDDINGS.read(workspace.embeddings)
     if made is None:
         return None
-    work = embed_work(replace(scans, num_scans=made.counts.new), _settings_then(settings, made))
+    then = _settings_then(settings, made)
+    work = embed_work(replace(scans, num_scans=made.counts.new), then.embedding, then.autoencoder)
     return Finished(made, work, made.seconds)
 
 
@@ -114,7 +116,7 @@ def _cropped(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> Fi
 def _stored(made: StoreManifest | None, settings: Settings, stage: str) -> Finished | None:
     if made is None:
         return None
-    work = discover_work(_settings_then(settings, made), made.counts.patterns, stage)
+    work = discover_work(_settings_then(settings, made).discovery, made.counts.patterns, stage)
     return Finished(made, work, made.seconds)
 
 

@@ -15,12 +15,15 @@ from raygenesis.workspace.artifacts import PATTERNS
 
 def pipeline_work(scans: ArchiveSize, settings: Settings) -> list[Work]:
     """Every stage of `raygenesis run`, in order, with the sweep and the fine-tuning that may follow."""
+    discovery, autoencoder = settings.discovery, settings.autoencoder
     if pretext_of(settings.pretraining).store != PATTERNS:
         return [
-            ingest_work(scans), discover_work(settings, num_crops(scans, settings), "crop"),
+            ingest_work(scans), discover_work(discovery, num_crops(scans, discovery), "crop"),
             pretrain_work(settings, crops_size(scans, settings)), default_finetune_work(settings),
         ]  # fmt: skip
     return [
-        ingest_work(scans), autoencoder_work(scans, settings), embed_work(scans, settings), index_work(scans, settings),
-        discover_work(settings), pretrain_work(settings), sweep_work(settings), default_finetune_work(settings),
+        ingest_work(scans), autoencoder_work(scans, autoencoder, settings.validation_fraction),
+        embed_work(scans, settings.embedding, autoencoder),
+        index_work(scans, settings.index, discovery, autoencoder.latent_size),
+        discover_work(discovery), pretrain_work(settings), sweep_work(settings), default_finetune_work(settings),
     ]  # fmt: skip

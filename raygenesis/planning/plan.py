@@ -71,7 +71,7 @@ def _check(scans: ArchiveSize, hardware: Hardware, settings: Settings) -> None:
     if pretext_of(settings.pretraining).store == PATTERNS:
         held_out = num_held_out(scans.num_scans, settings.validation_fraction)
         where = f"of {scans.num_scans:,} scans, each of another subject"
-        check_counts(scans.num_scans - held_out, held_out, where, settings)
+        check_counts(scans.num_scans - held_out, held_out, where, settings.discovery)
 
 
 def _for_gpus(settings: Settings, hardware: Hardware) -> tuple[Settings, str]:

@@ -51,13 +51,14 @@ def store_size(counts: StoreCounts) -> StoreSize:
 
 def patterns_size(settings: Settings) -> StoreSize:
     """What discovery will store."""
-    number, learnt, chosen = num_patterns(settings), num_patterns(settings, held_out=False), settings.discovery
+    chosen = settings.discovery
+    number, learnt = num_patterns(chosen), num_patterns(chosen, held_out=False)
     return StoreSize(learnt, number - learnt, chosen.num_neighbours, chosen.num_coordinates)
 
 
 def crops_size(scans: ArchiveSize, settings: Settings) -> StoreSize:
     """What random cropping will store."""
-    number, held_out = num_crops(scans, settings), settings.validation_fraction
+    number, held_out = num_crops(scans, settings.discovery), settings.validation_fraction
     learnt = scans.num_scans * (1 - held_out)
     return StoreSize(number * (1 - held_out), number * held_out, learnt, number / scans.num_scans)
 

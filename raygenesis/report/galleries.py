@@ -15,10 +15,11 @@ from matplotlib.colors import to_hex
 from raygenesis.archive.catalogue import CatalogueRow, read_catalogue, split_by_subject
 from raygenesis.archive.source import read_coarse
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.discovery.embed import WEIGHTS
+from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.errors import ScanError, WorkspaceError
-from raygenesis.networks.scan_encoders import load_scan_encoder, restore
+from raygenesis.networks.scan_encoders import restore
 from raygenesis.networks.weights.loading import load_network
+from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION

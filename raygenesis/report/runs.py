@@ -21,7 +21,7 @@ from raygenesis.report.pictures import Gallery, plane_note
 from raygenesis.settings import settings_from
 from raygenesis.text.amounts import duration
 from raygenesis.training.records import EpochRow
-from raygenesis.workspace.artifacts import RUNS
+from raygenesis.workspace.artifacts import RUNS, Artifact
 from raygenesis.workspace.manifest import RunManifest
 
 MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 12, 3
@@ -131,7 +131,8 @@ def _curves(run: ArtifactView[RunManifest], is_drawn: bool) -> RunCurves:
 
 def _restored(run: ArtifactView[RunManifest], contents: Contents) -> Restorations:
     manifest = run.finished
-    store = contents[STORES[manifest.store]]
+    kind: Artifact[Any] = STORES[manifest.store]
+    store = contents[kind]
     if not store.manifest or manifest.inputs.get(store.name) != store.manifest.fingerprint:
         raise WorkspaceError(
             f"the {store.name} that this run learnt from are no longer there: remove {run.folder} and run "

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raygenesis.patterns.cell_reader import FETCHED_PARTS, cell_reader, places
+from raygenesis.patterns.cell_reader import FETCHED_PARTS, cell_reader, locate_cells
 from raygenesis.patterns.reader import TRAINING_COLUMNS, damaged, predicate
 from raygenesis.patterns.writer import part_path
 from raygenesis.training.feeding import Batch, Samples
@@ -39,7 +39,7 @@ class StoredSamples(Samples):
     def __init__(self, patterns: StoredPatterns, key: str, shape: Sequence[int]) -> None:
         where = predicate(patterns.split, patterns.num_neighbours, patterns.num_coordinates)
         names = [name for name in TRAINING_COLUMNS if name != "cube"]
-        table = places(patterns.folder, where, names)
+        table = locate_cells(patterns.folder, where, names)
         self._folder = patterns.folder
         self._parts, self._groups, self._rows = (table[name].to_numpy() for name in ("part", "group", "row"))
         self._read = cell_reader(patterns.folder)

@@ -25,7 +25,7 @@ from raygenesis.archive.source import (
     voxels_of,
 )
 from raygenesis.archive.store import read_region, volume_folder
-from raygenesis.discovery.coarse import COARSE_SCHEMA, coarse_cubes
+from raygenesis.discovery.coarse_scans import COARSE_SCHEMA, coarse_cubes
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.patterns.cells import STEPS, decode
 from raygenesis.settings import IntensitySettings

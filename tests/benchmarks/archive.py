@@ -34,7 +34,7 @@ from raygenesis.archive.intake.take_in import take_in
 from raygenesis.archive.source import Part, parts_of
 from raygenesis.archive.store import read_regions, write_volume
 from raygenesis.archive.volume import Volume
-from raygenesis.discovery.coarse import coarse_cubes
+from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.settings import ArchiveSettings, IntensitySettings, load_settings
 from raygenesis.workspace.workspace import Workspace
 from tests.support.data import HEADS, SHARED

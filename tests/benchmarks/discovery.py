@@ -35,13 +35,13 @@ from raygenesis.archive.source import parts_of
 from raygenesis.archive.store import folder_bytes, volume_folder
 from raygenesis.cluster import capacity, joining
 from raygenesis.demo.population import write_population
-from raygenesis.discovery.coarse import coarse_cubes
+from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.discovery.cubes import _region, crop_cubes
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import Embedder, embed
 from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import build_shard, merge, search_shard
-from raygenesis.networks.scan_encoders import load_scan_encoder
+from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import DTYPE, STEPS, decode_steps
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
@@ -260,12 +260,12 @@ def embedding(workspace: Workspace, folder: Path) -> None:
     """Embedding a whole archive against the model alone, in as many processes, on volumes that are in memory."""
     settings = load_settings("paper-3d", ["autoencoder.num_epochs=1"])
     weights = folder / "encoder.safetensors"
-    from raygenesis.discovery.autoencoder import IdentityMapping
-    from raygenesis.networks.scan_encoders import save_encoder
+    from raygenesis.discovery.autoencoder_training import IdentityMapping
+    from raygenesis.networks.weights.scan_encoders import save_scan_encoder
 
     chosen = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
     model = IdentityMapping(settings.autoencoder, 0).build()
-    save_encoder(weights, "autoencoder", model.state_dict(), chosen)
+    save_scan_encoder(weights, "autoencoder", model.state_dict(), chosen)
     rows = read_catalogue(workspace.catalog)
     many = [rows[number % len(rows)] for number in range(1024)]
     parts = parts_of(many, 64)

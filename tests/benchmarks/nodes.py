@@ -27,9 +27,9 @@ import raygenesis as raygenesis  # first of all: it gives Ray its settings
 from raygenesis.archive.catalogue import write_catalogue
 from raygenesis.discovery import crop as cropping
 from raygenesis.discovery import embed as embedding
-from raygenesis.discovery import parts as parting
+from raygenesis.discovery import store_writer
 from raygenesis.networks.autoencoder import Autoencoder
-from raygenesis.networks.scan_encoders import save_encoder
+from raygenesis.networks.weights.scan_encoders import save_scan_encoder
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace.files import write_json
 from raygenesis.workspace.workspace import Workspace
@@ -56,13 +56,13 @@ class SleepingEmbedder(embedding.Embedder):
         return super()._encode(cells)
 
 
-real_crop_part, real_crop_cubes = cropping.crop_part, parting.crop_cubes
+real_crop_part, real_crop_cubes = store_writer.crop_part, store_writer.crop_cubes
 
 
-def sleeping_crop_part(part: int, *shared: Any) -> Any:
+def sleeping_crop_part(part: int, store: store_writer.StoreTask) -> store_writer.PartOutcome:
     """A task that takes a fixed time for each scan."""
-    with mock.patch.object(parting, "crop_cubes", _sleeping_crop_cubes):
-        return real_crop_part(part, *shared)
+    with mock.patch.object(store_writer, "crop_cubes", _sleeping_crop_cubes):
+        return real_crop_part(part, store)
 
 
 def _sleeping_crop_cubes(*arguments: Any) -> Any:
@@ -83,7 +83,8 @@ def make_workspace(root: Path) -> Workspace:
         rows.append({**row, "volume_id": name, "subject_id": name, "source": name})
     write_catalogue(workspace.catalog, rows)
     write_json(workspace.archive / "manifest.json", {"fingerprint": "made up", "counts": {}})
-    save_encoder(root / "encoder.safetensors", "autoencoder", Autoencoder(**ARCHITECTURE).state_dict(), ARCHITECTURE)
+    state = Autoencoder(**ARCHITECTURE).state_dict()
+    save_scan_encoder(root / "encoder.safetensors", "autoencoder", state, ARCHITECTURE)
     return workspace
 
 
@@ -113,7 +114,7 @@ def measure(root: str, num_nodes: str) -> None:
     try:
         with mock.patch.object(embedding, "Embedder", SleepingEmbedder):
             _timed("embed", workspace.embeddings, num_cpus, lambda: embedding.embed(workspace, settings))
-        with mock.patch.object(cropping, "crop_part", sleeping_crop_part):
+        with mock.patch.object(store_writer, "crop_part", sleeping_crop_part):
             _timed("crop", workspace.crops, num_cpus, lambda: cropping.crop(workspace, settings))
     finally:
         ray.shutdown()

@@ -32,12 +32,15 @@ from raygenesis.cluster.progress import Stopwatch
 from raygenesis.discovery import crop as cropping
 from raygenesis.discovery import discover as discovering
 from raygenesis.discovery import embed as embedding
+from raygenesis.discovery import encoders as encoding
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import exact_search
-from raygenesis.discovery.neighbours import build_index, searcher, typical_distance
-from raygenesis.discovery.patients import choose_references, load_patients
-from raygenesis.discovery.plan import plan_visits
-from raygenesis.patterns.schema import VALIDATION
+from raygenesis.discovery.neighbours import NeighbourFinder, build_index, searcher, typical_distance
+from raygenesis.discovery.patients import load_patients
+from raygenesis.discovery.references import choose_references
+from raygenesis.discovery.store_writer import too_small
+from raygenesis.discovery.visits import plan_visits
+from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import write_json
@@ -135,10 +138,10 @@ def _autoencoder(workspace: Workspace, settings: Settings, counted: Counted) -> 
         raise Enough
 
     with (
-        mock.patch.object(embedding.ray.data, "read_datasource", read),
-        mock.patch.object(embedding.cluster, "connect"),
+        mock.patch.object(encoding.ray.data, "read_datasource", read),
+        mock.patch.object(encoding.joining, "connect"),
     ):
-        embedding.train_autoencoder(workspace, settings)
+        encoding.train_autoencoder(workspace, settings)
 
 
 def _embed(workspace: Workspace, settings: Settings, counted: Counted) -> None:
@@ -151,24 +154,26 @@ def _embed(workspace: Workspace, settings: Settings, counted: Counted) -> None:
 
     weights = workspace.root / "weights"
     with (
-        mock.patch.object(embedding, "_encoder", lambda *_: (weights, "made up")),
+        mock.patch.object(embedding, "ready_encoder", lambda *_: (weights, "made up")),
         mock.patch.object(embedding, "load_scan_encoder", lambda *_: mock.Mock(input_shape=(64, 64, 64))),
         mock.patch.object(embedding.ray.data, "read_datasource", read),
-        mock.patch.object(embedding.cluster, "connect"),
+        mock.patch.object(embedding.joining, "connect"),
     ):
         embedding.embed(workspace, settings, workspace.root / "other-embeddings")
 
 
 def _discover(workspace: Workspace, settings: Settings, counted: Counted) -> None:
     """Index, references, neighbours and plan, up to the first scan; the neighbours of one are checked."""
-    embeddings, patients = Embeddings(workspace.embeddings), load_patients(workspace, settings)
-    least = settings.discovery.duplicate_distance * typical_distance(embeddings, patients, settings)
-    references = choose_references(patients, embeddings, least, settings)
-    search = searcher(workspace, build_index(workspace, settings))
-    found = discovering._neighbours(settings, patients, embeddings, search, references, least)
-    names = [{split: patients.names(members) for split, members in one.items()} for one in found]
-    plan = plan_visits(names, 44 * 3, settings.discovery.patterns_per_part)
-    discovering.too_small(workspace, patients, settings)
+    discovery, seed = settings.discovery, settings.seed
+    embeddings = Embeddings(workspace.embeddings)
+    patients = load_patients(workspace, discovery, settings.validation_fraction, seed)
+    least = discovery.duplicate_distance * typical_distance(embeddings, patients, seed)
+    references = choose_references(patients, embeddings, least, discovery, seed)
+    search = searcher(workspace, build_index(workspace, settings.index, discovery, seed))
+    found = discovering._members(NeighbourFinder(patients, embeddings, search, least), references, discovery)
+    names = [{TRAINING: patients.names(near), VALIDATION: patients.names(held_out)} for near, held_out in found]
+    plan = plan_visits(names, 44 * 3, discovery.patterns_per_part)
+    too_small(workspace.catalog, patients, discovery.scales)
     for part in np.unique(plan["part"].to_numpy()).tolist():
         counted.add(part)
     eligible = patients.eligible(VALIDATION)
@@ -176,14 +181,14 @@ def _discover(workspace: Workspace, settings: Settings, counted: Counted) -> Non
     subjects: dict[int, int] = {}
     for number in truth.numbers[0]:
         subjects.setdefault(int(patients.subjects[number]), int(number))
-    assert list(subjects.values())[:30] == found[0][VALIDATION]
+    assert list(subjects.values())[:30] == found[0][1]
 
 
 def _crop(workspace: Workspace, settings: Settings, counted: Counted) -> None:
-    from raygenesis.discovery import parts
+    from raygenesis.discovery import store_writer
 
     with (
-        mock.patch.object(parts.cluster, "each", counted.each),
+        mock.patch.object(store_writer.fan_out, "each", counted.each),
         mock.patch.object(cropping, "_check_any", mock.Mock(side_effect=Enough)),
     ):
         cropping.crop(workspace, settings)

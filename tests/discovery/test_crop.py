@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,17 @@ from scipy import ndimage, stats
 from raygenesis import PatternDataset
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
 from raygenesis.discovery.crop import crop
-from raygenesis.discovery.plan import crops_of, pack
+from raygenesis.discovery.pattern_boxes import crops_of, pattern_number
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.cells import decode
-from raygenesis.patterns.inspection import verify
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
+from raygenesis.patterns.verification import verify
 from raygenesis.settings import DiscoverySettings, Scale, Settings
+from raygenesis.workspace.artifacts import CROPS
 from raygenesis.workspace.files import remove_tree, write_json
 from raygenesis.workspace.workspace import Workspace
+from tests.support.stores import finish_archive
 from tests.support.synthetic import archived
 
 SCALES = (Scale(extent_mm=(18, 18, 18)), Scale(extent_mm=(16, 14, 14), extent_jitter=0.1, shift_mm=1))
@@ -73,7 +76,7 @@ def make_workspace(root: Path, scans: list[dict] = SCANS) -> Workspace:
         rows.append(archived(workspace.volumes, voxels=voxels, spacing_mm=(1.0, 1.0, 1.0), coarse_size=20, **facts))
     rows.sort(key=lambda row: row["volume_id"])
     pq.write_table(pa.Table.from_pylist(rows, CATALOGUE), workspace.catalog)
-    write_json(workspace.archive / "manifest.json", {"fingerprint": f"{len(scans)} scans"})
+    finish_archive(workspace, f"{len(scans)} scans", len(scans))
     return workspace
 
 
@@ -132,7 +135,7 @@ def test_every_scan_gives_its_crops_and_the_store_is_whole(workspace, capsys):
     }  # fmt: skip
     assert (told["cube_shape"], told["cube_dtype"], told["cube_steps"]) == ([*CUBE], "<u2", 4095)
     assert told["raw_bytes"] == told["counts"]["patterns"] * np.prod(CUBE) * 2
-    assert verify(workspace, "crops") == told["counts"]["patterns"]
+    assert verify(workspace, CROPS) == told["counts"]["patterns"]
     assert {path.name for path in workspace.crops.iterdir()} == {
         "manifest.json", "started.json", "failures.parquet",
         *(f"part-{n:06d}.{end}" for n in range(5) for end in ("parquet", "json")),
@@ -145,7 +148,7 @@ def test_rows_are_those_of_a_pattern_store_without_labels(workspace):
     assert {(row["label"], row["reference"]) for row in rows} == {(-1, -1)}
     assert all(row["scale"] == row["coordinate"] % 2 for row in rows)
     for row in rows:
-        number = pack(row["split"] == VALIDATION, 0, row["rank"], row["coordinate"], row["scale"])
+        number = pattern_number(row["split"] == VALIDATION, 0, row["rank"], row["coordinate"], row["scale"])
         assert row["pattern_id"] == number
         assert row["origin_voxels"] == row["origin_mm"] and row["extent_voxels"] == row["extent_mm"]  # of 1 mm
     of_scans: dict[tuple, set] = {}
@@ -297,7 +300,7 @@ def test_as_many_crops_as_discovery_would_write_when_no_number_is_given(workspac
     other = make_workspace(tmp_path)
     asked = {"num_references": 2, "num_neighbours": 5, "num_coordinates": 3}
     told = crop(other, settings_with(num_crops=None, **asked))
-    assert told["counts"]["coordinates"] == 7 and told["settings"]["discovery"]["num_crops"] == 7
+    assert told.counts.coordinates == 7 and told.settings["discovery"]["num_crops"] == 7
     assert files(other) == files(workspace)
 
 
@@ -317,7 +320,7 @@ def test_other_settings_and_another_archive_are_refused(workspace, tmp_path):
         crop(workspace, settings_with(num_crops=8))
     grown = make_workspace(tmp_path)
     crop(grown, SETTINGS)
-    write_json(grown.archive / "manifest.json", {"fingerprint": "another"})
+    finish_archive(grown, "another", len(SCANS))
     with pytest.raises(WorkspaceError, match="crops was not made from the present archive"):
         crop(grown, SETTINGS)
 
@@ -343,19 +346,19 @@ def test_a_damaged_scan_loses_its_crops_alone_and_is_told_alike_after_a_kill(wor
     told = crop(other, SETTINGS)
     assert f"crop: skipped {damaged}.nii: " in capsys.readouterr().out
     expected = [row for row in stored(workspace) if row["volume_id"] != damaged]
-    assert stored(other) == expected and len(expected) == told["counts"]["patterns"]
+    assert stored(other) == expected and len(expected) == told.counts.patterns
     assert failures(other).keys() == failures(workspace).keys() | {f"{damaged}.nii"}
-    assert told["counts"]["failures"] == 3
+    assert told.counts.failures == 3
     before = files(other)
-    write_json(other.crops / "started.json", {"settings": told["settings"], "inputs": told["inputs"]})
+    write_json(other.crops / "started.json", {"settings": told.settings, "inputs": told.inputs})
     (other.crops / "manifest.json").unlink()
     (other.crops / "part-000001.parquet").unlink()
     (other.crops / ".part-000001.parquet.abcd1234").write_bytes(b"half a part")
     kept = {path: path.stat().st_mtime_ns for path in other.crops.glob("part-*.parquet")}
     crop(other, SETTINGS)
     (other.crops / ".part-000001.parquet.abcd1234").unlink()
-    assert files(other) == before and manifest(other)["counts"] == told["counts"]
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept and len(kept) == told["counts"]["parts"] - 1
+    assert files(other) == before and manifest(other)["counts"] == asdict(told.counts)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept and len(kept) == told.counts.parts - 1
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_crops(workspace, tmp_path):
@@ -375,7 +378,7 @@ def test_an_archive_without_a_place_is_refused_in_a_sentence_and_leaves_nothing(
     with pytest.raises(WorkspaceError, match=r"no training scan gave a crop; of 13 .* first is \d\d\.nii: no place"):
         crop(made, settings_with(box=((0, 1), (0.95, 1), (0, 1))))
     assert not made.crops.exists()
-    assert crop(made, SETTINGS)["counts"]["volumes"] == NUM_TRAINING + NUM_HELD_OUT
+    assert crop(made, SETTINGS).counts.volumes == NUM_TRAINING + NUM_HELD_OUT
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path):

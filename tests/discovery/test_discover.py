@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from scipy import ndimage
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import crop_cubes, size_mm
-from raygenesis.discovery.discover import crop_part, discover
-from raygenesis.discovery.parts import _failures
-from raygenesis.discovery.plan import VISIT
-from raygenesis.discovery.reference import Reference, choose_coordinates
+from raygenesis.discovery.discover import PatternPlanner, discover
+from raygenesis.discovery.references import Reference, choose_coordinates
+from raygenesis.discovery.store_writer import StoreTask, _failures, crop_part
+from raygenesis.discovery.visits import VISIT
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.cells import encode
 from raygenesis.patterns.reader import predicate, read_patterns
@@ -26,6 +27,7 @@ from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import AutoencoderSettings, DiscoverySettings, IndexSettings, Scale, Settings
 from raygenesis.workspace.files import write_json
 from raygenesis.workspace.workspace import Workspace
+from tests.support.stores import finish_embeddings
 from tests.support.synthetic import archived
 
 SUBJECTS = [f"s{n:02d}" for n in range(16)]
@@ -82,8 +84,7 @@ def make_workspace(root: Path) -> Workspace:
     )
     pq.write_table(table.slice(10), workspace.embeddings / "part-000000010.parquet")
     pq.write_table(table.slice(0, 10), workspace.embeddings / "part-000000000.parquet")
-    told = {"fingerprint": "given", "inputs": {"encoder": "given"}, "counts": {"volumes": 17}}
-    write_json(workspace.embeddings / "manifest.json", told)
+    finish_embeddings(workspace, "given", 17)
     return workspace
 
 
@@ -274,7 +275,8 @@ def damage(workspace: Workspace, volume_id: str) -> None:
 def references_of(workspace: Workspace) -> list[Reference]:
     rows = catalogue(workspace)
     names = [reference["volume_id"] for reference in manifest(workspace)["references"]]
-    return [choose_coordinates(workspace.volumes, rows[name], n, SETTINGS) for n, name in enumerate(names)]
+    sections = (SETTINGS.discovery, SETTINGS.intensity, SETTINGS.seed)
+    return [choose_coordinates(workspace.volumes, rows[name], n, *sections) for n, name in enumerate(names)]
 
 
 def test_a_part_without_a_damaged_scan_is_told_alike_when_it_is_resumed(workspace, tmp_path):
@@ -286,17 +288,19 @@ def test_a_part_without_a_damaged_scan_is_told_alike_when_it_is_resumed(workspac
     pq.write_table(pa.Table.from_pylist(plan, VISIT), other.patterns / "plan.parquet")
     damaged = rows[0]["volume_id"]
     damage(other, damaged)
-    references = references_of(workspace)
-    outcome = crop_part(0, other, SETTINGS, references)
+    chosen = SETTINGS.discovery
+    planner = PatternPlanner(other.volumes, references_of(workspace), chosen, SETTINGS.intensity, SETTINGS.seed)
+    store = StoreTask(other.patterns, other, chosen.cube_shape, SETTINGS.intensity, 3 * 2, planner)
+    outcome = crop_part(0, store)
     stored = pq.read_table(other.patterns / "part-000000.parquet")
     everyone = [row["volume_id"] for row in rows]
-    assert stored.num_rows == outcome["patterns"] == len(everyone) - everyone.count(damaged)
+    assert stored.num_rows == outcome.patterns == len(everyone) - everyone.count(damaged)
     assert damaged not in stored["volume_id"].to_pylist()
-    assert [failure["source"] for failure in outcome["failures"]] == [f"{damaged}.nii"]
-    assert "damaged" in outcome["failures"][0]["reason"]
-    again = crop_part(0, other, SETTINGS, references)  # resumed: the part is there, and still tells who is missing
-    assert {**again, "failures": 0} == {**outcome, "failures": 0}
-    assert [failure["source"] for failure in again["failures"]] == [f"{damaged}.nii"]
+    assert [failure["source"] for failure in outcome.failures] == [f"{damaged}.nii"]
+    assert "damaged" in outcome.failures[0]["reason"]
+    again = crop_part(0, store)  # resumed: the part is there, and still tells who is missing
+    assert replace(again, failures=()) == replace(outcome, failures=())
+    assert [failure["source"] for failure in again.failures] == [f"{damaged}.nii"]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -320,7 +324,7 @@ def test_a_scan_damaged_since_ingest_loses_its_patterns_alone(workspace, tmp_pat
         lost = {one for one in lost if one[0] in (0, 1)}
     else:
         lost |= {(0, n) for n in range(1, 9)}
-    assert told["quality"]["neighbours"]["num_patients"] == whole["neighbours"]["num_patients"] - len(lost)
+    assert told.quality.neighbours.num_patients == whole["neighbours"]["num_patients"] - len(lost)
 
 
 def blank_coarse(workspace: Workspace, volume_id: str) -> None:
@@ -335,10 +339,10 @@ def test_a_patient_that_cannot_be_a_reference_gives_way_to_the_next(workspace, t
     other = make_workspace(tmp_path)
     blank_coarse(other, first)
     made = discover(other, SETTINGS)
-    chosen = [reference["volume_id"] for reference in made["references"]]
+    chosen = [reference.volume_id for reference in made.references]
     assert chosen[0] == second and len(set(chosen)) == 2 and first not in chosen
     assert f"another reference instead of one that does not fit: reference scan {first}.nii" in capsys.readouterr().out
-    assert made["counts"]["references"] == 2
+    assert made.counts.references == 2
 
 
 # --- whether it worked ----------------------------------------------------------------------------
@@ -383,8 +387,7 @@ def families(root: Path, telling: bool) -> Workspace:
         }
     )
     pq.write_table(table, workspace.embeddings / "part-000000000.parquet")
-    told = {"fingerprint": "given", "inputs": {"encoder": "given"}, "counts": {}}
-    write_json(workspace.embeddings / "manifest.json", told)
+    finish_embeddings(workspace, "given", len(rows))
     return workspace
 
 
@@ -394,18 +397,18 @@ def test_neighbours_by_embeddings_that_tell_nothing_are_warned_of(ray_cluster, t
     settings = settings_with(
         num_neighbours=7, num_validation_neighbours=1, scales=(Scale(extent_mm=(12, 12, 12)),), duplicate_distance=0.001
     )
-    quality = discover(made, settings)["quality"]
+    quality = discover(made, settings).quality
     said = capsys.readouterr().out
-    assert quality["random"]["num_patients"] == 2 * (27 - 7)
+    assert quality.random.num_patients == 2 * (27 - 7)
     if telling:
-        assert quality["p_value"] < 1e-3 and quality["warning"] is None and "warning" not in said
-        assert quality["neighbours"]["within"] > 0.6 > 0.4 > quality["random"]["within"]
-        assert quality["neighbours"]["between"] < 0.3
+        assert quality.p_value < 1e-3 and quality.warning is None and "warning" not in said
+        assert quality.neighbours.within > 0.6 > 0.4 > quality.random.within
+        assert quality.neighbours.between < 0.3
     else:
-        assert quality["p_value"] > 0.05
-        assert quality["warning"].startswith("neighbours cannot be told from random patients")
-        assert f"discover: warning: {quality['warning']}" in said
-    assert manifest(made)["quality"] == quality
+        assert quality.p_value > 0.05
+        assert quality.warning.startswith("neighbours cannot be told from random patients")
+        assert f"discover: warning: {quality.warning}" in said
+    assert manifest(made)["quality"] == json.loads(json.dumps(asdict(quality)))
 
 
 # --- what cannot be discovered --------------------------------------------------------------------
@@ -430,8 +433,8 @@ def test_near_duplicates_that_leave_too_few_are_refused_naming_the_keys(ray_clus
 def test_the_reference_alone_is_a_class_too(ray_cluster, tmp_path):
     """K = 1: nobody to compare with, and patterns of the reference and of held-out patients."""
     told = discover(make_workspace(tmp_path), settings_with(num_neighbours=1))
-    assert told["counts"]["patterns"] == 2 * 3 * 2 * (1 + 3)
-    assert told["quality"]["neighbours"]["num_patients"] == 0 and told["quality"]["warning"] is None
+    assert told.counts.patterns == 2 * 3 * 2 * (1 + 3)
+    assert told.quality.neighbours.num_patients == 0 and told.quality.warning is None
 
 
 def test_coordinates_that_do_not_fit_are_refused_naming_scan_and_key(ray_cluster, tmp_path):

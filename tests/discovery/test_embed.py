@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,16 @@ from scipy import ndimage
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_subject
 from raygenesis.archive.source import read_coarse
-from raygenesis.discovery import embed as module
+from raygenesis.discovery import encoders as module
+from raygenesis.discovery import neighbours
 from raygenesis.discovery.embed import embed
 from raygenesis.discovery.embeddings import Embeddings
-from raygenesis.discovery.neighbours import build_index
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.scan_encoders import load_scan_encoder, save_encoder
 from raygenesis.networks.weights.native import save_network
+from raygenesis.networks.weights.scan_encoders import load_scan_encoder, save_scan_encoder
 from raygenesis.patterns.cells import decode, encode
 from raygenesis.settings import (
     AutoencoderSettings,
@@ -40,7 +41,9 @@ from raygenesis.settings import (
 from raygenesis.training.fit import samples_from
 from raygenesis.training.loop import run_epochs
 from raygenesis.workspace.files import write_json
+from raygenesis.workspace.manifest import IndexManifest
 from raygenesis.workspace.workspace import Workspace
+from tests.support.stores import finish_archive
 from tests.support.synthetic import archived
 
 SHAPE = (16, 16, 16)
@@ -61,6 +64,10 @@ def settings(encoder: str | Path = "autoencoder", **chosen: object) -> Settings:
     )
 
 
+def build_index(workspace: Workspace, chosen: Settings) -> IndexManifest:
+    return neighbours.build_index(workspace, chosen.index, chosen.discovery, chosen.seed)
+
+
 def ingested(workspace: Workspace, names: list[str]) -> None:
     """The archive as `ingest` leaves it, with these volumes; those that are there stay."""
     there = pq.read_table(workspace.catalog).to_pylist() if workspace.catalog.is_file() else []
@@ -74,7 +81,7 @@ def ingested(workspace: Workspace, names: list[str]) -> None:
                 shard.write_bytes(shard.read_bytes()[:40])
     table = pa.Table.from_pylist([rows[name] for name in sorted(rows)], CATALOGUE)
     pq.write_table(table, workspace.catalog)
-    write_json(workspace.archive / "manifest.json", {"fingerprint": "-".join(sorted(rows)), "counts": {}})
+    finish_archive(workspace, "-".join(sorted(rows)), len(rows))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     architecture = {"input_shape": list(SHAPE), "base_width": 2, "latent_size": 5}
     path = tmp_path_factory.mktemp("weights") / "theirs.safetensors"
-    save_encoder(path, "autoencoder", Autoencoder(**architecture).state_dict(), architecture)
+    save_scan_encoder(path, "autoencoder", Autoencoder(**architecture).state_dict(), architecture)
     return path
 
 
@@ -158,7 +165,7 @@ def test_principal_components_of_the_training_scans_embed(archive, ray_cluster, 
         "components": min(6, num_training - 1), "training": num_training,
         "validation": sum(row["volume_id"] != DAMAGED for row in validation),
     }  # fmt: skip
-    assert told["size"] == fitted["counts"]["components"] and not made.autoencoder.exists()
+    assert told.size == fitted["counts"]["components"] and not made.autoencoder.exists()
     expected = by_itself(made, made.pca / module.PCA_WEIGHTS)
     check(made.embeddings, expected)
     learnt = np.stack([expected[row["volume_id"]] for row in training if row["volume_id"] != DAMAGED])
@@ -178,7 +185,7 @@ def test_the_auto_encoder_is_trained_where_it_is_to_embed_and_there_is_none(
     made = copy_of(archive, tmp_path)
     told = embed(made, settings())
     trained = json.loads((made.autoencoder / "manifest.json").read_text())
-    assert told["inputs"] == {"encoder": trained["fingerprint"]} and told["size"] == 6
+    assert told.inputs == {"encoder": trained["fingerprint"]} and told.size == 6
     check(made.embeddings, by_itself(made, made.autoencoder / module.WEIGHTS))
     ingested(made, LATER)  # the archive grows, and what embeds it stays
     before = (made.autoencoder / module.WEIGHTS).read_bytes()
@@ -193,14 +200,17 @@ def test_what_is_no_encoder_is_one_sentence_before_any_work(archive, weights, tm
     made = copy_of(archive, tmp_path / "workspace")
     (tmp_path / "notes.txt").write_text("no weights")
     for path, words in (
-        (tmp_path / "notes.txt", r"embedding\.encoder: .*notes\.txt is not a safetensors file of raygenesis, or `auto"),
+        (
+            tmp_path / "notes.txt",
+            r"embedding\.encoder: .*notes\.txt is not a safetensors file, .*, or `autoencoder`",
+        ),
         (tmp_path / "nowhere", r"embedding\.encoder: .*nowhere/encoder\.safetensors does not exist"),
     ):
         with pytest.raises(SettingsError, match=words):
             embed(made, settings(path))
     torch.manual_seed(0)
     flat = {"input_shape": [16, 16], "base_width": 2, "latent_size": 5}
-    save_encoder(tmp_path / "flat", "autoencoder", Autoencoder(**flat).state_dict(), flat)
+    save_scan_encoder(tmp_path / "flat", "autoencoder", Autoencoder(**flat).state_dict(), flat)
     with pytest.raises(SettingsError, match=r"flat takes 2D scans and discovery\.cube_shape asks for 3D"):
         embed(made, settings(tmp_path / "flat"))
     assert not made.embeddings.exists()
@@ -221,7 +231,7 @@ def test_a_run_s_encoder_is_given_images_as_it_was_pretrained(archive, ray_clust
     }.items():
         told = embed(made, chosen, tmp_path / name)
         vectors[name] = Embeddings(tmp_path / name).take(np.arange(10))
-        assert told["settings"]["intensity"]["window"] == (None if name == "other" else [0.2, 0.6])
+        assert told.settings["intensity"]["window"] == (None if name == "other" else [0.2, 0.6])
     assert not np.allclose(vectors["file"], vectors["other"])
 
 
@@ -237,14 +247,14 @@ def test_an_archive_that_grows_embeds_the_new_volumes_only_and_the_index_grows(e
     ingested(made, LATER)
     told = embed(made, chosen)
     after = parts(made.embeddings)
-    assert told["counts"] == {"volumes": 16, "new": 6, "failures": 1, "parts": 5}
+    assert asdict(told.counts) == {"volumes": 16, "new": 6, "failures": 1, "parts": 5}
     assert {name: after[name] for name in before} == before and len(after) == len(before) + 2
     assert {name: (made.embeddings / name).stat().st_mtime_ns for name in before} == times
     assert Embeddings(made.embeddings).ids().to_pylist() == [*numbers, *LATER]
     check(made.embeddings, by_itself(made, weights))
     index = build_index(made, chosen)
-    assert (first_index["counts"]["volumes"], index["counts"]["volumes"]) == (10, 16)
-    assert index["counts"]["indexed_before"] == 10 and index["fingerprint"] != first_index["fingerprint"]
+    assert (first_index.counts.volumes, index.counts.volumes) == (10, 16)
+    assert index.counts.indexed_before == 10 and index.fingerprint != first_index.fingerprint
     kept = {path.name: path.read_bytes() for path in made.index.glob("shard-*")}
     assert {name for name in shards if kept.get(name) == shards[name]} == {"shard-000000000-000000008.hnsw"}
     capsys.readouterr()
@@ -252,9 +262,9 @@ def test_an_archive_that_grows_embeds_the_new_volumes_only_and_the_index_grows(e
     assert capsys.readouterr().out.count("nothing to do") == 2
     # Made anew they come in another order: the index of the old one must not be taken for theirs.
     shutil.rmtree(made.embeddings)
-    assert embed(made, chosen)["fingerprint"] != told["fingerprint"]
+    assert embed(made, chosen).fingerprint != told.fingerprint
     assert Embeddings(made.embeddings).ids().to_pylist() == sorted([*numbers, *LATER])
-    assert build_index(made, chosen)["counts"]["indexed_before"] == 0
+    assert build_index(made, chosen).counts.indexed_before == 0
 
 
 def test_volumes_that_leave_the_archive_keep_their_numbers(embedded, weights, tmp_path):
@@ -262,9 +272,9 @@ def test_volumes_that_leave_the_archive_keep_their_numbers(embedded, weights, tm
     before, numbers = parts(made.embeddings), Embeddings(made.embeddings).ids().to_pylist()
     table = pq.read_table(made.catalog)
     pq.write_table(table.filter(pa.compute.not_equal(table["volume_id"], FIRST[0])), made.catalog)
-    write_json(made.archive / "manifest.json", {"fingerprint": "pruned", "counts": {}})
+    finish_archive(made, "pruned", 10)
     told = embed(made, settings(weights))
-    assert told["counts"]["volumes"] == 9 and told["counts"]["new"] == 0
+    assert told.counts.volumes == 9 and told.counts.new == 0
     assert parts(made.embeddings) == before and Embeddings(made.embeddings).ids().to_pylist() == numbers
 
 
@@ -288,9 +298,9 @@ def test_after_a_kill_only_the_missing_parts_are_made_and_the_bytes_are_the_same
     times = {path: path.stat().st_mtime_ns for path in made.embeddings.glob("part-*")}
     told = embed(made, settings(weights))
     assert contents(made.embeddings) == expected
-    assert {path: path.stat().st_mtime_ns for path in times} == times and told["counts"]["new"] == 4 + 3
+    assert {path: path.stat().st_mtime_ns for path in times} == times and told.counts.new == 4 + 3
     whole = json.loads((embedded.embeddings / "manifest.json").read_text())
-    assert told["fingerprint"] == whole["fingerprint"]
+    assert told.fingerprint == whole["fingerprint"]
 
 
 def test_volumes_that_come_before_it_is_resumed_get_parts_of_their_own(embedded, weights, tmp_path):
@@ -312,7 +322,7 @@ def test_parts_larger_than_rays_blocks_are_whole_parts(archive, weights, ray_clu
     made = copy_of(archive, tmp_path)
     told = embed(made, settings(weights))
     assert [pq.read_metadata(path).num_rows for path in sorted(made.embeddings.glob("part-*"))] == [4, 4, 3]
-    assert told["counts"]["parts"] == 3
+    assert told.counts.parts == 3
 
 
 def test_other_settings_or_another_encoder_are_refused(embedded, weights, tmp_path):
@@ -321,7 +331,7 @@ def test_other_settings_or_another_encoder_are_refused(embedded, weights, tmp_pa
     with pytest.raises(WorkspaceError, match=r"embedding\.volumes_per_part was 4 and is now 5"):
         embed(made, settings(weights).model_copy(update={"embedding": larger}))
     architecture = {"input_shape": list(SHAPE), "base_width": 2, "latent_size": 5}
-    save_encoder(tmp_path / "other", "autoencoder", Autoencoder(**architecture).state_dict(), architecture)
+    save_scan_encoder(tmp_path / "other", "autoencoder", Autoencoder(**architecture).state_dict(), architecture)
     with pytest.raises(WorkspaceError, match="was not made from the present encoder"):
         embed(made, settings(tmp_path / "other"))
 
@@ -331,8 +341,8 @@ def test_another_folder_gets_the_embeddings_and_the_workspaces_own_stay(embedded
     before = {path: path.stat().st_mtime_ns for path in made.root.rglob("*") if path.is_file()}
     architecture = {"input_shape": list(SHAPE), "base_width": 2, "latent_size": 3}
     torch.manual_seed(8)
-    save_encoder(tmp_path / "other", "autoencoder", Autoencoder(**architecture).state_dict(), architecture)
+    save_scan_encoder(tmp_path / "other", "autoencoder", Autoencoder(**architecture).state_dict(), architecture)
     told = embed(made, settings(tmp_path / "other"), output=tmp_path / "elsewhere")
-    assert told["size"] == 3
+    assert told.size == 3
     check(tmp_path / "elsewhere", by_itself(made, tmp_path / "other"))
     assert {path: path.stat().st_mtime_ns for path in made.root.rglob("*") if path.is_file()} == before

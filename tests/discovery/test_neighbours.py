@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ import pytest
 from raygenesis.discovery import neighbours
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import SearchError, exact_search
-from raygenesis.discovery.neighbours import SPARE_NEIGHBOURS, build_index, find_neighbours, searcher, typical_distance
+from raygenesis.discovery.neighbours import SPARE_NEIGHBOURS, NeighbourFinder, searcher, typical_distance
 from raygenesis.discovery.patients import Patients
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import DiscoverySettings, IndexSettings, Settings
-from raygenesis.workspace.files import write_json
+from raygenesis.workspace.manifest import IndexManifest
 from raygenesis.workspace.workspace import Workspace
-from tests.discovery.test_patients import HELD_OUT, SUBJECTS, embedded, on_a_line, patients
+from tests.support.patients import HELD_OUT, SUBJECTS, embedded, on_a_line, patients
+from tests.support.stores import finish_embeddings
 
 # --- who is a neighbour ---------------------------------------------------------------------------
 
@@ -37,7 +39,7 @@ def exactly(table: Embeddings):
 
 def found(known: Patients, table: Embeddings, references, split, wanted, least=0.0, seen=None, search=None):
     seen = [[number] for number in references] if seen is None else seen
-    return find_neighbours(known, table, search or exactly(table), references, split, wanted, least, seen)
+    return NeighbourFinder(known, table, search or exactly(table), least).find(references, split, wanted, seen)
 
 
 def test_neighbours_go_by_distance_one_scan_a_subject_and_pass_over_the_small(tmp_path):
@@ -136,10 +138,10 @@ def test_the_typical_distance_is_the_median_between_two_training_patients(tmp_pa
     known = people(list(range(400)), held_out=list(range(300, 400)))
     table = embedded(tmp_path, known.ids, vectors)
     plain = np.median(np.linalg.norm(vectors[:300, None] - vectors[None, :300], axis=2)[np.triu_indices(300, 1)])
-    assert typical_distance(table, known, Settings()) == pytest.approx(plain, rel=0.05)
-    assert typical_distance(table, known, Settings()) == typical_distance(table, known, Settings())
+    assert typical_distance(table, known, 0) == pytest.approx(plain, rel=0.05)
+    assert typical_distance(table, known, 0) == typical_distance(table, known, 0)
     (tmp_path / "one").mkdir()
-    assert typical_distance(embedded(tmp_path / "one", ["a"], vectors[:1]), people([0]), Settings()) == 0
+    assert typical_distance(embedded(tmp_path / "one", ["a"], vectors[:1]), people([0]), 0) == 0
 
 
 # --- the index ------------------------------------------------------------------------------------
@@ -159,8 +161,11 @@ def workspace_of(root: Path, vectors: np.ndarray, fingerprint: str = "first", en
 
 def grow(made: Workspace, ids: list[str], vectors: np.ndarray, fingerprint: str, encoder: str = "given") -> None:
     embedded(made.embeddings, ids, vectors)
-    told = {"fingerprint": fingerprint, "inputs": {"encoder": encoder}, "counts": {"volumes": len(ids)}}
-    write_json(made.embeddings / "manifest.json", told)
+    finish_embeddings(made, fingerprint, len(ids), encoder)
+
+
+def build_index(made: Workspace, chosen: Settings) -> IndexManifest:
+    return neighbours.build_index(made, chosen.index, chosen.discovery, chosen.seed)
 
 
 def gaussian(n: int, d: int = 64, seed: int = 0) -> np.ndarray:
@@ -177,7 +182,7 @@ def test_the_searcher_answers_among_those_asked_for_whatever_the_method(ray_clus
     vectors = gaussian(300, 6)
     made = workspace_of(tmp_path, vectors)
     index = build_index(made, settings(method, volumes_per_shard=120))
-    assert index["method"] == method and len(index["shards"]) == (3 if method == "hnsw" else 0)
+    assert index.method == method and len(index.shards) == (3 if method == "hnsw" else 0)
     search = searcher(made, index)
     for share in (1.0, 0.4, 0.03):
         among = np.random.default_rng(2).random(300) < share
@@ -193,21 +198,21 @@ def test_ef_is_raised_until_the_recall_is_met_and_both_are_told(ray_cluster, tmp
     made = workspace_of(tmp_path, vectors)
     small = {"m": 6, "ef_construction": 20, "ef": 4}
     index = build_index(made, settings(min_recall=0.97, **small))
-    assert index["recall"] >= 0.97 and index["ef"] > 4
+    assert index.recall >= 0.97 and index.ef > 4
     said = capsys.readouterr().out
-    assert "is less than 0.97: twice the ef" in said and f"at ef={index['ef']}" in said
-    assert json.loads((made.index / "manifest.json").read_text())["recall"] == index["recall"]
+    assert "is less than 0.97: twice the ef" in said and f"at ef={index.ef}" in said
+    assert json.loads((made.index / "manifest.json").read_text())["recall"] == index.recall
     # What was measured holds for other searches, and with the first `ef` it would not.
     queries = gaussian(60, seed=5)
     everyone = np.ones(2000, bool)
     truth = exact_search([(np.arange(2000), vectors)], queries, 10).numbers
 
     def share(ef):
-        got = searcher(made, {**index, "ef": ef})(queries, 10, everyone).numbers
+        got = searcher(made, replace(index, ef=ef))(queries, 10, everyone).numbers
         return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(got.tolist(), truth.tolist(), strict=True)])
 
-    assert share(index["ef"]) > 0.95
-    (shard,) = [neighbours.Shard(**record) for record in index["shards"]]
+    assert share(index.ef) > 0.95
+    (shard,) = index.shards
     narrow = neighbours.search_shard(made.index, shard, queries, 10, 4).numbers
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(narrow.tolist(), truth.tolist(), strict=True)]) < 0.9
 
@@ -222,12 +227,12 @@ def test_a_recall_that_no_width_meets_is_refused_naming_the_keys(ray_cluster, tm
 def test_auto_is_exact_for_few_searches_and_graphs_where_they_pay(ray_cluster, tmp_path):
     vectors = gaussian(1500, 8)
     few = workspace_of(tmp_path / "few", vectors)
-    assert build_index(few, settings("auto"))["method"] == "exact" and not shards_of(few)
+    assert build_index(few, settings("auto")).method == "exact" and not shards_of(few)
     many = workspace_of(tmp_path / "many", vectors)
     cheap = {"ef": 1, "ef_construction": 1, "min_recall": 0.01}
     exact = neighbours.is_exact_cheaper(1500, 10**6, 0, 8, 1 + SPARE_NEIGHBOURS, IndexSettings(**cheap))
     made = build_index(many, settings("auto", 1, 1_000_000, **cheap))
-    assert made["method"] == ("exact" if exact else "hnsw")
+    assert made.method == ("exact" if exact else "hnsw")
 
 
 def test_a_second_call_does_nothing_and_another_setting_is_refused(ray_cluster, tmp_path, capsys):
@@ -251,17 +256,17 @@ def test_an_index_grows_by_the_new_volumes_and_answers_for_all(ray_cluster, tmp_
     grow(made, [f"{number:04d}" for number in range(900)], vectors, "second")
     index = build_index(made, chosen)
     after = shards_of(made)
-    assert index["counts"] == {"volumes": 900, "shards": 5, "indexed_before": 500}
+    assert asdict(index.counts) == {"volumes": 900, "shards": 5, "indexed_before": 500}
     full = [name for name in before if name in after]
     assert len(full) == 2 and [after[name] for name in full] == [before[name] for name in full]
     assert [(made.index / name).stat().st_mtime_ns for name in full] == [times[name] for name in full]
-    assert sorted(after) == [record["name"] for record in index["shards"]]  # the half-full one made way
+    assert sorted(after) == [shard.name for shard in index.shards]  # the half-full one made way
     everyone, queries = np.ones(900, bool), gaussian(20, 8, seed=9)
     truth = exact_search([(np.arange(900), vectors)], queries, 10).numbers
     np.testing.assert_array_equal(searcher(made, index)(queries, 10, everyone).numbers, truth)
     more = chosen.discovery.model_copy(update={"num_neighbours": chosen.discovery.num_neighbours + 5})
     again = build_index(made, chosen.model_copy(update={"discovery": more}))
-    assert again["shards"] == index["shards"] and shards_of(made) == after  # another K is measured, not built
+    assert again.shards == index.shards and shards_of(made) == after  # another K is measured, not built
 
 
 @pytest.mark.parametrize("change", ["encoder", "order"])
@@ -278,7 +283,7 @@ def test_an_index_of_other_embeddings_is_built_anew(ray_cluster, tmp_path, chang
         vectors = gaussian(300, 8, seed=1)
         grow(made, ids, vectors, "second", encoder="other")
     index = build_index(made, chosen)
-    assert index["counts"]["indexed_before"] == 0 and not set(shards_of(made).values()) & set(before.values())
+    assert index.counts.indexed_before == 0 and not set(shards_of(made).values()) & set(before.values())
     table = Embeddings(made.embeddings)
     found = searcher(made, index)(table.take(np.arange(300)), 1, np.ones(300, bool)).numbers
     assert found.ravel().tolist() == list(range(300))

@@ -11,12 +11,12 @@ from scipy.stats import rankdata
 from raygenesis.discovery.quality import (
     NUM_RANDOM,
     PATIENTS_PER_GROUP,
+    MeasuredVisit,
     even_ranks,
     likeness,
+    quality_of,
     rank_groups,
     sampled,
-    summary,
-    warning,
 )
 
 many = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -78,80 +78,80 @@ def test_likeness_does_not_see_brightness_and_contrast_nor_fail_of_flat_cubes():
 # --- the summary ----------------------------------------------------------------------------------
 
 
-def visits(near: float, random: float, between: float = 0.1, references: int = 3, seed: int = 0) -> list[dict]:
+def visits(near: float, random: float, between: float = 0.1, references: int = 3, seed: int = 0) -> list[MeasuredVisit]:
     """8 neighbours and 24 random patients a reference, whose scans are the more alike the higher its number."""
     generator = np.random.default_rng(seed)
     found = []
     for number in range(references):
         for rank in [*range(1, 9), *[-1] * 24]:
             within = (near if rank > 0 else random) + 0.2 * number + 0.02 * generator.standard_normal()
-            found.append({"reference": number, "rank": rank, "within": within, "between": between})
+            found.append(MeasuredVisit(number, rank, within, between))
     return found
 
 
 def test_the_p_value_is_small_where_neighbours_are_more_alike():
-    assert summary(visits(0.3, 0.25), 9)["p_value"] < 1e-6
-    assert summary(visits(0.25, 0.3), 9)["p_value"] > 0.99
+    assert quality_of(visits(0.3, 0.25), 9).p_value < 1e-6
+    assert quality_of(visits(0.25, 0.3), 9).p_value > 0.99
 
 
 def test_the_p_value_is_even_where_neighbours_are_random_patients():
-    values = np.array([summary(visits(0.3, 0.3, seed=seed), 9)["p_value"] for seed in range(200)])
+    values = np.array([quality_of(visits(0.3, 0.3, seed=seed), 9).p_value for seed in range(200)])
     assert (values < 0.05).mean() < 0.12 and values.min() > 1e-5 and 0.4 < values.mean() < 0.6
 
 
 def test_a_reference_that_everybody_resembles_decides_nothing():
     """Neighbours of one reference against random patients of another would seem alike."""
-    uneven = [visit for visit in visits(0.3, 0.3) if (visit["reference"] == 2) == (visit["rank"] > 0)]
-    some = [visit for visit in visits(0.3, 0.3, seed=1) if visit["reference"] == 0 or visit["rank"] < 0]
-    assert summary(uneven, 9)["p_value"] > 1e-3 and summary(some, 9)["p_value"] > 1e-3
+    uneven = [visit for visit in visits(0.3, 0.3) if (visit.reference == 2) == (visit.rank > 0)]
+    some = [visit for visit in visits(0.3, 0.3, seed=1) if visit.reference == 0 or visit.rank < 0]
+    assert quality_of(uneven, 9).p_value > 1e-3 and quality_of(some, 9).p_value > 1e-3
 
 
 def test_the_p_value_is_mann_whitneys_of_what_is_left_of_each_references_mean():
     given_visits = visits(0.31, 0.3, seed=7)
-    within = np.array([visit["within"] for visit in given_visits])
-    reference = np.array([visit["reference"] for visit in given_visits])
-    near = np.array([visit["rank"] for visit in given_visits]) > 0
+    within = np.array([visit.within for visit in given_visits])
+    reference = np.array([visit.reference for visit in given_visits])
+    near = np.array([visit.rank for visit in given_visits]) > 0
     left = within - np.array([within[reference == one].mean() for one in reference])
     ranks = rankdata(left)
     u = ranks[near].sum() - near.sum() * (near.sum() + 1) / 2
     generator = np.random.default_rng(0)
     num_near = int(near.sum())
     chance = [generator.permutation(ranks)[:num_near].sum() - num_near * (num_near + 1) / 2 for _ in range(20_000)]
-    assert summary(given_visits, 9)["p_value"] == pytest.approx((np.array(chance) >= u).mean(), abs=0.01)
+    assert quality_of(given_visits, 9).p_value == pytest.approx((np.array(chance) >= u).mean(), abs=0.01)
 
 
 def test_the_means_are_told_of_all_and_by_rank():
-    told = summary(visits(0.3, 0.2, references=1), 13)
+    told = quality_of(visits(0.3, 0.2, references=1), 13)
     given_visits = visits(0.3, 0.2, references=1)
-    near = [visit["within"] for visit in given_visits if visit["rank"] > 0]
-    assert told["neighbours"]["within"] == pytest.approx(np.mean(near)) and told["neighbours"]["num_patients"] == 8
-    assert told["neighbours"]["between"] == pytest.approx(0.1) and told["random"]["num_patients"] == 24
-    assert [group["ranks"] for group in told["by_rank"]] == [[1, 3], [4, 7], [8, 12]]
-    assert [group["num_patients"] for group in told["by_rank"]] == [3, 4, 1]
-    assert told["by_rank"][0]["within"] == pytest.approx(np.mean(near[:3]))
-    assert told["neighbours"]["values"] == near and len(told["random"]["values"]) == 24
+    near = [visit.within for visit in given_visits if visit.rank > 0]
+    assert told.neighbours.within == pytest.approx(np.mean(near)) and told.neighbours.num_patients == 8
+    assert told.neighbours.between == pytest.approx(0.1) and told.random.num_patients == 24
+    assert [group.ranks for group in told.by_rank] == [(1, 3), (4, 7), (8, 12)]
+    assert [group.num_patients for group in told.by_rank] == [3, 4, 1]
+    assert told.by_rank[0].within == pytest.approx(np.mean(near[:3]))
+    assert list(told.neighbours.values) == near and len(told.random.values) == 24
 
 
 def test_without_anybody_to_compare_with_there_is_no_p_value_and_no_warning():
-    only_near = [visit for visit in visits(0.5, 0.2) if visit["rank"] > 0]
-    only_random = [visit for visit in visits(0.5, 0.2) if visit["rank"] < 0]
+    only_near = [visit for visit in visits(0.5, 0.2) if visit.rank > 0]
+    only_random = [visit for visit in visits(0.5, 0.2) if visit.rank < 0]
     for some in ([], only_near, only_random):
-        told = summary(some, 9)
-        assert told["p_value"] is None and warning(told) is None
-    assert summary([], 9)["neighbours"]["within"] is None
+        told = quality_of(some, 9)
+        assert told.p_value is None and told.warning is None
+    assert quality_of([], 9).neighbours.within is None
 
 
 def test_patients_who_are_all_equally_alike_give_a_number():
     """Such as those of scans that show nothing."""
-    flat = [{"reference": 0, "rank": rank, "within": 0.0, "between": 0.0} for rank in [1, 2, 3, -1, -1, -1]]
-    assert 0.05 < summary(flat, 4)["p_value"] <= 1
+    flat = [MeasuredVisit(0, rank, 0.0, 0.0) for rank in [1, 2, 3, -1, -1, -1]]
+    assert 0.05 < quality_of(flat, 4).p_value <= 1
 
 
 # --- warnings -------------------------------------------------------------------------------------
 
 
 def test_neighbours_no_better_than_random_patients_are_warned_of_with_the_remedy():
-    sentence = warning(summary(visits(0.25, 0.3, references=1), 9))
+    sentence = quality_of(visits(0.25, 0.3, references=1), 9).warning
     assert sentence.startswith("neighbours cannot be told from random patients")
     for part in ("by 0.2", "random patients' by 0.2", "(p = ", "train the auto-encoder longer", "num_neighbours"):
         assert part in sentence
@@ -159,10 +159,10 @@ def test_neighbours_no_better_than_random_patients_are_warned_of_with_the_remedy
 
 
 def test_places_that_are_not_told_apart_are_told():
-    sentence = warning(summary(visits(0.3, 0.2, between=0.6), 9))
+    sentence = quality_of(visits(0.3, 0.2, between=0.6), 9).warning
     assert sentence.startswith("places are not told apart: patterns of one class correlate by 0.")
     assert "different classes by 0.600" in sentence and "discovery.alignment=rigid" in sentence
 
 
 def test_of_good_patterns_nobody_is_warned():
-    assert warning(summary(visits(0.6, 0.4), 9)) is None
+    assert quality_of(visits(0.6, 0.4), 9).warning is None

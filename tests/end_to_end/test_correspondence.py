@@ -16,7 +16,7 @@ from raygenesis.demo.population import anatomy, write_population
 from raygenesis.discovery.cubes import origin_of, size_mm
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
-from raygenesis.discovery.reference import Correspondence, Reference, choose_coordinates
+from raygenesis.discovery.references import Correspondence, Reference, choose_coordinates
 from raygenesis.patterns.reader import read_patterns
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace.workspace import Workspace
@@ -79,10 +79,12 @@ def test_discovered_neighbours_are_nearer_in_anatomy_than_random_subjects(worksp
                 neighbours.append(np.linalg.norm(there - truth[pattern["coordinate"]]))
         similar = {pattern["volume_id"] for pattern in found}
         extent = np.array(SETTINGS.discovery.scales[0].extent_mm)
-        known = choose_coordinates(workspace.volumes, anchor, number, SETTINGS)
+        known = choose_coordinates(
+            workspace.volumes, anchor, number, SETTINGS.discovery, SETTINGS.intensity, SETTINGS.seed
+        )
         assert known.centres_mm.tolist() == reference["centres_mm"]
         for stranger in (row for row in training if row["volume_id"] not in similar):
-            same = Correspondence(workspace.volumes, stranger, SETTINGS).centres_mm(known)
+            same = same_places(workspace, stranger, known, SETTINGS)
             for coordinate, centre in enumerate(same):
                 there = in_template(dict(stranger), origin_of(centre, extent, size_mm(stranger)) + extent / 2)
                 strangers.append(np.linalg.norm(there - truth[coordinate]))
@@ -108,7 +110,7 @@ def test_every_reference_and_coordinate_has_its_neighbours(workspace: Workspace)
 
 
 def same_places(workspace: Workspace, row: Any, known: Reference, chosen: Settings) -> NDArray[np.float64]:
-    return Correspondence(workspace.volumes, row, chosen).centres_mm(known)
+    return Correspondence(workspace.volumes, row, chosen.discovery, chosen.intensity).centres_mm(known)
 
 
 def test_registered_patients_are_nearer_in_anatomy_than_the_same_fraction_of_the_field_of_view(
@@ -120,7 +122,7 @@ def test_registered_patients_are_nearer_in_anatomy_than_the_same_fraction_of_the
     for alignment in ("none", "rigid", "affine"):
         discovery = SETTINGS.discovery.model_copy(update={"alignment": alignment})
         chosen = SETTINGS.model_copy(update={"discovery": discovery})
-        known = choose_coordinates(workspace.volumes, rows[0], 0, chosen)
+        known = choose_coordinates(workspace.volumes, rows[0], 0, chosen.discovery, chosen.intensity, chosen.seed)
         truth = [in_template(rows[0], centre) for centre in known.centres_mm]
         errors[alignment] = np.mean(
             [

@@ -24,9 +24,9 @@ import torch
 from raygenesis import PatternDataset, load_network
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import WorkspaceError
-from raygenesis.patterns.inspection import verify
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
+from raygenesis.patterns.verification import verify
 from raygenesis.training.checkpoints import newest_checkpoint, save_checkpoint, steps_in
 from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.metrics import read_metrics, read_steps

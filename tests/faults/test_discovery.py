@@ -25,11 +25,12 @@ from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
 from raygenesis.errors import WorkspaceError
 from raygenesis.networks.autoencoder import Autoencoder
-from raygenesis.networks.scan_encoders import save_encoder
+from raygenesis.networks.weights.scan_encoders import save_scan_encoder
 from raygenesis.patterns.reader import read_patterns
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace.files import write_json
 from raygenesis.workspace.workspace import Workspace
+from tests.support.stores import finish_archive
 from tests.support.synthetic import archived
 
 NUM_VOLUMES = 48
@@ -46,9 +47,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         voxels = ((blobs - blobs.min()) / np.ptp(blobs)).astype(np.float32)
         rows.append(archived(workspace.volumes, f"{number:02d}", voxels, (1.0, 1.0, 1.0), coarse_size=24))
     pq.write_table(pa.Table.from_pylist(rows, CATALOGUE), workspace.catalog)
-    write_json(workspace.archive / "manifest.json", {"fingerprint": "given", "counts": {}})
+    finish_archive(workspace, "given", NUM_VOLUMES)
     model = Autoencoder(**ARCHITECTURE)
-    save_encoder(workspace.root / "encoder.safetensors", "autoencoder", model.state_dict(), ARCHITECTURE)
+    save_scan_encoder(workspace.root / "encoder.safetensors", "autoencoder", model.state_dict(), ARCHITECTURE)
     return workspace
 
 

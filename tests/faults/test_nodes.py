@@ -22,15 +22,15 @@ import pytest
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.intake import parallel as ingesting
 from raygenesis.archive.intake.parallel import take_in_block
-from raygenesis.discovery import crop as cropping
-from raygenesis.discovery import discover as discovering
 from raygenesis.discovery import embed as embedding
+from raygenesis.discovery import encoders as encoding
 from raygenesis.discovery import neighbours as indexing
-from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.discovery import store_writer
+from raygenesis.discovery.autoencoder_training import IdentityMapping
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
-from raygenesis.discovery.embed import Embedder, embed, train_autoencoder
-from raygenesis.discovery.neighbours import build_index
+from raygenesis.discovery.embed import Embedder, embed
+from raygenesis.discovery.encoders import train_autoencoder
 from raygenesis.pretraining import pretrain as pretraining
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.pretraining.task import PretextTask
@@ -71,11 +71,16 @@ def _finetune(root: Path, workspace: Workspace) -> None:
     finetune(described(tree, root / "target", "target"), workspace, settings(), ("random", "default"))
 
 
+def _index(root: Path, workspace: Workspace) -> None:
+    chosen = settings()
+    indexing.build_index(workspace, chosen.index, chosen.discovery, chosen.seed)
+
+
 STAGES: dict[str, Stage] = {
     "ingest": lambda root, workspace: ingest(root / "scans", workspace, settings()),
     "autoencoder": lambda _, workspace: train_autoencoder(workspace, settings()),
     "embed": lambda _, workspace: embed(workspace, settings()),
-    "index": lambda _, workspace: build_index(workspace, settings()),
+    "index": _index,
     "discover": lambda _, workspace: discover(workspace, settings()),
     "crop": lambda _, workspace: crop(workspace, settings()),
     "pretrain": lambda _, workspace: pretrain(workspace, settings()),
@@ -113,12 +118,12 @@ class SlowEmbedder(Embedder):
 
 def slow_patterns(part: int, *shared: Any) -> Any:
     time.sleep(0.5)
-    return discovering_part(part, *shared)
+    return cropped_part(part, *shared)
 
 
 def slow_crops(part: int, *shared: Any) -> Any:
     wait(0.5)
-    return cropping_part(part, *shared)
+    return cropped_part(part, *shared)
 
 
 def slow_shard(*arguments: Any) -> Any:
@@ -131,7 +136,7 @@ def slow_point(*arguments: Any, **shared: Any) -> None:
     swept_point(*arguments, **shared)
 
 
-discovering_part, cropping_part = discovering.crop_part, cropping.crop_part
+cropped_part = store_writer.crop_part
 built_shard, swept_point = indexing._build_one, sweeping.run_trial
 
 
@@ -170,7 +175,7 @@ LOSSES = {
         lambda ws: any(ws.glob("archive/volumes/*.ome.zarr/zarr.json")),
     ),
     "autoencoder": Loss(
-        mock.patch.object(embedding, "IdentityMapping", SlowMapping), "RayTrainWorker",
+        mock.patch.object(encoding, "IdentityMapping", SlowMapping), "RayTrainWorker",
         lambda ws: (ws / "autoencoder" / "metrics.parquet").exists(),
     ),
     "embed": Loss(
@@ -182,11 +187,11 @@ LOSSES = {
         lambda ws: any(ws.glob("index/shard-*.hnsw")),
     ),
     "discover": Loss(
-        mock.patch.object(discovering, "crop_part", slow_patterns), "slow_patterns",
+        mock.patch.object(store_writer, "crop_part", slow_patterns), "slow_patterns",
         lambda ws: any(ws.glob("patterns/part-*.parquet")),
     ),
     "crop": Loss(
-        mock.patch.object(cropping, "crop_part", slow_crops), "slow_crops",
+        mock.patch.object(store_writer, "crop_part", slow_crops), "slow_crops",
         lambda ws: any(ws.glob("crops/part-*.parquet")),
     ),
     "pretrain": Loss(

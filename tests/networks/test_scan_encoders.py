@@ -21,16 +21,12 @@ from sklearn.decomposition import PCA
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import normalise, percentiles
-from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.discovery.autoencoder_training import IdentityMapping
+from raygenesis.discovery.principal_components import fit_components
+from raygenesis.errors import WeightsError, WorkspaceError
 from raygenesis.networks.autoencoder import Autoencoder
-from raygenesis.networks.scan_encoders import (
-    EncoderError,
-    Pretrained,
-    fit_components,
-    load_scan_encoder,
-    restore,
-    save_encoder,
-)
+from raygenesis.networks.scan_encoders import PretrainedScanEncoder, restore
+from raygenesis.networks.weights.scan_encoders import load_scan_encoder, save_scan_encoder
 from raygenesis.patterns.cells import encode
 from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.feeding import Samples
@@ -99,7 +95,7 @@ def test_fewer_scans_than_components_give_as_many_as_there_are_directions():
 
 
 def test_scans_that_do_not_differ_are_refused():
-    with pytest.raises(EncoderError, match="the 4 training scans do not differ"):
+    with pytest.raises(WorkspaceError, match="the 4 training scans do not differ"):
         fit_components(samples(np.repeat(random_scans(1), 4, 0)), 3)
 
 
@@ -119,7 +115,7 @@ def a_model(kind: str) -> tuple[torch.nn.Module, dict]:
 def test_what_is_saved_encodes_the_same_when_it_is_opened(tmp_path, kind):
     model, architecture = a_model(kind)
     for name in ("one", "other"):
-        save_encoder(tmp_path / name, kind, model.state_dict(), architecture)
+        save_scan_encoder(tmp_path / name, kind, model.state_dict(), architecture)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     opened = load_scan_encoder(tmp_path / "one")
     assert type(opened) is type(model) and not opened.training and opened.input_shape == model.input_shape
@@ -145,7 +141,7 @@ def test_a_pretraining_runs_encoder_sees_the_whole_scan_as_one_image(tmp_path):
     run = a_run(tmp_path / "run")
     for path in (run, run / "encoder.safetensors"):
         opened = load_scan_encoder(path, [16, 16, 16])
-        assert isinstance(opened, Pretrained) and opened.input_shape == (16, 16, 16) and not opened.training
+        assert isinstance(opened, PretrainedScanEncoder) and opened.input_shape == (16, 16, 16) and not opened.training
         scans = random_scans(2, shape=(16, 16, 16))
         with torch.inference_mode():
             expected = raygenesis.load_encoder(run).embed(torch.from_numpy(scans)[:, None]).numpy()
@@ -154,9 +150,9 @@ def test_a_pretraining_runs_encoder_sees_the_whole_scan_as_one_image(tmp_path):
 
 def test_an_encoder_opens_without_ray(tmp_path):
     model, architecture = a_model("pca")
-    save_encoder(tmp_path / "pca.safetensors", "pca", model.state_dict(), architecture)
+    save_scan_encoder(tmp_path / "pca.safetensors", "pca", model.state_dict(), architecture)
     script = (
-        "import sys\nfrom raygenesis.networks.scan_encoders import load_scan_encoder\n"
+        "import sys\nfrom raygenesis.networks.weights.scan_encoders import load_scan_encoder\n"
         f"print(load_scan_encoder({str(tmp_path / 'pca.safetensors')!r}).latent_size, 'ray' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -166,7 +162,7 @@ def test_an_encoder_opens_without_ray(tmp_path):
 def test_what_is_no_encoder_of_ours_is_one_sentence(tmp_path):
     model, architecture = a_model("pca")
     file = tmp_path / "pca.safetensors"
-    save_encoder(file, "pca", model.state_dict(), architecture)
+    save_scan_encoder(file, "pca", model.state_dict(), architecture)
     with safe_open(file, "pt") as opened:
         described = opened.metadata()
     save_file({"mean": load_file(file)["mean"]}, tmp_path / "incomplete", described)
@@ -179,14 +175,14 @@ def test_what_is_no_encoder_of_ours_is_one_sentence(tmp_path):
     for path, words in (
         (tmp_path / "nowhere", "nowhere/encoder.safetensors does not exist: give the file of an encoder, or"),
         (tmp_path, "does not exist"),
-        (tmp_path / "text", "is not a safetensors file of raygenesis"),
-        (tmp_path / "short", "is not a safetensors file of raygenesis"),
+        (tmp_path / "text", "is not a safetensors file, or is damaged"),
+        (tmp_path / "short", "is not a safetensors file, or is damaged"),
         (tmp_path / "incomplete", "does not match its own description"),
         (tmp_path / "larger", "does not match its own description"),
         (tmp_path / "foreign", "was not written by raygenesis"),
         (flat, "takes 2D images, and the scans are 3D"),
     ):
-        with pytest.raises(EncoderError, match=words) as refused:
+        with pytest.raises(WeightsError, match=words) as refused:
             load_scan_encoder(path, (16, 16, 16))
         assert "\n" not in str(refused.value) and str(tmp_path) in str(refused.value)
 

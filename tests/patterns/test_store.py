@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +18,11 @@ import xxhash
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.cells import decode, encode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
-from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, TRAINING, VALIDATION
+from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, TRAINING, VALIDATION, PatternRow
 from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import checksum, part_path, write_part
-from raygenesis.workspace.files import BLOCK_BYTES, write_json
+from raygenesis.workspace.files import BLOCK_BYTES
+from tests.support.stores import finish_parts
 from tests.support.synthetic import quantised
 
 K, C, V, SCALES = 12, 20, 3, 2
@@ -58,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("patterns")
     for number, rows in enumerate(PARTS):
         write_part(folder, number, pa.Table.from_pylist(rows, PATTERN))
-    write_json(folder / "manifest.json", {"counts": {"parts": len(PARTS)}})
+    finish_parts(folder, len(PARTS), SHAPE)
     return folder
 
 
@@ -131,7 +134,7 @@ def test_cells_are_not_compressed_twice_and_only_what_is_filtered_has_statistics
 def test_a_part_whose_scans_were_all_damaged_is_empty_and_harmless(store, tmp_path):
     for number, rows in enumerate([[], PARTS[1]]):
         write_part(tmp_path, number, pa.Table.from_pylist(rows, PATTERN))
-    write_json(tmp_path / "manifest.json", {"counts": {"parts": 2}})
+    finish_parts(tmp_path, 2, SHAPE)
     assert read_patterns(tmp_path, where=predicate(TRAINING, 6)).to_pylist() == PARTS[1][: C * SCALES]
 
 
@@ -183,10 +186,19 @@ def test_damage_that_no_footer_shows_sends_to_verify(store, tmp_path, name, opti
         read_patterns(tmp_path / name)
 
 
+def test_a_row_s_type_has_the_columns_of_the_schema():
+    kinds = {int: pa.types.is_integer, str: pa.types.is_string, bytes: pa.types.is_binary}
+    kinds[list[float]] = pa.types.is_list
+    row = get_type_hints(PatternRow)
+    assert row.keys() == set(PATTERN.names)
+    assert all(kinds[kind](PATTERN.field(name).type) for name, kind in row.items())
+
+
 def test_a_checksum_is_of_the_whole_file(tmp_path):
     content = np.random.default_rng(0).bytes(BLOCK_BYTES + 1234)
     (tmp_path / "part").write_bytes(content)
-    assert checksum(tmp_path / "part") == {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
+    expected = {"bytes": len(content), "xxh3": xxhash.xxh3_64_hexdigest(content)}
+    assert asdict(checksum(tmp_path / "part")) == expected
     (tmp_path / "part").write_bytes(b"")
     assert checksum(tmp_path / "part") == {"bytes": 0, "xxh3": "2d06800538d394c2"}  # of nothing, by the specification
 
@@ -194,7 +206,7 @@ def test_a_checksum_is_of_the_whole_file(tmp_path):
 def test_files_that_are_no_part_of_the_store_are_not_read(store, tmp_path):
     for number, rows in enumerate(PARTS):
         write_part(tmp_path, number, pa.Table.from_pylist(rows, PATTERN))
-    write_json(tmp_path / "manifest.json", {"counts": {"parts": 2}})
+    finish_parts(tmp_path, 2, SHAPE)
     (tmp_path / ".part-000001.parquet.0123abcd").write_bytes(b"half a part")
     expected = PARTS[0] + PARTS[1]
     assert read_patterns(tmp_path).to_pylist() == expected

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from raygenesis.planning.work import ONE_NODE, START_S, Work
 
 from raygenesis.planning.estimate import Factor, estimate
-from raygenesis.planning.work import ONE_NODE, START_S, Work
 from raygenesis.settings import PriceSettings
 from raygenesis.workspace.hardware import Hardware
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from raygenesis.planning.work import START_S
 
 from raygenesis.errors import SettingsError
 from raygenesis.planning import work
@@ -13,7 +14,6 @@ from raygenesis.planning.announce import announce, left_to_embed, left_to_pretra
 from raygenesis.planning.estimate import estimate
 from raygenesis.planning.history import factors_of, scans_of
 from raygenesis.planning.plan import plan
-from raygenesis.planning.work import START_S
 from raygenesis.settings import PriceSettings, load_settings
 from raygenesis.text.amounts import MIB
 from raygenesis.workspace.files import write_json

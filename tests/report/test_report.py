@@ -22,7 +22,7 @@ import pytest
 import ray
 from PIL import Image
 
-from raygenesis.discovery.embed import WEIGHTS
+from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.cells import decode
 from raygenesis.report import charts

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.discovery.autoencoder_training import IdentityMapping
 from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.loop import Callbacks, Progress, run_epochs
 from raygenesis.training.records import EpochRow, StepRow

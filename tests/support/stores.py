@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,25 @@ from raygenesis.patterns.cells import DTYPE, STEPS, encode
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import checksum, write_part
 from raygenesis.settings import IntensitySettings
-from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.failures import FAILURES, FailureRow
 from raygenesis.workspace.files import write_json, write_table
+from raygenesis.workspace.manifest import (
+    ArchiveCounts,
+    ArchiveManifest,
+    EmbeddingsCounts,
+    EmbeddingsManifest,
+    StoreCounts,
+    StoreManifest,
+    write_manifest,
+)
+from raygenesis.workspace.workspace import Workspace
+
+SMALL = "{} mm is smaller than the largest crop, 60×60×60 mm (discovery.scales)"
+SOME_FAILURES: list[FailureRow] = [
+    {"source": "a", "reason": "damaged when it was cropped"},
+    {"source": "b", "reason": SMALL.format("20×30×30")},
+    {"source": "c", "reason": SMALL.format("41×30×9")},
+]
 
 
 def noise(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -64,7 +82,7 @@ class StorePlan:
         ]
         return [*training, self.rows(VALIDATION, range(1, self.held_out + 1))]
 
-    def write(self, folder: Path, failures: list[dict[str, str]] | None = None) -> list[dict[str, Any]]:
+    def write(self, folder: Path, failures: Sequence[FailureRow] | None = None) -> list[dict[str, Any]]:
         """Make the store in an empty folder; returns its rows in order."""
         parts = self.parts()
         write_store(folder, parts, self, failures or [])
@@ -72,13 +90,13 @@ class StorePlan:
 
 
 def write_store(
-    folder: Path, parts: list[list[dict[str, Any]]], plan: StorePlan, failures: list[dict[str, str]] | None = None
+    folder: Path, parts: list[list[dict[str, Any]]], plan: StorePlan, failures: Sequence[FailureRow] | None = None
 ) -> None:
     """Parts of any rows, and a manifest and failures that say what the plan says."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for part in parts for row in part]
     paths = [write_part(folder, number, pa.Table.from_pylist(part, PATTERN)) for number, part in enumerate(parts)]
-    write_table(folder / "failures.parquet", pa.Table.from_pylist(failures or [], FAILURES))
+    write_table(folder / "failures.parquet", pa.Table.from_pylist(list(failures or []), FAILURES))
     scales = [{"extent_mm": [float(side) for side in plan.shape]}] * plan.scales
     counts = {
         "patterns": len(rows),
@@ -110,3 +128,31 @@ def write_store(
         "parts": [asdict(checksum(path)) for path in paths],
     }
     write_json(folder / "manifest.json", manifest)
+
+
+def finish_archive(workspace: Workspace, fingerprint: str, num_volumes: int) -> None:
+    """The manifest of an archive whose catalogue and volumes are there."""
+    counts = ArchiveCounts(scans=num_volumes, volumes=num_volumes, subjects=num_volumes, failures=0)
+    write_manifest(workspace.archive, ArchiveManifest(fingerprint=fingerprint, counts=counts, source_bytes=0))
+
+
+def finish_embeddings(workspace: Workspace, fingerprint: str, num_volumes: int, encoder: str = "given") -> None:
+    """The manifest of embeddings whose parts are there."""
+    counts, inputs = EmbeddingsCounts(volumes=num_volumes), {"encoder": encoder}
+    write_manifest(workspace.embeddings, EmbeddingsManifest(fingerprint=fingerprint, inputs=inputs, counts=counts))
+
+
+def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write a store's manifest anew, after `change` has changed it in place."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    write_json(path, manifest)
+
+
+def finish_parts(folder: Path, num_parts: int, shape: tuple[int, ...]) -> None:
+    """The manifest of a store of which parts are there and nothing else is asked."""
+    counts = StoreCounts(
+        patterns=0, validation=0, volumes=0, parts=num_parts, failures=0, references=0, coordinates=0, neighbours=0
+    )
+    write_manifest(folder, StoreManifest(counts=counts, cube_shape=shape, raw_bytes=0))

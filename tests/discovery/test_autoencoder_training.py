@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raygenesis.discovery.autoencoder import IdentityMapping
+from raygenesis.discovery.autoencoder_training import IdentityMapping
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.feeding import Batch

@@ -5,7 +5,8 @@ import pytest
 
 from raygenesis.discovery.coordinates import Frame, corresponding
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.discovery.plan import VISIT, pack, patterns_of, plan_visits
+from raygenesis.discovery.pattern_boxes import pattern_number, patterns_of
+from raygenesis.discovery.visits import VISIT, Visit, plan_visits
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.settings import DiscoverySettings, Scale
 
@@ -84,7 +85,15 @@ def test_a_plan_of_any_number_of_classes_is_whole():
     """The published code saved nothing unless the classes were a multiple of 50."""
     for count in (1, 7, 49, 50, 51):
         table = plan_visits([{TRAINING: [f"t{n}"], VALIDATION: []} for n in range(count)], 2, 30)
-        assert table.schema == VISIT and sorted(table["reference"].to_pylist()) == list(range(count))
+        assert (
+            table.schema == VISIT
+            and list(Visit.__annotations__) == VISIT.names
+            and sorted(table["reference"].to_pylist()) == list(range(count))
+        )
+
+
+def test_a_visit_s_type_has_the_columns_of_the_schema():
+    assert list(Visit.__annotations__) == VISIT.names
 
 
 def test_ranks_follow_the_neighbours_and_rank_0_is_the_reference_itself():
@@ -111,7 +120,7 @@ def test_numbers_are_unique_and_a_pattern_keeps_its_number_and_place_as_r_k_and_
 def test_numbers_stay_unique_at_the_ends_of_their_ranges():
     ends = [(s, r, k, c, z) for s in (False, True) for r in (0, 2**16 - 1) for k in (0, 2**24 - 1)
             for c in (0, 2**15 - 1) for z in (0, 2**7 - 1)]  # fmt: skip
-    numbers = {pack(*end) for end in ends}
+    numbers = {pattern_number(*end) for end in ends}
     assert len(numbers) == len(ends)
     assert max(numbers) < 2**63
 

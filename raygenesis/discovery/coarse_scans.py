@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
+from raygenesis.archive.catalogue import CatalogueRow
 from raygenesis.archive.source import ArchiveSource, Part, read_coarse
 from raygenesis.patterns.cells import DTYPE, encode
 from raygenesis.settings import IntensitySettings
@@ -18,12 +19,24 @@ COARSE_SCHEMA = pa.schema(
 )
 
 
+class CoarseScan(TypedDict):
+    """A row of `coarse_cubes` (schema COARSE_SCHEMA)."""
+
+    number: int
+    volume_id: str
+    cube: bytes | None  # None where the scan is damaged
+    failure: str
+
+
 def coarse_cubes(
     volumes: Place, parts: Sequence[Part], shape: Sequence[int], intensity: IntensitySettings
 ) -> ArchiveSource:
-    """Rows `number`, `volume_id`, `cube` (a cell of `shape`, of the whole scan) and `failure`."""
+    """A row (schema COARSE_SCHEMA) a scan: its cube is a cell of `shape` of the whole scan.
 
-    def read(row: Mapping[str, Any]) -> dict[str, Any]:
+    volumes: the folder of the archive's volumes; parts: the scans of each block.
+    """
+
+    def read(row: CatalogueRow) -> dict[str, bytes]:
         return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
 
     num_bytes = int(np.prod(shape)) * DTYPE.itemsize

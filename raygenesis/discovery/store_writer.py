@@ -5,26 +5,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from raygenesis.archive.catalogue import read_catalogue, read_columns
+from raygenesis.archive.catalogue import CatalogueRow, read_catalogue, read_columns
 from raygenesis.cluster import fan_out
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import progress, say
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients
+from raygenesis.discovery.visits import Visit
 from raygenesis.errors import ScanError
 from raygenesis.patterns.cells import DTYPE, STEPS, encode
-from raygenesis.patterns.reader import made_by
-from raygenesis.patterns.schema import PATTERN, VALIDATION
+from raygenesis.patterns.reader import verb_of
+from raygenesis.patterns.schema import PATTERN, VALIDATION, PatternRow, PlannedPattern
 from raygenesis.patterns.writer import is_sealed, part_path, read_seal, write_part
-from raygenesis.settings import Settings
+from raygenesis.settings import IntensitySettings, Scale
 from raygenesis.text.amounts import sides, size
-from raygenesis.workspace.failures import FAILURES
+from raygenesis.workspace.failures import FAILURES, FailureRow
 from raygenesis.workspace.files import Place, parquet_file, read_table, remove_tree, write_table
 from raygenesis.workspace.manifest import Checksum, StoreCounts, StoreManifest
 from raygenesis.workspace.stage import Stage
@@ -38,12 +39,26 @@ VISITS_PER_GROUP = 4096
 
 S = TypeVar("S", bound=StoreManifest)
 
-Visit = Mapping[str, Any]
 # Why a volume's visits left nothing: by volume and reference, or of all its visits under (volume, None).
 Reasons = dict[tuple[str, int | None], str]
-# The visits of a scan and its catalogue row → its patterns but for their cubes; a visit that fails goes to the reasons.
-# Raises ScanError if the scan has none.
-Planner = Callable[[Sequence[Visit], Mapping[str, Any], Reasons], list[dict[str, Any]]]
+# The visits of a scan and its catalogue row → its patterns; a visit that fails goes to the reasons. Raises ScanError if
+# the scan has none.
+Planner = Callable[[Sequence[Visit], CatalogueRow, Reasons], list[PlannedPattern]]
+
+
+@dataclass(frozen=True)
+class StoreTask:
+    """What the tasks that write the parts of one store have in common.
+
+    folder: the store's; cube_shape: voxels of a pattern; patterns_per_visit: as many as `plan_patterns` gives of each.
+    """
+
+    folder: Place
+    workspace: Workspace
+    cube_shape: tuple[int, ...]
+    intensity: IntensitySettings
+    patterns_per_visit: int
+    plan_patterns: Planner
 
 
 @dataclass(frozen=True)
@@ -57,10 +72,7 @@ class StoreSizes:
 
 @dataclass(frozen=True)
 class PartOutcome:
-    """What became of a part. planned: patterns; patterns: stored, of which `validation` are held out.
-
-    failures: rows of schema FAILURES.
-    """
+    """What became of a part. planned: patterns; patterns: stored, of which `validation` are held out."""
 
     part: int
     planned: int
@@ -68,31 +80,25 @@ class PartOutcome:
     validation: int
     volumes: int
     checksum: Checksum
-    failures: tuple[Mapping[str, str], ...]
+    failures: tuple[FailureRow, ...]
 
 
-def write_parts(
-    folder: Place,
-    plan: pa.Table,
-    per_visit: int,
-    failures: pa.Table,
-    task: Callable[..., PartOutcome],
-    *shared: Any,
-) -> tuple[list[PartOutcome], pa.Table]:
-    """Call `task(part, *shared)`, which ends in `write_planned`, for every part of a plan (schema VISIT), side by side.
+def write_parts(store: StoreTask, plan: pa.Table, failures: pa.Table) -> tuple[list[PartOutcome], pa.Table]:
+    """Write every part of a plan (schema VISIT), each in a task of its own (`crop_part`).
 
     Parts that an interrupted call left stay if its plan was the same. Writes the table of failures (schema FAILURES),
     those given and those of the parts. Returns the outcome of each part, in order, and all failures.
     """
+    folder = store.folder
     path = folder / "plan.parquet"
     if path.is_file() and not read_table(path).equals(plan):  # a scan that failed then is another's neighbour now
-        say(made_by(folder), f"the {folder.name} of another plan, which was interrupted, are made anew")
+        say(verb_of(folder), f"the {folder.name} of another plan, which was interrupted, are made anew")
         for part in folder.glob("part-*"):
             remove_tree(part)
     write_table(path, plan, row_group_size=VISITS_PER_GROUP)
     outcomes: list[PartOutcome] = []
-    with progress(made_by(folder), plan.num_rows * per_visit, folder.name) as ticker:
-        for outcome in fan_out.each(task, np.unique(plan["part"].to_numpy()).tolist(), *shared):
+    with progress(verb_of(folder), plan.num_rows * store.patterns_per_visit, folder.name) as ticker:
+        for outcome in fan_out.each(crop_part, np.unique(plan["part"].to_numpy()).tolist(), store):
             outcomes.append(outcome)
             ticker.advance(outcome.planned)
     outcomes.sort(key=lambda outcome: outcome.part)
@@ -103,56 +109,49 @@ def write_parts(
     return outcomes, failures
 
 
-def write_planned(
-    part: int, folder: Place, workspace: Workspace, settings: Settings, per_visit: int, plan_patterns: Planner
-) -> PartOutcome:
+def crop_part(part: int, store: StoreTask) -> PartOutcome:
     """Crop the patterns of one part, volume by volume, and publish it. A damaged volume loses its patterns.
 
     A part that is there is not cropped again, but for the reasons of what it lacks.
     """
-    plan = read_table(folder / "plan.parquet", filters=[("part", "=", part)])
-    path = part_path(folder, part)
-    visits = sorted(plan.to_pylist(), key=lambda visit: visit["volume_id"])
-    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, {v["volume_id"] for v in visits})}
+    plan = read_table(store.folder / "plan.parquet", filters=[("part", "=", part)])
+    path = part_path(store.folder, part)
+    visits: list[Visit] = sorted(plan.to_pylist(), key=lambda visit: visit["volume_id"])
+    rows = {row["volume_id"]: row for row in read_catalogue(store.workspace.catalog, {v["volume_id"] for v in visits})}
     reasons: Reasons = {}
     was_there = is_sealed(path)
     if not was_there:
-        patterns = _cropped(visits, rows, workspace, settings, plan_patterns, reasons)
+        patterns = _cropped(visits, rows, store, reasons)
         patterns.sort(key=lambda row: (row["rank"], row["reference"], row["coordinate"], row["scale"]))
-        write_part(folder, part, pa.Table.from_pylist(patterns, PATTERN))
+        write_part(store.folder, part, pa.Table.from_pylist(patterns, PATTERN))
     stored = parquet_file(path).read(["split", "volume_id", "reference"])
     there = set(zip(stored["volume_id"].to_pylist(), stored["reference"].to_pylist(), strict=True))
     if was_there:
         lacking = [visit for visit in visits if (visit["volume_id"], visit["reference"]) not in there]
-        _cropped(lacking, rows, workspace, settings, plan_patterns, reasons)
+        _cropped(lacking, rows, store, reasons)
     checksum = read_seal(path)
     assert checksum is not None  # the part is sealed
     return PartOutcome(
-        part, len(visits) * per_visit, stored.num_rows, stored["split"].to_pylist().count(VALIDATION),
+        part, len(visits) * store.patterns_per_visit, stored.num_rows, stored["split"].to_pylist().count(VALIDATION),
         len({volume for volume, _ in there}), checksum, tuple(_failures(visits, there, rows, reasons)),
     )  # fmt: skip
 
 
 def _cropped(
-    visits: Sequence[Visit],
-    rows: Mapping[str, Mapping[str, Any]],
-    workspace: Workspace,
-    settings: Settings,
-    plan_patterns: Planner,
-    reasons: Reasons,
-) -> list[dict[str, Any]]:
-    """The patterns of visits in order of their scans, with their encoded cubes; each scan is read once."""
-    cropped = []
-    for volume_id, there in itertools.groupby(visits, key=lambda visit: visit["volume_id"]):
+    visits: Sequence[Visit], rows: Mapping[str, CatalogueRow], store: StoreTask, reasons: Reasons
+) -> list[PatternRow]:
+    """The patterns of visits in order of their scans; each scan is read once."""
+    cropped: list[PatternRow] = []
+    for volume_id, of_scan in itertools.groupby(visits, key=lambda visit: visit["volume_id"]):
         row = rows[volume_id]
+        patterns: list[PatternRow] = []
         try:
-            patterns = plan_patterns(list(there), row, reasons)
-            for start in range(0, len(patterns), MOST_BOXES):
-                some = patterns[start : start + MOST_BOXES]
+            planned = store.plan_patterns(list(of_scan), row, reasons)
+            for start in range(0, len(planned), MOST_BOXES):
+                some = planned[start : start + MOST_BOXES]
                 boxes = [(pattern["origin_mm"], pattern["extent_mm"]) for pattern in some]
-                cubes = crop_cubes(workspace.volumes, row, boxes, settings.discovery.cube_shape, settings.intensity)
-                for pattern, cube in zip(some, cubes, strict=True):
-                    pattern["cube"] = encode(cube)
+                cubes = crop_cubes(store.workspace.volumes, row, boxes, store.cube_shape, store.intensity)
+                patterns += [PatternRow(**one, cube=encode(cube)) for one, cube in zip(some, cubes, strict=True)]
         except ScanError as error:
             reasons[volume_id, None] = str(error)
         else:
@@ -161,14 +160,11 @@ def _cropped(
 
 
 def _failures(
-    visits: Sequence[Visit],
-    there: set[tuple[str, int]],
-    rows: Mapping[str, Mapping[str, Any]],
-    reasons: Reasons,
-) -> list[dict[str, str]]:
+    visits: Sequence[Visit], there: set[tuple[str, int]], rows: Mapping[str, CatalogueRow], reasons: Reasons
+) -> list[FailureRow]:
     """Failure rows of the visits that left nothing: one for a scan that is damaged, one each for those not aligned."""
     stored = {volume for volume, _ in there}
-    out = {}
+    failures: dict[tuple[str, int | None], FailureRow] = {}
     for visit in visits:
         volume, reference = visit["volume_id"], visit["reference"]
         if (volume, reference) in there:
@@ -176,15 +172,15 @@ def _failures(
         is_whole_scan = volume not in stored and (volume, reference) not in reasons
         reason = reasons.get((volume, None), "damaged when it was cropped")
         if not is_whole_scan:
-            said = reasons.get((volume, reference), "it could not be aligned when it was cropped")
-            reason = f"{said} (reference {reference})"
-        out[volume, None if is_whole_scan else reference] = {"source": rows[volume]["source"], "reason": reason}
-    return list(out.values())
+            of_visit = reasons.get((volume, reference), "it could not be aligned when it was cropped")
+            reason = f"{of_visit} (reference {reference})"
+        failures[volume, None if is_whole_scan else reference] = {"source": rows[volume]["source"], "reason": reason}
+    return list(failures.values())
 
 
-def too_small(workspace: Workspace, patients: Patients, settings: Settings) -> pa.Table:
+def too_small(catalog: Place, patients: Patients, scales: Sequence[Scale]) -> pa.Table:
     """Failures (schema FAILURES) of the scans that cannot hold the largest crop."""
-    reach = sides(np.array(largest_extent(settings.discovery.scales)))
+    reach = sides(np.array(largest_extent(scales)))
     names = patients.names(np.flatnonzero(~patients.is_roomy & patients.is_there))
     if not names:
         return FAILURES.empty_table()
@@ -194,16 +190,16 @@ def too_small(workspace: Workspace, patients: Patients, settings: Settings) -> p
                 "source": row["source"],
                 "reason": f"{sides(size_mm(row))} mm is smaller than the largest crop, {reach} mm (discovery.scales)",
             }
-            for row in read_columns(workspace.catalog, ["source", "shape", "spacing_mm"], names).to_pylist()
+            for row in read_columns(catalog, ["source", "shape", "spacing_mm"], names).to_pylist()
         ],
         FAILURES,
     )
 
 
-def described(
+def manifest_of_parts(
     outcomes: Sequence[PartOutcome], num_failures: int, sizes: StoreSizes, cube_shape: tuple[int, ...], seconds: float
-) -> StoreManifest:  # fmt: skip
-    """The manifest of a store of these parts."""
+) -> StoreManifest:
+    """The manifest of a store of these parts, which `finish_store` completes."""
     num_patterns = sum(outcome.patterns for outcome in outcomes)
     counts = StoreCounts(
         patterns=num_patterns, validation=sum(outcome.validation for outcome in outcomes),
@@ -218,21 +214,21 @@ def described(
 
 
 def finish_store(stage: Stage[S], manifest: S, failures: pa.Table) -> S:
-    """Publish a store, say what was made, and return its manifest."""
-    whole = stage.finish(manifest)
+    """Publish a store, say what it holds, and return its manifest."""
+    manifest = stage.finish(manifest)
     set_gauge("raygenesis_failures", len(failures), stage=stage.folder.name)
-    _summarise(stage.folder, whole, failures)
-    return whole
+    _summarise(stage.folder, manifest, failures)
+    return manifest
 
 
 def _summarise(folder: Place, manifest: StoreManifest, failures: pa.Table) -> None:
     counts = manifest.counts
     for failure in failures[:5].to_pylist():
-        say(made_by(folder), f"skipped {failure['source']}: {failure['reason']}")
+        say(verb_of(folder), f"skipped {failure['source']}: {failure['reason']}")
     classes = f" of {counts.references * counts.coordinates} classes" if counts.references else ""
     rate = counts.patterns / max(manifest.seconds, 1e-9)
     say(
-        made_by(folder),
+        verb_of(folder),
         f"{counts.patterns - counts.validation} {folder.name} and {counts.validation} held-out ones{classes} "
         f"from {counts.volumes} scans, {len(failures)} failures, {size(manifest.raw_bytes)} raw, "
         f"{size(manifest.bytes)} stored, {manifest.seconds:.1f} s ({rate:.0f} {folder.name}/s) → {folder}",

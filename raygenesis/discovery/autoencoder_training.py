@@ -1,7 +1,4 @@
-"""The auto-encoder whose latent vector describes a whole scan (paper section 2.1).
-
-It has no skip connections: everything the decoder knows passes through the latent vector.
-"""
+"""Training the auto-encoder whose latent vector describes a whole scan (paper section 2.1)."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from raygenesis.training.records import EpochRow
 
 @dataclass(frozen=True)
 class IdentityMapping:
-    """Training the auto-encoder to restore its input: mean squared error, Adam."""
+    """The experiment of training the auto-encoder to restore its input: mean squared error, Adam."""
 
     settings: AutoencoderSettings
     seed: int

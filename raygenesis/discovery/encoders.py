@@ -1,0 +1,187 @@
+"""What describes a whole scan, as the settings choose it: trained or fitted on the archive where it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import xxhash
+
+from raygenesis.archive.catalogue import CatalogueRows, is_held_out, read_columns
+from raygenesis.archive.source import parts_of
+from raygenesis.archive.work import archive_size
+from raygenesis.cluster import joining
+from raygenesis.cluster.progress import Stopwatch, say
+from raygenesis.cluster.work import Announce, unannounced
+from raygenesis.discovery.autoencoder_training import IdentityMapping
+from raygenesis.discovery.coarse_scans import coarse_cubes
+from raygenesis.discovery.principal_components import fit_components
+from raygenesis.discovery.work import autoencoder_work
+from raygenesis.errors import SettingsError, WeightsError, WorkspaceError
+from raygenesis.networks.weights.native import ENCODER_FILE
+from raygenesis.networks.weights.scan_encoders import load_scan_encoder, save_scan_encoder
+from raygenesis.settings import IntensitySettings, Settings
+from raygenesis.settings.streams import ENCODER_SCANS
+from raygenesis.training.fit import fit_with_ray, samples_from
+from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS
+from raygenesis.workspace.files import Place, as_place
+from raygenesis.workspace.manifest import (
+    ArchiveManifest,
+    AutoencoderCounts,
+    AutoencoderManifest,
+    ComponentsCounts,
+    ComponentsManifest,
+)
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
+
+WEIGHTS = "autoencoder.safetensors"
+PCA_WEIGHTS = "pca.safetensors"
+VOLUMES_PER_BLOCK = 16
+MOST_FITTED = 1000  # scans that principal components are found from: all are held at once
+
+
+def ready_encoder(workspace: Workspace, settings: Settings, announce: Announce) -> tuple[Place, str]:
+    """The file of weights that embeds, made where it is to be and is not there, and what identifies it.
+
+    Raises SettingsError if `embedding.encoder` is no encoder, or one for another number of dimensions.
+    """
+    chosen = settings.embedding.encoder
+    if chosen == "autoencoder":
+        return workspace.autoencoder / WEIGHTS, train_autoencoder(workspace, settings, announce).fingerprint
+    if chosen == "pca":
+        return workspace.pca / PCA_WEIGHTS, fit_pca(workspace, settings).fingerprint
+    path = as_place(chosen)
+    file = path if path.is_file() else path / ENCODER_FILE
+    try:
+        model = load_scan_encoder(path, settings.autoencoder.input_shape)
+    except WeightsError as error:
+        raise SettingsError(f"embedding.encoder: {error}, or `autoencoder`, or `pca`") from None
+    if len(model.input_shape) != settings.ndim:
+        raise SettingsError(
+            f"embedding.encoder={chosen} takes {len(model.input_shape)}D scans and discovery.cube_shape asks for "
+            f"{settings.ndim}D"
+        )
+    return file, xxhash.xxh3_64_hexdigest(file.read_bytes())
+
+
+def train_autoencoder(
+    workspace: Workspace, settings: Settings, announce: Announce = unannounced
+) -> AutoencoderManifest:
+    """Train the auto-encoder on the training subjects' coarse levels; returns the manifest.
+
+    One that is there stays as the archive grows.
+    """
+    archive = ARCHIVE.require(workspace.archive)
+    chosen = settings.model_dump(mode="json", include={"autoencoder", "intensity", "seed", "validation_fraction"})
+    stage = Stage(AUTOENCODER, workspace.autoencoder, chosen, {})
+    if (made := stage.finished()) is not None:
+        _say_kept("auto-encoder", made, archive, workspace.autoencoder)
+        return made
+    scans = archive_size(workspace)
+    assert scans is not None  # the archive is there
+    announce([autoencoder_work(scans, settings.autoencoder, settings.validation_fraction)])
+    watch = Stopwatch()
+    training, validation = _split(workspace, settings.ndim, settings.validation_fraction, settings.seed)
+    with stage.claimed():
+        joining.connect()
+        drawn = [_sample(ids, settings.autoencoder.max_volumes, settings.seed) for ids in (training, validation)]
+        shape, intensity = settings.autoencoder.input_shape, settings.intensity
+        datasets = [_coarse_dataset(workspace, ids, shape, intensity) for ids in drawn]
+        say(
+            "auto-encoder",
+            f"{len(drawn[0])} of {len(training)} training volumes, {len(drawn[1])} of {len(validation)} held out",
+        )
+        experiment = IdentityMapping(settings.autoencoder, settings.seed)
+        named = dict(zip(("train", "validation"), datasets, strict=True))
+        state, num_epochs = fit_with_ray(experiment, named, workspace.autoencoder)
+        network = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
+        save_scan_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", state["best"], network)
+        best = min(row["val_mse"] for row in state["history"])
+        counts = AutoencoderCounts(training=len(drawn[0]), validation=len(drawn[1]), epochs=len(state["history"]))
+        manifest = AutoencoderManifest(counts=counts, seconds=watch.seconds, archive=archive.fingerprint, val_mse=best)
+        manifest = stage.finish(manifest, content=archive.fingerprint)
+    say("auto-encoder", f"{num_epochs} epochs, held-out error {best:.5f}, {watch.seconds:.1f} s → {stage.folder}")
+    return manifest
+
+
+def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:
+    """Principal components of the training subjects' coarse levels, the linear baseline; returns the manifest."""
+    archive = ARCHIVE.require(workspace.archive)
+    chosen = settings.model_dump(mode="json", include={"intensity", "seed", "validation_fraction"})
+    chosen["autoencoder"] = settings.autoencoder.model_dump(mode="json", include={"input_shape", "latent_size"})
+    stage = Stage(COMPONENTS, workspace.pca, chosen, {})
+    if (made := stage.finished()) is not None:
+        _say_kept("pca", made, archive, workspace.pca)
+        return made
+    watch = Stopwatch()
+    training, validation = _split(workspace, settings.ndim, settings.validation_fraction, settings.seed)
+    with stage.claimed():
+        joining.connect()
+        experiment = IdentityMapping(settings.autoencoder, settings.seed)
+        most = min(MOST_FITTED, settings.autoencoder.max_volumes)
+        drawn = [_sample(ids, most, settings.seed) for ids in (training, validation)]
+        shape, intensity = settings.autoencoder.input_shape, settings.intensity
+        samples = [samples_from(_coarse_dataset(workspace, ids, shape, intensity), experiment) for ids in drawn]
+        model = fit_components(samples[0], settings.autoencoder.latent_size)
+        network = {"input_shape": list(model.input_shape), "latent_size": model.latent_size}
+        save_scan_encoder(workspace.pca / PCA_WEIGHTS, "pca", model.state_dict(), network)
+        held_out = samples[1].batch(np.arange(len(samples[1]))).cubes
+        error = float((model(held_out) - held_out).square().mean())
+        counts = ComponentsCounts(components=model.latent_size, training=len(samples[0]), validation=len(held_out))
+        manifest = ComponentsManifest(counts=counts, seconds=watch.seconds, archive=archive.fingerprint, val_mse=error)
+        manifest = stage.finish(manifest, content=archive.fingerprint)
+    say("pca", f"{model.latent_size} components, held-out error {error:.5f}, {watch.seconds:.1f} s → {stage.folder}")
+    return manifest
+
+
+def _say_kept(
+    stage: str, manifest: AutoencoderManifest | ComponentsManifest, archive: ArchiveManifest, folder: Place
+) -> None:
+    if manifest.archive == archive.fingerprint:
+        say(stage, f"nothing to do: it is in {folder}")
+        return
+    say(
+        stage,
+        f"kept from {manifest.counts.training} training volumes of another state of the archive, some of which "
+        f"may be held out by now; to learn from all, remove {folder} and what was made from it",
+    )
+
+
+def _split(
+    workspace: Workspace, ndim: int, validation_fraction: float, seed: int
+) -> tuple[pa.StringArray, pa.StringArray]:
+    """Ids of the volumes to learn from and held out. Raises WorkspaceError if there are none of either."""
+    table = read_columns(workspace.catalog, ["volume_id", "subject_id"], ndim=ndim).combine_chunks()
+    volumes, subjects = (table[name].combine_chunks() for name in table.column_names)
+    held_out = is_held_out(volumes, subjects, validation_fraction, seed)
+    if held_out.all() or not held_out.any():
+        raise WorkspaceError(
+            f"{workspace.archive} holds {len(subjects.unique())} subject: training and validation need at least 2; "
+            "add scans, or check archive.subject_pattern"
+        )
+    return volumes.filter(pa.array(~held_out)), volumes.filter(pa.array(held_out))
+
+
+def _coarse_dataset(
+    workspace: Workspace, volume_ids: Sequence[str], shape: Sequence[int], intensity: IntensitySettings
+) -> ray.data.Dataset:
+    """Whole scans at the coarse level, in Ray's object store; damaged volumes are left out."""
+    parts = [
+        (start, CatalogueRows(workspace.catalog, there)) for start, there in parts_of(volume_ids, VOLUMES_PER_BLOCK)
+    ]
+    source = coarse_cubes(workspace.volumes, parts, shape, intensity)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(parts)).map_batches(
+        lambda table: table.filter(pa.compute.equal(table["failure"], "")), batch_size=None, batch_format="pyarrow"
+    )
+    return dataset.materialize()
+
+
+def _sample(volume_ids: pa.StringArray, most: int, seed: int) -> list[str]:
+    """So many of the ids at the most, drawn by seed."""
+    if len(volume_ids) <= most:
+        return volume_ids.to_pylist()
+    chosen = ENCODER_SCANS.generator(seed, len(volume_ids)).choice(len(volume_ids), most, replace=False)
+    return volume_ids.take(pa.array(np.sort(chosen))).to_pylist()
