@@ -24,6 +24,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from raygenesis.errors import RaygenesisError
+from raygenesis.settings.streams import POPULATION_MODES, POPULATION_SUBJECTS
 from raygenesis.workspace.files import publish
 
 VERSION = 1
@@ -40,6 +41,8 @@ SHIFT_SD_MM = 6.0
 # spacing makes a 3D cubic B-spline one-to-one (Choi and Lee 2000), so that nothing ever folds.
 LATTICE, SPACING_MM = 8, 40.0
 BEND_SD_MM, BEND_LIMIT_MM = 6.0, 12.0
+
+ANATOMY, ACQUISITION = 0, 1  # purposes of the random numbers of a subject
 
 ORIENTATIONS = ("RAS", "RAS", "LAS", "RAS", "RAS", "PSR")  # by subject: every third is unusual
 BOX_MM = np.array([184.0, 220.0, 190.0])  # field of view, right x anterior x superior
@@ -116,14 +119,9 @@ def load_template() -> Template:
 @functools.cache
 def _modes(seed: int) -> np.ndarray:
     """The modes of the population's shared variation, float64[MODES, number of parameters]."""
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
-    modes = rng.standard_normal((MODES, 9 + LATTICE**3 * 3))
+    modes = POPULATION_MODES.generator(seed).standard_normal((MODES, 9 + LATTICE**3 * 3))
     # Unit length for each parameter, so that it varies equally in every population, whatever the seed.
     return modes / np.linalg.norm(modes, axis=0)
-
-
-def _generator(seed: int, subject: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(subject, purpose)))
 
 
 def anatomy(seed: int, subject: int) -> Anatomy:
@@ -131,7 +129,7 @@ def anatomy(seed: int, subject: int) -> Anatomy:
 
     seed: of the population, at least 0. subject: its number, from 0.
     """
-    rng = _generator(seed, subject, 0)
+    rng = POPULATION_SUBJECTS.generator(seed, subject, ANATOMY)
     modes = _modes(seed)
     common = rng.standard_normal(MODES) @ modes
     individual = rng.standard_normal(modes.shape[1])
@@ -186,7 +184,7 @@ def simulate(seed: int, subject: int) -> SimulatedScan:
     Raises PopulationError if the template is not installed.
     """
     template = load_template()
-    rng = _generator(seed, subject, 1)
+    rng = POPULATION_SUBJECTS.generator(seed, subject, ACQUISITION)
     shape, affine = _field_of_view(subject, rng)
     voxels = np.indices(shape).reshape(3, -1).T
     points = anatomy(seed, subject).to_template(voxels @ affine[:3, :3].T + affine[:3, 3])

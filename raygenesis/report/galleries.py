@@ -13,13 +13,12 @@ import torch
 from matplotlib.colors import to_hex
 
 from raygenesis.archive.catalogue import CatalogueRow, read_catalogue, split_by_subject
-from raygenesis.archive.source import read_coarse
+from raygenesis.archive.coarse import read_coarse
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.networks.scan_encoders import restore
 from raygenesis.networks.weights.loading import load_network
-from raygenesis.networks.weights.scan_encoders import load_scan_encoder
+from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE, load_scan_encoder
 from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
@@ -115,7 +114,7 @@ def reconstructions(
 ) -> ScanPictures:
     """Held-out scans as the auto-encoder sees them, and below as it restores them from their embeddings."""
     intensity = IntensitySettings.model_validate(manifest.settings["intensity"])
-    model = load_scan_encoder(folder / WEIGHTS)
+    model = load_scan_encoder(folder / AUTOENCODER_FILE)
 
     def draw(row: CatalogueRow) -> list[Picture]:
         scan = read_coarse(volumes, row, model.input_shape, intensity)

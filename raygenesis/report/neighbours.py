@@ -23,6 +23,7 @@ from raygenesis.report.galleries import MOST_COLUMNS, draw_each, reference_row, 
 from raygenesis.report.parts import Absent, ScanPictures, guarded
 from raygenesis.report.pictures import CORONAL, Gallery, PatternBox, Picture, SliceSpec, plane_note, scan_picture
 from raygenesis.settings import IntensitySettings
+from raygenesis.settings.streams import MAPPED_SCANS
 from raygenesis.workspace.artifacts import INDEX, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import IndexManifest, PatternsManifest, Quality
@@ -69,7 +70,7 @@ def neighbours_section(contents: Contents, intensity: IntensitySettings) -> Neig
     nearest = [row["volume_id"] for row in found if row["reference"] == 0]
     near = {row["volume_id"] for row in found} - set(references)
     rest = sorted(set(split_of(workspace, manifest)[0]) - near - set(references))
-    order = np.random.default_rng(manifest.settings["seed"]).permutation(len(rest))[:MOST_MAPPED]
+    order = MAPPED_SCANS.generator(manifest.settings["seed"]).permutation(len(rest))[:MOST_MAPPED]
     wanted = [*references, *sorted(near)[:MOST_MAPPED], *nearest, *(rest[n] for n in order)]
     embedded = guarded(_vectors, workspace.embeddings, wanted)
     vectors: Vectors = {} if isinstance(embedded, Absent) else embedded

@@ -20,7 +20,7 @@ from raygenesis.settings.loading import (
     settings_from,
     settings_of_run,
 )
-from raygenesis.settings.pretraining import NETWORK_DIVISORS, PretrainingSettings
+from raygenesis.settings.pretraining import EXECUTION_SETTINGS, NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.settings.prices import PriceSettings
 from raygenesis.settings.section import Count, Section
 from raygenesis.settings.sweep import SweepSettings
@@ -30,6 +30,7 @@ from raygenesis.settings.yaml_files import read_mapping, read_yaml
 
 __all__ = [
     "DEFAULT_PRESET",
+    "EXECUTION_SETTINGS",
     "NETWORK_DIVISORS",
     "PRESETS",
     "ArchiveSettings",

@@ -15,6 +15,9 @@ Network = Literal[
 ]  # fmt: skip
 NETWORK_DIVISORS = {name: 8 if name in ("unet", "segresnet") else 32 for name in get_args(Network)}
 
+# Settings of pretraining that say how a run is executed: the result does not depend on them.
+EXECUTION_SETTINGS = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}
+
 
 class PretrainingSettings(Section):
     """A pretext task, its network and its training (paper sections 2.2, 2.3 and 3)."""

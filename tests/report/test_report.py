@@ -9,6 +9,8 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -22,8 +24,8 @@ import pytest
 import ray
 from PIL import Image
 
-from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.errors import WorkspaceError
+from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE
 from raygenesis.patterns.cells import decode
 from raygenesis.report import charts
 from raygenesis.report.galleries import example
@@ -109,6 +111,11 @@ def test_an_empty_workspace_is_one_sentence(workspace: Workspace) -> None:
     assert not workspace.report.exists()
 
 
+def test_the_report_does_not_import_ray() -> None:
+    code = "import sys, raygenesis.report.report, raygenesis.report.viewer; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_an_archive_alone_gives_a_page_that_names_the_next_commands(workspace: Workspace, capsys) -> None:
     failures = [{"source": HOSTILE, "reason": f"damaged & cut short after {n}"} for n in range(70)]
     make_archive(workspace, failures=failures)
@@ -139,13 +146,13 @@ def test_names_of_files_are_escaped(workspace: Workspace) -> None:
 def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace, capsys) -> None:
     make_archive(workspace)
     make_discovery(workspace, settings_of(3))
-    (workspace.autoencoder / WEIGHTS).write_bytes(b"nothing")
+    (workspace.autoencoder / AUTOENCODER_FILE).write_bytes(b"nothing")
     part = workspace.patterns / "part-000000.parquet"
     part.write_bytes(b"nothing")
     page = Page(report(workspace, settings_of(3)))
     assert page.text.count("This cannot be shown") == 3  # reconstructions, neighbours, patterns
     assert len([image for image in page.images if image["alt"].startswith("Mid-slice")]) == 6
-    assert f"{WEIGHTS} is not a safetensors file of raygenesis; restore it from a copy, or remove" in page.text
+    assert f"{AUTOENCODER_FILE} is not a safetensors file of raygenesis; restore it from a copy, or remove" in page.text
     said = capsys.readouterr().out
     assert "; 3 parts of the page cannot be shown, the first: " in said and f"{workspace.autoencoder}" in said
 
