@@ -22,9 +22,8 @@ from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.monitors import LEAST_RANK
 from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.pretraining.pretrain import EXECUTION
 from raygenesis.pretraining.stores import pretext_task, with_store_settings
-from raygenesis.settings import Settings, as_yaml
+from raygenesis.settings import EXECUTION_SETTINGS, Settings, as_yaml
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective, few_shot_of
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.search import search_of
@@ -162,7 +161,7 @@ def _stage(
 ) -> Stage[SweepManifest]:  # fmt: skip
     """Its settings are those that decide the results: how many trials run at once does not."""
     included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if posed else ())}
-    left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
+    left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION_SETTINGS}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
     inputs = {"patterns": patterns.fingerprint, **({"target": digest_of(posed.target)} if posed else {})}
     return Stage(SWEEPS, folder, {**chosen, "space": space.tree}, inputs, command=command)
