@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raygenesis.cluster import joining
+from raygenesis.cluster import environment
 from raygenesis.errors import RaygenesisError, ScanError, SettingsError
 from raygenesis.pipeline import Extras, run
 from raygenesis.settings import load_settings
@@ -46,7 +46,7 @@ def test_scans_of_other_dimensions_than_the_preset_s_are_refused(
 
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_a_cluster_s_log_names_no_scan(tmp_path: Path, workspace: Workspace, monkeypatch, is_joined: bool) -> None:
-    monkeypatch.setattr(joining, "is_joined", lambda: is_joined)
+    monkeypatch.setattr(environment, "is_joined", lambda: is_joined)
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "Jane.dcm").write_bytes(b"no scan")
     with pytest.raises(ScanError, match=r"can be read; the first: .*: not DICOM") as nothing:

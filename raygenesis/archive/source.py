@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from raygenesis.archive.catalogue import CATALOGUE, CatalogueRow, CatalogueRows, VolumeRecord, read_columns
-from raygenesis.archive.geometry import axis_weights, resample
-from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.store import level_shape, open_level, read_array, read_region, volume_folder
+from raygenesis.archive.catalogue import CATALOGUE, CatalogueRow, CatalogueRows, read_columns
+from raygenesis.archive.store import level_shape, open_level, read_array, volume_folder
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.settings import IntensitySettings
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
@@ -35,25 +32,6 @@ Item = TypeVar("Item")
 def parts_of(rows: Sequence[Item], rows_per_part: int) -> list[tuple[int, Sequence[Item]]]:
     """Catalogue rows, or volume ids, in parts: the number of the first of each, and these."""
     return [(start, rows[start : start + rows_per_part]) for start in range(0, len(rows), rows_per_part)]
-
-
-def read_coarse(
-    volumes: Place, row: VolumeRecord, shape: Sequence[int], intensity: IntensitySettings
-) -> NDArray[np.float32]:
-    """The whole scan of a catalogue row, from its coarsest level, as float32 [z, y, x] in [0, 1] of `shape`.
-
-    The field of view is stretched to the shape. Raises ScanError if a chunk is damaged.
-    """
-    level = len(row["levels"]) - 1
-    folder = volume_folder(volumes, row["volume_id"])
-    voxels = read_region(folder, level, (slice(None),) * len(shape), intensity.channel)
-    # A coarse voxel at an odd end reaches beyond the scan: the extent is the scan's own.
-    extents = [side / factor for side, factor in zip(row["shape"], row["levels"][level], strict=True)]
-    weights = [
-        axis_weights(num_in, num_out, 0.0, extent)[1]
-        for num_in, num_out, extent in zip(voxels.shape, shape, extents, strict=True)
-    ]
-    return resample(normalise(voxels, *limits(row, intensity)), weights)
 
 
 class ArchiveSource(Datasource):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import ray
 import ray.data
 
+from raygenesis.cluster.environment import is_joined as is_joined
 from raygenesis.workspace.hardware import Hardware, note_cluster, num_cores, processor
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
@@ -52,11 +52,6 @@ def note_hardware() -> None:
 def dashboard() -> str:
     """host:port of Ray's dashboard; empty where there is none."""
     return _dashboards[0] if _dashboards else ""
-
-
-def is_joined() -> bool:
-    """Whether jobs share a cluster, to which nodes may come, rather than a Ray of their own on this machine."""
-    return "RAY_ADDRESS" in os.environ
 
 
 def _quieten_ray_data() -> None:

@@ -1,8 +1,8 @@
-"""A simulated population of brain scans, made from files already installed: no download.
+"""A simulated population of brain scans, made from installed files without a download.
 
-nilearn's wheel carries the MNI152 template (1 mm, skull-stripped T1 with grey- and white-matter
-maps). Each subject is that template seen through its own known, seeded deformation and its own
-acquisition, so the true place of every voxel in a common space is known exactly.
+The nilearn package contains the MNI152 template (1 mm, skull-stripped T1 with grey- and white-matter maps). Each
+subject is that template under a known, seeded deformation of its own, scanned with an acquisition of its own, so that
+the true place of every voxel in a common space is known exactly.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from raygenesis.errors import RaygenesisError
+from raygenesis.settings.streams import POPULATION_MODES, POPULATION_SUBJECTS
 from raygenesis.workspace.files import publish
 
 VERSION = 1
 CENTRE_MM = np.array([0.0, -17.0, 6.0])  # middle of the template's brain, MNI world
 
 MODES = 4
-SHARED_VARIANCE = 0.75  # the part of all variation that the modes explain; the rest is individual
+SHARED_VARIANCE = 0.75  # share of the variance that the modes explain; the rest is individual
 SCALE_SD, SCALE_LIMIT = 0.04, 0.08  # of the logarithm of each axis' scale
 ROTATION_SD_DEGREES = 4.0
 SHIFT_SD_MM = 6.0
@@ -41,12 +42,14 @@ SHIFT_SD_MM = 6.0
 LATTICE, SPACING_MM = 8, 40.0
 BEND_SD_MM, BEND_LIMIT_MM = 6.0, 12.0
 
+ANATOMY, ACQUISITION = 0, 1  # purposes of the random numbers of a subject
+
 ORIENTATIONS = ("RAS", "RAS", "LAS", "RAS", "RAS", "PSR")  # by subject: every third is unusual
 BOX_MM = np.array([184.0, 220.0, 190.0])  # field of view, right x anterior x superior
 
 
 class PopulationError(RaygenesisError):
-    """A population cannot be made as asked, or where asked. A ValueError."""
+    """A population cannot be made with these arguments, or in this directory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +64,10 @@ class Anatomy:
     bends_mm: np.ndarray  # float64[LATTICE, LATTICE, LATTICE, 3], B-spline control vectors
 
     def displacement(self, points_mm: np.ndarray) -> np.ndarray:
-        """The non-linear part at subject world points float64[n, 3]: float64[n, 3] mm.
+        """The non-linear part of the map.
 
-        Beyond the lattice, 140 mm from the centre, it continues as at the border.
+        points_mm: float64[n, 3], in the subject's world. Returns float64[n, 3] in mm. Beyond the lattice, 140 mm from
+        the centre, the displacement continues as at its border.
         """
         lattice = ((points_mm - CENTRE_MM) / SPACING_MM + (LATTICE - 1) / 2).T
         components = [
@@ -73,7 +77,7 @@ class Anatomy:
         return np.stack(components, axis=-1)
 
     def to_template(self, points_mm: np.ndarray) -> np.ndarray:
-        """Subject world points float64[n, 3] in mm to template world points float64[n, 3] in mm."""
+        """Map points of the subject's world to the template's, both float64[n, 3] in mm."""
         moved = points_mm + self.displacement(points_mm) + self.shift_mm
         return CENTRE_MM + (moved - CENTRE_MM) @ self.matrix.T
 
@@ -97,9 +101,9 @@ class Template:
 
 @functools.cache
 def load_template() -> Template:
-    """The template out of the installed nilearn package, whose code is never run.
+    """Read the template from the installed nilearn package, without importing it.
 
-    Raises PopulationError where nilearn, or a version of it that has the maps, is missing.
+    Raises PopulationError if nilearn is not installed, or has no such maps.
     """
     package = importlib.util.find_spec("nilearn")
     if package is None or package.origin is None:
@@ -114,20 +118,18 @@ def load_template() -> Template:
 
 @functools.cache
 def _modes(seed: int) -> np.ndarray:
-    """The population's modes float64[MODES, parameters]: what its subjects vary by together."""
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
-    modes = rng.standard_normal((MODES, 9 + LATTICE**3 * 3))
-    # Unit length for each parameter: it varies as much in every population, whatever the seed.
+    """The modes of the population's shared variation, float64[MODES, number of parameters]."""
+    modes = POPULATION_MODES.generator(seed).standard_normal((MODES, 9 + LATTICE**3 * 3))
+    # Unit length for each parameter, so that it varies equally in every population, whatever the seed.
     return modes / np.linalg.norm(modes, axis=0)
 
 
-def _generator(seed: int, subject: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(subject, purpose)))
-
-
 def anatomy(seed: int, subject: int) -> Anatomy:
-    """The deformation of one subject (0, 1, ...) of the population with this seed (>= 0)."""
-    rng = _generator(seed, subject, 0)
+    """The deformation of one subject of a population.
+
+    seed: of the population, at least 0. subject: its number, from 0.
+    """
+    rng = POPULATION_SUBJECTS.generator(seed, subject, ANATOMY)
     modes = _modes(seed)
     common = rng.standard_normal(MODES) @ modes
     individual = rng.standard_normal(modes.shape[1])
@@ -145,7 +147,7 @@ def anatomy(seed: int, subject: int) -> Anatomy:
 
 
 def _field_of_view(subject: int, rng: np.random.Generator) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine float64[4, 4] of a scan: a box of its own, cut into voxels of its own."""
+    """Shape [i, j, k] and affine float64[4, 4] of a subject's scan, with a field of view and voxel size of its own."""
     world_axis, sign = axcodes2ornt(ORIENTATIONS[subject % len(ORIENTATIONS)]).T
     world_axis = world_axis.astype(int)
     in_plane, between_slices = rng.uniform(1.8, 2.4), rng.uniform(1.8, 2.8)
@@ -162,7 +164,10 @@ def _field_of_view(subject: int, rng: np.random.Generator) -> tuple[tuple[int, i
 
 
 def _acquire(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a scanner makes of an ideal T1, float32[i, j, k] in 0..1: int16 of the same shape."""
+    """Simulate the scanner: contrast, coil sensitivity, Rician noise and scale.
+
+    signal: the ideal T1, float32[i, j, k] in [0, 1]. Returns int16 of the same shape.
+    """
     signal = signal ** rng.uniform(0.8, 1.25)
     for axis in range(3):  # the coil's sensitivity: a slope and a bend along each axis
         place = np.linspace(-1, 1, signal.shape[axis], dtype=np.float32)
@@ -174,12 +179,12 @@ def _acquire(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def simulate(seed: int, subject: int) -> SimulatedScan:
-    """The scan of one subject (0, 1, ...) of the population with this seed (>= 0).
+    """The scan of one subject of a population; arguments as for `anatomy`.
 
-    Raises PopulationError where the template is not installed.
+    Raises PopulationError if the template is not installed.
     """
     template = load_template()
-    rng = _generator(seed, subject, 1)
+    rng = POPULATION_SUBJECTS.generator(seed, subject, ACQUISITION)
     shape, affine = _field_of_view(subject, rng)
     voxels = np.indices(shape).reshape(3, -1).T
     points = anatomy(seed, subject).to_template(voxels @ affine[:3, :3].T + affine[:3, 3])
@@ -194,13 +199,13 @@ def simulate(seed: int, subject: int) -> SimulatedScan:
     return SimulatedScan(_acquire(t1, rng), labels, affine)
 
 
-def _nifti(data: np.ndarray, affine: np.ndarray, about: str) -> bytes:
+def _nifti(data: np.ndarray, affine: np.ndarray, description: str) -> bytes:
     image = nibabel.Nifti1Image(data, affine)
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = about
-    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)  # no time: same bytes again
+    image.header["descrip"] = description
+    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)  # without a time, so that bytes are reproducible
 
 
 def _file_name(subject: int) -> str:
@@ -210,33 +215,32 @@ def _file_name(subject: int) -> str:
 def _write_subject(directory: Path, seed: int, subject: int) -> None:
     scan = simulate(seed, subject)
     name = _file_name(subject)
-    about = f"simulated from MNI152, seed {seed} subject {subject}"
+    description = f"simulated from MNI152, seed {seed} subject {subject}"
     for folder, data in (("labels", scan.labels), ("scans", scan.voxels)):
-        publish(directory / folder / name, functools.partial(Path.write_bytes, data=_nifti(data, scan.affine, about)))
+        content = _nifti(data, scan.affine, description)
+        publish(directory / folder / name, functools.partial(Path.write_bytes, data=content))
 
 
 def _refuse_foreign_files(directory: Path, num_subjects: int) -> None:
-    """A scan left by a killed run for more subjects, or by someone else, would join this one.
+    """Raise PopulationError if the directory holds scans of another population; they would join this one.
 
-    What a killed run left aside is removed.
+    Temporary files of a killed run are removed.
     """
-    ours = {_file_name(subject) for subject in range(num_subjects)}
+    own = {_file_name(subject) for subject in range(num_subjects)}
     for folder in ("scans", "labels"):
         for path in sorted((directory / folder).glob("*")):
             if path.name.startswith(".sub-"):
                 path.unlink()
-            elif path.name not in ours:
+            elif path.name not in own:
                 raise PopulationError(f"{path} is no part of this population; give an empty directory.")
 
 
 def write_population(directory: Path, num_subjects: int = 48, seed: int = 0) -> None:
-    """Writes scans/ and labels/ sub-000_T1w.nii.gz and so on, then population.json.
+    """Write `scans/` and `labels/` with `sub-000_T1w.nii.gz` and so on, then `population.json`.
 
-    The same arguments give the same bytes. A directory that holds this population already is left
-    as it is; one whose writing was cut short is written again.
-
-    Raises PopulationError where the directory holds anything else, an argument is out of range or
-    the template is not installed.
+    num_subjects: at least 1. seed: at least 0. The same arguments give the same bytes. A directory that already holds
+    this population is left as it is; one whose writing was interrupted is written again. Raises PopulationError if the
+    directory holds anything else, an argument is out of range, or the template is not installed.
     """
     if num_subjects < 1 or seed < 0:
         raise PopulationError(
@@ -254,7 +258,7 @@ def write_population(directory: Path, num_subjects: int = 48, seed: int = 0) -> 
     load_template()
     for folder in ("scans", "labels"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
-    # Threads suffice: interpolation, noise and compression all release the interpreter's lock.
+    # Threads suffice, since interpolation, noise and compression release the interpreter's lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         write = functools.partial(_write_subject, directory, seed)
         list(pool.map(write, range(num_subjects)))

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from raygenesis.archive.catalogue import CatalogueRow
-from raygenesis.archive.source import ArchiveSource, Part, read_coarse
+from raygenesis.archive.coarse import read_coarse
+from raygenesis.archive.source import ArchiveSource, Part
 from raygenesis.patterns.cells import DTYPE, encode
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace.files import Place

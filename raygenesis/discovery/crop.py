@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raygenesis.archive.catalogue import CatalogueRow, hash_order
-from raygenesis.archive.source import read_coarse
+from raygenesis.archive.coarse import read_coarse
 from raygenesis.archive.store import level_shape
 from raygenesis.archive.work import archive_size
 from raygenesis.cluster.progress import Stopwatch, say

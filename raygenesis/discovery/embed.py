@@ -29,7 +29,7 @@ from raygenesis.errors import WorkspaceError
 from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
-from raygenesis.settings import EmbeddingSettings, Settings, adopt, settings_beside
+from raygenesis.settings import EmbeddingSettings, Settings, adopt, settings_of_run
 from raygenesis.text.amounts import size
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
@@ -106,7 +106,7 @@ def embed(
 def _as_pretrained(settings: Settings) -> Settings:
     """The settings, with the intensity that the run which is to embed has learnt from, but for keys that were given."""
     path = as_place(settings.embedding.encoder)
-    run = settings_beside(path.parent if path.name == ENCODER_FILE else path)
+    run = settings_of_run(path.parent if path.name == ENCODER_FILE else path)
     return adopt(settings, run.model_dump(mode="json", include={"intensity"})) if run else settings
 
 

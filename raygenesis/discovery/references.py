@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import CatalogueRow
-from raygenesis.archive.source import read_coarse
+from raygenesis.archive.coarse import read_coarse
 from raygenesis.archive.store import level_shape
 from raygenesis.discovery.alignment import align
 from raygenesis.discovery.coordinates import CoordinateError, Frame, candidates, corresponding, frame_of, spread

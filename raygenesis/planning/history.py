@@ -14,7 +14,7 @@ from raygenesis.errors import RaygenesisError
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.work import pretrain_work_done
-from raygenesis.settings import PriceSettings, Settings, adopt, merged, settings_beside, settings_from
+from raygenesis.settings import PriceSettings, Settings, adopt, merge, settings_from, settings_of_run
 from raygenesis.text.amounts import MIB
 from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace.artifacts import (
@@ -63,10 +63,10 @@ def as_made(workspace: Workspace, settings: Settings) -> Settings:
     run = min(runs, key=lambda folder: folder.name != "default", default=None)
     stages = (ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, PATTERNS, CROPS)
     with suppress(RaygenesisError):  # of another version
-        whole = settings_beside(run) if run else None
+        whole = settings_of_run(run) if run else None
         trees = [whole.model_dump(mode="json", exclude={"prices"})] if whole else []
         made = (artifact.read(workspace.folder(artifact)) for artifact in stages)
-        return adopt(settings, merged(*trees, *(each.settings for each in made if each is not None)))
+        return adopt(settings, merge(*trees, *(each.settings for each in made if each is not None)))
     return settings
 
 

@@ -23,7 +23,7 @@ from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
 from raygenesis.pretraining.stores import pretext_task, with_store_settings
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.work import pretrain_work, store_size
-from raygenesis.settings import PretrainingSettings, Settings, as_yaml
+from raygenesis.settings import EXECUTION_SETTINGS, PretrainingSettings, Settings, as_yaml
 from raygenesis.text.amounts import size
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
@@ -36,8 +36,6 @@ from raygenesis.workspace.manifest import MANIFEST, STARTED, RunCounts, RunManif
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
-# Settings that say how a run is executed: what is learnt does not depend on them.
-EXECUTION = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}
 # Settings that say how long it lasts.
 LASTING = frozenset({"pretraining.num_joint_epochs", "pretraining.patience"})
 # Figures of the best epoch that the model card lists, where the task has them.
@@ -54,14 +52,17 @@ def pretrain(
     """Train a pretext task on its store and write the network to `runs/<name>/`; returns the manifest.
 
     An interrupted run goes on at the batch after its newest checkpoint. Settings other than those it began with are
-    refused, except for those that say how it is executed (EXECUTION) and, to extend it, how long it lasts (LASTING).
+    refused, except for those that say how it is executed (EXECUTION_SETTINGS) and, to extend it, how long it lasts
+    (LASTING).
     """
     artifact = pretext_of(settings.pretraining).store
     store = workspace.folder(artifact)
     store_manifest: StoreManifest = artifact.require(store)
     settings = with_store_settings(settings, store_manifest)
     pretraining, folder = settings.pretraining, workspace.run(name)
-    deciding = settings.model_dump(mode="json", include={"pretraining", "seed"}, exclude={"pretraining": EXECUTION})
+    deciding = settings.model_dump(
+        mode="json", include={"pretraining", "seed"}, exclude={"pretraining": EXECUTION_SETTINGS}
+    )
     if extend:
         _check_extension(folder, pretraining)
     stage = Stage(RUNS, folder, deciding, {artifact.name: store_manifest.fingerprint}, LASTING, extend)

@@ -7,7 +7,7 @@ import json
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.settings import DiscoverySettings, PretrainingSettings, Settings, adopt, dotted, settings_from
+from raygenesis.settings import DiscoverySettings, PretrainingSettings, Settings, adopt, flatten, settings_from
 from raygenesis.training.trackers import check_trackers
 from raygenesis.workspace.artifacts import CROPS, PATTERNS
 from raygenesis.workspace.manifest import StoreManifest
@@ -29,7 +29,7 @@ def with_store_settings(settings: Settings, store: StoreManifest) -> Settings:
         )
     made_with = {key: store.settings[key] for key in ("discovery", "intensity", "validation_fraction")}
     adopted, stored = adopt(settings, made_with), adopt(settings_from(settings.model_dump(mode="json")), made_with)
-    ours, theirs = (dotted(each.model_dump(mode="json", include=set(made_with))) for each in (adopted, stored))
+    ours, theirs = (flatten(each.model_dump(mode="json", include=set(made_with))) for each in (adopted, stored))
     for key, value in theirs.items():
         if ours[key] != value:  # given on the command line
             raise SettingsError(

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -71,6 +71,16 @@ def slug(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What is written on a chart: its title, the names of its axes, and `of`, the run or target that it shows."""
+
+    title: str
+    x: str = ""
+    y: str = ""
+    of: str = ""
+
+
+@dataclass(frozen=True)
 class Line:
     """One curve over epochs; None and NaN are gaps."""
 
@@ -79,10 +89,14 @@ class Line:
 
 
 def curves(
-    title: str, ylabel: str, of: str, lines: Sequence[Line], *, levels: Mapping[str, float] | None = None,
-    boundary: float | None = None, least: float | None = None, most: float | None = None, percent: bool = False,
+    labels: Labels, lines: Sequence[Line], *, levels: Mapping[str, float] | None = None, boundary: float | None = None,
+    limits: tuple[float | None, float | None] = (None, None), percent: bool = False,
 ) -> Chart:  # fmt: skip
-    """Curves over epochs, dashed horizontal `levels`, and a dotted line where the joint phase begins."""
+    """Curves over epochs.
+
+    levels: dashed horizontal lines by their names. boundary: the epoch where the joint phase begins, a dotted line.
+    limits: the ends of the vertical axis; those of the curves where None. percent: write its values in percent.
+    """
 
     def draw(axes: Axes) -> None:
         for line, colour in zip(lines, SERIES, strict=False):
@@ -95,9 +109,9 @@ def curves(
         if boundary is not None:
             axes.axvline(boundary, color=MUTED, linewidth=1, linestyle=":")
             axes.text(boundary, 1.0, " joint", transform=axes.get_xaxis_transform(), color=MUTED, va="bottom")
-        axes.set_ylim(least, most)
+        axes.set_ylim(*limits)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(ylabel)
+        axes.set_ylabel(labels.y)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -105,10 +119,10 @@ def curves(
 
     last = [f"{line.name} ends at {line.y[-1]:.4g}" for line in lines if line.y and line.y[-1] is not None]
     also = [f"{name} is {value:.4g}" for name, value in (levels or {}).items()]
-    return _chart(title, f"{title} of {of} over epochs: {', '.join(last + also)}.", draw, of=of)
+    return _chart(labels, f"{labels.title} of {labels.of} over epochs: {', '.join(last + also)}.", draw)
 
 
-def scatter(title: str, alt: str, groups: Mapping[str, NDArray[np.float64]], labels: Sequence[str]) -> Chart:
+def scatter(labels: Labels, alt: str, groups: Mapping[str, NDArray[np.float64]]) -> Chart:
     """Points [n, 2] in three named groups, each drawn above those before it; the last are few and stand out."""
 
     def draw(axes: Axes) -> None:
@@ -116,77 +130,85 @@ def scatter(title: str, alt: str, groups: Mapping[str, NDArray[np.float64]], lab
         for (name, points), (colour, size, marker, alpha) in zip(groups.items(), styles, strict=True):
             x, y = points.T
             axes.scatter(x, y, s=size, c=colour, marker=marker, alpha=alpha, label=name, linewidths=0)
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
+        axes.set_xlabel(labels.x)
+        axes.set_ylabel(labels.y)
         _legend(axes)
 
-    return _chart(title, alt, draw, (4.2, 3.2))
+    return _chart(labels, alt, draw, (4.2, 3.2))
 
 
 def strip(
-    title: str, xlabel: str, ylabel: str, values: Mapping[str, Sequence[float]], *, joined: bool = False,
-    dot: str = "trial", of: str = "",
-) -> Chart:  # fmt: skip
-    """A column of dots for each name (a row, where names are long), and their means; `dot` is what each of them is."""
-    lies = sum(map(len, values)) > MOST_LETTERS
+    labels: Labels, values: Mapping[str, Sequence[float]], *, is_joined: bool = False, dot: str = "trial"
+) -> Chart:
+    """A column of dots for each name (a row, where names are long), and their means.
+
+    is_joined: draw a line through the means. dot: what each dot is.
+    """
+    is_horizontal = sum(map(len, values)) > MOST_LETTERS
 
     def draw(axes: Axes) -> None:
         means = [float(np.mean(dots)) for dots in values.values()]
         places = np.repeat(np.arange(len(values)), [len(dots) for dots in values.values()])
         dots = [dot for column in values.values() for dot in column]
-        line = "-" if joined and not lies else ""
+        line = "-" if is_joined and not is_horizontal else ""
         along = range(len(values))
-        x, y = (dots, places) if lies else (places, dots)
+        x, y = (dots, places) if is_horizontal else (places, dots)
         axes.scatter(x, y, s=18, c=SERIES[0], alpha=0.55, linewidths=0, label=dot)
         axes.plot(
-            means if lies else along, along if lies else means, color=SERIES[1], marker="|" if lies else "_",
-            markersize=16, markeredgewidth=1.6, linestyle=line, label="mean",
+            *((means, along) if is_horizontal else (along, means)), color=SERIES[1],
+            marker="|" if is_horizontal else "_", markersize=16, markeredgewidth=1.6, linestyle=line, label="mean",
         )  # fmt: skip
-        (axes.set_yticks if lies else axes.set_xticks)(along, list(values))
-        if lies:
+        (axes.set_yticks if is_horizontal else axes.set_xticks)(along, list(values))
+        if is_horizontal:
             axes.set_ylim(len(values) - 0.5, -0.5)
         else:
             axes.set_xlim(-0.5, len(values) - 0.5)
-        axes.set_xlabel(ylabel if lies else xlabel)
-        axes.set_ylabel("" if lies else ylabel)
-        axes.grid(lies, axis="x")
-        axes.grid(not lies, axis="y")
+        axes.set_xlabel(labels.y if is_horizontal else labels.x)
+        axes.set_ylabel("" if is_horizontal else labels.y)
+        axes.grid(is_horizontal, axis="x")
+        axes.grid(not is_horizontal, axis="y")
         _legend(axes)
 
     means = ", ".join(f"{np.mean(dots):.4g} at {name}" for name, dots in values.items())
-    size = (4.2, 0.9 + 0.26 * len(values)) if lies else (4.2, 2.7)
-    return _chart(title, f"{title}. Mean {ylabel}: {means}.", draw, size, of=of)
+    size = (4.2, 0.9 + 0.26 * len(values)) if is_horizontal else (4.2, 2.7)
+    return _chart(labels, f"{labels.title}. Mean {labels.y}: {means}.", draw, size)
 
 
-def pairs(title: str, ylabel: str, of: str, told: Mapping[str, tuple[Sequence[float], Sequence[float], str]]) -> Chart:
-    """For each name, trials without and with something side by side, their means joined, and a note above them."""
+class Pair(NamedTuple):
+    """Figures of trials without and with semantics, and what is written above them."""
+
+    without: Sequence[float]
+    with_semantics: Sequence[float]
+    note: str
+
+
+def pairs(labels: Labels, values: Mapping[str, Pair]) -> Chart:
+    """For each name, trials without and with semantics side by side, their means joined, and a note above them."""
 
     def draw(axes: Axes) -> None:
         for side, (name, colour) in enumerate((("without semantics", SERIES[0]), ("with", SERIES[1]))):
-            columns = [pair[:2][side] for pair in told.values()]
-            places = np.arange(len(told)) + (side - 0.5) * 0.36
+            columns = [pair[:2][side] for pair in values.values()]
+            places = np.arange(len(values)) + (side - 0.5) * 0.36
             spread = np.repeat(places, [len(dots) for dots in columns])
             axes.scatter(spread, np.concatenate(columns), s=18, c=colour, alpha=0.55, linewidths=0, label=name)
             axes.scatter(places, [np.mean(dots) for dots in columns], s=260, c=colour, marker="_", linewidths=2)
-        for place, (without, with_it, note) in enumerate(told.values()):
+        for place, (without, with_it, note) in enumerate(values.values()):
             ends = [float(np.mean(without)), float(np.mean(with_it))]
             axes.plot([place - 0.18, place + 0.18], ends, color=MUTED, linewidth=1, zorder=1)
             axes.text(place, 1.0, note, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=SMALL)
-        axes.set_xticks(range(len(told)), list(told))
-        axes.set_xlim(-0.6, len(told) - 0.4)
-        axes.set_ylabel(ylabel)
+        axes.set_xticks(range(len(values)), list(values))
+        axes.set_xlim(-0.6, len(values) - 0.4)
+        axes.set_ylabel(labels.y)
         _legend(axes)
 
     means = ", ".join(
         f"{name} {np.mean(without):.4g} without and {np.mean(with_it):.4g} with, {note}"
-        for name, (without, with_it, note) in told.items()
+        for name, (without, with_it, note) in values.items()
     )
-    return _chart(title, f"{title}. Mean {ylabel}: {means}.", draw, of=of)
+    return _chart(labels, f"{labels.title}. Mean {labels.y}: {means}.", draw)
 
 
-def marginal(
-    title: str, key: str, objective: str, points: Sequence[tuple[float, float]], *, log: bool = False
-) -> Chart:
+def marginal(labels: Labels, points: Sequence[tuple[float, float]], *, log: bool = False) -> Chart:
     """Points (value, objective) of a setting with many values, and their means in up to five groups of like values."""
     x, y = np.array(sorted(points), float).T
     groups = np.array_split(np.arange(len(x)), min(5, max(1, len(x) // 2)))
@@ -199,12 +221,12 @@ def marginal(
         if log:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(key)
-        axes.set_ylabel(objective)
+        axes.set_xlabel(labels.x)
+        axes.set_ylabel(labels.y)
         _legend(axes)
 
-    ends = f"The lowest value of {key} has {y[0]:.4g}, the highest {y[-1]:.4g}"
-    return _chart(title, f"{title}: {objective} of {len(x)} points. {ends}.", draw)
+    ends = f"The lowest value of {labels.x} has {y[0]:.4g}, the highest {y[-1]:.4g}"
+    return _chart(labels, f"{labels.title}: {labels.y} of {len(x)} points. {ends}.", draw)
 
 
 def parallel(
@@ -240,7 +262,7 @@ def parallel(
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.02), borderaxespad=0)
 
     alt = f"{title}: {len(rows)} points as lines over {', '.join(names)}."
-    return _chart(title, alt, draw, (max(4.2, 1.6 * len(names)), 3.0), wide=len(names) > 3)
+    return _chart(Labels(title), alt, draw, (max(4.2, 1.6 * len(names)), 3.0), wide=len(names) > 3)
 
 
 def _legend(axes: Axes) -> None:
@@ -253,9 +275,8 @@ def _legend(axes: Axes) -> None:
 
 
 def _chart(
-    title: str, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (4.2, 2.7), wide: bool = False,
-    of: str = "",
-) -> Chart:  # fmt: skip
+    labels: Labels, alt: str, draw: Callable[[Axes], None], size: tuple[float, float] = (4.2, 2.7), wide: bool = False
+) -> Chart:
     inline, text, picture = io.StringIO(), io.StringIO(), io.BytesIO()
     width, height = size
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -267,7 +288,7 @@ def _chart(
         figure.set_layout_engine("none")  # laid out once for all
         below = Bbox.from_extents(0, 0, width, height)
         figure.savefig(inline, format="svg", transparent=True, metadata=nothing, bbox_inches=below)
-        heading = f"{of}: {title}" if of else title
+        heading = f"{labels.of}: {labels.title}" if labels.of else labels.title
         figure.text(
             0.02, 1 - 0.3 * HEADING_INCHES / (height + HEADING_INCHES), heading[:1].upper() + heading[1:],
             va="top", fontweight="bold",
@@ -275,8 +296,8 @@ def _chart(
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
         figure.savefig(picture, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return Chart(
-        title, of, alt, _inline(inline.getvalue()), text.getvalue(), picture.getvalue(), 72 * width, wide
-    )  # fmt: skip
+        labels.title, labels.of, alt, _inline(inline.getvalue()), text.getvalue(), picture.getvalue(), 72 * width, wide
+    )
 
 
 def _inline(svg: str) -> Markup:

@@ -8,41 +8,48 @@ from contextlib import suppress
 from typing import Any
 
 from raygenesis.errors import SettingsError
-from raygenesis.settings import command_line_of, merged, settings_beside
+from raygenesis.settings import command_line_of, merge, settings_of_run
+from raygenesis.workspace.artifacts import ARCHIVE, ARTIFACTS, COMPARISONS, TRANSFER, Artifact
 from raygenesis.workspace.files import Place
+from raygenesis.workspace.manifest import Manifest, Started, Tree
 from raygenesis.workspace.workspace import Workspace
 
-# What makes each kind of artifact, in the order data flows.
-VERBS = {
-    "archive": "ingest --scans SCANS", "autoencoder": "embed", "embeddings": "embed", "index": "discover",
-    "patterns": "discover", "crops": "crop", "runs": "pretrain --name {name}", "sweeps": "sweep --name {name}",
-    "transfer": "finetune --target TARGET.yaml --name {name}", "comparisons": "compare PLAN.yaml",
-}  # fmt: skip
-# What one command makes together.
-TOGETHER = {"autoencoder": "embeddings", "embeddings": "autoencoder", "index": "patterns", "patterns": "index"}
+Record = Manifest | Started
 
-Records = Mapping[str, Mapping[str, Any]]
+# The files of the user's that a verb takes.
+FILES = {ARCHIVE: ("--scans", "SCANS"), TRANSFER: ("--target", "TARGET.yaml"), COMPARISONS: ("PLAN.yaml",)}
 
 
-def command_of(name: str, records: Records, workspace: Workspace) -> str:
+def command_of(kind: Artifact[Any], folder: Place, records: Mapping[Place, Record], workspace: Workspace) -> str:
     """The command that makes an artifact, or would make it.
 
-    records: manifests by the artifacts' names, or what they were begun with; empty where there is nothing.
+    records: manifests by the artifacts' folders, or what they were begun with.
     """
-    kind, _, given = name.partition("/")
-    usual = VERBS[kind].format(name=given or "default").split()
-    words = ["raygenesis", *records[name].get("command", usual), "--workspace", str(workspace.root)]
-    return shlex.join([*words, *command_line_of(_settings_of(name, records, workspace.root / name))])
+    record = records.get(folder)
+    # A comparison's name is that of its plan.
+    name = ("--name", folder.name) if kind.is_named and kind is not COMPARISONS else ()
+    verb = record.command if record and record.command else (kind.verb, *FILES.get(kind, ()), *name)
+    settings = command_line_of(_settings_of(kind, folder, records, workspace))
+    return shlex.join(["raygenesis", *verb, "--workspace", str(workspace.root), *settings])
 
 
-def _settings_of(name: str, records: Records, folder: Place) -> Mapping[str, Any]:
+def _settings_of(
+    kind: Artifact[Any], folder: Place, records: Mapping[Place, Record], workspace: Workspace
+) -> dict[str, Any]:
     """The tree of settings, or the sections of it, that an artifact was made with."""
-    record = records[name]
-    with suppress(SettingsError):  # the page says elsewhere that a run's settings are damaged
-        if whole := settings_beside(folder):
-            return whole.model_dump(mode="json")
-    both = (records.get(TOGETHER.get(name, ""), {}), record)
-    tree = merged(*(each.get("config") or each.get("settings", {}) for each in both))
+    if folder in records:
+        with suppress(SettingsError):  # the page says elsewhere that a run's settings are damaged
+            if whole := settings_of_run(folder):
+                return whole.model_dump(mode="json")
+    # One command makes several artifacts: it takes the settings of all.
+    others = (other for other in ARTIFACTS if other.verb == kind.verb and not other.is_named)
+    folders = [*(workspace.folder(other) for other in others if other is not kind), folder]
+    tree = merge(*(_settings_in(records[each]) for each in folders if each in records))
     if method := tree.pop("method", None):  # as discovery calls how it has searched
         tree["index"] = tree.get("index", {}) | {"method": method}
     return tree
+
+
+def _settings_in(record: Record) -> Tree:
+    """The settings in a record: those of its pretrainings, where the artifact is made of several."""
+    return getattr(record, "config", None) or record.settings

@@ -2,45 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from raygenesis.archive.work import archive_size
 from raygenesis.planning.estimate import Estimate, estimate
-from raygenesis.planning.history import as_made, factors_of, scans_of
-from raygenesis.planning.work import pipeline
-from raygenesis.report.artifact import ArtifactView
+from raygenesis.planning.history import as_made, factors_of
+from raygenesis.planning.pipeline import pipeline_work
 from raygenesis.settings import Settings
 from raygenesis.workspace import hardware
+from raygenesis.workspace.hardware import Hardware
 from raygenesis.workspace.workspace import Workspace
 
-SCANS = (10**4, 10**5, 10**6)
+NUM_SCANS = (10**4, 10**5, 10**6)
 
 
-def cost(workspace: Workspace, settings: Settings, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CostRow:
+    """A stage. seen: where its rate was measured; estimates: one for each number of scans."""
+
+    stage: str
+    seen: str
+    estimates: Sequence[Estimate]
+
+
+@dataclass(frozen=True)
+class Total:
+    """Of all stages: sums, but the most of memory. cost: None where no price is given."""
+
+    seconds: float
+    stored_mib: float
+    memory_gib: float
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class CostSection:
+    """num_scans: of this archive and of larger ones, the columns of the table; total: of each column."""
+
+    num_scans: tuple[int, ...]
+    scan_mib: float
+    hardware: Hardware
+    mib_per_s: float
+    rows: Sequence[CostRow]
+    total: Sequence[Total]
+
+
+def cost_section(workspace: Workspace, settings: Settings) -> CostSection:
     """Estimates of each stage, and their sums, for this archive and for larger ones, on this machine."""
-    scans = scans_of(workspace)
+    scans = archive_size(workspace)
     assert scans is not None  # the section is left out where there is no archive
     settings = as_made(workspace, settings)
     nodes, factors = hardware.available(), factors_of(workspace, settings)
+    numbers = (scans.num_scans, *NUM_SCANS)
     columns = [
         [
             estimate(work, nodes, settings.prices, factors, hardware.MIB_PER_S)
-            for work in pipeline(replace(scans, number=number), settings)
+            for work in pipeline_work(replace(scans, num_scans=number), settings)
         ]
-        for number in (scans.number, *SCANS)
+        for number in numbers
     ]
-    return {
-        "scans": (scans.number, *SCANS), "scan_mib": scans.voxel_mib,
-        "hardware": nodes, "mib_per_s": hardware.MIB_PER_S,
-        "rows": [{"stage": row[0].work.stage, "seen": row[0].seen, "costs": row} for row in zip(*columns, strict=True)],
-        "total": [_sums(column) for column in columns],
-    }  # fmt: skip
+    rows = [CostRow(row[0].work.stage, row[0].seen, row) for row in zip(*columns, strict=True)]
+    return CostSection(numbers, scans.voxel_mib, nodes, hardware.MIB_PER_S, rows, [_total(each) for each in columns])
 
 
-def _sums(column: list[Estimate]) -> dict[str, float | None]:
-    costs = [one.cost for one in column if one.cost is not None]  # of all stages, or of none
-    return {
-        "seconds": sum(one.seconds for one in column), "stored_mib": sum(one.stored_mib for one in column),
-        "memory_gib": max(one.memory_gib for one in column), "cost": sum(costs) if costs else None,
-    }  # fmt: skip
+def _total(estimates: Sequence[Estimate]) -> Total:
+    costs = [one.cost for one in estimates if one.cost is not None]  # of all stages, or of none
+    return Total(
+        seconds=sum(one.seconds for one in estimates),
+        stored_mib=sum(one.stored_mib for one in estimates),
+        memory_gib=max(one.memory_gib for one in estimates),
+        cost=sum(costs) if costs else None,
+    )

@@ -1,4 +1,4 @@
-"""Templates made into pages, and how figures are written for people."""
+"""Pages from templates, and how values are written on them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 import jinja2
 
+from raygenesis.report.parts import Absent
 from raygenesis.text.amounts import duration, several, size
 from raygenesis.text.tables import cell
 from raygenesis.transfer.metrics import TITLES as FIGURES
 
 SYMBOLS = {"lambda_cls": "λcls", "lambda_rec": "λrec", "num_neighbours": "K", "num_coordinates": "C"}
-WORDS = {
+HEADINGS = {
     **SYMBOLS, **FIGURES, "sd": "s.d.", "rankme": "RankMe",
 }  # fmt: skip
 
@@ -35,29 +36,37 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    filters = (("size", size), ("duration", duration), ("number", number), ("words", words), ("counted", counted))
+    filters = (
+        ("size", size),
+        ("duration", duration),
+        ("number", value_text),
+        ("heading", heading),
+        ("counted", counts_text),
+    )
     environment.filters.update(filters)
+    environment.tests["absent"] = lambda part: isinstance(part, Absent)
     return environment.get_template(template).render(context)
 
 
-def number(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """The text of a cell of a table: whole numbers with commas, text as it is, which may be markup."""
     if isinstance(value, str):
-        return value  # it may be markup
+        return value
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else cell(value)
 
 
-def counted(counts: Mapping[str, int]) -> str:
-    """`125 volumes, 1 part`: counts in words, without what there is none of."""
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Counts in words, without zeros: `125 volumes, 1 part`."""
     return ", ".join(
-        " ".join(_in_words(name, count)) for name, count in counts.items() if count
+        " ".join(_count_text(name, count)) for name, count in counts.items() if count
     ) or "nothing"  # fmt: skip
 
 
-def _in_words(name: str, count: int) -> tuple[str, ...]:
+def _count_text(name: str, count: int) -> tuple[str, ...]:
     units, *rest = COUNTED.get(name, (name.replace("_", " "),))
     return several(count, units), *rest
 
 
-def words(key: str) -> str:
-    """The heading of a column: words with spaces between them, names as they are written."""
-    return WORDS.get(key) or re.sub(r"\w+", lambda word: WORDS.get(word[0], word[0]), key.replace("_", " "))
+def heading(key: str) -> str:
+    """The heading of a column: words with spaces between them, names as people write them."""
+    return HEADINGS.get(key) or re.sub(r"\w+", lambda word: HEADINGS.get(word[0], word[0]), key.replace("_", " "))

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,12 +18,11 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
+from raygenesis.archive.catalogue import CatalogueRow
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.report.charts import DOTS_PER_INCH, STYLE, slug
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace.files import Place
-
-Row = Mapping[str, Any]
 
 SCAN_PIXELS, CUBE_PIXELS = 128, 64
 CORONAL = 1
@@ -104,7 +103,7 @@ class Gallery:
     def _drawn(self) -> Figure:
         num_columns = max(map(len, self.rows))
         captions = 0.3 * (not self.columns) / self.inches  # above the pictures of a row
-        heights = [max(shown.height / shown.width for shown in row) + captions for row in self.rows]
+        heights = [max(picture.height / picture.width for picture in row) + captions for row in self.rows]
         figure = Figure((num_columns * self.inches, sum(heights) * self.inches))
         cells = figure.subplots(
             len(self.rows), num_columns, squeeze=False, height_ratios=heights,
@@ -113,10 +112,10 @@ class Gallery:
         for axes in cells.flat:
             axes.set_axis_off()
         for number, row in enumerate(self.rows):
-            for column, shown in enumerate(row):
-                _draw(cells[number, column], shown)
+            for column, picture in enumerate(row):
+                _draw(cells[number, column], picture)
                 if not self.columns:
-                    cells[number, column].set_title(_in_lines(shown.note))
+                    cells[number, column].set_title(_in_lines(picture.note))
                 elif number == 0:
                     cells[number, column].set_title(self.columns[column])
         for axes, name in zip(cells[:, 0], self.names, strict=False):
@@ -138,9 +137,9 @@ class Gallery:
         figure.text(0, top / height, "\n".join(lines), va="top")
 
 
-def _draw(axes: Axes, shown: Picture) -> None:
-    axes.imshow(np.asarray(Image.open(io.BytesIO(shown.content)).convert("RGB")))
-    for box in shown.boxes:
+def _draw(axes: Axes, picture: Picture) -> None:
+    axes.imshow(np.asarray(Image.open(io.BytesIO(picture.content)).convert("RGB")))
+    for box in picture.boxes:
         axes.add_patch(Rectangle((box.x, box.y), box.width, box.height, fill=False, edgecolor=YELLOW, linewidth=0.8))
         if box.label:
             axes.text(
@@ -193,9 +192,9 @@ def numbered(boxes: Sequence[Box], size: float) -> list[Box]:
     return out
 
 
-def plane_words(ndim: int, which: str = "Coronal slices") -> str:
-    """How slices of scans or cubes lie on the page."""
-    return f"{which}, head up, the patient's right on the left" if ndim == 3 else "Images as they were taken"
+def plane_note(ndim: int, what: str = "Coronal slices") -> str:
+    """A sentence on how slices of scans or cubes lie on the page."""
+    return f"{what}, head up, the patient's right on the left" if ndim == 3 else "Images as they were taken"
 
 
 def mid_slice(voxels: NDArray[Any]) -> NDArray[Any]:
@@ -212,36 +211,58 @@ def picture(
     height, width = (max(1, round(pixels * side / longest)) for side in extent)
     levels = np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
     out = io.BytesIO()
-    shown = Image.fromarray(np.ascontiguousarray(levels))
-    shown.resize((width, height), Image.Resampling.BILINEAR).save(out, "PNG", optimize=True)
+    bitmap = Image.fromarray(np.ascontiguousarray(levels))
+    bitmap.resize((width, height), Image.Resampling.BILINEAR).save(out, "PNG", optimize=True)
     return Picture(out.getvalue(), alt, width, height, note, boxes)
 
 
-def scan_picture(
-    volumes: Place, row: Row, intensity: IntensitySettings, alt: str, note: str, plane: int = CORONAL,
-    boxes: Sequence[Row] = (), at_mm: float | None = None, pixels: int = SCAN_PIXELS,
-) -> Picture:  # fmt: skip
-    """A slice of an archived scan, in the middle or at `at_mm`, read from the level that suffices for `pixels`.
+@dataclass(frozen=True)
+class PatternBox:
+    """The box of a pattern in its scan: lower corner and extent in mm, z y x (2D: y x), and its coordinate's number."""
 
-    boxes: `origin_mm`, `extent_mm` and `coordinate` of patterns, which are projected on it.
+    coordinate: int
+    origin_mm: Sequence[float]
+    extent_mm: Sequence[float]
+
+
+@dataclass(frozen=True)
+class SliceSpec:
+    """Which slice of a scan is shown, and how.
+
+    alt: what it shows, in words. note: its caption. plane: the axis across it (3D). at_mm: its place along that axis;
+    the middle when None. boxes: of patterns, which are projected on it. pixels: on its longer side.
     """
-    size = size_mm(row)
+
+    alt: str
+    note: str
+    plane: int = CORONAL
+    at_mm: float | None = None
+    boxes: Sequence[PatternBox] = ()
+    pixels: int = SCAN_PIXELS
+
+
+def scan_picture(volumes: Place, row: CatalogueRow, intensity: IntensitySettings, spec: SliceSpec) -> Picture:
+    """A slice of an archived scan, read from the pyramid level that suffices for its pixels.
+
+    Raises ScanError if the scan is damaged.
+    """
+    size, plane, pixels = size_mm(row), spec.plane, spec.pixels
     step = size.max() / pixels
     shape, origin, extent = np.maximum(1, np.rint(size / step)).astype(int), np.zeros(len(size)), size.copy()
     down, across = (axis for axis in range(len(size)) if len(size) == 2 or axis != plane)
     if len(size) == 3:
-        middle = size[plane] / 2 if at_mm is None else at_mm
+        middle = size[plane] / 2 if spec.at_mm is None else spec.at_mm
         origin[plane], extent[plane], shape[plane] = np.clip(middle - step / 2, 0, size[plane] - step), step, 1
     (cube,) = crop_cubes(volumes, row, [(origin, extent)], shape.tolist(), intensity)
     image = np.take(cube, 0, plane) if len(size) == 3 else cube
     unit = pixels / max(size[down], size[across])
 
-    def outline(box: Row) -> Box:
-        ends = [box["origin_mm"][axis] + box["extent_mm"][axis] for axis in (across, down)]
+    def outline(box: PatternBox) -> Box:
+        ends = [box.origin_mm[axis] + box.extent_mm[axis] for axis in (across, down)]
         left, top = (size[axis] - end for axis, end in zip((across, down), ends, strict=True))
-        width, height = (box["extent_mm"][axis] for axis in (across, down))
-        return Box(left * unit, top * unit, width * unit, height * unit, box["coordinate"])
+        width, height = (box.extent_mm[axis] for axis in (across, down))
+        return Box(left * unit, top * unit, width * unit, height * unit, box.coordinate)
 
     sides = (size[down], size[across])
-    outlines = numbered([outline(box) for box in boxes], size[across] * unit / LABELS_ACROSS)
-    return picture(image[::-1, ::-1], alt, note, extent=sides, pixels=pixels, boxes=outlines)
+    outlines = numbered([outline(box) for box in spec.boxes], size[across] * unit / LABELS_ACROSS)
+    return picture(image[::-1, ::-1], spec.alt, spec.note, extent=sides, pixels=pixels, boxes=outlines)

@@ -3,91 +3,137 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.pretraining.pretexts import pretext_of
+from raygenesis.patterns.reader import STORES
 from raygenesis.pretraining.stores import pretext_task
 from raygenesis.pretraining.task import JOINT
-from raygenesis.report import charts, galleries
-from raygenesis.report.artifact import ArtifactView, Row, column, guarded, history_of
-from raygenesis.report.charts import Chart, Line
-from raygenesis.report.pictures import Gallery, plane_words
+from raygenesis.report import charts
+from raygenesis.report.artifact import ArtifactView, Contents, column, history_of
+from raygenesis.report.charts import Chart, Labels, Line
+from raygenesis.report.galleries import RestoredCube, restorations
+from raygenesis.report.parts import Absent, guarded
+from raygenesis.report.pictures import Gallery, plane_note
 from raygenesis.settings import settings_from
 from raygenesis.text.amounts import duration
+from raygenesis.training.records import EpochRow
+from raygenesis.workspace.artifacts import RUNS, Artifact
+from raygenesis.workspace.manifest import RunManifest
 
 MOST_RUNS_DRAWN, MOST_RUNS_RESTORED = 12, 3
 
 
-def runs(made: Mapping[str, ArtifactView]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class RunCurves:
+    """charts: none of older runs, or before the first epoch has ended."""
+
+    num_epochs: int
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True)
+class Restorations:
+    """Held-out cubes as the set `corruption` corrupts them and the run's network restores them, also as a figure."""
+
+    corruption: str
+    cubes: Sequence[RestoredCube]
+    classifies: bool
+    gallery: Gallery | None
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """facts: its row of the table of runs. findings: what its monitors say, in sentences. restored: of a few runs."""
+
+    view: ArtifactView[RunManifest]
+    facts: Mapping[str, str | int | float | None]
+    findings: Sequence[str]
+    curves: RunCurves | Absent
+    restored: Restorations | Absent | None
+
+    @property
+    def name(self) -> str:
+        return self.view.folder.name
+
+    @property
+    def manifest(self) -> RunManifest | None:
+        return self.view.manifest
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What went wrong, in sentences."""
+        return self.manifest.warnings if self.manifest else ()
+
+
+def run_sections(contents: Contents) -> list[RunSection]:
     """Every run, `default` and then the newest first: facts, curves, restored cubes and, in words, what went wrong."""
-    begun = [artifact for name, artifact in made.items() if name.startswith("runs/") and artifact.record]
+    begun = contents.each(RUNS)
     # Runs that are not finished count as the newest.
-    begun.sort(key=lambda run: (run.folder.name == "default", run.record.get("finished", "~")), reverse=True)
+    begun.sort(
+        key=lambda run: (run.folder.name == "default", run.manifest.finished if run.manifest else "~"), reverse=True
+    )
     restores = [run for run in begun if run.manifest and run.manifest.restoration_mse is not None]
-    restored = [run.name for run in restores[:MOST_RUNS_RESTORED]]
-    out = []
-    for number, artifact in enumerate(begun):
-        out.append(
-            {
-                "name": artifact.folder.name, "artifact": artifact, "facts": artifact.manifest,
-                "facts_row": _facts_row(artifact) if artifact.manifest else {},
-                "curves": guarded(_run_curves, artifact, number < MOST_RUNS_DRAWN),
-                "warnings": artifact.manifest.get("warnings", []),
-                "words": _in_words(artifact.manifest) if artifact.manifest else [],
-                "restored": guarded(_restored, artifact, made) if artifact.name in restored else None,
-            }
-        )  # fmt: skip
-    return out
+    restored = {run.name for run in restores[:MOST_RUNS_RESTORED]}
+    return [
+        RunSection(
+            view=run,
+            facts=_facts(run.folder.name, run.manifest) if run.manifest else {},
+            findings=_findings(run.manifest) if run.manifest else (),
+            curves=guarded(_curves, run, number < MOST_RUNS_DRAWN),
+            restored=guarded(_restored, run, contents) if run.name in restored else None,
+        )
+        for number, run in enumerate(begun)
+    ]
 
 
-def _facts_row(run: ArtifactView) -> dict[str, Any]:
-    facts = run.manifest
+def _facts(name: str, run: RunManifest) -> dict[str, str | int | float | None]:
     return {
-        "run": run.folder.name, "pretext task": facts.settings["pretraining"]["pretext"],
-        "best epoch": f"{facts['epoch'] + 1} of {facts['counts']['epochs']}",
-        "accuracy": facts.accuracy, "chance": facts.chance, "restoration error": facts.restoration_mse,
-        "identity": facts.identity_mse, "mean image": facts.mean_image_mse,
-        "anatomy retrieval": facts.retrieval,
-        "untrained": facts.get("retrieval_untrained"), "effective rank": facts.effective_rank,
-        "cubes in its store": facts.counts.patterns, "time": duration(facts.seconds),
+        "run": name, "pretext task": run.settings["pretraining"]["pretext"],
+        "best epoch": f"{run.epoch + 1} of {run.counts.epochs}",
+        "accuracy": run.accuracy, "chance": run.chance, "restoration error": run.restoration_mse,
+        "identity": run.identity_mse, "mean image": run.mean_image_mse, "anatomy retrieval": run.retrieval,
+        "untrained": run.retrieval_untrained, "effective rank": run.effective_rank,
+        "cubes in its store": run.counts.patterns, "time": duration(run.seconds),
     }  # fmt: skip
 
 
-def _in_words(facts: Row) -> list[str]:
+def _findings(run: RunManifest) -> list[str]:
     """What a run's monitors say, in sentences."""
-    said = []
-    if facts.accuracy is not None:
-        times = facts.accuracy / facts.chance
-        said.append(f"It names {facts['accuracy']:.0%} of what is held out rightly, {times:.1f} times chance")
-    if facts.restoration_mse is not None:
-        baselines = {"leaving the cube as it is": facts.identity_mse, "the mean image": facts.mean_image_mse}
-        shares = [f"{facts['restoration_mse'] / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
-        said.append(f"It restores with an error of {facts['restoration_mse']:.4g}: {' and '.join(shares)}")
-    if facts.retrieval is not None:
-        untrained = facts.get("retrieval_untrained")  # an earlier version's run has none
+    found = []
+    if run.accuracy is not None and run.chance:
+        times = run.accuracy / run.chance
+        found.append(f"It names {run.accuracy:.0%} of what is held out rightly, {times:.1f} times chance")
+    if run.restoration_mse is not None:
+        baselines = {"leaving the cube as it is": run.identity_mse, "the mean image": run.mean_image_mse}
+        shares = [f"{run.restoration_mse / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
+        found.append(f"It restores with an error of {run.restoration_mse:.4g}: {' and '.join(shares)}")
+    if run.retrieval is not None:
+        untrained = run.retrieval_untrained  # an earlier version's run has none
         beside = "" if untrained is None else f", as untrained it did with {untrained:.3f}"
-        precision = f"a mean average precision of {facts['retrieval']:.3f}"
-        said.append(f"It finds the same place in other scans with {precision}{beside}")
-    if facts.effective_rank is not None:
-        said.append(f"Its embedding uses {facts['effective_rank']:.1f} directions")
-    if speed := facts.get("speed"):
-        waited = f"waited for data {speed['gap']:.1%} of the time"
-        said.append(f"It learnt from {speed['cubes_per_s']:.1f} cubes a second and {waited}")
-    return said
+        precision = f"a mean average precision of {run.retrieval:.3f}"
+        found.append(f"It finds the same place in other scans with {precision}{beside}")
+    found.append(f"Its embedding uses {run.effective_rank:.1f} directions")
+    if run.speed:
+        waited = f"waited for data {run.speed.gap:.1%} of the time"
+        found.append(f"It learnt from {run.speed.cubes_per_s:.1f} cubes a second and {waited}")
+    return found
 
 
-def _run_curves(artifact: ArtifactView, drawn: bool) -> dict[str, Any]:
-    history = history_of(artifact)
-    shown = _run_charts(artifact.folder.name, artifact.manifest, history) if history and drawn else []
-    return {"epochs": len(history), "charts": shown}
+def _curves(run: ArtifactView[RunManifest], is_drawn: bool) -> RunCurves:
+    history = history_of(run)
+    drawn = _run_charts(run.folder.name, run.manifest, history) if history and is_drawn else []
+    return RunCurves(len(history), drawn)
 
 
-def _restored(run: ArtifactView, made: Mapping[str, ArtifactView]) -> dict[str, Any]:
-    store = made[run.manifest.store]
-    if not store.manifest or run.manifest.inputs.get(store.name) != store.manifest.fingerprint:
+def _restored(run: ArtifactView[RunManifest], contents: Contents) -> Restorations:
+    manifest = run.finished
+    kind: Artifact[Any] = STORES[manifest.store]
+    store = contents[kind]
+    if not store.manifest or manifest.inputs.get(store.name) != store.manifest.fingerprint:
         raise WorkspaceError(
             f"the {store.name} that this run learnt from are no longer there: remove {run.folder} and run "
             f"`{run.command}` to learn from those that are"
@@ -100,57 +146,45 @@ def _restored(run: ArtifactView, made: Mapping[str, ArtifactView]) -> dict[str, 
             f"{path} is missing or damaged: restore it from a copy, or remove {run.folder} and pretrain again"
         ) from None
     task = pretext_task(settings.pretraining, settings.seed, store.manifest)
-    rows = galleries.restorations(run.folder, store.folder, task, settings)
-    columns, pictures = ("original", "corrupted", "restored"), [row["pictures"] for row in rows]
-    classifies = any(row["label"] is not None for row in rows)
-    answers = [f"class {row['label']}, answer {row['guess']}\n" * classifies for row in rows]
-    names = [f"{answer}error {row['mse']:.4g}" for answer, row in zip(answers, rows, strict=True)]
-    note = plane_words(len(settings.discovery.cube_shape), "Coronal mid-slices of the cubes")
-    return {
-        "corruption": pretext_of(settings.pretraining).corruption,
-        "rows": rows,
-        "classifies": classifies,
-        "gallery": Gallery(f"Run {run.folder.name} restored", pictures, columns, names, note) if rows else None,
-    }
+    cubes = restorations(run.folder, store.folder, task, settings.discovery.scales[0].extent_mm)
+    classifies = any(cube.label is not None for cube in cubes)
+    answers = [f"class {cube.label}, answer {cube.answer}\n" * classifies for cube in cubes]
+    gallery = Gallery(
+        f"Run {run.folder.name} restored", [cube.pictures for cube in cubes], ("original", "corrupted", "restored"),
+        [f"{answer}error {cube.mse:.4g}" for answer, cube in zip(answers, cubes, strict=True)],
+        plane_note(settings.ndim, "Coronal mid-slices of the cubes"),
+    )  # fmt: skip
+    return Restorations(task.pretext.corruption, cubes, classifies, gallery if cubes else None)
 
 
-def _run_charts(name: str, facts: Row, history: Sequence[Row]) -> list[Chart]:
+def _run_charts(name: str, run: RunManifest | None, history: Sequence[EpochRow]) -> list[Chart]:
     """Losses by phase, accuracy, restoration, speed. The joint loss is shown where it is what is minimised."""
-    of = f"run {name}"
     begins = next((number for number, row in enumerate(history) if row["phase"] == JOINT), None)
     boundary = begins + 0.5 if begins else None
-    joint = [row if row["phase"] == JOINT else {} for row in history]
+    joint: list[Mapping[str, object]] = [row if row["phase"] == JOINT else {} for row in history]
 
-    def pair(key: str, rows: Sequence[Row] = history) -> list[Line]:
+    def pair(key: str, rows: Sequence[Mapping[str, object]] = history) -> list[Line]:
         lines = (Line("training", column(rows, f"train_{key}")), Line("held out", column(rows, f"val_{key}")))
         return [line for line in lines if any(value is not None for value in line.y)]
 
-    floor = {"identity": column(history, "val_identity")[-1], "mean image": facts.get("mean_image_mse")}
-    chance = {"chance": facts.get("chance")}
-    drawn: list[tuple[str, str, list[Line], dict[str, Any]]] = [
-        ("Classification loss", "loss", pair("classification"), {"boundary": boundary}),
-        ("Accuracy", "accuracy", pair("accuracy"), {"levels": _known(chance), "most": 1, "percent": True}),
-        (
-            "Restoration error", "mean squared error", pair("restoration"),
-            {"levels": _known(floor), "boundary": boundary},
-        ),
-        ("Joint loss", "loss", pair("loss", joint), {}),
-        (
-            "Effective rank of the embedding", "effective rank",
-            [Line("held out", column(history, "val_effective_rank"))], {},
-        ),
-        ("Norm of the gradient", "norm", [Line("training", column(history, "train_gradient_norm"))], {}),
-        (
-            "Training cubes per second", "cubes per second",
-            [Line("cubes per second", column(history, "cubes_per_s"))], {},
-        ),
-        (
-            "Share of time waiting for data", "share of time", [Line("gap", column(history, "gap"))],
-            {"most": 1, "percent": True},
-        ),
-    ]  # fmt: skip
+    def draw(title: str, axis: str, lines: Sequence[Line], *, most: float | None = None, **options: Any) -> list[Chart]:
+        labels = Labels(title, y=axis, of=f"run {name}")
+        return [charts.curves(labels, lines, limits=(0, most), **options)] if lines else []
+
+    def one(key: str, line: str = "training") -> list[Line]:
+        return [Line(line, column(history, key))]
+
+    levels = {"identity": column(history, "val_identity")[-1], "mean image": run.mean_image_mse if run else None}
+    chance = _known({"chance": run.chance if run else None})
     return [
-        charts.curves(title, ylabel, of, lines, least=0, **options) for title, ylabel, lines, options in drawn if lines
+        *draw("Classification loss", "loss", pair("classification"), boundary=boundary),
+        *draw("Accuracy", "accuracy", pair("accuracy"), levels=chance, most=1, percent=True),
+        *draw("Restoration error", "mean squared error", pair("restoration"), levels=_known(levels), boundary=boundary),
+        *draw("Joint loss", "loss", pair("loss", joint)),
+        *draw("Effective rank of the embedding", "effective rank", one("val_effective_rank", "held out")),
+        *draw("Norm of the gradient", "norm", one("train_gradient_norm")),
+        *draw("Training cubes per second", "cubes per second", one("cubes_per_s", "cubes per second")),
+        *draw("Share of time waiting for data", "share of time", one("gap", "gap"), most=1, percent=True),
     ]
 
 

@@ -1,109 +1,82 @@
-"""The sections of target tasks and of comparisons: tables with marks, every trial, an example, what semantics add."""
+"""The section of target tasks: a table with marks, every trial, and an example."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from raygenesis.report import charts, galleries
-from raygenesis.report.artifact import ArtifactView, Row, guarded
-from raygenesis.report.charts import Chart
-from raygenesis.studies.semantics import SEMANTICS_NOTE
-from raygenesis.studies.tables import with_titles
+from raygenesis.report.artifact import ArtifactView
+from raygenesis.report.charts import Chart, Labels
+from raygenesis.report.parts import Absent, guarded
+from raygenesis.report.pictures import Gallery
+from raygenesis.text.tables import Rows
 from raygenesis.transfer.metrics import TITLES
-from raygenesis.transfer.results import Trials, results_in
+from raygenesis.transfer.results import Results, results_in
 from raygenesis.transfer.split import count_of
 from raygenesis.transfer.table import LEGEND
-from raygenesis.workspace.files import read_json
+from raygenesis.workspace.manifest import TransferManifest
 
 MARKS = LEGEND.replace("**Best**", "Bold: best")
-SIGNIFICANT = 0.05
 
 
-def transfer(artifact: ArtifactView) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TransferSection:
+    """table: a row an initialisation, none before the target is finished. charts: a dot a trial. example: a scan's."""
+
+    table: Rows
+    charts: Sequence[Chart]
+    example: Gallery | Absent | None
+
+
+def transfer_section(view: ArtifactView[TransferManifest]) -> TransferSection:
     """The table of initialisations, every trial (so far, of a target that is not finished) and an example."""
-    return {
-        "artifact": artifact, "table": shown(artifact.record.get("shown", [])),
-        "charts": _strips(artifact),
-        "example": guarded(_example, artifact),
-        "task": artifact.record.get("task"),
-    }  # fmt: skip
+    results = results_in(view.folder, view.manifest.extent if view.manifest else None)
+    return TransferSection(
+        table=with_bold(view.manifest.shown) if view.manifest else [],
+        charts=_strips(view.folder.name, results),
+        example=guarded(_example, view),
+    )
 
 
-def _example(artifact: ArtifactView) -> dict[str, Any]:
-    title, image = f"Target {artifact.folder.name} example", artifact.folder / "example.npz"
+def _example(view: ArtifactView[TransferManifest]) -> Gallery | None:
+    title, image, manifest = f"Target {view.folder.name} example", view.folder / "example.npz", view.manifest
     if not image.is_file():
-        return {"gallery": None}
-    record = artifact.record
-    spacing, names = record.get("spacing_mm") or (1, 1), record.get("classes", [])
-    return {"gallery": galleries.example(image, spacing, title, _most_labelled(record), names)}
+        return None
+    if manifest is None:
+        return galleries.example(image, (1, 1), title, None, ())
+    return galleries.example(image, manifest.spacing_mm or (1, 1), title, _most_labelled(manifest), manifest.classes)
 
 
-def _most_labelled(record: Row) -> int | str | None:
+def _most_labelled(manifest: TransferManifest) -> int | str | None:
     """With how many labelled subjects the example's networks learnt: the most of those that were asked for."""
-    pool = record.get("counts", {}).get("pool_subjects")
-    given = record.get("extent", {}).get("num_labelled", [])
+    pool, given = manifest.counts.pool_subjects, manifest.extent.num_labelled
     return max(given, key=lambda labelled: count_of(labelled, pool)) if given and pool else None
 
 
-def comparison(artifact: ArtifactView) -> dict[str, Any]:
-    """Initialisations by targets, what semantics add to each restoration task, and the paper's figures beside ours."""
-    record = artifact.record
-    return {
-        "artifact": artifact, "overview": shown(record.get("overview", [])),
-        "cubes": record.get("cubes", {}), "semantics": with_titles(record.get("semantics", [])),
-        "paper": record.get("paper", {}), "charts": _with_and_without(artifact), "note": SEMANTICS_NOTE,
-    }  # fmt: skip
-
-
-def shown(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows with what is best in bold."""
+def with_bold(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The rows with what is best in bold: `**…**` becomes an element of the page."""
     return [{column: _bold(text) for column, text in row.items()} for row in rows]
 
 
-def _bold(text: Any) -> Any:
-    if isinstance(text, str) and text.startswith("**"):
-        return Markup("<strong>{}</strong>").format(text.strip("*"))
-    return text
+def _bold(text: str) -> str:
+    return Markup("<strong>{}</strong>").format(text.strip("*")) if text.startswith("**") else text
 
 
-def _dots(starts: Mapping[str, Trials]) -> dict[str, list[float]]:
-    """The primary figure, the first, of each initialisation's trials."""
+def primary_figures(results: Results, labelled: int | str) -> dict[str, list[float]]:
+    """The primary figure, the first, of each initialisation's trials with so many labelled subjects."""
+    starts = results.get(labelled, {})
     return {start: [next(iter(trial.figures.values())) for trial in trials] for start, trials in starts.items()}
 
 
-def _strips(artifact: ArtifactView) -> list[Chart]:
+def _strips(target: str, results: Results) -> list[Chart]:
     """A chart for each number of labelled subjects: a dot a trial."""
     drawn = []
-    for labelled, starts in results_in(artifact.folder, artifact.record.get("extent")).items():
+    for labelled, starts in results.items():
         metric = next(iter(next(iter(starts.values()))[0].figures))
-        title, of = f"Trials with {labelled} labelled subjects", f"target {artifact.folder.name}"
-        drawn.append(charts.strip(title, "initialisation", TITLES[metric], _dots(starts), of=of))
+        title = f"Trials with {labelled} labelled subjects"
+        labels = Labels(title, "initialisation", TITLES[metric], of=f"target {target}")
+        drawn.append(charts.strip(labels, primary_figures(results, labelled)))
     return drawn
-
-
-def _with_and_without(artifact: ArtifactView) -> list[Chart]:
-    """What semantics add, a chart for each target and number of labelled subjects (the paper's Fig. 2)."""
-    drawn = []
-    rows = artifact.record.get("semantics", [])
-    for target, labelled in dict.fromkeys((row["target"], row["labelled"]) for row in rows):
-        folder = artifact.folder.parent.parent / "transfer" / f"{artifact.folder.name}-{target}"
-        manifest = read_json(folder / "manifest.json") or {}
-        dots = _dots(results_in(folder, manifest.get("extent")).get(labelled, {}))
-        told = {
-            row["without"]: (dots[row["without"]], dots[row["with"]], _gain(row))
-            for row in rows
-            if (row["target"], row["labelled"]) == (target, labelled) and {row["without"], row["with"]} <= dots.keys()
-        }
-        if told:
-            title = f"{target}, {labelled} labelled"
-            metric = next(row["metric"] for row in rows if row["target"] == target)
-            drawn.append(charts.pairs(title, TITLES[metric], f"semantics in {artifact.folder.name}", told))
-    return drawn
-
-
-def _gain(row: Row) -> str:
-    """The gain, with a star where trials tell it from none."""
-    return f"{row['gain']:+.3f}{' *' if (row['p trials'] or 1) < SIGNIFICANT else ''}"

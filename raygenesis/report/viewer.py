@@ -5,22 +5,22 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import math
 from base64 import b64encode
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from raygenesis.archive.catalogue import read_catalogue, read_columns
+from raygenesis.archive.catalogue import VolumeRecord, read_catalogue, read_columns
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import level_shape, read_regions, volume_folder
 from raygenesis.cluster.progress import say
 from raygenesis.errors import SettingsError
-from raygenesis.patterns.reader import read_patterns, store_manifest
+from raygenesis.patterns.reader import STORES, read_patterns, store_manifest
 from raygenesis.report.page import render
 from raygenesis.settings import IntensitySettings
 from raygenesis.text.amounts import size
@@ -41,8 +41,8 @@ def view(workspace: Workspace, volume_id: str, path: Path, store: str = "pattern
     store: "patterns", or "crops" for the random ones. Raises SettingsError for an unknown scan, or one without
     patterns, naming some that are there.
     """
-    folder = {"patterns": workspace.patterns, "crops": workspace.crops}[store]
-    intensity = IntensitySettings.model_validate(store_manifest(folder)["settings"]["intensity"])
+    folder = workspace.folder(STORES[store])
+    intensity = IntensitySettings.model_validate(store_manifest(folder).settings["intensity"])
     rows = read_catalogue(workspace.catalog, [volume_id])
     where = pc.field("volume_id") == volume_id
     patterns = read_patterns(folder, COLUMNS, where).to_pylist() if rows else []
@@ -56,7 +56,7 @@ def view(workspace: Workspace, volume_id: str, path: Path, store: str = "pattern
     data = {"shape": voxels.shape, "spacing": spacing, "tiles": sides, "patterns": patterns}
     page = render("viewer.html.j2", {
         "row": rows[0], "level": level, "shape": voxels.shape, "spacing": spacing, "patterns": patterns,
-        "store": store, "image": b64encode(content).decode(), "planes": _planes(voxels.ndim),
+        "store": store, "image": b64encode(content).decode(), "planes": PLANES[voxels.ndim],
         # Within a script element: nothing in it ends the element.
         "data": json.dumps(data).replace("<", "\\u003c"),
     })  # fmt: skip
@@ -69,21 +69,21 @@ def view(workspace: Workspace, volume_id: str, path: Path, store: str = "pattern
     return len(patterns)
 
 
-def level_shown(row: Mapping[str, Any]) -> int:
-    """The finest pyramid level of a catalogue row's scan that a page holds, else the coarsest."""
+def level_shown(row: VolumeRecord) -> int:
+    """The finest pyramid level of a volume of which a page can hold all voxels; otherwise the coarsest."""
     levels = range(len(row["levels"]))
-    return next((level for level in levels if np.prod(level_shape(row, level)) <= MOST_VOXELS), levels[-1])
+    return next((level for level in levels if math.prod(level_shape(row, level)) <= MOST_VOXELS), levels[-1])
 
 
-def read_level(volumes: Place, row: Mapping[str, Any], level: int, intensity: IntensitySettings) -> NDArray[np.uint8]:
-    """A whole level in 256 greys, z y x (2D: y x). Raises ScanError if a chunk is damaged."""
+def read_level(volumes: Place, row: VolumeRecord, level: int, intensity: IntensitySettings) -> NDArray[np.uint8]:
+    """A whole pyramid level in 256 greys, uint8 [z, y, x] (2D: [y, x]). Raises ScanError if a chunk is damaged."""
     region = tuple(slice(0, side) for side in level_shape(row, level))
     (voxels,) = read_regions(volume_folder(volumes, row["volume_id"]), level, [region], intensity.channel)
     return np.rint(normalise(voxels, *limits(row, intensity)) * 255).astype(np.uint8)
 
 
 def mosaic(voxels: NDArray[np.uint8]) -> tuple[tuple[int, int], bytes]:
-    """The axial slices side by side in one PNG, and how many are in its columns and rows."""
+    """The slices of voxels [z, y, x] side by side in one PNG: how many there are down and across, and its content."""
     slices = voxels.reshape(-1, *voxels.shape[-2:])
     num, height, width = slices.shape
     across = min(num, max(1, round(np.sqrt(num * height / width))))
@@ -96,26 +96,35 @@ def mosaic(voxels: NDArray[np.uint8]) -> tuple[tuple[int, int], bytes]:
     return (down, across), out.getvalue()
 
 
-def _planes(ndim: int) -> list[dict[str, Any]]:
-    """The slices that are shown: the axis across them, and those that go down and to the right, both backwards.
+@dataclass(frozen=True)
+class ViewPlane:
+    """Slices that are shown: the axis across them (3D), and those that go down and to the right, both backwards.
 
     Backwards, because the archive's axes go to the top, the front and the right, and the patient's right is shown on
-    the left. `ends` are what lies above, below, on the left and on the right.
+    the left.
     """
-    if ndim == 2:
-        return [{"name": "Image", "axis": None, "down": 0, "across": 1, "ends": {}}]
-    planes = (("Axial", 0, 1, 2), ("Coronal", 1, 0, 2), ("Sagittal", 2, 0, 1))
-    return [
-        {
-            "name": name, "axis": axis, "down": down, "across": across,
-            "ends": dict(zip(("above", "below", "left", "right"), ENDS[down] + ENDS[across], strict=True)),
-        }
-        for name, axis, down, across in planes
-    ]  # fmt: skip
+
+    name: str
+    axis: int | None
+    down: int
+    across: int
+
+    @property
+    def ends(self) -> dict[str, str]:
+        """The letters of what lies on each side."""
+        if self.axis is None:
+            return {}
+        return dict(zip(("above", "below", "left", "right"), ENDS[self.down] + ENDS[self.across], strict=True))
+
+
+PLANES = {
+    2: [ViewPlane("Image", None, 0, 1)],
+    3: [ViewPlane("Axial", 0, 1, 2), ViewPlane("Coronal", 1, 0, 2), ViewPlane("Sagittal", 2, 0, 1)],
+}
 
 
 def _not_there(workspace: Workspace, folder: Place, volume_id: str, known: bool) -> SettingsError:
-    """What to say of an unknown scan, or one that no pattern was taken from."""
+    """The error for an unknown scan, or for one from which no pattern was taken."""
     if known:
         others = sorted(set(read_patterns(folder, ["volume_id"])["volume_id"].to_pylist()))
         what = f"no pattern in {folder} was taken from it; others have some"

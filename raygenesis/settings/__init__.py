@@ -1,6 +1,7 @@
 """The one tree of validated settings, its presets and overrides, and its reference page."""
 
 from raygenesis.settings.archive import ArchiveSettings, IntensitySettings
+from raygenesis.settings.command_line import command_line_of
 from raygenesis.settings.discovery import (
     AutoencoderSettings,
     DiscoverySettings,
@@ -8,28 +9,28 @@ from raygenesis.settings.discovery import (
     IndexSettings,
     Scale,
 )
+from raygenesis.settings.faults import validation_fault
 from raygenesis.settings.finetune import FinetuneSettings
-from raygenesis.settings.pretraining import NETWORK_DIVISORS, PretrainingSettings
-from raygenesis.settings.prices import PriceSettings
-from raygenesis.settings.reading import (
+from raygenesis.settings.loading import (
+    DEFAULT_PRESET,
     PRESETS,
     adopt,
     as_yaml,
-    command_line_of,
-    dotted,
     load_settings,
-    merged,
-    read_mapping,
-    read_yaml,
-    sentence,
-    settings_beside,
     settings_from,
+    settings_of_run,
 )
+from raygenesis.settings.pretraining import EXECUTION_SETTINGS, NETWORK_DIVISORS, PretrainingSettings
+from raygenesis.settings.prices import PriceSettings
 from raygenesis.settings.section import Count, Section
 from raygenesis.settings.sweep import SweepSettings
 from raygenesis.settings.tree import Settings
+from raygenesis.settings.trees import flatten, merge
+from raygenesis.settings.yaml_files import read_mapping, read_yaml
 
 __all__ = [
+    "DEFAULT_PRESET",
+    "EXECUTION_SETTINGS",
     "NETWORK_DIVISORS",
     "PRESETS",
     "ArchiveSettings",
@@ -49,12 +50,12 @@ __all__ = [
     "adopt",
     "as_yaml",
     "command_line_of",
-    "dotted",
+    "flatten",
     "load_settings",
-    "merged",
+    "merge",
     "read_mapping",
     "read_yaml",
-    "sentence",
-    "settings_beside",
     "settings_from",
+    "settings_of_run",
+    "validation_fault",
 ]

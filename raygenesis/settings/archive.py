@@ -11,28 +11,37 @@ from raygenesis.settings.section import Count, ExtentMm, Positive, Section
 
 
 class ArchiveSettings(Section):
-    """Scans in, OME-Zarr out."""
+    """How scans are converted to OME-Zarr volumes."""
 
     subject_pattern: str | None = Field(
         None,
-        description="Regular expression with one group, searched in a scan's path below the scans "
-        "folder; the group is the subject. Without it: DICOM's patient id, else BIDS `sub-…`, else one subject a file.",
+        description="Regular expression with one group, searched in a scan's path below the scans folder; what the "
+        "group matches is the subject. When null: DICOM's patient ID, else the BIDS label `sub-…`, else one subject "
+        "per file.",
     )
-    keep_ids: bool = Field(False, description="Keep subjects' names and scans' paths instead of keyed hashes.")
+    keep_ids: bool = Field(
+        False, description="Store subjects' names and scans' paths as they are, instead of keyed hashes of them."
+    )
     fourth_axis: Literal["refuse", "split", "channels"] = Field(
-        "refuse", description="Scans with a fourth axis: a failure, one volume a time point, or channels."
+        "refuse",
+        description="What to do with a scan that has a fourth axis: record it as a failure, store each time point as "
+        "a volume, or store the axis as channels.",
     )
     spacing_mm: ExtentMm | None = Field(
-        None, description="Resample every scan to this voxel size, z y x (2D: y x); the scanner's own when null."
+        None,
+        description="Voxel size in mm, z y x (2D: y x), to which every scan is resampled. When null, scans keep their "
+        "own.",
     )
     fill_nan: float | None = Field(
-        None, description="Stored in place of NaN and infinity; a scan that has them is a failure when null."
+        None, description="Value stored in place of NaN and infinity. When null, a scan that has them is a failure."
     )
-    crop_to_body: bool = Field(False, description="Leave out the air around the body.")
-    max_scan_gib: Positive = Field(16.0, description="A scan of more voxel bytes than this is refused.")
-    coarse_size: Count = Field(64, description="The pyramid ends where no side is longer than this.")
+    crop_to_body: bool = Field(False, description="Crop each scan to the body, without the air around it.")
+    max_scan_gib: Positive = Field(16.0, description="Largest scan that is accepted, in GiB of voxels.")
+    coarse_size: Count = Field(
+        64, description="The pyramid is halved until no side is longer than this number of voxels."
+    )
     chunk: Count = Field(64, description="Side of a Zarr chunk in voxels.")
-    shard: Count = Field(256, description="Side of a Zarr shard in voxels; a multiple of the chunk.")
+    shard: Count = Field(256, description="Side of a Zarr shard in voxels; a multiple of `chunk`.")
 
     @model_validator(mode="after")
     def _subject_pattern_compiles(self) -> ArchiveSettings:
@@ -52,14 +61,16 @@ class ArchiveSettings(Section):
 
 
 class IntensitySettings(Section):
-    """How stored values become [0, 1] when they are read."""
+    """How stored values are scaled to [0, 1] when they are read."""
 
     window: tuple[float, float] | None = Field(
         None,
-        description="Values (after rescale slope and intercept, so HU for CT) mapped to 0 and 1. "
-        "Without it: each volume's own 0.5 and 99.5 percentiles, as for MR.",
+        description="Values that are mapped to 0 and 1, after rescale slope and intercept (HU for CT). When null, the "
+        "0.5 and 99.5 percentiles of each volume, as for MR.",
     )
-    channel: Annotated[int, Field(ge=0)] = Field(0, description="Which channel of scans that have several, from 0.")
+    channel: Annotated[int, Field(ge=0)] = Field(
+        0, description="Channel that is read from scans with several, counted from 0."
+    )
 
     @model_validator(mode="after")
     def _window_rises(self) -> IntensitySettings:

@@ -12,53 +12,66 @@ Labelled = Annotated[int, Field(ge=2)] | Annotated[str, Field(pattern=r"^(100|[1
 
 
 class FinetuneSettings(Section):
-    """Learning a target task from few labelled subjects, from each initialisation."""
+    """Fine-tuning on a target task with few labelled subjects, from each initialisation."""
 
     mode: Literal["full", "encoder", "frozen", "knn"] = Field(
         "full",
-        description="What comes from the initialisation. full: encoder and decoder (of a classifier, the encoder); "
-        "encoder: the encoder, with a new decoder; frozen: the encoder, which stays as it is (linear probe); knn: "
-        "nothing is trained, the labelled cases with the nearest embeddings answer.",
+        description="What is taken from the initialisation. `full`: encoder and decoder (of a classifier, the "
+        "encoder); `encoder`: the encoder, with a new decoder; `frozen`: the encoder, which is not trained (linear "
+        "probe); `knn`: nothing is trained, and the labelled cases with the nearest embeddings vote.",
     )
     spacing_mm: ExtentMm | None = Field(
-        None, description="Voxel size z y x of whole scans to be segmented; the labelled scans' median when null."
+        None,
+        description="Voxel size in mm, z y x, to which whole scans are resampled for segmentation. When null, the "
+        "median of the labelled scans.",
     )
     input_shape: Shape | None = Field(
         None,
-        description="Voxels z y x of what a network is trained on: a patch of a scan to be segmented, a region, or a "
-        "whole scan. When null the cube's; of a whole scan that is to be classified, the auto-encoder's.",
+        description="Shape in voxels, z y x, of the network's input: a patch of a scan to be segmented, a region, or "
+        "a whole scan. When null, the shape of a pattern; for the classification of whole scans, that of the "
+        "auto-encoder's input.",
     )
     num_labelled: Annotated[tuple[Labelled, ...], Field(min_length=1)] = Field(
         (5,),
-        description="Labelled subjects to learn from: a number, a share such as 10% of those that are not tested on, "
-        "or several such as [5, 20, 100%].",
+        description="Number of labelled subjects to train on: a number, a share such as 10% of those that are not "
+        "tested on, or a list such as [5, 20, 100%].",
     )
-    num_test: Count = Field(20, description="Subjects to test on, where there is no official list.")
+    num_test: Count = Field(20, description="Number of test subjects, for targets without an official split.")
     num_validation: Annotated[int, Field(ge=0)] = Field(
-        0, description="Subjects that tell when to stop and which weights are best, where there is no official list."
+        0,
+        description="Number of validation subjects, which decide when training stops and which weights are best, for "
+        "targets without an official split.",
     )
-    num_trials: Annotated[int, Field(ge=2)] = Field(10, description="Seeded trials of each initialisation.")
-    num_steps: Count = Field(400, description="Batches of a training, at the most.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="Patches, regions or scans in a step.")
-    learning_rate: Positive = Field(1e-3, description="Of Adam, at the most.")
+    num_trials: Annotated[int, Field(ge=2)] = Field(
+        10, description="Number of trials per initialisation, each with a seed of its own."
+    )
+    num_steps: Count = Field(
+        400, description="Maximum number of optimiser steps per trial; `patience` may stop earlier."
+    )
+    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="Patches, regions or scans per optimiser step.")
+    learning_rate: Positive = Field(1e-3, description="Learning rate of the Adam optimiser; with `cosine`, its peak.")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine",
-        description="cosine: the learning rate rises over the first tenth of the steps and falls to 0; constant: as in "
-        "the paper.",
+        description="Schedule of the learning rate. `cosine`: it rises over the first tenth of the steps, then falls "
+        "to 0; `constant`: as in the paper.",
     )
     patience: Count | None = Field(
-        None, description="Validations (20 a training) without a better score before stopping; never when null."
+        None,
+        description="Stop after this many validations (20 per training) without a better score. When null, training "
+        "is not stopped early.",
     )
     class_balance: Literal["none", "weights"] = Field(
-        "weights", description="weights: rare classes count more in the loss of a classification."
+        "weights", description="With `weights`, rare classes count more in the loss of a classification."
     )
-    k: Count = Field(5, description="Labelled cases that answer in mode knn, weighed by the inverse of their distance.")
+    k: Count = Field(
+        5, description="Number of labelled cases that vote in mode `knn`, weighted by the inverse of their distance."
+    )
     num_gpus: NumGpus | None = Field(
         None,
-        description="GPUs for each trial, a fraction lets several share one; when null 1 with pretraining.use_gpu, "
-        "else 0.",
+        description="GPUs per trial; with a fraction, several trials share one. When null, 1 with "
+        "`pretraining.use_gpu`, otherwise 0.",
     )
-    allow_seen: bool = Field(False, description="Test also on subjects that pretraining has learnt from.")
+    allow_seen: bool = Field(False, description="Allow test subjects that pretraining has seen.")
 
     @field_validator("num_labelled", mode="before")
     @classmethod

@@ -15,90 +15,124 @@ Network = Literal[
 ]  # fmt: skip
 NETWORK_DIVISORS = {name: 8 if name in ("unet", "segresnet") else 32 for name in get_args(Network)}
 
+# Settings of pretraining that say how a run is executed: the result does not depend on them.
+EXECUTION_SETTINGS = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}
+
 
 class PretrainingSettings(Section):
     """A pretext task, its network and its training (paper sections 2.2, 2.3 and 3)."""
 
-    pretext: str = Field("semantic-genesis", description="Pretext task: `raygenesis pretexts` lists them.")
-    corruption: str | None = Field(None, description="Corruption set; the pretext task's own when null.")
-    lambda_rec: NonNegative | None = Field(None, description="Weight of restoration; the pretext task's when null.")
+    pretext: str = Field("semantic-genesis", description="Pretext task; `raygenesis pretexts` lists them.")
+    corruption: str | None = Field(
+        None, description="Set of corruptions that the network learns to undo. When null, the pretext task's own."
+    )
+    lambda_rec: NonNegative | None = Field(
+        None, description="Weight of the restoration loss. When null, the pretext task's own."
+    )
     lambda_cls: NonNegative | None = Field(
         None,
-        description="Weight of the head's task in the joint phase; the pretext task's when null. With 0 nothing is "
-        "classified, not even at first.",
+        description="Weight of the classification loss in the joint phase. When null, the pretext task's own. With 0 "
+        "the phase of classification alone is left out too.",
     )
     num_neighbours: Count | None = Field(
-        None, description="Use only patterns of rank < K (of random crops: K scans); all when null."
+        None,
+        description="Train on patterns of the first K neighbours only (random crops: of K scans). When null, on all.",
     )
     num_coordinates: Count | None = Field(
-        None, description="Use only coordinates < C (of random crops: C of each scan); all when null."
+        None,
+        description="Train on the first C coordinates only (random crops: on C crops per scan). When null, on all.",
     )
     network: Network = Field(
         "unet",
-        description="The method's U-Net, or MONAI's SegResNet, or its U-Net over a ResNet (`-b`: with torchvision's "
-        "shortcuts), or I3D in 3D.",
+        description="Network: `unet` is the method's U-Net; `segresnet` is MONAI's; `resnet…` is MONAI's U-Net over a "
+        "ResNet (`-b`: with torchvision's shortcuts); `i3d` is Inflated Inception, 3D only.",
     )
     base_width: Count = Field(
         32, description="Channels of the first convolution of `unet` (paper: 32) and `segresnet` (a multiple of 8)."
     )
     norm: Literal["batch", "batch-statistics", "instance", "group"] = Field(
         "batch",
-        description="Norm of `unet`. `batch-statistics`: batch norm with the batch's own statistics in evaluation too, "
-        "as in the published code.",
+        description="Normalisation layers of `unet`. `batch-statistics`: batch normalisation that uses the batch's own "
+        "statistics in evaluation too, as the published code does.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="bf16, fp16: autocast of the forward pass; fp16 with a loss that is scaled."
+        "fp32",
+        description="Precision of the forward pass; bf16 and fp16 use autocast, and fp16 also scales the loss.",
     )
-    channels_last: bool = Field(True, description="Keep the channels of a voxel together in memory.")
-    compile: bool = Field(False, description="torch.compile the network: minutes at the start, faster steps on a GPU.")
+    channels_last: bool = Field(True, description="Use PyTorch's channels-last memory format.")
+    compile: bool = Field(
+        False, description="Compile the network with `torch.compile`: minutes at the start, then faster steps on a GPU."
+    )
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations again instead of keeping them: less memory, a third more time."
+        False,
+        description="Recompute activations in the backward pass instead of storing them: less memory, and steps that "
+        "take a third longer.",
     )
-    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="Global: shared by all workers.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(
+        64, description="Cubes per optimiser step over all workers (64 on 2 GPUs = 32 each)."
+    )
     num_pieces: Count = Field(
         1,
-        description="A batch is gone through in so many pieces, one after another, for less memory; batch norm then "
-        "sees one piece at a time.",
+        description="Number of pieces that a batch is split into, processed one after another (gradient accumulation), "
+        "to save memory; batch normalisation then sees one piece at a time.",
     )
-    learning_rate: Positive = Field(1e-3, description="Of Adam, to begin with.")
+    learning_rate: Positive = Field(1e-3, description="Initial learning rate of the Adam optimiser.")
     classification_learning_rate: Positive | None = Field(
-        None, description="While classification is learnt alone; learning_rate when null."
+        None, description="Learning rate of the phase of classification alone. When null, `learning_rate`."
     )
     schedule: Literal["step", "cosine"] = Field(
-        "step", description="step: multiplied by decay_factor every decay_epochs, as in the paper; cosine: down to 0."
+        "step",
+        description="Schedule of the learning rate. `step`: multiplied by `decay_factor` every `decay_epochs`, as in "
+        "the paper; `cosine`: annealed to 0.",
     )
-    decay_epochs: Count = Field(40, description="Of the schedule `step`.")
-    decay_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="Of the schedule `step`.")
-    warmup_epochs: NonNegative = Field(0.0, description="The learning rate rises from 0 for so many epochs.")
-    clip_norm: Positive | None = Field(None, description="A longer gradient is shortened to this norm.")
+    decay_epochs: Count = Field(40, description="Epochs between two decays of the schedule `step`.")
+    decay_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Factor of each decay of the schedule `step`."
+    )
+    warmup_epochs: NonNegative = Field(
+        0.0, description="Epochs, or a fraction of one, over which the learning rate rises linearly from 0."
+    )
+    clip_norm: Positive | None = Field(
+        None, description="Maximum norm of the gradient; longer ones are scaled down. When null, none is."
+    )
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Validate and keep a moving average of the weights with this decay, such as 0.999."
+        None,
+        description="Decay, such as 0.999, of an exponential moving average of the weights, which is validated and "
+        "exported in their place. When null, the weights themselves are.",
     )
-    num_classification_epochs: Annotated[int, Field(ge=0)] = Field(20, description="Classification alone, first.")
-    num_joint_epochs: Annotated[int, Field(ge=0)] = Field(200, description="Then both tasks together.")
-    patience: Count = Field(50, description="Joint epochs without a better validation loss before stopping.")
+    num_classification_epochs: Annotated[int, Field(ge=0)] = Field(
+        20, description="Epochs of classification alone, before the joint phase."
+    )
+    num_joint_epochs: Annotated[int, Field(ge=0)] = Field(
+        200, description="Maximum number of epochs of both tasks together; `patience` may stop earlier."
+    )
+    patience: Count = Field(50, description="Stop after this many joint epochs without a lower validation loss.")
     num_workers: Count | tuple[Count, Count] = Field(
         1,
-        description="Ray Train workers, which share each batch; [fewest, most]: as many as the cluster has room for, "
-        "and fewer when it loses machines. What is learnt does not depend on it.",
+        description="Number of Ray Train workers, which share each batch; or [fewest, most]: as many as the cluster "
+        "has room for, fewer when it loses machines. The result does not depend on it.",
     )
-    use_gpu: bool = Field(False, description="One GPU per worker (nccl); otherwise CPU (gloo).")
+    use_gpu: bool = Field(False, description="Train on one GPU per worker (NCCL) instead of CPUs (Gloo).")
     memory_gib: NonNegative = Field(
         4.0,
-        description="Selected patterns of up to so many GiB, encoded, are kept in each machine's memory; of more, each "
-        "batch is read from the store's files.",
+        description="Keep patterns in memory on each machine if their compressed size, in GiB, fits; otherwise read "
+        "each batch from the store.",
     )
-    checkpoint_seconds: NonNegative = Field(60.0, description="After a kill at the most so much is computed again.")
+    checkpoint_seconds: NonNegative = Field(
+        60.0, description="Seconds between checkpoints: the most work that a crash can lose."
+    )
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
-        ("tensorboard",), description="Where figures go besides the run's own tables."
+        ("tensorboard",), description="Experiment trackers that figures are sent to, besides the run's own tables."
     )
 
     @property
     def fewest_workers(self) -> int:
+        """The number of workers, or the fewest."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def most_workers(self) -> int:
+        """The number of workers, or the most."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @model_validator(mode="after")

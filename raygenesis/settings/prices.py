@@ -8,14 +8,14 @@ from raygenesis.settings.section import NonNegative, Section
 
 
 class PriceSettings(Section):
-    """What the cluster costs, in whatever currency, for `plan` and `status`."""
+    """What the cluster costs, in any currency; `plan` and `status` show costs once a price is given."""
 
-    cpu_hour: NonNegative | None = Field(None, description="A core for an hour. Without any price no costs are told.")
-    gpu_hour: NonNegative | None = Field(None, description="A GPU for an hour.")
-    gib_month: NonNegative | None = Field(None, description="A GiB stored for a month.")
+    cpu_hour: NonNegative | None = Field(None, description="Price of a CPU core for an hour. When null, free.")
+    gpu_hour: NonNegative | None = Field(None, description="Price of a GPU for an hour. When null, free.")
+    gib_month: NonNegative | None = Field(None, description="Price of a GiB of storage for a month. When null, free.")
 
     def of(self, core_seconds: float, gpu_seconds: float, gib: float = 0.0) -> float | None:
-        """What so much costs; None where no price is given."""
+        """The cost of so many seconds of cores and of GPUs, and of GiB stored for a month; None without any price."""
         prices = (self.cpu_hour, self.gpu_hour, self.gib_month)
         amounts = (core_seconds / 3600, gpu_seconds / 3600, gib)
         if prices == (None, None, None):

@@ -12,8 +12,8 @@ from raygenesis.settings.tree import Settings
 
 HEAD = """# Settings
 
-One tree: a preset's file says what differs from these defaults, and `key.path=value` on the command line what differs
-from the preset. `raygenesis config` prints what they resolve to. Defaults are the paper's 3D numbers.
+All settings are one tree. The file of a preset lists what differs from these defaults, and `key.path=value` on the
+command line overrides the preset. `raygenesis config` prints the resolved tree. Defaults are the paper's 3D numbers.
 
 <!-- Written by `raygenesis config --reference > SETTINGS.md`; a test compares. -->
 """
@@ -27,10 +27,10 @@ def reference() -> str:
 def _section(section: type[BaseModel], prefix: str) -> Iterator[str]:
     rows = {name: field for name, field in section.model_fields.items() if _below(field) is None}
     if rows:
-        yield from ("| setting | default | |", "| --- | --- | --- |")
+        yield from ("| setting | default | meaning |", "| --- | --- | --- |")
         for name, field in rows.items():
-            told = " ".join(filter(None, (field.description, _choices(field))))
-            yield f"| `{prefix}{name}` | {_default(field)} | {_escaped(told)} |"
+            meaning = " ".join(filter(None, (field.description, _choices(field))))
+            yield f"| `{prefix}{name}` | {_default(field)} | {_escaped(meaning)} |"
         yield ""
     for name, field in section.model_fields.items():
         below = _below(field)
@@ -52,16 +52,16 @@ def _choices(field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return f"`{_told(field.default)}`"
+    return f"`{_in_yaml(field.default)}`"
 
 
-def _told(value: Any) -> str:
-    """As YAML in one line has it."""
+def _in_yaml(value: Any) -> str:
+    """A value as YAML writes it in one line."""
     if isinstance(value, BaseModel):
         changed = {name: each for name, each in value.model_dump().items() if each}
-        return "{" + ", ".join(f"{name}: {_told(each)}" for name, each in changed.items()) + "}"
+        return "{" + ", ".join(f"{name}: {_in_yaml(each)}" for name, each in changed.items()) + "}"
     if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(_told, value)) + "]"
+        return "[" + ", ".join(map(_in_yaml, value)) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

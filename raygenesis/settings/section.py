@@ -1,4 +1,4 @@
-"""What every part of the tree is made of: kinds of values, and a section that takes no unknown key."""
+"""The base class of all sections of settings, and the types of values that several of them use."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ NumGpus = Annotated[NonNegative, AfterValidator(_whole_or_shared)]
 
 
 class Section(BaseModel):
-    """A part of the tree: immutable, and an unknown key is an error."""
+    """A section of the tree of settings: immutable, without unknown keys, NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -10,32 +10,41 @@ from raygenesis.settings.section import Count, NumGpus, Section
 
 
 class SweepSettings(Section):
-    """Ray Tune over the pretraining's settings, on one pattern store; a file of its own says which (`--space`)."""
+    """A search over settings of pretraining with Ray Tune, on one pattern store; `--space` names which to vary."""
 
     search: Literal["grid", "random", "tpe"] = Field(
-        "grid", description="All combinations, or `num_points` at random, or as Optuna's TPE proposes them."
+        "grid",
+        description="Search algorithm: all combinations, or `num_points` points, drawn at random or proposed by "
+        "Optuna's TPE.",
     )
-    num_points: Count = Field(16, description="Points of a random or TPE search.")
-    num_seeds: Count = Field(1, description="Trainings of each point, each with a seed of its own.")
-    num_classification_epochs: Annotated[int, Field(ge=0)] = Field(5, description="Of each trial.")
-    num_joint_epochs: Annotated[int, Field(ge=0)] = Field(20, description="Of each trial.")
+    num_points: Count = Field(16, description="Number of points of a random or TPE search.")
+    num_seeds: Count = Field(1, description="Number of trainings per point, each with a seed of its own.")
+    num_classification_epochs: Annotated[int, Field(ge=0)] = Field(
+        5, description="Epochs per trial of classification alone."
+    )
+    num_joint_epochs: Annotated[int, Field(ge=0)] = Field(20, description="Epochs per trial of both tasks together.")
     objective: Literal["retrieval", "rankme", "target", "loss"] = Field(
         "retrieval",
-        description="What points are ranked by: finding the same place in other held-out scans; the effective rank of "
-        "held-out embeddings, which needs no labels; a target task learnt from few labels (as `finetune` says); or "
-        "the held-out joint loss, which only points of the same λ and C share.",
+        description="Figure by which points are ranked. `retrieval`: finding the same place in other held-out scans; "
+        "`rankme`: the effective rank of held-out embeddings, which needs no labels; `target`: the score on a target "
+        "task fine-tuned on few labels (section `finetune`); `loss`: the held-out joint loss, which is comparable "
+        "only between points of the same λ and C.",
     )
-    target: str | None = Field(None, description="YAML file that describes the target task of objective `target`.")
+    target: str | None = Field(
+        None, description="YAML file that describes the target task of the objective `target`; null for the others."
+    )
     stopping: Literal["none", "median", "asha"] = Field(
-        "none", description="Which trials end early: below the median of the others, or by successive halving (ASHA)."
+        "none",
+        description="Which trials are stopped early: none, those below the median of the others, or those that "
+        "successive halving (ASHA) drops.",
     )
     max_concurrent_trials: Count | None = Field(
-        None, description="Trials at once; as many as the cluster's CPUs and GPUs hold when null."
+        None, description="Maximum number of trials at once. When null, as many as the cluster's CPUs and GPUs allow."
     )
     num_gpus: NumGpus | None = Field(
         None,
-        description="GPUs for each trial, a fraction lets several share one; when null 1 with pretraining.use_gpu, "
-        "else 0.",
+        description="GPUs per trial; with a fraction, several trials share one. When null, 1 with "
+        "`pretraining.use_gpu`, otherwise 0.",
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """The one tree of validated settings: YAML presets plus dotted overrides.
 
-Defaults are the paper's 3D numbers (Haghighi et al. 2020, section 3); the presets beside this file
-say only what they change.
+Defaults are the paper's 3D numbers (Haghighi et al. 2020, section 3); the presets in `presets/` list only what they
+change.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from raygenesis.settings.sweep import SweepSettings
 class Settings(Section):
     """The whole tree. `raygenesis config --preset NAME` prints it resolved."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of everything that is drawn, in every stage.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Random seed for every stage.")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Share of the subjects held out of every training, auto-encoder included."
+        0.2,
+        description="Fraction of the subjects held out of every training, that of the auto-encoder included.",
     )
     archive: ArchiveSettings = ArchiveSettings()
     intensity: IntensitySettings = IntensitySettings()
@@ -47,17 +48,17 @@ class Settings(Section):
 
     @property
     def given(self) -> frozenset[str]:
-        """Dotted keys that were given one by one, on the command line: they count more than what a file says."""
+        """Dotted keys that were given one by one on the command line; they take precedence over what a file says."""
         return self._given
 
     def gpus_of_trial(self, section: Literal["sweep", "finetune"]) -> float:
-        """GPUs of each trial of a sweep or of fine-tuning: what its section says, else 1 with pretraining.use_gpu."""
-        asked = getattr(self, section).num_gpus
-        return float(self.pretraining.use_gpu) if asked is None else asked
+        """GPUs per trial of a sweep or of fine-tuning: `num_gpus` of its section, else 1 with `pretraining.use_gpu`."""
+        num_gpus = getattr(self, section).num_gpus
+        return float(self.pretraining.use_gpu) if num_gpus is None else num_gpus
 
     @property
     def ndim(self) -> int:
-        """Spatial dimensions: 3 or 2."""
+        """Number of spatial dimensions: 3 or 2."""
         return len(self.discovery.cube_shape)
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import PRETEXTS
-from raygenesis.settings import Count, Section, read_mapping, sentence
+from raygenesis.settings import Count, Section, read_mapping, validation_fault
 from raygenesis.transfer.description import Description, parse_description, read_description
 from raygenesis.transfer.initialisations import NAME, RANDOM, is_path, name_and_source
 
@@ -78,7 +78,7 @@ def read_plan(path: Path) -> tuple[StudyPlan, dict[str, Description]]:
     try:
         plan = StudyPlan.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {sentence(error, StudyPlan)}") from None
+        raise SettingsError(f"{path}: {validation_fault(error, StudyPlan)}") from None
     folder = path.parent.absolute()
     targets = {}
     for name, target in plan.targets.items():

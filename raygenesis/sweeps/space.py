@@ -11,8 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from raygenesis.errors import SettingsError
-from raygenesis.pretraining.pretrain import EXECUTION
-from raygenesis.settings import PretrainingSettings, Settings, read_yaml, settings_from
+from raygenesis.settings import EXECUTION_SETTINGS, PretrainingSettings, Settings, read_yaml, settings_from
 from raygenesis.workspace.manifest import StoreCounts
 
 # Values of the settings below `pretraining`, by their names there.
@@ -152,7 +151,7 @@ def _name(key: Any) -> str:
             f"{key} cannot vary within a sweep: all points share one pattern store and one target, so only settings "
             f"below {SECTION} can; give {key} to the whole sweep, or make another workspace"
         )
-    if parts[1] in EXECUTION:
+    if parts[1] in EXECUTION_SETTINGS:
         raise SettingsError(
             f"{key} cannot vary within a sweep: it only says how a run is executed, and a trial is one process "
             "(sweep.num_gpus gives it GPUs)"

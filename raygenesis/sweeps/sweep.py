@@ -20,9 +20,8 @@ from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.monitors import LEAST_RANK
 from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.pretraining.pretrain import EXECUTION
 from raygenesis.pretraining.stores import pretext_task, with_store_settings
-from raygenesis.settings import Settings, SweepSettings, as_yaml
+from raygenesis.settings import EXECUTION_SETTINGS, Settings, SweepSettings, as_yaml
 from raygenesis.sweeps.measures import few_shot_of
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective
 from raygenesis.sweeps.queue import Queue
@@ -161,7 +160,7 @@ def _stage(
 ) -> Stage[SweepManifest]:  # fmt: skip
     """The stage of a sweep, whose settings are those that decide the results: how many trials run at once does not."""
     included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if target else ())}
-    left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION}
+    left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION_SETTINGS}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
     inputs = {"patterns": patterns.fingerprint, **({"target": digest_of(target.target)} if target else {})}
     return Stage(SWEEPS, folder, {**chosen, "space": space.tree}, inputs, command=command)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator, validate_call
 
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.settings import Section, Settings, read_mapping, sentence, settings_from
+from raygenesis.settings import Section, Settings, read_mapping, settings_from, validation_fault
 from raygenesis.transfer.examples import SEGMENTATION, Target
 from raygenesis.transfer.targets.layouts import LAYOUTS
 from raygenesis.transfer.targets.own_files import Columns, OwnFiles, read_label_maps, read_table
@@ -93,7 +93,7 @@ def parse_description(tree: Tree, folder: Path, where: str) -> Description:
     try:
         found = Description.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(f"{where}: {sentence(error, Description)}") from None
+        raise SettingsError(f"{where}: {validation_fault(error, Description)}") from None
     paths = {key: folder / value.expanduser() for key, value in found if isinstance(value, Path)}
     return found.model_copy(update=paths)
 

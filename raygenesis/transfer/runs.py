@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raygenesis.networks.weights.native import ENCODER_FILE
-from raygenesis.settings import Settings, adopt, settings_beside
+from raygenesis.settings import Settings, adopt, settings_of_run
 from raygenesis.transfer.initialisations import RANDOM, is_path, name_and_source
 from raygenesis.workspace.files import as_place
 from raygenesis.workspace.workspace import Workspace
@@ -49,4 +49,4 @@ def _run_of(name: str, source: str, workspace: Workspace) -> Run:
         folder = folder.parent
     elif is_path(source) and not folder.is_dir():
         return Run(name)
-    return Run(name, Workspace(folder.parent.parent), settings_beside(folder))
+    return Run(name, Workspace(folder.parent.parent), settings_of_run(folder))

@@ -15,12 +15,12 @@ from ray import cloudpickle
 from scipy.ndimage import map_coordinates
 
 from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows
+from raygenesis.archive.coarse import read_coarse
 from raygenesis.archive.source import (
     MIN_BLOCKS,
     ArchiveSource,
     parts_of,
     read_archive,
-    read_coarse,
     volume_rows,
     voxels_of,
 )

@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_subject
-from raygenesis.archive.source import read_coarse
+from raygenesis.archive.coarse import read_coarse
 from raygenesis.discovery import encoders as module
 from raygenesis.discovery import neighbours
 from raygenesis.discovery.embed import embed
@@ -166,7 +166,7 @@ def test_principal_components_of_the_training_scans_embed(archive, ray_cluster, 
         "validation": sum(row["volume_id"] != DAMAGED for row in validation),
     }  # fmt: skip
     assert told.size == fitted["counts"]["components"] and not made.autoencoder.exists()
-    expected = by_itself(made, made.pca / module.PCA_WEIGHTS)
+    expected = by_itself(made, made.pca / module.COMPONENTS_FILE)
     check(made.embeddings, expected)
     learnt = np.stack([expected[row["volume_id"]] for row in training if row["volume_id"] != DAMAGED])
     np.testing.assert_allclose(learnt.mean(0), 0, atol=1e-4)  # of the training scans, and of no others
@@ -186,14 +186,14 @@ def test_the_auto_encoder_is_trained_where_it_is_to_embed_and_there_is_none(
     told = embed(made, settings())
     trained = json.loads((made.autoencoder / "manifest.json").read_text())
     assert told.inputs == {"encoder": trained["fingerprint"]} and told.size == 6
-    check(made.embeddings, by_itself(made, made.autoencoder / module.WEIGHTS))
+    check(made.embeddings, by_itself(made, made.autoencoder / module.AUTOENCODER_FILE))
     ingested(made, LATER)  # the archive grows, and what embeds it stays
-    before = (made.autoencoder / module.WEIGHTS).read_bytes()
+    before = (made.autoencoder / module.AUTOENCODER_FILE).read_bytes()
     capsys.readouterr()
     embed(made, settings())
     assert "auto-encoder: kept from " in capsys.readouterr().out
-    assert (made.autoencoder / module.WEIGHTS).read_bytes() == before
-    check(made.embeddings, by_itself(made, made.autoencoder / module.WEIGHTS))
+    assert (made.autoencoder / module.AUTOENCODER_FILE).read_bytes() == before
+    check(made.embeddings, by_itself(made, made.autoencoder / module.AUTOENCODER_FILE))
 
 
 def test_what_is_no_encoder_is_one_sentence_before_any_work(archive, weights, tmp_path):

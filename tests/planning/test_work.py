@@ -37,9 +37,14 @@ def test_ingest_reads_files_and_stores_voxels() -> None:
 
 def test_the_auto_encoder_learns_from_a_limited_number_on_one_node() -> None:
     small = load_settings("cpu-small", ["autoencoder.max_volumes=100", "autoencoder.num_epochs=4"])
-    one, many = (autoencoder_work(ArchiveSize(number, 10, 6), small.autoencoder, small.validation_fraction) for number in (1000, 100_000))
+    one, many = (
+        autoencoder_work(ArchiveSize(number, 10, 6), small.autoencoder, small.validation_fraction)
+        for number in (1000, 100_000)
+    )
     assert one.core_s == many.core_s and one.most_cores == ONE_NODE
-    assert autoencoder_work(SCANS, small.autoencoder, small.validation_fraction, num_epochs=8).core_s == pytest.approx(2 * one.core_s, rel=0.02)
+    assert autoencoder_work(SCANS, small.autoencoder, small.validation_fraction, num_epochs=8).core_s == pytest.approx(
+        2 * one.core_s, rel=0.02
+    )
 
 
 def embedding(settings: Settings) -> Work:

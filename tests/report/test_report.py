@@ -9,7 +9,10 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -21,18 +24,19 @@ import pytest
 import ray
 from PIL import Image
 
-from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.errors import WorkspaceError
+from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE
 from raygenesis.patterns.cells import decode
 from raygenesis.report import charts
 from raygenesis.report.galleries import example
-from raygenesis.report.page import counted, words
+from raygenesis.report.page import counts_text, heading
 from raygenesis.report.pictures import Box, Gallery, mid_slice, numbered, picture
 from raygenesis.report.report import report
 from raygenesis.settings import load_settings
 from raygenesis.workspace import hardware
+from raygenesis.workspace.artifacts import RUNS, SWEEPS, TRANSFER, Artifact
 from raygenesis.workspace.files import read_table, write_json, write_table
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import write_manifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 from tests.support.workspaces import (
@@ -40,12 +44,14 @@ from tests.support.workspaces import (
     begin,
     chosen,
     make_archive,
+    make_comparison,
     make_discovery,
     make_run,
     make_sweep,
     make_transfer,
     pattern_of,
     settings_of,
+    target_of,
 )
 
 HTML_OF_HOSTILE = HOSTILE.replace("<", "&lt;").replace(">", "&gt;")
@@ -105,6 +111,11 @@ def test_an_empty_workspace_is_one_sentence(workspace: Workspace) -> None:
     assert not workspace.report.exists()
 
 
+def test_the_report_does_not_import_ray() -> None:
+    code = "import sys, raygenesis.report.report, raygenesis.report.viewer; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_an_archive_alone_gives_a_page_that_names_the_next_commands(workspace: Workspace, capsys) -> None:
     failures = [{"source": HOSTILE, "reason": f"damaged & cut short after {n}"} for n in range(70)]
     make_archive(workspace, failures=failures)
@@ -135,15 +146,20 @@ def test_names_of_files_are_escaped(workspace: Workspace) -> None:
 def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace, capsys) -> None:
     make_archive(workspace)
     make_discovery(workspace, settings_of(3))
-    (workspace.autoencoder / WEIGHTS).write_bytes(b"nothing")
+    (workspace.autoencoder / AUTOENCODER_FILE).write_bytes(b"nothing")
     part = workspace.patterns / "part-000000.parquet"
     part.write_bytes(b"nothing")
     page = Page(report(workspace, settings_of(3)))
     assert page.text.count("This cannot be shown") == 3  # reconstructions, neighbours, patterns
     assert len([image for image in page.images if image["alt"].startswith("Mid-slice")]) == 6
-    assert f"{WEIGHTS} is not a safetensors file of raygenesis; restore it from a copy, or remove" in page.text
+    assert f"{AUTOENCODER_FILE} is not a safetensors file of raygenesis; restore it from a copy, or remove" in page.text
     said = capsys.readouterr().out
     assert "; 3 parts of the page cannot be shown, the first: " in said and f"{workspace.autoencoder}" in said
+
+
+def change(artifact: Artifact[Any], folder: Path, **fields: Any) -> None:
+    """Other fields in a manifest."""
+    write_manifest(folder, replace(artifact.require(folder), **fields))
 
 
 def whole(root: Path) -> Workspace:
@@ -206,6 +222,19 @@ def test_what_embeddings_and_metrics_are_needed_for_says_which_file_and_what_hel
     assert "Reconstruction of" in page.html and "It names 100%" in page.text
     if what == "missing":
         assert any(line.startswith(f"{files[3]} is missing or damaged: restore it") for line in told)
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("content", [b"{", b'{"counts": {"epochs": 2}}'])
+def test_a_damaged_manifest_costs_its_artifact_only(tmp_path: Path, content: bytes, capsys) -> None:
+    workspace = whole(tmp_path / "w")
+    manifest = workspace.run("whole") / "manifest.json"
+    manifest.write_bytes(content)
+    page = Page(report(workspace, settings_of(3)))
+    assert page.text.count(f"cannot be read: {manifest} is") == 1  # in the first table
+    assert page.text.count(f"This cannot be shown: {manifest} is") == 1  # under pretraining
+    assert "0.650 ± 0.071" in page.text and "Slice of rank 1" in page.html
+    assert f"; 1 part of the page cannot be shown, the first: {manifest} is" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -320,8 +349,8 @@ def test_the_first_figures_are_of_the_default_run_or_else_the_newest(workspace: 
     make_discovery(workspace, settings)
     for day, name in enumerate(("plan-b", "default", "plan-a"), 1):
         make_run(workspace, settings, name, accuracy=day / 10)
-        manifest = manifest_of(workspace.run(name), "pretrain")
-        write_json(workspace.run(name) / "manifest.json", manifest | {"finished": f"2026-01-0{day}T00:00:00+00:00"})
+        finished = f"2026-01-0{day}T00:00:00+00:00"
+        change(RUNS, workspace.run(name), finished=finished)
     page = Page(report(workspace, settings))
     assert "(run default)" in tiles(page) and "20.0%" in tiles(page) and "plan" not in tiles(page)
     open_run = re.findall(r"<details open>\s*<summary><h3>(.*?)<", page.html)
@@ -342,9 +371,9 @@ def test_a_run_that_classifies_nothing_has_no_column_of_classes(workspace: Works
 
 
 def test_counts_are_told_in_words_and_without_what_there_is_none_of() -> None:
-    counts = {"volumes": 30, "known": 1, "removed": 0, "failures": 0, "seen_subjects": 24, "bytes_cropped": 2**20}
-    told = "30 volumes, 1 scan known before, 24 subjects seen in pretraining, 1.0 MiB cropped"
-    assert counted(counts) == told and counted({"failures": 0}) == "nothing"
+    counts = {"volumes": 30, "known": 1, "removed": 0, "failures": 0, "seen_subjects": 24}
+    told = "30 volumes, 1 scan known before, 24 subjects seen in pretraining"
+    assert counts_text(counts) == told and counts_text({"failures": 0}) == "nothing"
 
 
 def test_every_figure_is_also_a_file_for_a_paper(workspace: Workspace) -> None:
@@ -419,24 +448,18 @@ def test_a_table_made_from_what_is_another_now_says_so_and_how_it_is_made_again(
     make_archive(workspace)
     make_discovery(workspace, settings)
     make_run(workspace, settings, "whole")
-    run = manifest_of(workspace.run("whole"), "pretrain")["fingerprint"]
+    run = RUNS.require(workspace.run("whole")).fingerprint
 
     def make_target(name: str, *command: str) -> str:
-        extent = {"initialisations": {"random": "r", "ours": run}, "num_trials": 2, "num_labelled": [5]}
-        stage = Stage(workspace.transfer(name), {}, {"target": "t"}, command=command)
+        stage = Stage(TRANSFER, workspace.transfer(name), {}, {"target": "t"}, command=command)
         begin(stage)
-        finished = stage.finish({"trials": 4}, 1.0, extent=extent, runs={"ours": "whole"}, task="segmentation")
-        return str(finished["finished"])
+        return stage.finish(target_of({"random": "r", "ours": run}, runs={"ours": "whole"})).finished
 
     compared = ("compare", "heads.yaml")
     make_target("alone", "finetune", "--target", "TARGET.yaml", "--from", "random", "--from", "ours=whole")
-    tables = Stage(
-        workspace.comparison("heads"), {}, {"transfer tissue": make_target("heads-tissue", *compared)}, command=compared
-    )
-    begin(tables)
-    tables.finish({"targets": 1}, 1.0)
+    make_comparison(workspace, {"transfer tissue": make_target("heads-tissue", *compared)}, compared)
     space, command = {"space": {}}, ("sweep", "--name", "wide", "--space", "SPACE.yaml")
-    begin(Stage(workspace.sweep("wide"), {**chosen(settings, "sweep"), **space}, {}, command=command))
+    begin(Stage(SWEEPS, workspace.sweep("wide"), {**chosen(settings, "sweep"), **space}, {}, command=command))
 
     page = Page(report(workspace, settings))
     assert "(changed since)" not in page.text and f"run whole {run}" in page.text
@@ -445,10 +468,8 @@ def test_a_table_made_from_what_is_another_now_says_so_and_how_it_is_made_again(
     assert "raygenesis finetune --target TARGET.yaml --from random --from ours=whole --workspace" in commands
     assert "--name wide --space SPACE.yaml --workspace" in page.text  # to go on with
 
-    changed = manifest_of(workspace.run("whole"), "pretrain") | {"fingerprint": "another"}
-    write_json(workspace.run("whole") / "manifest.json", changed)
-    grown = manifest_of(workspace.transfer("heads-tissue"), "finetune") | {"finished": "2099-01-01T00:00:00+00:00"}
-    write_json(workspace.transfer("heads-tissue") / "manifest.json", grown)
+    change(RUNS, workspace.run("whole"), fingerprint="another")
+    change(TRANSFER, workspace.transfer("heads-tissue"), finished="2099-01-01T00:00:00+00:00")
     page = Page(report(workspace, settings))
     assert page.text.count(f"run whole {run} (changed since)") == 2
     assert len(re.findall(r"transfer tissue \S+ \(changed since\)", page.text)) == 1
@@ -480,7 +501,7 @@ def test_slices_stand_upright_with_the_right_on_the_left() -> None:
 
 def test_charts_take_the_colours_of_the_page_and_their_files_those_of_light() -> None:
     lines = [charts.Line("training", [None, 1.0, 0.5])]
-    chart = charts.curves("Loss", "cross-entropy", "a run", lines, levels={"chance": 0.1})
+    chart = charts.curves(charts.Labels("Loss", y="cross-entropy", of="a run"), lines, levels={"chance": 0.1})
     assert "currentColor" in chart.inline and "var(--series-1)" in chart.inline
     assert "xmlns" not in chart.inline and "<style" not in chart.inline
     assert "training ends at 0.5" in chart.alt and "chance is 0.1" in chart.alt
@@ -493,7 +514,7 @@ def test_charts_take_the_colours_of_the_page_and_their_files_those_of_light() ->
 
 def test_a_chart_as_a_file_says_of_what_it_is_and_names_both_axes() -> None:
     lines = [charts.Line("training", [1.0]), charts.Line("held out", [0.0])]
-    chart = charts.curves("Accuracy of classes", "accuracy", "run a", lines, least=0, most=1)
+    chart = charts.curves(charts.Labels("Accuracy of classes", y="accuracy", of="run a"), lines, limits=(0, 1))
 
     def texts(svg: str) -> list[str]:
         return [re.sub("<.*?>", "", text) for text in re.findall(r"<text.*?</text>", svg, flags=re.DOTALL)]
@@ -566,5 +587,5 @@ def test_numbers_of_boxes_are_apart_and_within_their_boxes() -> None:
 
 
 def test_columns_are_in_words() -> None:
-    assert words("sex, 6 labelled: auc") == "sex, 6 labelled: AUC" and words("mae") == "mean absolute error"
-    assert words("lambda_cls") == "λcls" and words("best_epoch") == "best epoch"
+    assert heading("sex, 6 labelled: auc") == "sex, 6 labelled: AUC" and heading("mae") == "mean absolute error"
+    assert heading("lambda_cls") == "λcls" and heading("best_epoch") == "best epoch"

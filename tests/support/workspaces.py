@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,51 @@ import pyarrow as pa
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, voxel_bytes
 from raygenesis.discovery.autoencoder_training import IdentityMapping
-from raygenesis.discovery.encoders import WEIGHTS
-from raygenesis.discovery.quality import summary, warning
+from raygenesis.discovery.quality import MeasuredVisit, quality_of
 from raygenesis.networks.weights.native import save_network
-from raygenesis.networks.weights.scan_encoders import save_scan_encoder
+from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE, save_scan_encoder
 from raygenesis.patterns.cells import encode
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.stores import pretext_task
 from raygenesis.settings import Settings, as_yaml, settings_from
-from raygenesis.sweeps.table import rank_points
+from raygenesis.sweeps.records import TrialRecord, write_trial
+from raygenesis.sweeps.table import costs, rank_points, seeds_note
+from raygenesis.workspace.artifacts import (
+    ARCHIVE,
+    AUTOENCODER,
+    COMPARISONS,
+    EMBEDDINGS,
+    INDEX,
+    PATTERNS,
+    RUNS,
+    SWEEPS,
+    TRANSFER,
+)
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import publish, write_json, write_table
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.manifest import (
+    ArchiveCounts,
+    ArchiveManifest,
+    AutoencoderCounts,
+    AutoencoderManifest,
+    ComparisonCounts,
+    ComparisonManifest,
+    EmbeddingsCounts,
+    EmbeddingsManifest,
+    Extent,
+    IndexCounts,
+    IndexManifest,
+    PatternsManifest,
+    ReferenceRecord,
+    RunCounts,
+    RunManifest,
+    StoreCounts,
+    SweepCounts,
+    SweepManifest,
+    TransferCounts,
+    TransferManifest,
+)
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 from tests.support.synthetic import archived
@@ -59,9 +92,11 @@ def make_archive(workspace: Workspace, ndim: int = 3, failures: Sequence[dict[st
     table = pa.Table.from_pylist(rows, CATALOGUE)
     write_table(workspace.catalog, table)
     write_table(workspace.archive / "failures.parquet", pa.Table.from_pylist(list(failures), FAILURES))
-    counts = {"scans": 6, "volumes": 6, "subjects": 6, "known": 0}
-    sizes = {"source_bytes": sum(row["source_bytes"] for row in rows), "voxel_bytes": voxel_bytes(table)}
-    Stage(workspace.archive, chosen(settings_of(ndim), "archive"), {}).finish(counts, 1.0, **sizes)
+    manifest = ArchiveManifest(
+        counts=ArchiveCounts(scans=6, volumes=6, subjects=6, failures=0), seconds=1.0,
+        source_bytes=sum(row["source_bytes"] for row in rows), voxel_bytes=voxel_bytes(table),
+    )  # fmt: skip
+    Stage(ARCHIVE, workspace.archive, chosen(settings_of(ndim), "archive"), {}).finish(manifest)
 
 
 def make_discovery(workspace: Workspace, settings: Settings) -> None:
@@ -71,31 +106,36 @@ def make_discovery(workspace: Workspace, settings: Settings) -> None:
         folder.mkdir()
     model = IdentityMapping(settings.autoencoder, 0).build()
     architecture = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
-    save_scan_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", model.state_dict(), architecture)
+    save_scan_encoder(workspace.autoencoder / AUTOENCODER_FILE, "autoencoder", model.state_dict(), architecture)
     history = [{"epoch": n, "train_loss": 0.2 / (n + 1), "val_mse": 0.3 / (n + 1)} for n in range(3)]
     write_table(workspace.autoencoder / "metrics.parquet", pa.Table.from_pylist(history))
-    counts = {"epochs": 3, "training": 4, "validation": 2}
-    Stage(workspace.autoencoder, chosen(settings, "autoencoder", *keys), {}).finish(counts, 1.0, val_mse=0.1)
+    trained = AutoencoderManifest(
+        counts=AutoencoderCounts(epochs=3, training=4, validation=2), seconds=1.0, val_mse=0.1
+    )
+    Stage(AUTOENCODER, workspace.autoencoder, chosen(settings, "autoencoder", *keys), {}).finish(trained)
     ids = [row["volume_id"] for row in read_catalogue(workspace.catalog)]
     vectors = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
     cells = pa.FixedSizeListArray.from_arrays(vectors.ravel(), 4)
     embedded = pa.table({"volume_id": ids, "embedding": cells, "failure": [""] * 6})
     write_table(workspace.embeddings / "part-00000000.parquet", embedded)
-    Stage(workspace.embeddings, chosen(settings, "embedding"), {}).finish({"volumes": 6}, 1.0)
-    indexed = {**chosen(settings, "index"), "num_neighbours": 3}
-    Stage(workspace.index, indexed, {}).finish({"volumes": 6}, 1.0, method="exact", recall=1.0, ef=None)
+    there = EmbeddingsManifest(counts=EmbeddingsCounts(volumes=6), seconds=1.0)
+    Stage(EMBEDDINGS, workspace.embeddings, chosen(settings, "embedding"), {}).finish(there)
+    indexed = IndexManifest(counts=IndexCounts(volumes=6), seconds=1.0, method="exact", recall=1.0, ef=None)
+    Stage(INDEX, workspace.index, {**chosen(settings, "index"), "num_neighbours": 3}, {}).finish(indexed)
     shape, facts = settings.discovery.cube_shape, chosen(settings, "discovery", *keys)
-    counts = {"patterns": 10, "validation": 4, "parts": 2, "references": 1, "coordinates": 2, "neighbours": 3}
+    counts = StoreCounts(
+        patterns=10, validation=4, volumes=5, parts=2, failures=0, references=1, coordinates=2, neighbours=3
+    )
     for part, (split, members) in enumerate(((TRAINING, ids[:3]), (VALIDATION, ids[4:]))):
         rows = [pattern_of(split, rank, c, name, shape) for rank, name in enumerate(members) for c in (0, 1)]
         write_part(workspace.patterns, part, pa.Table.from_pylist(rows, PATTERN))
     visits = [(1, 0.2), (2, 0.1), (-1, 0.15), (-1, 0.3)]
-    told = summary([{"reference": 0, "rank": rank, "within": like, "between": 0.0} for rank, like in visits], 3)
-    Stage(workspace.patterns, {**facts, "method": "auto"}, {}).finish(
-        counts, 1.0, cube_shape=list(shape), raw_bytes=20 * 16 ** len(shape),
-        quality={**told, "warning": warning(told)},
-        references=[{"volume_id": ids[0], "source": HOSTILE}],
+    quality = quality_of([MeasuredVisit(0, rank, within, 0.0) for rank, within in visits], 3)
+    manifest = PatternsManifest(
+        counts=counts, seconds=1.0, cube_shape=shape, raw_bytes=20 * 16 ** len(shape), quality=quality,
+        references=(ReferenceRecord(volume_id=ids[0], source=HOSTILE, centres_mm=()),),
     )  # fmt: skip
+    Stage(PATTERNS, workspace.patterns, {**facts, "method": "auto"}, {}).finish(manifest)
 
 
 def pattern_of(split: str, rank: int, coordinate: int, volume_id: str, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -112,17 +152,19 @@ def pattern_of(split: str, rank: int, coordinate: int, volume_id: str, shape: tu
     }  # fmt: skip
 
 
-def begin(made: Stage) -> None:
+def begin(stage: Stage[Any]) -> None:
     """As a job that is cut off at once."""
-    with made.claimed():
+    with stage.claimed():
         pass
 
 
-def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: bool = True, **facts: Any) -> None:
+def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: bool = True, **reached: Any) -> None:
+    """A run that is whole, or cut off before its end. reached: fields of its manifest, in place of those made up."""
     folder = workspace.run(name)
-    patterns = manifest_of(workspace.patterns, "discover")
-    model = pretext_task(settings.pretraining, settings.seed, patterns).build()
-    stage = Stage(folder, chosen(settings, "pretraining", "seed"), {"patterns": patterns["fingerprint"]})
+    patterns = PATTERNS.require(workspace.patterns)
+    task = pretext_task(settings.pretraining, settings.seed, patterns)
+    inputs = {PATTERNS.name: patterns.fingerprint}
+    stage = Stage(RUNS, folder, chosen(settings, "pretraining", "seed"), inputs)
     begin(stage)
     publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
     row = {key: 0.5 for key in ("val_loss", "val_accuracy", "val_classification", "val_restoration", "val_identity")}
@@ -132,47 +174,50 @@ def make_run(workspace: Workspace, settings: Settings, name: str, *, finished: b
     history = [{"epoch": 0, "phase": "classification", **row}, {"epoch": 1, "phase": "joint", **row}]
     write_table(folder / "metrics.parquet", pa.Table.from_pylist(history))
     if finished:
-        save_network(model, folder, {})
-        reached = {"epoch": 1, "accuracy": 1.0, "chance": 0.5, "restoration_mse": 0.01, "identity_mse": 0.3}
-        reached |= {
-            "mean_image_mse": 0.05,
-            "retrieval": 0.9,
-            "retrieval_untrained": 0.3,
-            "effective_rank": 4.0,
-            "store": "patterns",
-            **facts,
-        }
-        stage.finish({"epochs": 2, "patterns": 6, "classes": 2}, 2.0, **reached)
+        save_network(task.build(), folder, {})
+        manifest = RunManifest(
+            counts=RunCounts(epochs=2, patterns=6, classes=2), seconds=2.0, architecture=asdict(task.architecture),
+            store=PATTERNS.name, epoch=1, accuracy=1.0, chance=0.5, restoration_mse=0.01, identity_mse=0.3,
+            mean_image_mse=0.05, embedding_variance=1.0, effective_rank=4.0, retrieval=0.9, retrieval_untrained=0.3,
+        )  # fmt: skip
+        stage.finish(replace(manifest, **reached))
 
 
 def make_sweep(workspace: Workspace, name: str = "default", *, finished: bool = True) -> None:
     folder = workspace.sweep(name)
     axes = {"lambda_cls": [0.01, 0.1], "num_neighbours": [3], "corruption": ["none", None]}
     axes["learning_rate"] = {"low": 1e-4, "high": 1e-2, "log": True, "step": None}
-    stage = Stage(
-        folder, {**chosen(Settings(), "sweep"), "space": {f"pretraining.{key}": axis for key, axis in axes.items()}}, {}
-    )
+    space = {f"pretraining.{key}": axis for key, axis in axes.items()}
+    stage = Stage(SWEEPS, folder, {**chosen(Settings(), "sweep"), "space": space}, {})
     begin(stage)
     cost = {"seconds": 30.0, "cpu_seconds": 40.0, "gpu_seconds": 0.0}
     trials = []
     for number in range(12):
         point = {"lambda_cls": (0.01, 0.1)[number % 2], "num_neighbours": 3, "corruption": ("none", None)[number // 6]}
         point["learning_rate"] = 1e-4 * 100 ** (number / 11)
-        trial = {"point": point, "seed": 0, "status": "whole", "retrieval": 0.9 - number / 20, "rankme": 3.0, **cost}
-        trial |= {"loss": 0.1, "accuracy": 0.5, "chance": 0.5, "restoration": None, "epochs": 2, "patterns": 6}
+        trial = TrialRecord(
+            point=point, seed=0, status="whole", retrieval=0.9 - number / 20, rankme=3.0, loss=0.1, accuracy=0.5,
+            chance=0.5, epochs=2, patterns=6, **cost,
+        )  # fmt: skip
         trials.append(trial)
-    trials[10] |= {"status": "stopped", "reason": "stopped at epoch 1", "epochs": 1}
-    trials[11] = {"point": point, "seed": 0, "status": "failed", "reason": f"OSError: {HOSTILE}", "seconds": 10.0}
-    for number, trial in enumerate(trials):
-        write_json(folder / f"trial-{number}.json", trial)
+    trials[10] = replace(trials[10], status="stopped", reason="stopped at epoch 1", epochs=1)
+    trials[11] = TrialRecord(point=point, seed=0, status="failed", reason=f"OSError: {HOSTILE}", seconds=10.0)
+    for trial in trials:
+        write_trial(folder, trial)
     if finished:
-        table, counts = rank_points(trials, "retrieval"), {"points": 12, "failures": 1, "bytes_cropped": 0}
-        stage.finish(counts, 1.0, objective="retrieval", table=table)
+        ranked, counts = rank_points(trials, "retrieval"), SweepCounts(points=12, trials=12, failures=1, stopped=1)
+        manifest = SweepManifest(
+            counts=counts, seconds=1.0, objective="retrieval", mode="max", varied=tuple(axes),
+            table=tuple(point.flat() for point in ranked), cost=costs(trials),
+            seeds_note=seeds_note([point.spread for point in ranked], 1),
+        )  # fmt: skip
+        stage.finish(manifest)
 
 
 def make_transfer(workspace: Workspace, ndim: int) -> None:
     folder = workspace.transfer("heads-tissue")
-    begin(Stage(folder, {}, {}))
+    stage = Stage(TRANSFER, folder, {}, {})
+    begin(stage)
     starts = ("random", "in-painting", "in-painting+semantics")
     for rank, start in enumerate(starts):
         for number in range(2):
@@ -192,9 +237,31 @@ def make_transfer(workspace: Workspace, ndim: int) -> None:
     label = np.eye(8, dtype=np.uint8)
     with (folder / "example.npz").open("wb") as file:
         np.savez(file, image=np.ones((8, 8), np.float32), label=label, **dict.fromkeys(starts, label))
-    Stage(folder, {}, {}).finish({"trials": 6}, 1.0, task="segmentation", shown=shown, spacing_mm=[1.0] * ndim)
-    compared = Stage(workspace.comparison("heads"), {}, {})
-    begin(compared)
+    stage.finish(target_of({start: "" for start in starts}, shown=tuple(shown), spacing_mm=(1.0,) * ndim))
     semantics = {"target": "tissue", "labelled": 5, "without": starts[1], "with": starts[2], "metric": "dice"}
     semantics |= {"gain": 0.05, "p trials": 0.04}
-    compared.finish({"targets": 1}, 1.0, overview=shown, semantics=[semantics], paper={})
+    make_comparison(workspace, {}, overview=tuple(shown), semantics=(semantics,))
+
+
+def target_of(initialisations: Mapping[str, str], **facts: Any) -> TransferManifest:
+    """The manifest of a target with two trials of each of these, on five labelled subjects."""
+    num_trials = 2 * len(initialisations)
+    manifest = TransferManifest(
+        counts=TransferCounts(
+            examples=8, left_out=0, test_examples=3, validation_examples=0, pool_subjects=5, seen_subjects=0,
+            initialisations=len(initialisations), trials=num_trials,
+        ),
+        seconds=1.0, task="segmentation", table=(), shown=(), is_like_best=(),
+        extent=Extent(initialisations=initialisations, num_trials=2, num_labelled=(5,)),
+    )  # fmt: skip
+    return replace(manifest, **facts)
+
+
+def make_comparison(
+    workspace: Workspace, inputs: Mapping[str, str], command: tuple[str, ...] = (), **facts: Any
+) -> None:
+    """The comparison `heads` of one target."""
+    stage = Stage(COMPARISONS, workspace.comparison("heads"), {}, inputs, command=command)
+    begin(stage)
+    counts = ComparisonCounts(initialisations=3, targets=1, rows=3)
+    stage.finish(replace(ComparisonManifest(counts=counts, seconds=1.0, overview=(), semantics=()), **facts))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raygenesis.archive.intake.survey import Scan, without_ending
-from raygenesis.cluster import joining
+from raygenesis.cluster import environment
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace.files import publish
 from raygenesis.workspace.workspace import Workspace, make_private
@@ -82,7 +82,7 @@ def name_for_log(path: str, name: str = "", identity: Identity | None = None) ->
 
     Others may read the logs of a cluster, and paths may name patients. Where there is no key yet, the name is left out.
     """
-    if not joining.is_joined():
+    if not environment.is_joined():
         return path
     return identity.source(name or path, path) if identity else "[a name that is left out of a cluster's log]"
 

@@ -17,6 +17,7 @@ from raygenesis.networks.weights.safetensors_files import read_safetensors, writ
 from raygenesis.workspace.files import Place, as_place
 
 FORMAT = "raygenesis-scan-encoder-1"
+AUTOENCODER_FILE, COMPONENTS_FILE = "autoencoder.safetensors", "pca.safetensors"  # in the folders of these artifacts
 KINDS: dict[str, type[Autoencoder] | type[PrincipalComponents]] = {
     "autoencoder": Autoencoder, "pca": PrincipalComponents
 }  # fmt: skip

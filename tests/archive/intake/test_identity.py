@@ -16,7 +16,7 @@ from raygenesis.archive.ingest import ingest
 from raygenesis.archive.intake.identity import Identity, open_identity, subject_in, subject_of
 from raygenesis.archive.intake.known_files import read_known_files
 from raygenesis.archive.intake.survey import Scan, ScanFile
-from raygenesis.cluster import joining
+from raygenesis.cluster import environment
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.settings import load_settings
 from raygenesis.workspace.files import locked
@@ -94,7 +94,7 @@ def test_a_cluster_s_log_names_no_file_and_what_it_names_is_in_the_tables(
     scans: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """A series is known by another name than its first file's path."""
-    monkeypatch.setattr(joining, "is_joined", lambda: True)
+    monkeypatch.setattr(environment, "is_joined", lambda: True)
     dicom_series.write_all(scans / "CANARY-3", dicom_series.series(SeriesInstanceUID="1.2.3", RescaleSlope=0))
     workspace = Workspace.open(tmp_path / "ws")
     with pytest.raises(SettingsError, match="matches none of the 4 paths") as refused:

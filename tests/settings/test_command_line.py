@@ -1,4 +1,4 @@
-"""Words of a command line that give settings again."""
+"""Arguments of a command line that give settings again."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def again(words: list[str]) -> Any:
-    preset, words = (words[1], words[2:]) if words[:1] == ["--preset"] else ("cpu-small", words)
-    return load_settings(preset, words)
+def loaded(arguments: list[str]) -> Any:
+    has_preset = arguments[:1] == ["--preset"]
+    return load_settings(*((arguments[1], arguments[2:]) if has_preset else ("cpu-small", arguments)))
 
 
 @pytest.mark.parametrize("overrides", CHANGES)
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
-def test_words_give_the_settings_that_they_are_for(preset: str, overrides: list[str]) -> None:
+def test_arguments_give_the_settings_that_they_are_for(preset: str, overrides: list[str]) -> None:
     settings = load_settings(preset, overrides)
-    words = command_line_of(settings.model_dump(mode="json"))
-    assert again(words).model_dump() == settings.model_dump()
+    arguments = command_line_of(settings.model_dump(mode="json"))
+    assert loaded(arguments).model_dump() == settings.model_dump()
     # No more than what was given: the nearest preset is found.
-    assert len(words) <= len(overrides) + 2
+    assert len(arguments) <= len(overrides) + 2
 
 
-def test_of_some_sections_only_these_are_told() -> None:
+def test_of_some_sections_only_these_are_given() -> None:
     tree = load_settings("paper-3d", ["discovery.num_neighbours=7"]).model_dump(mode="json", include={"discovery"})
-    found = again(command_line_of({**tree, "method": "exact", "space": {"a": [1]}}))
+    found = loaded(command_line_of({**tree, "method": "exact", "space": {"a": [1]}}))
     assert found.model_dump(mode="json", include={"discovery"}) == tree
     assert command_line_of({}) == [] == command_line_of({"plan": {"targets": {}}})

@@ -1,0 +1,48 @@
+"""The table of the newest jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from raygenesis.cluster.job_record import read_jobs
+from raygenesis.errors import WorkspaceError
+from raygenesis.settings import PriceSettings
+from raygenesis.text.amounts import duration
+from raygenesis.text.tables import Rows
+from raygenesis.workspace.workspace import Workspace
+
+MOST_JOBS = 20
+
+
+@dataclass(frozen=True)
+class JobsSection:
+    """rows: of the table, a job each. num_left_out: earlier jobs."""
+
+    rows: Rows
+    num_left_out: int
+
+
+def jobs_section(workspace: Workspace, prices: PriceSettings) -> JobsSection:
+    """The newest jobs with what they had of the cluster; of their records, which name files, only figures are shown."""
+    records, num_jobs = read_jobs(workspace, MOST_JOBS)
+    rows = []
+    for job in records:
+        if isinstance(job, WorkspaceError):  # which `status` names
+            continue
+        started, updated = (datetime.fromisoformat(time) for time in (job.started, job.updated))
+        row: dict[str, Any] = {
+            "job": job.verb, "state": "writes this page" if job.is_own else job.state,
+            "started": f"{started:%Y-%m-%d %H:%M}", "took": duration((updated - started).total_seconds()),
+            "core time": _or_none(job.core_seconds), "GPU time": _or_none(job.gpu_seconds),
+        }  # fmt: skip
+        cost = prices.of(job.core_seconds, job.gpu_seconds)
+        if cost is not None:
+            row["cost"] = cost
+        rows.append(row)
+    return JobsSection(rows, num_jobs - len(rows))
+
+
+def _or_none(seconds: float) -> str:
+    return duration(seconds) if seconds else "–"
