@@ -27,7 +27,6 @@ from raygenesis.archive.intake.known_files import paths_of
 from raygenesis.archive.intake.take_in import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
 from raygenesis.archive.store import halve, level_shape, open_level, read_array, read_record, read_region, volume_folder
-from raygenesis.cluster import fan_out
 from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.settings import IntensitySettings
@@ -124,6 +123,8 @@ def verify(workspace: Workspace) -> int:
     Checks each volume's record, every chunk's checksum, the voxels' fingerprint, and every level against the one below.
     Raises WorkspaceError naming what is damaged.
     """
+    from raygenesis.cluster import fan_out  # `info` and `show` need no Ray
+
     ARCHIVE.require(workspace.archive)
     table = read_columns(workspace.catalog, ["volume_id", "shape", "num_channels", "dtype"])
     ids, volumes = table["volume_id"], workspace.volumes

@@ -51,7 +51,7 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import IndexSettings, Settings, load_settings
 from raygenesis.training.feeding import prefetch, training_batches
 from raygenesis.training.fit import samples_from
-from raygenesis.workspace.manifest import manifest_of
+from raygenesis.workspace.artifacts import PATTERNS
 from raygenesis.workspace.workspace import Workspace
 from tests.support.data import HEADS
 
@@ -102,7 +102,7 @@ def cropping(workspace: Workspace, scans: Path, settings: Settings) -> None:
         begin = time.perf_counter()
         manifest = discover(workspace, settings)
         seconds.append(time.perf_counter() - begin)
-    num_patterns = manifest["counts"]["patterns"]
+    num_patterns = manifest.counts.patterns
     ours = statistics.median(seconds) / num_patterns
     rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog)}
     columns = ("volume_id", "origin_voxels", "extent_voxels", "origin_mm", "extent_mm")
@@ -119,8 +119,8 @@ def cropping(workspace: Workspace, scans: Path, settings: Settings) -> None:
     print(f"  ours, Ray on {os.cpu_count()} cores  {1e3 * ours:8.2f} ms a pattern: {naive / ours:.0f} times faster")
     read, needed = _bytes_read(workspace, settings, planned, rows)
     print(f"  bytes read {read / 2**20:.1f} MiB, of them needed {needed / 2**20:.1f} MiB: {read / needed:.2f} times")
-    stored = manifest["raw_bytes"] / 2**20
-    print(f"  store: {stored:.0f} MiB raw, {manifest['bytes'] / 2**20:.0f} MiB on disk")
+    stored = manifest.raw_bytes / 2**20
+    print(f"  store: {stored:.0f} MiB raw, {manifest.bytes / 2**20:.0f} MiB on disk")
 
 
 def _naive_crop(path: Path, pattern: dict) -> np.ndarray:
@@ -161,7 +161,7 @@ def _read_so_far() -> int:
 def streaming(workspace: Workspace, settings: Settings, folder: Path) -> None:
     """All cubes of the store in order, by one thread, warm: as they are stored, and as training wants them."""
     shape = settings.discovery.cube_shape
-    count = manifest_of(workspace.patterns, "discover")["counts"]["patterns"]
+    count = PATTERNS.require(workspace.patterns).counts.patterns
     raw = np.lib.format.open_memmap(folder / "cubes.npy", "w+", DTYPE, (count, *shape))
     for number, cell in enumerate(read_patterns(workspace.patterns, ["cube"])["cube"]):
         decode_steps(cell.as_buffer(), raw[number])

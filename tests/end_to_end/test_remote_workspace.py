@@ -32,8 +32,8 @@ from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.metrics import read_metrics, read_steps
 from raygenesis.training.trackers import TensorBoard
 from raygenesis.workspace import object_store as remote
+from raygenesis.workspace.artifacts import RUNS, SWEEPS, TRANSFER
 from raygenesis.workspace.files import Place, publish, read_json, read_table, write_table
-from raygenesis.workspace.manifest import manifest_of
 from raygenesis.workspace.object_store import RemotePath
 from raygenesis.workspace.workspace import Workspace
 from tests.support.data import HEADS, HIPPOCAMPI, needs_heads, needs_hippocampi
@@ -375,9 +375,9 @@ def test_every_other_verb_works_on_it(workspaces: list[Workspace], tmp_path: Pat
     workspace.index.remove_tree()
     workspace.patterns.remove_tree()
     follow("discover", *TINY, "index.method=hnsw")
-    assert manifest_of(workspace.run("restored"), "pretrain")["store"] == "crops"
-    assert manifest_of(workspace.sweep("default"), "sweep")["counts"]["trials"] == 2
-    assert [row["initialisation"] for row in manifest_of(workspace.transfer("default"), "finetune")["table"]] == [
+    assert RUNS.require(workspace.run("restored")).store == "crops"
+    assert SWEEPS.require(workspace.sweep("default")).counts.trials == 2
+    assert [row["initialisation"] for row in TRANSFER.require(workspace.transfer("default")).table] == [
         "random", "restored",
     ]  # fmt: skip
     assert any(workspace.transfer("default").rglob("*.nii.gz"))

@@ -37,14 +37,14 @@ def test_ingest_reads_files_and_stores_voxels() -> None:
 
 def test_the_auto_encoder_learns_from_a_limited_number_on_one_node() -> None:
     small = load_settings("cpu-small", ["autoencoder.max_volumes=100", "autoencoder.num_epochs=4"])
-    one, many = (
-        autoencoder_work(ArchiveSize(number, 10, 6), small.autoencoder, small.validation_fraction)
-        for number in (1000, 100_000)
-    )
+
+    def training(number: int, num_epochs: int | None = None) -> Work:
+        scans = ArchiveSize(number, 10, 6)
+        return autoencoder_work(scans, small.autoencoder, small.validation_fraction, num_epochs)
+
+    one, many = training(1000), training(100_000)
     assert one.core_s == many.core_s and one.most_cores == ONE_NODE
-    assert autoencoder_work(SCANS, small.autoencoder, small.validation_fraction, num_epochs=8).core_s == pytest.approx(
-        2 * one.core_s, rel=0.02
-    )
+    assert training(1000, num_epochs=8).core_s == pytest.approx(2 * one.core_s, rel=0.02)
 
 
 def embedding(settings: Settings) -> Work:
@@ -144,15 +144,17 @@ def test_fine_tuning_is_that_of_the_networks_and_the_target() -> None:
     narrow, wide, flat = start(), start(base_width=8), start(ndim=2)
 
     def seconds(starts: list[Initialisation], shape: tuple[int, ...] = (8, 64, 96), segments: bool = True) -> float:
-        return finetune_work(small, starts, shape, segments).core_s
+        return finetune_work(small.finetune, 0, starts, shape, segments).core_s
 
     assert seconds([wide]) > 2 * seconds([narrow])
     assert seconds([narrow, wide]) == pytest.approx(seconds([narrow]) + seconds([wide]))
     assert 0 < seconds([narrow], segments=False) < seconds([narrow])
     assert seconds([flat]) == pytest.approx(8 * seconds([flat], (64, 96)))  # slice by slice
     frozen = load_settings("cpu-small", ["finetune.mode=frozen"])
-    assert finetune_work(frozen, [narrow], (8, 64, 96), segments=False).core_s == 0  # a probe of its embedding
-    assert finetune_work(frozen, [narrow], (8, 64, 96), segments=True).core_s > 0
+    assert (
+        finetune_work(frozen.finetune, 0, [narrow], (8, 64, 96), segments=False).core_s == 0
+    )  # a probe of its embedding
+    assert finetune_work(frozen.finetune, 0, [narrow], (8, 64, 96), segments=True).core_s > 0
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -61,7 +61,8 @@ def measured_workspace(root: Path) -> Workspace:
         workspace.autoencoder,
         AutoencoderManifest(
             counts=AutoencoderCounts(training=800, validation=200, epochs=10), val_mse=0.1,
-            seconds=twice(autoencoder_work(scans, SMALL.autoencoder, SMALL.validation_fraction, 10)), settings={"autoencoder": tree["autoencoder"]},
+            seconds=twice(autoencoder_work(scans, SMALL.autoencoder, SMALL.validation_fraction, 10)),
+            settings={"autoencoder": tree["autoencoder"]},
         ),
     )  # fmt: skip
     chosen = SMALL.discovery
