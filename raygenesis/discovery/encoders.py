@@ -21,7 +21,12 @@ from raygenesis.discovery.principal_components import fit_components
 from raygenesis.discovery.work import autoencoder_work
 from raygenesis.errors import SettingsError, WeightsError, WorkspaceError
 from raygenesis.networks.weights.loading import ENCODER_FILE
-from raygenesis.networks.weights.scan_encoders import load_scan_encoder, save_scan_encoder
+from raygenesis.networks.weights.scan_encoders import (
+    AUTOENCODER_FILE,
+    COMPONENTS_FILE,
+    load_scan_encoder,
+    save_scan_encoder,
+)
 from raygenesis.settings import IntensitySettings, Settings
 from raygenesis.settings.streams import ENCODER_SCANS
 from raygenesis.training.fit import fit_with_ray, samples_from
@@ -37,8 +42,6 @@ from raygenesis.workspace.manifest import (
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
-WEIGHTS = "autoencoder.safetensors"
-PCA_WEIGHTS = "pca.safetensors"
 VOLUMES_PER_BLOCK = 16
 MOST_FITTED = 1000  # scans that principal components are found from: all are held at once
 
@@ -50,9 +53,9 @@ def ready_encoder(workspace: Workspace, settings: Settings, announce: Announce) 
     """
     chosen = settings.embedding.encoder
     if chosen == "autoencoder":
-        return workspace.autoencoder / WEIGHTS, train_autoencoder(workspace, settings, announce).fingerprint
+        return workspace.autoencoder / AUTOENCODER_FILE, train_autoencoder(workspace, settings, announce).fingerprint
     if chosen == "pca":
-        return workspace.pca / PCA_WEIGHTS, fit_pca(workspace, settings).fingerprint
+        return workspace.pca / COMPONENTS_FILE, fit_pca(workspace, settings).fingerprint
     path = as_place(chosen)
     file = path if path.is_file() else path / ENCODER_FILE
     try:
@@ -98,7 +101,7 @@ def train_autoencoder(
         named = dict(zip(("train", "validation"), datasets, strict=True))
         state, num_epochs = fit_with_ray(experiment, named, workspace.autoencoder)
         network = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
-        save_scan_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", state["best"], network)
+        save_scan_encoder(workspace.autoencoder / AUTOENCODER_FILE, "autoencoder", state["best"], network)
         best = min(row["val_mse"] for row in state["history"])
         counts = AutoencoderCounts(training=len(drawn[0]), validation=len(drawn[1]), epochs=len(state["history"]))
         manifest = AutoencoderManifest(counts=counts, seconds=watch.seconds, archive=archive.fingerprint, val_mse=best)
@@ -127,7 +130,7 @@ def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:
         samples = [samples_from(_coarse_dataset(workspace, ids, shape, intensity), experiment) for ids in drawn]
         model = fit_components(samples[0], settings.autoencoder.latent_size)
         network = {"input_shape": list(model.input_shape), "latent_size": model.latent_size}
-        save_scan_encoder(workspace.pca / PCA_WEIGHTS, "pca", model.state_dict(), network)
+        save_scan_encoder(workspace.pca / COMPONENTS_FILE, "pca", model.state_dict(), network)
         held_out = samples[1].batch(np.arange(len(samples[1]))).cubes
         error = float((model(held_out) - held_out).square().mean())
         counts = ComponentsCounts(components=model.latent_size, training=len(samples[0]), validation=len(held_out))

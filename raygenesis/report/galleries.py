@@ -14,11 +14,10 @@ from matplotlib.colors import to_hex
 from raygenesis.archive.catalogue import read_catalogue
 from raygenesis.archive.source import read_coarse
 from raygenesis.discovery.cubes import size_mm
-from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.networks.scan_encoders import restore
 from raygenesis.networks.weights.loading import load_network
-from raygenesis.networks.weights.scan_encoders import load_scan_encoder
+from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE, load_scan_encoder
 from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
@@ -98,7 +97,7 @@ def reconstructions(
     And what `drawn_of` says of damaged ones.
     """
     intensity = IntensitySettings.model_validate(manifest.settings["intensity"])
-    model = load_scan_encoder(folder / WEIGHTS)
+    model = load_scan_encoder(folder / AUTOENCODER_FILE)
 
     def draw(row: Row) -> list[Picture]:
         scan = read_coarse(volumes, row, model.input_shape, intensity)

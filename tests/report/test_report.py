@@ -21,8 +21,8 @@ import pytest
 import ray
 from PIL import Image
 
-from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.errors import WorkspaceError
+from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE
 from raygenesis.patterns.cells import decode
 from raygenesis.report import charts
 from raygenesis.report.galleries import example
@@ -135,7 +135,7 @@ def test_names_of_files_are_escaped(workspace: Workspace) -> None:
 def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace, capsys) -> None:
     make_archive(workspace)
     make_discovery(workspace, settings_of(3))
-    (workspace.autoencoder / WEIGHTS).write_bytes(b"nothing")
+    (workspace.autoencoder / AUTOENCODER_FILE).write_bytes(b"nothing")
     part = workspace.patterns / "part-000000.parquet"
     part.write_bytes(b"nothing")
     page = Page(report(workspace, settings_of(3)))

@@ -10,10 +10,9 @@ import pyarrow as pa
 
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, voxel_bytes
 from raygenesis.discovery.autoencoder_training import IdentityMapping
-from raygenesis.discovery.encoders import WEIGHTS
 from raygenesis.discovery.quality import summary, warning
 from raygenesis.networks.weights.loading import export
-from raygenesis.networks.weights.scan_encoders import save_scan_encoder
+from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE, save_scan_encoder
 from raygenesis.patterns.cells import encode
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
 from raygenesis.patterns.writer import write_part
@@ -71,7 +70,7 @@ def make_discovery(workspace: Workspace, settings: Settings) -> None:
         folder.mkdir()
     model = IdentityMapping(settings.autoencoder, 0).build()
     architecture = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
-    save_scan_encoder(workspace.autoencoder / WEIGHTS, "autoencoder", model.state_dict(), architecture)
+    save_scan_encoder(workspace.autoencoder / AUTOENCODER_FILE, "autoencoder", model.state_dict(), architecture)
     history = [{"epoch": n, "train_loss": 0.2 / (n + 1), "val_mse": 0.3 / (n + 1)} for n in range(3)]
     write_table(workspace.autoencoder / "metrics.parquet", pa.Table.from_pylist(history))
     counts = {"epochs": 3, "training": 4, "validation": 2}

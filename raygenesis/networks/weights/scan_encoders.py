@@ -15,6 +15,7 @@ from raygenesis.networks.weights.loading import ENCODER_FILE, load_encoder
 from raygenesis.networks.weights.safetensors_files import read_safetensors, write_safetensors
 from raygenesis.workspace.files import Place, as_place
 
+AUTOENCODER_FILE, COMPONENTS_FILE = "autoencoder.safetensors", "pca.safetensors"  # in the artifacts' folders
 FORMAT = "raygenesis-scan-encoder-1"
 KINDS: dict[str, type[Autoencoder] | type[PrincipalComponents]] = {
     "autoencoder": Autoencoder, "pca": PrincipalComponents
