@@ -31,7 +31,7 @@ MAX_TURN_DEGREES = 45.0
 MIN_OVERLAP = 0.25
 MIN_CORRELATION = 0.3
 
-How = Literal["rigid", "affine"]
+Registration = Literal["rigid", "affine"]
 Matrix = sitk.Euler2DTransform | sitk.Euler3DTransform | sitk.AffineTransform
 
 
@@ -56,12 +56,12 @@ def align(
     reference_spacing_mm: Sequence[float] | NDArray[np.float64],
     scan: NDArray[np.float32],
     scan_spacing_mm: Sequence[float] | NDArray[np.float64],
-    how: How,
+    registration: Registration,
 ) -> Alignment:
     """Register a scan to a reference by their coarse images: the same bits each time, on any number of cores.
 
     reference, scan: [z, y, x] (2D: [y, x]) in [0, 1]; spacings along the same axes.
-    how: `rigid` turns and shifts; `affine` scales and shears as well.
+    registration: `rigid` turns and shifts; `affine` scales and shears as well.
     Raises AlignmentError for an image in which nothing differs, and where the registration fails or ends in what no
     positioning explains.
     """
@@ -79,7 +79,7 @@ def align(
     with _one_thread():
         transform = _best_start(*levels[0])
         correlation = _register(*levels[0], transform)
-        if how == "affine":
+        if registration == "affine":
             # Turned and shifted first: scales and shears need not make up for how the patient lies.
             transform = _as_affine(transform)
         for fixed, moving in levels[1:]:
@@ -107,11 +107,11 @@ def _coarser(image: NDArray[np.float32], spacing: NDArray[np.float64], step: flo
     """The whole image in voxels of about `step`, never finer than they are, placed by its corner."""
     shape = [max(1, min(side, round(side * fine / step))) for side, fine in zip(image.shape, spacing, strict=True)]
     weights = [axis_weights(side, num, 0.0, side)[1] for side, num in zip(image.shape, shape, strict=True)]
-    made = sitk.GetImageFromArray(resample(image, weights))
+    coarser = sitk.GetImageFromArray(resample(image, weights))
     wide = (spacing * image.shape / shape)[::-1]
-    made.SetSpacing(wide.tolist())
-    made.SetOrigin((wide / 2).tolist())  # the centre of voxel 0
-    return made
+    coarser.SetSpacing(wide.tolist())
+    coarser.SetOrigin((wide / 2).tolist())  # the centre of voxel 0
+    return coarser
 
 
 def _best_start(fixed: sitk.Image, moving: sitk.Image) -> Matrix:
@@ -207,9 +207,9 @@ def _check(found: Alignment, correlation: float, size: NDArray[np.float64], scan
         f"leaves {overlap:.0%} of it on the reference": overlap < MIN_OVERLAP,
         f"reaches a correlation of only {correlation:.2f}": correlation < MIN_CORRELATION,
     }
-    for says, is_wrong in wrong.items():
+    for fault, is_wrong in wrong.items():
         if is_wrong:
-            raise AlignmentError(f"it cannot be aligned: its registration to the reference {says}")
+            raise AlignmentError(f"it cannot be aligned: its registration to the reference {fault}")
 
 
 def _overlap(found: Alignment, size: NDArray[np.float64], scan_size: NDArray[np.float64]) -> float:

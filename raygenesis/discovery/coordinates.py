@@ -107,7 +107,7 @@ def spread(
 
 @dataclass(frozen=True)
 class Frame:
-    """What positions in a scan are told by: its size and the centre of the body, float64 [ndim] in mm, z y x."""
+    """What positions in a scan are relative to: its size and the centre of the body, float64 [ndim] in mm, z y x."""
 
     size_mm: NDArray[np.float64]
     body_mm: NDArray[np.float64]
@@ -119,11 +119,13 @@ def frame_of(scan: NDArray[np.float32], size_mm: NDArray[np.float64]) -> Frame:
     return Frame(size_mm, (where.mean(0) + 0.5) / np.array(scan.shape) * size_mm)
 
 
-def corresponding(centre_mm: NDArray[np.float64], source: Frame, target: Frame, how: str) -> NDArray[np.float64]:
+def corresponding(
+    centre_mm: NDArray[np.float64], source: Frame, target: Frame, correspondence: str
+) -> NDArray[np.float64]:
     """The same coordinate in another scan: centres [..., ndim] in mm from its corner.
 
     `relative`: the same fraction of each side; `physical`: the same offset from the centre of the body.
     """
-    if how == "relative":
+    if correspondence == "relative":
         return centre_mm / source.size_mm * target.size_mm
     return centre_mm - source.body_mm + target.body_mm

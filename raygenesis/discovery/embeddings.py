@@ -1,4 +1,4 @@
-"""The table of embeddings, in blocks: a million vectors pass through without being held.
+"""The table of embeddings, in blocks: a million vectors pass through, few at a time.
 
 A volume's number is its place among all embedded volumes in the order of the parts; parts are only ever added, so
 numbers stay as an archive grows.
@@ -31,14 +31,14 @@ class Embeddings:
 
     def ids(self) -> pa.StringArray:
         """Volume ids by number."""
-        with self._damage_named():
+        with self._naming_damage():
             table = self._dataset().to_table(columns=["volume_id"], filter=pc.field("failure") == "")
         return table["volume_id"].combine_chunks()
 
     @property
     def size(self) -> int:
         """Length of a vector."""
-        with self._damage_named():
+        with self._naming_damage():
             return self._dataset().schema.field("embedding").type.list_size
 
     def blocks(self, keep: NDArray[np.bool_] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
@@ -46,13 +46,13 @@ class Embeddings:
 
         Raises WorkspaceError if a part is damaged.
         """
-        with self._damage_named():
+        with self._naming_damage():
             yield from self._blocks(keep)
 
     def _blocks(self, keep: NDArray[np.bool_] | None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         first, size = 0, self.size
-        held: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-        num_held = 0
+        pending: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        num_pending = 0
         wanted = pc.field("failure") == ""
         for batch in self._dataset().to_batches(columns=["embedding"], filter=wanted, batch_size=BLOCK_ROWS):
             vectors = batch["embedding"].flatten().to_numpy().reshape(-1, size)
@@ -61,13 +61,13 @@ class Embeddings:
             if keep is not None:
                 chosen = keep[numbers]
                 numbers, vectors = numbers[chosen], vectors[chosen]
-            held.append((numbers, vectors))
-            num_held += len(numbers)
-            if num_held >= BLOCK_ROWS:
-                yield _joined(held)
-                held, num_held = [], 0
-        if num_held:
-            yield _joined(held)
+            pending.append((numbers, vectors))
+            num_pending += len(numbers)
+            if num_pending >= BLOCK_ROWS:
+                yield _joined(pending)
+                pending, num_pending = [], 0
+        if num_pending:
+            yield _joined(pending)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors of some numbers, in the order asked for; the table is read once."""
@@ -77,7 +77,7 @@ class Embeddings:
             keep = np.zeros(int(wanted[-1]) + 1, bool)
             keep[wanted] = True
             filled = 0
-            with self._damage_named():
+            with self._naming_damage():
                 for vectors in self._of_parts(keep):
                     out[filled : filled + len(vectors)] = vectors
                     filled += len(vectors)
@@ -86,7 +86,7 @@ class Embeddings:
     def of(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors [d] of some volumes, by volume id; those that have none are left out."""
         where = pc.field("volume_id").isin(list(ids)) & (pc.field("failure") == "")
-        with self._damage_named():
+        with self._naming_damage():
             table = self._dataset().to_table(columns=["volume_id", "embedding"], filter=where)
         vectors = (np.array(cell, np.float32) for cell in table["embedding"].to_pylist())
         return dict(zip(table["volume_id"].to_pylist(), vectors, strict=True))
@@ -113,7 +113,7 @@ class Embeddings:
         return np.bincount(table["__fragment_index"].to_numpy(), minlength=len(self._paths())).tolist()
 
     @contextmanager
-    def _damage_named(self) -> Iterator[None]:
+    def _naming_damage(self) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowInvalid, OSError) as error:
@@ -139,7 +139,7 @@ def _opens(path: Place) -> bool:
 
 
 def _joined(
-    held: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    pending: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    numbers, vectors = zip(*held, strict=True)
+    numbers, vectors = zip(*pending, strict=True)
     return np.concatenate(numbers), np.concatenate(vectors)

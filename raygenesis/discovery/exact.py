@@ -16,10 +16,13 @@ from raygenesis.settings import IndexSettings
 # Seconds on two threads of one core, measured by tests/benchmarks/discovery.py and scale.py: for an exact search by
 # query, vector and number of a vector; for reading a vector's number; for building and searching a graph by number
 # and ef.
-EXACT_S = 7e-11
+EXACT_S = 1.5e-10
 READ_S = 1e-8
 BUILD_S = 1e-8
 SEARCH_S = 1.5e-8
+
+# Whose nearest lie among few vectors of a block.
+QUERIES_AT_ONCE = 16
 
 Real = TypeVar("Real", bound=np.floating)
 
@@ -52,8 +55,8 @@ def exact_search(
     """The k nearest of the vectors in `blocks` (numbers [m], vectors [m, d]) to each query [q, d].
 
     Of equally near ones the lower number comes first. Distances are sums of squared differences in double precision,
-    of the vectors of a block that may be among the nearest of any query. Raises SearchError if there are fewer than k,
-    and for NaN and infinity.
+    of those vectors of a block that may be among the nearest of a few queries. Raises SearchError if there are fewer
+    than k, and for NaN and infinity.
     """
     check_finite(queries)
     wide = queries.astype(np.float64)
@@ -62,25 +65,29 @@ def exact_search(
     for block, vectors in blocks:
         check_finite(vectors)
         num_vectors += len(block)
-        near = _may_be_nearest(wide, vectors.astype(np.float64), squares[:, -1])
-        there = cdist(wide, vectors[near], "sqeuclidean")
-        own = np.broadcast_to(block[near], there.shape)
-        numbers, squares = nearest(np.concatenate([numbers, own], 1), np.concatenate([squares, there], 1), k)
+        may_be_nearest = _within(wide, vectors.astype(np.float64), squares[:, -1])
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            some = slice(start, start + QUERIES_AT_ONCE)
+            near = may_be_nearest[some].any(0)
+            there = cdist(wide[some], vectors[near], "sqeuclidean")
+            own = np.broadcast_to(block[near], there.shape)
+            both = np.concatenate([numbers[some], own], 1), np.concatenate([squares[some], there], 1)
+            numbers[some], squares[some] = nearest(*both, k)
     if k > num_vectors:
         raise SearchError(f"{k} neighbours were asked for among {num_vectors} volumes: ask for fewer")
     return Neighbours(numbers, np.sqrt(squares).astype(np.float32))
 
 
-def _may_be_nearest(
+def _within(
     queries: NDArray[np.float64], vectors: NDArray[np.float64], limits: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which vectors may lie within the squared distance `limits` [q] of any query: bool [m].
+    """Whether vectors may lie within the squared distance `limits` [q] of queries: bool [q, m]; none that does is lost.
 
     By |a|² + |b|² - 2ab, whose rounded products err by less than a share of the norms, whatever their order.
     """
     norms = np.square(queries).sum(1)[:, None] + np.square(vectors).sum(1)
     error = 4 * (queries.shape[1] + 8) * np.finfo(np.float64).eps
-    return (norms * (1 - error) - 2 * queries @ vectors.T <= limits[:, None] * (1 + error)).any(0)
+    return norms * (1 - error) - 2 * queries @ vectors.T <= limits[:, None] * (1 + error)
 
 
 def recall(found: Neighbours, truth: Neighbours) -> float:

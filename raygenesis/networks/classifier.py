@@ -12,7 +12,7 @@ NUM_HIDDEN = 1024
 
 
 class Classifier(nn.Module):
-    """[n, 1, z, y, x] → logits [n, num_out]: encoder, mean over space, 1024 hidden units (METHOD, target tasks)."""
+    """[n, 1, z, y, x] → logits [n, num_out]: encoder, mean over space, 1024 hidden units (paper, section 3)."""
 
     def __init__(self, encoder: ImageEncoder, num_out: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The U-Net of the paper, in 2D and 3D, as an encoder and a decoder (METHOD)."""
+"""The U-Net of the paper, in 2D and 3D, as an encoder and a decoder (Haghighi et al. 2020, section 3)."""
 
 from __future__ import annotations
 

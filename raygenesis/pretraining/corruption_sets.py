@@ -1,4 +1,4 @@
-"""Corruption sets, as a table: which corruptions a sample may get, and how strong they are (METHOD, "Corruptions")."""
+"""Corruption sets, as a table: which corruptions a sample may get, and how strong they are (Zhou et al. 2019)."""
 
 from __future__ import annotations
 

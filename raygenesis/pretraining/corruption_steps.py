@@ -1,7 +1,6 @@
 """What each corruption draws for its samples, and how it changes their voxels in place.
 
-What is costly to draw is looked up: shuffles in a bank of replays, noise in a table. Written from METHOD.md, section
-"Corruptions".
+What is costly to draw is looked up: shuffles in a bank of replays, noise in a table.
 """
 
 from __future__ import annotations

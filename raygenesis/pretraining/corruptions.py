@@ -1,8 +1,7 @@
 """Corrupting a batch: which samples get which corruption, in what order (Models Genesis, and block swapping).
 
-Written from METHOD.md, section "Corruptions" (Zhou et al., MICCAI 2019; the paper of Semantic
-Genesis takes them over; block swapping is Chen et al., Medical Image Analysis 2019). Everything works
-on whole batches float32 [N, channels, *spatial] in [0, 1] with two or three spatial axes, on CPU or
+The corruptions are those of Zhou et al., MICCAI 2019, which the paper of Semantic Genesis takes over; block
+swapping is that of Chen et al., Medical Image Analysis 2019. Everything works on whole batches float32 [N, channels, *spatial] in [0, 1] with two or three spatial axes, on CPU or
 GPU. Intensity curves differ between samples; shuffling, swapping and painting hit the same voxels in
 all channels of a sample.
 

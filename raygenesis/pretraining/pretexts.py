@@ -1,4 +1,4 @@
-"""The pretext tasks as a table: store × corruption set × puzzle × λ (METHOD: other pretext tasks; paper Fig. 2)."""
+"""The pretext tasks as a table: store × corruption set × puzzle × λ (paper Table 2, Fig. 2)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.draws import Draws
 
-# Of the Rubik's cube: permutations that are told apart, and the least distance of pieces, in voxels (METHOD).
+# Of the Rubik's cube: permutations that are told apart, and the least distance of pieces, in voxels (Zhuang et al. 2019).
 MOST_ORDERS = 100
 GAP = 10
 

@@ -1,4 +1,4 @@
-"""The pictures of the page: scans, reconstructions, classes, restored cubes, predictions."""
+"""Which galleries the page shows: scans, reconstructions, classes, restored cubes, predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slices as PNG, with the boxes of patterns on them, and rows of slices as one figure of a paper."""
+"""Kinds of pictures: a slice as PNG with the boxes of patterns on it, and a gallery of slices as one figure."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from raygenesis.settings.section import Count, NonNegative, Positive, Section
 
-# What each side of an image must be a multiple of: the U-Net halves it three times (METHOD), a ResNet five times.
+# What each side of an image must be a multiple of: the U-Net halves it three times, a ResNet five times.
 Network = Literal[
     "unet", "segresnet", "resnet10", "resnet18", "resnet34", "resnet18-b", "resnet34-b", "resnet50", "resnet101",
     "resnet152", "resnet200", "i3d",

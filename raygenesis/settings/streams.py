@@ -10,6 +10,7 @@ What is random but not drawn by NumPy follows from the same seed:
   `pretraining/task.py`, `transfer/initialisations.py`).
 - Corruptions and puzzles: hashes of seed, epoch, sample and a tag (`pretraining/draws.py`).
 - Which subjects are held out, and the order of random crops' scans: hashes of seed and id (`archive/catalogue.py`).
+- What a TPE search proposes: Optuna's sampler, of the seed itself (`sweeps/search.py`).
 - Levels of the nodes of an HNSW graph: the seed itself (`discovery/index.py`).
 """
 
@@ -52,7 +53,9 @@ REFERENCES = Stream("reference patients (discovery/references.py)", (1,))
 COORDINATES = Stream("a reference's first coordinate (discovery/references.py)", (2,), ("reference",))
 RECALL_QUERIES = Stream("scans that the recall of graphs is measured on (discovery/neighbours.py)", (3,))
 TYPICAL_DISTANCE = Stream("patients whose distance is typical (discovery/neighbours.py)", (5,))
-RANDOM_PATIENTS = Stream("patients that neighbours are compared with (discovery/discover.py)", (6,), ("reference",))
+RANDOM_PATIENTS = Stream(
+    "patients that neighbours are compared with (discovery/quality_sample.py)", (6,), ("reference",)
+)
 RANDOM_CROPS = Stream("a scan's random crops (discovery/pattern_boxes.py)", (8,), ("volume",))
 # Three words and no prefix: no other stream of a run has as many.
 PATTERNS = Stream("jitter of a visit's patterns (discovery/pattern_boxes.py)", (), ("reference", "rank", "is_held_out"))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -21,6 +20,7 @@ from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.stores import pretext_task
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import Settings
+from raygenesis.settings.streams import SWEEP_SEEDS
 from raygenesis.sweeps.measures import EncoderMeasures, few_shot_score, measures_of
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.records import FAILED, RUNNING, WHOLE, SweepTrial, TrialRecord
@@ -62,7 +62,7 @@ class SweepSetup:
 
 def seeds_of(settings: Settings) -> list[int]:
     """Seeds of a point's trainings: the settings' own, with which `best.yaml` trains, and others derived from it."""
-    others = np.random.SeedSequence(settings.seed).generate_state(max(1, settings.sweep.num_seeds - 1))
+    others = SWEEP_SEEDS.sequence(settings.seed).generate_state(max(1, settings.sweep.num_seeds - 1))
     return [settings.seed, *(int(state) % 2**31 for state in others)][: settings.sweep.num_seeds]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the newest whole state of training is found again, whatever was going on when it stopped.
+"""Checkpoints: the files that a state of training is written to, and how the newest whole one is found again.
 
 A checkpoint is `step-<number>.pt` and, written after it, `step-<number>.json` with its checksum: without the second the
 first is not whole. They are our own and not Ray Train's, because they are written in the midst of an epoch, by one

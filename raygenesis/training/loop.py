@@ -1,4 +1,7 @@
-"""The epoch loop, in plain torch: the Ray worker, a sweep's trial and the benchmark call the same function."""
+"""The epoch loop, in plain torch, and the state that it goes on from.
+
+The Ray worker, a sweep's trial and the benchmark call the same function.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,12 @@ from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.network import PretextNetwork
 from raygenesis.networks.weights.native import save_network
-from raygenesis.networks.weights.scan_encoders import load_scan_encoder, save_scan_encoder
+from raygenesis.networks.weights.scan_encoders import (
+    AUTOENCODER_FILE,
+    COMPONENTS_FILE,
+    load_scan_encoder,
+    save_scan_encoder,
+)
 from raygenesis.patterns.cells import decode, encode
 from raygenesis.settings import (
     AutoencoderSettings,
@@ -166,7 +171,7 @@ def test_principal_components_of_the_training_scans_embed(archive, ray_cluster, 
         "validation": sum(row["volume_id"] != DAMAGED for row in validation),
     }  # fmt: skip
     assert told.size == fitted["counts"]["components"] and not made.autoencoder.exists()
-    expected = by_itself(made, made.pca / module.COMPONENTS_FILE)
+    expected = by_itself(made, made.pca / COMPONENTS_FILE)
     check(made.embeddings, expected)
     learnt = np.stack([expected[row["volume_id"]] for row in training if row["volume_id"] != DAMAGED])
     np.testing.assert_allclose(learnt.mean(0), 0, atol=1e-4)  # of the training scans, and of no others
@@ -186,14 +191,14 @@ def test_the_auto_encoder_is_trained_where_it_is_to_embed_and_there_is_none(
     told = embed(made, settings())
     trained = json.loads((made.autoencoder / "manifest.json").read_text())
     assert told.inputs == {"encoder": trained["fingerprint"]} and told.size == 6
-    check(made.embeddings, by_itself(made, made.autoencoder / module.AUTOENCODER_FILE))
+    check(made.embeddings, by_itself(made, made.autoencoder / AUTOENCODER_FILE))
     ingested(made, LATER)  # the archive grows, and what embeds it stays
-    before = (made.autoencoder / module.AUTOENCODER_FILE).read_bytes()
+    before = (made.autoencoder / AUTOENCODER_FILE).read_bytes()
     capsys.readouterr()
     embed(made, settings())
     assert "auto-encoder: kept from " in capsys.readouterr().out
-    assert (made.autoencoder / module.AUTOENCODER_FILE).read_bytes() == before
-    check(made.embeddings, by_itself(made, made.autoencoder / module.AUTOENCODER_FILE))
+    assert (made.autoencoder / AUTOENCODER_FILE).read_bytes() == before
+    check(made.embeddings, by_itself(made, made.autoencoder / AUTOENCODER_FILE))
 
 
 def test_what_is_no_encoder_is_one_sentence_before_any_work(archive, weights, tmp_path):

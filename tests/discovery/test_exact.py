@@ -123,12 +123,12 @@ def test_blocks_may_leave_numbers_out_and_be_empty():
 def test_nearly_all_of_spread_volumes_are_sorted_out(monkeypatch):
     """What makes it quick: few squared differences are summed."""
     kept = []
-    plain = exact._may_be_nearest
-    monkeypatch.setattr(exact, "_may_be_nearest", lambda *given: kept.append(plain(*given)) or kept[-1])
+    plain = exact._within
+    monkeypatch.setattr(exact, "_within", lambda *given: kept.append(plain(*given)) or kept[-1])
     rows, queries = vectors(4000, d=64), vectors(4, d=64, seed=1)
     found = exact_search(in_blocks(rows, 1000), queries, 10)
     first, *others = (int(near.sum()) for near in kept)
-    assert first == 1000 and max(others) < 4 * 15  # nothing is known yet of the first block
+    assert first == 4 * 1000 and sum(others) < 3 * 4 * 15  # of the first block nothing is known yet
     assert found.numbers.tolist() == [one_by_one(rows, query, 10)[0] for query in queries]
 
 

@@ -152,7 +152,8 @@ def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace, capsys)
     page = Page(report(workspace, settings_of(3)))
     assert page.text.count("This cannot be shown") == 3  # reconstructions, neighbours, patterns
     assert len([image for image in page.images if image["alt"].startswith("Mid-slice")]) == 6
-    assert f"{AUTOENCODER_FILE} is not a safetensors file of raygenesis; restore it from a copy, or remove" in page.text
+    fault = f"{AUTOENCODER_FILE} is not a safetensors file, or is damaged"
+    assert f"{fault}; restore it from a copy, or remove" in page.text
     said = capsys.readouterr().out
     assert "; 3 parts of the page cannot be shown, the first: " in said and f"{workspace.autoencoder}" in said
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -48,3 +51,14 @@ def test_prefixes_differ_and_a_stream_refuses_other_numbers_than_it_names():
     assert len(set(prefixes)) == len(prefixes)
     with pytest.raises(ValueError, match="needs 1 numbers, not 0"):
         streams.COORDINATES.generator(0)
+
+
+def test_every_stream_is_used_where_it_says_and_nothing_else_seeds_numpy():
+    package = Path(streams.__file__).parents[1]
+    for name, stream in STREAMS.items():
+        file = re.search(r"\(([\w/]+\.py)\)$", stream.draws)
+        assert file is not None and re.search(rf"\b{name}\b", (package / file[1]).read_text()), (name, stream.draws)
+    seeding = re.compile(r"SeedSequence\(|default_rng\(|np\.random\.seed|RandomState\(")
+    found = {str(path.relative_to(package)) for path in package.rglob("*.py") if seeding.search(path.read_text())}
+    # The second is handed sequences that were spawned from a stream.
+    assert found == {"settings/streams.py", "pretraining/corruption_steps.py"}

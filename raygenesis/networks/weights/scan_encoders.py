@@ -16,8 +16,8 @@ from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.safetensors_files import read_safetensors, write_safetensors
 from raygenesis.workspace.files import Place, as_place
 
+AUTOENCODER_FILE, COMPONENTS_FILE = "autoencoder.safetensors", "pca.safetensors"  # in the artifacts' folders
 FORMAT = "raygenesis-scan-encoder-1"
-AUTOENCODER_FILE, COMPONENTS_FILE = "autoencoder.safetensors", "pca.safetensors"  # in the folders of these artifacts
 KINDS: dict[str, type[Autoencoder] | type[PrincipalComponents]] = {
     "autoencoder": Autoencoder, "pca": PrincipalComponents
 }  # fmt: skip
