@@ -34,7 +34,7 @@ endif
 	  $(BIN)/python -m webbrowser "file://$(abspath $(WORKSPACE))/report/index.html"; fi
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-all: install lint
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,19 @@ import raygenesis as raygenesis  # first of all: it gives Ray its settings, whic
 
 # The networks here are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under pytest-xdist a file's tests stay in one process, and so do all that share the main job."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "end_to_end" if "/end_to_end/" in file else file
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

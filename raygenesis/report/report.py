@@ -104,7 +104,7 @@ def _context(contents: Contents, settings: Settings) -> dict[str, Any]:
         "tiles": list(_tiles(contents)),
         "total": {key: sum(getattr(manifest, key) for manifest in whole) for key in ("seconds", "bytes")},
         "ndim": len(autoencoder.settings["autoencoder"]["input_shape"]) if autoencoder.record else 3,
-        "example_id": patterns.manifest.references[0].volume_id if patterns.manifest else "",
+        "example_id": next((one.volume_id for one in patterns.manifest.references), "") if patterns.manifest else "",
         # In the place of sections of which there are none.
         "first_of": {kind.name: contents[kind] for kind in (RUNS, SWEEPS, TRANSFER, COMPARISONS)},
         "archive": section(contents, [ARCHIVE], archive_section, workspace, intensity),

@@ -105,7 +105,7 @@ def test_the_reference_lies_exactly_on_its_own_coordinates(workspace: Workspace)
 
 def test_every_reference_and_coordinate_has_its_neighbours(workspace: Workspace) -> None:
     manifest = json.loads((workspace.patterns / "manifest.json").read_text())
-    assert manifest.counts.patterns == 4 * 4 * (8 + 2)
+    assert manifest["counts"]["patterns"] == 4 * 4 * (8 + 2)
     assert Path(workspace.patterns / "failures.parquet").exists()
 
 
