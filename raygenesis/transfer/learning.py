@@ -13,6 +13,7 @@ from torch import nn
 
 from raygenesis.cluster.progress import Stopwatch
 from raygenesis.settings import FinetuneSettings
+from raygenesis.settings.streams import LABELLED_BATCHES
 from raygenesis.training.experiment import TrainingError
 
 NUM_VALIDATIONS = 20
@@ -58,7 +59,7 @@ def train(
     optimizer = torch.optim.Adam(
         [weight for weight in network.parameters() if weight.requires_grad], settings.learning_rate
     )
-    generator = np.random.default_rng(seed)
+    generator = LABELLED_BATCHES.generator(seed)
     validation_steps = steps_with_validation(settings.num_steps)
     losses: list[float] = []
     scores: list[float] = []

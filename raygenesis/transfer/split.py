@@ -12,6 +12,7 @@ import numpy as np
 from raygenesis.archive.intake.identity import name_for_log
 from raygenesis.errors import SettingsError
 from raygenesis.settings import FinetuneSettings
+from raygenesis.settings.streams import TEST_SUBJECTS, TRIAL_SUBJECTS
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, TEST, VALIDATION, Example, Target
 
 MIN_TEST_SUBJECTS = 2
@@ -69,7 +70,7 @@ def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, s
         _check_official(tested, validated, {e.subject for e in examples if e.split not in (TEST, VALIDATION)}, seen)
         if not validated:
             rest = [subject for subject in subjects if subject not in tested]
-            validated = set(_in_proportion(rest, groups, np.random.default_rng(seed))[: settings.num_validation])
+            validated = set(_in_proportion(rest, groups, TEST_SUBJECTS.generator(seed))[: settings.num_validation])
     else:
         tested, validated = _drawn(subjects, groups, seen, settings, seed)
     if settings.patience and not validated:
@@ -80,7 +81,7 @@ def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, s
     pool = [subject for subject in subjects if subject not in tested | validated]
     trials = []
     for number in range(settings.num_trials):
-        generator = np.random.default_rng((seed, number))
+        generator = TRIAL_SUBJECTS.generator(seed, number)
         order = _in_proportion(pool, groups, generator)
         own_seed = int(generator.integers(2**31))
         for labelled in settings.num_labelled:
@@ -118,7 +119,7 @@ def _drawn(
             f"them unseen in pretraining, and testing needs at least {MIN_TEST_SUBJECTS} unseen ones beside others: "
             "add labelled scans of new subjects, or lower finetune.num_labelled"
         )
-    generator = np.random.default_rng(seed)
+    generator = TEST_SUBJECTS.generator(seed)
     tested = set(_in_proportion(unseen, groups, generator)[:num_test])
     rest = [subject for subject in subjects if subject not in tested]
     return tested, set(_in_proportion(rest, groups, generator)[: settings.num_validation])

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from raygenesis.settings.streams import RESAMPLES
 from raygenesis.transfer.metrics import PRIMARY, CaseScores, case_scores, positives
 from raygenesis.transfer.results import Trials
 from raygenesis.workspace.manifest import Tree
@@ -167,7 +168,7 @@ def paired_by_subject(ours: CaseScores, theirs: CaseScores, seed: int = 0) -> fl
     if ours.subjects != theirs.subjects or len(names) < 2 or np.abs(ours.scores - theirs.scores).max() <= NO_SPREAD:
         return None
     num_resamples = NUM_RESAMPLES if len(subject_of) <= MANY_CASES else FEWER_RESAMPLES
-    swaps = np.random.default_rng(seed).random((num_resamples, len(names))) < 0.5
+    swaps = RESAMPLES.generator(seed).random((num_resamples, len(names))) < 0.5
     swaps[0] = False  # the first is what was observed
     chunks = np.array_split(swaps, -(-len(swaps) * len(subject_of) // MAX_NUMBERS))
     differences = np.concatenate([_differences(ours, theirs, chunk[:, subject_of]) for chunk in chunks])

@@ -9,10 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from raygenesis.archive.formats.metaimage import data_file
 from raygenesis.errors import ScanError
+from raygenesis.settings.streams import NEGATIVES
 from raygenesis.transfer.examples import (
     CLASSIFICATION,
     TEST,
@@ -107,6 +106,6 @@ def _sampled(
     if max_negatives is None or len(negatives) <= max_negatives:
         return numbered
     key = int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=4).digest(), "big")
-    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(key,)))
+    generator = NEGATIVES.generator(seed, key)
     kept = set(generator.permutation(negatives)[:max_negatives].tolist())
     return [(number, candidate) for number, candidate in numbered if candidate[-1] or number in kept]
