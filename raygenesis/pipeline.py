@@ -22,7 +22,7 @@ from raygenesis.planning.checks import check_settings
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.report.report import report
-from raygenesis.settings import Settings, load_settings
+from raygenesis.settings import PretrainingSettings, Settings, SweepSettings, load_settings
 from raygenesis.sweeps.sweep import sweep
 from raygenesis.transfer.description import Description, read_description, read_target
 from raygenesis.transfer.finetune import FinetuneRequest, finetune
@@ -66,15 +66,17 @@ def run(
     """
     watch = Stopwatch()
     workspace.run(name)  # a name that is no name is refused before any work
-    description = None if extras.target is None else _readable(extras.target, settings)
+    subject_pattern, pretraining = settings.archive.subject_pattern, settings.pretraining
+    description = None if extras.target is None else _readable(extras.target, subject_pattern)
     if extras.sweeps:
-        _check_sweep(settings)
+        _check_sweep(settings.sweep, pretraining, subject_pattern)
     found = find(scans, workspace)
     check_any(scans, found)
-    check_settings(found.scans, scans, settings)
+    fraction = settings.validation_fraction
+    check_settings(found.scans, scans, settings.archive, settings.discovery, pretraining, fraction)
     _check_same_scans(found, scans, workspace)
     ingest(scans, workspace, settings, found=found, announce=announce)
-    if _discovers(settings):
+    if _discovers(pretraining):
         embed(workspace, settings, announce=announce)
         discover(workspace, settings, announce)
     else:
@@ -94,25 +96,25 @@ def run(
     return page
 
 
-def _discovers(settings: Settings) -> bool:
-    return pretext_of(settings.pretraining).store == PATTERNS
+def _discovers(settings: PretrainingSettings) -> bool:
+    return pretext_of(settings).store == PATTERNS
 
 
-def _readable(target: Path, settings: Settings) -> Description:
+def _readable(target: Path, subject_pattern: str | None) -> Description:
     """A target's description, whose files are there; nothing is decoded."""
     description = read_description(target)
-    read_target(description, settings.archive.subject_pattern)
+    read_target(description, subject_pattern)
     return description
 
 
-def _check_sweep(settings: Settings) -> None:
-    if not _discovers(settings):
+def _check_sweep(settings: SweepSettings, pretraining: PretrainingSettings, subject_pattern: str | None) -> None:
+    if not _discovers(pretraining):
         raise SettingsError(
-            f"--sweep: pretraining.pretext={settings.pretraining.pretext} learns from random crops, and a sweep's "
+            f"--sweep: pretraining.pretext={pretraining.pretext} learns from random crops, and a sweep's "
             "points share discovered patterns: leave --sweep out, or choose a pretext task that learns from patterns"
         )
-    if settings.sweep.target is not None and settings.sweep.objective == "target":
-        _readable(Path(settings.sweep.target), settings)
+    if settings.target is not None and settings.objective == "target":
+        _readable(Path(settings.target), subject_pattern)
 
 
 def _check_same_scans(found: Survey, scans: Path, workspace: Workspace) -> None:

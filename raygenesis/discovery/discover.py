@@ -30,7 +30,7 @@ from raygenesis.discovery.visits import Visit, plan_visits
 from raygenesis.discovery.work import discover_work, index_work
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION, PlannedPattern
-from raygenesis.settings import DiscoverySettings, IntensitySettings, Settings
+from raygenesis.settings import DiscoverySettings, IndexSettings, IntensitySettings, Settings
 from raygenesis.workspace.artifacts import EMBEDDINGS, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import PatternsManifest, ReferenceRecord
@@ -60,7 +60,7 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
     )
     watch = Stopwatch()
     patients = load_patients(workspace, discovery, settings.validation_fraction, seed)
-    neighbourhoods = _neighbourhoods(workspace, patients, settings)
+    neighbourhoods = _neighbourhoods(workspace, patients, discovery, settings.index, intensity, seed)
     names = [
         {TRAINING: patients.names(one.training), VALIDATION: patients.names(one.validation)} for one in neighbourhoods
     ]
@@ -79,9 +79,11 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
         return finish_store(stage, PatternsManifest(**vars(parts), references=records, quality=quality), failures)
 
 
-def _neighbourhoods(workspace: Workspace, patients: Patients, settings: Settings) -> list[Neighbourhood]:
+def _neighbourhoods(
+    workspace: Workspace, patients: Patients, discovery: DiscoverySettings, index: IndexSettings,
+    intensity: IntensitySettings, seed: int,
+) -> list[Neighbourhood]:  # fmt: skip
     """The references and their neighbours. Raises SettingsError where the archive has fewer than are asked for."""
-    discovery, seed = settings.discovery, settings.seed
     where = "that the archive has with scans large enough to crop"
     check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), where, discovery)
     embeddings = Embeddings(workspace.embeddings)
@@ -92,11 +94,11 @@ def _neighbourhoods(workspace: Workspace, patients: Patients, settings: Settings
             f"only {len(numbers)} of discovery.num_references={discovery.num_references} references are no "
             "near-duplicates of each other: lower it or discovery.duplicate_distance"
         )
-    references = _fitting_references(workspace, patients.names(numbers), discovery, settings.intensity, seed)
+    references = _fitting_references(workspace, patients.names(numbers), discovery, intensity, seed)
     number_of = dict(zip(patients.names(numbers), numbers, strict=True))
     numbers = [number_of[reference.row["volume_id"]] for reference in references]
     # What cannot fit was refused before anything is built.
-    search = searcher(workspace, build_index(workspace, settings.index, discovery, seed))
+    search = searcher(workspace, build_index(workspace, index, discovery, seed))
     members = _members(NeighbourFinder(patients, embeddings, search, least), numbers, discovery)
     return [Neighbourhood(reference, *both) for reference, both in zip(references, members, strict=True)]
 

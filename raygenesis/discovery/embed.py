@@ -35,7 +35,7 @@ from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import Place, as_place, parquet_dataset, read_table, write_table
 from raygenesis.workspace.fingerprint import digest_of_text
-from raygenesis.workspace.manifest import EmbeddingsCounts, EmbeddingsManifest
+from raygenesis.workspace.manifest import EmbeddingsCounts, EmbeddingsManifest, Tree
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -52,7 +52,7 @@ def embed(
 
     A part that is there is not made again, and volumes that came after it get parts of their own.
     """
-    settings = _as_pretrained(settings)
+    settings = adopt(settings, _intensity_of_run(settings.embedding.encoder))
     weights, identity = ready_encoder(workspace, settings, announce)
     archive = ARCHIVE.require(workspace.archive)
     folder = as_place(output) if output else workspace.embeddings
@@ -103,11 +103,11 @@ def embed(
     return manifest
 
 
-def _as_pretrained(settings: Settings) -> Settings:
-    """The settings, with the intensity that the run which is to embed has learnt from, but for keys that were given."""
-    path = as_place(settings.embedding.encoder)
+def _intensity_of_run(encoder: str) -> Tree:
+    """The section `intensity` that the run which is to embed has learnt from; nothing where no run embeds."""
+    path = as_place(encoder)
     run = settings_of_run(path.parent if path.name == ENCODER_FILE else path)
-    return adopt(settings, run.model_dump(mode="json", include={"intensity"})) if run else settings
+    return {} if run is None else run.model_dump(mode="json", include={"intensity"})
 
 
 def _listed(folder: Place, ids: pa.ChunkedArray, volumes_per_part: int) -> pa.Table:

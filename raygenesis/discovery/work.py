@@ -22,9 +22,9 @@ from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, is_exact_cheape
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
-from raygenesis.settings import AutoencoderSettings, DiscoverySettings, EmbeddingSettings, IndexSettings, Settings
+from raygenesis.settings import AutoencoderSettings, DiscoverySettings, EmbeddingSettings, IndexSettings
 from raygenesis.text.amounts import GIB, MIB
-from raygenesis.workspace.manifest import AutoencoderManifest, EmbeddingsManifest
+from raygenesis.workspace.manifest import AutoencoderCounts
 
 AUTOENCODER = 1.6  # times what its load says: small layers and batches
 ENCODE = 0.043  # of training the auto-encoder on a scan, by its load: its encoder alone, forward
@@ -118,17 +118,12 @@ def discover_work(settings: DiscoverySettings, number: int | None = None, stage:
     )  # fmt: skip
 
 
-def autoencoder_work_done(autoencoder: AutoencoderManifest, scans: ArchiveSize, settings: Settings) -> Work:
-    """The work that a finished auto-encoder was, which `settings` trained on some of the scans."""
-    counts = autoencoder.counts
+def autoencoder_work_done(
+    counts: AutoencoderCounts, scans: ArchiveSize, settings: AutoencoderSettings, validation_fraction: float
+) -> Work:
+    """The work that a finished auto-encoder was, which was trained on some of the scans."""
     seen = replace(scans, num_scans=counts.training + counts.validation)
-    return autoencoder_work(seen, settings.autoencoder, settings.validation_fraction, counts.epochs)
-
-
-def embed_work_done(embeddings: EmbeddingsManifest, scans: ArchiveSize, settings: Settings) -> Work:
-    """The work of the call that finished the embeddings."""
-    scans = replace(scans, num_scans=embeddings.counts.new)
-    return embed_work(scans, settings.embedding, settings.autoencoder)
+    return autoencoder_work(seen, settings, validation_fraction, counts.epochs)
 
 
 @cache

@@ -15,7 +15,8 @@ from raygenesis.patterns.reader import damaged, predicate, store_manifest, verb_
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION
 from raygenesis.patterns.writer import part_path
 from raygenesis.workspace.files import Place, as_place, read_json
-from raygenesis.workspace.manifest import MANIFEST, StoreManifest
+from raygenesis.workspace.manifest import StoreManifest
+from raygenesis.workspace.manifest_files import MANIFEST
 from raygenesis.workspace.workspace import Workspace
 
 PLACE_COLUMNS = ("pattern_id", "reference", "coordinate")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import num_held_out
 from raygenesis.archive.formats.readers import read_scan_geometry
+from raygenesis.archive.formats.scan_format import FourthAxis
 from raygenesis.archive.intake.identity import name_for_log, subject_of
 from raygenesis.archive.intake.survey import Scan
 from raygenesis.discovery.coordinates import largest_extent
@@ -18,7 +19,7 @@ from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.stores import check_pretext
-from raygenesis.settings import DiscoverySettings, Settings
+from raygenesis.settings import ArchiveSettings, DiscoverySettings, PretrainingSettings
 from raygenesis.text.amounts import sides
 from raygenesis.workspace.artifacts import PATTERNS
 
@@ -28,40 +29,44 @@ MAX_HEADERS = 1000
 Millimetres = NDArray[np.float64]
 
 
-def check_settings(found: Sequence[Scan], scans: Path, settings: Settings) -> None:
+def check_settings(
+    found: Sequence[Scan], scans: Path, archive: ArchiveSettings, discovery: DiscoverySettings,
+    pretraining: PretrainingSettings, validation_fraction: float,
+) -> None:  # fmt: skip
     """Compare settings with the headers of the scans found in a folder.
 
     Raises SettingsError, naming the key and the remedy, if a stage would refuse them.
     """
-    check_pretext(settings.pretraining, settings.discovery)
-    discovers = pretext_of(settings.pretraining).store == PATTERNS
+    check_pretext(pretraining, discovery)
+    discovers = pretext_of(pretraining).store == PATTERNS
     if discovers:
-        subjects = {subject_of(scan, settings.archive.subject_pattern) for scan in found}
-        held_out = num_held_out(len(subjects), settings.validation_fraction)
-        share = f"validation_fraction={settings.validation_fraction:g} of them held out"
+        subjects = {subject_of(scan, archive.subject_pattern) for scan in found}
+        held_out = num_held_out(len(subjects), validation_fraction)
+        share = f"validation_fraction={validation_fraction:g} of them held out"
         where = f"in {scans} ({len(subjects)} subjects, {share})"
-        check_counts(len(subjects) - held_out, held_out, where, settings.discovery)
-    every = _sizes_mm(found, scans, settings)
-    sizes = {source: size for source, size in every.items() if len(size) == settings.ndim}
+        check_counts(len(subjects) - held_out, held_out, where, discovery)
+    ndim = len(discovery.cube_shape)
+    every = _sizes_mm(found, scans, ndim, archive.fourth_axis)
+    sizes = {source: size for source, size in every.items() if len(size) == ndim}
     if every and not sizes:
         raise SettingsError(
-            f"discovery.cube_shape asks for {settings.ndim}D, and of the {len(every)} scans that were looked at in "
-            f"{scans} none is: choose a preset of their dimensions (--preset), or a folder of {settings.ndim}D scans"
+            f"discovery.cube_shape asks for {ndim}D, and of the {len(every)} scans that were looked at in "
+            f"{scans} none is: choose a preset of their dimensions (--preset), or a folder of {ndim}D scans"
         )
     if sizes:
-        _check_crops(sizes, settings.discovery, discovers)
+        _check_crops(sizes, discovery, discovers)
 
 
-def _sizes_mm(found: Sequence[Scan], scans: Path, settings: Settings) -> dict[str, Millimetres]:
+def _sizes_mm(found: Sequence[Scan], scans: Path, ndim: int, fourth_axis: FourthAxis) -> dict[str, Millimetres]:
     """Physical sizes in mm of scans by source; of one of several volumes that of one with the wanted dimensions."""
     step = math.ceil(len(found) / MAX_HEADERS)
     sizes = {}
     for scan in found[::step]:
         try:
-            geometry = read_scan_geometry([scans / file.path for file in scan.files], settings.archive.fourth_axis)
+            geometry = read_scan_geometry([scans / file.path for file in scan.files], fourth_axis)
         except (ScanError, OSError, MemoryError):
             continue  # ingest records it as a failure
-        for shape, spacing in sorted(geometry, key=lambda volume: len(volume[0]) == settings.ndim):
+        for shape, spacing in sorted(geometry, key=lambda volume: len(volume[0]) == ndim):
             sizes[scan.source] = np.array(shape) * np.array(spacing)
     return sizes
 

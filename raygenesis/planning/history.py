@@ -9,11 +9,11 @@ from typing import Any
 
 from raygenesis.archive.work import archive_size, ingest_work_done
 from raygenesis.cluster.work import ArchiveSize, Work
-from raygenesis.discovery.work import autoencoder_work_done, discover_work, embed_work_done
+from raygenesis.discovery.work import autoencoder_work_done, discover_work, embed_work
 from raygenesis.errors import RaygenesisError
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.pretraining.work import pretrain_work_done
+from raygenesis.pretraining.work import pretrain_work, store_size
 from raygenesis.settings import PriceSettings, Settings, adopt, merge, settings_from, settings_of_run
 from raygenesis.text.amounts import MIB
 from raygenesis.training.metrics import read_metrics
@@ -95,7 +95,8 @@ def _finished(
         store = store_made.read(workspace.folder(store_made))
         if store is None:
             return None
-        work = pretrain_work_done(manifest, store, _settings_then(_settings_then(settings, store), manifest))
+        then, counts = _settings_then(_settings_then(settings, store), manifest), manifest.counts
+        work = pretrain_work(then.pretraining, then.discovery, store_size(store.counts), counts.epochs, counts.patterns)
     else:
         work = WORK_DONE[artifact](manifest, scans, _settings_then(settings, manifest))
     # A manifest of what is trained has the last call's seconds alone; its epochs have all.
@@ -105,8 +106,12 @@ def _finished(
 # The work that a finished artifact was, of its manifest, the archive's size, and the settings that it was made with.
 WORK_DONE: dict[Artifact[Any], Callable[[Any, ArchiveSize, Settings], Work]] = {
     ARCHIVE: lambda archive, scans, settings: ingest_work_done(archive),
-    AUTOENCODER: autoencoder_work_done,
-    EMBEDDINGS: embed_work_done,
+    AUTOENCODER: lambda made, scans, settings: autoencoder_work_done(
+        made.counts, scans, settings.autoencoder, settings.validation_fraction
+    ),
+    EMBEDDINGS: lambda made, scans, settings: embed_work(
+        replace(scans, num_scans=made.counts.new), settings.embedding, settings.autoencoder
+    ),
     PATTERNS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns),
     CROPS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns, CROPS.verb),
 }

@@ -15,15 +15,20 @@ from raygenesis.workspace.artifacts import PATTERNS
 
 def pipeline_work(scans: ArchiveSize, settings: Settings) -> list[Work]:
     """Every stage of `raygenesis run`, in order, with the sweep and the fine-tuning that may follow."""
-    discovery, autoencoder = settings.discovery, settings.autoencoder
-    if pretext_of(settings.pretraining).store != PATTERNS:
+    discovery, autoencoder, pretraining = settings.discovery, settings.autoencoder, settings.pretraining
+    fraction = settings.validation_fraction
+    finetune_work = default_finetune_work(
+        settings.finetune, pretraining, discovery.cube_shape, settings.gpus_of_trial("finetune")
+    )
+    if pretext_of(pretraining).store != PATTERNS:
         return [
             ingest_work(scans), discover_work(discovery, num_crops(scans, discovery), "crop"),
-            pretrain_work(settings, crops_size(scans, settings)), default_finetune_work(settings),
+            pretrain_work(pretraining, discovery, crops_size(scans, discovery, fraction)), finetune_work,
         ]  # fmt: skip
     return [
-        ingest_work(scans), autoencoder_work(scans, autoencoder, settings.validation_fraction),
+        ingest_work(scans), autoencoder_work(scans, autoencoder, fraction),
         embed_work(scans, settings.embedding, autoencoder),
         index_work(scans, settings.index, discovery, autoencoder.latent_size),
-        discover_work(discovery), pretrain_work(settings), sweep_work(settings), default_finetune_work(settings),
+        discover_work(discovery), pretrain_work(pretraining, discovery),
+        sweep_work(settings.sweep, pretraining, discovery, settings.gpus_of_trial("sweep")), finetune_work,
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from raygenesis.archive.catalogue import num_held_out
@@ -15,7 +15,7 @@ from raygenesis.planning.estimate import Estimate, estimate
 from raygenesis.planning.history import LEAST_S, factors_of
 from raygenesis.planning.pipeline import pipeline_work
 from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.settings import Settings, settings_from
+from raygenesis.settings import PretrainingSettings, Settings, merge, settings_from
 from raygenesis.text.amounts import GIB, MIB, duration, several, size
 from raygenesis.text.tables import aligned
 from raygenesis.workspace.artifacts import PATTERNS, SWEEPS, TRANSFER
@@ -40,8 +40,13 @@ def plan(
     """
     scans = _scans(num_volumes, scan_mib, None if workspace is None else archive_size(workspace), settings.ndim)
     factors = {} if workspace is None else factors_of(workspace, settings)
-    settings, changes = _for_gpus(settings, hardware)
-    _check(scans, hardware, settings)
+    changes = _changes_for_gpus(settings.pretraining, settings.given, hardware)
+    settings = settings_from(merge(settings.model_dump(mode="json"), {"pretraining": changes}), settings.given)
+    _check_hardware(hardware, settings.pretraining)
+    if pretext_of(settings.pretraining).store == PATTERNS:
+        held_out = num_held_out(scans.num_scans, settings.validation_fraction)
+        where = f"of {scans.num_scans:,} scans, each of another subject"
+        check_counts(scans.num_scans - held_out, held_out, where, settings.discovery)
     works = pipeline_work(scans, settings)
     estimates = [estimate(work, hardware, settings.prices, factors, mib_per_s) for work in works]
     say("plan", f"{scans.num_scans:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.amount}, "
@@ -51,7 +56,8 @@ def plan(
     if changes:
         say(
             "plan",
-            f"with {changes}, " + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"),
+            f"with {_assignments(changes)}, "
+            + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"),
         )
     alone = [one for one in estimates if one.work.stage not in AFTER]
     say("plan", f"`raygenesis run`, without {' and '.join(AFTER)}: {duration(sum(one.seconds for one in alone))}")
@@ -70,28 +76,23 @@ def _scans(number: int | None, scan_mib: float | None, archive: ArchiveSize | No
     return ArchiveSize(number, voxel_mib, voxel_mib * (archive.source_mib / archive.voxel_mib))
 
 
-def _check(scans: ArchiveSize, hardware: Hardware, settings: Settings) -> None:
-    """Raise SettingsError for what the stages themselves would refuse."""
+def _check_hardware(hardware: Hardware, settings: PretrainingSettings) -> None:
+    """Raise SettingsError for hardware that there cannot be, or that pretraining would refuse."""
     if hardware.num_nodes > hardware.num_cores:
         raise SettingsError(f"--nodes {hardware.num_nodes} is more than --cpus {hardware.num_cores}, the cores of all")
-    if settings.pretraining.use_gpu and not hardware.num_gpus:
+    if settings.use_gpu and not hardware.num_gpus:
         raise SettingsError("pretraining.use_gpu=true needs GPUs: give --gpus, or leave it out")
-    if pretext_of(settings.pretraining).store == PATTERNS:
-        held_out = num_held_out(scans.num_scans, settings.validation_fraction)
-        where = f"of {scans.num_scans:,} scans, each of another subject"
-        check_counts(scans.num_scans - held_out, held_out, where, settings.discovery)
 
 
-def _for_gpus(settings: Settings, hardware: Hardware) -> tuple[Settings, str]:
-    """Settings under which pretraining takes all GPUs, or cores for want of them, unless it was said how it runs."""
-    keys = {"pretraining.use_gpu", "pretraining.num_workers"}
-    if keys & settings.given or (not hardware.num_gpus and not settings.pretraining.use_gpu):
-        return settings, ""
-    changed = {"use_gpu": bool(hardware.num_gpus), "num_workers": max(hardware.num_gpus, 1)}
-    tree = settings.model_dump(mode="json")
-    tree["pretraining"] |= changed
-    words = " ".join(f"pretraining.{key}={str(value).lower()}" for key, value in changed.items())
-    return settings_from(tree), words
+def _changes_for_gpus(settings: PretrainingSettings, given: frozenset[str], hardware: Hardware) -> dict[str, int]:
+    """With what pretraining takes all GPUs, or cores for want of them; nothing where it was given how it runs."""
+    if given & {"pretraining.use_gpu", "pretraining.num_workers"} or not (hardware.num_gpus or settings.use_gpu):
+        return {}
+    return {"use_gpu": bool(hardware.num_gpus), "num_workers": max(hardware.num_gpus, 1)}
+
+
+def _assignments(changes: Mapping[str, int]) -> str:
+    return " ".join(f"pretraining.{key}={str(value).lower()}" for key, value in changes.items())
 
 
 def table(estimates: Sequence[Estimate]) -> list[str]:

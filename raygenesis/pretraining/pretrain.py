@@ -32,7 +32,8 @@ from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
 from raygenesis.training.records import EpochRow
 from raygenesis.workspace.artifacts import PATTERNS, RUNS
 from raygenesis.workspace.files import Place, publish
-from raygenesis.workspace.manifest import MANIFEST, STARTED, RunCounts, RunManifest, Speed, StoreManifest
+from raygenesis.workspace.manifest import RunCounts, RunManifest, Speed, StoreManifest
+from raygenesis.workspace.manifest_files import MANIFEST, STARTED
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -69,7 +70,7 @@ def pretrain(
     if (finished := stage.finished()) is not None:
         say("pretrain", f"nothing to do: the encoder is in {folder}")
         return finished
-    announce([pretrain_work(settings, store_size(store_manifest.counts))])
+    announce([pretrain_work(pretraining, settings.discovery, store_size(store_manifest.counts))])
     task = pretext_task(pretraining, settings.seed, store_manifest)
     watch = Stopwatch()
     joining.connect()

@@ -23,9 +23,9 @@ from raygenesis.networks.network import num_parameters
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.settings import DiscoverySettings, PretrainingSettings, Settings
+from raygenesis.settings import DiscoverySettings, PretrainingSettings
 from raygenesis.text.amounts import MIB
-from raygenesis.workspace.manifest import RunManifest, StoreCounts, StoreManifest
+from raygenesis.workspace.manifest import StoreCounts
 
 START_S = 12.0
 
@@ -49,18 +49,16 @@ def store_size(counts: StoreCounts) -> StoreSize:
     return StoreSize(learnt, counts.validation, counts.neighbours, counts.coordinates)
 
 
-def patterns_size(settings: Settings) -> StoreSize:
+def patterns_size(settings: DiscoverySettings) -> StoreSize:
     """What discovery will store."""
-    chosen = settings.discovery
-    number, learnt = num_patterns(chosen), num_patterns(chosen, held_out=False)
-    return StoreSize(learnt, number - learnt, chosen.num_neighbours, chosen.num_coordinates)
+    number, learnt = num_patterns(settings), num_patterns(settings, held_out=False)
+    return StoreSize(learnt, number - learnt, settings.num_neighbours, settings.num_coordinates)
 
 
-def crops_size(scans: ArchiveSize, settings: Settings) -> StoreSize:
+def crops_size(scans: ArchiveSize, settings: DiscoverySettings, validation_fraction: float) -> StoreSize:
     """What random cropping will store."""
-    number, held_out = num_crops(scans, settings.discovery), settings.validation_fraction
-    learnt = scans.num_scans * (1 - held_out)
-    return StoreSize(number * (1 - held_out), number * held_out, learnt, number / scans.num_scans)
+    number, share = num_crops(scans, settings), 1 - validation_fraction
+    return StoreSize(number * share, number * validation_fraction, scans.num_scans * share, number / scans.num_scans)
 
 
 def selected(settings: PretrainingSettings, store: StoreSize) -> tuple[int, int]:
@@ -75,43 +73,35 @@ def selected(settings: PretrainingSettings, store: StoreSize) -> tuple[int, int]
 
 
 def pretrain_work(
-    settings: Settings, store: StoreSize | None = None, num_epochs: int | None = None, num_learnt: int | None = None
-) -> Work:
+    settings: PretrainingSettings, discovery: DiscoverySettings, store: StoreSize | None = None,
+    num_epochs: int | None = None, num_learnt: int | None = None,
+) -> Work:  # fmt: skip
     """The work of a pretraining: its epochs, each of which also goes forward through held-out patterns.
 
-    Args:
-        settings: The whole settings.
-        store: Size of the store; what discovery will store when None.
-        num_epochs: Epochs of all phases, where training ended early.
-        num_learnt: Patterns that were learnt from, where that is known.
+    store: what discovery will store when None. num_epochs: of all phases, where training ended early. num_learnt:
+    patterns that were learnt from, where that is known.
     """
-    pretraining = settings.pretraining
-    learnt, held_out = selected(pretraining, store or patterns_size(settings))
+    learnt, held_out = selected(settings, store or patterns_size(discovery))
     learnt = learnt if num_learnt is None else num_learnt
-    task = _pretext_task(pretraining, settings.discovery)
+    task = _pretext_task(settings, discovery)
     encoding, restoring, weights = _pretraining_loads(task)
     total = task.num_epochs if num_epochs is None else num_epochs
     num_restoring = sum(map(task.restores, range(total)))
     load = encoding * (total - num_restoring) + restoring * num_restoring
     samples = learnt + FORWARD * held_out
-    stored_mib = (learnt + held_out) * math.prod(settings.discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
-    in_memory = stored_mib / 1024 <= pretraining.memory_gib
-    workers = pretraining.most_workers
+    stored_mib = (learnt + held_out) * math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
+    in_memory = stored_mib / 1024 <= settings.memory_gib
+    workers = settings.most_workers
     return Work(
         "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {total} epochs",
-        core_s=0.0 if pretraining.use_gpu else samples * core_s(load),
+        core_s=0.0 if settings.use_gpu else samples * core_s(load),
         most_cores=workers if workers > 1 else ONE_NODE,
-        gpu_s=samples * gpu_s(load) if pretraining.use_gpu else 0.0, most_gpus=workers,
+        gpu_s=samples * gpu_s(load) if settings.use_gpu else 0.0, most_gpus=workers,
         read_mib=stored_mib * (1 if in_memory else total),
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
         memory_gib=2 * WORKER_GIB + (stored_mib / 1024 if in_memory else 0)
-        + (0 if pretraining.use_gpu else training_gib(restoring, pretraining.batch_size)),
+        + (0 if settings.use_gpu else training_gib(restoring, settings.batch_size)),
     )  # fmt: skip
-
-
-def pretrain_work_done(run: RunManifest, store: StoreManifest, settings: Settings) -> Work:
-    """The work that a finished run on a store was, which was made with `settings`."""
-    return pretrain_work(settings, store_size(store.counts), run.counts.epochs, run.counts.patterns)
 
 
 def _pretext_task(settings: PretrainingSettings, discovery: DiscoverySettings) -> PretextTask:

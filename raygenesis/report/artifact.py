@@ -23,7 +23,8 @@ from raygenesis.workspace.artifacts import (
     Artifact,
 )
 from raygenesis.workspace.files import Place
-from raygenesis.workspace.manifest import M, RunManifest, Started, Tree, read_started
+from raygenesis.workspace.manifest import M, RunManifest, Tree
+from raygenesis.workspace.manifest_files import Started, read_started
 from raygenesis.workspace.workspace import Workspace
 
 # Whose last call's rate is shown: what is counted, its unit, and the count of what was spared.

@@ -11,7 +11,8 @@ from raygenesis.errors import SettingsError
 from raygenesis.settings import command_line_of, merge, settings_of_run
 from raygenesis.workspace.artifacts import ARCHIVE, ARTIFACTS, COMPARISONS, TRANSFER, Artifact
 from raygenesis.workspace.files import Place
-from raygenesis.workspace.manifest import Manifest, Started, Tree
+from raygenesis.workspace.manifest import Manifest, Tree
+from raygenesis.workspace.manifest_files import Started
 from raygenesis.workspace.workspace import Workspace
 
 Record = Manifest | Started

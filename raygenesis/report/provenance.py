@@ -10,7 +10,7 @@ from typing import Any
 
 from raygenesis.errors import SettingsError
 from raygenesis.report.artifact import ArtifactView, Contents
-from raygenesis.settings import Settings, as_yaml, settings_of_run
+from raygenesis.settings import as_yaml, settings_of_run
 from raygenesis.text.tables import Rows
 from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.manifest import ComparisonManifest, RunManifest, TransferManifest
@@ -33,10 +33,13 @@ class ProvenanceSection:
 
 
 def provenance_section(
-    contents: Contents, runs: Sequence[ArtifactView[RunManifest]], settings: Settings
+    contents: Contents, runs: Sequence[ArtifactView[RunManifest]], given: str, seed: int
 ) -> ProvenanceSection:
-    """Fingerprints and what they were made from, versions, seeds, and the settings of the first run with whole ones."""
-    config, config_of = as_yaml(settings), "given to this report"
+    """Fingerprints and what they were made from, versions, seeds, and the settings of the first run with whole ones.
+
+    given: the settings of the report as YAML; seed: of them.
+    """
+    config, config_of = given, "given to this report"
     for run in runs:
         with suppress(SettingsError):
             if found := settings_of_run(run.folder):
@@ -55,7 +58,7 @@ def provenance_section(
         rows=rows,
         versions={package: _version(package) for package in PACKAGES},
         commands=list(dict.fromkeys(view.command for view in whole)),
-        seeds=sorted(seeds) or [settings.seed],
+        seeds=sorted(seeds) or [seed],
         config=config,
         config_of=config_of,
     )

@@ -29,7 +29,7 @@ from raygenesis.report.provenance import provenance_section
 from raygenesis.report.runs import run_sections
 from raygenesis.report.sweep import sweep_section
 from raygenesis.report.transfer import MARKS, transfer_section
-from raygenesis.settings import IntensitySettings, Settings
+from raygenesis.settings import IntensitySettings, Settings, as_yaml
 from raygenesis.studies.semantics import SEMANTICS_NOTE
 from raygenesis.text.amounts import GIB, several, size
 from raygenesis.workspace import hardware
@@ -121,7 +121,7 @@ def _context(contents: Contents, settings: Settings) -> dict[str, Any]:
         "comparisons": [(view, guarded(comparison_section, view, contents)) for view in contents.each(COMPARISONS)],
         "marks": MARKS, "semantics_note": SEMANTICS_NOTE,
         "cost": section(contents, [ARCHIVE], cost_section, workspace, settings),
-        "provenance": provenance_section(contents, [run.view for run in runs], settings),
+        "provenance": provenance_section(contents, [run.view for run in runs], as_yaml(settings), settings.seed),
     }  # fmt: skip
 
 

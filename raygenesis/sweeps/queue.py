@@ -21,11 +21,11 @@ class Queue:
     """
 
     def __init__(self, search: Search, folder: Place, seeds: Sequence[int], objective: str) -> None:
-        self.folder = folder
+        self.folder, self.seeds = folder, seeds
         self.points: list[Point] = []
         self.records: dict[str, TrialRecord] = {}
         self.known = 0
-        self._search, self._seeds, self._objective = search, seeds, OBJECTIVES[objective]
+        self._search, self._objective = search, OBJECTIVES[objective]
         self._waiting: list[SweepTrial] = []
         self._again: list[SweepTrial] = []
         self._retried: set[str] = set()
@@ -50,7 +50,7 @@ class Queue:
                 self._retried |= {trial.key for trial in self._waiting}
             else:
                 self.points.append(point)
-                self._waiting = [SweepTrial(point, seed) for seed in self._seeds]
+                self._waiting = [SweepTrial(point, seed) for seed in self.seeds]
 
     def put_back(self, trial: SweepTrial) -> None:
         self._waiting.insert(0, trial)
@@ -64,7 +64,7 @@ class Queue:
 
     def _outcome(self, point: Point) -> TrialOutcome | None:
         """Of all seeds together. A trial that was tried again counts as failed, as it did when it first ended."""
-        keys = [SweepTrial(point, seed).key for seed in self._seeds]
+        keys = [SweepTrial(point, seed).key for seed in self.seeds]
         if not self.records.keys() >= set(keys):
             return None
         ended = [record for key in keys if (record := self.records[key]).status != FAILED and not record.retried]

@@ -11,13 +11,21 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from raygenesis.errors import SettingsError
-from raygenesis.settings import EXECUTION_SETTINGS, PretrainingSettings, Settings, read_yaml, settings_from
+from raygenesis.settings import (
+    EXECUTION_SETTINGS,
+    PretrainingSettings,
+    Settings,
+    SweepSettings,
+    read_yaml,
+    settings_from,
+)
 from raygenesis.workspace.manifest import StoreCounts
 
 # Values of the settings below `pretraining`, by their names there.
 Point = dict[str, Any]
 
 SECTION = "pretraining"
+EPOCH_KEYS = ("num_classification_epochs", "num_joint_epochs")
 RANGE_KEYS = ("low", "high", "log", "step")
 MOST_CORNERS = 1024
 
@@ -112,23 +120,14 @@ def at_point(settings: Settings, point: Point, counts: StoreCounts) -> Settings:
     return settings_from(tree)
 
 
-def for_trial(settings: Settings, point: Point, counts: StoreCounts, seed: int | None = None) -> Settings:
-    """The settings of a point's trial: as many epochs as the sweep says unless the space varies them, one worker."""
-    sweep = settings.sweep
-    tree = settings.model_dump(mode="json")
-    tree["discovery"] |= {"num_neighbours": counts.neighbours, "num_coordinates": counts.coordinates}
-    tree[SECTION] |= {
-        "num_classification_epochs": sweep.num_classification_epochs, "num_joint_epochs": sweep.num_joint_epochs,
-        "num_workers": 1, **point,
-    }  # fmt: skip
-    tree["seed"] = settings.seed if seed is None else seed
-    return settings_from(tree)
+def in_trial(point: Point, sweep: SweepSettings) -> Point:
+    """A point as its trials train it: as many epochs as the sweep says unless the space varies them, one worker."""
+    return {**{key: getattr(sweep, key) for key in EPOCH_KEYS}, "num_workers": 1, **point}
 
 
-def most_epochs(space: Space, settings: Settings) -> int:
+def most_epochs(space: Space, sweep: SweepSettings) -> int:
     """Of the trial that lasts longest."""
-    keys = ("num_classification_epochs", "num_joint_epochs")
-    return sum(max(space.ends(key)) if key in space.axes else getattr(settings.sweep, key) for key in keys)
+    return sum(max(space.ends(key)) if key in space.axes else getattr(sweep, key) for key in EPOCH_KEYS)
 
 
 def _name(key: Any) -> str:

@@ -27,7 +27,7 @@ from raygenesis.sweeps.objectives import OBJECTIVES, check_objective
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.records import FAILED, STOPPED, SweepTrial, TrialRecord
 from raygenesis.sweeps.search import search_of
-from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, for_trial, most_epochs, read_space
+from raygenesis.sweeps.space import MOST_CORNERS, Space, at_point, default_space, in_trial, most_epochs, read_space
 from raygenesis.sweeps.table import costs, rank_points, seeds_note, trial_rows
 from raygenesis.sweeps.trial import SweepSetup, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
@@ -70,15 +70,16 @@ def sweep(
         say("sweep", f"{finished.counts.failures} failed trials are tried again")
     watch = Stopwatch()
     joining.connect()
-    num_gpus, concurrent = _capacity(settings)
+    num_gpus = settings.gpus_of_trial("sweep")
+    concurrent = _num_concurrent(settings.sweep, num_gpus)
     # What TPE proposes depends on how many run at once; other searches use machines that come.
     grows = joining.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
     ready = few_shot_of(target, workspace) if target else None
     with stage.claimed():
         nodes = len(joining.logical_nodes())
         threads = capacity.threads_per_worker(math.ceil(concurrent / nodes))
-        setup = SweepSetup(settings, patterns, num_gpus, threads, most_epochs(space, settings), ready)
-        queue = _queue(folder, settings, space, concurrent)
+        setup = SweepSetup(settings, patterns, num_gpus, threads, most_epochs(space, settings.sweep), ready)
+        queue = _queue(folder, settings.sweep, settings.seed, space, concurrent)
         num_points = _num_points(settings.sweep, space)
         num_trials = settings.sweep.num_seeds * num_points
         say(
@@ -87,7 +88,7 @@ def sweep(
             f"{concurrent} at once{', more as machines come' if grows else ''}; best by "
             f"{OBJECTIVES[settings.sweep.objective].words}",
         )
-        announce([sweep_work(settings, num_points)])
+        announce([sweep_work(settings.sweep, settings.pretraining, settings.discovery, num_gpus, num_points)])
         run_trials(queue, setup, workspace.patterns, None if grows else concurrent, num_trials)
         return _finish(stage, queue, space, settings, patterns, watch)
 
@@ -104,15 +105,15 @@ def check_points(space: Space, settings: Settings, patterns: PatternsManifest, w
     for point in itertools.islice(space.corners(), most):
         try:
             at_point(settings, point, counts)
-            chosen = for_trial(settings, point, counts)
-            pretext = pretext_of(chosen.pretraining)
+            chosen = at_point(settings, in_trial(point, settings.sweep), counts).pretraining
+            pretext = pretext_of(chosen)
             if pretext.store != PATTERNS:
                 raise SettingsError(
-                    f"pretraining.pretext={chosen.pretraining.pretext} learns from random crops, which are not in the "
+                    f"pretraining.pretext={chosen.pretext} learns from random crops, which are not in the "
                     "pattern store that a sweep's points share: choose a pretext task that learns from patterns, such "
                     "as semantic-genesis"
                 )
-            task = pretext_task(chosen.pretraining, chosen.seed, patterns)
+            task = pretext_task(chosen, settings.seed, patterns)
             if pretext.corruption not in checked:
                 zeros = np.zeros(1, np.int64)
                 columns = {"pattern_id": zeros, "reference": zeros, "coordinate": zeros}
@@ -166,29 +167,27 @@ def _stage(
     return Stage(SWEEPS, folder, {**chosen, "space": space.tree}, inputs, command=command)
 
 
-def _capacity(settings: Settings) -> tuple[float, int]:
-    """GPUs of a trial, and how many trials run at once. Raises SettingsError if the cluster never holds one."""
-    wanted = settings.sweep
-    num_gpus = settings.gpus_of_trial("sweep")
-    key = "sweep.num_gpus" if wanted.num_gpus is not None else "pretraining.use_gpu=true: sweep.num_gpus"
+def _num_concurrent(settings: SweepSettings, num_gpus: float) -> int:
+    """How many trials, each on so many GPUs, run at once. Raises SettingsError if the cluster never holds one."""
+    key = "sweep.num_gpus" if settings.num_gpus is not None else "pretraining.use_gpu=true: sweep.num_gpus"
     capacity.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
     room = capacity.num_concurrent(CPUS_PER_TRIAL, num_gpus)
-    concurrent = min(room, wanted.max_concurrent_trials or room)
-    if wanted.max_concurrent_trials and wanted.max_concurrent_trials > room:
-        say("sweep", f"sweep.max_concurrent_trials={wanted.max_concurrent_trials}: the cluster holds {room} at once")
-    return num_gpus, concurrent
+    wanted = settings.max_concurrent_trials or room
+    if wanted > room:
+        say("sweep", f"sweep.max_concurrent_trials={wanted}: the cluster holds {room} at once")
+    return min(room, wanted)
 
 
-def _queue(folder: Place, settings: Settings, space: Space, concurrent: int) -> Queue:
+def _queue(folder: Place, settings: SweepSettings, seed: int, space: Space, concurrent: int) -> Queue:
     """The queue of trials. What TPE proposes depends on how many run at once, so a resumed sweep keeps that number."""
-    chosen, path = settings.sweep, folder / "search.json"
-    if chosen.search == "tpe":
+    path = folder / "search.json"
+    if settings.search == "tpe":
         begun_with = read_json(path) or {"concurrent": concurrent}
         write_json(path, begun_with)
         concurrent = begun_with["concurrent"]
-    mode = OBJECTIVES[chosen.objective].mode
-    search = search_of(chosen.search, space, chosen.num_points, settings.seed, concurrent, mode)
-    return Queue(search, folder, seeds_of(settings), chosen.objective)
+    mode = OBJECTIVES[settings.objective].mode
+    search = search_of(settings.search, space, settings.num_points, seed, concurrent, mode)
+    return Queue(search, folder, seeds_of(seed, settings.num_seeds), settings.objective)
 
 
 def _num_points(settings: SweepSettings, space: Space) -> int:
@@ -203,7 +202,7 @@ def _finish(
     stage: Stage[SweepManifest], queue: Queue, space: Space, settings: Settings, patterns: PatternsManifest,
     watch: Stopwatch,
 ) -> SweepManifest:  # fmt: skip
-    trials = [queue.records[SweepTrial(point, seed).key] for point in queue.points for seed in seeds_of(settings)]
+    trials = [queue.records[SweepTrial(point, seed).key] for point in queue.points for seed in queue.seeds]
     failed = [trial for trial in trials if trial.status == FAILED]
     if len(failed) == len(trials):
         raise TrainingError(f"every trial of the sweep failed; the first: {failed[0].reason}")

@@ -24,7 +24,7 @@ from raygenesis.settings.streams import SWEEP_SEEDS
 from raygenesis.sweeps.measures import EncoderMeasures, few_shot_score, measures_of
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.records import FAILED, RUNNING, WHOLE, SweepTrial, TrialRecord
-from raygenesis.sweeps.space import for_trial
+from raygenesis.sweeps.space import at_point, in_trial
 from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import NO_CALLBACKS, Callbacks, Progress, run_epochs
@@ -56,14 +56,14 @@ class SweepSetup:
         return "cuda" if self.num_gpus else "cpu"
 
     def task(self, trial: SweepTrial) -> PretextTask:
-        settings = for_trial(self.settings, trial.point, self.patterns.counts, trial.seed)
-        return pretext_task(settings.pretraining, settings.seed, self.patterns)
+        settings = at_point(self.settings, in_trial(trial.point, self.settings.sweep), self.patterns.counts)
+        return pretext_task(settings.pretraining, trial.seed, self.patterns)
 
 
-def seeds_of(settings: Settings) -> list[int]:
+def seeds_of(seed: int, num_seeds: int) -> list[int]:
     """Seeds of a point's trainings: the settings' own, with which `best.yaml` trains, and others derived from it."""
-    others = SWEEP_SEEDS.sequence(settings.seed).generate_state(max(1, settings.sweep.num_seeds - 1))
-    return [settings.seed, *(int(state) % 2**31 for state in others)][: settings.sweep.num_seeds]
+    others = SWEEP_SEEDS.sequence(seed).generate_state(max(1, num_seeds - 1))
+    return [seed, *(int(state) % 2**31 for state in others)][:num_seeds]
 
 
 def run_sweep_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]], setup: SweepSetup) -> None:

@@ -6,19 +6,24 @@ import math
 
 from raygenesis.cluster.work import WORKER_GIB, Work
 from raygenesis.pretraining.work import pretrain_work, pretraining_gib
-from raygenesis.settings import Settings
+from raygenesis.settings import DiscoverySettings, PretrainingSettings, SweepSettings
 
 START_S = 8.0
 
 
-def sweep_work(settings: Settings, num_points: int = 8) -> Work:
-    """One short pretraining for each point and seed; 8 points is λ × K × C of the default space."""
-    chosen, num_gpus = settings.sweep, settings.gpus_of_trial("sweep")
-    trials = num_points * chosen.num_seeds
-    changes = {name: getattr(chosen, name) for name in ("num_classification_epochs", "num_joint_epochs")}
+def sweep_work(
+    sweep: SweepSettings, pretraining: PretrainingSettings, discovery: DiscoverySettings, num_gpus: float,
+    num_points: int = 8,
+) -> Work:  # fmt: skip
+    """One short pretraining for each point and seed; 8 points is λ × K × C of the default space.
+
+    num_gpus: of a trial.
+    """
+    trials = num_points * sweep.num_seeds
+    changes = {name: getattr(sweep, name) for name in ("num_classification_epochs", "num_joint_epochs")}
     changes |= {"use_gpu": num_gpus > 0, "num_workers": 1}
-    one = pretrain_work(settings.model_copy(update={"pretraining": settings.pretraining.model_copy(update=changes)}))
-    activations_gib = pretraining_gib(settings.pretraining, settings.discovery)
+    one = pretrain_work(pretraining.model_copy(update=changes), discovery)
+    activations_gib = pretraining_gib(pretraining, discovery)
     return Work(
         "sweep", start_s=START_S, what=f"{trials} trials",
         core_s=trials * one.core_s, most_cores=trials,

@@ -84,9 +84,10 @@ def finetune(
     initialisations = find_initialisations(request.sources, workspace, settings.pretraining, target.ndim)
     for initialisation in initialisations:
         check_fits(initialisation, resolved.form.input_shape, settings.finetune.mode)
+    deciding = _deciding(settings.finetune, resolved.form, settings.seed, settings.validation_fraction)
     own = ("finetune", "--target", "TARGET.yaml", *(word for source in request.sources for word in ("--from", source)))
     stage = Stage(
-        TRANSFER, workspace.transfer(request.name), _deciding(settings, resolved.form), {"target": digest_of(target)},
+        TRANSFER, workspace.transfer(request.name), deciding, {"target": digest_of(target)},
         command=request.command or (*own, "--name", request.name),
     )  # fmt: skip
     extent = _extent(initialisations, settings.finetune)
@@ -170,13 +171,14 @@ def _run_missing(ready: Prepared, missing: Sequence[PlannedTrial], folder: Place
         )
 
 
-def _deciding(settings: Settings, form: Form) -> Tree:
+def _deciding(finetune: FinetuneSettings, form: Form, seed: int, validation_fraction: float) -> Tree:
     """The settings that decide the results."""
-    tree = settings.model_dump(
-        mode="json", include={"finetune", "seed", "validation_fraction"}, exclude={"finetune": EXECUTION | EXTENT}
-    )
-    tree["finetune"] |= {"input_shape": list(form.input_shape), "spacing_mm": form.spacing_mm and list(form.spacing_mm)}
-    return {**tree, "intensity": form.intensity.model_dump(mode="json")}
+    shapes = {"input_shape": list(form.input_shape), "spacing_mm": form.spacing_mm and list(form.spacing_mm)}
+    return {
+        "seed": seed, "validation_fraction": validation_fraction,
+        "finetune": finetune.model_dump(mode="json", exclude=EXECUTION | EXTENT) | shapes,
+        "intensity": form.intensity.model_dump(mode="json"),
+    }  # fmt: skip
 
 
 def _extent(initialisations: Sequence[Initialisation], finetune: FinetuneSettings) -> Extent:

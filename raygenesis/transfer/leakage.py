@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,12 +16,12 @@ from raygenesis.archive.intake.take_in import scan_fingerprint
 from raygenesis.cluster.progress import say
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.settings import ArchiveSettings, Settings
+from raygenesis.settings import ArchiveSettings
 from raygenesis.transfer.examples import Example
 from raygenesis.transfer.runs import Run
 from raygenesis.workspace.artifacts import ARCHIVE
 from raygenesis.workspace.files import Place
-from raygenesis.workspace.manifest import MANIFEST
+from raygenesis.workspace.manifest_files import MANIFEST
 from raygenesis.workspace.workspace import Workspace
 
 
@@ -32,10 +32,10 @@ def archive_settings(workspace: Workspace) -> ArchiveSettings | None:
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class Origin:
     """Where weights come from: the workspace, and the settings that decided which of its subjects were held out.
 
-    keep_ids: of the archive, unless its manifest says otherwise. is_own: whether the target's results go there too.
+    keep_ids: of the archive, unless its manifest says otherwise.
     """
 
     workspace: Workspace
@@ -43,23 +43,25 @@ class Pretraining:
     validation_fraction: float
     seed: int
     keep_ids: bool
-    is_own: bool
 
 
-def seen_subjects(
-    examples: Sequence[Example], workspace: Workspace, settings: Settings, runs: Sequence[Run] = ()
-) -> set[str]:
+def seen_subjects(examples: Sequence[Example], own: Origin, runs: Sequence[Run] = ()) -> set[str]:
     """Subjects among those of the examples that pretraining has learnt from, here or where the `runs` lie.
+
+    own: the workspace that the target's results go to, and settings that also count for runs without their own.
 
     They are recognised by their scans' very files, or by their names, among the volumes of the training split. A line
     in the log names the weights of which the training subjects are unknown: published ones, and runs without their
     workspace.
     """
-    origins = {(workspace, settings.validation_fraction, settings.seed): settings}
+    origins = [own]
     for run in runs:
         if run.workspace is not None and (run.workspace.catalog.is_file() or _stores(run.workspace)):
-            used = run.settings or settings
-            origins[run.workspace, used.validation_fraction, used.seed] = used
+            used, origin = run.settings, replace(own, workspace=run.workspace)
+            if used is not None:
+                keep_ids = used.archive.keep_ids
+                origin = Origin(run.workspace, used.ndim, used.validation_fraction, used.seed, keep_ids)
+            origins.append(origin)
         else:
             say(
                 "finetune",
@@ -68,16 +70,16 @@ def seen_subjects(
             )
     fingerprint = functools.cache(scan_fingerprint)
     seen = set()
-    for (origin, fraction, seed), used in origins.items():
-        pretraining = Pretraining(origin, used.ndim, fraction, seed, used.archive.keep_ids, origin == workspace)
-        seen |= _seen_in(pretraining, examples, fingerprint)
+    distinct = {(each.workspace, each.validation_fraction, each.seed): each for each in origins}
+    for origin in distinct.values():
+        seen |= _seen_in(origin, origin.workspace == own.workspace, examples, fingerprint)
     return seen
 
 
 def _seen_in(
-    pretraining: Pretraining, examples: Sequence[Example], fingerprint: Callable[[tuple[Path, ...]], str]
+    origin: Origin, is_own: bool, examples: Sequence[Example], fingerprint: Callable[[tuple[Path, ...]], str]
 ) -> set[str]:
-    workspace = pretraining.workspace
+    workspace = origin.workspace
     seen: set[str] = set()
     for store in _stores(workspace):
         # What the encoder saw, should the seed or the archive have changed since.
@@ -86,16 +88,16 @@ def _seen_in(
     if workspace.catalog.is_file():
         table = read_columns(workspace.catalog, ["volume_id", "subject_id", "source_bytes", "shape"])
         # In a mixed archive only volumes of the training's own dimensions are used and split.
-        table = table.filter(pc.equal(pc.list_value_length(table["shape"]), pretraining.ndim))
+        table = table.filter(pc.equal(pc.list_value_length(table["shape"]), origin.ndim))
         volumes, subjects = (table[name].combine_chunks() for name in ("volume_id", "subject_id"))
-        held_out = is_held_out(volumes, subjects, pretraining.validation_fraction, pretraining.seed)
+        held_out = is_held_out(volumes, subjects, origin.validation_fraction, origin.seed)
         seen |= set(volumes.filter(pa.array(~held_out)).to_pylist())
         names = set(subjects.filter(pc.is_in(volumes, value_set=pa.array(seen, pa.string()))).to_pylist())
         # Only files of a known size can be known files: the others need not be hashed.
         sizes = set(table["source_bytes"].unique().to_pylist())
         archive = archive_settings(workspace)
-        keep_ids = pretraining.keep_ids if archive is None else archive.keep_ids
-        identity = _identity(workspace, keep_ids, pretraining.is_own)
+        keep_ids = origin.keep_ids if archive is None else archive.keep_ids
+        identity = _identity(workspace, keep_ids, is_own)
     # A scan of several volumes (time points) has their number behind its fingerprint.
     scans = {volume.partition("-")[0] for volume in seen}
 

@@ -14,7 +14,7 @@ from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.transfer.cases import Case, Form, read_cases
 from raygenesis.transfer.examples import SEGMENTATION, Example, Image, Problem, Target
-from raygenesis.transfer.leakage import archive_settings, seen_subjects
+from raygenesis.transfer.leakage import Origin, archive_settings, seen_subjects
 from raygenesis.transfer.resolved import ResolvedTarget
 from raygenesis.transfer.setup import TrialSetup
 from raygenesis.transfer.split import Split, Trial, split_examples
@@ -54,7 +54,8 @@ def prepare(resolved: ResolvedTarget, workspace: Workspace) -> Prepared:
     asked = "pretraining.use_gpu=true: finetune.num_gpus" if settings.finetune.num_gpus is None else "finetune.num_gpus"
     capacity.require(f"{asked}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
     identity = open_identity(workspace, (archive_settings(workspace) or settings.archive).keep_ids)
-    seen = seen_subjects(target.examples, workspace, settings, resolved.runs)
+    own = Origin(workspace, settings.ndim, settings.validation_fraction, settings.seed, settings.archive.keep_ids)
+    seen = seen_subjects(target.examples, own, resolved.runs)
     cases, classes, problems = StoredCases(), set[int](), list(target.problems)
     while True:
         if not target.examples:

@@ -12,7 +12,7 @@ import numpy as np
 
 from raygenesis.archive.formats.readers import read_scan_geometry
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.settings import Settings
+from raygenesis.settings import AutoencoderSettings, DiscoverySettings, FinetuneSettings, IntensitySettings, Settings
 from raygenesis.transfer.cases import Form, form_of
 from raygenesis.transfer.description import Description, read_target, settings_for
 from raygenesis.transfer.examples import SEGMENTATION, ImageFile, Target
@@ -53,32 +53,37 @@ def resolve_target(
     pattern = settings.archive.subject_pattern or made_with.subject_pattern
     target = read_target(description, pattern)
     _check_alike(target, by_run)
-    return ResolvedTarget(target, form_for(target, settings), settings, tuple(runs))
+    shape = _shape_for(target, settings.finetune, settings.discovery, settings.autoencoder)
+    form = form_for(target, settings.finetune, settings.intensity, shape)
+    return ResolvedTarget(target, form, settings, tuple(runs))
 
 
-def form_for(target: Target, settings: Settings) -> Form:
-    """The form of a target's cases by the settings. Raises SettingsError where they have other dimensions."""
+def form_for(target: Target, settings: FinetuneSettings, intensity: IntensitySettings, shape: tuple[int, ...]) -> Form:
+    """The form of a target's cases. Raises SettingsError where they have other dimensions.
+
+    shape: voxels that a network sees at once.
+    """
     to_segment = target.task == SEGMENTATION
-    if to_segment and settings.finetune.mode == "knn":
+    if to_segment and settings.mode == "knn":
         raise SettingsError("finetune.mode=knn gives one answer an image: give full, encoder or frozen to segment")
-    shape = _shape_for(target, settings)
     spacing = None
     if to_segment and _shows_whole_scans(target):
-        spacing = settings.finetune.spacing_mm or common_spacing(target)
+        spacing = settings.spacing_mm or common_spacing(target)
     for key, sides in (("input_shape", shape), ("spacing_mm", spacing)):
         if sides is not None and len(sides) != target.ndim:
             raise SettingsError(
                 f"finetune.{key}={list(sides)} has {len(sides)} sides and the target's images are {target.ndim}D: give "
                 f"finetune.{key} with {target.ndim}"
             )
-    return form_of(target, shape, spacing, settings.intensity)
+    return form_of(target, shape, spacing, intensity)
 
 
-def _shape_for(target: Target, settings: Settings) -> tuple[int, ...]:
+def _shape_for(
+    target: Target, settings: FinetuneSettings, discovery: DiscoverySettings, autoencoder: AutoencoderSettings
+) -> tuple[int, ...]:
     """Voxels that a network sees at once."""
     to_classify_whole = target.task != SEGMENTATION and _shows_whole_scans(target)
-    usual = settings.autoencoder.input_shape if to_classify_whole else settings.discovery.cube_shape
-    return settings.finetune.input_shape or usual
+    return settings.input_shape or (autoencoder.input_shape if to_classify_whole else discovery.cube_shape)
 
 
 def _shows_whole_scans(target: Target) -> bool:
@@ -92,7 +97,9 @@ def _check_alike(target: Target, by_run: Mapping[str, Settings]) -> None:
     """
     deciding: dict[str, Callable[[Settings], Any]] = {
         "intensity.window": lambda settings: target.window or settings.intensity.window,
-        "finetune.input_shape": lambda settings: _shape_for(target, settings),
+        "finetune.input_shape": lambda settings: _shape_for(
+            target, settings.finetune, settings.discovery, settings.autoencoder
+        ),
     }
     for key, value_in in deciding.items():
         values = {name: value_in(settings) for name, settings in by_run.items()}

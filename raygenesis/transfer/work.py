@@ -11,7 +11,7 @@ from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.classifier import Classifier
 from raygenesis.networks.network import UNet, build_encoder
 from raygenesis.networks.operations import count_operations
-from raygenesis.settings import FinetuneSettings, Settings
+from raygenesis.settings import FinetuneSettings, PretrainingSettings
 from raygenesis.transfer.initialisations import RANDOM, Initialisation, check_fits
 
 START_S = 5.0
@@ -39,15 +39,20 @@ def finetune_work(
     )  # fmt: skip
 
 
-def default_finetune_work(settings: Settings) -> Work:
-    """The work where no target is known: to segment, from random weights and from a run of the settings."""
-    chosen, shape = settings.pretraining, settings.finetune.input_shape or settings.discovery.cube_shape
+def default_finetune_work(
+    finetune: FinetuneSettings, pretraining: PretrainingSettings, cube_shape: tuple[int, ...], num_gpus: float
+) -> Work:
+    """The work where no target is known: to segment, from random weights and from a run of the settings.
+
+    num_gpus: of a trial.
+    """
+    shape = finetune.input_shape or cube_shape
     architecture = Architecture(
-        ndim=settings.ndim, network=chosen.network, base_width=chosen.base_width, norm=chosen.norm
+        ndim=len(cube_shape), network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
     )
     random = Initialisation(RANDOM, None, architecture, "")
-    check_fits(random, shape, settings.finetune.mode)
-    return finetune_work(settings.finetune, settings.gpus_of_trial("finetune"), [random] * 2, shape, segments=True)
+    check_fits(random, shape, finetune.mode)
+    return finetune_work(finetune, num_gpus, [random] * 2, shape, segments=True)
 
 
 @cache

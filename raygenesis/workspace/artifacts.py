@@ -24,8 +24,8 @@ from raygenesis.workspace.manifest import (
     StoreManifest,
     SweepManifest,
     TransferManifest,
-    read_manifest,
 )
+from raygenesis.workspace.manifest_files import read_manifest
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,10 @@ order in the file. What an earlier version did not record has a default.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from raygenesis.workspace.files import Place, write_json
 from raygenesis.workspace.hardware import Hardware
-from raygenesis.workspace.records import read_record
-
-MANIFEST, STARTED = "manifest.json", "started.json"
 
 # A tree of settings, or a section of it, as JSON has it; a row of a table that people read.
 Tree = Mapping[str, Any]
@@ -43,16 +39,6 @@ class Manifest:
     bytes: int = 0
     finished: str = ""
     version: str = ""
-    command: tuple[str, ...] | None = None
-    hardware: Hardware | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Started:
-    """What an artifact was begun with: settings and inputs, the command (see `Manifest`), and the hardware."""
-
-    settings: Tree
-    inputs: Mapping[str, str]
     command: tuple[str, ...] | None = None
     hardware: Hardware | None = None
 
@@ -389,27 +375,3 @@ class ComparisonManifest(Manifest):
 
 
 M = TypeVar("M", bound=Manifest)
-
-
-def read_manifest(folder: Place, kind: type[M]) -> M | None:
-    """The manifest in a folder; None where it is not there or not finished. Raises WorkspaceError if it is damaged."""
-    return read_record(folder / MANIFEST, kind)
-
-
-def write_manifest(folder: Place, manifest: Manifest) -> None:
-    write_json(folder / MANIFEST, as_tree(manifest))
-
-
-def read_started(folder: Place) -> Started | None:
-    """What an artifact was begun with; None where it was not. Raises WorkspaceError if the record is damaged."""
-    return read_record(folder / STARTED, Started)
-
-
-def write_started(folder: Place, started: Started) -> None:
-    write_json(folder / STARTED, as_tree(started))
-
-
-def as_tree(record: Manifest | Started) -> dict[str, Any]:
-    """A record as its file has it: without command and hardware where there are none."""
-    tree = asdict(record)
-    return {key: value for key, value in tree.items() if value is not None or key not in ("command", "hardware")}

@@ -19,16 +19,8 @@ from raygenesis.workspace.artifacts import Artifact
 from raygenesis.workspace.files import Place, folder_bytes, locked
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.hardware import Hardware, available
-from raygenesis.workspace.manifest import (
-    MANIFEST,
-    M,
-    Manifest,
-    Started,
-    Tree,
-    read_started,
-    write_manifest,
-    write_started,
-)
+from raygenesis.workspace.manifest import M, Manifest, Tree
+from raygenesis.workspace.manifest_files import MANIFEST, Started, read_started, write_manifest, write_started
 
 
 @dataclass(frozen=True)

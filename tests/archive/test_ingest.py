@@ -28,7 +28,8 @@ from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.settings import load_settings
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import read_json, read_table
-from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest, as_tree
+from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest
+from raygenesis.workspace.manifest_files import as_tree
 from raygenesis.workspace.workspace import Workspace
 from tests.support.data import HEADS, needs_heads
 from tests.support.nifti import AFFINE, add_scan, grey, make_scans, write_nifti

@@ -16,13 +16,8 @@ from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import DiscoverySettings, Scale
 from raygenesis.workspace.files import write_table
-from raygenesis.workspace.manifest import (
-    AutoencoderCounts,
-    AutoencoderManifest,
-    ComponentsCounts,
-    ComponentsManifest,
-    write_manifest,
-)
+from raygenesis.workspace.manifest import AutoencoderCounts, AutoencoderManifest, ComponentsCounts, ComponentsManifest
+from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.workspace import Workspace
 from tests.support.patients import discovery_settings, embedded, patients
 

@@ -83,7 +83,17 @@ def store_of(settings: Settings, learnt: int, held_out: int) -> StoreSize:
 
 
 def pretraining(settings: Settings, learnt: int, held_out: int, num_epochs: int | None = None) -> Work:
-    return pretrain_work(settings, store_of(settings, learnt, held_out), num_epochs)
+    return pretrain_work(settings.pretraining, settings.discovery, store_of(settings, learnt, held_out), num_epochs)
+
+
+def sweeping(settings: Settings, num_points: int = 8) -> Work:
+    num_gpus = settings.gpus_of_trial("sweep")
+    return sweep_work(settings.sweep, settings.pretraining, settings.discovery, num_gpus, num_points)
+
+
+def fine_tuning(settings: Settings) -> Work:
+    num_gpus = settings.gpus_of_trial("finetune")
+    return default_finetune_work(settings.finetune, settings.pretraining, settings.discovery.cube_shape, num_gpus)
 
 
 def test_pretraining_is_its_epochs_of_each_phase() -> None:
@@ -111,27 +121,27 @@ def test_pretraining_reads_its_store_once_or_an_epoch() -> None:
 
 def test_gpus_take_the_work_of_cores() -> None:
     on_gpus = load_settings("paper-3d", ["pretraining.use_gpu=true", "pretraining.num_workers=4"])
-    for found in (pretrain_work(on_gpus), sweep_work(on_gpus), default_finetune_work(on_gpus)):
+    for found in (pretraining(on_gpus, 100, 10), sweeping(on_gpus), fine_tuning(on_gpus)):
         assert found.core_s == 0 and found.gpu_s > 0
-    assert pretrain_work(on_gpus).most_gpus == 4
+    assert pretraining(on_gpus, 100, 10).most_gpus == 4
     assert gpu_s(Load(1000, 0)) < core_s(Load(1000, 0)) / 10
 
 
 def test_sweeps_and_fine_tuning_are_their_trials() -> None:
     settings = load_settings("cpu-small", ["finetune.num_trials=5", "finetune.num_labelled=[5,20]"])
-    assert sweep_work(settings, 16).core_s == pytest.approx(2 * sweep_work(settings, 8).core_s)
-    assert default_finetune_work(settings).most_cores == 2 * 2 * 5
-    assert default_finetune_work(load_settings("cpu-small", ["finetune.mode=knn"])).core_s == 0
+    assert sweeping(settings, 16).core_s == pytest.approx(2 * sweeping(settings, 8).core_s)
+    assert fine_tuning(settings).most_cores == 2 * 2 * 5
+    assert fine_tuning(load_settings("cpu-small", ["finetune.mode=knn"])).core_s == 0
 
 
 def test_a_trials_gpus_are_its_own_whatever_pretraining_runs_on() -> None:
     shared = load_settings("cpu-small", ["sweep.num_gpus=0.25", "finetune.num_gpus=0.25"])
     trials = 2 * len(shared.finetune.num_labelled) * shared.finetune.num_trials
-    for found, most in ((sweep_work(shared, 8), 2), (default_finetune_work(shared), math.ceil(trials / 4))):
+    for found, most in ((sweeping(shared, 8), 2), (fine_tuning(shared), math.ceil(trials / 4))):
         assert found.core_s == 0 and found.gpu_s > 0 and found.most_gpus == most
-    assert pretrain_work(shared).gpu_s == 0
+    assert pretraining(shared, 100, 10).gpu_s == 0
     on_cores = load_settings("cpu-small", ["pretraining.use_gpu=true", "sweep.num_gpus=0"])
-    assert sweep_work(on_cores).gpu_s == 0 and sweep_work(on_cores).core_s > 0
+    assert sweeping(on_cores).gpu_s == 0 and sweeping(on_cores).core_s > 0
 
 
 def start(**architecture: Any) -> Initialisation:
@@ -193,7 +203,7 @@ def test_what_is_left_out_of_a_store_is_not_learnt_from() -> None:
     assert selected(all_of_them.pretraining, counts) == (1000, 200)
     shares = 12 / halves.discovery.num_neighbours * 4 / halves.discovery.num_coordinates
     learnt = num_patterns(halves.discovery, held_out=False)
-    assert pretrain_work(halves).what.startswith(f"{round(learnt * shares):,} patterns")
+    assert pretrain_work(halves.pretraining, halves.discovery).what.startswith(f"{round(learnt * shares):,} patterns")
     crops = load_settings(
         "cpu-small", ["pretraining.pretext=rotation", "discovery.num_crops=8", "pretraining.num_coordinates=2"]
     )

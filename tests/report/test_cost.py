@@ -11,13 +11,8 @@ from raygenesis.report.cost import NUM_SCANS, cost_section
 from raygenesis.settings import load_settings
 from raygenesis.text.amounts import MIB
 from raygenesis.workspace import hardware
-from raygenesis.workspace.manifest import (
-    ArchiveCounts,
-    ArchiveManifest,
-    PatternsManifest,
-    StoreCounts,
-    write_manifest,
-)
+from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest, PatternsManifest, StoreCounts
+from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.workspace import Workspace
 
 

@@ -36,7 +36,7 @@ from raygenesis.settings import load_settings
 from raygenesis.workspace import hardware
 from raygenesis.workspace.artifacts import RUNS, SWEEPS, TRANSFER, Artifact
 from raygenesis.workspace.files import read_table, write_json, write_table
-from raygenesis.workspace.manifest import write_manifest
+from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 from tests.support.workspaces import (

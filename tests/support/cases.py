@@ -19,7 +19,8 @@ from raygenesis.settings import FinetuneSettings, IntensitySettings
 from raygenesis.transfer.cases import Case, CaseGrid, Form
 from raygenesis.transfer.examples import Example
 from raygenesis.transfer.setup import TrialSetup
-from raygenesis.workspace.manifest import RunCounts, RunManifest, write_manifest
+from raygenesis.workspace.manifest import RunCounts, RunManifest
+from raygenesis.workspace.manifest_files import write_manifest
 
 
 @dataclass(frozen=True, eq=False)

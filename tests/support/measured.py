@@ -24,8 +24,8 @@ from raygenesis.workspace.manifest import (
     RunCounts,
     RunManifest,
     StoreCounts,
-    write_manifest,
 )
+from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.workspace import Workspace
 
 SMALL = load_settings("cpu-small")
@@ -81,7 +81,8 @@ def measured_workspace(root: Path) -> Workspace:
         workspace.run("default"),
         RunManifest(
             counts=RunCounts(patterns=40_000, epochs=5, classes=0),
-            seconds=twice(pretrain_work(SMALL, store_size(store), 5)), settings={"pretraining": tree["pretraining"]},
+            seconds=twice(pretrain_work(SMALL.pretraining, chosen, store_size(store), 5)),
+            settings={"pretraining": tree["pretraining"]},
             architecture={}, store="patterns", epoch=4, accuracy=None, chance=None, restoration_mse=None,
             identity_mse=None, mean_image_mse=None, embedding_variance=1.0, effective_rank=4.0, retrieval=None,
             retrieval_untrained=None,

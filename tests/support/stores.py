@@ -24,8 +24,8 @@ from raygenesis.workspace.manifest import (
     EmbeddingsManifest,
     StoreCounts,
     StoreManifest,
-    write_manifest,
 )
+from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.workspace import Workspace
 
 SMALL = "{} mm is smaller than the largest crop, 60×60×60 mm (discovery.scales)"

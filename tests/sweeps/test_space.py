@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raygenesis.errors import SettingsError
 from raygenesis.settings import load_settings
-from raygenesis.sweeps.space import Range, Space, at_point, default_space, for_trial, read_space
+from raygenesis.sweeps.space import Range, Space, at_point, default_space, in_trial, read_space
 from raygenesis.workspace.manifest import StoreCounts
 
 
@@ -143,10 +143,9 @@ def test_the_default_space_is_two_weights_and_halves_of_the_store() -> None:
 def test_a_point_is_trained_briefly_and_kept_at_full_length() -> None:
     settings = load_settings("cpu-small", ["pretraining.num_workers=2", "sweep.num_joint_epochs=3"])
     point = {"learning_rate": 0.02, "num_neighbours": 12}
-    kept, tried = at_point(settings, point, COUNTS), for_trial(settings, point, COUNTS, seed=7)
+    kept, tried = (at_point(settings, each, COUNTS) for each in (point, in_trial(point, settings.sweep)))
     assert kept.pretraining.learning_rate == tried.pretraining.learning_rate == 0.02
     assert (kept.pretraining.num_joint_epochs, tried.pretraining.num_joint_epochs) == (15, 3)
     assert (kept.pretraining.num_workers, tried.pretraining.num_workers) == (2, 1)
-    assert (kept.seed, tried.seed) == (0, 7)
     # What the space itself varies is not overwritten.
-    assert for_trial(settings, {"num_joint_epochs": 9}, COUNTS).pretraining.num_joint_epochs == 9
+    assert in_trial({"num_joint_epochs": 9}, settings.sweep)["num_joint_epochs"] == 9

@@ -17,16 +17,11 @@ from raygenesis.patterns.schema import PATTERN
 from raygenesis.patterns.writer import part_path
 from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.transfer.examples import Example, ImageFile
-from raygenesis.transfer.leakage import seen_subjects
+from raygenesis.transfer.leakage import Origin, seen_subjects
 from raygenesis.transfer.runs import runs_of
 from raygenesis.workspace.files import write_table
-from raygenesis.workspace.manifest import (
-    ArchiveCounts,
-    ArchiveManifest,
-    StoreCounts,
-    StoreManifest,
-    write_manifest,
-)
+from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest, StoreCounts, StoreManifest
+from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.workspace import Workspace
 from tests.support.s3 import BUCKET, s3_server
 
@@ -40,6 +35,11 @@ STORE = StoreManifest(
 
 def chosen(**archive: Any) -> Settings:
     return settings_from({"seed": 4, "validation_fraction": 0.25, "archive": archive})
+
+
+def origin(workspace: Workspace, **archive: Any) -> Origin:
+    settings = chosen(**archive)
+    return Origin(workspace, settings.ndim, settings.validation_fraction, settings.seed, settings.archive.keep_ids)
 
 
 def keep(workspace: Workspace, rows: list[dict[str, Any]]) -> None:
@@ -72,14 +72,14 @@ def learnt_from(workspace: Workspace) -> set[str]:
 
 
 def test_without_an_archive_nobody_is_seen(archive: Any, tmp_path: Path) -> None:
-    assert seen_subjects(archive[1], Workspace.open(tmp_path / "new"), chosen()) == set()
+    assert seen_subjects(archive[1], origin(Workspace.open(tmp_path / "new"))) == set()
 
 
 def test_files_of_the_archives_training_split_are_recognised_by_their_bytes(archive: Any) -> None:
     workspace, examples = archive
     expected = {subject.removeprefix("sub-") for subject in learnt_from(workspace)}
     assert len(expected) == 6
-    assert seen_subjects(examples, workspace, chosen()) == expected
+    assert seen_subjects(examples, origin(workspace)) == expected
 
 
 def test_of_a_size_that_the_archive_does_not_have_nothing_is_hashed(
@@ -89,7 +89,7 @@ def test_of_a_size_that_the_archive_does_not_have_nothing_is_hashed(
     for example in examples:
         example.image.paths[0].write_bytes(b"another size")
     monkeypatch.setattr("raygenesis.transfer.leakage.scan_fingerprint", lambda paths: pytest.fail("hashed"))
-    assert seen_subjects(examples, workspace, chosen()) == set()
+    assert seen_subjects(examples, origin(workspace)) == set()
 
 
 def test_volumes_of_other_dimensions_do_not_change_who_was_held_out(archive: Any) -> None:
@@ -103,7 +103,7 @@ def test_volumes_of_other_dimensions_do_not_change_who_was_held_out(archive: Any
     ]
     keep(workspace, [*flat, *rows])
     assert learnt_from(workspace) != {f"sub-{subject}" for subject in learnt}  # of all together others would be
-    assert seen_subjects(examples, workspace, chosen()) == learnt
+    assert seen_subjects(examples, origin(workspace)) == learnt
 
 
 @pytest.mark.parametrize("keep_ids", [False, True])
@@ -116,17 +116,17 @@ def test_another_scan_of_a_training_subject_is_recognised_by_the_name(archive: A
         {**row, "subject_id": identity.subject(row["subject_id"].removeprefix("sub-")), "source_bytes": -1}
         for row in rows
     ])  # fmt: skip
-    seen = seen_subjects(examples, workspace, chosen(keep_ids=keep_ids))
+    seen = seen_subjects(examples, origin(workspace, keep_ids=keep_ids))
     assert {identity.subject(name) for name in seen} == learnt_from(workspace)
     assert len(seen) == 6
     (workspace.private / "key").write_text("00" * 32)
-    assert len(seen_subjects(examples, workspace, chosen(keep_ids=keep_ids))) == (6 if keep_ids else 0)
+    assert len(seen_subjects(examples, origin(workspace, keep_ids=keep_ids))) == (6 if keep_ids else 0)
 
 
 @pytest.mark.parametrize("store", ["patterns", "crops"])
 def test_what_a_store_holds_counts_as_seen_even_if_the_seed_has_changed(archive: Any, store: str) -> None:
     workspace, examples = archive
-    seen = seen_subjects(examples, workspace, chosen())
+    seen = seen_subjects(examples, origin(workspace))
     held_out = [example for example in examples[:8] if example.subject not in seen]
     ids = [file_fingerprint(example.image.paths[0]) for example in held_out]
     folder = getattr(workspace, store)
@@ -134,7 +134,7 @@ def test_what_a_store_holds_counts_as_seen_even_if_the_seed_has_changed(archive:
     rows = [{"split": split, "volume_id": i} for split, i in zip(("training", "validation"), ids, strict=True)]
     write_table(part_path(folder, 0), pa.Table.from_pylist(rows, PATTERN))
     write_manifest(folder, STORE)
-    assert seen_subjects(examples, workspace, chosen()) == seen | {held_out[0].subject}
+    assert seen_subjects(examples, origin(workspace)) == seen | {held_out[0].subject}
 
 
 def test_a_scan_of_several_files_and_time_points_is_recognised_whatever_their_order(archive: Any) -> None:
@@ -147,8 +147,8 @@ def test_a_scan_of_several_files_and_time_points_is_recognised_whatever_their_or
         for n in range(8)
     ]
     keep(workspace, [*rows, *points])
-    assert seen_subjects(series, workspace, chosen()) == {"new"}
-    assert seen_subjects(examples[8:], workspace, chosen()) == set()
+    assert seen_subjects(series, origin(workspace)) == {"new"}
+    assert seen_subjects(examples[8:], origin(workspace)) == set()
 
 
 def test_names_are_compared_as_the_archive_was_made_whatever_is_said_now(archive: Any) -> None:
@@ -161,7 +161,7 @@ def test_names_are_compared_as_the_archive_was_made_whatever_is_said_now(archive
     manifest = ArchiveManifest(settings={"archive": settings}, counts=counts, source_bytes=8)
     write_manifest(workspace.archive, manifest)
     seen = {name for name in learnt_from(workspace)}
-    assert len(seen) == 6 and seen_subjects(examples, workspace, chosen(keep_ids=False)) == seen
+    assert len(seen) == 6 and seen_subjects(examples, origin(workspace, keep_ids=False)) == seen
 
 
 def run_in(workspace: Workspace, settings: Settings | None = None) -> str:
@@ -175,7 +175,7 @@ def run_in(workspace: Workspace, settings: Settings | None = None) -> str:
 
 
 def seen_by(starts: list[str], examples: list[Example], own: Workspace) -> set[str]:
-    return seen_subjects(examples, own, chosen(), runs_of(starts, own))
+    return seen_subjects(examples, origin(own), runs_of(starts, own))
 
 
 @pytest.mark.parametrize("given", ["{}", "{}/encoder.safetensors", "theirs={}"])

@@ -132,8 +132,10 @@ def test_a_segmentations_predictions_are_written_once(starts: dict[str, Initiali
 def test_neighbours_cannot_segment() -> None:
     knn = settings_from({"finetune": {"mode": "knn"}})
     with pytest.raises(SettingsError, match=r"finetune\.mode=knn .*: give full, encoder or frozen to segment"):
-        form_for(Target(SEGMENTATION, 3, ("a",), (example("s0"),)), knn)
-    assert not form_for(Target("classification", 3, ("a", "b"), (example("s0"),)), knn).is_segmentation
+        form_for(Target(SEGMENTATION, 3, ("a",), (example("s0"),)), knn.finetune, knn.intensity, (8, 8, 8))
+    assert not form_for(
+        Target("classification", 3, ("a", "b"), (example("s0"),)), knn.finetune, knn.intensity, (8, 8, 8)
+    ).is_segmentation
 
 
 class Here(list):
