@@ -299,11 +299,10 @@ def compare_command(
 @app.command("report")
 def report_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """One self-contained HTML page about everything in a workspace."""
-    from raygenesis.pipeline import job
     from raygenesis.report.report import report
 
     settings, place = _settings(preset, overrides), _existing(workspace)
-    with job("report", place, settings):
+    with recorded("report", place):
         report(place, settings)
 
 

@@ -27,7 +27,7 @@ from raygenesis.sweeps.sweep import sweep
 from raygenesis.transfer.description import Description, read_description, read_target
 from raygenesis.transfer.finetune import FinetuneRequest, finetune
 from raygenesis.transfer.initialisations import RANDOM
-from raygenesis.workspace.artifacts import ARCHIVE, PATTERNS, made_from
+from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, CROPS, EMBEDDINGS, INDEX, PATTERNS, RUNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
@@ -120,7 +120,9 @@ def _check_sweep(settings: SweepSettings, pretraining: PretrainingSettings, subj
 def _check_same_scans(found: Survey, scans: Path, workspace: Workspace) -> None:
     """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
     archive = ARCHIVE.read(workspace.archive)
-    built = [made.name for made in made_from(ARCHIVE) if (workspace.root / made.name).exists()]
+    # What is made from runs and stores goes with them.
+    stages = (AUTOENCODER, COMPONENTS, EMBEDDINGS, INDEX, PATTERNS, CROPS, RUNS)
+    built = [stage.name for stage in stages if (workspace.root / stage.name).exists()]
     if archive is not None and built and archive.listing != found.listing:
         raise WorkspaceError(
             f"the scans in {scans} are not those that {workspace.root} was made from: choose another workspace, or, to "

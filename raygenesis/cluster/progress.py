@@ -17,7 +17,7 @@ MAX_KEPT = 100  # stages, and lines, for a job's record
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures the seconds since it was created."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()

@@ -36,7 +36,7 @@ class ArchiveSize:
 
 @dataclass(frozen=True)
 class Load:
-    """Of one sample: billions of floating-point operations, and millions of numbers that layers put out.
+    """The load of one sample: billions of floating-point operations, and millions of numbers that layers put out.
 
     Wide networks are bound by the first, narrow ones by the second.
     """

@@ -26,14 +26,15 @@ def fit_components(samples: Samples, latent_size: int) -> PrincipalComponents:
     scans -= mean
     most, size = min(latent_size, len(scans) - 1), 0
     if most and scans.any():
-        # A linear kernel is scans × scans, of which there are fewer than voxels: `PCA` itself takes 30 times as long.
-        fitted = KernelPCA(most, kernel="linear", eigen_solver="dense", copy_X=False).fit(scans)
+        # The kernel is scans × scans, of which there are fewer than voxels: `PCA` itself takes 30 times as long.
+        kernel = (scans @ scans.T).astype(np.float64)
+        fitted = KernelPCA(most, kernel="precomputed", eigen_solver="dense").fit(kernel)
         variances = fitted.eigenvalues_
         size = int((variances > LEAST_VARIANCE * variances[0]).sum())
     if not size:
         raise WorkspaceError(f"the {len(scans)} training scans do not differ: add scans, or choose another encoder")
-    components = (fitted.eigenvectors_[:, :size] / np.sqrt(variances[:size])).T @ scans
+    components = (fitted.eigenvectors_[:, :size] / np.sqrt(variances[:size])).T.astype(np.float32) @ scans
     components *= np.sign(np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1))
     model = PrincipalComponents(samples.shape, size)
-    model.mean, model.components = torch.from_numpy(mean), torch.from_numpy(components.astype(np.float32))
+    model.mean, model.components = torch.from_numpy(mean), torch.from_numpy(components)
     return model.eval()

@@ -25,7 +25,10 @@ class Factor:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one stage. memory_gib: of the fullest node; cost: None where no price is given; limit: what takes the time."""
+    """The estimate of one stage.
+
+    memory_gib: of the fullest node; cost: None where no price is given; limit: what takes the time.
+    """
 
     work: Work
     num_cores: float

@@ -196,7 +196,7 @@ def _warnings(
 
 
 def _speed(history: Sequence[EpochRow]) -> Speed:
-    """Of all epochs together."""
+    """The speed over all epochs together."""
     seconds = sum(row["seconds"] for row in history)
     return Speed(
         cubes_per_s=sum(row["cubes_per_s"] * row["seconds"] for row in history) / seconds,

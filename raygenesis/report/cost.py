@@ -28,7 +28,7 @@ class CostRow:
 
 @dataclass(frozen=True)
 class Total:
-    """Of all stages: sums, but the most of memory. cost: None where no price is given."""
+    """Totals over all stages: sums, of memory the largest. cost: None where no price is given."""
 
     seconds: float
     stored_mib: float

@@ -126,7 +126,7 @@ def in_trial(point: Point, sweep: SweepSettings) -> Point:
 
 
 def most_epochs(space: Space, sweep: SweepSettings) -> int:
-    """Of the trial that lasts longest."""
+    """Epochs of the trial that lasts longest."""
     return sum(max(space.ends(key)) if key in space.axes else getattr(sweep, key) for key in EPOCH_KEYS)
 
 

@@ -5,7 +5,6 @@ Whatever lists artifacts (report, status, planning, pipeline) reads this table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -77,12 +76,3 @@ COMPARISONS = Artifact("comparisons", "compare", ("transfer",), ComparisonManife
 ARTIFACTS: tuple[Artifact[Any], ...] = (
     ARCHIVE, AUTOENCODER, COMPONENTS, EMBEDDINGS, INDEX, PATTERNS, CROPS, RUNS, SWEEPS, TRANSFER, COMPARISONS,
 )  # fmt: skip
-
-
-def made_from(artifact: Artifact[Any]) -> Iterator[Artifact[Any]]:
-    """Every artifact that is made, directly or through others, from one."""
-    reached = {artifact.name}
-    for later in ARTIFACTS:
-        if reached & set(later.inputs):
-            reached.add(later.name)
-            yield later

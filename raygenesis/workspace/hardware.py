@@ -51,7 +51,7 @@ _joined: list[Hardware] = []
 
 
 def available() -> Hardware:
-    """Of the cluster that this process has joined, else of this machine."""
+    """The hardware of the cluster that this process has joined, else of this machine."""
     return _joined[-1] if _joined else Hardware(num_cores(), processor=processor())
 
 
@@ -72,7 +72,7 @@ def processor() -> str:
 
 
 def memory_gib() -> float:
-    """Of this machine, or the container's share of it."""
+    """Memory of this machine, or the container's share of it, in GiB."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _limit("memory.max")
     return (min(there, int(limit)) if limit.isdigit() else there) / 2**30

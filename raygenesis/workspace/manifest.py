@@ -92,7 +92,7 @@ class ComponentsCounts(Counts):
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentsManifest(Manifest):
-    """Of principal components; fields as `AutoencoderManifest` has them."""
+    """The manifest of principal components; fields as `AutoencoderManifest` has them."""
 
     counts: ComponentsCounts
     archive: str = ""
@@ -174,7 +174,7 @@ class StoreCounts(Counts):
 
 @dataclass(frozen=True, kw_only=True)
 class Checksum:
-    """Of a file: its size, and xxh3_64 of its content as 16 hex digits."""
+    """The checksum of a file: its size, and xxh3_64 of its content as 16 hex digits."""
 
     bytes: int
     xxh3: str
@@ -182,7 +182,7 @@ class Checksum:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreManifest(Manifest):
-    """Of a store of cubes. parts: in order; none in what an earlier version wrote."""
+    """The manifest of a store of cubes. parts: in order; none in what an earlier version wrote."""
 
     counts: StoreCounts
     cube_shape: tuple[int, ...]
@@ -216,7 +216,7 @@ class Likeness:
 
 @dataclass(frozen=True, kw_only=True)
 class RankLikeness(Likeness):
-    """Of the neighbours of ranks `ranks`, from the first to the last."""
+    """The likeness of neighbours of the ranks `ranks`, from the first to the last."""
 
     ranks: tuple[int, int]
 
@@ -259,7 +259,7 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class RunManifest(Manifest):
-    """Of a pretraining run. architecture: of its network; store: `patterns` or `crops`.
+    """The manifest of a pretraining run. architecture: of its network; store: `patterns` or `crops`.
 
     What follows is of the best epoch, on held-out subjects; None where the task has no such part. chance, identity_mse,
     mean_image_mse: what answers without learning reach; retrieval_untrained: of the weights that training began with.
@@ -338,9 +338,10 @@ class Extent:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferManifest(Manifest):
-    """Of a target. table: a row an initialisation and number of labelled subjects; shown: the same as people read it.
+    """The manifest of a target.
 
-    runs: names of the workspace's runs that initialisations are.
+    table: a row an initialisation and number of labelled subjects; shown: the same as people read it. runs: names of
+    the workspace's runs that initialisations are.
     """
 
     counts: TransferCounts
@@ -364,7 +365,7 @@ class ComparisonCounts(Counts):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonManifest(Manifest):
-    """Of a study. cubes: that each pretraining has seen; paper: by target, our figures beside the paper's."""
+    """The manifest of a study. cubes: seen by each pretraining; paper: by target, our figures beside the paper's."""
 
     counts: ComparisonCounts
     config: Tree = field(default_factory=dict)

@@ -24,6 +24,7 @@ import pytest
 import ray
 from PIL import Image
 
+from raygenesis.cluster.job import recorded
 from raygenesis.errors import WorkspaceError
 from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE
 from raygenesis.patterns.cells import decode
@@ -114,6 +115,21 @@ def test_an_empty_workspace_is_one_sentence(workspace: Workspace) -> None:
 def test_the_report_does_not_import_ray() -> None:
     code = "import sys, raygenesis.report.report, raygenesis.report.viewer; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["report", "status", "archive info"])
+def test_verbs_that_read_results_do_not_import_ray(workspace: Workspace, verb: str) -> None:
+    make_archive(workspace)
+    with recorded("ingest", workspace):  # for `status`
+        pass
+    words = [*verb.split(), "--workspace", str(workspace.root)]
+    code = (
+        "import atexit, os, sys; from raygenesis.cli import main;"
+        "atexit.register(lambda: 'ray' in sys.modules and os._exit(3));"
+        f"main({words!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 def test_an_archive_alone_gives_a_page_that_names_the_next_commands(workspace: Workspace, capsys) -> None:

@@ -115,7 +115,7 @@ class Frames:
 
     @property
     def num_bytes(self) -> int:
-        """Of the pixels, decoded."""
+        """Bytes of the decoded pixels."""
         return self.stored.num_bytes
 
 
