@@ -86,8 +86,8 @@ def _within(
 ) -> NDArray[np.bool_]:
     """Whether vectors may be among the k nearest: bool [q, m]; none that is one is lost.
 
-    limits: the squared distance [q] within which k are known already; infinite where there are fewer. Computed by |a|²
-    + |b|² - 2ab in single precision, whose rounded products err by less than a share of the norms, whatever their order.
+    limits: the squared distance [q] within which k are known already; infinite where there are fewer. Computed by
+    |a|² + |b|² - 2ab in single precision, whose rounded products err by less than a share of the norms in any order.
     """
     norms = np.square(queries).sum(1)[:, None] + np.square(vectors).sum(1)
     if not np.isfinite(norms).all():  # what overflows may be anywhere
