@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from raygenesis.errors import SettingsError
 from raygenesis.settings import load_settings
+from raygenesis.sweeps.records import SweepTrial
 from raygenesis.sweeps.space import Range, Space, at_point, default_space, in_trial, read_space
-from raygenesis.workspace.manifest import StoreCounts
+from raygenesis.sweeps.trial import SweepSetup
+from raygenesis.workspace.manifest import PatternsManifest, StoreCounts
 
 
 def counts_of(neighbours: int, coordinates: int) -> StoreCounts:
@@ -147,5 +149,8 @@ def test_a_point_is_trained_briefly_and_kept_at_full_length() -> None:
     assert kept.pretraining.learning_rate == tried.pretraining.learning_rate == 0.02
     assert (kept.pretraining.num_joint_epochs, tried.pretraining.num_joint_epochs) == (15, 3)
     assert (kept.pretraining.num_workers, tried.pretraining.num_workers) == (2, 1)
+    store = PatternsManifest(counts=COUNTS, cube_shape=settings.discovery.cube_shape, raw_bytes=0)
+    task = SweepSetup(settings, store, num_gpus=0, num_threads=1, most_epochs=3).task(SweepTrial(point, 7))
+    assert (task.seed, task.settings.num_joint_epochs, kept.seed) == (7, 3, 0)
     # What the space itself varies is not overwritten.
     assert in_trial({"num_joint_epochs": 9}, settings.sweep)["num_joint_epochs"] == 9
