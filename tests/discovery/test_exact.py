@@ -128,7 +128,7 @@ def test_nearly_all_of_spread_volumes_are_sorted_out(monkeypatch):
     rows, queries = vectors(4000, d=64), vectors(4, d=64, seed=1)
     found = exact_search(in_blocks(rows, 1000), queries, 10)
     first, *others = (int(near.sum()) for near in kept)
-    assert first == 4 * 1000 and sum(others) < 3 * 4 * 15  # of the first block nothing is known yet
+    assert first < 4 * 15 and sum(others) < 3 * 4 * 15
     assert found.numbers.tolist() == [one_by_one(rows, query, 10)[0] for query in queries]
 
 
