@@ -8,10 +8,9 @@ import time
 from collections.abc import Iterable
 
 import ray
-import ray.data
 from ray.util.placement_group import PlacementGroup
 
-from raygenesis.cluster import joining
+from raygenesis.cluster import environment, joining
 from raygenesis.cluster.progress import say
 from raygenesis.errors import SettingsError
 from raygenesis.text.amounts import GIB
@@ -39,7 +38,7 @@ def room_for(num_cpus: float, num_gpus: float) -> int:
 
 def num_concurrent(num_cpus: float, num_gpus: float) -> int:
     """How many such tasks to have running or waiting: in a cluster one more, for which an autoscaler adds a node."""
-    return max(1, room_for(num_cpus, num_gpus)) + joining.is_joined()
+    return max(1, room_for(num_cpus, num_gpus)) + environment.is_joined()
 
 
 def _room(nodes: Iterable[tuple[float, float]], num_cpus: float, num_gpus: float) -> int:
@@ -61,7 +60,7 @@ def require(key: str, num_tasks: int = 1, num_cpus: float = 1, num_gpus: float =
     there = [node[1:] for node in joining.logical_nodes()]
     if _room(there, num_cpus, num_gpus) >= num_tasks:
         return
-    if joining.is_joined() and _grows(num_tasks, num_cpus, num_gpus):
+    if environment.is_joined() and _grows(num_tasks, num_cpus, num_gpus):
         return
     wanted = f"{num_cpus:g} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
     lacks = "GPU" if num_gpus and _room(there, num_cpus, 0) >= num_tasks else "CPU"

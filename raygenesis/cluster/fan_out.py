@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import ray
-import ray.data
 from ray.exceptions import RayError, RayTaskError
 
 from raygenesis.cluster.joining import connect
@@ -42,15 +41,14 @@ def num_queued() -> int:
 class TaskOptions:
     """How the tasks of a fan-out run.
 
-    num_cpus, num_gpus: what each needs of one node. max_retries: how often a task is run again whose worker or node was
-    lost. runtime_env: the processes' environment, as Ray takes it. max_tasks: how many tasks to have running or waiting
-    at once; it is called whenever a task ends, as nodes may have come. stores_first: the function returns a pair, of
-    which the first stays in Ray's object store: the result holds a reference to it instead.
+    num_cpus, num_gpus: what each needs of one node. runtime_env: the processes' environment, as Ray takes it.
+    max_tasks: how many tasks to have running or waiting at once; it is called whenever a task ends, as nodes may have
+    come. stores_first: the function returns a pair, of which the first stays in Ray's object store: the result holds a
+    reference to it instead.
     """
 
     num_cpus: float = 1.0
     num_gpus: float = 0.0
-    max_retries: int = MAX_RETRIES
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     max_tasks: Callable[[], int] = num_queued
     stores_first: bool = False
@@ -112,7 +110,7 @@ def outcomes(
     """
     connect()
     task: Any = ray.remote(
-        num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_retries=options.max_retries,
+        num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_retries=MAX_RETRIES,
         runtime_env=dict(options.runtime_env), num_returns=2 if options.stores_first else 1,
     )(function)  # fmt: skip
     waiting = iter(items)

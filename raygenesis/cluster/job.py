@@ -82,6 +82,7 @@ class _Job:
             verb=verb, state=RUNNING, started=_now(), host=socket.gethostname(), process=os.getpid(), core_seconds=0.0,
             gpu_seconds=0.0, updated=_now(), hardware=hardware.available(), stages=(), lines=(),
         )  # fmt: skip
+        self._state = RUNNING  # not in the record, which the beat may be replacing when a signal comes
         self._last = time.monotonic()
         self._beat = BEAT_SECONDS if isinstance(workspace.root, Path) else REMOTE_BEAT_SECONDS
         self.stopped = threading.Event()
@@ -94,12 +95,13 @@ class _Job:
 
     def say_stopped(self) -> None:
         """Say, once, that the job was asked to stop."""
-        if self._record.state != STOPPED:
-            self._record = replace(self._record, state=STOPPED)
+        if self._state != STOPPED:
+            self._state = STOPPED
             progress.say(self._record.verb, "stopped; the same command goes on with what is missing")
 
     def end(self, state: str, failure: str) -> None:
-        self._record = replace(self._record, state=state, error=failure, ended=_now())
+        self._state = state
+        self._record = replace(self._record, error=failure, ended=_now())
         self._note()
 
     def _note(self) -> None:
@@ -114,7 +116,7 @@ class _Job:
         nodes, job, passed = hardware.available(), self._record, now - self._last
         self._last = now
         self._record = job = replace(
-            job, core_seconds=job.core_seconds + passed * nodes.num_cores,
+            job, state=self._state, core_seconds=job.core_seconds + passed * nodes.num_cores,
             gpu_seconds=job.gpu_seconds + passed * nodes.num_gpus, updated=_now(), hardware=nodes,
             stages=tuple(ticker.progress() for ticker in progress.tickers()),
             lines=tuple(progress.lines()[-MAX_LINES:]), submission=_submission(),

@@ -7,7 +7,7 @@ import logging
 import ray
 import ray.data
 
-from raygenesis.cluster.environment import is_joined as is_joined
+from raygenesis.cluster import environment
 from raygenesis.workspace.hardware import Hardware, note_cluster, num_cores, processor
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
@@ -22,7 +22,7 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    if is_joined():
+    if environment.is_joined():
         context = ray.init(logging_level=logging.WARNING, log_to_driver=False)
     else:
         context = ray.init(

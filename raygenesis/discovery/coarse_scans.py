@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,19 +19,10 @@ COARSE_SCHEMA = pa.schema(
 )
 
 
-class CoarseScan(TypedDict):
-    """A row of `coarse_cubes` (schema COARSE_SCHEMA)."""
-
-    number: int
-    volume_id: str
-    cube: bytes | None  # None where the scan is damaged
-    failure: str
-
-
 def coarse_cubes(
     volumes: Place, parts: Sequence[Part], shape: Sequence[int], intensity: IntensitySettings
 ) -> ArchiveSource:
-    """A row (schema COARSE_SCHEMA) a scan: its cube is a cell of `shape` of the whole scan.
+    """A row (schema COARSE_SCHEMA) a scan: its cube is a cell of `shape` of the whole scan, null where it is damaged.
 
     volumes: the folder of the archive's volumes; parts: the scans of each block.
     """

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raygenesis.archive.catalogue import CatalogueRows, read_columns
 from raygenesis.archive.source import ArchiveSource
 from raygenesis.archive.work import archive_size
-from raygenesis.cluster import capacity, joining
+from raygenesis.cluster import capacity, environment, joining
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, progress, say
 from raygenesis.cluster.work import Announce, unannounced
@@ -214,7 +214,7 @@ def _embed_parts(
     # Without GPUs Ray Data has the actors read as well, so that they may have all cores.
     num_actors = min(settings.num_actors or capacity.num_concurrent(1, num_gpus), num_parts)
     # In a cluster nodes may come: then as many as there are parts.
-    most_actors = num_actors if settings.num_actors or not joining.is_joined() else num_parts
+    most_actors = num_actors if settings.num_actors or not environment.is_joined() else num_parts
     scans = ray.data.read_datasource(source, override_num_blocks=num_parts)
     scans.context.target_max_block_size = None  # a block is a part, however large
     done = scans.map_batches(

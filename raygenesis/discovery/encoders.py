@@ -30,7 +30,7 @@ from raygenesis.networks.weights.scan_encoders import (
 from raygenesis.settings import IntensitySettings, Settings
 from raygenesis.settings.streams import ENCODER_SCANS
 from raygenesis.training.fit import fit_with_ray, samples_from
-from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS
+from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, PCA_COMMAND
 from raygenesis.workspace.files import Place, as_place
 from raygenesis.workspace.manifest import (
     ArchiveManifest,
@@ -115,7 +115,7 @@ def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:
     archive = ARCHIVE.require(workspace.archive)
     chosen = settings.model_dump(mode="json", include={"intensity", "seed", "validation_fraction"})
     chosen["autoencoder"] = settings.autoencoder.model_dump(mode="json", include={"input_shape", "latent_size"})
-    stage = Stage(COMPONENTS, workspace.pca, chosen, {})
+    stage = Stage(COMPONENTS, workspace.pca, chosen, {}, command=PCA_COMMAND)
     if (made := stage.finished()) is not None:
         _say_kept("pca", made, archive, workspace.pca)
         return made

@@ -54,11 +54,7 @@ class PatternDataset(torch.utils.data.Dataset[PatternItem]):
         scales: Sequence[int] | None = None,
     ) -> None:
         self._folder = _store_at(location)
-        if "cube_shape" not in (read_json(self._folder / MANIFEST) or {"cube_shape": None}):
-            raise WorkspaceError(
-                f"{self._folder} is no pattern store: give a workspace or its patterns folder, or its crops folder"
-            )
-        manifest = store_manifest(self._folder)
+        manifest = _manifest_in(self._folder)
         _check(self._folder, manifest, split, num_neighbours, num_coordinates, scales)
         counts = manifest.counts
         self._shape = manifest.cube_shape
@@ -99,6 +95,16 @@ def _store_at(location: str | Place) -> Place:
     """The folder of the store of a workspace, or the location itself."""
     below = Workspace(as_place(location)).patterns
     return below if below.is_dir() else below.parent
+
+
+def _manifest_in(folder: Place) -> StoreManifest:
+    """The manifest of a store. Raises WorkspaceError, of an artifact of another kind saying that it is none."""
+    try:
+        return store_manifest(folder)
+    except WorkspaceError:
+        if "cube_shape" in (read_json(folder / MANIFEST) or {"cube_shape": None}):
+            raise
+    raise WorkspaceError(f"{folder} is no pattern store: give a workspace or its patterns folder, or its crops folder")
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,9 +49,10 @@ def is_sealed(path: Place) -> bool:
 
 
 def read_seal(path: Place) -> Checksum | None:
-    """The checksum of a part as it was written."""
+    """The checksum of a part as it was written; None where there is none, or the file holds something else."""
     seal = read_json(_seal(path))
-    return None if seal is None else Checksum(**seal)
+    is_whole = seal is not None and seal.keys() == {field.name for field in fields(Checksum)}
+    return Checksum(**seal) if seal is not None and is_whole else None
 
 
 def _seal(path: Place) -> Place:

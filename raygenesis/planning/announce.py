@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from raygenesis.cluster import capacity, joining
+from raygenesis.cluster import capacity, environment, joining
 from raygenesis.cluster.progress import say
 from raygenesis.cluster.work import RATES_OF, Work
 from raygenesis.planning.estimate import estimate
@@ -21,7 +21,7 @@ def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> 
     """Say what each stage takes on the cluster that is joined, or on this machine, and warn of what is too little."""
     if not left:
         return
-    if joining.is_joined():
+    if environment.is_joined():
         joining.connect()
     nodes, factors = hardware.available(), factors_of(workspace, settings)
     for one in (estimate(each, nodes, settings.prices, factors, hardware.MIB_PER_S) for each in left):
@@ -39,9 +39,9 @@ def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> 
 
 def _warn(stage: str, memory_gib: float, stored_mib: float, workspace: Workspace) -> None:
     """An estimate refuses nothing: it only warns."""
-    there = capacity.least_memory_gib() if joining.is_joined() else hardware.memory_gib()
+    there = capacity.least_memory_gib() if environment.is_joined() else hardware.memory_gib()
     if memory_gib > there:
-        say(stage, f"warning: {'a node' if joining.is_joined() else 'this machine'} has {there:.1f} GiB of memory")
+        say(stage, f"warning: {'a node' if environment.is_joined() else 'this machine'} has {there:.1f} GiB of memory")
     if isinstance(workspace.root, Path):
         free_mib = shutil.disk_usage(workspace.root).free / MIB
         if stored_mib > free_mib:

@@ -58,8 +58,7 @@ def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
 
 def as_made(workspace: Workspace, settings: Settings) -> Settings:
     """The settings that the workspace's artifacts were made with, but for prices and for keys that were given."""
-    configs = [workspace.run(name) for name in workspace.names(RUNS)]
-    runs = [folder for folder in configs if (folder / "config.yaml").is_file()]
+    runs = [folder for folder in workspace.folders(RUNS) if (folder / "config.yaml").is_file()]
     run = min(runs, key=lambda folder: folder.name != "default", default=None)
     stages = (ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, PATTERNS, CROPS)
     with suppress(RaygenesisError):  # of another version
@@ -119,7 +118,7 @@ WORK_DONE: dict[Artifact[Any], Callable[[Any, ArchiveSize, Settings], Work]] = {
 
 def _newest_run(workspace: Workspace, pretext: str) -> Place | None:
     """The folder of the run of a pretext task that ended last."""
-    folders = [workspace.run(name) for name in workspace.names(RUNS)]
+    folders = workspace.folders(RUNS)
     found = [(made.finished, folder, made) for folder in folders if (made := RUNS.read(folder)) is not None]
     runs = [run for run in found if run[2].settings["pretraining"]["pretext"] == pretext]
     return max(runs, key=lambda run: run[0], default=(None, None))[1]

@@ -109,21 +109,20 @@ class Contents:
     @classmethod
     def of(cls, workspace: Workspace) -> Contents:
         """Read every artifact's records; one that cannot be read costs that artifact alone."""
+        named = {kind: workspace.folders(kind) if kind.is_named else [] for kind in ARTIFACTS}
         folders = [
-            (kind, workspace.root / kind.name / name if name else workspace.folder(kind, "default"), name)
-            for kind in ARTIFACTS
-            for name in (workspace.names(kind) or [""] if kind.is_named else [""])
+            (kind, folder) for kind in ARTIFACTS for folder in named[kind] or [workspace.folder(kind, "default")]
         ]
-        read = {folder: _records(kind, folder) for kind, folder, _ in folders}
+        read = {folder: _records(kind, folder) for kind, folder in folders}
         records: dict[Place, Record] = {
             folder: record for folder, (manifest, started, _) in read.items() if (record := manifest or started)
         }
         views = (
             ArtifactView(
-                kind, f"{kind.name}/{name}" if name else kind.name, folder, manifest, started,
+                kind, f"{kind.name}/{folder.name}" if named[kind] else kind.name, folder, manifest, started,
                 command_of(kind, folder, records, workspace), problem,
             )
-            for (kind, folder, name), (manifest, started, problem) in zip(folders, read.values(), strict=True)
+            for (kind, folder), (manifest, started, problem) in zip(folders, read.values(), strict=True)
         )  # fmt: skip
         # Principal components are an alternative to the auto-encoder: who has none does not lack them.
         return cls(workspace, tuple(view for view in views if view.kind is not COMPONENTS or view.record))

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from raygenesis.errors import SettingsError
 from raygenesis.settings import command_line_of, merge, settings_of_run
-from raygenesis.workspace.artifacts import ARCHIVE, ARTIFACTS, COMPARISONS, TRANSFER, Artifact
+from raygenesis.workspace.artifacts import (
+    ARCHIVE,
+    AUTOENCODER,
+    COMPARISONS,
+    COMPONENTS,
+    EMBEDDINGS,
+    INDEX,
+    PATTERNS,
+    PCA_COMMAND,
+    TRANSFER,
+    Artifact,
+)
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import Manifest, Tree
 from raygenesis.workspace.manifest_files import Started
@@ -42,13 +53,20 @@ def _settings_of(
         with suppress(SettingsError):  # the page says elsewhere that a run's settings are damaged
             if whole := settings_of_run(folder):
                 return whole.model_dump(mode="json")
-    # One command makes several artifacts: it takes the settings of all.
-    others = (other for other in ARTIFACTS if other.verb == kind.verb and not other.is_named)
-    folders = [*(workspace.folder(other) for other in others if other is not kind), folder]
+    folders = [*(workspace.folder(other) for other in _made_with(kind, records, workspace)), folder]
     tree = merge(*(_settings_in(records[each]) for each in folders if each in records))
     if method := tree.pop("method", None):  # as discovery calls how it has searched
         tree["index"] = tree.get("index", {}) | {"method": method}
     return tree
+
+
+def _made_with(kind: Artifact[Any], records: Mapping[Place, Record], workspace: Workspace) -> Iterator[Artifact[Any]]:
+    """What the command that makes an artifact makes besides: it takes the settings of both."""
+    embedded = records.get(workspace.folder(EMBEDDINGS))
+    encoder = COMPONENTS if embedded is not None and embedded.command == PCA_COMMAND else AUTOENCODER
+    for pair in ((encoder, EMBEDDINGS), (INDEX, PATTERNS)):
+        if kind in pair:
+            yield from (other for other in pair if other is not kind)
 
 
 def _settings_in(record: Record) -> Tree:

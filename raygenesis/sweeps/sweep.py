@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raygenesis.cluster import capacity, joining
+from raygenesis.cluster import capacity, environment, joining
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
@@ -73,7 +73,7 @@ def sweep(
     num_gpus = settings.gpus_of_trial("sweep")
     concurrent = _num_concurrent(settings.sweep, num_gpus)
     # What TPE proposes depends on how many run at once; other searches use machines that come.
-    grows = joining.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
+    grows = environment.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
     ready = few_shot_of(target, workspace) if target else None
     with stage.claimed():
         nodes = len(joining.logical_nodes())

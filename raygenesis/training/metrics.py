@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from raygenesis.errors import WorkspaceError
 from raygenesis.training.records import EpochRow, StepRow
-from raygenesis.workspace.files import Place, read_table, write_table
+from raygenesis.workspace.files import Place, write_table
 
 
 def read_metrics(folder: Place) -> list[EpochRow]:
@@ -32,13 +32,6 @@ def read_metrics(folder: Place) -> list[EpochRow]:
 def write_metrics(folder: Place, history: Sequence[EpochRow]) -> None:
     """Publish `metrics.parquet`."""
     write_table(folder / "metrics.parquet", _as_table(history))
-
-
-def read_steps(folder: Place) -> list[StepRow]:
-    """Rows of `steps/`, one a step, up to the newest checkpoint."""
-    paths: list[Place] = sorted((folder / "steps").glob("part-*.parquet"))
-    tables = [read_table(path) for path in paths]
-    return pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
 
 
 def write_steps(folder: Place, rows: Sequence[StepRow]) -> None:

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
-from pydantic import TypeAdapter, ValidationError
-
-from raygenesis.errors import WorkspaceError
 from raygenesis.transfer.metrics import AnsweredCase, SegmentedCase
-from raygenesis.workspace.files import Place, read_json, write_json
+from raygenesis.workspace.files import Place, write_json
 from raygenesis.workspace.manifest import Extent
+from raygenesis.workspace.records import read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +45,6 @@ Trials: TypeAlias = Sequence[TrialResult]
 # Trials by the number of labelled subjects, then by initialisation.
 Results: TypeAlias = Mapping[int | str, Mapping[str, Trials]]
 
-_ADAPTER = TypeAdapter(TrialResult)
-
 
 def in_file_name(labelled: int | str) -> str:
     """A number of labelled subjects, as `finetune.num_labelled` has it, as part of a file's name."""
@@ -67,15 +63,7 @@ def write_result(folder: Place, result: TrialResult) -> None:
 
 def read_result(path: Place) -> TrialResult | None:
     """The result in a trial's file; None where there is no such file. Raises WorkspaceError if it is damaged."""
-    tree = read_json(path)
-    try:
-        return None if tree is None else _ADAPTER.validate_python(tree)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise WorkspaceError(
-            f"{path} is damaged ({key}: {fault['msg'].lower()}): remove it, then run again the command that made it"
-        ) from None
+    return read_record(path, TrialResult)
 
 
 def results_in(folder: Place, extent: Extent | None) -> Results:

@@ -72,6 +72,9 @@ SWEEPS = Artifact("sweeps", "sweep", ("patterns",), SweepManifest, is_named=True
 TRANSFER = Artifact("transfer", "finetune", ("archive", "runs"), TransferManifest, is_named=True)
 COMPARISONS = Artifact("comparisons", "compare", ("transfer",), ComparisonManifest, is_named=True)
 
+# What makes principal components: `embed` alone makes the auto-encoder.
+PCA_COMMAND = (COMPONENTS.verb, "--encoder", COMPONENTS.name)
+
 # In the order data flows.
 ARTIFACTS: tuple[Artifact[Any], ...] = (
     ARCHIVE, AUTOENCODER, COMPONENTS, EMBEDDINGS, INDEX, PATTERNS, CROPS, RUNS, SWEEPS, TRANSFER, COMPARISONS,

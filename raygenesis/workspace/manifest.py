@@ -277,7 +277,7 @@ class RunManifest(Manifest):
     embedding_variance: float
     effective_rank: float
     retrieval: float | None
-    retrieval_untrained: float | None
+    retrieval_untrained: float | None = None
     warnings: tuple[str, ...] = ()
     speed: Speed | None = None
 

@@ -13,6 +13,9 @@ from raygenesis.workspace.records import read_record
 
 MANIFEST, STARTED = "manifest.json", "started.json"
 
+# What every manifest that is read must have, though one that is being made is given it last of all, by `Stage.finish`.
+REQUIRED = ("settings", "inputs", "fingerprint")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
@@ -26,7 +29,7 @@ class Started:
 
 def read_manifest(folder: Place, kind: type[M]) -> M | None:
     """The manifest in a folder; None where it is not there or not finished. Raises WorkspaceError if it is damaged."""
-    return read_record(folder / MANIFEST, kind)
+    return read_record(folder / MANIFEST, kind, REQUIRED)
 
 
 def write_manifest(folder: Place, manifest: Manifest) -> None:

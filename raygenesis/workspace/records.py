@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -13,22 +14,28 @@ from raygenesis.workspace.files import Place, read_json
 R = TypeVar("R")
 
 
-def read_record(path: Place, kind: type[R]) -> R | None:
+def read_record(path: Place, kind: type[R], required: Sequence[str] = ()) -> R | None:
     """Read the record of a type in a JSON file; None where there is no such file. Keys that it does not have are left.
 
-    Raises WorkspaceError, naming the key, if the file is damaged.
+    required: keys that the file must have, though the type has a default for them. Raises WorkspaceError, naming the
+    key, if the file is damaged.
     """
     tree = read_json(path)
     if tree is None:
         return None
+    for key in required:
+        if key not in tree:
+            raise _damaged(path, f"{key}: field required")
     try:
         return adapter(kind).validate_python(tree)  # type: ignore[arg-type] # types can be hashed
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
-        raise WorkspaceError(
-            f"{path} is damaged ({key}: {fault['msg'].lower()}): remove it, then run again the command that made it"
-        ) from None
+        raise _damaged(path, f"{key}: {fault['msg'].lower()}") from None
+
+
+def _damaged(path: Place, reason: str) -> WorkspaceError:
+    return WorkspaceError(f"{path} is damaged ({reason}): remove it, then run again the command that made it")
 
 
 @cache

@@ -87,10 +87,13 @@ class Workspace:
         folder = self.root / artifact.name
         return folder / _checked_name(name or "") if artifact.is_named else folder
 
-    def names(self, artifact: Artifact[Any]) -> list[str]:
-        """The names of those of a kind that there are, finished or not, in alphabetical order."""
+    def folders(self, artifact: Artifact[Any]) -> list[Place]:
+        """The folders of those of a kind that there are, finished or not, by name; whatever a folder is called.
+
+        artifact: of a kind of which there may be several.
+        """
         folders: list[Place] = list((self.root / artifact.name).glob("[!.]*"))
-        return sorted(folder.name for folder in folders if folder.is_dir())
+        return sorted((folder for folder in folders if folder.is_dir()), key=lambda folder: folder.name)
 
     @property
     def archive(self) -> Place:

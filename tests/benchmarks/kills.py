@@ -23,9 +23,10 @@ import psutil
 from matplotlib import pyplot as plt
 
 from raygenesis.settings import load_settings
-from raygenesis.training.metrics import read_metrics, read_steps
+from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace.files import read_json
 from raygenesis.workspace.workspace import Workspace
+from tests.support.experiments import read_steps
 
 COMPARED = ("loss", "gradient_norm", "learning_rate")
 

@@ -39,9 +39,10 @@ from raygenesis.settings import load_settings
 from raygenesis.training.feeding import Batch, Samples, prefetch, training_batches
 from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.fit import Resources, fit_with_ray, samples_from
-from raygenesis.training.metrics import read_metrics, read_steps
+from raygenesis.training.metrics import read_metrics
 from raygenesis.training.workers import Workers
 from raygenesis.workspace.files import write_json
+from tests.support.experiments import read_steps
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8
 EPOCHS, ROUNDS = 4, 3

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from raygenesis.cluster import job as module
 from raygenesis.cluster.gauges import GAUGES, _gauge, set_gauge
 from raygenesis.cluster.job import recorded
 from raygenesis.cluster.job_record import jobs_folder
@@ -154,6 +155,19 @@ def test_a_job_that_is_told_to_stop_unwinds_and_says_so(workspace: Workspace) ->
     assert process.wait(20) == 143
     assert said.splitlines() == ["embed: stopped; the same command goes on with what is missing", "unwound"]
     assert record(workspace)["state"] == "stopped"
+
+
+def test_a_stop_while_the_record_is_being_written_is_kept(workspace: Workspace, monkeypatch) -> None:
+    with pytest.raises(SystemExit), recorded("embed", workspace):
+        raise SystemExit
+    assert record(workspace)["state"] == "stopped"
+    running = module._Job("crop", workspace)
+    monkeypatch.setattr(module, "_submission", running.say_stopped)  # as by a signal
+    running._note()
+    monkeypatch.setattr(module, "_submission", lambda: None)
+    running._note()
+    (path,) = jobs_folder(workspace).glob("*-crop-*.json")
+    assert json.loads(path.read_text())["state"] == "stopped"
 
 
 def test_a_record_that_cannot_be_written_does_not_end_the_job(workspace: Workspace) -> None:

@@ -90,14 +90,14 @@ def test_a_task_whose_worker_dies_is_run_again(ray_cluster: None, tmp_path: Path
     assert sorted(fan_out.each(dying_once, range(5), tmp_path)) == list(range(5))
 
 
-def test_every_item_comes_with_its_result_or_its_error(ray_cluster: None, tmp_path: Path) -> None:
+def test_every_item_comes_with_its_result_or_its_error(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = {outcome.item: outcome for outcome in fan_out.outcomes(refusing, range(6))}
     assert sorted(ended) == list(range(6)) and type(ended[3].error) is SettingsError
     assert [outcome.result() for item, outcome in sorted(ended.items()) if item != 3] == [0, 1, 2, 4, 5]
-    never_again = fan_out.TaskOptions(max_retries=0)
-    lost = {
-        outcome.item: outcome.error for outcome in fan_out.outcomes(dying_once, range(3), tmp_path, options=never_again)
-    }
+    monkeypatch.setattr(fan_out, "MAX_RETRIES", 0)
+    lost = {outcome.item: outcome.error for outcome in fan_out.outcomes(dying_once, range(3), tmp_path)}
     assert lost[0] is lost[1] is None and isinstance(lost[2], ClusterError)
     with pytest.raises(KeyError):
         next(fan_out.outcomes(failing, [1])).result()

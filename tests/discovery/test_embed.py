@@ -171,6 +171,7 @@ def test_principal_components_of_the_training_scans_embed(archive, ray_cluster, 
         "validation": sum(row["volume_id"] != DAMAGED for row in validation),
     }  # fmt: skip
     assert told.size == fitted["counts"]["components"] and not made.autoencoder.exists()
+    assert fitted["command"] == ["embed", "--encoder", "pca"]
     expected = by_itself(made, made.pca / COMPONENTS_FILE)
     check(made.embeddings, expected)
     learnt = np.stack([expected[row["volume_id"]] for row in training if row["volume_id"] != DAMAGED])

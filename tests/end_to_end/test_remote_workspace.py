@@ -29,7 +29,7 @@ from raygenesis.patterns.schema import TRAINING
 from raygenesis.patterns.verification import verify
 from raygenesis.training.checkpoints import newest_checkpoint, save_checkpoint, steps_in
 from raygenesis.training.file_samples import StoredPatterns
-from raygenesis.training.metrics import read_metrics, read_steps
+from raygenesis.training.metrics import read_metrics
 from raygenesis.training.trackers import TensorBoard
 from raygenesis.workspace import object_store as remote
 from raygenesis.workspace.artifacts import RUNS, SWEEPS, TRANSFER
@@ -37,7 +37,7 @@ from raygenesis.workspace.files import Place, publish, read_json, read_table, wr
 from raygenesis.workspace.object_store import RemotePath
 from raygenesis.workspace.workspace import Workspace
 from tests.support.data import HEADS, HIPPOCAMPI, needs_heads, needs_hippocampi
-from tests.support.experiments import without_timings
+from tests.support.experiments import read_steps, without_timings
 from tests.support.main_job import TINY, raygenesis
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.stores import StorePlan

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raygenesis.training.metrics import read_metrics, read_steps
-from tests.support.experiments import Experiment, run, settings
+from raygenesis.training.metrics import read_metrics
+from tests.support.experiments import Experiment, read_steps, run, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

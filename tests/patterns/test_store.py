@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ from raygenesis.patterns.cells import decode, encode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, TRAINING, VALIDATION, PatternRow
 from raygenesis.patterns.source import PatternSource
-from raygenesis.patterns.writer import checksum, part_path, write_part
+from raygenesis.patterns.writer import checksum, is_sealed, part_path, read_seal, write_part
 from raygenesis.workspace.files import BLOCK_BYTES
 from tests.support.stores import finish_parts
 from tests.support.synthetic import quantised
@@ -204,6 +205,15 @@ def test_a_checksum_is_of_the_whole_file(tmp_path):
         "bytes": 0,
         "xxh3": "2d06800538d394c2",
     }  # of nothing, by the specification
+
+
+@pytest.mark.parametrize("seal", [{}, {"bytes": 1}, {"more": 1}, {"bytes": "x", "xxh3": None}])
+def test_a_part_whose_seal_holds_something_else_is_not_sealed(tmp_path, seal):
+    path = write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN))
+    assert is_sealed(path) and read_seal(path) == checksum(path)
+    beside = path.with_suffix(".json")
+    beside.write_text(json.dumps(seal if "more" not in seal else json.loads(beside.read_text()) | seal))
+    assert not is_sealed(path)
 
 
 def test_files_that_are_no_part_of_the_store_are_not_read(store, tmp_path):

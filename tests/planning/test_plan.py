@@ -12,7 +12,7 @@ from raygenesis.archive.work import archive_size, ingest_work
 from raygenesis.cluster.work import ArchiveSize
 from raygenesis.errors import SettingsError
 from raygenesis.planning.announce import announce
-from raygenesis.planning.history import factors_of
+from raygenesis.planning.history import as_made, factors_of
 from raygenesis.planning.plan import plan
 from raygenesis.settings import load_settings
 from raygenesis.workspace.hardware import Hardware
@@ -46,6 +46,12 @@ def test_stages_that_took_twice_as_long_will_again(workspace: Workspace) -> None
         variable = shipped[stage].seconds - start_s
         assert told[stage].seconds == pytest.approx(start_s + 2 * variable, rel=0.01), stage
     assert shipped["ingest"].work.start_s == INGEST_START_S
+
+
+def test_a_stray_folder_among_the_runs_stops_nobody(workspace: Workspace) -> None:
+    before = factors_of(workspace, SMALL), as_made(workspace, SMALL)
+    (workspace.root / "runs" / "my run").mkdir()
+    assert (factors_of(workspace, SMALL), as_made(workspace, SMALL)) == before
 
 
 def test_manifests_that_do_not_say_on_what_they_were_made_teach_nothing(workspace: Workspace) -> None:

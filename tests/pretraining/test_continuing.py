@@ -10,9 +10,9 @@ import pytest
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.settings import Settings, settings_from
-from raygenesis.training.metrics import read_metrics, read_steps
+from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace.workspace import Workspace
-from tests.support.experiments import without_timings
+from tests.support.experiments import read_steps, without_timings
 from tests.support.stores import StorePlan
 
 SHAPE = (32, 32)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,15 +13,14 @@ from raygenesis import load_network, load_unet
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import _warnings, pretrain
 from raygenesis.pretraining.stores import check_pretext, pretext_task, with_store_settings
-from raygenesis.settings import Settings, settings_from
+from raygenesis.settings import settings_from
 from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace.artifacts import PATTERNS
 from raygenesis.workspace.files import read_json
 from raygenesis.workspace.manifest import StoreCounts, StoreManifest
 from raygenesis.workspace.workspace import Workspace
+from tests.support.planar import SHAPE, ramp, settings_of
 from tests.support.stores import StorePlan
-
-SHAPE = (32, 32)
 
 
 def store_of(shape: tuple[int, ...]) -> StoreManifest:
@@ -31,20 +29,6 @@ def store_of(shape: tuple[int, ...]) -> StoreManifest:
         patterns=24, validation=8, volumes=12, parts=1, failures=0, references=1, coordinates=2, neighbours=12
     )
     return StoreManifest(counts=counts, cube_shape=shape, raw_bytes=0)
-
-
-def ramp(row: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Rising along another axis at another place, with some noise."""
-    noise = np.random.default_rng(row["pattern_id"]).random(shape)
-    rising = np.indices(shape)[row["coordinate"] % 2] / shape[0]
-    return (0.8 * rising + 0.2 * noise).astype(np.float32)
-
-
-def settings_of(**pretraining: Any) -> Settings:
-    schedule = {"base_width": 2, "batch_size": 8, "num_classification_epochs": 2, "num_joint_epochs": 4}
-    discovery = {"cube_shape": SHAPE, "scales": [{"extent_mm": SHAPE}], "num_coordinates": 2, "num_neighbours": 12}
-    tree = {"discovery": discovery, "autoencoder": {"input_shape": SHAPE}, "pretraining": {**schedule, **pretraining}}
-    return settings_from(tree)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from raygenesis.discovery.autoencoder_training import IdentityMapping
 from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.loop import Callbacks, Progress, run_epochs
 from raygenesis.training.records import EpochRow, StepRow
+from raygenesis.workspace.files import Place, read_table
 from tests.support.synthetic import pattern_table, samples
 
 TIMINGS = {"seconds", "waited", "cubes_per_s", "gap"}
@@ -73,6 +74,13 @@ class Experiment(IdentityMapping):
 
 
 _COMPUTED: dict[int, int] = {}  # losses of a process: this is copied to workers as it is
+
+
+def read_steps(folder: Place) -> list[StepRow]:
+    """Rows of a run's `steps/`, one a step, up to the newest checkpoint."""
+    paths = sorted((folder / "steps").glob("part-*.parquet"))
+    tables = [read_table(path) for path in paths]
+    return pa.concat_tables(tables, promote_options="default").to_pylist() if tables else []
 
 
 def without_timings(rows: Sequence[StepRow] | Sequence[EpochRow]) -> list[dict[str, object]]:

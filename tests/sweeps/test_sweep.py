@@ -15,7 +15,7 @@ import ray
 import yaml
 from ray import tune
 
-from raygenesis.cluster import capacity, joining
+from raygenesis.cluster import capacity, environment, joining
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.report.report import report
 from raygenesis.settings import load_settings, settings_from
@@ -185,7 +185,7 @@ def test_machines_that_come_are_used_unless_it_was_said_how_many_trials_run(
 
     without_ray(width)
     monkeypatch.setattr(module, "run_trials", run_trials)
-    monkeypatch.setattr(joining, "is_joined", lambda: joined)
+    monkeypatch.setattr(environment, "is_joined", lambda: joined)
     with pytest.raises(KeyboardInterrupt):
         sweep(workspace, swept(search=search, max_concurrent_trials=most), f"{joined}-{search}-{most}")
     assert asked == [said]

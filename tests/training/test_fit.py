@@ -20,10 +20,10 @@ from raygenesis.errors import WorkspaceError
 from raygenesis.training.checkpoints import newest_checkpoint, steps_in
 from raygenesis.training.experiment import TrainingError, Tuning
 from raygenesis.training.fit import Resources, fit_with_ray
-from raygenesis.training.metrics import read_metrics, read_steps
+from raygenesis.training.metrics import read_metrics
 from raygenesis.training.recorder import CHECKPOINTS
 from tests.support import experiments
-from tests.support.experiments import HELD_OUT, TRAIN, Experiment, equal, run, settings, without_timings
+from tests.support.experiments import HELD_OUT, TRAIN, Experiment, equal, read_steps, run, settings, without_timings
 from tests.support.synthetic import samples
 
 # Written at every step; the disk here is quick.

@@ -12,9 +12,9 @@ import pytest
 from raygenesis.errors import WorkspaceError
 from raygenesis.training import recorder as module
 from raygenesis.training.checkpoints import newest_checkpoint, steps_in
-from raygenesis.training.metrics import forget_steps, read_metrics, read_steps, write_steps
+from raygenesis.training.metrics import forget_steps, read_metrics, write_steps
 from raygenesis.training.recorder import CHECKPOINTS, STATUS_FILE, Recorder
-from tests.support.experiments import Experiment, run, settings, without_timings
+from tests.support.experiments import Experiment, read_steps, run, settings, without_timings
 
 
 class Listening:

@@ -8,7 +8,7 @@ from raygenesis.transfer.table import mean_and_deviation, readable
 from tests.support.trials import TABLE, compared
 
 
-def test_what_a_reader_is_readable() -> None:
+def test_rows_as_people_read_them() -> None:
     random, far, ours = readable(TABLE)
     assert far == {
         "initialisation": "far_off", "labelled": "5", "trials": "3", "Dice": "0.300 ± 0.010",

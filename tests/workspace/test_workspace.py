@@ -17,7 +17,7 @@ import pytest
 
 from raygenesis import __version__
 from raygenesis.errors import RaygenesisError, WorkspaceError
-from raygenesis.workspace.artifacts import Artifact
+from raygenesis.workspace.artifacts import RUNS, Artifact
 from raygenesis.workspace.files import folder_bytes, publish, read_json, remove_tree, write_json, write_table
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.manifest import Counts, Manifest
@@ -93,6 +93,15 @@ def test_where_things_lie_is_a_contract(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_folders_of_a_kind_are_those_that_there_are_whatever_they_are_called(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert workspace.folders(RUNS) == []
+    for name in ("b", "my run", "a", ".hidden"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs" / "file").write_text("")
+    assert workspace.folders(RUNS) == [tmp_path / "runs" / name for name in ("a", "b", "my run")]
+
+
 def test_a_workspace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for location in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -152,6 +161,19 @@ def test_a_manifest_says_what_was_made_of_what_and_by_what(tmp_path: Path) -> No
     assert on_disk["version"] == __version__ and on_disk["bytes"] > 0 and "finished" in on_disk
 
 
+@pytest.mark.parametrize("key", ["settings", "inputs", "fingerprint", None])
+def test_a_manifest_that_lacks_what_all_have_is_damaged(tmp_path: Path, key: str | None) -> None:
+    finished(tmp_path)
+    path = tmp_path / "artifact" / "manifest.json"
+    tree = json.loads(path.read_text())
+    left = {name: value for name, value in tree.items() if name != key} if key else {}
+    path.write_text(json.dumps(left))
+    sentence = rf"manifest.json is damaged \({key or 'settings'}: field required\): remove it, then run again"
+    for read in (stage(tmp_path).finished, stage(tmp_path, seed=1).finished, lambda: ROWS.read(path.parent)):
+        with pytest.raises(WorkspaceError, match=sentence):
+            read()
+
+
 def test_what_an_earlier_version_recorded_besides_is_no_damage(tmp_path: Path) -> None:
     """Such as the bytes that were cropped during a sweep."""
     manifest = finished(tmp_path)
@@ -202,7 +224,7 @@ def test_changed_inputs_are_refused_by_name(tmp_path: Path, is_finished: bool) -
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "started.json"])
-@pytest.mark.parametrize("content", [b"", b'{"settings": {', b"\x00\x00", b"\xff\xfe\xfd", b"[]", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"settings": {', b"\x00\x00", b"\xff\xfe\xfd", b"[]", b"null"])
 def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path: Path, name: str, content: bytes) -> None:
     begin(stage(tmp_path))
     (tmp_path / "artifact" / "started.json").unlink()

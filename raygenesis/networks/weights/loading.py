@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+import torch
+
 from raygenesis.cluster.progress import say
 from raygenesis.errors import WeightsError
 from raygenesis.networks.architecture import Architecture
@@ -17,6 +19,7 @@ from raygenesis.networks.weights.safetensors_files import read_safetensors
 from raygenesis.networks.weights.supervised import parse_supervised, refuse_tensorflow
 from raygenesis.networks.weights.torch_files import read_state_dict, without_wrappers
 from raygenesis.workspace.files import Place, as_place
+from raygenesis.workspace.manifest import Tree
 
 TORCH_SUFFIXES = (".pt", ".pth", ".tar")
 
@@ -70,6 +73,11 @@ def load_network(path: str | Place) -> PretextNetwork:
     if file.suffix in TORCH_SUFFIXES:
         return _load_published(file, read_state_dict(file))
     description, tensors = read_safetensors(file, "network")
+    return network_of(file, description, tensors)
+
+
+def network_of(file: Place, description: Tree, tensors: Mapping[str, torch.Tensor]) -> PretextNetwork:
+    """The network of a safetensors file, ours or a published one, from what `read_safetensors` returns of it."""
     if "format" not in description:
         return _load_published(file, without_wrappers(tensors, file))
     return restore_network(file, description, tensors)

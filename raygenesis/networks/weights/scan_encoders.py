@@ -11,7 +11,7 @@ from raygenesis.errors import WeightsError
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.principal_components import PrincipalComponents
 from raygenesis.networks.scan_encoders import PretrainedScanEncoder, ScanEncoder
-from raygenesis.networks.weights.loading import load_encoder
+from raygenesis.networks.weights.loading import network_of
 from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.safetensors_files import read_safetensors, write_safetensors
 from raygenesis.workspace.files import Place, as_place
@@ -50,7 +50,7 @@ def load_scan_encoder(path: str | Place, input_shape: Sequence[int] = ()) -> Sca
     description, state = read_safetensors(file, "encoder")
     if description.get("format") == FORMAT:
         return _described(file, description, state)
-    encoder = load_encoder(file)
+    encoder = network_of(file, description, state).encoder.eval()
     ndim = next(encoder.parameters()).ndim - 2
     if input_shape and len(input_shape) != ndim:
         raise WeightsError(f"{file} takes {ndim}D images, and the scans are {len(input_shape)}D")
