@@ -64,13 +64,15 @@ def ingest(
     watch = Stopwatch()
     if workspace.catalog.is_file():
         open_identity(workspace, settings.archive.keep_ids)  # raises, before anything is changed, if its key is lost
+    known = known_outcomes(found.scans, earlier)
+    if new := [scan for scan in found.scans if scan.source not in known]:
+        announce([_work(new)])  # before the claim, which removes the manifest that rates are learnt from
     with stage.claimed():
         earlier = EarlierIngests.read(workspace)  # no other job changes it any more
         identity = open_identity(workspace, settings.archive.keep_ids)
         outcomes = known_outcomes(found.scans, earlier)
         num_known = len(outcomes)
         unknown = [scan for scan in found.scans if scan.source not in outcomes]
-        announce(_work(unknown))
         outcomes |= take_in_all(scans.resolve(), unknown, workspace, settings.archive)
         tables = archive_tables(found, outcomes, earlier, identity, settings.archive.subject_pattern)
         kept = [] if prune else tables.gone
@@ -93,12 +95,10 @@ def ingest(
         return manifest
 
 
-def _work(scans: Sequence[Scan]) -> list[Work]:
-    """The work to take in scans."""
-    if not scans:
-        return []
+def _work(scans: Sequence[Scan]) -> Work:
+    """The work to take in scans, of which there are some."""
     files_mib = sum(scan.num_bytes for scan in scans) / MIB / len(scans)
-    return [ingest_work(ArchiveSize(len(scans), files_mib / COMPRESSED, files_mib))]
+    return ingest_work(ArchiveSize(len(scans), files_mib / COMPRESSED, files_mib))
 
 
 def _check_subject_pattern(scans: Sequence[Scan], pattern: str | None) -> None:

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 from raygenesis.cluster.work import WORKER_GIB, ArchiveSize, Work
 from raygenesis.text.amounts import MIB
-from raygenesis.workspace.artifacts import ARCHIVE
 from raygenesis.workspace.manifest import ArchiveManifest
-from raygenesis.workspace.workspace import Workspace
 
 S_PER_SCAN, S_PER_MIB = 0.017, 0.0078  # of one core; MiB of voxels
 STORED_OF_VOXELS = 0.75  # the archive, pyramids and all, of its voxels
@@ -16,13 +14,8 @@ START_S = 6.0
 COMPRESSED = 0.6  # a scan's files, of its voxels
 
 
-def archive_size(workspace: Workspace) -> ArchiveSize | None:
-    """The number of the archive's scans and their mean size; None without an archive."""
-    manifest = ARCHIVE.read(workspace.archive)
-    return None if manifest is None else _size(manifest)
-
-
-def _size(archive: ArchiveManifest) -> ArchiveSize:
+def archive_size(archive: ArchiveManifest) -> ArchiveSize:
+    """The number of the archive's scans and their mean size."""
     number, files = archive.counts.volumes, archive.source_bytes
     voxels = files if archive.voxel_bytes is None else archive.voxel_bytes  # None in what an earlier version wrote
     return ArchiveSize(number, voxels / number / MIB, files / number / MIB)
@@ -41,6 +34,6 @@ def ingest_work(scans: ArchiveSize) -> Work:
 
 def ingest_work_done(archive: ArchiveManifest) -> Work:
     """The work of the call that finished an archive: what was known before was not read again, but is stored."""
-    size, counts = _size(archive), archive.counts
+    size, counts = archive_size(archive), archive.counts
     taken_in = round(counts.volumes * (1 - counts.known / max(counts.scans, 1)))
     return replace(ingest_work(replace(size, num_scans=taken_in)), stored_mib=ingest_work(size).stored_mib)

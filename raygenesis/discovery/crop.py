@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ import pyarrow as pa
 from raygenesis.archive.catalogue import CatalogueRow, hash_order
 from raygenesis.archive.coarse import read_coarse
 from raygenesis.archive.store import level_shape
-from raygenesis.archive.work import archive_size
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.discovery.coordinates import NO_PLACE, candidates, largest_extent
@@ -30,8 +28,7 @@ from raygenesis.discovery.store_writer import (
     write_parts,
 )
 from raygenesis.discovery.visits import Visit, plan_visits
-from raygenesis.discovery.work import discover_work
-from raygenesis.discovery.work import num_crops as num_crops_of
+from raygenesis.discovery.work import crop_work, crops_per_scan
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION, PlannedPattern
 from raygenesis.settings import DiscoverySettings, IntensitySettings, Scale, Settings
@@ -66,8 +63,7 @@ def crop(workspace: Workspace, settings: Settings, announce: Announce = unannoun
     if (made := stage.finished()) is not None:
         say("crop", f"nothing to do: crops are in {workspace.crops}")
         return made
-    if (size := archive_size(workspace)) is not None:
-        announce([discover_work(discovery, num_crops_of(size, discovery), "crop")])
+    announce([crop_work(discovery, len(names[TRAINING]), len(names[VALIDATION]))])
     plan = plan_visits([names], num_crops, discovery.patterns_per_part)
     unlabelled = pa.array(np.full(plan.num_rows, UNLABELLED, np.int32))
     plan = plan.set_column(plan.column_names.index("reference"), "reference", unlabelled)
@@ -99,9 +95,7 @@ def _in_order(scans: Patients, split: str, scales: Sequence[Scale], seed: int) -
 
 def _num_crops(discovery: DiscoverySettings, num_training: int) -> int:
     """The number of crops of each scan. Raises SettingsError if it is more than can be numbered."""
-    if (num_crops := discovery.num_crops) is None:
-        wanted = discovery.num_references * discovery.num_neighbours * discovery.num_coordinates * len(discovery.scales)
-        num_crops = math.ceil(wanted / num_training)
+    num_crops = crops_per_scan(discovery, num_training)
     if num_crops > MOST_CROPS:
         raise SettingsError(
             f"discovery.num_crops={num_crops} (of each of {num_training} training scans) is more than {MOST_CROPS}: "

@@ -31,7 +31,7 @@ from raygenesis.discovery.work import discover_work, index_work
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION, PlannedPattern
 from raygenesis.settings import DiscoverySettings, IndexSettings, IntensitySettings, Settings
-from raygenesis.workspace.artifacts import EMBEDDINGS, PATTERNS
+from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import PatternsManifest, ReferenceRecord
 from raygenesis.workspace.stage import Stage
@@ -52,12 +52,9 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
     if (made := stage.finished()) is not None:
         say("discover", f"nothing to do: patterns are in {workspace.patterns}")
         return made
-    scans = archive_size(workspace)
-    announce(
-        [index_work(scans, settings.index, discovery, settings.autoencoder.latent_size), discover_work(discovery)]
-        if scans
-        else []
-    )
+    if (archive := ARCHIVE.read(workspace.archive)) is not None:
+        index = index_work(archive_size(archive), settings.index, discovery, settings.autoencoder.latent_size)
+        announce([index, discover_work(discovery)])
     watch = Stopwatch()
     patients = load_patients(workspace, discovery, settings.validation_fraction, seed)
     neighbourhoods = _neighbourhoods(workspace, patients, discovery, settings.index, intensity, seed)

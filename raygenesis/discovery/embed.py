@@ -20,10 +20,10 @@ from raygenesis.archive.work import archive_size
 from raygenesis.cluster import capacity, environment, joining
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, progress, say
-from raygenesis.cluster.work import Announce, unannounced
+from raygenesis.cluster.work import Announce, Work, unannounced
 from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.discovery.embeddings import Embeddings
-from raygenesis.discovery.encoders import ready_encoder
+from raygenesis.discovery.encoders import encoder_work, ready_encoder
 from raygenesis.discovery.work import embed_work
 from raygenesis.errors import WorkspaceError
 from raygenesis.networks.weights.native import ENCODER_FILE
@@ -35,13 +35,14 @@ from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import Place, as_place, parquet_dataset, read_table, write_table
 from raygenesis.workspace.fingerprint import digest_of_text
-from raygenesis.workspace.manifest import EmbeddingsCounts, EmbeddingsManifest, Tree
+from raygenesis.workspace.manifest import ArchiveManifest, EmbeddingsCounts, EmbeddingsManifest, Tree
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
 VOLUMES_PER_BATCH = 16
 
 # Which part a volume is in, by the part's first number.
+LISTING_FILE = "listing.parquet"
 LISTING = pa.schema([("volume_id", pa.string()), ("start", pa.int64())])
 
 
@@ -53,9 +54,14 @@ def embed(
     A part that is there is not made again, and volumes that came after it get parts of their own.
     """
     settings = adopt(settings, _intensity_of_run(settings.embedding.encoder))
-    weights, identity = ready_encoder(workspace, settings, announce)
     archive = ARCHIVE.require(workspace.archive)
     folder = as_place(output) if output else workspace.embeddings
+    known = read_columns(workspace.catalog, ["volume_id", "source"], ndim=settings.ndim)
+    training = encoder_work(workspace, settings, archive_size(archive))
+    embedding = _work(folder, archive, known["volume_id"], settings)
+    if training and output is None:
+        announce([*training, *embedding])
+    weights, identity = ready_encoder(workspace, settings)
     chosen = settings.model_dump(mode="json", include={"intensity"})
     chosen["autoencoder"] = {"input_shape": list(settings.autoencoder.input_shape)}
     chosen["embedding"] = {"volumes_per_part": settings.embedding.volumes_per_part}
@@ -67,27 +73,26 @@ def embed(
         say("embed", f"nothing to do: embeddings are in {folder}")
         return earlier
     watch = Stopwatch()
-    known = read_columns(workspace.catalog, ["volume_id", "source"], ndim=settings.ndim)
+    if embedding and not training and output is None:
+        announce(embedding)
     with stage.claimed():
-        listing = _listed(folder, known["volume_id"], settings.embedding.volumes_per_part)
-        made = {path.name for path in folder.glob("part-*.parquet")}
-        there = listing.filter(pc.is_in(listing["volume_id"], value_set=known["volume_id"]))
+        listed = _read_listing(folder)
+        listing = _extended(listed, known["volume_id"], settings.embedding.volumes_per_part)
+        if len(listing) > len(listed):
+            write_table(folder / LISTING_FILE, listing)
+        num_made = len(_names_of_parts(folder))
         parts = [
             (start, CatalogueRows(workspace.catalog, ids.to_pylist()))
-            for start, ids in _parts(there)
-            if _part_path(folder, start).name not in made
+            for start, ids in _missing_parts(folder, listing, known["volume_id"])
         ]
         num_new = sum(len(rows) for _, rows in parts)
         if parts:
-            scans = archive_size(workspace)
-            assert scans is not None  # the archive is there
-            announce([embed_work(replace(scans, num_scans=num_new), settings.embedding, settings.autoencoder)])
             shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
             source = coarse_cubes(workspace.volumes, parts, shape, settings.intensity)
             sizes = [len(rows) for _, rows in parts]
             _embed_parts(source, sizes, weights, shape, folder, settings.embedding)
         failed = _failures(folder, known)
-        num_parts = len(made) + len(parts)
+        num_parts = num_made + len(parts)
         counts = EmbeddingsCounts(volumes=len(known) - len(failed), new=num_new, failures=len(failed), parts=num_parts)
         manifest = EmbeddingsManifest(
             counts=counts, seconds=watch.seconds, archive=archive.fingerprint, size=Embeddings(folder).size
@@ -110,17 +115,42 @@ def _intensity_of_run(encoder: str) -> Tree:
     return {} if run is None else run.model_dump(mode="json", include={"intensity"})
 
 
-def _listed(folder: Place, ids: pa.ChunkedArray, volumes_per_part: int) -> pa.Table:
-    """Rows (schema LISTING) of all parts in order; volumes that are new are listed in parts of their own, for good."""
-    path = folder / "listing.parquet"
-    listing = read_table(path, schema=LISTING) if path.is_file() else LISTING.empty_table()
+def _work(folder: Place, archive: ArchiveManifest, ids: pa.ChunkedArray, settings: Settings) -> list[Work]:
+    """The work to embed the volumes of the archive that have no embedding in the folder, if there are any."""
+    made = EMBEDDINGS.read(folder)
+    if made is not None and made.archive == archive.fingerprint:
+        return []
+    listing = _extended(_read_listing(folder), ids, settings.embedding.volumes_per_part)
+    number = sum(len(missing) for _, missing in _missing_parts(folder, listing, ids))
+    scans = replace(archive_size(archive), num_scans=number)
+    return [embed_work(scans, settings.embedding, settings.autoencoder)] if number else []
+
+
+def _read_listing(folder: Place) -> pa.Table:
+    """Rows (schema LISTING) of all parts in order; none where nothing has been embedded."""
+    path = folder / LISTING_FILE
+    return read_table(path, schema=LISTING) if path.is_file() else LISTING.empty_table()
+
+
+def _extended(listing: pa.Table, ids: pa.ChunkedArray, volumes_per_part: int) -> pa.Table:
+    """The listing, with the volumes that are new in parts of their own, for good."""
     new = ids.filter(pc.invert(pc.is_in(ids, value_set=listing["volume_id"])))
     if len(new):
         begin = listing["start"][-1].as_py() + volumes_per_part if len(listing) else 0
         starts = begin + np.arange(len(new)) // volumes_per_part * volumes_per_part
         listing = pa.concat_tables([listing, pa.table([new, pa.array(starts)], schema=LISTING)]).combine_chunks()
-        write_table(path, listing)
     return listing
+
+
+def _missing_parts(folder: Place, listing: pa.Table, ids: pa.ChunkedArray) -> list[tuple[int, pa.ChunkedArray]]:
+    """The first number and the volumes of each part that is not there; only of volumes with these ids."""
+    made = _names_of_parts(folder)
+    there = listing.filter(pc.is_in(listing["volume_id"], value_set=ids))
+    return [(start, volumes) for start, volumes in _parts(there) if _part_path(folder, start).name not in made]
+
+
+def _names_of_parts(folder: Place) -> set[str]:
+    return {path.name for path in folder.glob("part-*.parquet")}
 
 
 def _parts(listing: pa.Table) -> Iterator[tuple[int, pa.ChunkedArray]]:

@@ -11,10 +11,9 @@ import xxhash
 
 from raygenesis.archive.catalogue import CatalogueRows, is_held_out, read_columns
 from raygenesis.archive.source import parts_of
-from raygenesis.archive.work import archive_size
 from raygenesis.cluster import joining
 from raygenesis.cluster.progress import Stopwatch, say
-from raygenesis.cluster.work import Announce, unannounced
+from raygenesis.cluster.work import ArchiveSize, Work
 from raygenesis.discovery.autoencoder_training import IdentityMapping
 from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.discovery.principal_components import fit_components
@@ -46,14 +45,14 @@ VOLUMES_PER_BLOCK = 16
 MOST_FITTED = 1000  # scans that principal components are found from: all are held at once
 
 
-def ready_encoder(workspace: Workspace, settings: Settings, announce: Announce) -> tuple[Place, str]:
+def ready_encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]:
     """The file of weights that embeds, made where it is to be and is not there, and what identifies it.
 
     Raises SettingsError if `embedding.encoder` is no encoder, or one for another number of dimensions.
     """
     chosen = settings.embedding.encoder
     if chosen == "autoencoder":
-        return workspace.autoencoder / AUTOENCODER_FILE, train_autoencoder(workspace, settings, announce).fingerprint
+        return workspace.autoencoder / AUTOENCODER_FILE, train_autoencoder(workspace, settings).fingerprint
     if chosen == "pca":
         return workspace.pca / COMPONENTS_FILE, fit_pca(workspace, settings).fingerprint
     path = as_place(chosen)
@@ -70,22 +69,26 @@ def ready_encoder(workspace: Workspace, settings: Settings, announce: Announce) 
     return file, xxhash.xxh3_64_hexdigest(file.read_bytes())
 
 
-def train_autoencoder(
-    workspace: Workspace, settings: Settings, announce: Announce = unannounced
-) -> AutoencoderManifest:
+def encoder_work(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> list[Work]:
+    """The work of `ready_encoder`: the auto-encoder's, where it is to be trained.
+
+    Raises WorkspaceError if the auto-encoder that is there was made with other settings.
+    """
+    if settings.embedding.encoder != "autoencoder" or _autoencoder_stage(workspace, settings).finished() is not None:
+        return []
+    return [autoencoder_work(scans, settings.autoencoder, settings.validation_fraction)]
+
+
+def train_autoencoder(workspace: Workspace, settings: Settings) -> AutoencoderManifest:
     """Train the auto-encoder on the training subjects' coarse levels; returns the manifest.
 
     One that is there stays as the archive grows.
     """
     archive = ARCHIVE.require(workspace.archive)
-    chosen = settings.model_dump(mode="json", include={"autoencoder", "intensity", "seed", "validation_fraction"})
-    stage = Stage(AUTOENCODER, workspace.autoencoder, chosen, {})
+    stage = _autoencoder_stage(workspace, settings)
     if (made := stage.finished()) is not None:
         _say_kept("auto-encoder", made, archive, workspace.autoencoder)
         return made
-    scans = archive_size(workspace)
-    assert scans is not None  # the archive is there
-    announce([autoencoder_work(scans, settings.autoencoder, settings.validation_fraction)])
     watch = Stopwatch()
     training, validation = _split(workspace, settings.ndim, settings.validation_fraction, settings.seed)
     with stage.claimed():
@@ -108,6 +111,11 @@ def train_autoencoder(
         manifest = stage.finish(manifest, content=archive.fingerprint)
     say("auto-encoder", f"{num_epochs} epochs, held-out error {best:.5f}, {watch.seconds:.1f} s → {stage.folder}")
     return manifest
+
+
+def _autoencoder_stage(workspace: Workspace, settings: Settings) -> Stage[AutoencoderManifest]:
+    chosen = settings.model_dump(mode="json", include={"autoencoder", "intensity", "seed", "validation_fraction"})
+    return Stage(AUTOENCODER, workspace.autoencoder, chosen, {})
 
 
 def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:

@@ -98,9 +98,20 @@ def num_patterns(settings: DiscoverySettings, *, held_out: bool = True) -> int:
     return settings.num_references * patients * settings.num_coordinates * len(settings.scales)
 
 
-def num_crops(scans: ArchiveSize, settings: DiscoverySettings) -> int:
-    """Random crops of all scans: as many as there would be patterns, unless it is said how many of each scan."""
-    return num_patterns(settings) if settings.num_crops is None else settings.num_crops * scans.num_scans
+def crops_per_scan(settings: DiscoverySettings, num_training: int) -> int:
+    """Random crops of each scan: as set, or so many that those of training are at least as many as patterns would be.
+
+    num_training: scans of training subjects.
+    """
+    if settings.num_crops is not None:
+        return settings.num_crops
+    return math.ceil(num_patterns(settings, held_out=False) / num_training)
+
+
+def crop_work(settings: DiscoverySettings, num_training: int, num_held_out: int) -> Work:
+    """Cut random crops of so many scans of training, and of so many that are held out."""
+    number = crops_per_scan(settings, num_training) * (num_training + num_held_out)
+    return discover_work(settings, number, "crop")
 
 
 def discover_work(settings: DiscoverySettings, number: int | None = None, stage: str = "discover") -> Work:

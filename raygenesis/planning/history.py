@@ -42,9 +42,10 @@ def factors_of(workspace: Workspace, settings: Settings) -> dict[str, Factor]:
 
     A stage that did next to nothing, or whose manifest does not say on what it ran, or is of another version, has none.
     """
-    scans = archive_size(workspace)
-    if scans is None:
+    archive = ARCHIVE.read(workspace.archive)
+    if archive is None:
         return {}
+    scans = archive_size(archive)
     factors = {}
     for artifact in (*WORK_DONE, RUNS):
         with suppress(RaygenesisError, KeyError, TypeError):

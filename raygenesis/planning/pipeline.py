@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from raygenesis.archive.catalogue import num_held_out
 from raygenesis.archive.work import ingest_work
 from raygenesis.cluster.work import ArchiveSize, Work
-from raygenesis.discovery.work import autoencoder_work, discover_work, embed_work, index_work, num_crops
+from raygenesis.discovery.work import autoencoder_work, crop_work, discover_work, embed_work, index_work
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.work import crops_size, pretrain_work
 from raygenesis.settings import Settings
@@ -21,8 +22,9 @@ def pipeline_work(scans: ArchiveSize, settings: Settings) -> list[Work]:
         settings.finetune, pretraining, discovery.cube_shape, settings.gpus_of_trial("finetune")
     )
     if pretext_of(pretraining).store != PATTERNS:
+        held_out = num_held_out(scans.num_scans, fraction)
         return [
-            ingest_work(scans), discover_work(discovery, num_crops(scans, discovery), "crop"),
+            ingest_work(scans), crop_work(discovery, scans.num_scans - held_out, held_out),
             pretrain_work(pretraining, discovery, crops_size(scans, discovery, fraction)), finetune_work,
         ]  # fmt: skip
     return [

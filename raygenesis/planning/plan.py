@@ -18,7 +18,7 @@ from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.settings import PretrainingSettings, Settings, merge, settings_from
 from raygenesis.text.amounts import GIB, MIB, duration, several, size
 from raygenesis.text.tables import aligned
-from raygenesis.workspace.artifacts import PATTERNS, SWEEPS, TRANSFER
+from raygenesis.workspace.artifacts import ARCHIVE, PATTERNS, SWEEPS, TRANSFER
 from raygenesis.workspace.hardware import MIB_PER_S, Hardware
 from raygenesis.workspace.workspace import Workspace
 
@@ -38,7 +38,8 @@ def plan(
     correct the shipped rates. With GPUs, pretraining uses all of them unless the settings were given. scan_mib: of the
     voxels of a scan. mib_per_s: what a node reads from and writes to the workspace.
     """
-    scans = _scans(num_volumes, scan_mib, None if workspace is None else archive_size(workspace), settings.ndim)
+    archive = None if workspace is None else ARCHIVE.read(workspace.archive)
+    scans = _scans(num_volumes, scan_mib, None if archive is None else archive_size(archive), settings.ndim)
     factors = {} if workspace is None else factors_of(workspace, settings)
     changes = _changes_for_gpus(settings.pretraining, settings.given, hardware)
     settings = settings_from(merge(settings.model_dump(mode="json"), {"pretraining": changes}), settings.given)

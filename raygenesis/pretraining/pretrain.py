@@ -12,7 +12,7 @@ import ray.data
 from raygenesis.cluster import capacity, joining
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
-from raygenesis.errors import SettingsError
+from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.networks.network import PretextNetwork, num_parameters
 from raygenesis.networks.weights.native import save_network
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
@@ -29,6 +29,7 @@ from raygenesis.training.experiment import best_of
 from raygenesis.training.feeding import Samples
 from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
+from raygenesis.training.metrics import read_metrics
 from raygenesis.training.records import EpochRow
 from raygenesis.workspace.artifacts import PATTERNS, RUNS
 from raygenesis.workspace.files import Place, publish
@@ -70,7 +71,8 @@ def pretrain(
     if (finished := stage.finished()) is not None:
         say("pretrain", f"nothing to do: the encoder is in {folder}")
         return finished
-    announce([pretrain_work(pretraining, settings.discovery, store_size(store_manifest.counts))])
+    num_done = _num_epochs_done(folder)
+    announce([pretrain_work(pretraining, settings.discovery, store_size(store_manifest.counts), num_done=num_done)])
     task = pretext_task(pretraining, settings.seed, store_manifest)
     watch = Stopwatch()
     joining.connect()
@@ -95,6 +97,14 @@ def pretrain(
         manifest = stage.finish(replace(manifest, seconds=watch.seconds))
         _say_end(manifest, num_epochs, weights)
         return manifest
+
+
+def _num_epochs_done(folder: Place) -> int:
+    """The epochs of a run that goes on; 0 where they cannot be read: an estimate refuses nothing."""
+    try:
+        return len(read_metrics(folder))
+    except WorkspaceError:
+        return 0
 
 
 def pattern_feeds(folder: Place, settings: PretrainingSettings) -> tuple[dict[str, Feed], str]:

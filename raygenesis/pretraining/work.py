@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cache, partial
 
+from raygenesis.archive.catalogue import num_held_out
 from raygenesis.cluster.work import (
     CHECKPOINTS,
     FORWARD,
@@ -18,7 +19,7 @@ from raygenesis.cluster.work import (
     gpu_s,
     training_gib,
 )
-from raygenesis.discovery.work import STORED_OF_CUBES, num_crops, num_patterns
+from raygenesis.discovery.work import STORED_OF_CUBES, crops_per_scan, num_patterns
 from raygenesis.networks.network import num_parameters
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
@@ -57,8 +58,10 @@ def patterns_size(settings: DiscoverySettings) -> StoreSize:
 
 def crops_size(scans: ArchiveSize, settings: DiscoverySettings, validation_fraction: float) -> StoreSize:
     """What random cropping will store."""
-    number, share = num_crops(scans, settings), 1 - validation_fraction
-    return StoreSize(number * share, number * validation_fraction, scans.num_scans * share, number / scans.num_scans)
+    held_out = num_held_out(scans.num_scans, validation_fraction)
+    learnt = scans.num_scans - held_out
+    crops = crops_per_scan(settings, learnt)
+    return StoreSize(learnt * crops, held_out * crops, learnt, crops)
 
 
 def selected(settings: PretrainingSettings, store: StoreSize) -> tuple[int, int]:
@@ -74,30 +77,31 @@ def selected(settings: PretrainingSettings, store: StoreSize) -> tuple[int, int]
 
 def pretrain_work(
     settings: PretrainingSettings, discovery: DiscoverySettings, store: StoreSize | None = None,
-    num_epochs: int | None = None, num_learnt: int | None = None,
+    num_epochs: int | None = None, num_learnt: int | None = None, num_done: int = 0,
 ) -> Work:  # fmt: skip
     """The work of a pretraining: its epochs, each of which also goes forward through held-out patterns.
 
     store: what discovery will store when None. num_epochs: of all phases, where training ended early. num_learnt:
-    patterns that were learnt from, where that is known.
+    patterns that were learnt from, where that is known. num_done: epochs that were trained before.
     """
     learnt, held_out = selected(settings, store or patterns_size(discovery))
     learnt = learnt if num_learnt is None else num_learnt
     task = _pretext_task(settings, discovery)
     encoding, restoring, weights = _pretraining_loads(task)
     total = task.num_epochs if num_epochs is None else num_epochs
-    num_restoring = sum(map(task.restores, range(total)))
-    load = encoding * (total - num_restoring) + restoring * num_restoring
+    epochs = range(num_done, total)
+    num_restoring = sum(map(task.restores, epochs))
+    load = encoding * (len(epochs) - num_restoring) + restoring * num_restoring
     samples = learnt + FORWARD * held_out
     stored_mib = (learnt + held_out) * math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
     in_memory = stored_mib / 1024 <= settings.memory_gib
     workers = settings.most_workers
     return Work(
-        "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {total} epochs",
+        "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {len(epochs)} epochs",
         core_s=0.0 if settings.use_gpu else samples * core_s(load),
         most_cores=workers if workers > 1 else ONE_NODE,
         gpu_s=samples * gpu_s(load) if settings.use_gpu else 0.0, most_gpus=workers,
-        read_mib=stored_mib * (1 if in_memory else total),
+        read_mib=stored_mib * (1 if in_memory else len(epochs)),
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
         memory_gib=2 * WORKER_GIB + (stored_mib / 1024 if in_memory else 0)
         + (0 if settings.use_gpu else training_gib(restoring, settings.batch_size)),

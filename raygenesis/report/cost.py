@@ -11,6 +11,7 @@ from raygenesis.planning.history import as_made, factors_of
 from raygenesis.planning.pipeline import pipeline_work
 from raygenesis.settings import Settings
 from raygenesis.workspace import hardware
+from raygenesis.workspace.artifacts import ARCHIVE
 from raygenesis.workspace.hardware import Hardware
 from raygenesis.workspace.workspace import Workspace
 
@@ -50,8 +51,7 @@ class CostSection:
 
 def cost_section(workspace: Workspace, settings: Settings) -> CostSection:
     """Estimates of each stage, and their sums, for this archive and for larger ones, on this machine."""
-    scans = archive_size(workspace)
-    assert scans is not None  # the section is left out where there is no archive
+    scans = archive_size(ARCHIVE.require(workspace.archive))  # the section is left out where there is no archive
     settings = as_made(workspace, settings)
     nodes, factors = hardware.available(), factors_of(workspace, settings)
     numbers = (scans.num_scans, *NUM_SCANS)

@@ -75,12 +75,13 @@ def sweep(
     # What TPE proposes depends on how many run at once; other searches use machines that come.
     grows = environment.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
     ready = few_shot_of(target, workspace) if target else None
+    num_points = _num_points(settings.sweep, space)
+    announce([sweep_work(settings.sweep, settings.pretraining, settings.discovery, num_gpus, num_points)])
     with stage.claimed():
         nodes = len(joining.logical_nodes())
         threads = capacity.threads_per_worker(math.ceil(concurrent / nodes))
         setup = SweepSetup(settings, patterns, num_gpus, threads, most_epochs(space, settings.sweep), ready)
         queue = _queue(folder, settings.sweep, settings.seed, space, concurrent)
-        num_points = _num_points(settings.sweep, space)
         num_trials = settings.sweep.num_seeds * num_points
         say(
             "sweep",
@@ -88,7 +89,6 @@ def sweep(
             f"{concurrent} at once{', more as machines come' if grows else ''}; best by "
             f"{OBJECTIVES[settings.sweep.objective].words}",
         )
-        announce([sweep_work(settings.sweep, settings.pretraining, settings.discovery, num_gpus, num_points)])
         run_trials(queue, setup, workspace.patterns, None if grows else concurrent, num_trials)
         return _finish(stage, queue, space, settings, patterns, watch)
 

@@ -48,8 +48,7 @@ def run(scans: Path, number: int, root: Path, overrides: list[str]) -> Workspace
 
 def estimated(workspace: Workspace, settings: Settings, rates: Workspace | None) -> dict[str, float]:
     """Seconds of each stage for the scans of a workspace, at the shipped rates or at those of `rates`."""
-    scans = archive_size(workspace)
-    assert scans is not None
+    scans = archive_size(ARCHIVE.require(workspace.archive))
     nodes = hardware.available()
     found = plan(scans.num_scans, nodes, settings, rates, None if rates else scans.voxel_mib)
     return {one.work.stage: one.seconds for one in found}

@@ -15,6 +15,7 @@ from raygenesis.planning.announce import announce
 from raygenesis.planning.history import as_made, factors_of
 from raygenesis.planning.plan import plan
 from raygenesis.settings import load_settings
+from raygenesis.workspace.artifacts import ARCHIVE
 from raygenesis.workspace.hardware import Hardware
 from raygenesis.workspace.workspace import Workspace
 from tests.support.main_job import raygenesis
@@ -28,7 +29,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def test_a_workspaces_scans_are_counted_and_measured(workspace: Workspace) -> None:
-    scans = archive_size(workspace)
+    scans = archive_size(ARCHIVE.require(workspace.archive))
     assert (scans.num_scans, scans.voxel_mib, scans.source_mib) == (1000, 2.0, 1.0)
 
 
