@@ -29,7 +29,7 @@ from raygenesis.errors import WorkspaceError
 from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
-from raygenesis.settings import EmbeddingSettings, Settings, adopt, settings_of_run
+from raygenesis.settings import AutoencoderSettings, EmbeddingSettings, Settings, adopt, settings_of_run
 from raygenesis.text.amounts import size
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
@@ -58,7 +58,7 @@ def embed(
     folder = as_place(output) if output else workspace.embeddings
     known = read_columns(workspace.catalog, ["volume_id", "source"], ndim=settings.ndim)
     training = encoder_work(workspace, settings, archive_size(archive))
-    embedding = _work(folder, archive, known["volume_id"], settings)
+    embedding = _work(folder, archive, known["volume_id"], settings.embedding, settings.autoencoder)
     if training and output is None:
         announce([*training, *embedding])
     weights, identity = ready_encoder(workspace, settings)
@@ -115,15 +115,18 @@ def _intensity_of_run(encoder: str) -> Tree:
     return {} if run is None else run.model_dump(mode="json", include={"intensity"})
 
 
-def _work(folder: Place, archive: ArchiveManifest, ids: pa.ChunkedArray, settings: Settings) -> list[Work]:
+def _work(
+    folder: Place, archive: ArchiveManifest, ids: pa.ChunkedArray, settings: EmbeddingSettings,
+    autoencoder: AutoencoderSettings,
+) -> list[Work]:  # fmt: skip
     """The work to embed the volumes of the archive that have no embedding in the folder, if there are any."""
     made = EMBEDDINGS.read(folder)
     if made is not None and made.archive == archive.fingerprint:
         return []
-    listing = _extended(_read_listing(folder), ids, settings.embedding.volumes_per_part)
+    listing = _extended(_read_listing(folder), ids, settings.volumes_per_part)
     number = sum(len(missing) for _, missing in _missing_parts(folder, listing, ids))
     scans = replace(archive_size(archive), num_scans=number)
-    return [embed_work(scans, settings.embedding, settings.autoencoder)] if number else []
+    return [embed_work(scans, settings, autoencoder)] if number else []
 
 
 def _read_listing(folder: Place) -> pa.Table:
