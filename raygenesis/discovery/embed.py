@@ -81,10 +81,8 @@ def embed(
         if len(listing) > len(listed):
             write_table(folder / LISTING_FILE, listing)
         num_made = len(_names_of_parts(folder))
-        parts = [
-            (start, CatalogueRows(workspace.catalog, ids.to_pylist()))
-            for start, ids in _missing_parts(folder, listing, known["volume_id"])
-        ]
+        missing = _missing_parts(folder, listing, known["volume_id"])
+        parts = [(start, CatalogueRows(workspace.catalog, ids.to_pylist())) for start, ids in missing]
         num_new = sum(len(rows) for _, rows in parts)
         if parts:
             shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
