@@ -31,7 +31,8 @@ from raygenesis.discovery import store_writer
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.weights.scan_encoders import save_scan_encoder
 from raygenesis.settings import Settings, load_settings
-from raygenesis.workspace.files import write_json
+from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest
+from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.workspace import Workspace
 from tests.support.synthetic import archived
 
@@ -82,7 +83,8 @@ def make_workspace(root: Path) -> Workspace:
             (workspace.volumes / f"{name}.ome.zarr").symlink_to(workspace.volumes / f"{'0' * 16}.ome.zarr")
         rows.append({**row, "volume_id": name, "subject_id": name, "source": name})
     write_catalogue(workspace.catalog, rows)
-    write_json(workspace.archive / "manifest.json", {"fingerprint": "made up", "counts": {}})
+    counts = ArchiveCounts(scans=NUM_VOLUMES, volumes=NUM_VOLUMES, subjects=NUM_VOLUMES, failures=0)
+    write_manifest(workspace.archive, ArchiveManifest(fingerprint="made up", counts=counts, source_bytes=0))
     state = Autoencoder(**ARCHITECTURE).state_dict()
     save_scan_encoder(root / "encoder.safetensors", "autoencoder", state, ARCHITECTURE)
     return workspace

@@ -43,8 +43,9 @@ from raygenesis.discovery.visits import plan_visits
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace.failures import FAILURES
-from raygenesis.workspace.files import write_json
 from raygenesis.workspace.hardware import peak_memory_gib
+from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest, EmbeddingsCounts, EmbeddingsManifest
+from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.workspace import Workspace
 
 SIZE, VOLUMES_PER_PART, CLUSTERS = 512, 128, 1000
@@ -81,8 +82,8 @@ def make_workspace(root: Path, num_volumes: int) -> Workspace:
             ]  # fmt: skip
             sources.write_table(pa.Table.from_pylist(known, SOURCES))
     pq.write_table(FAILURES.empty_table(), workspace.archive / "failures.parquet")
-    counts = {"volumes": num_volumes, "subjects": num_volumes * 5 // 6, "failures": 0}
-    write_json(workspace.archive / "manifest.json", {"fingerprint": "made up", "counts": counts, "source_bytes": 0})
+    counts = ArchiveCounts(scans=num_volumes, volumes=num_volumes, subjects=num_volumes * 5 // 6, failures=0)
+    write_manifest(workspace.archive, ArchiveManifest(fingerprint="made up", counts=counts, source_bytes=0))
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, SIZE)).astype(np.float32)
     for start in range(0, num_volumes, VOLUMES_PER_PART):
         names = [f"{number:016x}" for number in range(start, min(start + VOLUMES_PER_PART, num_volumes))]
@@ -92,7 +93,8 @@ def make_workspace(root: Path, num_volumes: int) -> Workspace:
         cells = pa.FixedSizeListArray.from_arrays(vectors.ravel(), SIZE)
         table = pa.table({"volume_id": names, "embedding": cells, "failure": [""] * len(names)})
         pq.write_table(table, workspace.embeddings / f"part-{start:09d}.parquet")
-    write_json(workspace.embeddings / "manifest.json", {"fingerprint": "made up", "inputs": {}, "counts": {}})
+    embedded = EmbeddingsManifest(fingerprint="made up", counts=EmbeddingsCounts(volumes=num_volumes))
+    write_manifest(workspace.embeddings, embedded)
     return workspace
 
 

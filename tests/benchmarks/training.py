@@ -41,7 +41,8 @@ from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.fit import Resources, fit_with_ray, samples_from
 from raygenesis.training.metrics import read_metrics
 from raygenesis.training.workers import Workers
-from raygenesis.workspace.files import write_json
+from raygenesis.workspace.manifest import StoreCounts, StoreManifest
+from raygenesis.workspace.manifest_files import write_manifest
 from tests.support.experiments import read_steps
 
 NUM_TRAINING, NUM_VALIDATION, NUM_COORDINATES = 96, 16, 8
@@ -195,8 +196,12 @@ def _write_store(folder: Path, shape: tuple[int, ...]) -> None:
             }
             rows.append(row | {name: [] for name in PATTERN.names if name.endswith(("_mm", "_voxels"))})
         write_part(folder, part, pa.Table.from_pylist(rows, PATTERN))
-    manifest = {"counts": {"parts": 2}, "cube_shape": list(shape), "cube_dtype": DTYPE.str, "cube_steps": STEPS}
-    write_json(folder / "manifest.json", manifest)
+    counts = StoreCounts(
+        patterns=NUM_TRAINING + NUM_VALIDATION, validation=NUM_VALIDATION, volumes=0, parts=2, failures=0, references=1,
+        coordinates=NUM_COORDINATES, neighbours=-(-NUM_TRAINING // NUM_COORDINATES),
+    )  # fmt: skip
+    facts = {"cube_shape": tuple(shape), "cube_dtype": DTYPE.str, "cube_steps": STEPS, "raw_bytes": 0}
+    write_manifest(folder, StoreManifest(fingerprint="made up", counts=counts, **facts))
 
 
 def _print(task: PretextTask, rates: dict[str, list[float]], once: list[float], waited: float) -> None:
