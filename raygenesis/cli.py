@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from raygenesis._version import __version__
-from raygenesis.cluster.job import recorded
 from raygenesis.errors import RaygenesisError
 from raygenesis.workspace.hardware import MIB_PER_S
 
@@ -89,6 +88,7 @@ def archive_info_command(
 def archive_verify_command(workspace: WorkspaceOption) -> None:
     """Read every volume again and compare it with the catalogue."""
     from raygenesis.archive.inspection import verify
+    from raygenesis.cluster.job import recorded
 
     place = _existing(workspace)
     with recorded("verify", place):
@@ -160,6 +160,7 @@ def patterns_info_command(workspace: WorkspaceOption, store: StoreOption = "patt
 @patterns_app.command("verify")
 def patterns_verify_command(workspace: WorkspaceOption, store: StoreOption = "patterns") -> None:
     """Read every part again and compare it with the manifest."""
+    from raygenesis.cluster.job import recorded
     from raygenesis.patterns.reader import STORES
     from raygenesis.patterns.verification import verify
 
@@ -299,6 +300,7 @@ def compare_command(
 @app.command("report")
 def report_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
     """One self-contained HTML page about everything in a workspace."""
+    from raygenesis.cluster.job import recorded
     from raygenesis.report.report import report
 
     settings, place = _settings(preset, overrides), _existing(workspace)
