@@ -38,6 +38,8 @@ _SEMANTICS = Pretext(store=PATTERNS, lambda_rec=1.0, puzzle="label", lambda_cls=
 PRETEXTS: dict[str, Pretext] = {
     "semantic-genesis": replace(_SEMANTICS, corruption="semantic-genesis-paper"),
     "models-genesis": replace(_RESTORATION, corruption="models-genesis"),
+    # The control for what semantics add: what semantic-genesis learns from and undoes, without its pseudo-labels.
+    "models-genesis-on-patterns": replace(_RESTORATION, store=PATTERNS, corruption="semantic-genesis-paper"),
     "self-classification": Pretext(store=PATTERNS, corruption="semantic-genesis-paper", puzzle="label", lambda_cls=1.0),
     "in-painting": replace(_RESTORATION, corruption="in-painting"),
     "patch-shuffling": replace(_RESTORATION, corruption="patch-shuffling"),
