@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 
@@ -15,3 +16,7 @@ class ImageDecoder(nn.Module):
 
     output_layer: str
     gradient_checkpointing: bool = False
+
+    def levels_of(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The features of each of the decoder's levels, coarsest first; NotImplementedError if it has no such levels."""
+        raise NotImplementedError(f"{type(self).__name__} has no levels to read")

@@ -38,6 +38,10 @@ class SliceWiseDecoder(ImageDecoder):
         slices = [slices_of(level) for level in features]
         return volumes_of(run_layer(self.decoder, slices, recompute=self.gradient_checkpointing), len(features[-1]))
 
+    def levels_of(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        levels = self.decoder.levels_of([slices_of(level) for level in features])
+        return [volumes_of(level, len(features[-1])) for level in levels]
+
 
 def slice_wise(unet: UNet) -> UNet:
     """Change a 2D U-Net, in place, to one for 3D images: [n, 1, z, y, x] → logits [n, num_out, z, y, x]."""

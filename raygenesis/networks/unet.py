@@ -54,8 +54,12 @@ class UNetDecoder(ImageDecoder):
         self.output = CONV[ndim](widths[0], num_out, 1)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        below = features[-1]
+        return self.output(self.levels_of(features)[-1])
+
+    def levels_of(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        below, found = features[-1], []
         for up, level, skip in zip(self.ups, self.levels, reversed(features[:-1]), strict=True):
             # What comes from below first: published weights expect it.
             below = run_layer(level, torch.cat([up(below), skip], 1), recompute=self.gradient_checkpointing)
-        return self.output(below)
+            found.append(below)
+        return found

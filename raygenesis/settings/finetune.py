@@ -14,11 +14,18 @@ Labelled = Annotated[int, Field(ge=2)] | Annotated[str, Field(pattern=r"^(100|[1
 class FinetuneSettings(Section):
     """Fine-tuning on a target task with few labelled subjects, from each initialisation."""
 
-    mode: Literal["full", "encoder", "frozen", "knn"] = Field(
+    mode: Literal["full", "encoder", "frozen", "probe", "knn"] = Field(
         "full",
         description="What is taken from the initialisation. `full`: encoder and decoder (of a classifier, the "
-        "encoder); `encoder`: the encoder, with a new decoder; `frozen`: the encoder, which is not trained (linear "
-        "probe); `knn`: nothing is trained, and the labelled cases with the nearest embeddings vote.",
+        "encoder); `encoder`: the encoder, with a new decoder; `frozen`: the encoder, which is not trained, below a "
+        "new decoder (of a classifier, a linear model of its embedding); `probe`: only a linear model is fitted, to "
+        "the features of all levels at each voxel (of a classifier, as `frozen`); `knn`: nothing is trained, and the "
+        "labelled cases with the nearest embeddings vote.",
+    )
+    probe_features: Literal["encoder", "encoder+decoder"] = Field(
+        "encoder",
+        description="Levels whose features mode `probe` reads in a segmentation; `encoder+decoder` needs "
+        "pretraining.network=unet.",
     )
     spacing_mm: ExtentMm | None = Field(
         None,

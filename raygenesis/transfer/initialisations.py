@@ -28,7 +28,7 @@ from raygenesis.workspace.workspace import Workspace
 RANDOM = "random"
 
 # Modes in which the encoder stays as it is.
-PROBES = ("frozen", "knn")
+PROBES = ("frozen", "probe", "knn")
 
 # The name of an initialisation is part of files' names.
 NAME = r"[A-Za-z0-9_.+-]+"
@@ -153,7 +153,7 @@ def check_fits(initialisation: Initialisation, input_shape: Sequence[int], mode:
 def segmentation_network(initialisation: Initialisation, num_classes: int, mode: str, seed: int, ndim: int) -> UNet:
     """A U-Net whose new weights depend on the seed alone, so that initialisations differ only in their own weights.
 
-    Encoder and, in mode `full`, decoder (without its output layer) are the initialisation's. A 2D network for images of
+    Encoder and, in modes `full` and `probe`, decoder (without its output layer) are the initialisation's. A 2D network for images of
     `ndim` 3 works slice by slice.
     """
     architecture = initialisation.architecture if mode in PROBES else _trained(initialisation.architecture)
@@ -162,7 +162,7 @@ def segmentation_network(initialisation: Initialisation, num_classes: int, mode:
     pretrained = _pretrained(initialisation)
     if pretrained is not None:
         unet.encoder.load_state_dict(unet.encoder.state_dict() | pretrained.encoder.state_dict())
-        if mode == "full" and pretrained.decoder is not None:
+        if mode in ("full", "probe") and pretrained.decoder is not None:
             copy_decoder(unet, pretrained.decoder)
     return slice_wise(unet) if initialisation.architecture.ndim < ndim else unet
 

@@ -65,7 +65,9 @@ def form_for(target: Target, settings: FinetuneSettings, intensity: IntensitySet
     """
     to_segment = target.task == SEGMENTATION
     if to_segment and settings.mode == "knn":
-        raise SettingsError("finetune.mode=knn gives one answer an image: give full, encoder or frozen to segment")
+        raise SettingsError(
+            "finetune.mode=knn gives one answer an image: give full, encoder, frozen or probe to segment"
+        )
     spacing = None
     if to_segment and _shows_whole_scans(target):
         spacing = settings.spacing_mm or common_spacing(target)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from raygenesis.cluster.progress import Stopwatch
 from raygenesis.transfer.cases import TrialCases
@@ -18,6 +19,7 @@ from raygenesis.transfer.classification import (
     spread_of,
     train_classifier,
 )
+from raygenesis.transfer.dense_probe import FeatureLevels, fit_dense_probe, probe_batch_size
 from raygenesis.transfer.examples import REGRESSION, SEGMENTATION
 from raygenesis.transfer.initialisations import (
     PROBES,
@@ -97,15 +99,22 @@ def fine_tune(
 
 def _segmented(
     setup: TrialSetup, initialisation: Initialisation, trial: Trial, cases: TrialCases, folder: Place | None
-) -> tuple[TrainingOutcome, tuple[SegmentedCase, ...]]:
+) -> tuple[TrainingOutcome | None, tuple[SegmentedCase, ...]]:
     settings, shape = setup.settings, setup.form.input_shape
     unet = segmentation_network(initialisation, setup.num_classes, settings.mode, trial.seed, len(shape))
-    if settings.mode == "frozen":
-        unet.encoder.requires_grad_(False)
-    outcome = train_segmenter(unet, cases.labelled, setup, trial.seed, cases.validation)
+    network: nn.Module = unet
+    outcome, batch_size = None, settings.batch_size
+    if settings.mode == "probe":
+        levels = FeatureLevels(unet, settings.probe_features == "encoder+decoder")
+        network = fit_dense_probe(levels, cases.labelled, shape, setup.num_classes, trial.seed, setup.device)
+        batch_size = probe_batch_size(levels, batch_size)
+    else:
+        if settings.mode == "frozen":
+            unet.encoder.requires_grad_(False)
+        outcome = train_segmenter(unet, cases.labelled, setup, trial.seed, cases.validation)
     tested: list[SegmentedCase] = []
     for case in cases.test:
-        predicted = segment(unet, case.image, shape, settings.batch_size)
+        predicted = segment(network, case.image, shape, batch_size)
         if folder is not None:
             if not tested:
                 write_example(folder, initialisation.name, trial.labelled, case, predicted)

@@ -30,7 +30,7 @@ from tests.support.cases import box_case, example, form, grey_case, write_run
 
 SEGMENTATION, CLASSES = "segmentation", 3
 NUM_CLASSES = {SEGMENTATION: CLASSES, "classification": 2, "multilabel": 2, "regression": 0}
-MODES = ("full", "encoder", "frozen", "knn")
+MODES = ("full", "encoder", "frozen", "probe", "knn")
 TASKS_AND_MODES = [(task, mode) for task in NUM_CLASSES for mode in MODES if (task, mode) != (SEGMENTATION, "knn")]
 SEED = 3
 
@@ -77,7 +77,7 @@ def test_a_trial_tells_each_test_case_and_repeats_itself(
     assert all(np.isfinite(value) for value in figures(task, rows).values())
     again, same = tuned(task, starts["ours"], mode)
     assert rows == same
-    trains = task == SEGMENTATION or mode not in ("frozen", "knn")
+    trains = mode not in ("probe", "knn") and (task == SEGMENTATION or mode != "frozen")
     assert (learnt is not None) == trains
     if trains:
         assert learnt.losses == again.losses and len(learnt.losses) == 2
@@ -131,7 +131,7 @@ def test_a_segmentations_predictions_are_written_once(starts: dict[str, Initiali
 
 def test_neighbours_cannot_segment() -> None:
     knn = settings_from({"finetune": {"mode": "knn"}})
-    with pytest.raises(SettingsError, match=r"finetune\.mode=knn .*: give full, encoder or frozen to segment"):
+    with pytest.raises(SettingsError, match=r"finetune\.mode=knn .*: give full, encoder, frozen or probe to segment"):
         form_for(Target(SEGMENTATION, 3, ("a",), (example("s0"),)), knn.finetune, knn.intensity, (8, 8, 8))
     assert not form_for(
         Target("classification", 3, ("a", "b"), (example("s0"),)), knn.finetune, knn.intensity, (8, 8, 8)

@@ -1,0 +1,164 @@
+"""A dense linear probe: what a segmentation can read, by one linear map, from the frozen features of all levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.data.utils import dense_patch_slices
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn import functional
+
+from raygenesis.networks.layers import has_batch_statistics
+from raygenesis.networks.network import UNet
+from raygenesis.settings.streams import PROBED_VOXELS
+from raygenesis.transfer.cases import Case
+from raygenesis.transfer.learning import to_device
+
+NUM_VOXELS = 20_000  # that the linear map is fitted to, over all labelled cases
+BACKGROUND_SHARE = 0.5  # of them; the rest is drawn evenly over the foreground classes, or small ones would be lost
+MAX_ITERATIONS = 500  # of the solver; standardised features need about a hundred
+INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
+
+
+class FeatureLevels(nn.Module):
+    """The frozen levels of a network: images [n, 1, z, y, x] → features of each level, [n, channels, z / s, y / s, x / s].
+
+    with_decoder: the decoder's levels follow the encoder's.
+    """
+
+    def __init__(self, unet: UNet, with_decoder: bool) -> None:
+        super().__init__()
+        self.encoder, self.decoder = unet.encoder, unet.decoder if with_decoder else None
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        features = self.encoder(images)
+        return features if self.decoder is None else [*features, *self.decoder.levels_of(features)]
+
+
+class DenseProbe(nn.Module):
+    """A linear map of frozen features at each voxel: images [n, 1, z, y, x] → logits [n, num_classes, z, y, x].
+
+    A linear map and an interpolation commute: each level is mapped at its own resolution, where it has few voxels, and
+    what is interpolated are logits. weights: float32 [num_classes, channels of all levels]; intercepts: [num_classes].
+    """
+
+    def __init__(self, levels: FeatureLevels, weights: torch.Tensor, intercepts: torch.Tensor) -> None:
+        super().__init__()
+        self.levels = levels
+        self.register_buffer("weights", weights)
+        self.register_buffer("intercepts", intercepts)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        shape, first = images.shape[2:], 0
+        logits = self.intercepts.view(1, -1, *[1] * len(shape))
+        for level in self.levels(images):
+            own = self.weights[:, first : first + level.shape[1]]
+            mapped = torch.einsum("kc,nc...->nk...", own, level)
+            logits = logits + functional.interpolate(mapped, shape, mode=INTERPOLATIONS[len(shape)])
+            first += level.shape[1]
+        return logits
+
+
+def fit_dense_probe(
+    levels: FeatureLevels, cases: Sequence[Case], patch_shape: Sequence[int], num_classes: int, seed: int, device: str
+) -> DenseProbe:
+    """Fit a multinomial logistic regression to the features at some labelled voxels.
+
+    Voxels are drawn evenly over classes; the intercepts are then corrected to the classes' shares of all voxels (King
+    and Zeng 2001), without which small classes would be found everywhere. A class that no case has is never answered.
+
+    Args:
+        levels: Whose features are probed; its weights do not change.
+        cases: Labelled cases.
+        patch_shape: Sides of the windows that a network sees at once; each voxel's features are those of the window
+            whose centre is nearest to it, of those that overlap by half.
+        num_classes: Background included.
+        seed: Seed of the voxels.
+        device: Where the features are computed.
+    """
+    to_device(levels, device)
+    levels.eval().requires_grad_(False)
+    generator = PROBED_VOXELS.generator(seed)
+    features, classes, counts = [], [], np.zeros(num_classes)
+    for case in cases:
+        assert case.label is not None
+        counts += np.bincount(case.label.ravel(), minlength=num_classes)
+        chosen = draw_voxels(case.label, num_classes, NUM_VOXELS // len(cases), generator)
+        features.append(features_at(levels, case.image, chosen, patch_shape, device))
+        classes.append(case.label[tuple(chosen.T)])
+    weights, intercepts = _fit(np.concatenate(features), np.concatenate(classes), counts)
+    return DenseProbe(levels, torch.from_numpy(weights), torch.from_numpy(intercepts)).to(device)
+
+
+def draw_voxels(
+    label: NDArray[np.uint8], num_classes: int, most: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw places [m, ndim] of at most about `most` voxels, half of background and half evenly over the other classes.
+
+    Of a class that has fewer voxels all are drawn.
+    """
+    flat, chosen = label.ravel(), []
+    for number in range(num_classes):
+        share = BACKGROUND_SHARE if number == 0 else (1 - BACKGROUND_SHARE) / max(1, num_classes - 1)
+        members = np.flatnonzero(flat == number)
+        chosen.append(generator.permutation(members)[: max(1, round(share * most))])
+    return np.stack(np.unravel_index(np.concatenate(chosen), label.shape), 1)
+
+
+@torch.inference_mode()
+def features_at(
+    levels: FeatureLevels, image: NDArray[np.floating], voxels: NDArray[np.int64], patch_shape: Sequence[int],
+    device: str,
+) -> NDArray[np.float32]:  # fmt: skip
+    """The features of all levels at some voxels [m, ndim] of an image: float32 [m, channels of all levels].
+
+    Coarse levels are interpolated as `DenseProbe` interpolates their logits.
+    """
+    windows = dense_patch_slices(image.shape, patch_shape, [max(1, side // 2) for side in patch_shape])
+    corners = np.array([[part.start for part in window] for window in windows])
+    sides = np.array(patch_shape)
+    found: list[torch.Tensor] = [torch.empty(0)] * len(voxels)
+    distances = np.abs(voxels[:, None] + 0.5 - (corners + sides / 2)[None]).max(2)
+    nearest = distances.argmin(1)
+    for number in np.unique(nearest):
+        rows = np.flatnonzero(nearest == number)
+        patch = torch.tensor(image[windows[number]], dtype=torch.float32, device=device)[None, None]
+        # Voxels' centres in the window from -1 to 1, x first: what `grid_sample` takes.
+        places = 2 * (voxels[rows] - corners[number] + 0.5) / sides - 1
+        grid = torch.tensor(places[:, ::-1].copy(), dtype=torch.float32, device=device)
+        grid = grid.view(1, *[1] * (len(sides) - 1), len(rows), len(sides))
+        sampled = [
+            functional.grid_sample(level.float(), grid, padding_mode="border", align_corners=False).flatten(2)[0]
+            for level in levels(patch)
+        ]
+        for row, vector in zip(rows, torch.cat(sampled).T.cpu(), strict=True):
+            found[row] = vector
+    return torch.stack(found).numpy()
+
+
+def probe_batch_size(levels: FeatureLevels, batch_size: int) -> int:
+    """Windows to look at together: one alone where they would change each other by a batch's own statistics."""
+    return 1 if has_batch_statistics(levels) else batch_size
+
+
+def _fit(
+    features: NDArray[np.float32], classes: NDArray[np.uint8], counts: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights [num_classes, channels] and intercepts [num_classes] for features as they are; counts: of all voxels."""
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression(max_iter=MAX_ITERATIONS).fit(scaler.transform(features), classes)
+    there, coefficients, intercepts = model.classes_, model.coef_, model.intercept_
+    if len(there) == 2:  # scikit-learn then has one row, of the second class
+        coefficients, intercepts = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-1, 1]) * intercepts / 2
+    drawn = np.bincount(classes, minlength=len(counts))[there]
+    weights = np.zeros((len(counts), features.shape[1]))
+    weights[there] = coefficients / scaler.scale_
+    shifted = np.full(len(counts), -np.inf)
+    shifted[there] = intercepts - weights[there] @ scaler.mean_ + np.log(counts[there] / drawn)
+    # A finite number far below all others: infinities would not survive averaging over windows.
+    return weights.astype(np.float32), np.maximum(shifted, -1e4).astype(np.float32)
