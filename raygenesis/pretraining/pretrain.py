@@ -176,7 +176,9 @@ def _manifest(
 ) -> RunManifest:
     """What the best epoch reached on held-out subjects, and what went wrong."""
     best = best_of(task, history)
-    mean_image = mean_image_error(samples["train"], samples["validation"]) if task.architecture.restores else None
+    mean_image = None
+    if task.architecture.restores:
+        mean_image = mean_image_error(samples["train"], samples["validation"], task.held_out_places)
     counts = RunCounts(
         epochs=len(history), patterns=len(samples["train"]), classes=task.puzzle.num_classes if task.puzzle else 0
     )

@@ -16,10 +16,11 @@ from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import Prediction, PretextNetwork, enable_gradient_checkpointing
 from raygenesis.pretraining import monitors
 from raygenesis.pretraining.corruption_sets import CORRUPTIONS, CorruptionSet
-from raygenesis.pretraining.corruptions import check_fits, corrupt
+from raygenesis.pretraining.corruptions import check_fits, corrupt, masked_places
 from raygenesis.pretraining.draws import Draws
 from raygenesis.pretraining.pretexts import Pretext, pretext_of
 from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
+from raygenesis.pretraining.restoration import blank_error, restoration_error
 from raygenesis.pretraining.schedule import learning_rate
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.training.experiment import Tuning
@@ -39,12 +40,14 @@ class PretextBatch(NamedTuple):
     """A batch as the network sees it.
 
     shown: images, float32 [n × images of each, 1, z, y, x]; original: what the decoder should restore, float32 [n, 1,
-    z, y, x]; answers: what the head should answer, int64 [n] or [n, several], if there is a head.
+    z, y, x]; answers: what the head should answer, int64 [n] or [n, several], if there is a head; masked: the voxels
+    that are to be restored, bool like original, all when None.
     """
 
     shown: torch.Tensor
     original: torch.Tensor
     answers: torch.Tensor | None
+    masked: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class PretextTask:
             head=self.puzzle.head if self.puzzle else None,
             num_classes=self.puzzle.num_classes if self.puzzle else 0,
             restores=self.pretext.lambda_rec is not None,
+            skips=self.pretext.skips,
         )
 
     @property
@@ -192,9 +196,9 @@ class PretextTask:
         parts = self._parts(prediction, pretext_batch)
         parts["loss"] = self._joint(parts)
         if prediction.restored is not None:
-            original = pretext_batch.original.flatten(1)
-            parts["identity"] = (pretext_batch.shown.flatten(1) - original).square().mean(1)
-            parts["blank"] = original.var(1, correction=0)
+            original, masked = pretext_batch.original, pretext_batch.masked
+            parts["identity"] = restoration_error(pretext_batch.shown, original, masked)
+            parts["blank"] = blank_error(original, masked)
         vectors_each = len(prediction.embedding) // len(batch.cubes)
         moments = {name: value / vectors_each for name, value in monitors.moments(prediction.embedding).items()}
         count = parts["loss"].new_tensor(len(batch.cubes))
@@ -225,14 +229,21 @@ class PretextTask:
 
     def make_batch(self, batch: Batch, epoch: int) -> PretextBatch:
         """Corrupt the cubes of a batch and make the puzzle's questions; draws belong to the pattern and the epoch."""
-        device = batch.cubes.device
-        draws = Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(device), epoch)
+        device, draws = batch.cubes.device, self._draws(batch, epoch)
         shown, original = corrupt(batch.cubes, draws, self.corruption)
         answers = None
         if self.puzzle is not None:
             labels = batch.columns["reference"].astype("int64") * self.num_coordinates + batch.columns["coordinate"]
             shown, answers = self.puzzle.ask(shown, torch.from_numpy(labels).to(device), draws)
-        return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers)
+        masked = masked_places(batch.cubes, draws, self.corruption)
+        return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers, masked)
+
+    def held_out_places(self, batch: Batch) -> torch.Tensor | None:
+        """The voxels of held-out cubes that are to be restored, bool [n, 1, z, y, x]; None where all are."""
+        return masked_places(batch.cubes, self._draws(batch, VALIDATION_EPOCH), self.corruption)
+
+    def _draws(self, batch: Batch, epoch: int) -> Draws:
+        return Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(batch.cubes.device), epoch)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -249,7 +260,7 @@ class PretextTask:
         if self.puzzle is not None and prediction.logits is not None and batch.answers is not None:
             parts["classification"], parts["accuracy"] = self.puzzle.grade(prediction.logits, batch.answers)
         if prediction.restored is not None:
-            parts["restoration"] = (prediction.restored - batch.original).square().flatten(1).mean(1)
+            parts["restoration"] = restoration_error(prediction.restored, batch.original, batch.masked)
         return parts
 
     def _joint(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -24,6 +24,7 @@ from raygenesis.pretraining.puzzles import PUZZLES
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.settings import PretrainingSettings
 from raygenesis.training.loop import Callbacks, run_epochs
+from raygenesis.workspace.artifacts import PATTERNS
 from tests.support.synthetic import pattern_table, samples
 
 SHAPE = (32, 32, 32)  # the least that painting's boxes need
@@ -162,10 +163,10 @@ def test_labels_count_the_references_and_the_coordinates_in_use():
     cubes.columns["label"] = np.array([0, 1, 3, 4], np.int32)  # as stored, of C = 3
     model = chosen.build().eval()
     assert chosen.puzzle.num_classes == model.head.linear.out_features == 4
-    corrupted, _, labels = chosen.make_batch(cubes, 0)
-    assert labels.tolist() == [0, 1, 2, 3]
+    made = chosen.make_batch(cubes, 0)
+    assert made.answers.tolist() == [0, 1, 2, 3]
     with torch.no_grad():
-        expected = cross_entropy(model(corrupted).logits, [0, 1, 2, 3])
+        expected = cross_entropy(model(made.shown).logits, [0, 1, 2, 3])
         assert chosen.losses(model, cubes, 0)["classification"].item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -251,7 +252,8 @@ def test_the_seed_decides_the_weights():
 PARTS = {
     "semantic-genesis": "cr", "models-genesis": "r", "self-classification": "c", "in-painting": "r",
     "patch-shuffling": "r", "auto-encoder": "r", "in-painting+semantics": "cr", "patch-shuffling+semantics": "cr",
-    "models-genesis+semantics": "cr", "rubiks-cube": "c", "rotation": "c",
+    "models-genesis+semantics": "cr", "rubiks-cube": "c", "rotation": "c", "mae": "r",
+    "models-genesis-on-patterns": "r",
 }  # fmt: skip
 
 
@@ -287,6 +289,37 @@ def test_the_auto_encoder_is_shown_what_it_restores():
     made = task(pretext="auto-encoder").make_batch(batch(), 3)
     assert torch.equal(made.shown, made.original) and torch.equal(made.original, batch().cubes)
     assert made.answers is None
+
+
+def noise_is_restored(**settings):
+    """The held-out error of independent noise, of which no voxel tells another, and of answering its mean."""
+    flat = (32, 32)
+    chosen = replace(task(num_joint_epochs=28, base_width=4, learning_rate=3e-3, **settings), sample_shape=flat)
+    train, held_out = (samples(pattern_table(48, flat, 1, first), flat) for first in (0, 100))
+    row = run_epochs(chosen, train, held_out).history[-1]
+    return row["val_restoration"] / row["val_blank"]
+
+
+def test_the_auto_encoder_cannot_copy_what_a_network_with_skips_copies():
+    copied = noise_is_restored(pretext="models-genesis", corruption="none")
+    assert copied < 0.3 and noise_is_restored(pretext="auto-encoder") > 0.9
+
+
+def test_the_control_is_semantic_genesis_without_its_labels():
+    """The same cubes, corrupted alike, restored by the same network from the same weights to the same loss."""
+    semantic, control = (task(pretext=name) for name in ("semantic-genesis", "models-genesis-on-patterns"))
+    assert control.pretext.store == semantic.pretext.store == PATTERNS
+    for epoch in (0, 3, VALIDATION_EPOCH):
+        theirs, ours = (chosen.make_batch(batch(), epoch) for chosen in (semantic, control))
+        assert torch.equal(ours.shown, theirs.shown) and torch.equal(ours.original, theirs.original)
+        assert ours.answers is None and theirs.answers is not None
+    model, other = control.build().eval(), semantic.build().eval()
+    assert model.head is None and control.chance is None
+    with torch.no_grad():
+        losses, theirs = control.losses(model, batch(), 3), semantic.losses(other, batch(), 3)
+    assert losses.keys() == {"loss", "restoration"}
+    assert losses["loss"].item() == losses["restoration"].item() == theirs["restoration"].item()
+    assert [control.phase(epoch) for epoch in range(5)] == ["restoration"] * 5  # as many epochs, all of restoration
 
 
 def test_a_corruption_of_ones_own_replaces_the_pretext_tasks():
