@@ -151,6 +151,10 @@ def _check_extension(folder: Place, settings: PretrainingSettings) -> None:
         raise SettingsError(
             "pretraining.schedule=cosine ends where the run ended, and cannot be extended: start another run"
         )
+    if settings.scale_stages:
+        raise SettingsError(
+            "pretraining.scale_stages=true divides the epochs that there are, and cannot be extended: start another run"
+        )
 
 
 class Retrieval(NamedTuple):

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from raygenesis.errors import SettingsError
@@ -22,6 +24,7 @@ from raygenesis.pretraining.pretexts import Pretext, pretext_of
 from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
 from raygenesis.pretraining.restoration import blank_error, restoration_error
 from raygenesis.pretraining.schedule import learning_rate
+from raygenesis.pretraining.stages import check_epochs, stage_of
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.training.experiment import Tuning
 from raygenesis.training.feeding import Batch
@@ -60,9 +63,12 @@ class PretextTask:
         sample_shape: Sides of a cube, z y x (2D: y x).
         num_references: References of the store, R.
         num_coordinates: Coordinates in use, C; the pseudo-label of a pattern is reference × C + coordinate.
+        stages: Numbers of the scales that are learnt from together, one stage after the other in each phase; all scales
+            in every epoch without stages.
 
     Raises:
-        SettingsError: There is no such task, or its puzzle, corruption or network does not fit the cubes.
+        SettingsError: There is no such task, its puzzle, corruption or network does not fit the cubes, or a phase is
+            too short for the stages.
     """
 
     settings: PretrainingSettings
@@ -72,11 +78,13 @@ class PretextTask:
     num_coordinates: int
     name: str = "pretrain"
     sample_key: str = "pattern_id"
+    stages: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         # Looked up here, once: an entry that a script adds to a table is there, but not in the workers' tables.
         _ = self.puzzle
         check_fits(self.sample_shape, self.corruption)
+        check_epochs(self.phases, len(self.stages))
         network, divisor = self.settings.network, NETWORK_DIVISORS[self.settings.network]
         if any(side % divisor for side in self.sample_shape):
             raise SettingsError(
@@ -144,7 +152,20 @@ class PretextTask:
         return model.to(memory_format=self._memory_format)  # type: ignore[call-overload] # not among torch's overloads
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
+        parameters: Any = model.parameters()
+        if self.settings.joint_encoder_rate is not None:
+            encoder: list[nn.Parameter] = []
+            others: list[nn.Parameter] = []
+            for name, weights in model.named_parameters():
+                (encoder if name.startswith("encoder.") else others).append(weights)
+            parameters = [{"params": encoder}, {"params": others}]
+        return torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+
+    def rate_factors(self, epoch: int) -> Sequence[float]:
+        factor = self.settings.joint_encoder_rate
+        if factor is None:
+            return (1.0,)
+        return (factor if self.phase(epoch) == JOINT else 1.0, 1.0)
 
     def phase(self, epoch: int) -> str:
         """Name of the phase of an epoch.
@@ -158,6 +179,19 @@ class PretextTask:
             return RESTORATION
         first = self.settings.num_classification_epochs if self.pretext.lambda_cls else 0
         return CLASSIFICATION if epoch < first else JOINT
+
+    @cached_property
+    def phases(self) -> tuple[str, ...]:
+        """The phase of every epoch."""
+        return tuple(self.phase(epoch) for epoch in range(self.num_epochs))
+
+    def scales(self, epoch: int) -> tuple[int, ...] | None:
+        """Numbers of the scales that an epoch learns from; None for all."""
+        return self.stages[stage_of(epoch, self.phases, len(self.stages))] if self.stages else None
+
+    def learns_from(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> NDArray[np.bool_] | None:
+        scales = self.scales(epoch)
+        return None if scales is None else np.isin(columns["scale"], scales)
 
     @property
     def tuning(self) -> Tuning:
@@ -210,9 +244,9 @@ class PretextTask:
         return {**{name: value.item() for name, value in means.items()}, **spread}
 
     def score(self, row: EpochRow) -> float:
-        """The loss on held-out subjects; before the last phase nothing is best but the newest."""
-        last = self.phase(self.num_epochs - 1)
-        if row["phase"] != last:
+        """The loss on held-out subjects; before the last phase, or stage, nothing is best but the newest."""
+        last = self.phases[-1]
+        if row["phase"] != last or (self.stages and self.scales(row["epoch"]) != self.stages[-1]):
             return math.inf
         return row["val_classification"] if last == CLASSIFICATION else row["val_loss"]
 

@@ -77,6 +77,60 @@ def test_the_learning_rate_halves_every_so_many_epochs():
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 1e-3 / 1024])
 
 
+def steps_of(chosen):
+    """By epoch: the phase, and the farthest that a weight of each part moves in its first step, in learning rates."""
+    flat = (32, 32)
+    chosen = replace(chosen, sample_shape=flat)
+    train, held_out = (samples(pattern_table(12, flat, 3, first), flat) for first in (0, 100))
+    moved, now = {}, {name: value.detach().clone() for name, value in chosen.build().named_parameters()}
+
+    def watch(progress, row):
+        for name, value in progress.model.named_parameters():
+            part, far = name.partition(".")[0], float((value.detach() - now[name]).abs().max()) / row["learning_rate"]
+            at = moved.setdefault(row["step"], {"phase": row["phase"]})
+            at[part] = max(far, at.get(part, 0.0))
+            now[name] = value.detach().clone()
+
+    run_epochs(chosen, train, held_out, callbacks=Callbacks(on_step=watch))
+    return moved
+
+
+def test_the_encoder_may_have_a_lower_rate_in_the_joint_phase():
+    """The first step of Adam moves each weight by the rate."""
+    joint = steps_of(task(num_classification_epochs=0, num_joint_epochs=1, joint_encoder_rate=0.1))[0]
+    assert joint["phase"] == "joint" and joint["encoder"] == pytest.approx(0.1, rel=1e-3)
+    assert joint["decoder"] == pytest.approx(1, rel=1e-3) and joint["head"] == pytest.approx(1, rel=1e-3)
+    alone = steps_of(task(num_classification_epochs=1, num_joint_epochs=0, joint_encoder_rate=0.1))[0]
+    assert alone["phase"] == "classification" and alone["encoder"] == pytest.approx(1, rel=1e-3)
+    restoring = steps_of(task(pretext="models-genesis", num_joint_epochs=1, joint_encoder_rate=0.1))[0]
+    assert restoring["phase"] == "restoration" and restoring["encoder"] == pytest.approx(1, rel=1e-3)
+
+
+def test_both_phases_have_their_rates_one_after_the_other():
+    chosen = task(joint_encoder_rate=0.25, num_classification_epochs=1, num_joint_epochs=1)
+    assert [tuple(chosen.rate_factors(epoch)) for epoch in range(2)] == [(1.0, 1.0), (0.25, 1.0)]
+    encoder, others = chosen.optimizer(model := chosen.build()).param_groups
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    assert {names[id(weight)].partition(".")[0] for weight in encoder["params"]} == {"encoder"}
+    assert {names[id(weight)].partition(".")[0] for weight in others["params"]} == {"decoder", "head"}
+    assert len(encoder["params"]) + len(others["params"]) == len(names)
+
+
+def test_without_a_rate_of_its_own_the_optimizers_state_is_what_it_was():
+    """Checkpoints that were written before there was such a setting still load."""
+    chosen = task()
+    model = chosen.build()
+    before = torch.optim.Adam(model.parameters(), lr=chosen.settings.learning_rate).state_dict()
+    assert chosen.optimizer(model).state_dict() == before and len(before["param_groups"]) == 1
+    flat = replace(chosen, sample_shape=(32, 32))
+    data = [samples(pattern_table(12, (32, 32), 3, first), (32, 32)) for first in (0, 100)]
+    plain, one = (run_epochs(each, *data) for each in (flat, replace(
+        flat, settings=flat.settings.model_copy(update={"joint_encoder_rate": 1.0})
+    )))  # fmt: skip
+    assert plain.history[-1]["train_loss"] == one.history[-1]["train_loss"]
+    assert all(torch.equal(plain.best[name], value) for name, value in one.best.items())
+
+
 def test_the_decoder_is_frozen_in_the_classification_phase_and_trained_after_it():
     flat = (32, 32)
     chosen = replace(task(num_classification_epochs=2, num_joint_epochs=1), sample_shape=flat)
