@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,7 +10,8 @@ class Architecture:
     """What it takes to build a network again; stored beside its weights.
 
     network: `unet`, `i3d`, or a name of `monai_networks`. head: what answers at the bottleneck, `classification` or
-    `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder.
+    `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder. skips:
+    whether the decoder sees the encoder's finer levels, and not the bottleneck alone.
     """
 
     ndim: int = 3
@@ -20,3 +21,5 @@ class Architecture:
     head: str | None = None
     num_classes: int = 0
     restores: bool = True
+    # Not in the representation, which is the fingerprint of random weights: those that are kept stay what they were.
+    skips: bool = field(default=True, repr=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -47,19 +48,29 @@ class PretextNetwork(nn.Module):
         features = self.encoder(images)
         restored = None
         if restore and self.decoder is not None:
+            seen = features if self.architecture.skips else without_skips(features)
             # In float32 also under autocast: a sigmoid of 8 bits is too coarse an image.
-            restored = torch.sigmoid(self.decoder(features).float())
+            restored = torch.sigmoid(self.decoder(seen).float())
         logits = None if self.head is None else self.head(features[-1]).float()
         return Prediction(global_average_pool(features[-1]).float(), logits, restored)
 
+    @property
+    def unet_decoder(self) -> ImageDecoder | None:
+        """The decoder as a U-Net can go on from it; None without one, or where it has learnt without skips."""
+        return self.decoder if self.architecture.skips else None
+
 
 class UNet(nn.Module):
-    """Encoder and decoder for a segmentation target: [n, 1, z, y, x] → logits [n, num_out, z, y, x]."""
+    """Encoder and decoder for a segmentation target: [n, 1, z, y, x] → logits [n, num_out, z, y, x].
+
+    The decoder has skips, whatever the architecture that weights were pretrained in.
+    """
 
     def __init__(self, num_out: int, architecture: Architecture | None = None) -> None:
         super().__init__()
-        self.encoder = build_encoder(architecture or Architecture())
-        self.decoder = build_decoder(architecture or Architecture(), num_out)
+        architecture = replace(architecture or Architecture(), skips=True)
+        self.encoder = build_encoder(architecture)
+        self.decoder = build_decoder(architecture, num_out)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(images))
@@ -77,7 +88,7 @@ def _unet_encoder(architecture: Architecture) -> ImageEncoder:
 
 
 def _unet_decoder(architecture: Architecture, num_out: int) -> ImageDecoder:
-    return UNetDecoder(architecture.ndim, architecture.base_width, num_out, architecture.norm)
+    return UNetDecoder(architecture.ndim, architecture.base_width, num_out, architecture.norm, skips=architecture.skips)
 
 
 def _monai_encoder(architecture: Architecture) -> ImageEncoder:
@@ -105,6 +116,14 @@ def build_encoder(architecture: Architecture) -> ImageEncoder:
 def build_decoder(architecture: Architecture, num_out: int) -> ImageDecoder:
     """Build the decoder of an architecture: from its encoder's features to images of `num_out` channels."""
     return BUILDERS.get(architecture.network, MONAI).decoder(architecture, num_out)
+
+
+def without_skips(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The features of all levels, finest first, with zeros, which take no memory, in place of all but the bottleneck's.
+
+    So the decoders of all networks can do without skips; the U-Net's has no layers for them either.
+    """
+    return [*(level.new_zeros(()).expand(level.shape) for level in features[:-1]), features[-1]]
 
 
 def enable_gradient_checkpointing(model: PretextNetwork) -> None:

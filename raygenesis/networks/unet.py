@@ -41,16 +41,19 @@ class UNetEncoder(ImageEncoder):
 
 
 class UNetDecoder(ImageDecoder):
-    """The U-Net's decoder: transposed convolutions and skips."""
+    """The U-Net's decoder: transposed convolutions and, unless `skips` is false, skips from the encoder's levels."""
 
     output_layer = "output"
 
-    def __init__(self, ndim: int = 3, base_width: int = 32, num_out: int = 1, norm: str = "batch") -> None:
+    def __init__(
+        self, ndim: int = 3, base_width: int = 32, num_out: int = 1, norm: str = "batch", skips: bool = True
+    ) -> None:
         super().__init__()
+        self.skips = skips
         widths = level_widths(base_width)
         pairs = list(zip(reversed(widths[:-1]), reversed(widths[1:]), strict=True))
         self.ups = nn.ModuleList(TRANSPOSED[ndim](width, width, 2, stride=2) for _, width in pairs)
-        self.levels = nn.ModuleList(DoubleConv(ndim, skip + below, skip, skip, norm) for skip, below in pairs)
+        self.levels = nn.ModuleList(DoubleConv(ndim, skip * skips + below, skip, skip, norm) for skip, below in pairs)
         self.output = CONV[ndim](widths[0], num_out, 1)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -60,6 +63,7 @@ class UNetDecoder(ImageDecoder):
         below, found = features[-1], []
         for up, level, skip in zip(self.ups, self.levels, reversed(features[:-1]), strict=True):
             # What comes from below first: published weights expect it.
-            below = run_layer(level, torch.cat([up(below), skip], 1), recompute=self.gradient_checkpointing)
+            seen = torch.cat([up(below), skip], 1) if self.skips else up(below)
+            below = run_layer(level, seen, recompute=self.gradient_checkpointing)
             found.append(below)
         return found

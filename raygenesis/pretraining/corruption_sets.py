@@ -14,7 +14,7 @@ class CorruptionSet:
     Attributes:
         exclusive: Each sample gets exactly one of shuffling, non-linear intensities, in- and out-painting, with
             probability 1/4 each; their own probabilities and `inpaint_share` then have no effect, and nothing is
-            swapped.
+            swapped. Masks are not among them.
     """
 
     name: str
@@ -32,10 +32,13 @@ class CorruptionSet:
     swap_probability: float = 0.0
     swap_number: int = 10  # pairs of blocks that change places, one pair after the other
     swap_fractions: tuple[int, int] = (8, 4)  # block sides are dim // first..dim // second, at least 1
+    mask_ratio: float = 0.0  # share of each sample's units that are masked; only these voxels are then to be restored
 
     def __post_init__(self) -> None:
         if max(*self.inpaint_blocks, *self.outpaint_windows) > MOST_BOXES:
             raise ValueError(f"'{self.name}' asks for more than {MOST_BOXES} blocks or windows")
+        if not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"'{self.name}' has mask_ratio {self.mask_ratio}: a share, from 0 to 1, is right")
         if not 2 <= self.swap_fractions[1] <= self.swap_fractions[0]:
             raise ValueError(f"'{self.name}' has swap_fractions {self.swap_fractions}: falling, 2 or more, are right")
 
@@ -50,8 +53,8 @@ _NOTHING = replace(
     paint_probability=0.0,
 )
 
-# `semantic-genesis-paper` does not flip: a flipped pattern has lost the side that its pseudo-label names, and the paper's
-# text names four corruptions, no flip among them.
+# `semantic-genesis-paper` does not flip: a flipped pattern has lost the side that its pseudo-label names, and the
+# paper's text names four corruptions, no flip among them.
 # `semantic-genesis-released` leaves out the elastic warp that the released code always applies: its
 # target is the unwarped cube and nothing in the input tells the warp, so it cannot be learnt.
 CORRUPTIONS: dict[str, CorruptionSet] = {
@@ -75,6 +78,7 @@ CORRUPTIONS: dict[str, CorruptionSet] = {
             inpaint_blocks=(1, 5),  # always a hole: a cube without one teaches nothing
         ),
         replace(_NOTHING, name="patch-shuffling", swap_probability=1.0),
+        replace(_NOTHING, name="mae", mask_ratio=0.7),
         _NOTHING,
     )
 }

@@ -1,9 +1,9 @@
-"""Corrupting a batch: which samples get which corruption, in what order (Models Genesis, and block swapping).
+"""Corrupting a batch: which samples get which corruption, in what order (Models Genesis, block swapping, masks).
 
 The corruptions are those of Zhou et al., MICCAI 2019, which the paper of Semantic Genesis takes over; block swapping is
-that of Chen et al., Medical Image Analysis 2019. Everything works on whole batches float32 [N, channels, *spatial] in
-[0, 1] with two or three spatial axes, on CPU or GPU. Intensity curves differ between samples; shuffling, swapping and
-painting hit the same voxels in all channels of a sample.
+that of Chen et al., Medical Image Analysis 2019; masks are those of `masks`. Everything works on whole batches float32
+[N, channels, *spatial] in [0, 1] with two or three spatial axes, on CPU or GPU. Intensity curves differ between
+samples; shuffling, swapping, painting and masks hit the same voxels in all channels of a sample.
 
 What a sample draws is small (axes, boxes, curves, numbers of replays) and drawn for the whole batch
 at once. The voxels are then changed sample by sample on a CPU, in its cache, and all at once on a
@@ -39,6 +39,7 @@ from raygenesis.pretraining.corruption_steps import (
     window_sides,
 )
 from raygenesis.pretraining.draws import Draws
+from raygenesis.pretraining.masks import mask, masked_units, masked_voxels
 
 _CPU_PART, _GPU_PART = 2**17, 2**30  # values changed at once; voxels are numbered by int32
 
@@ -115,6 +116,14 @@ def corrupt(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> tup
     return corrupted, target
 
 
+def masked_places(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> torch.Tensor | None:
+    """The voxels of corrupted cubes that `corrupt` masks, bool [N, 1, *spatial]; None where a set masks nothing."""
+    if not corruption.mask_ratio:
+        return None
+    spatial = cubes.shape[2:]
+    return masked_voxels(masked_units(draws, spatial, corruption.mask_ratio), spatial)
+
+
 def check_fits(spatial: Sequence[int], corruption: CorruptionSet) -> None:
     """Raise CubeTooSmallError if cubes of this shape cannot be painted or have blocks swapped as the set asks."""
     inpainted = corruption.paint_probability * corruption.inpaint_share
@@ -176,6 +185,9 @@ def _changes(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> li
     at, own = _members(painted, draws)
     if at:
         steps.append(CorruptionStep(paint, at, painting(own, shape, chosen.outpaint[painted], corruption)))
+    if corruption.mask_ratio:
+        units = masked_units(draws, shape[1:], corruption.mask_ratio)
+        steps.append(CorruptionStep(mask, list(range(len(units))), (units,)))
     return steps
 
 

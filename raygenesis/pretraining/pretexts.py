@@ -23,6 +23,7 @@ class Pretext:
         puzzle: What the head answers, a name in `PUZZLES`; no head when None. With a decoder it must be `label`, since
             what other puzzles show is not what is to be restored.
         lambda_cls: Weight of the puzzle in the loss; None without a puzzle.
+        skips: Whether the decoder sees the encoder's finer levels, and not the bottleneck alone.
     """
 
     store: Artifact[Any]
@@ -30,6 +31,7 @@ class Pretext:
     lambda_rec: float | None = None
     puzzle: str | None = None
     lambda_cls: float | None = None
+    skips: bool = True
 
 
 _RESTORATION = Pretext(store=CROPS, lambda_rec=1.0)
@@ -43,7 +45,9 @@ PRETEXTS: dict[str, Pretext] = {
     "self-classification": Pretext(store=PATTERNS, corruption="semantic-genesis-paper", puzzle="label", lambda_cls=1.0),
     "in-painting": replace(_RESTORATION, corruption="in-painting"),
     "patch-shuffling": replace(_RESTORATION, corruption="patch-shuffling"),
-    "auto-encoder": _RESTORATION,
+    # Without skips: through them the identity is learnt at once, past the bottleneck.
+    "auto-encoder": replace(_RESTORATION, skips=False),
+    "mae": replace(_RESTORATION, corruption="mae"),
     "in-painting+semantics": replace(_SEMANTICS, corruption="in-painting"),
     "patch-shuffling+semantics": replace(_SEMANTICS, corruption="patch-shuffling"),
     "models-genesis+semantics": replace(_SEMANTICS, corruption="models-genesis"),
@@ -65,6 +69,12 @@ def pretext_of(settings: PretrainingSettings) -> Pretext:
         raise SettingsError(
             f"pretraining.corruption={settings.corruption!r} is unknown: choose one of {', '.join(CORRUPTIONS)}"
         )
+    corruption = settings.corruption or pretext.corruption
+    if CORRUPTIONS[pretext.corruption].mask_ratio and not CORRUPTIONS[corruption].mask_ratio:
+        raise SettingsError(
+            f"pretraining.corruption={corruption!r} masks nothing, and the pretext task {settings.pretext} "
+            "learns from what is masked alone: leave it out, or choose another pretraining.pretext"
+        )
     for key, part in (("lambda_rec", "restores nothing"), ("lambda_cls", "classifies nothing")):
         weight = getattr(settings, key)
         if weight is not None and getattr(pretext, key) is None:
@@ -76,7 +86,7 @@ def pretext_of(settings: PretrainingSettings) -> Pretext:
             pretext = replace(pretext, **{key: weight})
     if not (pretext.lambda_rec or pretext.lambda_cls):
         raise SettingsError(f"the weights λ of the pretext task {settings.pretext} are all 0: raise one of them")
-    return replace(pretext, corruption=settings.corruption or pretext.corruption)
+    return replace(pretext, corruption=corruption)
 
 
 def table() -> list[str]:

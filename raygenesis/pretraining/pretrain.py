@@ -151,6 +151,10 @@ def _check_extension(folder: Place, settings: PretrainingSettings) -> None:
         raise SettingsError(
             "pretraining.schedule=cosine ends where the run ended, and cannot be extended: start another run"
         )
+    if settings.scale_stages:
+        raise SettingsError(
+            "pretraining.scale_stages=true divides the epochs that there are, and cannot be extended: start another run"
+        )
 
 
 class Retrieval(NamedTuple):
@@ -176,7 +180,9 @@ def _manifest(
 ) -> RunManifest:
     """What the best epoch reached on held-out subjects, and what went wrong."""
     best = best_of(task, history)
-    mean_image = mean_image_error(samples["train"], samples["validation"]) if task.architecture.restores else None
+    mean_image = None
+    if task.architecture.restores:
+        mean_image = mean_image_error(samples["train"], samples["validation"], task.held_out_places)
     counts = RunCounts(
         epochs=len(history), patterns=len(samples["train"]), classes=task.puzzle.num_classes if task.puzzle else 0
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch.nn import functional
 
 from raygenesis.networks.encoder import ImageEncoder
-from raygenesis.training.feeding import Samples, ordered_batches
+from raygenesis.pretraining.restoration import restoration_error
+from raygenesis.training.feeding import Batch, Samples, ordered_batches
 
 BATCH_SIZE = 32
 NUM_QUERIES = 256  # whose similarities to all samples are computed at once
@@ -55,14 +58,20 @@ def place_precision(embedding: torch.Tensor, samples: Samples) -> float:
     return float(np.mean(precisions)) if precisions else float("nan")
 
 
-def mean_image_error(train: Samples, validation: Samples) -> float:
-    """Mean squared error, on held-out cubes, of always answering with the mean training cube."""
+def mean_image_error(
+    train: Samples, validation: Samples, masked: Callable[[Batch], torch.Tensor | None] = lambda _: None
+) -> float:
+    """Mean squared error, on held-out cubes, of always answering with the mean training cube.
+
+    Args:
+        train: What the mean is of.
+        validation: The held-out cubes.
+        masked: The voxels of a batch that count, bool like its cubes; all when it returns None.
+    """
     total = np.zeros(train.shape, np.float64)
     for indices in ordered_batches(len(train), BATCH_SIZE):
         total += train.batch(indices).cubes.double().sum((0, 1)).numpy()
     mean = torch.from_numpy(total / len(train)).float()
-    errors = [
-        (validation.batch(indices).cubes[:, 0] - mean).square().flatten(1).mean(1)
-        for indices in ordered_batches(len(validation), BATCH_SIZE)
-    ]
+    batches = (validation.batch(indices) for indices in ordered_batches(len(validation), BATCH_SIZE))
+    errors = [restoration_error(mean, batch.cubes, masked(batch)) for batch in batches]
     return float(torch.cat(errors).mean())

@@ -6,8 +6,9 @@ import json
 
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import pretext_of
+from raygenesis.pretraining.stages import check_crops, stages_of
 from raygenesis.pretraining.task import PretextTask
-from raygenesis.settings import DiscoverySettings, PretrainingSettings, Settings, adopt, flatten, settings_from
+from raygenesis.settings import DiscoverySettings, PretrainingSettings, Scale, Settings, adopt, flatten, settings_from
 from raygenesis.training.trackers import check_trackers
 from raygenesis.workspace.artifacts import CROPS, PATTERNS
 from raygenesis.workspace.manifest import StoreManifest
@@ -58,7 +59,11 @@ def pretext_task(settings: PretrainingSettings, seed: int, store: StoreManifest)
                 f"pretraining.{key}={number} is more than the {most} in the store: lower it, or {again}"
             )
     coordinates = settings.num_coordinates or counts.coordinates
-    return PretextTask(settings, seed, tuple(store.cube_shape), counts.references, coordinates)
+    scales = [Scale(**scale) for scale in store.settings["discovery"]["scales"]] if settings.scale_stages else []
+    if pretext_of(settings).store == CROPS:
+        check_crops(coordinates, len(scales))
+    stages = stages_of(settings, scales)
+    return PretextTask(settings, seed, tuple(store.cube_shape), counts.references, coordinates, stages=stages)
 
 
 def check_pretext(
@@ -75,7 +80,7 @@ def check_pretext(
     if store is not None:
         pretext_task(settings, 0, store)
         return
-    PretextTask(settings, 0, discovery.cube_shape, 1, 1)
+    PretextTask(settings, 0, discovery.cube_shape, 1, 1, stages=stages_of(settings, discovery.scales))
     if pretext_of(settings).store != PATTERNS:
         return
     for name in ("num_neighbours", "num_coordinates"):

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from raygenesis.errors import SettingsError
@@ -16,11 +18,13 @@ from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import Prediction, PretextNetwork, enable_gradient_checkpointing
 from raygenesis.pretraining import monitors
 from raygenesis.pretraining.corruption_sets import CORRUPTIONS, CorruptionSet
-from raygenesis.pretraining.corruptions import check_fits, corrupt
+from raygenesis.pretraining.corruptions import check_fits, corrupt, masked_places
 from raygenesis.pretraining.draws import Draws
 from raygenesis.pretraining.pretexts import Pretext, pretext_of
 from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
+from raygenesis.pretraining.restoration import blank_error, restoration_error
 from raygenesis.pretraining.schedule import learning_rate
+from raygenesis.pretraining.stages import check_epochs, stage_of
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.training.experiment import Tuning
 from raygenesis.training.feeding import Batch
@@ -39,12 +43,14 @@ class PretextBatch(NamedTuple):
     """A batch as the network sees it.
 
     shown: images, float32 [n × images of each, 1, z, y, x]; original: what the decoder should restore, float32 [n, 1,
-    z, y, x]; answers: what the head should answer, int64 [n] or [n, several], if there is a head.
+    z, y, x]; answers: what the head should answer, int64 [n] or [n, several], if there is a head; masked: the voxels
+    that are to be restored, bool like original, all when None.
     """
 
     shown: torch.Tensor
     original: torch.Tensor
     answers: torch.Tensor | None
+    masked: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,12 @@ class PretextTask:
         sample_shape: Sides of a cube, z y x (2D: y x).
         num_references: References of the store, R.
         num_coordinates: Coordinates in use, C; the pseudo-label of a pattern is reference × C + coordinate.
+        stages: Numbers of the scales that are learnt from together, one stage after the other in each phase; all scales
+            in every epoch without stages.
 
     Raises:
-        SettingsError: There is no such task, or its puzzle, corruption or network does not fit the cubes.
+        SettingsError: There is no such task, its puzzle, corruption or network does not fit the cubes, or a phase is
+            too short for the stages.
     """
 
     settings: PretrainingSettings
@@ -69,11 +78,13 @@ class PretextTask:
     num_coordinates: int
     name: str = "pretrain"
     sample_key: str = "pattern_id"
+    stages: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         # Looked up here, once: an entry that a script adds to a table is there, but not in the workers' tables.
         _ = self.puzzle
         check_fits(self.sample_shape, self.corruption)
+        check_epochs(self.phases, len(self.stages))
         network, divisor = self.settings.network, NETWORK_DIVISORS[self.settings.network]
         if any(side % divisor for side in self.sample_shape):
             raise SettingsError(
@@ -108,6 +119,7 @@ class PretextTask:
             head=self.puzzle.head if self.puzzle else None,
             num_classes=self.puzzle.num_classes if self.puzzle else 0,
             restores=self.pretext.lambda_rec is not None,
+            skips=self.pretext.skips,
         )
 
     @property
@@ -140,7 +152,20 @@ class PretextTask:
         return model.to(memory_format=self._memory_format)  # type: ignore[call-overload] # not among torch's overloads
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
+        parameters: Any = model.parameters()
+        if self.settings.joint_encoder_rate is not None:
+            encoder: list[nn.Parameter] = []
+            others: list[nn.Parameter] = []
+            for name, weights in model.named_parameters():
+                (encoder if name.startswith("encoder.") else others).append(weights)
+            parameters = [{"params": encoder}, {"params": others}]
+        return torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+
+    def rate_factors(self, epoch: int) -> Sequence[float]:
+        factor = self.settings.joint_encoder_rate
+        if factor is None:
+            return (1.0,)
+        return (factor if self.phase(epoch) == JOINT else 1.0, 1.0)
 
     def phase(self, epoch: int) -> str:
         """Name of the phase of an epoch.
@@ -154,6 +179,19 @@ class PretextTask:
             return RESTORATION
         first = self.settings.num_classification_epochs if self.pretext.lambda_cls else 0
         return CLASSIFICATION if epoch < first else JOINT
+
+    @cached_property
+    def phases(self) -> tuple[str, ...]:
+        """The phase of every epoch."""
+        return tuple(self.phase(epoch) for epoch in range(self.num_epochs))
+
+    def scales(self, epoch: int) -> tuple[int, ...] | None:
+        """Numbers of the scales that an epoch learns from; None for all."""
+        return self.stages[stage_of(epoch, self.phases, len(self.stages))] if self.stages else None
+
+    def learns_from(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> NDArray[np.bool_] | None:
+        scales = self.scales(epoch)
+        return None if scales is None else np.isin(columns["scale"], scales)
 
     @property
     def tuning(self) -> Tuning:
@@ -192,9 +230,9 @@ class PretextTask:
         parts = self._parts(prediction, pretext_batch)
         parts["loss"] = self._joint(parts)
         if prediction.restored is not None:
-            original = pretext_batch.original.flatten(1)
-            parts["identity"] = (pretext_batch.shown.flatten(1) - original).square().mean(1)
-            parts["blank"] = original.var(1, correction=0)
+            original, masked = pretext_batch.original, pretext_batch.masked
+            parts["identity"] = restoration_error(pretext_batch.shown, original, masked)
+            parts["blank"] = blank_error(original, masked)
         vectors_each = len(prediction.embedding) // len(batch.cubes)
         moments = {name: value / vectors_each for name, value in monitors.moments(prediction.embedding).items()}
         count = parts["loss"].new_tensor(len(batch.cubes))
@@ -206,9 +244,9 @@ class PretextTask:
         return {**{name: value.item() for name, value in means.items()}, **spread}
 
     def score(self, row: EpochRow) -> float:
-        """The loss on held-out subjects; before the last phase nothing is best but the newest."""
-        last = self.phase(self.num_epochs - 1)
-        if row["phase"] != last:
+        """The loss on held-out subjects; before the last phase, or stage, nothing is best but the newest."""
+        last = self.phases[-1]
+        if row["phase"] != last or (self.stages and self.scales(row["epoch"]) != self.stages[-1]):
             return math.inf
         return row["val_classification"] if last == CLASSIFICATION else row["val_loss"]
 
@@ -225,14 +263,21 @@ class PretextTask:
 
     def make_batch(self, batch: Batch, epoch: int) -> PretextBatch:
         """Corrupt the cubes of a batch and make the puzzle's questions; draws belong to the pattern and the epoch."""
-        device = batch.cubes.device
-        draws = Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(device), epoch)
+        device, draws = batch.cubes.device, self._draws(batch, epoch)
         shown, original = corrupt(batch.cubes, draws, self.corruption)
         answers = None
         if self.puzzle is not None:
             labels = batch.columns["reference"].astype("int64") * self.num_coordinates + batch.columns["coordinate"]
             shown, answers = self.puzzle.ask(shown, torch.from_numpy(labels).to(device), draws)
-        return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers)
+        masked = masked_places(batch.cubes, draws, self.corruption)
+        return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers, masked)
+
+    def held_out_places(self, batch: Batch) -> torch.Tensor | None:
+        """The voxels of held-out cubes that are to be restored, bool [n, 1, z, y, x]; None where all are."""
+        return masked_places(batch.cubes, self._draws(batch, VALIDATION_EPOCH), self.corruption)
+
+    def _draws(self, batch: Batch, epoch: int) -> Draws:
+        return Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(batch.cubes.device), epoch)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -249,7 +294,7 @@ class PretextTask:
         if self.puzzle is not None and prediction.logits is not None and batch.answers is not None:
             parts["classification"], parts["accuracy"] = self.puzzle.grade(prediction.logits, batch.answers)
         if prediction.restored is not None:
-            parts["restoration"] = (prediction.restored - batch.original).square().flatten(1).mean(1)
+            parts["restoration"] = restoration_error(prediction.restored, batch.original, batch.masked)
         return parts
 
     def _joint(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from raygenesis.discovery.work import STORED_OF_CUBES, crops_per_scan, num_patte
 from raygenesis.networks.network import num_parameters
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
+from raygenesis.pretraining.stages import stages_of
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import DiscoverySettings, PretrainingSettings
 from raygenesis.text.amounts import MIB
@@ -90,18 +91,21 @@ def pretrain_work(
     encoding, restoring, weights = _pretraining_loads(task)
     total = task.num_epochs if num_epochs is None else num_epochs
     epochs = range(num_done, total)
-    num_restoring = sum(map(task.restores, epochs))
-    load = encoding * (len(epochs) - num_restoring) + restoring * num_restoring
-    samples = learnt + FORWARD * held_out
-    stored_mib = (learnt + held_out) * math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
+    shares = [_share_of_scales(task, discovery, epoch) for epoch in epochs]
+    load = Load()
+    for epoch, share in zip(epochs, shares, strict=True):
+        load += (restoring if task.restores(epoch) else encoding) * (learnt * share + FORWARD * held_out)
+    cube_mib = math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
+    stored_mib = (learnt + held_out) * cube_mib
     in_memory = stored_mib / 1024 <= settings.memory_gib
     workers = settings.most_workers
     return Work(
-        "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {len(epochs)} epochs",
-        core_s=0.0 if settings.use_gpu else samples * core_s(load),
+        "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {len(epochs)} epochs"
+        + f", each of one of {len(task.stages)} scales" * bool(task.stages),
+        core_s=0.0 if settings.use_gpu else core_s(load),
         most_cores=workers if workers > 1 else ONE_NODE,
-        gpu_s=samples * gpu_s(load) if settings.use_gpu else 0.0, most_gpus=workers,
-        read_mib=stored_mib * (1 if in_memory else len(epochs)),
+        gpu_s=gpu_s(load) if settings.use_gpu else 0.0, most_gpus=workers,
+        read_mib=stored_mib if in_memory else (learnt * sum(shares) + held_out * len(epochs)) * cube_mib,
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
         memory_gib=2 * WORKER_GIB + (stored_mib / 1024 if in_memory else 0)
         + (0 if settings.use_gpu else training_gib(restoring, settings.batch_size)),
@@ -110,7 +114,16 @@ def pretrain_work(
 
 def _pretext_task(settings: PretrainingSettings, discovery: DiscoverySettings) -> PretextTask:
     plain = settings.model_copy(update={"compile": False, "gradient_checkpointing": False})
-    return PretextTask(plain, 0, discovery.cube_shape, discovery.num_references, discovery.num_coordinates)
+    return PretextTask(
+        plain, 0, discovery.cube_shape, discovery.num_references, discovery.num_coordinates,
+        stages=stages_of(settings, discovery.scales),
+    )  # fmt: skip
+
+
+def _share_of_scales(task: PretextTask, discovery: DiscoverySettings, epoch: int) -> float:
+    """The share of the patterns that an epoch learns from: each scale has as many."""
+    scales = task.scales(epoch)
+    return 1.0 if scales is None else len(scales) / len(discovery.scales)
 
 
 @cache

@@ -22,6 +22,7 @@ from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE, load_sca
 from raygenesis.patterns.cells import decode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
+from raygenesis.pretraining.restoration import restoration_error
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.report.parts import MEND_A_SCAN, ScanPictures
 from raygenesis.report.pictures import (
@@ -196,6 +197,10 @@ def restorations(run: Place, store: Place, task: PretextTask, extent_mm: Sequenc
         return []
     batch = task.make_batch(samples.batch(np.arange(len(samples))), VALIDATION_EPOCH)
     prediction = load_network(run).eval()(batch.shown)
+    restored = prediction.restored
+    errors = restoration_error(restored, batch.original, batch.masked).tolist()
+    if batch.masked is not None:  # what is shown is not restored
+        restored = torch.where(batch.masked, restored, batch.original)
     extent = (extent_mm[0], extent_mm[-1])
     out = []
     for number in range(len(samples)):
@@ -207,11 +212,10 @@ def restorations(run: Place, store: Place, task: PretextTask, extent_mm: Sequenc
         pictures = [
             picture(mid_slice(cubes[number, 0].numpy()), f"{what}, {of}", extent=extent)
             for what, cubes in (
-                ("Original", batch.original), ("Corrupted", batch.shown), ("Restored", prediction.restored),
+                ("Original", batch.original), ("Corrupted", batch.shown), ("Restored", restored),
             )
         ]  # fmt: skip
-        mse = float((prediction.restored[number] - batch.original[number]).square().mean())
-        out.append(RestoredCube(pictures, mse, label, answer))
+        out.append(RestoredCube(pictures, errors[number], label, answer))
     return out
 
 

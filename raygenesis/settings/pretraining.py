@@ -80,6 +80,11 @@ class PretrainingSettings(Section):
     classification_learning_rate: Positive | None = Field(
         None, description="Learning rate of the phase of classification alone. When null, `learning_rate`."
     )
+    joint_encoder_rate: Positive | None = Field(
+        None,
+        description="Factor, such as 0.1, of the encoder's learning rate in the joint phase: classification has taught "
+        "it already. When null, 1. Pretext tasks with one part have no joint phase.",
+    )
     schedule: Literal["step", "cosine"] = Field(
         "step",
         description="Schedule of the learning rate. `step`: multiplied by `decay_factor` every `decay_epochs`, as in "
@@ -105,6 +110,13 @@ class PretrainingSettings(Section):
     )
     num_joint_epochs: Annotated[int, Field(ge=0)] = Field(
         200, description="Maximum number of epochs of both tasks together; `patience` may stop earlier."
+    )
+    scale_stages: bool | None = Field(
+        None,
+        description="Learn coarse to fine: the epochs of each phase are divided evenly among the store's scales, the "
+        "largest `extent_mm` first, and an epoch learns from the cubes of its scale alone (scales of one extent count "
+        "as one). The best epoch is one of the last scale's, and `patience` counts those. When null, every epoch "
+        "learns from all scales.",
     )
     patience: Count = Field(50, description="Stop after this many joint epochs without a lower validation loss.")
     num_workers: Count | tuple[Count, Count] = Field(

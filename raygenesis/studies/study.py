@@ -16,7 +16,7 @@ from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.pretraining.pretexts import PRETEXTS, pretext_of
 from raygenesis.pretraining.pretrain import pretrain
-from raygenesis.pretraining.stores import check_pretext, with_store_settings
+from raygenesis.pretraining.stores import check_pretext, pretext_task, with_store_settings
 from raygenesis.settings import PretrainingSettings, Settings, settings_from
 from raygenesis.studies.plan import PlannedInitialisation, StudyPlan
 from raygenesis.training.feeding import cubes_of_epoch
@@ -113,20 +113,28 @@ def pretrain_initialisation(study: Study, planned: PlannedInitialisation) -> Rea
     run = f"{study.name}-{planned.title}".replace("+", "-")
     chosen = study.settings_of(planned)
     pretraining = chosen.pretraining
-    num_patterns = read_patterns(
-        study.workspace.folder(pretext_of(chosen.pretraining).store), ["pattern_id"],
-        predicate(TRAINING, pretraining.num_neighbours, pretraining.num_coordinates),
-    ).num_rows  # fmt: skip
-    _, cubes_per_epoch = cubes_of_epoch(num_patterns, pretraining.batch_size)
+    store = pretext_of(pretraining).store
+    folder = study.workspace.folder(store)
+    selected = predicate(TRAINING, pretraining.num_neighbours, pretraining.num_coordinates)
+    scales = read_patterns(folder, ["scale"], selected)["scale"].to_numpy()
+
+    def cubes_by_epoch(pretraining: PretrainingSettings) -> list[int]:
+        task = pretext_task(pretraining, study.settings.seed, store.require(folder))
+        kept = (task.learns_from({"scale": scales}, epoch) for epoch in range(task.num_epochs))
+        numbers = (len(scales) if keep is None else int(keep.sum()) for keep in kept)
+        return [cubes_of_epoch(number, task.batch_size)[1] for number in numbers]
+
+    by_epoch = cubes_by_epoch(pretraining)
+    cubes_per_epoch = sum(by_epoch) / len(by_epoch)
     num_epochs = max(1, round(study.plan.cubes / cubes_per_epoch))
-    cubes = num_epochs * cubes_per_epoch
+    settings = study.settings_of(planned, **epochs_by_phase(pretraining, num_epochs))
+    cubes = sum(cubes_by_epoch(settings.pretraining))
     is_far = abs(cubes / study.plan.cubes - 1) > MAX_DEVIATION
     say(
         "compare",
-        f"{planned.title}: {num_epochs} epochs of {cubes_per_epoch} cubes, {cubes} in all"
+        f"{planned.title}: {num_epochs} epochs of {cubes_per_epoch:.0f} cubes, {cubes} in all"
         + f"; warning: far from the plan's cubes={study.plan.cubes}, which should be many epochs" * is_far,
     )
-    settings = study.settings_of(planned, **epochs_by_phase(pretraining, num_epochs))
     pretrain(study.workspace, settings, run, announce=study.announce)
     return ReadyInitialisation(planned.title, run, cubes)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from raygenesis.errors import RaygenesisError
@@ -73,6 +75,12 @@ class Experiment(Protocol):
 
     def learning_rate(self, epoch: int, share: float) -> float:
         """Learning rate of a step after which this share of the epoch, in (0, 1], is done."""
+
+    def rate_factors(self, epoch: int) -> Sequence[float]:
+        """Factors of the learning rate in this epoch, one a group of the optimizer's parameters."""
+
+    def learns_from(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> NDArray[np.bool_] | None:
+        """Which samples this epoch learns from, bool [n], by the samples' columns; None for all."""
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
         """Means over the batch, scalars; `loss` is minimised."""

@@ -143,10 +143,11 @@ def run_epochs(
         TrainingError: There are fewer samples than workers, or a loss or a gradient is not finite.
     """
     num_shares = workers.world_size * experiment.tuning.num_pieces
-    for kind, samples, least in (("training", train, num_shares), ("held-out", validation, workers.world_size)):
-        if len(samples) < least:
+    fewest = min(_num_samples(experiment, train, epoch) for epoch in range(experiment.num_epochs))
+    for kind, number, least in (("training", fewest, num_shares), ("held-out", len(validation), workers.world_size)):
+        if number < least:
             raise TrainingError(
-                f"{experiment.name}: {len(samples)} {kind} samples are too few for {workers.world_size} worker(s) and "
+                f"{experiment.name}: {number} {kind} samples are too few for {workers.world_size} worker(s) and "
                 f"batches in {experiment.tuning.num_pieces} piece(s): add scans, or lower these numbers"
             )
     run, progress = _Run(experiment, workers, callbacks), _begin(experiment, workers)
@@ -167,6 +168,12 @@ def run_epochs(
             progress.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
         callbacks.on_epoch(progress)
     return progress
+
+
+def _num_samples(experiment: Experiment, train: Samples, epoch: int) -> int:
+    """How many samples an epoch learns from."""
+    keep = experiment.learns_from(train.columns, epoch)
+    return len(train) if keep is None else int(keep.sum())
 
 
 def _begin(experiment: Experiment, workers: Workers) -> Progress:
@@ -191,6 +198,8 @@ def _train(run: _Run, progress: Progress, train: Samples) -> EpochRow:
     network: nn.Module = progress.model
     if workers.world_size > 1:  # anew in each epoch, as it may train other parameters
         network = DistributedDataParallel(progress.model, broadcast_buffers=False)
+    keep = experiment.learns_from(train.columns, epoch)
+    train = train if keep is None else train.select(keep)
     batches = training_batches(len(train), experiment.batch_size, experiment.seed, epoch, workers, num_pieces)
     num_cubes, _ = cubes_of_epoch(len(train), experiment.batch_size)
     on_gpu = torch.device(workers.device).type == "cuda"
@@ -225,8 +234,8 @@ def _step(
 ) -> dict[str, float]:
     """Change the weights by one global batch, of which `pieces` are this worker's; returns means over all workers."""
     experiment, workers, epoch = run.experiment, run.workers, len(progress.history)
-    for group in progress.optimizer.param_groups:
-        group["lr"] = rate
+    for group, factor in zip(progress.optimizer.param_groups, experiment.rate_factors(epoch), strict=True):
+        group["lr"] = rate * factor
     progress.optimizer.zero_grad(set_to_none=True)
     means: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(pieces, 1):

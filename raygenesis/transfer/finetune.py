@@ -16,7 +16,7 @@ from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Problem
-from raygenesis.transfer.initialisations import RANDOM, Initialisation, check_fits, find_initialisations
+from raygenesis.transfer.initialisations import RANDOM, Initialisation, check_fits, find_initialisations, new_decoder
 from raygenesis.transfer.predictions import join_examples
 from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, prepare
 from raygenesis.transfer.resolved import digest_of, resolve_target
@@ -98,6 +98,8 @@ def finetune(
     watch = Stopwatch()
     joining.connect()
     segments, num_gpus = target.task == SEGMENTATION, settings.gpus_of_trial("finetune")
+    for sentence in filter(None, (new_decoder(each, settings.finetune.mode) for each in initialisations if segments)):
+        say("finetune", sentence)
     announce([finetune_work(settings.finetune, num_gpus, initialisations, resolved.form.input_shape, segments)])
     ready = prepare(resolved, workspace)  # what is at fault here leaves nothing behind
     with stage.claimed():

@@ -17,7 +17,7 @@ from raygenesis.networks.classifier import Classifier
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.networks.network import PretextNetwork, UNet, build_encoder
 from raygenesis.networks.slice_wise import SliceWiseEncoder, slice_wise
-from raygenesis.networks.weights.loading import TORCH_SUFFIXES, copy_decoder, load_network
+from raygenesis.networks.weights.loading import TORCH_SUFFIXES, copy_decoder, lacking, load_network
 from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.workspace.artifacts import RUNS
@@ -111,7 +111,7 @@ def _randoms(architectures: Sequence[Architecture], name: str) -> list[Initialis
 
 def _encoder_and_decoder(architecture: Architecture) -> Architecture:
     """The architecture of encoder and decoder alone, whatever they were pretrained for."""
-    return replace(architecture, head=None, num_classes=0, restores=True)
+    return replace(architecture, head=None, num_classes=0, restores=True, skips=True)
 
 
 def name_and_source(text: str) -> tuple[str, str]:
@@ -150,10 +150,19 @@ def check_fits(initialisation: Initialisation, input_shape: Sequence[int], mode:
         )
 
 
+def new_decoder(initialisation: Initialisation, mode: str) -> str | None:
+    """A sentence where a U-Net would have the initialisation's decoder and gets a new one; None elsewhere."""
+    found = lacking(initialisation.architecture)
+    if initialisation.weights is None or mode != "full" or found is None:
+        return None
+    return f"initialisation {initialisation.name} holds {found}: its U-Net's begins with random weights"
+
+
 def segmentation_network(initialisation: Initialisation, num_classes: int, mode: str, seed: int, ndim: int) -> UNet:
     """A U-Net whose new weights depend on the seed alone, so that initialisations differ only in their own weights.
 
-    Encoder and, in modes `full` and `probe`, decoder (without its output layer) are the initialisation's. A 2D network for images of
+    Encoder and, in modes `full` and `probe`, decoder (without its output layer) are the initialisation's, if it has one
+    with skips (`new_decoder`). A 2D network for images of
     `ndim` 3 works slice by slice.
     """
     architecture = initialisation.architecture if mode in PROBES else _trained(initialisation.architecture)
@@ -162,8 +171,8 @@ def segmentation_network(initialisation: Initialisation, num_classes: int, mode:
     pretrained = _pretrained(initialisation)
     if pretrained is not None:
         unet.encoder.load_state_dict(unet.encoder.state_dict() | pretrained.encoder.state_dict())
-        if mode in ("full", "probe") and pretrained.decoder is not None:
-            copy_decoder(unet, pretrained.decoder)
+        if mode in ("full", "probe") and pretrained.unet_decoder is not None:
+            copy_decoder(unet, pretrained.unet_decoder)
     return slice_wise(unet) if initialisation.architecture.ndim < ndim else unet
 
 

@@ -89,6 +89,39 @@ def test_every_level_reaches_the_restored_image():
         assert not torch.allclose(model.decoder(silenced), whole)
 
 
+@pytest.mark.parametrize(("name", "ndim"), [("unet", 3), ("unet", 2), ("segresnet", 2), ("resnet18", 2)])
+def test_without_skips_the_bottleneck_alone_reaches_the_restored_image(name, ndim):
+    def restored(skips, level):
+        """With noise in place of one level, finest first."""
+        torch.manual_seed(0)
+        model = PretextNetwork(Architecture(ndim=ndim, network=name, base_width=8, skips=skips)).train()
+
+        def change(_, inputs, features):
+            at = None if level is None else level % len(features)
+            noise = torch.Generator().manual_seed(1)
+            return [
+                torch.rand(each.shape, generator=noise) if number == at else each
+                for number, each in enumerate(features)
+            ]
+
+        model.encoder.register_forward_hook(change)
+        with torch.no_grad():
+            return model(torch.rand(2, 1, *[32] * ndim, generator=torch.Generator().manual_seed(2))).restored
+
+    levels = range(3)
+    assert all(torch.equal(restored(False, level), restored(False, None)) for level in levels)
+    assert not torch.allclose(restored(False, -1), restored(False, None))
+    assert all(not torch.allclose(restored(True, level), restored(True, None)) for level in levels)
+    assert restored(False, None).shape == (2, 1, *[32] * ndim)
+
+
+def test_without_skips_the_unet_has_no_weights_for_them():
+    plain, without = (UNetDecoder(2, 4, skips=skips) for skips in (True, False))
+    assert plain.state_dict().keys() == without.state_dict().keys()
+    for level, skipless in zip(plain.levels, without.levels, strict=True):
+        assert level[0].in_channels == skipless[0].in_channels + level[0].out_channels
+
+
 def test_what_comes_from_below_is_concatenated_before_the_skip():
     """The order of the published weights: silencing the first channels of a level leaves the skip alone."""
     decoder = UNetDecoder(base_width=2).eval()

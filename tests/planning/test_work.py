@@ -194,6 +194,25 @@ def test_a_rubiks_cube_is_its_pieces() -> None:
     assert 8 * core_s(encoder) < seconds < 9 * core_s(encoder)
 
 
+def test_an_epoch_of_one_scale_is_a_share_of_the_patterns() -> None:
+    scales = "discovery.scales=[{extent_mm: [32, 32, 32]}, {extent_mm: [64, 64, 64]}, {extent_mm: [32, 32, 32]}]"
+    epochs = ["pretraining.num_classification_epochs=0", "pretraining.num_joint_epochs=6", "pretraining.memory_gib=0"]
+    mixed, staged = (
+        load_settings("cpu-small", [scales, *epochs, f"pretraining.scale_stages={on}"]) for on in ("null", "true")
+    )
+    every, parts = (pretraining(each, 900, 0) for each in (mixed, staged))
+    # Three epochs of the one large scale, then three of the two small ones: 300 and 600 of 900 patterns.
+    assert parts.core_s == pytest.approx(every.core_s / 2) and parts.read_mib == pytest.approx(every.read_mib / 2)
+    assert parts.stored_mib == every.stored_mib and parts.memory_gib == every.memory_gib
+    assert every.what == "900 patterns × 6 epochs"
+    assert parts.what == "900 patterns × 6 epochs, each of one of 2 scales"
+    # Held-out patterns are those of all scales, in each epoch.
+    held_out = [pretraining(each, 900, 90).core_s - pretraining(each, 900, 0).core_s for each in (mixed, staged)]
+    assert held_out[0] == pytest.approx(held_out[1])
+    # An early end is one in the midst of the stages that were planned.
+    assert pretraining(staged, 900, 0, num_epochs=3).core_s == pytest.approx(every.core_s / 6)
+
+
 def test_what_is_left_out_of_a_store_is_not_learnt_from() -> None:
     halves = load_settings("cpu-small", ["pretraining.num_neighbours=12", "pretraining.num_coordinates=4"])
     counts = StoreSize(learnt=1000, held_out=200, neighbours=24, coordinates=16)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.pretraining.pretrain import pretrain
+from raygenesis.pretraining.pretrain import _check_extension, pretrain
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.metrics import read_metrics
+from raygenesis.workspace.files import write_json
+from raygenesis.workspace.manifest_files import STARTED
 from raygenesis.workspace.workspace import Workspace
 from tests.support.experiments import read_steps, without_timings
 from tests.support.stores import StorePlan
@@ -72,6 +74,15 @@ def test_there_must_be_a_run_to_extend_and_a_schedule_that_can_go_on(workspace):
     with pytest.raises(SettingsError, match=r"runs/nowhere holds no run to extend"):
         pretrain(workspace, settings_of(), "nowhere", extend=True)
     assert not workspace.run("nowhere").exists()
+
+
+def test_stages_cannot_be_extended(workspace):
+    folder = workspace.run("staged")
+    folder.mkdir(parents=True)
+    write_json(folder / STARTED, {})
+    with pytest.raises(SettingsError, match=r"scale_stages=true divides the epochs .* cannot be extended: start anoth"):
+        _check_extension(folder, settings_of(scale_stages=True).pretraining)
+    _check_extension(folder, settings_of().pretraining)
 
 
 @pytest.mark.slow

@@ -309,6 +309,26 @@ def test_painting_strengths_of_the_table(corruption, inside, outside):
     assert hidden == pytest.approx(outside, abs=0.015)
 
 
+@pytest.mark.parametrize(("shape", "share"), [(CUBE, 45 / 64), ((32, 32, 32), 45 / 64), ((224, 224), 137 / 196)])
+def test_masks_hide_the_same_share_of_every_cube_and_leave_the_rest(shape, share):
+    original = 0.1 + 0.9 * cubes(16, shape, channels=2)
+    corrupted, target = corrupt(original, streams(16), CORRUPTIONS["mae"])
+    assert torch.equal(target, original)
+    hidden = corruptions.masked_places(original, streams(16), CORRUPTIONS["mae"])
+    assert hidden.flatten(1).double().mean(1).tolist() == pytest.approx([share] * 16, abs=1e-9)
+    assert torch.equal(corrupted, torch.where(hidden, 0.0, original))
+    assert corruptions.masked_places(original, streams(16), GENESIS) is None
+
+
+def test_masks_come_last_and_follow_the_flips_of_what_is_to_be_restored():
+    both, original = replace(GENESIS, flip_probability=1.0, mask_ratio=0.5), 0.1 + 0.9 * cubes(6, (32, 32))
+    corrupted, target = corrupt(original, streams(6), both)
+    hidden = corruptions.masked_places(original, streams(6), both)
+    unmasked, same = corrupt(original, streams(6), replace(both, mask_ratio=0.0))
+    assert torch.equal(target, same) and not torch.equal(target, original)
+    assert torch.equal(corrupted, torch.where(hidden, 0.0, unmasked))
+
+
 def test_painted_boxes_keep_off_the_edge():
     marked = torch.full((64, 1, *CUBE), 2.0)
     holes = (painted(marked, streams(64)) != 2).any(0)[0]
@@ -360,6 +380,7 @@ def test_in_and_outpainting_are_painted_together_as_alone():
         ("semantic-genesis-released", (0.25, 0.25, 0.25, 0.25, 0)),
         ("in-painting", (0, 0, 1, 0, 0)),
         ("patch-shuffling", (0, 0, 0, 0, 1)),
+        ("mae", (0, 0, 0, 0, 0)),
         ("none", (0, 0, 0, 0, 0)),
     ],
 )
@@ -428,7 +449,7 @@ def test_values_and_shapes(name, shape):
     assert torch.equal(corrupted, original) == (name == "none")
 
 
-@pytest.mark.parametrize("name", ["models-genesis", "semantic-genesis-released", "patch-shuffling"])
+@pytest.mark.parametrize("name", ["models-genesis", "semantic-genesis-released", "patch-shuffling", "mae"])
 @pytest.mark.parametrize(("shape", "channels"), [((20, 17, 18), 2), ((64, 64, 32), 1), ((37, 41), 3)])
 def test_batching_and_order_do_not_matter(name, shape, channels, monkeypatch):
     original, corruption = cubes(8, shape, channels), CORRUPTIONS[name]
@@ -471,6 +492,8 @@ def test_wrong_input_is_refused():
         replace(GENESIS, outpaint_windows=(1, 9))
     with pytest.raises(ValueError, match="swap_fractions"):
         replace(GENESIS, swap_fractions=(8, 1))
+    with pytest.raises(ValueError, match="mask_ratio"):
+        replace(GENESIS, mask_ratio=1.5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -478,7 +501,7 @@ def test_gpu_agrees():
     original = cubes(16, CUBE, channels=2)
     draws = Draws.of(1, torch.arange(16, device="cuda"), 0)
     curved = replace(CORRUPTIONS["none"], nonlinear_probability=1.0)
-    for corruption in (replace(GENESIS, nonlinear_probability=0.0), SWAPPED, curved):
+    for corruption in (replace(GENESIS, nonlinear_probability=0.0), SWAPPED, curved, CORRUPTIONS["mae"]):
         here = corrupt(original, streams(16), corruption)
         there = corrupt(original.cuda(), draws, corruption)
         # Curves are computed in floating point, to a few last places the same; all else is the same bits.

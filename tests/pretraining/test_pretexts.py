@@ -9,7 +9,7 @@ from raygenesis.pretraining.corruption_sets import CORRUPTIONS
 from raygenesis.pretraining.pretexts import PRETEXTS, pretext_of, table
 from raygenesis.settings import PretrainingSettings
 
-RESTORING = {"models-genesis", "in-painting", "patch-shuffling", "auto-encoder"}
+RESTORING = {"models-genesis", "in-painting", "patch-shuffling", "auto-encoder", "mae"}
 SEMANTIC = {"semantic-genesis", "in-painting+semantics", "patch-shuffling+semantics", "models-genesis+semantics"}
 
 
@@ -29,7 +29,12 @@ def test_restorations_alone_learn_from_random_crops_and_those_with_semantics_fro
             "label",
             0.01,
         )
-    assert RESTORING | SEMANTIC | {"self-classification", "rubiks-cube", "rotation"} == PRETEXTS.keys()
+    others = {"models-genesis-on-patterns", "self-classification", "rubiks-cube", "rotation"}
+    assert RESTORING | SEMANTIC | others == PRETEXTS.keys()
+
+
+def test_the_auto_encoder_alone_has_no_skips():
+    assert [name for name, pretext in PRETEXTS.items() if not pretext.skips] == ["auto-encoder"]
 
 
 def test_with_semantics_the_corruption_is_that_of_the_restoration_alone():
@@ -51,6 +56,8 @@ def test_settings_change_corruption_and_weights():
     pretext = chosen(corruption="in-painting", lambda_rec=2, lambda_cls=0)
     assert (pretext.corruption, pretext.lambda_rec, pretext.lambda_cls) == ("in-painting", 2, 0)
     assert chosen() == PRETEXTS["semantic-genesis"]
+    assert chosen(pretext="mae", corruption="mae") == PRETEXTS["mae"]
+    assert chosen(corruption="mae").corruption == "mae"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,10 @@ def test_settings_change_corruption_and_weights():
         ({"corruption": "fog"}, ["pretraining.corruption='fog'", "choose one of"]),
         ({"pretext": "in-painting", "lambda_cls": 0.1}, ["pretraining.lambda_cls=0.1", "in-painting", "classifies"]),
         ({"pretext": "rotation", "lambda_rec": 1}, ["pretraining.lambda_rec=1", "rotation", "restores nothing"]),
+        (
+            {"pretext": "mae", "corruption": "in-painting"},
+            ["corruption='in-painting' masks nothing", "mae", "leave it"],
+        ),
         ({"pretext": "in-painting", "lambda_rec": 0}, ["in-painting", "raise one of them"]),
     ],
 )

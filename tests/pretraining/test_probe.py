@@ -113,3 +113,15 @@ def test_the_mean_images_error_is_numpys():
     ]
     expected = np.mean((voxels[1].astype(np.float64) - voxels[0].astype(np.float64).mean(0)) ** 2)
     assert mean_image_error(samples(train), samples(held_out)) == pytest.approx(expected, rel=1e-5)
+
+    def masked(batch):
+        """Of cube n the first 1 + n % 7 planes."""
+        planes = (
+            torch.arange(8).view(1, 1, 8, 1, 1)
+            < 1 + torch.from_numpy(batch.columns["pattern_id"]).view(-1, 1, 1, 1, 1) % 7
+        )
+        return planes.expand(batch.cubes.shape)
+
+    errors = (voxels[1].astype(np.float64) - voxels[0].astype(np.float64).mean(0)) ** 2
+    expected = np.mean([error[: 1 + number % 7].mean() for number, error in zip(range(100, 133), errors, strict=True)])
+    assert mean_image_error(samples(train), samples(held_out), masked) == pytest.approx(expected, rel=1e-5)

@@ -24,6 +24,7 @@ from raygenesis.pretraining.puzzles import PUZZLES
 from raygenesis.pretraining.task import VALIDATION_EPOCH, PretextTask
 from raygenesis.settings import PretrainingSettings
 from raygenesis.training.loop import Callbacks, run_epochs
+from raygenesis.workspace.artifacts import PATTERNS
 from tests.support.synthetic import pattern_table, samples
 
 SHAPE = (32, 32, 32)  # the least that painting's boxes need
@@ -74,6 +75,60 @@ def test_the_learning_rate_halves_every_so_many_epochs():
     chosen = task(decay_epochs=4, learning_rate=1e-3, num_joint_epochs=50)
     rates = [chosen.learning_rate(epoch, 0.5) for epoch in (0, 3, 4, 7, 8, 40)]
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 1e-3 / 1024])
+
+
+def steps_of(chosen):
+    """By epoch: the phase, and the farthest that a weight of each part moves in its first step, in learning rates."""
+    flat = (32, 32)
+    chosen = replace(chosen, sample_shape=flat)
+    train, held_out = (samples(pattern_table(12, flat, 3, first), flat) for first in (0, 100))
+    moved, now = {}, {name: value.detach().clone() for name, value in chosen.build().named_parameters()}
+
+    def watch(progress, row):
+        for name, value in progress.model.named_parameters():
+            part, far = name.partition(".")[0], float((value.detach() - now[name]).abs().max()) / row["learning_rate"]
+            at = moved.setdefault(row["step"], {"phase": row["phase"]})
+            at[part] = max(far, at.get(part, 0.0))
+            now[name] = value.detach().clone()
+
+    run_epochs(chosen, train, held_out, callbacks=Callbacks(on_step=watch))
+    return moved
+
+
+def test_the_encoder_may_have_a_lower_rate_in_the_joint_phase():
+    """The first step of Adam moves each weight by the rate."""
+    joint = steps_of(task(num_classification_epochs=0, num_joint_epochs=1, joint_encoder_rate=0.1))[0]
+    assert joint["phase"] == "joint" and joint["encoder"] == pytest.approx(0.1, rel=1e-3)
+    assert joint["decoder"] == pytest.approx(1, rel=1e-3) and joint["head"] == pytest.approx(1, rel=1e-3)
+    alone = steps_of(task(num_classification_epochs=1, num_joint_epochs=0, joint_encoder_rate=0.1))[0]
+    assert alone["phase"] == "classification" and alone["encoder"] == pytest.approx(1, rel=1e-3)
+    restoring = steps_of(task(pretext="models-genesis", num_joint_epochs=1, joint_encoder_rate=0.1))[0]
+    assert restoring["phase"] == "restoration" and restoring["encoder"] == pytest.approx(1, rel=1e-3)
+
+
+def test_both_phases_have_their_rates_one_after_the_other():
+    chosen = task(joint_encoder_rate=0.25, num_classification_epochs=1, num_joint_epochs=1)
+    assert [tuple(chosen.rate_factors(epoch)) for epoch in range(2)] == [(1.0, 1.0), (0.25, 1.0)]
+    encoder, others = chosen.optimizer(model := chosen.build()).param_groups
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    assert {names[id(weight)].partition(".")[0] for weight in encoder["params"]} == {"encoder"}
+    assert {names[id(weight)].partition(".")[0] for weight in others["params"]} == {"decoder", "head"}
+    assert len(encoder["params"]) + len(others["params"]) == len(names)
+
+
+def test_without_a_rate_of_its_own_the_optimizers_state_is_what_it_was():
+    """Checkpoints that were written before there was such a setting still load."""
+    chosen = task()
+    model = chosen.build()
+    before = torch.optim.Adam(model.parameters(), lr=chosen.settings.learning_rate).state_dict()
+    assert chosen.optimizer(model).state_dict() == before and len(before["param_groups"]) == 1
+    flat = replace(chosen, sample_shape=(32, 32))
+    data = [samples(pattern_table(12, (32, 32), 3, first), (32, 32)) for first in (0, 100)]
+    plain, one = (run_epochs(each, *data) for each in (flat, replace(
+        flat, settings=flat.settings.model_copy(update={"joint_encoder_rate": 1.0})
+    )))  # fmt: skip
+    assert plain.history[-1]["train_loss"] == one.history[-1]["train_loss"]
+    assert all(torch.equal(plain.best[name], value) for name, value in one.best.items())
 
 
 def test_the_decoder_is_frozen_in_the_classification_phase_and_trained_after_it():
@@ -162,10 +217,10 @@ def test_labels_count_the_references_and_the_coordinates_in_use():
     cubes.columns["label"] = np.array([0, 1, 3, 4], np.int32)  # as stored, of C = 3
     model = chosen.build().eval()
     assert chosen.puzzle.num_classes == model.head.linear.out_features == 4
-    corrupted, _, labels = chosen.make_batch(cubes, 0)
-    assert labels.tolist() == [0, 1, 2, 3]
+    made = chosen.make_batch(cubes, 0)
+    assert made.answers.tolist() == [0, 1, 2, 3]
     with torch.no_grad():
-        expected = cross_entropy(model(corrupted).logits, [0, 1, 2, 3])
+        expected = cross_entropy(model(made.shown).logits, [0, 1, 2, 3])
         assert chosen.losses(model, cubes, 0)["classification"].item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -251,7 +306,8 @@ def test_the_seed_decides_the_weights():
 PARTS = {
     "semantic-genesis": "cr", "models-genesis": "r", "self-classification": "c", "in-painting": "r",
     "patch-shuffling": "r", "auto-encoder": "r", "in-painting+semantics": "cr", "patch-shuffling+semantics": "cr",
-    "models-genesis+semantics": "cr", "rubiks-cube": "c", "rotation": "c",
+    "models-genesis+semantics": "cr", "rubiks-cube": "c", "rotation": "c", "mae": "r",
+    "models-genesis-on-patterns": "r",
 }  # fmt: skip
 
 
@@ -287,6 +343,37 @@ def test_the_auto_encoder_is_shown_what_it_restores():
     made = task(pretext="auto-encoder").make_batch(batch(), 3)
     assert torch.equal(made.shown, made.original) and torch.equal(made.original, batch().cubes)
     assert made.answers is None
+
+
+def noise_is_restored(**settings):
+    """The held-out error of independent noise, of which no voxel tells another, and of answering its mean."""
+    flat = (32, 32)
+    chosen = replace(task(num_joint_epochs=28, base_width=4, learning_rate=3e-3, **settings), sample_shape=flat)
+    train, held_out = (samples(pattern_table(48, flat, 1, first), flat) for first in (0, 100))
+    row = run_epochs(chosen, train, held_out).history[-1]
+    return row["val_restoration"] / row["val_blank"]
+
+
+def test_the_auto_encoder_cannot_copy_what_a_network_with_skips_copies():
+    copied = noise_is_restored(pretext="models-genesis", corruption="none")
+    assert copied < 0.3 and noise_is_restored(pretext="auto-encoder") > 0.9
+
+
+def test_the_control_is_semantic_genesis_without_its_labels():
+    """The same cubes, corrupted alike, restored by the same network from the same weights to the same loss."""
+    semantic, control = (task(pretext=name) for name in ("semantic-genesis", "models-genesis-on-patterns"))
+    assert control.pretext.store == semantic.pretext.store == PATTERNS
+    for epoch in (0, 3, VALIDATION_EPOCH):
+        theirs, ours = (chosen.make_batch(batch(), epoch) for chosen in (semantic, control))
+        assert torch.equal(ours.shown, theirs.shown) and torch.equal(ours.original, theirs.original)
+        assert ours.answers is None and theirs.answers is not None
+    model, other = control.build().eval(), semantic.build().eval()
+    assert model.head is None and control.chance is None
+    with torch.no_grad():
+        losses, theirs = control.losses(model, batch(), 3), semantic.losses(other, batch(), 3)
+    assert losses.keys() == {"loss", "restoration"}
+    assert losses["loss"].item() == losses["restoration"].item() == theirs["restoration"].item()
+    assert [control.phase(epoch) for epoch in range(5)] == ["restoration"] * 5  # as many epochs, all of restoration
 
 
 def test_a_corruption_of_ones_own_replaces_the_pretext_tasks():

@@ -20,6 +20,7 @@ from raygenesis.transfer.initialisations import (
     classification_network,
     find_initialisations,
     name_and_source,
+    new_decoder,
     segmentation_network,
     target_encoder,
 )
@@ -32,9 +33,9 @@ NARROW = PretrainingSettings(base_width=4)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[str, PretextNetwork]]:
-    """A run of a 3D network, one of a 2D network, and one without a decoder."""
+    """A run of a 3D network, one of a 2D network, one without a decoder, and one whose decoder has no skips."""
     workspace = Workspace.open(tmp_path_factory.mktemp("runs"))
-    kinds = {"default": {}, "flat": {"ndim": 2}, "headless": {"restores": False}}
+    kinds = {"default": {}, "flat": {"ndim": 2}, "headless": {"restores": False}, "skipless": {"skips": False}}
     return workspace, {name: write_run(workspace.run(name), **kind) for name, kind in kinds.items()}
 
 
@@ -183,12 +184,38 @@ def test_random_weights_are_those_of_a_new_network_and_of_the_seed_alone(runs) -
     assert torch.equal(flat(target_encoder(random, 5, 3)), flat(expected.encoder))
 
 
-def test_without_a_decoder_its_own_is_that_of_random_weights(runs) -> None:
-    given = found(runs, "headless")[0]
+def test_the_fingerprint_of_random_weights_is_what_it_was_before_decoders_could_lack_skips(runs) -> None:
+    """Trials that were made then are kept."""
+    for sources in (("random",), ("skipless", "random"), ("random", "default")):
+        random = next(each for each in found(runs, *sources) if each.weights is None)
+        width = 4 if sources == ("random",) else 2
+        assert random.fingerprint == (
+            f"Architecture(ndim=3, network='unet', base_width={width}, norm='batch', head=None, num_classes=0, "
+            "restores=True)"
+        )
+        assert random.architecture.skips
+
+
+def test_a_decoder_that_a_unet_cannot_go_on_from_is_told_where_it_would_be_taken(runs) -> None:
+    ours, headless, skipless, random = found(runs, "default", "headless", "skipless", "random")
+    assert (
+        new_decoder(headless, "full")
+        == "initialisation headless holds no decoder: its U-Net's begins with random weights"
+    )
+    assert "skipless holds a decoder without skips: its U-Net's begins with random" in new_decoder(skipless, "full")
+    assert new_decoder(ours, "full") is None and new_decoder(random, "full") is None
+    for mode in ("encoder", "frozen"):  # a new one in any case
+        assert new_decoder(skipless, mode) is None
+
+
+@pytest.mark.parametrize("kind", ["headless", "skipless"])
+def test_without_a_decoder_its_own_is_that_of_random_weights(runs, kind: str) -> None:
+    given = found(runs, kind)[0]
     ours = segmentation_network(given, 3, "full", 1, 3)
     theirs = segmentation_network(start(given.architecture), 3, "full", 1, 3)
     assert torch.equal(flat(ours.decoder), flat(theirs.decoder))
-    assert torch.equal(flat(ours.encoder), flat(runs[1]["headless"].encoder))
+    assert torch.equal(flat(ours.encoder), flat(runs[1][kind].encoder))
+    assert ours(torch.rand(2, 1, 8, 8, 8)).shape == (2, 3, 8, 8, 8)
 
 
 def test_classifiers_share_the_head_over_their_own_encoders(runs) -> None:

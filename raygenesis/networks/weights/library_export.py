@@ -28,6 +28,10 @@ def export_to_library(path: str | Place, output: Path) -> str:
         WeightsError: There is no such code, or the weights cannot be read.
     """
     model = load_network(path)
+    if not model.architecture.skips:
+        raise WeightsError(
+            f"{path} holds a decoder without skips, which no other code has: use raygenesis.load_encoder"
+        )
     if model.architecture.network == "unet":
         return _export_to_genesis(model, path, output)
     return _export_to_monai(model, path, output)

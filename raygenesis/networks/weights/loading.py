@@ -43,17 +43,24 @@ def load_encoder(path: str | Place) -> ImageEncoder:
 def load_unet(path: str | Place, num_out: int) -> UNet:
     """Load a pretrained encoder and decoder for segmentation, with a new output layer of `num_out` channels.
 
-    Where the pretext task had no decoder a new one with random weights is built, and a line says so. `path` and errors
-    are those of `load_encoder`.
+    Where the pretext task had no decoder, or one without skips, a new one with random weights is built, and a line says
+    so. `path` and errors are those of `load_encoder`.
     """
     pretrained = load_network(path)
     unet = UNet(num_out, pretrained.architecture)
     unet.encoder.load_state_dict(pretrained.encoder.state_dict())
-    if pretrained.decoder is None:
-        say("weights", f"{path} holds no decoder: the U-Net's begins with random weights")
+    if pretrained.unet_decoder is None:
+        say("weights", f"{path} holds {lacking(pretrained.architecture)}: the U-Net's begins with random weights")
         return unet
-    copy_decoder(unet, pretrained.decoder)
+    copy_decoder(unet, pretrained.unet_decoder)
     return unet
+
+
+def lacking(architecture: Architecture) -> str | None:
+    """Why weights give a U-Net no decoder, in words; None if they do."""
+    if not architecture.restores:
+        return "no decoder"
+    return None if architecture.skips else "a decoder without skips"
 
 
 def copy_decoder(unet: UNet, pretrained: ImageDecoder) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -170,6 +172,17 @@ def test_a_file_that_does_not_describe_its_network(exported, described):
     assert "does not describe its network" in refused(other)
 
 
+def test_weights_written_before_there_were_decoders_without_skips_have_them(exported):
+    model, path, _ = exported
+    other = path.with_name("other.safetensors")
+    description = {"format": "raygenesis-2", "version": "1.0", "architecture": asdict(model.architecture)}
+    del description["architecture"]["skips"]
+    save_file(load_file(path), other, {"raygenesis": json.dumps(description)})
+    loaded = load_network(other)
+    assert loaded.architecture == model.architecture and loaded.architecture.skips
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
 def test_weights_of_an_earlier_format_are_refused(exported):
     """Its decoder put the skip before what comes from below: loaded as they are, they would restore nothing."""
     _, path, _ = exported
@@ -185,6 +198,8 @@ def test_weights_of_an_earlier_format_are_refused(exported):
     "architecture",
     [
         {"network": "segresnet", "base_width": 8, "ndim": 3},
+        {"base_width": 2, "skips": False},
+        {"network": "segresnet", "base_width": 8, "ndim": 2, "skips": False},
         {"network": "resnet18", "ndim": 2, "head": "rubiks-cube", "num_classes": 24, "restores": False},
         {"norm": "batch-statistics", "base_width": 2, "head": "rubiks-cube", "num_classes": 100, "restores": False},
     ],
@@ -202,9 +217,10 @@ def test_any_network_comes_back_and_becomes_a_unet(architecture, tmp_path, capsy
     assert unet(images).shape == (2, 3, *images.shape[2:])
     taken = unet.encoder.state_dict()
     assert all(torch.equal(taken[name], value) for name, value in model.encoder.state_dict().items())
-    said = "holds no decoder" in capsys.readouterr().out
-    assert said != architecture.get("restores", True)
-    if model.decoder is not None:
+    said = capsys.readouterr().out
+    assert ("holds no decoder: the U-Net's begins with" in said) != architecture.get("restores", True)
+    assert ("holds a decoder without skips: the U-Net's begins with" in said) != architecture.get("skips", True)
+    if model.unet_decoder is not None:
         kept = unet.decoder.state_dict()
         last = f"{model.decoder.output_layer}."
         assert any(name.startswith(last) for name in kept)
@@ -267,6 +283,8 @@ def test_a_network_of_monai_leaves_as_monai_loads_it(tmp_path, name):
     [
         ({"ndim": 2}, "is a 2D U-Net with batch norm"),
         ({"norm": "group"}, "is a 3D U-Net with group norm"),
+        ({"skips": False}, "holds a decoder without skips"),
+        ({"network": "segresnet", "skips": False, "base_width": 8}, "holds a decoder without skips"),
         ({"network": "segresnet", "restores": False, "base_width": 8}, "holds no decoder"),
     ],
 )
