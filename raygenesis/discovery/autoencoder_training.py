@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -52,7 +54,12 @@ class IdentityMapping:
     def learning_rate(self, epoch: int, share: float) -> float:
         return self.settings.learning_rate
 
-    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+    def pairs(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> None:
+        return None
+
+    def losses(
+        self, model: nn.Module, batch: Batch, epoch: int, teacher: nn.Module | None = None
+    ) -> dict[str, torch.Tensor]:
         return {"loss": functional.mse_loss(model(batch.cubes), batch.cubes)}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ class Architecture:
     """What it takes to build a network again; stored beside its weights.
 
     network: `unet`, `i3d`, or a name of `monai_networks`. head: what answers at the bottleneck, `classification` or
-    `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder.
+    `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder. projection_size:
+    numbers of the projected embedding, by which pairs are compared; there is no projection when 0.
     """
 
     ndim: int = 3
@@ -20,3 +21,4 @@ class Architecture:
     head: str | None = None
     num_classes: int = 0
     restores: bool = True
+    projection_size: int = 0

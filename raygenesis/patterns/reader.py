@@ -18,7 +18,7 @@ from raygenesis.workspace.files import Place, parquet_dataset, store_fault
 from raygenesis.workspace.manifest import PatternsManifest, StoreManifest
 
 # What training needs of a row.
-TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "volume_id", "cube")
+TRAINING_COLUMNS = ("pattern_id", "label", "reference", "coordinate", "rank", "scale", "volume_id", "cube")
 
 # A row of the table of artifacts that is a store of patterns.
 StoreArtifact = Artifact[PatternsManifest] | Artifact[StoreManifest]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from raygenesis.errors import SettingsError
+from raygenesis.pretraining.overlap import class_boxes
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import DiscoverySettings, PretrainingSettings, Settings, adopt, flatten, settings_from
@@ -58,7 +59,9 @@ def pretext_task(settings: PretrainingSettings, seed: int, store: StoreManifest)
                 f"pretraining.{key}={number} is more than the {most} in the store: lower it, or {again}"
             )
     coordinates = settings.num_coordinates or counts.coordinates
-    return PretextTask(settings, seed, tuple(store.cube_shape), counts.references, coordinates)
+    pretext_of(settings)  # refuses an overlap that its task does not have before the store is asked for it
+    boxes = None if settings.overlap is None else class_boxes(store, coordinates, settings.overlap)
+    return PretextTask(settings, seed, tuple(store.cube_shape), counts.references, coordinates, boxes=boxes)
 
 
 def check_pretext(

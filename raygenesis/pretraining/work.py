@@ -23,6 +23,7 @@ from raygenesis.discovery.work import STORED_OF_CUBES, crops_per_scan, num_patte
 from raygenesis.networks.network import num_parameters
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
+from raygenesis.pretraining.pretexts import CONTRAST
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import DiscoverySettings, PretrainingSettings
 from raygenesis.text.amounts import MIB
@@ -90,8 +91,9 @@ def pretrain_work(
     encoding, restoring, weights = _pretraining_loads(task)
     total = task.num_epochs if num_epochs is None else num_epochs
     epochs = range(num_done, total)
-    num_restoring = sum(map(task.restores, epochs))
+    num_restoring = sum(map(task.decodes, epochs))
     load = encoding * (len(epochs) - num_restoring) + restoring * num_restoring
+    load += encoding * (FORWARD * sum(task.learns(CONTRAST, epoch) for epoch in epochs))  # by the teacher
     samples = learnt + FORWARD * held_out
     stored_mib = (learnt + held_out) * math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
     in_memory = stored_mib / 1024 <= settings.memory_gib
@@ -118,8 +120,10 @@ def _pretraining_loads(task: PretextTask) -> tuple[Load, Load, int]:
     """Loads of encoder and head, and of these with the decoder, if there is one; and the number of parameters."""
     model = task.build()
     num_images, *shape = task.shown_shape
+    crosses = bool(task.pretext.lambda_cross)
     encoding, restoring = (
-        count_operations(model, shape, partial(model, restore=restore), num_images) for restore in (False, True)
+        count_operations(model, shape, partial(model, restore=decode, cross=decode and crosses), num_images)
+        for decode in (False, True)
     )
     return encoding, restoring, num_parameters(model)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from raygenesis.errors import RaygenesisError
@@ -74,8 +76,16 @@ class Experiment(Protocol):
     def learning_rate(self, epoch: int, share: float) -> float:
         """Learning rate of a step after which this share of the epoch, in (0, 1], is done."""
 
-    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
-        """Means over the batch, scalars; `loss` is minimised."""
+    def pairs(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> NDArray[np.int64] | None:
+        """Pairs of samples that lie in one batch, in the epoch's order: their row numbers, int64 [p, 2].
+
+        columns: of all training samples. None where samples come one by one, in the order of the seed.
+        """
+
+    def losses(
+        self, model: nn.Module, batch: Batch, epoch: int, teacher: nn.Module | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Means over the batch, scalars; `loss` is minimised. teacher: the moving average of the model, if there is."""
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sums over a batch of held-out samples, tensors of any shape; `count` is the number of samples."""
