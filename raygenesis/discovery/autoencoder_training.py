@@ -60,7 +60,12 @@ class IdentityMapping:
     def learns_from(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> None:
         return None
 
-    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+    def pairs(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> None:
+        return None
+
+    def losses(
+        self, model: nn.Module, batch: Batch, epoch: int, teacher: nn.Module | None = None
+    ) -> dict[str, torch.Tensor]:
         return {"loss": functional.mse_loss(model(batch.cubes), batch.cubes)}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

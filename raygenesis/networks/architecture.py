@@ -10,8 +10,9 @@ class Architecture:
     """What it takes to build a network again; stored beside its weights.
 
     network: `unet`, `i3d`, or a name of `monai_networks`. head: what answers at the bottleneck, `classification` or
-    `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder. skips:
-    whether the decoder sees the encoder's finer levels, and not the bottleneck alone.
+    `rubiks-cube`, with num_classes answers; none when None. restores: whether there is a decoder. skips: whether the
+    decoder sees the encoder's finer levels, and not the bottleneck alone. projection_size: numbers of the projected
+    embedding, by which pairs are compared; there is no projection when 0.
     """
 
     ndim: int = 3
@@ -23,3 +24,4 @@ class Architecture:
     restores: bool = True
     # Not in the representation, which is the fingerprint of random weights: those that are kept stay what they were.
     skips: bool = field(default=True, repr=False)
+    projection_size: int = 0

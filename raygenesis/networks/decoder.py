@@ -18,5 +18,5 @@ class ImageDecoder(nn.Module):
     gradient_checkpointing: bool = False
 
     def levels_of(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The features of each of the decoder's levels, coarsest first; NotImplementedError if it has no such levels."""
+        """The features of each of the decoder's levels, coarsest first. Raises NotImplementedError if it has none."""
         raise NotImplementedError(f"{type(self).__name__} has no levels to read")

@@ -46,6 +46,15 @@ class RubiksCubeHead(nn.Module):
         return self.layers(global_average_pool(bottleneck).view(len(bottleneck) // self.num_pieces, -1))
 
 
+class ProjectionHead(nn.Sequential):
+    """Embeddings [n, num_features] → [n, projection_size], in which pairs are compared (SimCLR, Chen et al. 2020)."""
+
+    def __init__(self, num_features: int, projection_size: int) -> None:
+        super().__init__(
+            nn.Linear(num_features, num_features), nn.ReLU(inplace=True), nn.Linear(num_features, projection_size)
+        )
+
+
 # By the name that an `Architecture` gives it.
 HEADS: dict[str, Callable[[int, int, int, str], nn.Module]] = {
     "classification": ClassificationHead,

@@ -52,6 +52,11 @@ def global_average_pool(features: torch.Tensor) -> torch.Tensor:
     return features.flatten(2).mean(2)
 
 
+def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
+    """[n, ...] → [n, ...] with rows 0 and 1 exchanged, 2 and 3, and so on: what belongs to each row's partner."""
+    return rows[torch.arange(len(rows), device=rows.device) ^ 1]
+
+
 def has_batch_statistics(network: nn.Module) -> bool:
     """Whether a network normalises by a batch's own statistics in evaluation too (`norm_layer`, `batch-statistics`)."""
     norms = (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
@@ -62,13 +67,13 @@ def run_layer(layer: nn.Module, *inputs: Any, recompute: bool) -> Any:
     """Call a layer; with `recompute` its activations are not kept but computed again in the backward pass."""
     if not (recompute and torch.is_grad_enabled()):
         return layer(*inputs)
-    contexts = lambda: (nullcontext(), _frozen_statistics(layer))  # noqa: E731
+    contexts = lambda: (nullcontext(), frozen_statistics(layer))  # noqa: E731
     return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norms, which see a batch for the second time."""
+def frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms in training, each of which sees one batch that it must not count."""
     norms = [part for part in layer.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     tracking = [norm for norm in norms if norm.track_running_stats and norm.training]
     momenta = [norm.momentum for norm in tracking]

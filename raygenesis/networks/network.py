@@ -13,20 +13,23 @@ from raygenesis.networks import i3d
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.decoder import ImageDecoder
 from raygenesis.networks.encoder import ImageEncoder
-from raygenesis.networks.heads import HEADS
-from raygenesis.networks.layers import global_average_pool
+from raygenesis.networks.heads import HEADS, ProjectionHead
+from raygenesis.networks.layers import global_average_pool, swap_pairs
 from raygenesis.networks.unet import UNetDecoder, UNetEncoder
 
 
 class Prediction(NamedTuple):
-    """What a PretextNetwork returns, float32; logits and restored are None where they were not computed.
+    """What a PretextNetwork returns, float32; what was not computed is None, but for the embedding.
 
-    embedding: [n, num_features]; logits: [n, num_classes]; restored: [n, 1, z, y, x] in [0, 1].
+    embedding: [n, num_features]; logits: [n, num_classes]; restored: [n, 1, z, y, x] in [0, 1]; projected: [n,
+    projection_size]; crossed: as `restored`, with each other's bottleneck.
     """
 
     embedding: torch.Tensor
     logits: torch.Tensor | None
     restored: torch.Tensor | None
+    projected: torch.Tensor | None = None
+    crossed: torch.Tensor | None = None
 
 
 class PretextNetwork(nn.Module):
@@ -43,16 +46,38 @@ class PretextNetwork(nn.Module):
                 architecture.ndim, self.encoder.num_features, architecture.num_classes, architecture.norm
             )
 
-    def forward(self, images: torch.Tensor, restore: bool = True) -> Prediction:
-        """Encode, classify and, with `restore`, decode images, float32 [n, 1, z, y, x] in [0, 1]."""
+        self.projection = None
+        if architecture.projection_size:
+            self.projection = ProjectionHead(self.encoder.num_features, architecture.projection_size)
+
+    def forward(self, images: torch.Tensor, restore: bool = True, cross: bool = False) -> Prediction:
+        """Encode, classify and decode images, float32 [n, 1, z, y, x] in [0, 1].
+
+        Args:
+            images: With `cross` in pairs, one after the other.
+            restore: Whether to decode the features of each image, where there is a decoder.
+            cross: Whether to decode them, with the bottleneck of its partner in place of its own, as well.
+        """
         features = self.encoder(images)
-        restored = None
-        if restore and self.decoder is not None:
-            seen = features if self.architecture.skips else without_skips(features)
-            # In float32 also under autocast: a sigmoid of 8 bits is too coarse an image.
-            restored = torch.sigmoid(self.decoder(seen).float())
+        restored = self._decode(features) if restore else None
+        crossed = self._decode([*features[:-1], swap_pairs(features[-1])]) if cross else None
         logits = None if self.head is None else self.head(features[-1]).float()
-        return Prediction(global_average_pool(features[-1]).float(), logits, restored)
+        embedding = global_average_pool(features[-1])
+        projected = None if self.projection is None else self.projection(embedding).float()
+        return Prediction(embedding.float(), logits, restored, projected, crossed)
+
+    def project(self, images: torch.Tensor) -> torch.Tensor:
+        """Projected embeddings of images, float32 [n, projection_size]; ValueError without a projection."""
+        if self.projection is None:
+            raise ValueError("this network has no projection")
+        return self.projection(global_average_pool(self.encoder(images)[-1])).float()
+
+    def _decode(self, features: list[torch.Tensor]) -> torch.Tensor | None:
+        if self.decoder is None:
+            return None
+        seen = features if self.architecture.skips else without_skips(features)
+        # In float32 also under autocast: a sigmoid of 8 bits is too coarse an image.
+        return torch.sigmoid(self.decoder(seen).float())
 
     @property
     def unet_decoder(self) -> ImageDecoder | None:

@@ -46,7 +46,9 @@ def spread_of(mean: torch.Tensor, outer: torch.Tensor) -> dict[str, float]:
 
 
 def warnings(history: Sequence[EpochRow], chance: float | None, at_end: bool = False) -> dict[str, str]:
-    """What goes wrong in training, a sentence by kind: `embedding`, `classification`, `restoration`, `gradient`.
+    """What goes wrong in training, a sentence by kind.
+
+    Kinds are `embedding`, `classification`, `restoration`, `contrast` and `gradient`.
 
     Args:
         history: A row an epoch.
@@ -58,7 +60,7 @@ def warnings(history: Sequence[EpochRow], chance: float | None, at_end: bool = F
     if recent and (at_end or len(recent) == GRACE_EPOCHS):
         found = {
             "embedding": _collapsed(recent[-1]), "classification": _at_chance(recent, chance),
-            "restoration": _not_restored(recent),
+            "restoration": _not_restored(recent), "contrast": _not_contrasted(recent),
         }  # fmt: skip
     found["gradient"] = _exploded(history)
     return {kind: sentence for kind, sentence in found.items() if sentence}
@@ -102,6 +104,20 @@ def _not_restored(recent: Sequence[EpochRow]) -> str | None:
         f"nothing is learnt from restoration so far: in the last {several(len(recent), 'epochs')} the held-out error "
         f"was {row['val_restoration']:.4f} at best and answering {answer} gives {error:.4f}; train longer, or lower "
         "pretraining.learning_rate"
+    )
+
+
+def _not_contrasted(recent: Sequence[EpochRow]) -> str | None:
+    """Compared with embeddings that are all alike, on training pairs: held-out patterns have no partners."""
+    pairs = [(row.get("train_contrast"), row.get("train_contrast_chance")) for row in recent]
+    known = [(loss, chance) for loss, chance in pairs if loss is not None and chance is not None]
+    if not known or any(loss < SHARE_OF_BASELINE * chance for loss, chance in known):
+        return None
+    loss, chance = min(known)
+    return (
+        f"nothing is learnt from contrast so far: in the last {several(len(recent), 'epochs')} the loss of training "
+        f"pairs was {loss:.3f} at best and embeddings that are all alike give {chance:.3f}; train longer, lower "
+        "pretraining.learning_rate, or raise pretraining.batch_size"
     )
 
 

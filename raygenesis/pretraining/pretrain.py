@@ -42,8 +42,8 @@ from raygenesis.workspace.workspace import Workspace
 LASTING = frozenset({"pretraining.num_joint_epochs", "pretraining.patience"})
 # Figures of the best epoch that the model card lists, where the task has them.
 CARD_FIGURES = (
-    "accuracy", "chance", "restoration_mse", "identity_mse", "mean_image_mse", "embedding_variance", "effective_rank",
-    "retrieval", "retrieval_untrained",
+    "accuracy", "chance", "restoration_mse", "identity_mse", "mean_image_mse", "contrast", "contrast_chance",
+    "cross_restoration_mse", "separation", "embedding_variance", "effective_rank", "retrieval", "retrieval_untrained",
 )  # fmt: skip
 
 
@@ -192,6 +192,8 @@ def _manifest(
         identity_mse=best.get("val_identity"), mean_image_mse=mean_image,
         embedding_variance=best["val_embedding_variance"], effective_rank=best["val_effective_rank"],
         retrieval=retrieval.trained, retrieval_untrained=retrieval.untrained,
+        contrast=best.get("train_contrast"), contrast_chance=best.get("train_contrast_chance"),
+        cross_restoration_mse=best.get("train_cross_restoration"), separation=best.get("val_separation"),
         warnings=_warnings(task, history, best.get("val_restoration"), mean_image), speed=_speed(history),
     )  # fmt: skip
 
@@ -247,6 +249,8 @@ def _say_end(manifest: RunManifest, num_epochs: int, weights: Place) -> None:
             f"restoration error {manifest.restoration_mse:.5f} (identity {manifest.identity_mse:.5f}, mean image "
             f"{manifest.mean_image_mse:.5f})"
         )
+    if manifest.separation is not None:
+        figures.append(f"separation of classes {manifest.separation:.3f}")
     if manifest.retrieval is not None:
         figures.append(f"anatomy retrieval {manifest.retrieval:.3f} (untrained {manifest.retrieval_untrained:.3f})")
     figures.append(f"effective rank of the embedding {manifest.effective_rank:.1f}")

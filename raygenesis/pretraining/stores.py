@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from raygenesis.errors import SettingsError
+from raygenesis.pretraining.overlap import class_boxes
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.stages import check_crops, stages_of
 from raygenesis.pretraining.task import PretextTask
@@ -46,12 +47,12 @@ def pretext_task(settings: PretrainingSettings, seed: int, store: StoreManifest)
     Raises:
         SettingsError: The store holds fewer neighbours or coordinates than are to be used, or the task does not fit.
     """
-    counts = store.counts
+    counts, pretext = store.counts, pretext_of(settings)
     for key in ("num_neighbours", "num_coordinates"):
         number, most = getattr(settings, key), counts.of(key)
         if number is not None and number > most:
             again = f"discover again with discovery.{key}={number}"
-            if pretext_of(settings).store == CROPS:
+            if pretext.store == CROPS:
                 again = (
                     "crop more scans" if key == "num_neighbours" else f"crop again with discovery.num_crops={number}"
                 )
@@ -59,11 +60,12 @@ def pretext_task(settings: PretrainingSettings, seed: int, store: StoreManifest)
                 f"pretraining.{key}={number} is more than the {most} in the store: lower it, or {again}"
             )
     coordinates = settings.num_coordinates or counts.coordinates
+    boxes = None if settings.overlap is None else class_boxes(store, coordinates, settings.overlap)
     scales = [Scale(**scale) for scale in store.settings["discovery"]["scales"]] if settings.scale_stages else []
-    if pretext_of(settings).store == CROPS:
+    if pretext.store == CROPS:
         check_crops(coordinates, len(scales))
-    stages = stages_of(settings, scales)
-    return PretextTask(settings, seed, tuple(store.cube_shape), counts.references, coordinates, stages=stages)
+    stages, shape = stages_of(settings, scales), tuple(store.cube_shape)
+    return PretextTask(settings, seed, shape, counts.references, coordinates, stages=stages, boxes=boxes)
 
 
 def check_pretext(

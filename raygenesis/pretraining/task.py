@@ -17,10 +17,20 @@ from raygenesis.errors import SettingsError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import Prediction, PretextNetwork, enable_gradient_checkpointing
 from raygenesis.pretraining import monitors
+from raygenesis.pretraining.contrast import PROJECTION_SIZE, class_sums, contrast, separation, taught
 from raygenesis.pretraining.corruption_sets import CORRUPTIONS, CorruptionSet
 from raygenesis.pretraining.corruptions import check_fits, corrupt, masked_places
 from raygenesis.pretraining.draws import Draws
-from raygenesis.pretraining.pretexts import Pretext, pretext_of
+from raygenesis.pretraining.overlap import OVERLAP_LOSSES, ClassBoxes, shares_of
+from raygenesis.pretraining.pairs import epoch_pairs
+from raygenesis.pretraining.pretexts import (
+    CLASSIFICATION,
+    CONTRAST,
+    CROSS_RESTORATION,
+    RESTORATION,
+    Pretext,
+    pretext_of,
+)
 from raygenesis.pretraining.puzzles import PUZZLES, Puzzle
 from raygenesis.pretraining.restoration import blank_error, restoration_error
 from raygenesis.pretraining.schedule import learning_rate
@@ -30,8 +40,8 @@ from raygenesis.training.experiment import Tuning
 from raygenesis.training.feeding import Batch
 from raygenesis.training.records import EpochRow
 
-# Names of phases; those of tasks with one part have that part's.
-CLASSIFICATION, RESTORATION, JOINT = "classification", "restoration", "joint"
+# Name of the phase in which all parts of a loss are learnt; a phase of one part has that part's name.
+JOINT = "joint"
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -44,13 +54,15 @@ class PretextBatch(NamedTuple):
 
     shown: images, float32 [n × images of each, 1, z, y, x]; original: what the decoder should restore, float32 [n, 1,
     z, y, x]; answers: what the head should answer, int64 [n] or [n, several], if there is a head; masked: the voxels
-    that are to be restored, bool like original, all when None.
+    that are to be restored, bool like original, all when None; shares: how much of each cube's box lies in those of the
+    classes, float32 [n, num_classes], where classification allows for it.
     """
 
     shown: torch.Tensor
     original: torch.Tensor
     answers: torch.Tensor | None
     masked: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class PretextTask:
         num_coordinates: Coordinates in use, C; the pseudo-label of a pattern is reference × C + coordinate.
         stages: Numbers of the scales that are learnt from together, one stage after the other in each phase; all scales
             in every epoch without stages.
+        boxes: Where the classes lie, which `pretraining.overlap` needs.
 
     Raises:
         SettingsError: There is no such task, its puzzle, corruption or network does not fit the cubes, or a phase is
@@ -79,6 +92,7 @@ class PretextTask:
     name: str = "pretrain"
     sample_key: str = "pattern_id"
     stages: tuple[tuple[int, ...], ...] = ()
+    boxes: ClassBoxes | None = None
 
     def __post_init__(self) -> None:
         # Looked up here, once: an entry that a script adds to a table is there, but not in the workers' tables.
@@ -120,6 +134,7 @@ class PretextTask:
             num_classes=self.puzzle.num_classes if self.puzzle else 0,
             restores=self.pretext.lambda_rec is not None,
             skips=self.pretext.skips,
+            projection_size=PROJECTION_SIZE if self.pretext.lambda_pair else 0,
         )
 
     @property
@@ -170,13 +185,11 @@ class PretextTask:
     def phase(self, epoch: int) -> str:
         """Name of the phase of an epoch.
 
-        Tasks with two parts learn to classify first; those with one have one phase, just as long. So has a task with
-        two parts whose λ of classification is 0: it never classifies.
+        Tasks with several parts learn to classify first; those with one have one phase, just as long. So has a task
+        with several parts that does not classify, or whose λ of classification is 0.
         """
-        if not self.architecture.restores:
-            return CLASSIFICATION
-        if self.puzzle is None:
-            return RESTORATION
+        if len(self.pretext.parts) == 1:
+            return self.pretext.parts[0]
         first = self.settings.num_classification_epochs if self.pretext.lambda_cls else 0
         return CLASSIFICATION if epoch < first else JOINT
 
@@ -205,50 +218,94 @@ class PretextTask:
     def learning_rate(self, epoch: int, share: float) -> float:
         return learning_rate(self.settings, epoch, share, alone=self.phase(epoch) == CLASSIFICATION)
 
+    def pairs(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> NDArray[np.int64] | None:
+        """Pairs of patterns of one class from different patients, where the task learns from them."""
+        if not self.pretext.learns_from_pairs:
+            return None
+        _, patients = np.unique(columns["volume_id"].astype(str), return_inverse=True)
+        return epoch_pairs(self._labels(columns), patients, self.seed, epoch)
+
+    def learns(self, part: str, epoch: int) -> bool:
+        """Whether a part of the loss, with a weight above 0, is learnt in this epoch."""
+        return bool(self.pretext.weights[part]) and self.phase(epoch) in (part, JOINT)
+
     def restores(self, epoch: int) -> bool:
+        """Whether the decoder learns in this epoch to restore what is shown."""
+        return self.learns(RESTORATION, epoch)
+
+    def decodes(self, epoch: int) -> bool:
         """Whether the decoder is trained in this epoch."""
-        return self.phase(epoch) != CLASSIFICATION and bool(self.pretext.lambda_rec)
+        return self.restores(epoch) or self.learns(CROSS_RESTORATION, epoch)
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> str:
-        """Leave the decoder out where it is not trained."""
+        """Leave out the decoder and the projection where they are not trained."""
         if model.decoder is not None:
-            model.decoder.requires_grad_(self.restores(epoch))
+            model.decoder.requires_grad_(self.decodes(epoch))
+        if model.projection is not None:
+            model.projection.requires_grad_(self.learns(CONTRAST, epoch))
         return self.phase(epoch)
 
-    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+    def losses(
+        self, model: nn.Module, batch: Batch, epoch: int, teacher: nn.Module | None = None
+    ) -> dict[str, torch.Tensor]:
         pretext_batch = self.make_batch(batch, epoch)
-        prediction = self._predict(model, pretext_batch.shown, self.restores(epoch))
-        losses = {name: values.mean() for name, values in self._parts(prediction, pretext_batch).items()}
+        prediction = self._predict(
+            model, pretext_batch.shown, restore=self.restores(epoch), cross=self.learns(CROSS_RESTORATION, epoch)
+        )
+        parts = self._parts(prediction, pretext_batch)
+        if self.learns(CONTRAST, epoch):
+            assert isinstance(teacher, PretextNetwork) and prediction.projected is not None
+            original = pretext_batch.original.contiguous(memory_format=self._memory_format)
+            with self._autocast(original):
+                keys = taught(teacher, original)
+            parts[CONTRAST], parts["contrast_chance"] = contrast(prediction.projected, keys, self._classes(batch))
+        losses = {name: values.mean() for name, values in parts.items()}
         if self.phase(epoch) == CLASSIFICATION:
             return {"loss": losses["classification"], **losses}
         return {"loss": self._joint(losses), **losses}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sums; `identity` and `blank` are the errors of answering the corrupted cube as it is, and its mean value."""
+        """Sums; `identity` and `blank` are the errors of answering the corrupted cube as it is, and its mean value.
+
+        Held-out patterns come without partners: `loss` is the joint loss of classification and restoration alone.
+        """
         pretext_batch = self.make_batch(batch, VALIDATION_EPOCH)
         prediction = self._predict(model, pretext_batch.shown, restore=True)
         parts = self._parts(prediction, pretext_batch)
-        parts["loss"] = self._joint(parts)
+        if parts:  # not of contrast alone
+            parts["loss"] = self._joint(parts)
         if prediction.restored is not None:
             original, masked = pretext_batch.original, pretext_batch.masked
             parts["identity"] = restoration_error(pretext_batch.shown, original, masked)
             parts["blank"] = blank_error(original, masked)
         vectors_each = len(prediction.embedding) // len(batch.cubes)
         moments = {name: value / vectors_each for name, value in monitors.moments(prediction.embedding).items()}
-        count = parts["loss"].new_tensor(len(batch.cubes))
+        if prediction.projected is not None:
+            num_classes = self.num_references * self.num_coordinates
+            moments |= class_sums(prediction.projected, self._classes(batch), num_classes)
+        count = batch.cubes.new_tensor(len(batch.cubes))
         return {**{name: values.sum() for name, values in parts.items()}, **moments, "count": count}
 
     def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
         """A row's figures from the means over all held-out samples."""
         spread = monitors.spread_of(means.pop("embedding"), means.pop("outer"))
+        if "class_sums" in means:
+            spread["separation"] = separation(means.pop("class_sums"), means.pop("class_counts"))
         return {**{name: value.item() for name, value in means.items()}, **spread}
 
     def score(self, row: EpochRow) -> float:
-        """The loss on held-out subjects; before the last phase, or stage, nothing is best but the newest."""
+        """The loss on held-out subjects; before the last phase, or stage, nothing is best but the newest.
+
+        Of contrast alone there is none without pairs, and classes should lie apart.
+        """
         last = self.phases[-1]
         if row["phase"] != last or (self.stages and self.scales(row["epoch"]) != self.stages[-1]):
             return math.inf
-        return row["val_classification"] if last == CLASSIFICATION else row["val_loss"]
+        if last == CLASSIFICATION:
+            return row["val_classification"]
+        if self.pretext.lambda_rec or self.pretext.lambda_cls:
+            return row["val_loss"]
+        return -row["val_separation"] if self.pretext.lambda_pair else row["val_restoration"]
 
     def should_stop(self, history: Sequence[EpochRow]) -> bool:
         scores = [self.score(row) for row in history if self.score(row) < math.inf]
@@ -265,12 +322,16 @@ class PretextTask:
         """Corrupt the cubes of a batch and make the puzzle's questions; draws belong to the pattern and the epoch."""
         device, draws = batch.cubes.device, self._draws(batch, epoch)
         shown, original = corrupt(batch.cubes, draws, self.corruption)
-        answers = None
+        answers = shares = None
         if self.puzzle is not None:
-            labels = batch.columns["reference"].astype("int64") * self.num_coordinates + batch.columns["coordinate"]
-            shown, answers = self.puzzle.ask(shown, torch.from_numpy(labels).to(device), draws)
+            labels = self._classes(batch)
+            shown, answers = self.puzzle.ask(shown, labels, draws)
+            if self.settings.overlap is not None:
+                assert self.boxes is not None  # a task on a store has them
+                scales = torch.from_numpy(batch.columns["scale"].astype("int64")).to(device)
+                shares = shares_of(self.boxes, labels, scales)
         masked = masked_places(batch.cubes, draws, self.corruption)
-        return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers, masked)
+        return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers, masked, shares)
 
     def held_out_places(self, batch: Batch) -> torch.Tensor | None:
         """The voxels of held-out cubes that are to be restored, bool [n, 1, z, y, x]; None where all are."""
@@ -279,26 +340,40 @@ class PretextTask:
     def _draws(self, batch: Batch, epoch: int) -> Draws:
         return Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(batch.cubes.device), epoch)
 
+    def _labels(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """Pseudo-labels of the coordinates in use, int64; without meaning for random crops."""
+        return columns["reference"].astype("int64") * self.num_coordinates + columns["coordinate"]
+
+    def _classes(self, batch: Batch) -> torch.Tensor:
+        return torch.from_numpy(self._labels(batch.columns)).to(batch.cubes.device)
+
     @property
     def _memory_format(self) -> torch.memory_format:
         return MEMORY_FORMATS[len(self.sample_shape)] if self.settings.channels_last else torch.contiguous_format
 
-    def _predict(self, model: nn.Module, shown: torch.Tensor, restore: bool) -> Prediction:
+    def _autocast(self, images: torch.Tensor) -> torch.autocast:
         dtype = PRECISIONS[self.settings.precision]
-        with torch.autocast(shown.device.type, dtype, enabled=dtype is not None):
-            return model(shown, restore=restore)
+        return torch.autocast(images.device.type, dtype, enabled=dtype is not None)
+
+    def _predict(self, model: nn.Module, shown: torch.Tensor, restore: bool, cross: bool = False) -> Prediction:
+        with self._autocast(shown):
+            return model(shown, restore=restore, cross=cross)
 
     def _parts(self, prediction: Prediction, batch: PretextBatch) -> dict[str, torch.Tensor]:
-        """Classification, accuracy and restoration of each sample, float32 [n], as far as the task has them."""
+        """Parts of the loss that a prediction tells, and accuracy, of each sample, float32 [n]."""
         parts = {}
         if self.puzzle is not None and prediction.logits is not None and batch.answers is not None:
-            parts["classification"], parts["accuracy"] = self.puzzle.grade(prediction.logits, batch.answers)
-        if prediction.restored is not None:
-            parts["restoration"] = restoration_error(prediction.restored, batch.original, batch.masked)
+            parts[CLASSIFICATION], parts["accuracy"] = self.puzzle.grade(prediction.logits, batch.answers)
+            if self.settings.overlap is not None and batch.shares is not None:
+                loss = OVERLAP_LOSSES[self.settings.overlap]
+                parts[CLASSIFICATION] = loss(prediction.logits, batch.answers, batch.shares)
+        for name, restored in ((RESTORATION, prediction.restored), (CROSS_RESTORATION, prediction.crossed)):
+            if restored is not None:
+                parts[name] = restoration_error(restored, batch.original, batch.masked)
         return parts
 
     def _joint(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        weights = {"restoration": self.pretext.lambda_rec, "classification": self.pretext.lambda_cls}
+        weights = self.pretext.weights
         first, *others = (
             weight * parts[name] for name, weight in weights.items() if weight is not None and name in parts
         )

@@ -23,6 +23,7 @@ from raygenesis.discovery.work import STORED_OF_CUBES, crops_per_scan, num_patte
 from raygenesis.networks.network import num_parameters
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
+from raygenesis.pretraining.pretexts import CONTRAST
 from raygenesis.pretraining.stages import stages_of
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import DiscoverySettings, PretrainingSettings
@@ -94,7 +95,10 @@ def pretrain_work(
     shares = [_share_of_scales(task, discovery, epoch) for epoch in epochs]
     load = Load()
     for epoch, share in zip(epochs, shares, strict=True):
-        load += (restoring if task.restores(epoch) else encoding) * (learnt * share + FORWARD * held_out)
+        of_epoch = restoring if task.decodes(epoch) else encoding
+        if task.learns(CONTRAST, epoch):
+            of_epoch += encoding * FORWARD  # by the teacher
+        load += of_epoch * (learnt * share + FORWARD * held_out)
     cube_mib = math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
     stored_mib = (learnt + held_out) * cube_mib
     in_memory = stored_mib / 1024 <= settings.memory_gib
@@ -131,8 +135,10 @@ def _pretraining_loads(task: PretextTask) -> tuple[Load, Load, int]:
     """Loads of encoder and head, and of these with the decoder, if there is one; and the number of parameters."""
     model = task.build()
     num_images, *shape = task.shown_shape
+    crosses = bool(task.pretext.lambda_cross)
     encoding, restoring = (
-        count_operations(model, shape, partial(model, restore=restore), num_images) for restore in (False, True)
+        count_operations(model, shape, partial(model, restore=decode, cross=decode and crosses), num_images)
+        for decode in (False, True)
     )
     return encoding, restoring, num_parameters(model)
 

@@ -111,6 +111,12 @@ def _findings(run: RunManifest) -> list[str]:
         baselines = {"leaving the cube as it is": run.identity_mse, "the mean image": run.mean_image_mse}
         shares = [f"{run.restoration_mse / mse:.2f} of that of {name}" for name, mse in baselines.items() if mse]
         found.append(f"It restores with an error of {run.restoration_mse:.4g}: {' and '.join(shares)}")
+    if run.contrast is not None:
+        found.append(f"Its contrast of pairs is {run.contrast:.3g} in training, {run.contrast_chance:.3g} by chance")
+    if run.cross_restoration_mse is not None:
+        found.append(f"With a partner's bottleneck it restores with an error of {run.cross_restoration_mse:.4g}")
+    if run.separation is not None:
+        found.append(f"{run.separation:.0%} of the variance of held-out projections lies between classes")
     if run.retrieval is not None:
         untrained = run.retrieval_untrained  # an earlier version's run has none
         beside = "" if untrained is None else f", as untrained it did with {untrained:.3f}"
@@ -176,10 +182,14 @@ def _run_charts(name: str, run: RunManifest | None, history: Sequence[EpochRow])
 
     levels = {"identity": column(history, "val_identity")[-1], "mean image": run.mean_image_mse if run else None}
     chance = _known({"chance": run.chance if run else None})
+    alike = _known({"all alike": run.contrast_chance if run else None})
     return [
         *draw("Classification loss", "loss", pair("classification"), boundary=boundary),
         *draw("Accuracy", "accuracy", pair("accuracy"), levels=chance, most=1, percent=True),
         *draw("Restoration error", "mean squared error", pair("restoration"), levels=_known(levels), boundary=boundary),
+        *draw("Contrast of pairs", "loss", pair("contrast"), levels=alike, boundary=boundary),
+        *draw("Cross-restoration error", "mean squared error", pair("cross_restoration"), boundary=boundary),
+        *draw("Separation of classes", "share of variance", pair("separation"), most=1, percent=True),
         *draw("Joint loss", "loss", pair("loss", joint)),
         *draw("Effective rank of the embedding", "effective rank", one("val_effective_rank", "held out")),
         *draw("Norm of the gradient", "norm", one("train_gradient_norm")),

@@ -34,6 +34,23 @@ class PretrainingSettings(Section):
         description="Weight of the classification loss in the joint phase. When null, the pretext task's own. With 0 "
         "the phase of classification alone is left out too.",
     )
+    lambda_pair: NonNegative | None = Field(
+        None,
+        description="Weight of the contrast in the joint phase: two patterns of one class from different patients, one "
+        "seen by the network and one by the moving average of its weights (give `average_decay`), against patterns of "
+        "other classes in the batch. When null, the pretext task's own.",
+    )
+    lambda_cross: NonNegative | None = Field(
+        None,
+        description="Weight of cross-restoration in the joint phase: restoring a pattern with the bottleneck of "
+        "another one of its class, from a different patient. When null, the pretext task's own.",
+    )
+    overlap: Literal["soft", "ignore"] | None = Field(
+        None,
+        description="What classification makes of classes whose boxes overlap. `soft`: the target is a distribution "
+        "over classes, by the share of the pattern's volume that lies in each box; `ignore`: other classes that share "
+        "more than half of it are left out of the softmax. When null, all classes are told apart.",
+    )
     num_neighbours: Count | None = Field(
         None,
         description="Train on patterns of the first K neighbours only (random crops: of K scans). When null, on all.",
@@ -154,7 +171,7 @@ class PretrainingSettings(Section):
                 "pretraining.num_classification_epochs and pretraining.num_joint_epochs are both 0: give one of "
                 "them at least 1"
             )
-        if self.lambda_rec == 0 and self.lambda_cls == 0:
+        if self.lambda_rec == 0 and self.lambda_cls == 0 and not (self.lambda_pair or self.lambda_cross):
             raise ValueError("pretraining.lambda_rec and pretraining.lambda_cls are both 0: raise one of them")
         if self.network == "segresnet" and self.base_width % 8:
             raise ValueError(f"pretraining.base_width={self.base_width} must be a multiple of 8 for network=segresnet")

@@ -63,6 +63,7 @@ ENCODER_SCANS = Stream("scans that an encoder learns from (discovery/encoders.py
 
 # Training, pretraining and its sweeps.
 EPOCH_ORDER = Stream("order of an epoch's samples, by Philox (training/feeding.py)", (), ("epoch",), True)
+PAIRS = Stream("pairs of an epoch's patterns (pretraining/pairs.py)", (11,), ("epoch",))
 SHUFFLE_BANK = Stream("replays of the local shuffling, of seed 0 (pretraining/corruption_steps.py)")
 SWEEP_SEEDS = Stream("seeds of a sweep's further trainings (sweeps/trial.py)")
 

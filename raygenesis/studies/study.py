@@ -142,7 +142,7 @@ def pretrain_initialisation(study: Study, planned: PlannedInitialisation) -> Rea
 def epochs_by_phase(pretraining: PretrainingSettings, num_epochs: int) -> dict[str, int]:
     """Settings below `pretraining` that spend so many epochs, all of them, in the settings' proportion of phases."""
     pretext, alone = pretext_of(pretraining), 0
-    if pretext.puzzle is not None and pretext.lambda_rec is not None:
+    if pretext.puzzle is not None and len(pretext.parts) > 1:
         both = pretraining.num_classification_epochs + pretraining.num_joint_epochs
         alone = min(num_epochs - 1, round(num_epochs * pretraining.num_classification_epochs / both))
     return {"num_classification_epochs": alone, "num_joint_epochs": num_epochs - alone, "patience": num_epochs}

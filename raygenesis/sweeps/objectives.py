@@ -16,6 +16,7 @@ MIN_HELD_OUT = 2
 LOSS_DEPENDS_ON = {
     "lambda_cls": "λ weighs its parts",
     "lambda_rec": "λ weighs its parts",
+    "overlap": "soft targets and classes that are left out have another least loss",
     "num_coordinates": "C is the number of classes",
     "pretext": "each pretext task has a loss of its own",
     "corruption": "what is to be restored is harder or easier",

@@ -116,7 +116,7 @@ def check_points(space: Space, settings: Settings, patterns: PatternsManifest, w
             task = pretext_task(chosen, settings.seed, patterns)
             if pretext.corruption not in checked:
                 zeros = np.zeros(1, np.int64)
-                columns = {"pattern_id": zeros, "reference": zeros, "coordinate": zeros}
+                columns = dict.fromkeys(("pattern_id", "reference", "coordinate", "scale"), zeros)
                 task.make_batch(Batch(torch.zeros(1, 1, *task.sample_shape), columns), 0)
                 checked.add(pretext.corruption)
         except SettingsError as error:

@@ -110,7 +110,7 @@ def train_and_measure(
         best = best_of(task, now.history)
         known = (None, None) if measures is None else measures
         return replace(
-            begun, retrieval=known[0], rankme=known[1], loss=best["val_loss"], accuracy=best["val_accuracy"],
+            begun, retrieval=known[0], rankme=known[1], loss=best.get("val_loss"), accuracy=best.get("val_accuracy"),
             chance=task.chance, restoration=best.get("val_restoration"), patterns=len(selection.train),
             epochs=len(now.history),
         )  # fmt: skip

@@ -82,8 +82,16 @@ class Experiment(Protocol):
     def learns_from(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> NDArray[np.bool_] | None:
         """Which samples this epoch learns from, bool [n], by the samples' columns; None for all."""
 
-    def losses(self, model: nn.Module, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
-        """Means over the batch, scalars; `loss` is minimised."""
+    def pairs(self, columns: Mapping[str, NDArray[Any]], epoch: int) -> NDArray[np.int64] | None:
+        """Pairs of samples that lie in one batch, in the epoch's order: their row numbers, int64 [p, 2].
+
+        columns: of all training samples. None where samples come one by one, in the order of the seed.
+        """
+
+    def losses(
+        self, model: nn.Module, batch: Batch, epoch: int, teacher: nn.Module | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Means over the batch, scalars; `loss` is minimised. teacher: the moving average of the model, if there is."""
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sums over a batch of held-out samples, tensors of any shape; `count` is the number of samples."""

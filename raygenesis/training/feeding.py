@@ -100,10 +100,28 @@ def training_batches(
     samples than a batch make one smaller batch.
     """
     order = np.random.Generator(np.random.Philox(EPOCH_ORDER.sequence(seed, epoch))).permutation(num_samples)
-    batch_size, num_cubes = cubes_of_epoch(num_samples, batch_size)
+    return _shares_of(order[:, np.newaxis], batch_size, workers, num_pieces)
+
+
+def paired_batches(
+    pairs: NDArray[np.int64], batch_size: int, workers: Workers = ALONE, num_pieces: int = 1
+) -> list[list[NDArray[np.int64]]]:
+    """Rows of one worker's share of each global batch, as `training_batches` returns them, in the order of pairs.
+
+    The rows of a pair, int64 [p, 2], follow each other in one piece of one worker's share. batch_size: samples, an even
+    number.
+    """
+    return _shares_of(pairs, batch_size // 2, workers, num_pieces)
+
+
+def _shares_of(
+    units: NDArray[np.int64], batch_size: int, workers: Workers, num_pieces: int
+) -> list[list[NDArray[np.int64]]]:
+    """Cut units of rows, int64 [n, rows of a unit], into batches of units, these into pieces, and these into shares."""
+    batch_size, num_units = cubes_of_epoch(len(units), batch_size)
     return [
-        [np.array_split(piece, workers.world_size)[workers.rank] for piece in np.array_split(batch, num_pieces)]
-        for batch in (order[start : start + batch_size] for start in range(0, num_cubes, batch_size))
+        [np.array_split(piece, workers.world_size)[workers.rank].ravel() for piece in np.array_split(batch, num_pieces)]
+        for batch in (units[start : start + batch_size] for start in range(0, num_units, batch_size))
     ]
 
 

@@ -13,8 +13,10 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import NoReturn, cast
 
+import numpy as np
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,7 +24,15 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raygenesis.training.experiment import Experiment, TrainingError, best_of
-from raygenesis.training.feeding import Batch, Samples, cubes_of_epoch, ordered_batches, prefetch, training_batches
+from raygenesis.training.feeding import (
+    Batch,
+    Samples,
+    cubes_of_epoch,
+    ordered_batches,
+    paired_batches,
+    prefetch,
+    training_batches,
+)
 from raygenesis.training.records import EpochRow, StepRow, TrainingState
 from raygenesis.training.workers import ALONE, Workers, sum_over_workers, synchronise
 from raygenesis.workspace.files import Place, publish
@@ -200,8 +210,7 @@ def _train(run: _Run, progress: Progress, train: Samples) -> EpochRow:
         network = DistributedDataParallel(progress.model, broadcast_buffers=False)
     keep = experiment.learns_from(train.columns, epoch)
     train = train if keep is None else train.select(keep)
-    batches = training_batches(len(train), experiment.batch_size, experiment.seed, epoch, workers, num_pieces)
-    num_cubes, _ = cubes_of_epoch(len(train), experiment.batch_size)
+    batches, num_cubes = _batches(run, train, epoch)
     on_gpu = torch.device(workers.device).type == "cuda"
     begin = time.perf_counter()
     with closing(prefetch(train, [piece for batch in batches[progress.step :] for piece in batch], pin=on_gpu)) as feed:
@@ -229,6 +238,22 @@ def _train(run: _Run, progress: Progress, train: Samples) -> EpochRow:
     })  # fmt: skip
 
 
+def _batches(run: _Run, train: Samples, epoch: int) -> tuple[list[list[NDArray[np.int64]]], int]:
+    """This worker's share of each batch of an epoch, in pieces, and the cubes of a batch over all workers."""
+    experiment, workers, num_pieces = run.experiment, run.workers, run.experiment.tuning.num_pieces
+    pairs = experiment.pairs(train.columns, epoch)
+    if pairs is None:
+        batches = training_batches(len(train), experiment.batch_size, experiment.seed, epoch, workers, num_pieces)
+        return batches, cubes_of_epoch(len(train), experiment.batch_size)[0]
+    if len(pairs) < workers.world_size * num_pieces:
+        raise TrainingError(
+            f"{experiment.name}: {len(pairs)} pairs of samples of one class from two patients are too few for "
+            f"{workers.world_size} worker(s) and batches in {num_pieces} piece(s): add scans, or lower these numbers"
+        )
+    batches = paired_batches(pairs, experiment.batch_size, workers, num_pieces)
+    return batches, cubes_of_epoch(pairs.size, experiment.batch_size)[0]
+
+
 def _step(
     run: _Run, progress: Progress, network: nn.Module, pieces: Sequence[Batch], num_cubes: int, rate: float
 ) -> dict[str, float]:
@@ -237,12 +262,13 @@ def _step(
     for group, factor in zip(progress.optimizer.param_groups, experiment.rate_factors(epoch), strict=True):
         group["lr"] = rate * factor
     progress.optimizer.zero_grad(set_to_none=True)
+    teacher = None if progress.average is None else progress.average.module
     means: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(pieces, 1):
         share = len(batch.cubes) / num_cubes
         accumulates = number < len(pieces)
         with network.no_sync() if isinstance(network, DistributedDataParallel) and accumulates else nullcontext():
-            losses = experiment.losses(network, _to(batch, workers.device), epoch)
+            losses = experiment.losses(network, _to(batch, workers.device), epoch, teacher)
             # Workers' gradients are averaged: with this factor to the mean over all samples, however these are shared.
             progress.scaler.scale(losses["loss"] * (share * workers.world_size)).backward()
         for name, value in losses.items():

@@ -27,6 +27,9 @@ class StepRow(TypedDict, total=False):
     classification: float
     accuracy: float
     restoration: float
+    contrast: float
+    contrast_chance: float
+    cross_restoration: float
     share: Required[float]
     cubes: Required[int]
     seconds: Required[float]
@@ -48,6 +51,9 @@ class EpochRow(TypedDict, total=False):
     train_classification: float | None
     train_accuracy: float | None
     train_restoration: float | None
+    train_contrast: float | None
+    train_contrast_chance: float | None
+    train_cross_restoration: float | None
     seconds: Required[float]
     cubes_per_s: Required[float]
     gap: Required[float]
@@ -60,6 +66,7 @@ class EpochRow(TypedDict, total=False):
     val_restoration: float
     val_identity: float
     val_blank: float
+    val_separation: float
     val_embedding_variance: float
     val_effective_rank: float
 

@@ -95,3 +95,18 @@ def sum_over_workers(values: Mapping[str, torch.Tensor], world_size: int) -> dic
         dist.all_reduce(totals)
     parts = totals.cpu().split([values[name].numel() for name in names])
     return {name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows, [n, ...], of all workers that share the work, by rank; each may have another n. No gradient flows back."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(size) for size in counts]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])  # what is gathered has one shape
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

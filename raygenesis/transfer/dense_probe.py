@@ -26,7 +26,7 @@ INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
 
 
 class FeatureLevels(nn.Module):
-    """The frozen levels of a network: images [n, 1, z, y, x] → features of each level, [n, channels, z / s, y / s, x / s].
+    """The frozen levels of a network: images [n, 1, z, y, x] → features of each level, [n, channels, …].
 
     with_decoder: the decoder's levels follow the encoder's.
     """
@@ -36,7 +36,7 @@ class FeatureLevels(nn.Module):
         self.encoder, self.decoder = unet.encoder, unet.decoder if with_decoder else None
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        features = self.encoder(images)
+        features: list[torch.Tensor] = self.encoder(images)
         return features if self.decoder is None else [*features, *self.decoder.levels_of(features)]
 
 
@@ -46,6 +46,9 @@ class DenseProbe(nn.Module):
     A linear map and an interpolation commute: each level is mapped at its own resolution, where it has few voxels, and
     what is interpolated are logits. weights: float32 [num_classes, channels of all levels]; intercepts: [num_classes].
     """
+
+    weights: torch.Tensor
+    intercepts: torch.Tensor
 
     def __init__(self, levels: FeatureLevels, weights: torch.Tensor, intercepts: torch.Tensor) -> None:
         super().__init__()

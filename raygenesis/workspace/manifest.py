@@ -262,7 +262,9 @@ class RunManifest(Manifest):
     """The manifest of a pretraining run. architecture: of its network; store: `patterns` or `crops`.
 
     What follows is of the best epoch, on held-out subjects; None where the task has no such part. chance, identity_mse,
-    mean_image_mse: what answers without learning reach; retrieval_untrained: of the weights that training began with.
+    mean_image_mse: what answers without learning reach; retrieval_untrained: of the weights that training began with;
+    separation: share of the variance of projected embeddings that lies between classes. contrast (contrast_chance: of
+    embeddings that are all alike) and cross_restoration_mse are of training: held-out patterns have no partners.
     """
 
     counts: RunCounts
@@ -278,6 +280,10 @@ class RunManifest(Manifest):
     effective_rank: float
     retrieval: float | None
     retrieval_untrained: float | None = None
+    contrast: float | None = None
+    contrast_chance: float | None = None
+    cross_restoration_mse: float | None = None
+    separation: float | None = None
     warnings: tuple[str, ...] = ()
     speed: Speed | None = None
 

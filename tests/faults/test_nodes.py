@@ -141,14 +141,14 @@ built_shard, swept_point = indexing._build_one, sweeping.run_sweep_trial
 
 @dataclass(frozen=True)
 class SlowMapping(IdentityMapping):
-    def losses(self, model: Any, batch: Any, epoch: int) -> Any:
+    def losses(self, model: Any, batch: Any, epoch: int, teacher: Any = None) -> Any:
         time.sleep(1)
         return super().losses(model, batch, epoch)
 
 
 @dataclass(frozen=True)
 class SlowTask(PretextTask):
-    def losses(self, model: Any, batch: Any, epoch: int) -> Any:
+    def losses(self, model: Any, batch: Any, epoch: int, teacher: Any = None) -> Any:
         time.sleep(1)
         return super().losses(model, batch, epoch)
 

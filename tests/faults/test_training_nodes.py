@@ -26,7 +26,7 @@ class Noting(Experiment):
     def build(self):
         return super().build().double()
 
-    def losses(self, model, batch, epoch):
+    def losses(self, model, batch, epoch, teacher=None):
         if self.seen is not None:
             (self.seen / str(torch.distributed.get_world_size())).touch()
         return super().losses(model, type(batch)(batch.cubes.double(), batch.columns), epoch)

@@ -173,12 +173,22 @@ def test_every_pretext_task_has_its_estimate(pretext: str, ndim: int) -> None:
     shape = [32] * ndim
     tree = {
         "autoencoder": {"input_shape": shape, "base_width": 2}, "discovery": {"cube_shape": shape},
-        "pretraining": {"pretext": pretext, "base_width": 2},
+        "pretraining": {"pretext": pretext, "base_width": 2, "average_decay": 0.99},
     }  # fmt: skip
     tree["discovery"]["scales"] = [{"extent_mm": shape}]
     stages = {each.stage: each for each in pipeline_work(SCANS, settings_from(tree))}
     assert stages["pretrain"].core_s > 0 and stages["finetune"].core_s > 0
     assert PRETEXTS[pretext].store.name in stages["pretrain"].what
+
+
+def test_pairs_cost_a_teacher_and_a_second_decoding() -> None:
+    small = load_settings("cpu-small", ["pretraining.average_decay=0.99"])
+
+    def seconds(**weights: float) -> float:
+        return pretrain_work(small.pretraining.model_copy(update=weights), small.discovery).core_s
+
+    plain, contrasted, crossed = seconds(), seconds(lambda_pair=0.5), seconds(lambda_cross=0.5)
+    assert 1.02 * plain < contrasted < 1.34 * plain and 1.2 * plain < crossed < 2 * plain
 
 
 def test_a_rubiks_cube_is_its_pieces() -> None:

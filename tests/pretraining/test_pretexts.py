@@ -29,12 +29,23 @@ def test_restorations_alone_learn_from_random_crops_and_those_with_semantics_fro
             "label",
             0.01,
         )
-    others = {"models-genesis-on-patterns", "self-classification", "rubiks-cube", "rotation"}
+    others = {"models-genesis-on-patterns", "self-classification", "pattern-contrast", "rubiks-cube", "rotation"}
     assert RESTORING | SEMANTIC | others == PRETEXTS.keys()
 
 
 def test_the_auto_encoder_alone_has_no_skips():
     assert [name for name, pretext in PRETEXTS.items() if not pretext.skips] == ["auto-encoder"]
+
+
+def test_the_control_learns_from_patterns_what_random_crops_teach_and_contrast_alone_has_no_other_part():
+    control, contrast = PRETEXTS["models-genesis-on-patterns"], PRETEXTS["pattern-contrast"]
+    assert (control.store.name, control.corruption, control.parts) == (
+        "patterns", "semantic-genesis-paper", ("restoration",),
+    )  # fmt: skip
+    assert (contrast.store.name, contrast.corruption, contrast.lambda_pair, contrast.parts) == (
+        "patterns", "semantic-genesis-paper", 1, ("contrast",),
+    )  # fmt: skip
+    assert not any(pretext.learns_from_pairs for name, pretext in PRETEXTS.items() if name != "pattern-contrast")
 
 
 def test_with_semantics_the_corruption_is_that_of_the_restoration_alone():
@@ -84,5 +95,6 @@ def test_what_cannot_be_is_said(settings, words):
 def test_the_printed_table_has_a_line_a_task():
     head, *lines = table()
     assert [line.split()[0] for line in lines] == list(PRETEXTS)
-    assert head.split() == ["pretext", "learns", "from", "corruption", "restores", "classifies"]
+    assert head.split() == ["pretext", "learns", "from", "corruption", "restores", "classifies", "contrasts"]
+    assert next(line for line in lines if line.startswith("pattern-contrast")).endswith("pairs, λ 1")
     assert "label, λ 0.01" in lines[0] and lines[0].split()[1] == "patterns"

@@ -99,6 +99,32 @@ def test_training_that_collapses_says_so_in_the_log_the_manifest_and_the_report(
     assert all(sentence.replace("'", "&#39;") in page for sentence in manifest.warnings)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_contrast_alone_leaves_an_encoder_and_its_figures_in_the_manifest_the_card_and_the_report(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(pretext="pattern-contrast", average_decay=0.5, num_joint_epochs=2)
+    manifest = pretrain(workspace, settings, "contrast")
+    said = capsys.readouterr().out
+    assert manifest.accuracy is manifest.chance is manifest.restoration_mse is manifest.cross_restoration_mse is None
+    assert manifest.counts.classes == 0 and min(manifest.contrast, manifest.contrast_chance) > 0
+    assert f"separation of classes {manifest.separation:.3f}" in said and "classes; 1 worker(s)" not in said
+    rows = read_metrics(workspace.run("contrast"))
+    assert {row["phase"] for row in rows} == {"contrast"} and len(rows) == 4
+    assert manifest.separation == max(row["val_separation"] for row in rows)
+    card = (workspace.run("contrast") / "model-card.md").read_text()
+    assert f"| contrast | {manifest.contrast} |" in card and "| projection_size | 128 |" in card
+    network = load_network(workspace.run("contrast"))
+    assert network.decoder is network.head is None and network.projection is not None
+    assert load_unet(workspace.run("contrast"), num_out=2)(torch.rand(2, 1, *SHAPE)).shape == (2, 2, *SHAPE)
+
+    from raygenesis.report.report import report
+
+    page = report(workspace, settings).read_text()
+    assert "Its contrast of pairs is" in page and "Separation of classes" in page
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

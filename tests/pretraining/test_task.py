@@ -191,7 +191,7 @@ def test_the_joint_loss_is_the_weighted_sum_of_mse_and_cross_entropy(lambda_rec,
     corrupted, original = corrupt(cubes.cubes, Draws.of(7, ids, 3), CORRUPTIONS["semantic-genesis-paper"])
     with torch.no_grad():
         losses = chosen.losses(model, cubes, epoch=3)
-        _, logits, restored = model(corrupted)
+        _, logits, restored, *_ = model(corrupted)
     mse = float(np.mean((restored.numpy().astype(np.float64) - original.numpy()) ** 2))
     entropy = cross_entropy(logits, cubes.columns["coordinate"])
     assert losses["restoration"].item() == pytest.approx(mse, rel=1e-4)
@@ -304,10 +304,10 @@ def test_the_seed_decides_the_weights():
 # --- every pretext task ---------------------------------------------------------------------------
 
 PARTS = {
-    "semantic-genesis": "cr", "models-genesis": "r", "self-classification": "c", "in-painting": "r",
-    "patch-shuffling": "r", "auto-encoder": "r", "in-painting+semantics": "cr", "patch-shuffling+semantics": "cr",
-    "models-genesis+semantics": "cr", "rubiks-cube": "c", "rotation": "c", "mae": "r",
-    "models-genesis-on-patterns": "r",
+    "semantic-genesis": "cr", "models-genesis": "r", "models-genesis-on-patterns": "r", "self-classification": "c",
+    "pattern-contrast": "p", "in-painting": "r", "patch-shuffling": "r", "auto-encoder": "r",
+    "in-painting+semantics": "cr", "patch-shuffling+semantics": "cr", "models-genesis+semantics": "cr",
+    "rubiks-cube": "c", "rotation": "c", "mae": "r",
 }  # fmt: skip
 
 
@@ -318,11 +318,14 @@ def test_every_pretext_task_is_tested_here():
 @pytest.mark.parametrize("shape", [SHAPE, (64, 64)])
 @pytest.mark.parametrize("pretext", PARTS)
 def test_a_pretext_task_trains_what_it_has_and_reports_it(pretext, shape):
-    chosen = replace(task(pretext=pretext, num_classification_epochs=1, num_joint_epochs=1), sample_shape=shape)
+    decay = 0.5 if "contrast" in pretext else None
+    schedule = {"num_classification_epochs": 1, "num_joint_epochs": 1, "average_decay": decay}
+    chosen = replace(task(pretext=pretext, **schedule), sample_shape=shape)
     train, held_out = (samples(pattern_table(12, shape, 3, first), shape) for first in (0, 100))
     before = chosen.build().state_dict()
     now = run_epochs(chosen, train, held_out)
-    parts = {"encoder"} | {part for letter, part in (("r", "decoder"), ("c", "head")) if letter in PARTS[pretext]}
+    names = {"r": "decoder", "c": "head", "p": "projection"}
+    parts = {"encoder"} | {names[letter] for letter in PARTS[pretext]}
     after = now.model.state_dict()
     assert {name.partition(".")[0] for name in after} == parts
     for part in parts:
@@ -332,11 +335,15 @@ def test_a_pretext_task_trains_what_it_has_and_reports_it(pretext, shape):
     assert (
         ("val_restoration" in row) == ("val_identity" in row) == ("train_restoration" in row) == ("r" in PARTS[pretext])
     )
-    phases = {"cr": ["classification", "joint"], "r": ["restoration"] * 2, "c": ["classification"] * 2}
+    assert ("val_separation" in row) == ("train_contrast" in row) == ("p" in PARTS[pretext])
+    phases = {
+        "cr": ["classification", "joint"], "r": ["restoration"] * 2, "c": ["classification"] * 2, "p": ["contrast"] * 2,
+    }  # fmt: skip
     assert [row["phase"] for row in now.history] == phases[PARTS[pretext]]
     assert 1 <= row["val_effective_rank"] <= now.model.encoder.num_features
     assert 0 <= row["val_embedding_variance"] <= 1 and row["train_gradient_norm"] > 0
-    assert chosen.score(row) == row["val_classification" if PARTS[pretext] == "c" else "val_loss"] < math.inf
+    scores = {"c": row.get("val_classification"), "p": -row.get("val_separation", 0)}
+    assert chosen.score(row) == scores.get(PARTS[pretext], row.get("val_loss")) < math.inf
 
 
 def test_the_auto_encoder_is_shown_what_it_restores():

@@ -47,7 +47,7 @@ class Experiment(IdentityMapping):
     markers: Path | None = None
     seconds_a_step: float = 0.0
 
-    def losses(self, model, batch, epoch):
+    def losses(self, model, batch, epoch, teacher=None):
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         self._maybe_die(rank)
         time.sleep(self.seconds_a_step)

@@ -115,7 +115,7 @@ def in_double():
         def build(self):
             return super().build().double()
 
-        def losses(self, model, batch, epoch):
+        def losses(self, model, batch, epoch, teacher=None):
             return super().losses(model, type(batch)(batch.cubes.double(), batch.columns), epoch)
 
         def evaluate(self, model, batch):
@@ -193,7 +193,7 @@ def test_an_error_that_one_worker_alone_sees_ends_the_others_too(datasets, tmp_p
 
     @dataclass(frozen=True)
     class Damaged(Experiment):
-        def losses(self, model, batch, epoch):
+        def losses(self, model, batch, epoch, teacher=None):
             if epoch == 1 and torch.distributed.get_rank() == 1:
                 (tmp_path / f"seen-{os.getpid()}").touch()
                 raise WorkspaceError("part-0.parquet is damaged")

@@ -137,7 +137,7 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept():
 def test_half_precision_leaves_out_steps_whose_scaled_gradient_overflows_and_goes_on():
     @dataclass(frozen=True)
     class Scaled(Experiment):
-        def losses(self, model, batch, epoch):
+        def losses(self, model, batch, epoch, teacher=None):
             """Overflows once it is scaled by more than 2^14: float16 ends at 65,504."""
             loss = super().losses(model, batch, epoch)["loss"]
             loss.register_hook(lambda gradient: gradient * (float("inf") if gradient > 2**14 else 1))
@@ -156,7 +156,7 @@ def test_half_precision_leaves_out_steps_whose_scaled_gradient_overflows_and_goe
 def test_an_epoch_of_which_each_step_is_left_out_is_told_without_a_gradient():
     @dataclass(frozen=True)
     class Overflowing(Experiment):
-        def losses(self, model, batch, epoch):
+        def losses(self, model, batch, epoch, teacher=None):
             loss = super().losses(model, batch, epoch)["loss"]
             if epoch == 0:
                 loss.register_hook(lambda gradient: gradient * float("inf"))
@@ -181,7 +181,7 @@ def test_figures_are_means_over_the_samples_of_the_epoch():
 
     @dataclass(frozen=True)
     class Watching(Experiment):
-        def losses(self, model, batch, epoch):
+        def losses(self, model, batch, epoch, teacher=None):
             losses = super().losses(model, batch, epoch)
             seen.append((losses["loss"].item(), batch.columns["pattern_id"].tolist()))
             return losses
@@ -253,7 +253,7 @@ def test_the_batch_that_made_the_loss_no_number_is_kept_and_named(tmp_path):
 def test_a_gradient_that_is_not_finite_ends_training_before_it_reaches_the_weights():
     @dataclass(frozen=True)
     class Steep(Experiment):
-        def losses(self, model, batch, epoch):
+        def losses(self, model, batch, epoch, teacher=None):
             """The root of nothing: its value is 0, and its slope infinite."""
             first = next(model.parameters()).flatten()[0]
             return {"loss": (first - first.detach()).abs().sqrt()}

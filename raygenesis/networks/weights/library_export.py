@@ -59,7 +59,9 @@ def _export_to_genesis(model: PretextNetwork, path: str | Place, output: Path) -
         )
     exported = {
         name: value for name, value in model.state_dict().items()
-        if not name.startswith("head.") or architecture.head == "classification"
+        if name.startswith(("encoder.", "decoder.")) or (
+            name.startswith("head.") and architecture.head == "classification"
+        )
     }  # fmt: skip
     write_released(exported, output)
     known_as = "the published code of Models Genesis and Semantic Genesis: its `state_dict`"
