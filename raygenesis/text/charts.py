@@ -220,7 +220,7 @@ def lines(labels: Labels, series: Mapping[str, Series], *, log: bool = False) ->
         )  # fmt: skip
 
     ends = ", ".join(f"{name} {series[name].y[-1]:.4g}" for name in names)
-    alt = f"{labels.title} of {labels.of}: {labels.y} by {labels.x}. At the end: {ends}."
+    alt = f"{labels.title} of {labels.of}: {labels.y}. At the right end: {ends}."
     return _chart(labels, alt, draw, (6.6, max(2.9, 0.9 + 0.22 * len(series))), wide=True)
 
 
