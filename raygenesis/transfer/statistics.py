@@ -152,7 +152,8 @@ def compare_initialisations(
                 _mean([trial.seconds_to_converge for trial in trials]),
                 against_random.get(name), against_best.get(name),
                 {key: float(np.mean([trial.figures[key] for trial in trials])) for key in trials[0].figures},
-                seeded[name].num_pretrainings, reaching.mean, reaching.num_reaching,
+                pretrainings=seeded[name].num_pretrainings, steps_to_score=reaching.mean,
+                num_reaching=reaching.num_reaching,
             )
         )  # fmt: skip
     return rows
