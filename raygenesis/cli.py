@@ -266,7 +266,9 @@ def finetune_command(
     starts: Annotated[
         list[str] | None,
         typer.Option(
-            "--from", help="random, a pretraining run, or a file of weights; repeat it. Without: random and default."
+            "--from",
+            help="random, a pretraining run, or a file of weights, or NAME=RUN-A,RUN-B for runs that differ in their "
+            "seed; repeat it. Without: random and default.",
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the target.")] = "default",

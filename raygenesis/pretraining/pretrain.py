@@ -73,7 +73,7 @@ def pretrain(
         return finished
     num_done = _num_epochs_done(folder)
     announce([pretrain_work(pretraining, settings.discovery, store_size(store_manifest.counts), num_done=num_done)])
-    task = pretext_task(pretraining, settings.seed, store_manifest)
+    task = pretext_task(pretraining, settings.pretraining_seed, store_manifest)
     watch = Stopwatch()
     joining.connect()
     _check_resources(pretraining)
@@ -82,7 +82,7 @@ def pretrain(
         feeds, where = pattern_feeds(store, pretraining)
         samples = {key: samples_from(feed, task) for key, feed in feeds.items()}
         _say_begin(task, samples, where)
-        state, num_epochs = fit_with_ray(task, feeds, folder, _resources(pretraining, settings.seed))
+        state, num_epochs = fit_with_ray(task, feeds, folder, _resources(pretraining, settings.pretraining_seed))
         history = state["history"]
         if len(history) < task.num_epochs:
             say(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raygenesis.archive.catalogue import read_catalogue
-from raygenesis.report import charts, galleries
+from raygenesis.report import galleries
 from raygenesis.report.artifact import ArtifactView, column, history_of
-from raygenesis.report.charts import Chart, Labels, Line
 from raygenesis.report.parts import Absent, ScanPictures, guarded
+from raygenesis.text import charts
+from raygenesis.text.charts import Chart, Labels, Line
 from raygenesis.workspace.manifest import AutoencoderManifest
 from raygenesis.workspace.workspace import Workspace
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raygenesis.report import charts
 from raygenesis.report.artifact import ArtifactView, Contents
-from raygenesis.report.charts import Chart, Labels, Pair
 from raygenesis.report.transfer import primary_figures, with_bold
 from raygenesis.studies.tables import with_titles
+from raygenesis.text import charts
+from raygenesis.text.charts import Chart, Labels, Pair
 from raygenesis.text.tables import Rows
 from raygenesis.transfer.metrics import TITLES
 from raygenesis.transfer.results import results_in
+from raygenesis.transfer.score_charts import score_charts
 from raygenesis.workspace.artifacts import TRANSFER
 from raygenesis.workspace.manifest import ComparisonManifest, Tree
 
@@ -21,12 +22,18 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class ComparisonSection:
-    """overview: a row an initialisation. cubes: seen in pretraining, by its name. paper: tables by target."""
+    """The section of one comparison.
+
+    overview: a row an initialisation. cubes: seen in pretraining, by its name. scores: by labelled subjects and by
+    steps. charts: of what semantics add. agreement: what predicts fine-tuning. paper: tables by target.
+    """
 
     overview: Rows
     cubes: Mapping[str, int]
+    scores: Sequence[Chart]
     semantics: Rows
     charts: Sequence[Chart]
+    agreement: Rows
     paper: Mapping[str, Rows]
 
 
@@ -41,10 +48,23 @@ def comparison_section(view: ArtifactView[ComparisonManifest], contents: Content
     return ComparisonSection(
         overview=with_bold(manifest.overview),
         cubes=manifest.cubes,
+        scores=_scores(view.folder.name, manifest, contents),
         semantics=with_titles(manifest.semantics),
         charts=_with_and_without(view.folder.name, manifest.semantics, contents),
+        agreement=manifest.agreement,
         paper=manifest.paper,
     )
+
+
+def _scores(name: str, manifest: ComparisonManifest, contents: Contents) -> list[Chart]:
+    """The scores of each target, as the comparison's folder has them."""
+    targets = {view.folder.name: view for view in contents.each(TRANSFER)}
+    drawn = []
+    for title in (given.removeprefix("transfer ") for given in manifest.inputs):
+        view = targets.get(f"{name}-{title}")
+        if view and view.manifest:
+            drawn += score_charts(f"{title} in {name}", results_in(view.folder, view.manifest.extent))
+    return drawn
 
 
 def _with_and_without(name: str, semantics: Sequence[Tree], contents: Contents) -> list[Chart]:

@@ -16,14 +16,14 @@ from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.report import charts
 from raygenesis.report.artifact import Contents
-from raygenesis.report.charts import Chart, Labels
 from raygenesis.report.galleries import MOST_COLUMNS, draw_each, reference_row, split_of
 from raygenesis.report.parts import Absent, ScanPictures, guarded
 from raygenesis.report.pictures import CORONAL, Gallery, PatternBox, Picture, SliceSpec, plane_note, scan_picture
 from raygenesis.settings import IntensitySettings
 from raygenesis.settings.streams import MAPPED_SCANS
+from raygenesis.text import charts
+from raygenesis.text.charts import Chart, Labels
 from raygenesis.workspace.artifacts import INDEX, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import IndexManifest, PatternsManifest, Quality

@@ -20,8 +20,8 @@ from PIL import Image
 
 from raygenesis.archive.catalogue import CatalogueRow
 from raygenesis.discovery.cubes import crop_cubes, size_mm
-from raygenesis.report.charts import DOTS_PER_INCH, STYLE, slug
 from raygenesis.settings import IntensitySettings
+from raygenesis.text.charts import DOTS_PER_INCH, STYLE, slug
 from raygenesis.workspace.files import Place
 
 SCAN_PIXELS, CUBE_PIXELS = 128, 64

@@ -12,6 +12,7 @@ from raygenesis.errors import SettingsError
 from raygenesis.report.artifact import ArtifactView, Contents
 from raygenesis.settings import as_yaml, settings_of_run
 from raygenesis.text.tables import Rows
+from raygenesis.transfer.initialisations import SEPARATOR
 from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.manifest import ComparisonManifest, RunManifest, TransferManifest
 
@@ -54,6 +55,7 @@ def provenance_section(
         for view in whole
     ]  # fmt: skip
     seeds = {view.settings["seed"] for view in whole if "seed" in view.settings}
+    seeds |= {view.settings.get("pretraining", {}).get("seed") for view in whole} - {None}
     return ProvenanceSection(
         rows=rows,
         versions={package: _version(package) for package in PACKAGES},
@@ -82,7 +84,9 @@ def _inputs_of(view: ArtifactView[Any], contents: Contents) -> Iterator[str]:
         }
     if isinstance(manifest, TransferManifest):
         for start, run in manifest.runs.items():
-            known[f"run {run}"] = (manifest.extent.initialisations[start], f"{RUNS.name}/{run}", "fingerprint")
+            fingerprints = manifest.extent.initialisations[start].split(SEPARATOR)
+            for one, then in zip(run.split(SEPARATOR), fingerprints, strict=True):
+                known[f"run {one}"] = (then, f"{RUNS.name}/{one}", "fingerprint")
     now = {each.name: each.manifest for each in contents.artifacts if each.manifest}
     for name, (then, source, key) in known.items():
         has_changed = source in now and getattr(now[source], key) != then

@@ -16,7 +16,6 @@ from raygenesis.errors import WorkspaceError
 from raygenesis.report.archive import archive_section, failures_section
 from raygenesis.report.artifact import Contents
 from raygenesis.report.autoencoder import autoencoder_section
-from raygenesis.report.charts import Chart
 from raygenesis.report.comparison import comparison_section
 from raygenesis.report.cost import cost_section
 from raygenesis.report.jobs import jobs_section
@@ -30,8 +29,10 @@ from raygenesis.report.runs import run_sections
 from raygenesis.report.sweep import sweep_section
 from raygenesis.report.transfer import MARKS, transfer_section
 from raygenesis.settings import IntensitySettings, Settings, as_yaml
+from raygenesis.studies.agreement import AGREEMENT_NOTE
 from raygenesis.studies.semantics import SEMANTICS_NOTE
 from raygenesis.text.amounts import GIB, several, size
+from raygenesis.text.charts import Chart
 from raygenesis.workspace import hardware
 from raygenesis.workspace.artifacts import (
     ARCHIVE,
@@ -119,7 +120,7 @@ def _context(contents: Contents, settings: Settings) -> dict[str, Any]:
         "sweeps": [(view, guarded(sweep_section, view)) for view in contents.each(SWEEPS)],
         "transfers": [(view, guarded(transfer_section, view)) for view in contents.each(TRANSFER)],
         "comparisons": [(view, guarded(comparison_section, view, contents)) for view in contents.each(COMPARISONS)],
-        "marks": MARKS, "semantics_note": SEMANTICS_NOTE,
+        "marks": MARKS, "semantics_note": SEMANTICS_NOTE, "agreement_note": AGREEMENT_NOTE,
         "cost": section(contents, [ARCHIVE], cost_section, workspace, settings),
         "provenance": provenance_section(contents, [run.view for run in runs], as_yaml(settings), settings.seed),
     }  # fmt: skip

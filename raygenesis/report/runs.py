@@ -12,14 +12,14 @@ from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.reader import STORES
 from raygenesis.pretraining.stores import pretext_task
 from raygenesis.pretraining.task import JOINT
-from raygenesis.report import charts
 from raygenesis.report.artifact import ArtifactView, Contents, column, history_of
-from raygenesis.report.charts import Chart, Labels, Line
 from raygenesis.report.galleries import RestoredCube, restorations
 from raygenesis.report.parts import Absent, guarded
 from raygenesis.report.pictures import Gallery, plane_note
 from raygenesis.settings import settings_from
+from raygenesis.text import charts
 from raygenesis.text.amounts import duration
+from raygenesis.text.charts import Chart, Labels, Line
 from raygenesis.training.records import EpochRow
 from raygenesis.workspace.artifacts import RUNS, Artifact
 from raygenesis.workspace.manifest import RunManifest
@@ -151,7 +151,7 @@ def _restored(run: ArtifactView[RunManifest], contents: Contents) -> Restoration
         raise WorkspaceError(
             f"{path} is missing or damaged: restore it from a copy, or remove {run.folder} and pretrain again"
         ) from None
-    task = pretext_task(settings.pretraining, settings.seed, store.manifest)
+    task = pretext_task(settings.pretraining, settings.pretraining_seed, store.manifest)
     cubes = restorations(run.folder, store.folder, task, settings.discovery.scales[0].extent_mm)
     classifies = any(cube.label is not None for cube in cubes)
     answers = [f"class {cube.label}, answer {cube.answer}\n" * classifies for cube in cubes]

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from raygenesis.report import charts
 from raygenesis.report.artifact import ArtifactView
-from raygenesis.report.charts import Chart, Labels
 from raygenesis.report.page import SYMBOLS
 from raygenesis.sweeps.objectives import OBJECTIVES
 from raygenesis.sweeps.records import FAILED, TrialRecord, read_trials
 from raygenesis.sweeps.table import costs, rank_points, seeds_note
+from raygenesis.text import charts
+from raygenesis.text.charts import Chart, Labels
 from raygenesis.text.tables import Rows, cell
 from raygenesis.workspace.manifest import SweepCost, SweepManifest, Tree
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from raygenesis.report import charts, galleries
+from raygenesis.report import galleries
 from raygenesis.report.artifact import ArtifactView
-from raygenesis.report.charts import Chart, Labels
 from raygenesis.report.parts import Absent, guarded
 from raygenesis.report.pictures import Gallery
+from raygenesis.text import charts
+from raygenesis.text.charts import Chart, Labels
 from raygenesis.text.tables import Rows
 from raygenesis.transfer.metrics import TITLES
 from raygenesis.transfer.results import Results, results_in
-from raygenesis.transfer.split import count_of
+from raygenesis.transfer.score_charts import score_charts
+from raygenesis.transfer.split import most_labelled
 from raygenesis.transfer.table import LEGEND
 from raygenesis.workspace.manifest import TransferManifest
 
@@ -36,7 +38,7 @@ def transfer_section(view: ArtifactView[TransferManifest]) -> TransferSection:
     results = results_in(view.folder, view.manifest.extent if view.manifest else None)
     return TransferSection(
         table=with_bold(view.manifest.shown) if view.manifest else [],
-        charts=_strips(view.folder.name, results),
+        charts=[*_strips(view.folder.name, results), *score_charts(f"target {view.folder.name}", results)],
         example=guarded(_example, view),
     )
 
@@ -53,7 +55,7 @@ def _example(view: ArtifactView[TransferManifest]) -> Gallery | None:
 def _most_labelled(manifest: TransferManifest) -> int | str | None:
     """With how many labelled subjects the example's networks learnt: the most of those that were asked for."""
     pool, given = manifest.counts.pool_subjects, manifest.extent.num_labelled
-    return max(given, key=lambda labelled: count_of(labelled, pool)) if given and pool else None
+    return most_labelled(given, pool) if given and pool else None
 
 
 def with_bold(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

@@ -136,6 +136,11 @@ class PretrainingSettings(Section):
         "learns from all scales.",
     )
     patience: Count = Field(50, description="Stop after this many joint epochs without a lower validation loss.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None,
+        description="Random seed of the training alone: first weights, order of the cubes, corruptions. When null, "
+        "`seed`, which also decides who is held out.",
+    )
     num_workers: Count | tuple[Count, Count] = Field(
         1,
         description="Number of Ray Train workers, which share each batch; or [fewest, most]: as many as the cluster "

@@ -57,6 +57,11 @@ class Settings(Section):
         return float(self.pretraining.use_gpu) if num_gpus is None else num_gpus
 
     @property
+    def pretraining_seed(self) -> int:
+        """The seed of a pretraining: `pretraining.seed`, else `seed`."""
+        return self.seed if self.pretraining.seed is None else self.pretraining.seed
+
+    @property
     def ndim(self) -> int:
         """Number of spatial dimensions: 3 or 2."""
         return len(self.discovery.cube_shape)

@@ -9,16 +9,18 @@ from pathlib import Path
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.settings import Settings
+from raygenesis.studies.agreement import AGREEMENT_NOTE, LearntTarget, agreements
 from raygenesis.studies.paper import beside_ours
 from raygenesis.studies.plan import read_plan
 from raygenesis.studies.semantics import SEMANTICS_NOTE, gains
 from raygenesis.studies.study import Study, check_study, make_stores, pretrain_initialisation
-from raygenesis.studies.tables import by_target, study_in_markdown, with_titles
+from raygenesis.studies.tables import StudyTables, by_target, study_in_markdown, with_titles
 from raygenesis.text.tables import as_csv, as_lines, latex
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.finetune import FinetuneRequest, finetune
 from raygenesis.transfer.results import results_in
-from raygenesis.transfer.split import count_of
+from raygenesis.transfer.score_charts import score_charts
+from raygenesis.transfer.split import most_labelled
 from raygenesis.transfer.statistics import Comparison
 from raygenesis.transfer.targets.layouts import LAYOUTS
 from raygenesis.workspace.artifacts import COMPARISONS
@@ -64,41 +66,61 @@ def _publish(
     stage: Stage[ComparisonManifest], study: Study, manifests: Mapping[str, TransferManifest],
     cubes: Mapping[str, int], watch: Stopwatch,
 ) -> ComparisonManifest:  # fmt: skip
-    """Write the tables of all targets, and the manifest."""
+    """Write the tables and figures of all targets, and the manifest."""
     tables = {title: [*map(Comparison.from_row, manifest.table)] for title, manifest in manifests.items()}
     rows = [
         {"target": title, **row.as_row(), "is_like_best": row.is_like_best}
         for title, table in tables.items()
         for row in table
     ]
-    overview = by_target(tables)
-    semantics = [
-        {"target": title, **gain.as_row()}
-        for title, manifest in manifests.items()
-        for gain in gains(
-            results_in(study.workspace.transfer(study.transfer_name(title)), manifest.extent), manifest.task
-        )
-    ]
-    papers = {title: _beside_paper(study.targets[title], manifests[title], table) for title, table in tables.items()}
+    found = _tables(study, manifests, tables, cubes)
     files = {
-        "table.csv": as_csv(rows), "semantics.csv": as_csv(semantics), "table.tex": latex(overview),
-        "table.md": study_in_markdown(overview, semantics, cubes, papers),
+        "table.csv": as_csv(rows), "semantics.csv": as_csv(found.semantics), "table.tex": latex(found.overview),
+        "table.md": study_in_markdown(found), **{file: chart.svg for file, chart in found.figures.items()},
     }  # fmt: skip
     for file, text in files.items():
-        publish(stage.folder / file, partial(Path.write_text, data=text))
+        path = stage.folder / file
+        path.parent.mkdir(exist_ok=True)
+        publish(path, partial(Path.write_text, data=text))
     manifest = ComparisonManifest(
         counts=ComparisonCounts(
             initialisations=len(study.plan.initialisations), targets=len(study.targets), rows=len(rows)
         ),
-        seconds=watch.seconds, config=study.settings.model_dump(mode="json"), overview=tuple(overview),
-        semantics=tuple(semantics), cubes=cubes, paper={title: tuple(rows) for title, rows in papers.items() if rows},
+        seconds=watch.seconds, config=study.settings.model_dump(mode="json"), overview=tuple(found.overview),
+        semantics=tuple(found.semantics), agreement=tuple(found.agreement), cubes=cubes,
+        paper={title: tuple(rows) for title, rows in found.papers.items() if rows},
     )  # fmt: skip
     manifest = stage.finish(manifest)
-    notes = (*as_lines(with_titles(semantics)), SEMANTICS_NOTE) if semantics else ()
-    for line in (*as_lines(overview), *notes):
+    notes = [*as_lines(with_titles(found.semantics)), SEMANTICS_NOTE] if found.semantics else []
+    notes += [*as_lines(found.agreement), AGREEMENT_NOTE] if found.agreement else []
+    for line in (*as_lines(found.overview), *notes):
         say("compare", line)
     say("compare", f"{watch.seconds:.1f} s → {stage.folder}")
     return manifest
+
+
+def _tables(
+    study: Study, manifests: Mapping[str, TransferManifest], tables: Mapping[str, list[Comparison]],
+    cubes: Mapping[str, int],
+) -> StudyTables:  # fmt: skip
+    """What there is to show of a study. tables: of each target."""
+    learnt = {
+        title: LearntTarget(manifest, results_in(study.workspace.transfer(study.transfer_name(title)), manifest.extent))
+        for title, manifest in manifests.items()
+    }
+    charts = [each for title, one in learnt.items() for each in score_charts(f"{title} in {study.name}", one.results)]
+    return StudyTables(
+        overview=by_target(tables),
+        semantics=[
+            {"target": title, **gain.as_row()}
+            for title, target in learnt.items()
+            for gain in gains(target.results, target.manifest.task)
+        ],
+        agreement=[each.as_row() for each in agreements(learnt, study.workspace)],
+        cubes=cubes,
+        papers={title: _beside_paper(study.targets[title], manifests[title], table) for title, table in tables.items()},
+        figures={f"figures/{chart.name}.svg": chart for chart in charts},
+    )
 
 
 def _beside_paper(
@@ -107,5 +129,5 @@ def _beside_paper(
     """The paper's figures beside ours of the most labelled subjects; none for a target that is not the paper's."""
     if description.layout is None:
         return []
-    most = max(manifest.extent.num_labelled, key=lambda labelled: count_of(labelled, manifest.counts.pool_subjects))
+    most = most_labelled(manifest.extent.num_labelled, manifest.counts.pool_subjects)
     return beside_ours(LAYOUTS[description.layout].code, [row for row in table if row.labelled == most])

@@ -11,7 +11,7 @@ from raygenesis.errors import SettingsError
 from raygenesis.pretraining.pretexts import PRETEXTS
 from raygenesis.settings import Count, Section, read_mapping, validation_fault
 from raygenesis.transfer.description import Description, parse_description, read_description
-from raygenesis.transfer.initialisations import NAME, RANDOM, is_path, name_and_source
+from raygenesis.transfer.initialisations import NAME, RANDOM, SEPARATOR, is_path, name_and_source, sources_in
 
 
 class PlannedInitialisation(Section):
@@ -23,6 +23,7 @@ class PlannedInitialisation(Section):
     name: Annotated[str, Field(pattern=f"^{NAME}$")] | None = None
     pretext: str | None = None
     settings: dict[str, Any] = Field({}, description="Settings below `pretraining` for this pretext task.")
+    seeds: Count = Field(1, description="Number of pretrainings, each with a seed of its own.")
     weights: str | None = None
 
     @property
@@ -37,8 +38,9 @@ class PlannedInitialisation(Section):
             raise ValueError(
                 f"initialisations: pretext {self.pretext!r} is unknown: choose one of {', '.join(PRETEXTS)}"
             )
-        if self.weights is not None and self.settings:
-            raise ValueError(f"initialisations: {self.title} is not pretrained here: `settings` belong to a `pretext`")
+        if self.weights is not None and (self.settings or self.seeds > 1):
+            given = "`settings` belong" if self.settings else f"`seeds: {self.seeds}` belongs"
+            raise ValueError(f"initialisations: {self.title} is not pretrained here: {given} to a `pretext`")
         return self
 
 
@@ -87,9 +89,17 @@ def read_plan(path: Path) -> tuple[StudyPlan, dict[str, Description]]:
             parse_description(target, folder, where) if isinstance(target, dict) else read_description(folder / target)
         )
     initialisations = [
-        each.model_copy(update={"weights": str(folder / Path(each.weights).expanduser()), "name": each.title})
-        if each.weights not in (None, RANDOM) and is_path(each.weights) and "://" not in each.weights
+        each.model_copy(update={"weights": _from_folder(each.weights, folder), "name": each.title})
+        if each.weights not in (None, RANDOM)
         else each
         for each in plan.initialisations
     ]
     return plan.model_copy(update={"initialisations": tuple(initialisations)}), targets
+
+
+def _from_folder(weights: str, folder: Path) -> str:
+    """Sources of weights, whose relative paths are those from a folder."""
+    return SEPARATOR.join(
+        str(folder / Path(source).expanduser()) if is_path(source) and "://" not in source else source
+        for source in sources_in(weights)
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raygenesis.transfer.metrics import PRIMARY, case_scores
 from raygenesis.transfer.results import Results, Trials
+from raygenesis.transfer.seeds import SeededFigures, p_over_seeds
 from raygenesis.transfer.statistics import Difference, corrected, difference_of, paired_by_subject, primary_figures
 from raygenesis.workspace.manifest import Tree
 
@@ -14,7 +15,10 @@ from raygenesis.workspace.manifest import Tree
 SEMANTICS_NOTE = (
     "A gain, and its p, are not of semantics alone. Tasks with semantics learn from patterns, cubes at some places in "
     "the most alike patients; those without learn from random crops of all training scans. And of as many cubes, tasks "
-    "with semantics spend some on classification alone, which leaves fewer to restoration."
+    "with semantics spend some on classification alone, which leaves fewer to restoration. Against "
+    "models-genesis-on-patterns, which restores the same patterns without their labels, where cubes come from is the "
+    "same: that gain is of the labels, less what fewer cubes to restore cost; against models-genesis it is of the "
+    "places, the labels, the fewer cubes to restore and, as only models-genesis flips cubes, the flips together."
 )
 
 
@@ -40,7 +44,7 @@ class Gain:
             "labelled": self.labelled, "without": self.without, "with": self.with_semantics, "metric": self.metric,
             "mean without": self.mean_without, "mean with": self.mean_with, "gain": self.difference.difference,
             "g": self.difference.effect_size, "p trials": self.difference.p_holm,
-            "p subjects": self.difference.p_subjects_holm,
+            "p subjects": self.difference.p_subjects_holm, "p seeds": self.difference.p_seeds_holm,
         }  # fmt: skip
 
 
@@ -57,11 +61,15 @@ def _gains_at(labelled: int | str, trials: Mapping[str, Trials], task: str) -> l
     pairs = _pairs(trials)
     values = {name: primary_figures(task, trials[name]) for pair in pairs for name in pair}
     scores = {name: case_scores(task, [trial.test for trial in trials[name]]) for name in values}
+    seeded = {name: SeededFigures.of(values[name], trials[name], is_random=False) for name in values}
     differences = corrected(
         {
-            (without, semantic): difference_of(
-                values[semantic], values[without], PRIMARY[task].sign,
-                paired_by_subject(scores[semantic], scores[without]),
+            (without, semantic): replace(
+                difference_of(
+                    values[semantic], values[without], PRIMARY[task].sign,
+                    paired_by_subject(scores[semantic], scores[without]),
+                ),
+                p_seeds=p_over_seeds(seeded[semantic], seeded[without]),
             )
             for without, semantic in pairs
         }
@@ -76,9 +84,14 @@ def _gains_at(labelled: int | str, trials: Mapping[str, Trials], task: str) -> l
 
 
 def _pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Initialisations without and with semantics; Semantic Genesis is Models Genesis with semantics."""
+    """Initialisations without and with semantics; Semantic Genesis is Models Genesis with semantics.
+
+    It is also compared with the same restoration on the same patterns.
+    """
     names = list(names)
     pairs = [(name, f"{name}+semantics") for name in names if f"{name}+semantics" in names]
     if {"models-genesis", "semantic-genesis"} <= set(names) and "models-genesis+semantics" not in names:
         pairs.append(("models-genesis", "semantic-genesis"))
+    if {"models-genesis-on-patterns", "semantic-genesis"} <= set(names):
+        pairs.append(("models-genesis-on-patterns", "semantic-genesis"))
     return pairs

@@ -21,7 +21,16 @@ from raygenesis.settings import PretrainingSettings, Settings, settings_from
 from raygenesis.studies.plan import PlannedInitialisation, StudyPlan
 from raygenesis.training.feeding import cubes_of_epoch
 from raygenesis.transfer.description import Description
-from raygenesis.transfer.initialisations import RANDOM, check_fits, find_initialisations, is_path
+from raygenesis.transfer.initialisations import (
+    RANDOM,
+    SEPARATOR,
+    check_all_used,
+    check_fits,
+    find_initialisations,
+    is_path,
+    name_and_source,
+    sources_in,
+)
 from raygenesis.transfer.resolved import resolve_target
 from raygenesis.transfer.runs import Run, runs_of
 from raygenesis.workspace.artifacts import CROPS, PATTERNS, RUNS
@@ -55,7 +64,11 @@ class Study:
 
 @dataclass(frozen=True)
 class ReadyInitialisation:
-    """An initialisation that is ready. source: as `finetune` takes it; cubes: seen over all epochs, 0 if not here."""
+    """An initialisation that is ready.
+
+    source: as `finetune` takes it, the runs of several seeds with commas between them. cubes: seen over all epochs of
+    each pretraining, 0 if not pretrained here.
+    """
 
     title: str
     source: str
@@ -65,7 +78,8 @@ class ReadyInitialisation:
 def check_study(study: Study) -> None:
     """Raise a RaygenesisError that names what is at fault: a pretext task, a target, weights, or a pair of them."""
     workspace, settings, initialisations = study.workspace, study.settings, study.plan.initialisations
-    for source in (each.weights for each in initialisations if each.weights not in (None, RANDOM)):
+    given = [f"{each.title}={each.weights}" for each in initialisations if each.weights is not None]
+    for source in (each for weights in given for each in sources_in(name_and_source(weights)[1]) if each != RANDOM):
         if not is_path(source) and not RUNS.read(workspace.run(source)):
             close = difflib.get_close_matches(source, PRETEXTS, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
@@ -73,7 +87,6 @@ def check_study(study: Study) -> None:
                 f"initialisations: {source!r} is neither a pretext task{hint}, nor a finished run in "
                 f"{workspace.root}/runs, nor a file of weights"
             )
-    given = [f"{each.title}={each.weights}" for each in initialisations if each.pretext is None]
     pretrained = {each.title: study.settings_of(each) for each in initialisations if each.pretext is not None}
     for title, chosen in pretrained.items():
         artifact = pretext_of(chosen.pretraining).store
@@ -89,6 +102,9 @@ def check_study(study: Study) -> None:
             found += find_initialisations([RANDOM], workspace, chosen.pretraining, settings.ndim)
         for initialisation in found:
             check_fits(initialisation, target.form.input_shape, target.settings.finetune.mode)
+            check_all_used(initialisation.name, len(initialisation.sources), target.settings.finetune.num_trials)
+        for each in initialisations:
+            check_all_used(each.title, each.seeds, target.settings.finetune.num_trials)
 
 
 def make_stores(study: Study) -> None:
@@ -104,13 +120,12 @@ def make_stores(study: Study) -> None:
 
 
 def pretrain_initialisation(study: Study, planned: PlannedInitialisation) -> ReadyInitialisation:
-    """Pretrain a planned initialisation for as many whole epochs as come nearest to the plan's cubes.
+    """Pretrain a planned initialisation for as many whole epochs as come nearest to the plan's cubes, with each seed.
 
-    What has weights already is returned as it is.
+    The seed of pretraining number k is k more than that of the settings. What has weights already is returned as it is.
     """
     if planned.weights is not None:
         return ReadyInitialisation(planned.title, planned.weights)
-    run = f"{study.name}-{planned.title}".replace("+", "-")
     chosen = study.settings_of(planned)
     pretraining = chosen.pretraining
     store = pretext_of(pretraining).store
@@ -127,16 +142,20 @@ def pretrain_initialisation(study: Study, planned: PlannedInitialisation) -> Rea
     by_epoch = cubes_by_epoch(pretraining)
     cubes_per_epoch = sum(by_epoch) / len(by_epoch)
     num_epochs = max(1, round(study.plan.cubes / cubes_per_epoch))
-    settings = study.settings_of(planned, **epochs_by_phase(pretraining, num_epochs))
-    cubes = sum(cubes_by_epoch(settings.pretraining))
+    epochs = epochs_by_phase(pretraining, num_epochs)
+    cubes = sum(cubes_by_epoch(study.settings_of(planned, **epochs).pretraining))
     is_far = abs(cubes / study.plan.cubes - 1) > MAX_DEVIATION
     say(
         "compare",
         f"{planned.title}: {num_epochs} epochs of {cubes_per_epoch:.0f} cubes, {cubes} in all"
         + f"; warning: far from the plan's cubes={study.plan.cubes}, which should be many epochs" * is_far,
     )
-    pretrain(study.workspace, settings, run, announce=study.announce)
-    return ReadyInitialisation(planned.title, run, cubes)
+    runs = [f"{study.name}-{planned.title}-{number}".replace("+", "-") for number in range(planned.seeds)]
+    for number, run in enumerate(runs):
+        # The first keeps null, where it is, so that the seed of all stages counts; none of them changes the split.
+        seed = {"seed": chosen.pretraining_seed + number} if number else {}
+        pretrain(study.workspace, study.settings_of(planned, **epochs, **seed), run, announce=study.announce)
+    return ReadyInitialisation(planned.title, SEPARATOR.join(runs), cubes)
 
 
 def epochs_by_phase(pretraining: PretrainingSettings, num_epochs: int) -> dict[str, int]:

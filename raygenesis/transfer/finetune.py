@@ -16,7 +16,15 @@ from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Problem
-from raygenesis.transfer.initialisations import RANDOM, Initialisation, check_fits, find_initialisations, new_decoder
+from raygenesis.transfer.initialisations import (
+    RANDOM,
+    SEPARATOR,
+    Initialisation,
+    check_all_used,
+    check_fits,
+    find_initialisations,
+    new_decoder,
+)
 from raygenesis.transfer.predictions import join_examples
 from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, prepare
 from raygenesis.transfer.resolved import digest_of, resolve_target
@@ -47,7 +55,8 @@ class FinetuneRequest:
     """What to compare on a target, and under which name.
 
     name: results go to `transfer/<name>/`. sources: of the initialisations: `random`, names of the workspace's runs,
-    files of weights. command: the words after `raygenesis` of the command that this is a part of, if there is one.
+    files of weights, or several of one with commas between them. command: the words after `raygenesis` of the command
+    that this is a part of, if there is one.
     """
 
     name: str = "default"
@@ -57,7 +66,7 @@ class FinetuneRequest:
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial of one initialisation. key: digest of what decides its result."""
+    """A trial of one initialisation, or of one of its sources. key: digest of what decides its result."""
 
     initialisation: Initialisation
     trial: Trial
@@ -84,6 +93,7 @@ def finetune(
     initialisations = find_initialisations(request.sources, workspace, settings.pretraining, target.ndim)
     for initialisation in initialisations:
         check_fits(initialisation, resolved.form.input_shape, settings.finetune.mode)
+        check_all_used(initialisation.name, len(initialisation.sources), settings.finetune.num_trials)
     deciding = _deciding(settings.finetune, resolved.form, settings.seed, settings.validation_fraction)
     own = ("finetune", "--target", "TARGET.yaml", *(word for source in request.sources for word in ("--from", source)))
     stage = Stage(
@@ -133,7 +143,8 @@ def _run_trials(ready: Prepared, initialisations: Sequence[Initialisation], stag
     planned = []
     for trial in split.trials:
         names = [[example.name for example in part] for part in (trial.examples, split.validation, split.test)]
-        planned += [PlannedTrial(each, trial, digest([key, each.fingerprint, *names])) for each in initialisations]
+        starts = [each.of_trial(trial.number) for each in initialisations]
+        planned += [PlannedTrial(each, trial, digest([key, each.fingerprint, *names])) for each in starts]
     missing = [each for each in planned if each.finished(folder) is None]
     if missing:
         _run_missing(ready, missing, folder)
@@ -185,15 +196,19 @@ def _deciding(finetune: FinetuneSettings, form: Form, seed: int, validation_frac
 
 def _extent(initialisations: Sequence[Initialisation], finetune: FinetuneSettings) -> Extent:
     return Extent(
-        initialisations={each.name: each.fingerprint for each in initialisations}, num_trials=finetune.num_trials,
+        initialisations={each.name: each.all_fingerprints for each in initialisations}, num_trials=finetune.num_trials,
         num_labelled=tuple(finetune.num_labelled),
     )  # fmt: skip
 
 
 def _runs_among(initialisations: Sequence[Initialisation], workspace: Workspace) -> dict[str, str]:
-    """The workspace's runs by the initialisations that they are."""
-    weights = {each.name: each.weights for each in initialisations if each.weights is not None}
-    return {name: path.name for name, path in weights.items() if path.parent == workspace.root / RUNS.name}
+    """The workspace's runs by the initialisations that they are; several of one with commas between them."""
+    weights = {each.name: [source.weights for source in each.sources if source.weights] for each in initialisations}
+    return {
+        name: SEPARATOR.join(path.name for path in paths)
+        for name, paths in weights.items()
+        if paths and all(path.parent == workspace.root / RUNS.name for path in paths)
+    }
 
 
 def _write_tables(folder: Place, table: Sequence[Comparison], problems: Sequence[Problem]) -> None:

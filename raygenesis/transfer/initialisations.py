@@ -30,6 +30,9 @@ RANDOM = "random"
 # Modes in which the encoder stays as it is.
 PROBES = ("frozen", "probe", "knn")
 
+# Between the sources of one initialisation, and between the fingerprints of their weights.
+SEPARATOR = ","
+
 # The name of an initialisation is part of files' names.
 NAME = r"[A-Za-z0-9_.+-]+"
 
@@ -39,7 +42,9 @@ class Initialisation:
     """What a target's network begins with.
 
     name: as tables have it. weights: a run's folder or a file; None for random weights in `architecture`. fingerprint:
-    of the weights. random: the name of random weights of the same architecture, if they are compared.
+    of the weights. random: the name of random weights of the same architecture, if they are compared. source: the
+    number of the pretraining that the weights are of, where there are several with different seeds; others: the
+    pretrainings after it.
     """
 
     name: str
@@ -47,6 +52,22 @@ class Initialisation:
     architecture: Architecture
     fingerprint: str
     random: str | None = None
+    source: int = 0
+    others: tuple[Initialisation, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Initialisation, ...]:
+        """The pretrainings in order, each as an initialisation of its own."""
+        return (replace(self, others=()), *self.others)
+
+    @property
+    def all_fingerprints(self) -> str:
+        """The fingerprints of all sources' weights, as one text."""
+        return SEPARATOR.join(each.fingerprint for each in self.sources)
+
+    def of_trial(self, number: int) -> Initialisation:
+        """What the trial of this number begins with: trials take the sources in turn."""
+        return self.sources[number % len(self.sources)]
 
 
 def find_initialisations(
@@ -54,9 +75,10 @@ def find_initialisations(
 ) -> list[Initialisation]:
     """The initialisations for `random`, names of the workspace's runs, and files of weights; NAME=… gives one a name.
 
-    `random` stands for random weights in each architecture of the others, the first of which is called so; without
-    others it has the architecture of the settings, in `ndim` dimensions. Raises WorkspaceError or WeightsError where a
-    source does not exist, SettingsError where two have one name.
+    Several sources with commas between them are pretrainings of one initialisation. `random` stands for random weights
+    in each architecture of the others, the first of which is called so; without others it has the architecture of the
+    settings, in `ndim` dimensions. Raises WorkspaceError or WeightsError where a source does not exist, SettingsError
+    where two have one name or the sources of one do not go together.
     """
     found: list[Initialisation] = []
     for name, source in map(name_and_source, sources):
@@ -64,21 +86,7 @@ def find_initialisations(
             continue
         if name == RANDOM:
             raise SettingsError(f"{source} would be called {RANDOM!r}, as random weights are: name it, NAME={source}")
-        if is_path(source):
-            path = as_place(source)
-            path = path / ENCODER_FILE if path.is_dir() else path  # the run of another workspace
-            architecture = load_network(path).architecture
-            with on_disk(path) as local:
-                found.append(Initialisation(name, path, architecture, xxh3_of(local)))
-        else:
-            folder = workspace.run(source)
-            manifest = RUNS.read(folder)
-            if manifest is None:
-                raise WorkspaceError(
-                    f"{folder} is not there or not finished: run `raygenesis pretrain` first, or say with --from what "
-                    "to start from, such as --from random"
-                )
-            found.append(Initialisation(name, folder, load_network(folder).architecture, manifest.fingerprint))
+        found.append(_of_sources(name, sources_in(source), workspace))
     given = Architecture(
         ndim=ndim, network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
     )
@@ -96,6 +104,40 @@ def find_initialisations(
         twice = max(all_names, key=all_names.count)
         raise SettingsError(f"two initialisations are called {twice!r}: leave one out, or name it, NAME=START")
     return found
+
+
+def _of_sources(name: str, sources: Sequence[str], workspace: Workspace) -> Initialisation:
+    """The initialisation whose trials take these pretrainings in turn."""
+    first, *others = (replace(_pretrained_by(name, each, workspace), source=n) for n, each in enumerate(sources))
+    for source, other in zip(sources[1:], others, strict=True):
+        if other.architecture != first.architecture:
+            raise SettingsError(
+                f"initialisation {name}: {sources[0]} and {source} are networks of different architectures: give only "
+                "pretrainings that differ in their seed, and the others names of their own"
+            )
+        if sources.count(source) > 1:
+            raise SettingsError(f"initialisation {name}: {source} is given twice: leave one out")
+    return replace(first, others=tuple(others))
+
+
+def _pretrained_by(name: str, source: str, workspace: Workspace) -> Initialisation:
+    """The initialisation by one run of the workspace, or one file of weights."""
+    if source == RANDOM:
+        raise SettingsError(f"initialisation {name}: {RANDOM} is no pretraining: give it by itself, --from {RANDOM}")
+    if is_path(source):
+        path = as_place(source)
+        path = path / ENCODER_FILE if path.is_dir() else path  # the run of another workspace
+        architecture = load_network(path).architecture
+        with on_disk(path) as local:
+            return Initialisation(name, path, architecture, xxh3_of(local))
+    folder = workspace.run(source)
+    manifest = RUNS.read(folder)
+    if manifest is None:
+        raise WorkspaceError(
+            f"{folder} is not there or not finished: run `raygenesis pretrain` first, or say with --from what to start "
+            "from, such as --from random"
+        )
+    return Initialisation(name, folder, load_network(folder).architecture, manifest.fingerprint)
 
 
 def _randoms(architectures: Sequence[Architecture], name: str) -> list[Initialisation]:
@@ -118,8 +160,14 @@ def name_and_source(text: str) -> tuple[str, str]:
     """The name of an initialisation and its source: as in `NAME=SOURCE`, or a name made of the source itself."""
     if given := re.fullmatch(f"({NAME})=(.+)", text):
         return given[1], given[2]
-    name = Path(text).name.partition(".")[0] if is_path(text) else text
-    return re.sub(r"[^A-Za-z0-9_.+-]", "-", name), text
+    names = (Path(each).name.partition(".")[0] if is_path(each) else each for each in sources_in(text))
+    return re.sub(r"[^A-Za-z0-9_.+-]", "-", SEPARATOR.join(names)), text
+
+
+def sources_in(source: str) -> list[str]:
+    """The sources of one initialisation, which have commas between them; a path may hold some, if it exists."""
+    is_one = SEPARATOR not in source or (is_path(source) and as_place(source).exists())
+    return [source] if is_one else source.split(SEPARATOR)
 
 
 def is_path(source: str) -> bool:
@@ -156,6 +204,15 @@ def new_decoder(initialisation: Initialisation, mode: str) -> str | None:
     if initialisation.weights is None or mode != "full" or found is None:
         return None
     return f"initialisation {initialisation.name} holds {found}: its U-Net's begins with random weights"
+
+
+def check_all_used(name: str, num_sources: int, num_trials: int) -> None:
+    """Raise SettingsError if there are fewer trials than pretrainings of the initialisation of this name."""
+    if num_trials < num_sources:
+        raise SettingsError(
+            f"finetune.num_trials={num_trials} is fewer than the {num_sources} pretrainings of {name}: raise it, or "
+            "leave pretrainings out"
+        )
 
 
 def segmentation_network(initialisation: Initialisation, num_classes: int, mode: str, seed: int, ndim: int) -> UNet:

@@ -17,14 +17,16 @@ from raygenesis.workspace.records import read_record
 class TrialResult:
     """Result of one trial, with the fields of its file in their order.
 
-    key: digest of what decided the trial. labelled: as `finetune.num_labelled` has it; subjects: how many these are.
+    key: digest of what decided the trial. source: number of the pretraining that it began with, where its
+    initialisation has several. labelled: as `finetune.num_labelled` has it; subjects: how many these are.
     figures: by name, the primary one first. seconds: of training and testing. epochs_to_converge, seconds_to_converge,
-    loss (mean over the last ten steps): None, and steps 0, where nothing was trained. learnt_from: names of the
-    labelled examples. test: the test cases.
+    loss (mean over the last ten steps): None, and steps 0, where nothing was trained. curve: (step, primary figure on
+    validation subjects), as reported. learnt_from: names of the labelled examples. test: the test cases.
     """
 
     key: str = ""
     initialisation: str
+    source: int = 0
     labelled: int | str
     trial: int
     seed: int = 0
@@ -35,6 +37,7 @@ class TrialResult:
     seconds_to_converge: float | None = None
     steps: int = 0
     loss: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
     learnt_from: tuple[str, ...] = ()
     test: tuple[SegmentedCase, ...] | tuple[AnsweredCase, ...] = ()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.settings import Settings, adopt, settings_of_run
-from raygenesis.transfer.initialisations import RANDOM, is_path, name_and_source
+from raygenesis.transfer.initialisations import RANDOM, is_path, name_and_source, sources_in
 from raygenesis.workspace.files import as_place
 from raygenesis.workspace.workspace import Workspace
 
@@ -19,8 +19,8 @@ SHARED = ("intensity", "discovery", "autoencoder")
 class Run:
     """Where weights come from.
 
-    name: of the initialisation. workspace: None for weights that are not of a run of ours. settings: of the
-    pretraining; None where they are not kept beside the weights.
+    name: of the initialisation, or the source where an initialisation has several. workspace: None for weights that are
+    not of a run of ours. settings: of the pretraining; None where they are not kept beside the weights.
     """
 
     name: str
@@ -30,7 +30,12 @@ class Run:
 
 def runs_of(sources: Sequence[str], workspace: Workspace) -> list[Run]:
     """The runs behind the sources of initialisations, in their order; none behind `random`."""
-    return [_run_of(name, source, workspace) for name, source in map(name_and_source, sources) if source != RANDOM]
+    runs = []
+    for name, source in map(name_and_source, sources):
+        several = sources_in(source)
+        named = [(name, source)] if len(several) == 1 else zip(several, several, strict=True)
+        runs += [_run_of(one, each, workspace) for one, each in named if each != RANDOM]
+    return runs
 
 
 def as_pretrained(settings: Settings, run: Run) -> Settings:

@@ -94,6 +94,11 @@ def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, s
     return split
 
 
+def most_labelled(given: Sequence[int | str], num_subjects: int) -> int | str:
+    """Which of the numbers of labelled subjects means the most of so many."""
+    return max(given, key=lambda labelled: count_of(labelled, num_subjects))
+
+
 def count_of(labelled: int | str, num_subjects: int) -> int:
     """How many subjects `finetune.num_labelled` means. Raises SettingsError if there are not so many."""
     count = labelled if isinstance(labelled, int) else max(2, round(float(labelled.rstrip("%")) / 100 * num_subjects))

@@ -2,8 +2,9 @@
 
 Over trials: the independent two-sample t-test (paper section 3) in Welch's form, which does not assume equal variances.
 Over subjects: a paired permutation test on the scores of each test subject, averaged over trials; it asks whether the
-difference holds for other subjects, which trials that share a test set cannot show. Both are corrected by Holm's method
-for the number of initialisations that are compared.
+difference holds for other subjects, which trials that share a test set cannot show. Over seeds, where initialisations
+have several pretrainings: `seeds.py`. All are corrected by Holm's method for the number of initialisations that are
+compared.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raygenesis.settings.streams import RESAMPLES
+from raygenesis.transfer.curves import NO_CURVES, steps_to_random
 from raygenesis.transfer.metrics import PRIMARY, CaseScores, case_scores, positives
 from raygenesis.transfer.results import Trials
+from raygenesis.transfer.seeds import NO_SPREAD, SeededFigures, p_over_seeds
 from raygenesis.workspace.manifest import Tree
 
-# Differences this small are rounding: no spread, so no test.
-NO_SPREAD = 1e-9
 NUM_RESAMPLES, FEWER_RESAMPLES = 9999, 1999
 MANY_CASES = 5000  # of more, fewer resamples
 MAX_NUMBERS = 2 * 10**6  # of numbers that are held in memory at a time
@@ -36,8 +37,9 @@ class Difference:
     """Difference of one initialisation from another.
 
     difference: of the means of the primary figure, positive where the other is worse. effect_size: Hedges' g, with the
-    same sign. p: over trials; p_subjects: over test subjects; p_holm, p_subjects_holm: both corrected by Holm's method.
-    None where nothing varies.
+    same sign. p: over trials; p_subjects: over test subjects; p_seeds: over pretraining seeds and trials together, None
+    where either side has a single one; p_holm, p_subjects_holm, p_seeds_holm: corrected by Holm's method. None where
+    nothing varies.
     """
 
     difference: float
@@ -46,6 +48,8 @@ class Difference:
     p_subjects: float | None
     p_holm: float | None = None
     p_subjects_holm: float | None = None
+    p_seeds: float | None = None
+    p_seeds_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Comparison:
 
     low, high: confidence interval (95 %, Student's t) of the mean over trials, within what the figure can be. figures:
     means of all figures. The best initialisation has no `against_best`, random weights no `against_random`.
+    pretrainings: that trials began with, 0 of random weights. steps_to_score: mean number of steps to 90 % of random
+    weights' final validation score over those trials, num_reaching, that reach it; None without curves.
     """
 
     initialisation: str
@@ -71,6 +77,9 @@ class Comparison:
     against_random: Difference | None = None
     against_best: Difference | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    pretrainings: int = 1
+    steps_to_score: float | None = None
+    num_reaching: int | None = None
 
     @property
     def is_like_best(self) -> bool:
@@ -99,8 +108,8 @@ class Comparison:
 
 def _difference_in(row: Tree, name: str) -> Difference | None:
     """The difference that a row of `Comparison.as_row` holds under a name."""
-    parts = {part.name: row[f"{part.name}_{name}"] for part in fields(Difference)}
-    return None if parts["difference"] is None else Difference(**parts)
+    parts = {part.name: row.get(f"{part.name}_{name}") for part in fields(Difference)}
+    return None if parts["difference"] is None else Difference(**parts)  # type: ignore[arg-type] # checked
 
 
 def compare_initialisations(
@@ -113,6 +122,10 @@ def compare_initialisations(
     """
     primary = PRIMARY[task]
     values = {name: primary_figures(task, trials) for name, trials in results.items()}
+    seeded = {
+        name: SeededFigures.of(values[name], trials, name in randoms.values()) for name, trials in results.items()
+    }
+    steps = steps_to_random(results, task, randoms)
     best = max(values, key=lambda name: primary.sign * values[name].mean())
     scores = {name: case_scores(task, [trial.test for trial in trials]) for name, trials in results.items()}
 
@@ -121,13 +134,15 @@ def compare_initialisations(
         for name, other in others.items():
             if name in results and other in results and name != other:
                 p_subjects = paired_by_subject(scores[name], scores[other])
-                found[name] = difference_of(values[name], values[other], primary.sign, p_subjects)
+                difference = difference_of(values[name], values[other], primary.sign, p_subjects)
+                found[name] = replace(difference, p_seeds=p_over_seeds(seeded[name], seeded[other]))
         return corrected(found)
 
     against_random, against_best = differences(randoms), differences(dict.fromkeys(results, best))
     rows = []
     for name, trials in results.items():
         mean, sd, count = float(values[name].mean()), float(values[name].std(ddof=1)), len(trials)
+        reaching = steps.get(name, NO_CURVES)
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * sd / count**0.5
         rows.append(
             Comparison(
@@ -137,6 +152,8 @@ def compare_initialisations(
                 _mean([trial.seconds_to_converge for trial in trials]),
                 against_random.get(name), against_best.get(name),
                 {key: float(np.mean([trial.figures[key] for trial in trials])) for key in trials[0].figures},
+                pretrainings=seeded[name].num_pretrainings, steps_to_score=reaching.mean,
+                num_reaching=reaching.num_reaching,
             )
         )  # fmt: skip
     return rows
@@ -226,9 +243,11 @@ def corrected(differences: Mapping[Key, Difference]) -> dict[Key, Difference]:
     """The same differences with their p-values corrected by Holm's method for the number of differences."""
     p_holm = holm([each.p for each in differences.values()])
     p_subjects_holm = holm([each.p_subjects for each in differences.values()])
+    p_seeds_holm = holm([each.p_seeds for each in differences.values()])
+    every = zip(differences.items(), p_holm, p_subjects_holm, p_seeds_holm, strict=True)
     return {
-        key: replace(each, p_holm=p, p_subjects_holm=p_subjects)
-        for (key, each), p, p_subjects in zip(differences.items(), p_holm, p_subjects_holm, strict=True)
+        key: replace(each, p_holm=p, p_subjects_holm=p_subjects, p_seeds_holm=p_seeds)
+        for (key, each), p, p_subjects, p_seeds in every
     }
 
 

@@ -57,9 +57,9 @@ def run_trial(task: TrialTask, setup: TrialSetup, folder: Place) -> str:
     outcome, tested = fine_tune(setup, initialisation, trial, cases, folder if trial.number == 0 else None)
     found = figures(setup.task, tested)
     result = TrialResult(
-        key=task.key, initialisation=initialisation.name, labelled=trial.labelled, trial=trial.number, seed=trial.seed,
-        subjects=trial.num_subjects, figures=found, seconds=round(watch.seconds, 3),
-        learnt_from=tuple(case.name for case in cases.labelled), test=tested,
+        key=task.key, initialisation=initialisation.name, source=initialisation.source, labelled=trial.labelled,
+        trial=trial.number, seed=trial.seed, subjects=trial.num_subjects, figures=found,
+        seconds=round(watch.seconds, 3), learnt_from=tuple(case.name for case in cases.labelled), test=tested,
     )  # fmt: skip
     if outcome is not None:
         result = replace(

@@ -335,7 +335,7 @@ class TransferCounts(Counts):
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much is compared; it may grow. initialisations: fingerprints by name."""
+    """How much is compared; it may grow. initialisations: fingerprints by name, several with commas between them."""
 
     initialisations: Mapping[str, str]
     num_trials: int
@@ -347,7 +347,7 @@ class TransferManifest(Manifest):
     """The manifest of a target.
 
     table: a row an initialisation and number of labelled subjects; shown: the same as people read it. runs: names of
-    the workspace's runs that initialisations are.
+    the workspace's runs that initialisations are, several of one with commas between them.
     """
 
     counts: TransferCounts
@@ -371,12 +371,17 @@ class ComparisonCounts(Counts):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonManifest(Manifest):
-    """The manifest of a study. cubes: seen by each pretraining; paper: by target, our figures beside the paper's."""
+    """The manifest of a study.
+
+    agreement: how well cheap measures predict fine-tuning. cubes: seen by each pretraining; paper: by target, our
+    figures beside the paper's.
+    """
 
     counts: ComparisonCounts
     config: Tree = field(default_factory=dict)
     overview: tuple[Mapping[str, str], ...]
     semantics: tuple[Tree, ...]
+    agreement: tuple[Tree, ...] = ()
     cubes: Mapping[str, int] = field(default_factory=dict)
     paper: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
 

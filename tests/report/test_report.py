@@ -28,12 +28,12 @@ from raygenesis.cluster.job import recorded
 from raygenesis.errors import WorkspaceError
 from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE
 from raygenesis.patterns.cells import decode
-from raygenesis.report import charts
 from raygenesis.report.galleries import example
 from raygenesis.report.page import counts_text, heading
 from raygenesis.report.pictures import Box, Gallery, mid_slice, numbered, picture
 from raygenesis.report.report import report
 from raygenesis.settings import load_settings
+from raygenesis.text import charts
 from raygenesis.workspace import hardware
 from raygenesis.workspace.artifacts import RUNS, SWEEPS, TRANSFER, Artifact
 from raygenesis.workspace.files import read_table, write_json, write_table

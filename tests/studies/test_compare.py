@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from raygenesis.cluster.work import Announce
+from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import RaygenesisError, SettingsError
 from raygenesis.settings import Settings, settings_from
 from raygenesis.studies import study as module
 from raygenesis.studies.compare import compare
-from raygenesis.studies.study import epochs_by_phase
+from raygenesis.studies.plan import read_plan
+from raygenesis.studies.study import Study, epochs_by_phase, pretrain_initialisation
 from raygenesis.transfer.results import results_in
 from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.workspace import Workspace
@@ -30,7 +31,8 @@ TARGETS = {
 }  # fmt: skip
 PLAN = {
     "initialisations": [
-        "random", "semantic-genesis", {"name": "strong", "pretext": "semantic-genesis", "settings": {"lambda_cls": 1}},
+        "random", {"pretext": "semantic-genesis", "seeds": 2},
+        {"name": "strong", "pretext": "semantic-genesis", "settings": {"lambda_cls": 1}},
         {"name": "given", "weights": "given/encoder.safetensors"},
     ],
     "cubes": 40,
@@ -76,9 +78,12 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
     names = ["random", "semantic-genesis", "strong", "given"]
     assert [row["initialisation"] for row in manifest.overview] == names
     assert len(manifest.overview[0]) == 1 + 3  # boxes with two labelled, sizes with two and with four
-    runs = {name: RUNS.require(workspace.run(f"heads-{name}")) for name in ("semantic-genesis", "strong")}
+    names_of_runs = ("semantic-genesis-0", "semantic-genesis-1", "strong-0")
+    runs = {name.rpartition("-")[0]: RUNS.require(workspace.run(f"heads-{name}")) for name in names_of_runs}
     assert {run.counts.epochs for run in runs.values()} == {3}  # of 12 patterns each: 36 cubes of 40
     assert runs["strong"].settings["pretraining"]["lambda_cls"] == 1
+    assert runs["semantic-genesis"].settings["seed"] == 0  # who is held out is the same for all
+    assert runs["semantic-genesis"].settings["pretraining"]["seed"] == 1 and manifest.cubes["semantic-genesis"] == 36
     sizes = TRANSFER.require(workspace.transfer("heads-sizes"))
     assert sizes.command == manifest.command == ("compare", "heads.yaml")
     results = results_in(workspace.transfer("heads-sizes"), sizes.extent)
@@ -86,8 +91,10 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
         list(starts) == names or set(starts) == set(names) for starts in results.values()
     )
     folder = workspace.comparison("heads")
-    for file in ("table.csv", "table.md", "table.tex"):
+    for file in ("table.csv", "table.md", "table.tex", "figures/sizes-in-heads-auc-by-labelled-subjects.svg"):
         assert "semantic-genesis" in (folder / file).read_text()
+    assert "](figures/sizes-in-heads-auc-by-labelled-subjects.svg)" in (folder / "table.md").read_text()
+    assert sizes.runs["semantic-genesis"] == "heads-semantic-genesis-0,heads-semantic-genesis-1"
 
     capsys.readouterr()
     assert compare(plan_file(tmp_path), workspace, settings()) == manifest
@@ -121,6 +128,10 @@ def test_every_initialisation_sees_as_many_cubes_and_every_target_and_an_interru
         (
             {"initialisations": ["random", {"pretext": "semantic-genesis", "settings": {"num_neighbours": 7}}]},
             "pretraining.num_neighbours=7 is more than the 6 in the store",
+        ),
+        (
+            {"initialisations": ["random", {"pretext": "semantic-genesis", "seeds": 3}]},
+            "finetune.num_trials=2 is fewer than the 3 pretrainings of semantic-genesis",
         ),
         ({"cubes": 0}, "cubes=0"),
         ({"epochs": 3}, "unknown setting 'epochs'"),
@@ -166,6 +177,29 @@ def test_a_store_of_less_than_a_batch_is_an_epoch_of_all_it_holds(
         compare(plan_file(tmp_path, cubes=36), workspace, settings_from(tree))
     (chosen,) = trained  # of 12 patterns
     assert chosen.num_classification_epochs + chosen.num_joint_epochs == 3
+
+
+def test_seeds_of_a_pretraining_count_on_from_the_settings_and_more_of_them_leave_the_others(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, int, int | None]] = []
+
+    def pretrain(workspace: Workspace, settings: Settings, run: str, announce: Announce) -> None:
+        trained.append((run, settings.seed, settings.pretraining.seed))
+
+    monkeypatch.setattr(module, "pretrain", pretrain)
+    first = {"pretext": "in-painting+semantics", "seeds": 3}
+    second = {"name": "other", "pretext": "semantic-genesis", "seeds": 2, "settings": {"seed": 7}}
+    plan, targets = read_plan(plan_file(tmp_path, initialisations=[first, second]))
+    tree = settings().model_dump(mode="json") | {"seed": 4}
+    study = Study("heads", plan, targets, workspace, settings_from(tree), unannounced)
+    for planned in plan.initialisations:
+        ready = pretrain_initialisation(study, planned)
+        assert ready.source.split(",") == [run for run, *_ in trained[-planned.seeds :]]
+    assert trained == [
+        ("heads-in-painting-semantics-0", 4, None), ("heads-in-painting-semantics-1", 4, 5),
+        ("heads-in-painting-semantics-2", 4, 6), ("heads-other-0", 4, 7), ("heads-other-1", 4, 8),
+    ]  # fmt: skip
 
 
 def test_epochs_are_shared_out_in_the_settings_proportion() -> None:

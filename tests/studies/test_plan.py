@@ -45,6 +45,12 @@ def test_initialisations_may_have_names(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_weights_may_be_several_and_paths_among_them_are_relative(tmp_path: Path) -> None:
+    assert starts(tmp_path, "random", "ours=run-1,w/x.pt") == [
+        ("random", None, "random"), ("ours", None, f"run-1,{tmp_path}/w/x.pt"),
+    ]  # fmt: skip
+
+
 def test_targets_are_described_here_or_in_files(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/target.yaml").write_text(yaml.safe_dump(BOXES))
@@ -65,6 +71,9 @@ def test_targets_are_described_here_or_in_files(tmp_path: Path) -> None:
     ({"initialisations": ["random", {"pretext": "rotations"}]}, "'rotations' is unknown: choose one of semantic-genes"),
     ({"initialisations": ["random", {"weights": "r", "settings": {"norm": "group"}}]},
      "r is not pretrained here: `settings` belong to a `pretext`"),
+    ({"initialisations": ["random", {"weights": "r", "seeds": 2}]},
+     "r is not pretrained here: `seeds: 2` belongs to a `pretext`"),
+    ({"initialisations": ["random", {"pretext": "rotation", "seeds": 0}]}, "seeds=0 is not allowed"),
     ({"initialisations": ["random", {"pretex": "rotation"}]}, "did you mean 'initialisations.1.pretext'?"),
     ({"initialisations": ["random", {"name": "a b", "weights": "r"}]}, "name='a b' is not allowed"),
     ({"cubes": 0}, "cubes=0 is not allowed"), ({"targets": {}}, "targets={} is not allowed"),

@@ -179,6 +179,30 @@ def test_a_lost_trial_alone_is_run_again_to_the_same_result_and_more_are_added(
     assert all_of_them["subjects"] == 7 and set(few["learnt_from"]) < set(all_of_them["learnt_from"])
 
 
+def test_trials_take_pretrainings_in_turn_and_one_more_runs_only_those_that_change(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    for name in ("second", "third"):
+        write_run(target.workspace.run(name), norm="batch")
+    one = target.finetune(("random", "ours=default"), num_trials=4, num_steps=1)
+    assert one.runs == {"ours": "default"} and one.table[1]["pretrainings"] == 1
+    before = target.times()
+    two = target.finetune(("random", "ours=default,second"), num_trials=4, num_steps=1)
+    kept = {name for name, time in target.times().items() if before[name] == time}
+    assert kept == {*(f"trial-random-2-{n}.json" for n in range(4)), "trial-ours-2-0.json", "trial-ours-2-2.json"}
+    assert [target.trial("ours", 2, number)["source"] for number in range(4)] == [0, 1, 0, 1]
+    assert two.runs == {"ours": "default,second"} and two.extent.initialisations["ours"] == "of default,of second"
+    assert [row["pretrainings"] for row in two.table] == [0, 2] and two.table[1]["p_seeds_against_random"] is not None
+    assert two.shown[1]["pretrainings"] == "2" and "p seeds" in two.shown[1]
+    before = target.times()
+    target.finetune(("random", "ours=default,second,third"), num_trials=4, num_steps=1)
+    changed = {name for name, time in target.times().items() if before[name] != time}
+    assert changed == {"trial-ours-2-2.json", "trial-ours-2-3.json"}  # trial 3 begins with source 0 again
+    random, ours = (target.trial(start, 2, 1) for start in ("random", "ours"))
+    assert random["learnt_from"] == ours["learnt_from"] and random["seed"] == ours["seed"]
+    with pytest.raises(SettingsError, match=r"num_trials=2 is fewer than the 3 pretrainings of ours"):
+        target.finetune(("random", "ours=default,second,third"), num_trials=2, num_steps=1)
+
+
 @pytest.mark.parametrize("mode", ["full", "frozen", "knn"])
 def test_sizes_are_classified_in_every_mode(tmp_path: Path, mode: str) -> None:
     target = Sizes(tmp_path)

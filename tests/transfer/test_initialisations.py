@@ -16,6 +16,7 @@ from raygenesis.networks.slice_wise import slices_of
 from raygenesis.settings import PretrainingSettings
 from raygenesis.transfer.initialisations import (
     Initialisation,
+    check_all_used,
     check_fits,
     classification_network,
     find_initialisations,
@@ -256,3 +257,43 @@ def test_a_2d_network_takes_volumes_slice_by_slice(runs) -> None:
         embedded = target_encoder(given, 1, 3).eval().embed(images)
         of_slices = target_encoder(given, 1, 2).eval().embed(slices_of(images)).unflatten(0, (2, 5))
     assert torch.allclose(embedded, of_slices.mean(1), atol=1e-5)
+
+
+def test_trials_take_several_pretrainings_of_one_initialisation_in_turn(runs, tmp_path: Path) -> None:
+    file = runs[0].run("default") / "encoder.safetensors"
+    write_run(runs[0].run("second"))
+    random, ours = found(runs, "random", f"ours=default,second,{file}")
+    assert [each.source for each in ours.sources] == [0, 1, 2] and not any(each.others for each in ours.sources)
+    assert {each.name for each in ours.sources} == {"ours"} and {each.random for each in (ours, random)} == {"random"}
+    begun = [ours.of_trial(number) for number in range(5)]
+    assert [each.source for each in begun] == [0, 1, 2, 0, 1]
+    folders = [runs[0].run(name) for name in ("default", "second")]
+    assert [each.weights for each in begun] == [*folders, file, *folders]
+    assert [each.fingerprint for each in begun[:3]] == ["of default", "of second", xxh3_of(file)]
+    assert ours.all_fingerprints == f"of default,of second,{xxh3_of(file)}" and random.sources == (random,)
+    assert name_and_source("default,w/x.pt") == ("default-x", "default,w/x.pt")
+
+
+def test_a_path_may_hold_a_comma(runs, tmp_path: Path) -> None:
+    folder = tmp_path / "a,b"
+    write_run(folder)
+    (ours,) = found(runs, f"ours={folder}/encoder.safetensors")
+    assert ours.weights == folder / "encoder.safetensors" and ours.others == ()
+
+
+@pytest.mark.parametrize(("sources", "said"), [
+    ("default,flat", "initialisation x: default and flat are networks of different architectures: give only"),
+    ("default,random", "initialisation x: random is no pretraining: give it by itself, --from random"),
+    ("default,default", "initialisation x: default is given twice: leave one out"),
+    ("default,nobody", "nobody is not there or not finished"),
+])  # fmt: skip
+def test_sources_that_do_not_go_together_are_one_sentence(runs, sources: str, said: str) -> None:
+    with pytest.raises(RaygenesisError) as error:
+        found(runs, f"x={sources}")
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_fewer_trials_than_pretrainings_are_refused() -> None:
+    check_all_used("x", 3, 3)
+    with pytest.raises(SettingsError, match=r"^finetune\.num_trials=2 is fewer than the 3 pretrainings of x: raise"):
+        check_all_used("x", 3, 2)

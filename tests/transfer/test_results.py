@@ -43,7 +43,7 @@ ANSWERED = (
 def test_a_result_comes_back_as_it_was_written(tmp_path: Path, test: tuple[SegmentedCase | AnsweredCase, ...]) -> None:
     result = TrialResult(
         key="k", initialisation="ours", labelled="10%", trial=1, seed=3, subjects=2, figures={"auc": 0.75}, seconds=1.5,
-        steps=2, loss=0.5, learnt_from=("x", "y"), test=test,
+        steps=2, loss=0.5, source=1, curve=((10, 0.25), (20, 0.5)), learnt_from=("x", "y"), test=test,
     )  # fmt: skip
     write_result(tmp_path, result)
     path = result_path(tmp_path, "ours", "10%", 1)
@@ -52,8 +52,8 @@ def test_a_result_comes_back_as_it_was_written(tmp_path: Path, test: tuple[Segme
         type(case.value) for case in test if isinstance(case, AnsweredCase)
     ]
     assert list(json.loads(path.read_text())) == [
-        "key", "initialisation", "labelled", "trial", "seed", "subjects", "figures", "seconds", "epochs_to_converge",
-        "seconds_to_converge", "steps", "loss", "learnt_from", "test",
+        "key", "initialisation", "source", "labelled", "trial", "seed", "subjects", "figures", "seconds",
+        "epochs_to_converge", "seconds_to_converge", "steps", "loss", "curve", "learnt_from", "test",
     ]  # fmt: skip
 
 

@@ -68,6 +68,13 @@ def test_runs_are_found_by_name_by_path_and_by_their_file(workspace: Workspace, 
     ]  # fmt: skip
 
 
+def test_each_of_several_pretrainings_is_a_run(workspace: Workspace) -> None:
+    first, second = (write_config(workspace.run(name), side=side) for name, side in (("a", 16), ("b", 32)))
+    assert runs_of(["ours=a,b", "random"], workspace) == [Run("a", workspace, first), Run("b", workspace, second)]
+    with pytest.raises(SettingsError, match=r"would be \[16, 16, 16\] as a was pretrained and \[32, 32, 32\] as b was"):
+        resolved(workspace, runs_of(["ours=a,b"], workspace), segments=True, classes=["x"])
+
+
 def test_a_damaged_config_is_named(workspace: Workspace) -> None:
     write_config(workspace.run("mine"))
     path = workspace.run("mine") / "config.yaml"

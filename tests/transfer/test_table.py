@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raygenesis.text.tables import as_lines
 from raygenesis.transfer.statistics import Difference
 from raygenesis.transfer.table import mean_and_deviation, readable
@@ -42,3 +44,17 @@ def test_lines_are_of_one_width_a_column() -> None:
     assert len(lines) == 4 and lines[2].startswith("far_off  ")
     at = lines[0].index("trials") + len("trials")
     assert all(line[at - 1] == "3" and line[at] == " " for line in lines[1:])
+
+
+def test_pretrainings_and_steps_to_a_score_are_shown_where_there_are_any() -> None:
+    against = Difference(0.1, 2.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
+    several = compared("ours", pretrainings=3, against_random=against, steps_to_score=120.4, num_reaching=2)
+    never = compared("never", pretrainings=2, num_reaching=0)
+    random = compared("random", pretrainings=0)
+    rows = {row["initialisation"]: row for row in readable([random, several, never])}
+    assert [row["pretrainings"] for row in rows.values()] == ["–", "3", "2"]
+    assert [rows[name]["p seeds"] for name in rows] == ["–", "0.060", "–"]
+    steps = "steps to 90 % of random's final"
+    assert [rows[name][steps] for name in rows] == ["–", "120 (2 of 3)", "– (0 of 3)"]
+    (plain,) = readable([compared("ours", against_random=replace(against, p_seeds=None, p_seeds_holm=None))])
+    assert not {"pretrainings", "p seeds", steps} & set(plain)

@@ -14,11 +14,12 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 MOST_POINTS = 300  # of one curve
+MOST_MARKERS = 6  # of one line
 MOST_LETTERS = 36  # of the names below an axis, side by side
 DOTS_PER_INCH = 300
 HEADING_INCHES = 0.3  # above a chart that is a file of its own
@@ -29,6 +30,8 @@ GROUND, INK, MUTED, SERIES = "#ffffff", "#191e24", "#56616d", ("#1d6cbd", "#bd4f
 CSS_OF = {GROUND: "var(--ground)", INK: "currentColor", MUTED: "var(--muted)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
 }
+# Of lines in one chart: colours alone would not do, for there are few that all readers tell apart on both grounds.
+MARKERS, DASHES = ("o", "s", "^", "D", "v"), ((None, None), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 STYLE: dict[Any, Any] = {  # matplotlib's types allow no other keys than its settings' names
     "svg.fonttype": "none", "font.size": 9.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
@@ -172,6 +175,53 @@ def strip(
     means = ", ".join(f"{np.mean(dots):.4g} at {name}" for name, dots in values.items())
     size = (4.2, 0.9 + 0.26 * len(values)) if is_horizontal else (4.2, 2.7)
     return _chart(labels, f"{labels.title}. Mean {labels.y}: {means}.", draw, size)
+
+
+class Series(NamedTuple):
+    """Points of a line in the order of x; spread: what is drawn above and below each, such as a standard deviation."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float]
+
+
+def lines(labels: Labels, series: Mapping[str, Series], *, log: bool = False) -> Chart:
+    """Named lines, each of its own colour, marker and dashes, with their spread; the highest end is named first.
+
+    log: x is on a logarithmic scale, with a tick at each value that there is, and spread is bars instead of a band.
+    """
+    names = sorted(series, key=lambda name: -series[name].y[-1])
+    ticks = sorted({x for line in series.values() for x in line.x})
+
+    def draw(axes: Axes) -> None:
+        if log:
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
+        for number, (name, line) in enumerate(series.items()):
+            colour, every = SERIES[number % len(SERIES)], 1 + len(line.x) // MOST_MARKERS
+            # Bars of lines that share their places stand side by side.
+            shift = (number - (len(series) - 1) / 2) * 0.12 / len(series)
+            x = np.asarray(line.x) * np.exp(shift) if log else np.asarray(line.x)
+            axes.errorbar(
+                x, line.y, line.spread if log else None, color=colour, marker=MARKERS[number % len(MARKERS)],
+                dashes=DASHES[number // len(SERIES) % len(DASHES)], markersize=4.5, linewidth=1.4, elinewidth=0.8,
+                markevery=(number % every, every), label=name,
+            )  # fmt: skip
+            if not log:
+                y, spread = np.asarray(line.y), np.asarray(line.spread)
+                axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.07, linewidth=0)
+        axes.set_xlabel(labels.x)
+        axes.set_ylabel(labels.y)
+        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.legend(
+            [handles[name] for name in names], names, loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0,
+            handlelength=3.2, fontsize=SMALL,
+        )  # fmt: skip
+
+    ends = ", ".join(f"{name} {series[name].y[-1]:.4g}" for name in names)
+    alt = f"{labels.title} of {labels.of}: {labels.y}. At the right end: {ends}."
+    return _chart(labels, alt, draw, (6.6, max(2.9, 0.9 + 0.22 * len(series))), wide=True)
 
 
 class Pair(NamedTuple):
