@@ -101,7 +101,7 @@ def check_study(study: Study) -> None:
         for chosen in pretrained.values():
             found += find_initialisations([RANDOM], workspace, chosen.pretraining, settings.ndim)
         for initialisation in found:
-            check_fits(initialisation, target.form.input_shape, target.settings.finetune.mode)
+            check_fits(initialisation, target.form.input_shape, target.settings.finetune)
             check_all_used(initialisation.name, len(initialisation.sources), target.settings.finetune.num_trials)
         for each in initialisations:
             check_all_used(each.title, each.seeds, target.settings.finetune.num_trials)

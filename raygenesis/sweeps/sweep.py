@@ -151,7 +151,7 @@ def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tupl
     for network in space.ends("network") if "network" in space.axes else (settings.pretraining.network,):
         chosen = settings.pretraining.model_copy(update={"network": network})
         (start,) = find_initialisations([RANDOM], workspace, chosen, settings.ndim)
-        check_fits(start, target.form.input_shape, finetune.mode)
+        check_fits(start, target.form.input_shape, finetune)
     return target.settings, target
 
 

@@ -92,7 +92,7 @@ def finetune(
     target, settings = resolved.target, resolved.settings
     initialisations = find_initialisations(request.sources, workspace, settings.pretraining, target.ndim)
     for initialisation in initialisations:
-        check_fits(initialisation, resolved.form.input_shape, settings.finetune.mode)
+        check_fits(initialisation, resolved.form.input_shape, settings.finetune)
         check_all_used(initialisation.name, len(initialisation.sources), settings.finetune.num_trials)
     deciding = _deciding(settings.finetune, resolved.form, settings.seed, settings.validation_fraction)
     own = ("finetune", "--target", "TARGET.yaml", *(word for source in request.sources for word in ("--from", source)))

@@ -19,7 +19,7 @@ from raygenesis.networks.network import PretextNetwork, UNet, build_encoder
 from raygenesis.networks.slice_wise import SliceWiseEncoder, slice_wise
 from raygenesis.networks.weights.loading import TORCH_SUFFIXES, copy_decoder, lacking, load_network
 from raygenesis.networks.weights.native import ENCODER_FILE
-from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
+from raygenesis.settings import NETWORK_DIVISORS, FinetuneSettings, PretrainingSettings
 from raygenesis.workspace.artifacts import RUNS
 from raygenesis.workspace.files import Place, as_place, on_disk, xxh3_of
 from raygenesis.workspace.workspace import Workspace
@@ -175,9 +175,9 @@ def is_path(source: str) -> bool:
     return "/" in source or source.endswith((".safetensors", *TORCH_SUFFIXES))
 
 
-def check_fits(initialisation: Initialisation, input_shape: Sequence[int], mode: str) -> None:
+def check_fits(initialisation: Initialisation, input_shape: Sequence[int], settings: FinetuneSettings) -> None:
     """Raise SettingsError if the network cannot take inputs of this shape, in this mode."""
-    architecture, ndim = initialisation.architecture, len(input_shape)
+    architecture, ndim, mode = initialisation.architecture, len(input_shape), settings.mode
     if architecture.ndim > ndim:
         raise SettingsError(
             f"initialisation {initialisation.name} is a {architecture.ndim}D network and the target's images are "
@@ -195,6 +195,12 @@ def check_fits(initialisation: Initialisation, input_shape: Sequence[int], mode:
         raise SettingsError(
             f"finetune.input_shape={list(input_shape)}: initialisation {initialisation.name} normalises an image by "
             "its own statistics, and a bottleneck of one voxel has none: give longer sides, or finetune.mode=full"
+        )
+    if mode == "probe" and settings.probe_features == "encoder+decoder" and architecture.network != "unet":
+        raise SettingsError(
+            f"finetune.probe_features=encoder+decoder reads the decoder of a U-Net, and initialisation "
+            f"{initialisation.name} is of pretraining.network={architecture.network}: give finetune.probe_features="
+            "encoder"
         )
 
 

@@ -51,7 +51,7 @@ def default_finetune_work(
         ndim=len(cube_shape), network=pretraining.network, base_width=pretraining.base_width, norm=pretraining.norm
     )
     random = Initialisation(RANDOM, None, architecture, "")
-    check_fits(random, shape, finetune.mode)
+    check_fits(random, shape, finetune)
     return finetune_work(finetune, num_gpus, [random] * 2, shape, segments=True)
 
 

@@ -13,7 +13,7 @@ from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import PretextNetwork, UNet
 from raygenesis.networks.slice_wise import slices_of
-from raygenesis.settings import PretrainingSettings
+from raygenesis.settings import FinetuneSettings, PretrainingSettings
 from raygenesis.transfer.initialisations import (
     Initialisation,
     check_all_used,
@@ -117,7 +117,7 @@ def test_a_run_of_another_workspace_is_its_folder(runs) -> None:
 ])  # fmt: skip
 def test_inputs_that_do_not_fit_are_refused(architecture: Architecture, shape: Sequence[int], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        check_fits(start(architecture, "x"), shape, "full")
+        check_fits(start(architecture, "x"), shape, FinetuneSettings(mode="full"))
 
 
 @pytest.mark.parametrize(("architecture", "shape"), [
@@ -125,7 +125,7 @@ def test_inputs_that_do_not_fit_are_refused(architecture: Architecture, shape: S
     (Architecture(network="resnet18"), (32, 32, 64)),
 ])  # fmt: skip
 def test_inputs_that_fit_are_not(architecture: Architecture, shape: Sequence[int]) -> None:
-    check_fits(start(architecture), shape, "frozen")
+    check_fits(start(architecture), shape, FinetuneSettings(mode="frozen"))
 
 
 @pytest.mark.parametrize(("ndim", "shape"), [(3, (8, 8, 8)), (2, (8, 8)), (2, (1, 8, 8))])
@@ -133,10 +133,19 @@ def test_one_voxel_has_no_statistics_of_its_own(ndim: int, shape: Sequence[int])
     norm = start(Architecture(ndim=ndim, norm="batch-statistics"), "x")
     for mode in ("frozen", "knn"):
         with pytest.raises(SettingsError, match=r"input_shape=\[.*\]: initialisation x .* a bottleneck of one voxel"):
-            check_fits(norm, shape, mode)
-    check_fits(norm, shape, "full")
-    check_fits(norm, (*shape[:-1], 16), "knn")
-    check_fits(start(Architecture(ndim=ndim)), shape, "knn")
+            check_fits(norm, shape, FinetuneSettings(mode=mode))
+    check_fits(norm, shape, FinetuneSettings(mode="full"))
+    check_fits(norm, (*shape[:-1], 16), FinetuneSettings(mode="knn"))
+    check_fits(start(Architecture(ndim=ndim)), shape, FinetuneSettings(mode="knn"))
+
+
+def test_levels_of_a_decoder_are_read_of_our_u_net_alone() -> None:
+    both = FinetuneSettings(mode="probe", probe_features="encoder+decoder")
+    check_fits(start(Architecture()), (32, 32, 32), both)
+    resnet = start(Architecture(network="resnet18"), "x")
+    check_fits(resnet, (32, 32, 32), FinetuneSettings(mode="probe"))
+    with pytest.raises(SettingsError, match=r"probe_features=encoder\+decoder .* x is of pretraining.network=resnet18"):
+        check_fits(resnet, (32, 32, 32), both)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
