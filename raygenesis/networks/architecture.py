@@ -22,6 +22,6 @@ class Architecture:
     head: str | None = None
     num_classes: int = 0
     restores: bool = True
-    # Not in the representation, which is the fingerprint of random weights: those that are kept stay what they were.
+    # Neither is in the representation, the fingerprint of random weights: those that are kept stay what they were.
     skips: bool = field(default=True, repr=False)
-    projection_size: int = 0
+    projection_size: int = field(default=0, repr=False)

@@ -153,7 +153,7 @@ def _randoms(architectures: Sequence[Architecture], name: str) -> list[Initialis
 
 def _encoder_and_decoder(architecture: Architecture) -> Architecture:
     """The architecture of encoder and decoder alone, whatever they were pretrained for."""
-    return replace(architecture, head=None, num_classes=0, restores=True, skips=True)
+    return replace(architecture, head=None, num_classes=0, restores=True, skips=True, projection_size=0)
 
 
 def name_and_source(text: str) -> tuple[str, str]:

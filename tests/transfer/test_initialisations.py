@@ -34,9 +34,10 @@ NARROW = PretrainingSettings(base_width=4)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[str, PretextNetwork]]:
-    """A run of a 3D network, one of a 2D network, one without a decoder, and one whose decoder has no skips."""
+    """Runs of a 3D and a 2D network, of one without a decoder or without skips, and of one that has learnt from pairs."""
     workspace = Workspace.open(tmp_path_factory.mktemp("runs"))
     kinds = {"default": {}, "flat": {"ndim": 2}, "headless": {"restores": False}, "skipless": {"skips": False}}
+    kinds["paired"] = {"projection_size": 4}
     return workspace, {name: write_run(workspace.run(name), **kind) for name, kind in kinds.items()}
 
 
@@ -196,7 +197,7 @@ def test_random_weights_are_those_of_a_new_network_and_of_the_seed_alone(runs) -
 
 def test_the_fingerprint_of_random_weights_is_what_it_was_before_decoders_could_lack_skips(runs) -> None:
     """Trials that were made then are kept."""
-    for sources in (("random",), ("skipless", "random"), ("random", "default")):
+    for sources in (("random",), ("skipless", "random"), ("paired", "random"), ("random", "default")):
         random = next(each for each in found(runs, *sources) if each.weights is None)
         width = 4 if sources == ("random",) else 2
         assert random.fingerprint == (
