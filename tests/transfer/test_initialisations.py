@@ -34,7 +34,7 @@ NARROW = PretrainingSettings(base_width=4)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[str, PretextNetwork]]:
-    """Runs of a 3D and a 2D network, of one without a decoder or without skips, and of one that has learnt from pairs."""
+    """Runs of 3D and 2D networks, of one without a decoder, of one without skips, and of one that projects pairs."""
     workspace = Workspace.open(tmp_path_factory.mktemp("runs"))
     kinds = {"default": {}, "flat": {"ndim": 2}, "headless": {"restores": False}, "skipless": {"skips": False}}
     kinds["paired"] = {"projection_size": 4}
