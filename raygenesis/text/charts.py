@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 MOST_POINTS = 300  # of one curve
 MOST_MARKERS = 6  # of one line
 MOST_LETTERS = 36  # of the names below an axis, side by side
+LETTERS_IN_LINE = 12  # of names that do not stand side by side in one line
 DOTS_PER_INCH = 300
 HEADING_INCHES = 0.3  # above a chart that is a file of its own
 SMALL = 8.5  # the least size of text, in points: a chart is shown at 1.1 times its size or more
@@ -246,7 +248,8 @@ def pairs(labels: Labels, values: Mapping[str, Pair]) -> Chart:
             ends = [float(np.mean(without)), float(np.mean(with_it))]
             axes.plot([place - 0.18, place + 0.18], ends, color=MUTED, linewidth=1, zorder=1)
             axes.text(place, 1.0, note, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=SMALL)
-        axes.set_xticks(range(len(values)), list(values))
+        width = MOST_LETTERS if sum(map(len, values)) <= MOST_LETTERS else LETTERS_IN_LINE
+        axes.set_xticks(range(len(values)), [textwrap.fill(name, width) for name in values])
         axes.set_xlim(-0.6, len(values) - 0.4)
         axes.set_ylabel(labels.y)
         _legend(axes)

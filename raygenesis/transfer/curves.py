@@ -35,13 +35,13 @@ def steps_to_random(results: Mapping[str, Trials], task: str, randoms: Mapping[s
     """The steps of each initialisation to 90 % of the mean final validation score of random weights.
 
     results: the trials of each initialisation with one number of labelled subjects. randoms: by initialisation the name
-    of the random weights of its architecture. Initialisations whose trials, or whose random weights' trials, have no
-    curves are left out. An error is reached at random weights' final one divided by 0.9.
+    of the random weights of its architecture. Left out are initialisations whose trials, or whose random weights'
+    trials, do not all have curves. An error is reached at random weights' final one divided by 0.9.
     """
     found = {}
     for name, trials in results.items():
         curves, of_random = curves_of(trials), curves_of(results.get(randoms.get(name, ""), []))
-        if curves and of_random:
+        if len(curves) == len(trials) and of_random:
             final, sign = float(np.mean([curve[-1][1] for curve in of_random])), PRIMARY[task].sign
             score = final * SHARE if sign > 0 else final / SHARE
             steps = [step for curve in curves if (step := steps_to_score(curve, score, sign)) is not None]

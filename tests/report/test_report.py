@@ -24,6 +24,7 @@ import pytest
 import ray
 from PIL import Image
 
+import raygenesis.report
 from raygenesis.cluster.job import recorded
 from raygenesis.errors import WorkspaceError
 from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE
@@ -523,7 +524,7 @@ def test_charts_take_the_colours_of_the_page_and_their_files_those_of_light() ->
     assert "xmlns" not in chart.inline and "<style" not in chart.inline
     assert "training ends at 0.5" in chart.alt and "chance is 0.1" in chart.alt
     assert chart.name == "a-run-loss" and dict(chart.files())["svg"].startswith(b"<?xml")
-    light = (Path(charts.__file__).parent / "colours.css.j2").read_text().partition("@media")[0]
+    light = (Path(raygenesis.report.__file__).parent / "colours.css.j2").read_text().partition("@media")[0]
     for name, colour in {"ink": charts.INK, "muted": charts.MUTED, "series-1": charts.SERIES[0]}.items():
         assert f"--{name}: {colour}" in light
     assert charts.SERIES[0] in chart.svg and charts.SERIES[0] not in chart.inline
