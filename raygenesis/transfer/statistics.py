@@ -53,7 +53,8 @@ class Comparison:
     """One initialisation over its trials of one number of labelled subjects. Deviations are a sample's (n − 1).
 
     low, high: confidence interval (95 %, Student's t) of the mean over trials, within what the figure can be. figures:
-    means of all figures. The best initialisation has no `against_best`, random weights no `against_random`.
+    means of all figures. rate: the learning rate, where it was chosen from a grid. The best initialisation has no
+    `against_best`, random weights no `against_random`.
     """
 
     initialisation: str
@@ -71,6 +72,7 @@ class Comparison:
     against_random: Difference | None = None
     against_best: Difference | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    rate: float | None = None
 
     @property
     def is_like_best(self) -> bool:
@@ -137,6 +139,7 @@ def compare_initialisations(
                 _mean([trial.seconds_to_converge for trial in trials]),
                 against_random.get(name), against_best.get(name),
                 {key: float(np.mean([trial.figures[key] for trial in trials])) for key in trials[0].figures},
+                trials[0].rate,
             )
         )  # fmt: skip
     return rows
