@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raygenesis.settings.section import Count, ExtentMm, NumGpus, Positive, Section, Shape
+from raygenesis.settings.section import Count, ExtentMm, NonNegative, NumGpus, Positive, Section, Shape
 
-Labelled = Annotated[int, Field(ge=2)] | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9](\.[0-9]+)?)%$")]
+Labelled = Count | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9](\.[0-9]+)?)%$")]
 
 
 class FinetuneSettings(Section):
@@ -56,11 +56,38 @@ class FinetuneSettings(Section):
         400, description="Maximum number of optimiser steps per trial; `patience` may stop earlier."
     )
     batch_size: Annotated[int, Field(ge=2)] = Field(8, description="Patches, regions or scans per optimiser step.")
-    learning_rate: Positive = Field(1e-3, description="Learning rate of the Adam optimiser; with `cosine`, its peak.")
+    learning_rate: Positive | Annotated[tuple[Positive, ...], Field(min_length=2)] = Field(
+        1e-3,
+        description="Learning rate of the AdamW optimiser; with `cosine`, its peak. Of a list such as [0.001, 0.003], "
+        "each initialisation gets the rate that is best for it on the validation subjects, for each number of labelled "
+        "subjects.",
+    )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine",
         description="Schedule of the learning rate. `cosine`: it rises over the first tenth of the steps, then falls "
         "to 0; `constant`: as in the paper.",
+    )
+    weight_decay: NonNegative = Field(
+        0.01, description="Weight decay of the AdamW optimiser; with 0 it is Adam, as in the paper."
+    )
+    decoder_first: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Share of the steps, such as 0.2, in which the encoder is not trained, only the decoder or the "
+        "head; then everything is. The rate runs through its schedule in both. When null, everything is trained from "
+        "the first step.",
+    )
+    loss: Literal["dice+cross-entropy", "dice"] = Field(
+        "dice+cross-entropy",
+        description="Loss of a segmentation: soft Dice of the foreground classes, with the cross-entropy of all "
+        "classes added, or alone, as in the paper.",
+    )
+    augmentation: Literal["standard", "none"] = Field(
+        "standard",
+        description="Random changes of what is learnt from. `standard`: rotation, scaling, shift, gamma, gain, offset "
+        "and noise, and mirroring along the target's `symmetric_axes`.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the forward pass of networks that are trained; bf16 uses autocast."
     )
     patience: Count | None = Field(
         None,
@@ -68,7 +95,9 @@ class FinetuneSettings(Section):
         "is not stopped early.",
     )
     class_balance: Literal["none", "weights"] = Field(
-        "weights", description="With `weights`, rare classes count more in the loss of a classification."
+        "weights",
+        description="With `weights`, rare classes count more: in the loss of a classification by the inverse of their "
+        "number, in the cross-entropy of a segmentation by the inverse root of their number of voxels.",
     )
     k: Count = Field(
         5, description="Number of labelled cases that vote in mode `knn`, weighted by the inverse of their distance."
@@ -80,13 +109,32 @@ class FinetuneSettings(Section):
     )
     allow_seen: bool = Field(False, description="Allow test subjects that pretraining has seen.")
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates: one, or those of the grid from which each initialisation gets its own."""
+        return self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+
+    def with_rate(self, rate: float) -> FinetuneSettings:
+        """The settings with one learning rate."""
+        return self.model_copy(update={"learning_rate": rate})
+
+    def trains(self, segments: bool) -> bool:
+        """Whether the mode trains a network step by step. segments: whether the task is a segmentation."""
+        return self.mode in ("full", "encoder") or (segments and self.mode == "frozen")
+
+    def chooses_rate(self, segments: bool) -> bool:
+        """Whether there is a learning rate to choose for each initialisation; `segments` as for `trains`."""
+        return len(self.rates) > 1 and self.trains(segments)
+
     @field_validator("num_labelled", mode="before")
     @classmethod
     def _is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else (value,)
 
     @model_validator(mode="after")
-    def _labelled_differ(self) -> FinetuneSettings:
+    def _values_differ(self) -> FinetuneSettings:
         if len(set(self.num_labelled)) < len(self.num_labelled):
             raise ValueError(f"finetune.num_labelled={list(self.num_labelled)} names a number twice: leave one out")
+        if len(set(self.rates)) < len(self.rates):
+            raise ValueError(f"finetune.learning_rate={list(self.rates)} names a rate twice: leave one out")
         return self

@@ -70,6 +70,7 @@ SWEEP_SEEDS = Stream("seeds of a sweep's further trainings (sweeps/trial.py)")
 # Transfer: each draws from the seed of its own call.
 TEST_SUBJECTS = Stream("subjects to test and to validate on (transfer/split.py)")
 TRIAL_SUBJECTS = Stream("order of a trial's subjects, and its seed (transfer/split.py)", (), ("trial",), True)
+TUNING_SUBJECTS = Stream("order of a tuning trial's subjects, and its seed (transfer/split.py)", (12,), ("trial",))
 PROBED_VOXELS = Stream("voxels that a dense probe is fitted to (transfer/dense_probe.py)", (21,))
 LABELLED_BATCHES = Stream("batches of a trial's training (transfer/learning.py)")
 RESAMPLES = Stream("resamples of a paired test (transfer/statistics.py)")

@@ -36,6 +36,7 @@ from raygenesis.text.tables import aligned, as_csv, cell
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
 from raygenesis.transfer.description import read_description
+from raygenesis.transfer.examples import SEGMENTATION
 from raygenesis.transfer.initialisations import RANDOM, check_fits, find_initialisations
 from raygenesis.transfer.resolved import ResolvedTarget, digest_of, resolve_target
 from raygenesis.workspace.artifacts import PATTERNS, SWEEPS
@@ -145,6 +146,11 @@ def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tupl
         return settings, None
     assert settings.sweep.target is not None  # the settings ask for it
     target = resolve_target(read_description(Path(settings.sweep.target)), workspace, settings)
+    if target.settings.finetune.chooses_rate(target.target.task == SEGMENTATION):
+        raise SettingsError(
+            f"finetune.learning_rate={list(target.settings.finetune.rates)}: a sweep compares its points at one rate: "
+            "give one, such as the middle of the list"
+        )
     # Of several numbers of labelled subjects the first decides.
     finetune = target.settings.finetune.model_copy(update={"num_labelled": target.settings.finetune.num_labelled[:1]})
     target = replace(target, settings=target.settings.model_copy(update={"finetune": finetune}))

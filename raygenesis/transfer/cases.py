@@ -23,7 +23,7 @@ class Form:
 
     input_shape: its voxels, z y x (2D: y x); whole scans to be segmented are resampled to `spacing_mm` instead and
     padded to at least `input_shape`. num_classes: of label maps, background included; None where it is known from the
-    maps alone. keeps_empty: whether a label map may be empty.
+    maps alone. keeps_empty: whether a label map may be empty. symmetric_axes: as `Target` has them.
     """
 
     is_segmentation: bool
@@ -32,6 +32,7 @@ class Form:
     intensity: IntensitySettings
     num_classes: int | None = None
     keeps_empty: bool = False
+    symmetric_axes: tuple[str, ...] = ()
 
     @property
     def ndim(self) -> int:
@@ -85,7 +86,9 @@ def form_of(
     num_classes = len(target.classes) + 1 if target.classes else None
     is_segmentation = target.task == SEGMENTATION
     spacing = tuple(spacing_mm) if spacing_mm is not None else None
-    return Form(is_segmentation, tuple(input_shape), spacing, intensity, num_classes, target.keeps_empty)
+    return Form(
+        is_segmentation, tuple(input_shape), spacing, intensity, num_classes, target.keeps_empty, target.symmetric_axes
+    )
 
 
 def read_cases(examples: Sequence[Example], form: Form) -> list[Case | Problem]:

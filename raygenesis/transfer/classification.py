@@ -20,9 +20,10 @@ from torch.nn import functional
 
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.settings import FinetuneSettings
+from raygenesis.transfer.augmentation import augment
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, REGRESSION
-from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, to_device, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, autocast, to_device, train
 from raygenesis.transfer.metrics import PRIMARY, Answer, AnsweredCase, figures
 from raygenesis.transfer.setup import TrialSetup
 
@@ -40,7 +41,7 @@ def train_classifier(
     Each batch continues a random order of the cases, which is drawn anew when all have been seen. Cases hold `value`s
     of the task; validation: cases by whose primary figure the best weights are kept.
     """
-    task, settings, device = setup.task, setup.settings, setup.device
+    task, settings, device, augmentation = setup.task, setup.settings, setup.device, setup.augmentation
     to_device(network, device)
     values = np.array([case.value for case in cases])
     scale = spread_of(values) if task == REGRESSION else (0.0, 1.0)
@@ -50,10 +51,14 @@ def train_classifier(
         while len(order) < settings.batch_size:
             order.extend(generator.permutation(len(cases)).tolist())
         chosen = [order.pop(0) for _ in range(settings.batch_size)]
-        return _images(cases, chosen, device), torch.from_numpy(values[chosen]).to(device)
+        images = _images(cases, chosen, device)
+        if augmentation is not None:
+            images, _ = augment(images, None, augmentation, generator)
+            images = images.contiguous(memory_format=MEMORY_FORMAT[images.ndim])
+        return images, torch.from_numpy(values[chosen]).to(device)
 
     def validate() -> float:
-        answers = answers_of(network, validation, task, scale, settings.batch_size)
+        answers = answers_of(network, validation, task, scale, settings.batch_size, settings.precision)
         return PRIMARY[task].sign * figures(task, answered(validation, answers))[PRIMARY[task].name]
 
     return train(network, draw_batch, _loss(setup, values, scale), settings, seed, validate if validation else None)
@@ -68,17 +73,20 @@ def answered(cases: Sequence[Case], answers: Sequence[Answer]) -> list[AnsweredC
 
 @torch.inference_mode()
 def answers_of(
-    network: nn.Module, cases: Sequence[Case], task: str, scale: tuple[float, float], batch_size: int
-) -> list[Answer]:
+    network: nn.Module, cases: Sequence[Case], task: str, scale: tuple[float, float], batch_size: int,
+    precision: str = "fp32",
+) -> list[Answer]:  # fmt: skip
     """The probability of each class, or the number, for each case.
 
-    scale: mean and standard deviation of the values that a regression learnt from.
+    scale: mean and standard deviation of the values that a regression learnt from. precision: as `finetune.precision`
+    has it.
     """
     device = next(network.parameters()).device
     network.eval()
     answers: list[Answer] = []
     for images in _in_batches(cases, batch_size, str(device)):
-        out = network(images).double()
+        with autocast(images.device.type, precision):
+            out = network(images).double()
         if task == CLASSIFICATION:
             answers += out.softmax(1).tolist()
         elif task == MULTILABEL:

@@ -17,7 +17,8 @@ from raygenesis.networks.layers import has_batch_statistics
 from raygenesis.networks.network import UNet
 from raygenesis.settings.streams import PROBED_VOXELS
 from raygenesis.transfer.cases import Case
-from raygenesis.transfer.learning import to_device
+from raygenesis.transfer.learning import autocast, to_device
+from raygenesis.transfer.setup import TrialSetup
 
 NUM_VOXELS = 20_000  # that the linear map is fitted to, over all labelled cases
 BACKGROUND_SHARE = 0.5  # of them; the rest is drawn evenly over the foreground classes, or small ones would be lost
@@ -61,15 +62,14 @@ class DenseProbe(nn.Module):
         logits = self.intercepts.view(1, -1, *[1] * len(shape))
         for level in self.levels(images):
             own = self.weights[:, first : first + level.shape[1]]
-            mapped = torch.einsum("kc,nc...->nk...", own, level)
+            with torch.autocast(images.device.type, enabled=False):  # differences of logits drown in 8 bits
+                mapped = torch.einsum("kc,nc...->nk...", own, level.float())
             logits = logits + functional.interpolate(mapped, shape, mode=INTERPOLATIONS[len(shape)])
             first += level.shape[1]
         return logits
 
 
-def fit_dense_probe(
-    levels: FeatureLevels, cases: Sequence[Case], patch_shape: Sequence[int], num_classes: int, seed: int, device: str
-) -> DenseProbe:
+def fit_dense_probe(levels: FeatureLevels, cases: Sequence[Case], setup: TrialSetup, seed: int) -> DenseProbe:
     """Fit a multinomial logistic regression to the features at some labelled voxels.
 
     Voxels are drawn evenly over classes; the intercepts are then corrected to the classes' shares of all voxels (King
@@ -78,24 +78,23 @@ def fit_dense_probe(
     Args:
         levels: Whose features are probed; its weights do not change.
         cases: Labelled cases.
-        patch_shape: Sides of the windows that a network sees at once; each voxel's features are those of the window
-            whose centre is nearest to it, of those that overlap by half.
-        num_classes: Background included.
+        setup: Of the trial. A network sees windows of its form's `input_shape`; each voxel's features are those of the
+            window whose centre is nearest to it, of those that overlap by half.
         seed: Seed of the voxels.
-        device: Where the features are computed.
     """
-    to_device(levels, device)
+    to_device(levels, setup.device)
     levels.eval().requires_grad_(False)
-    generator = PROBED_VOXELS.generator(seed)
-    features, classes, counts = [], [], np.zeros(num_classes)
+    generator, shape = PROBED_VOXELS.generator(seed), setup.form.input_shape
+    features, classes, counts = [], [], np.zeros(setup.num_classes)
     for case in cases:
         assert case.label is not None
-        counts += np.bincount(case.label.ravel(), minlength=num_classes)
-        chosen = draw_voxels(case.label, num_classes, NUM_VOXELS // len(cases), generator)
-        features.append(features_at(levels, case.image, chosen, patch_shape, device))
+        counts += np.bincount(case.label.ravel(), minlength=setup.num_classes)
+        chosen = draw_voxels(case.label, setup.num_classes, NUM_VOXELS // len(cases), generator)
+        with autocast(setup.device, setup.settings.precision):
+            features.append(features_at(levels, case.image, chosen, shape, setup.device))
         classes.append(case.label[tuple(chosen.T)])
     weights, intercepts = _fit(np.concatenate(features), np.concatenate(classes), counts)
-    return DenseProbe(levels, torch.from_numpy(weights), torch.from_numpy(intercepts)).to(device)
+    return DenseProbe(levels, torch.from_numpy(weights), torch.from_numpy(intercepts)).to(setup.device)
 
 
 def draw_voxels(

@@ -21,7 +21,8 @@ from raygenesis.workspace.manifest import Tree
 class Description(Section):
     """Either `layout` and `folder`, or `task`, `images` and `labels`; paths are relative to the file's folder.
 
-    settings: what this target changes below `finetune`.
+    symmetric_axes: along which images may be mirrored in training, as sides do not matter. settings: what this target
+    changes below `finetune`.
     """
 
     layout: str | None = None
@@ -39,14 +40,21 @@ class Description(Section):
     split: Path | None = None
     empty_masks: Literal["leave-out", "keep"] = "leave-out"
     window: tuple[float, float] | None = None
+    symmetric_axes: tuple[Literal["x", "y", "z"], ...] = ()
     settings: dict[str, Any] = Field({}, description="Settings below `finetune` that this target changes.")
+
+    @model_validator(mode="after")
+    def _axes_differ(self) -> Description:
+        if len(set(self.symmetric_axes)) < len(self.symmetric_axes):
+            raise ValueError(f"symmetric_axes: {list(self.symmetric_axes)} names an axis twice: leave one out")
+        return self
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Description:
         if self.layout is not None:
             if self.layout not in LAYOUTS:
                 raise ValueError(f"layout: {self.layout!r} is unknown: choose one of {', '.join(LAYOUTS)}")
-            ours = self.model_fields_set - {"layout", "folder", "options", "settings", "window"}
+            ours = self.model_fields_set - {"layout", "folder", "options", "settings", "window", "symmetric_axes"}
             if self.folder is None or ours:
                 fault = "needs `folder`" if self.folder is None else f"brings its own {', '.join(sorted(ours))}"
                 raise ValueError(f"layout: {self.layout} {fault}")
@@ -115,9 +123,12 @@ def read_target(description: Description, subject_pattern: str | None = None) ->
             assert description.value_column is not None
             columns = Columns(description.key_column, description.value_column, description.subject_column)
             target = read_table(files, columns)
+    if target.ndim == 2 and "z" in description.symmetric_axes:
+        raise SettingsError("symmetric_axes: the target's images are 2D and have no axis z: leave it out")
     return replace(
         target, window=description.window or target.window,
         keeps_empty=target.keeps_empty or description.empty_masks == "keep",
+        symmetric_axes=tuple(sorted(description.symmetric_axes)),
     )  # fmt: skip
 
 

@@ -84,7 +84,9 @@ class Target:
 
     classes: names, in the order of their numbers; of a segmentation without the background; none of a regression.
     window: values (HU for CT) that become 0 and 1; each image's own percentiles when None. keeps_empty: whether a label
-    map without any label is an example (there is nothing to find) or a problem (it was forgotten).
+    map without any label is an example (there is nothing to find) or a problem (it was forgotten). symmetric_axes:
+    those of x, y and z (towards right, anterior and superior) along which a mirrored image is as likely, and has the
+    same label.
     """
 
     task: str
@@ -94,6 +96,7 @@ class Target:
     problems: tuple[Problem, ...] = ()
     window: tuple[float, float] | None = None
     keeps_empty: bool = False
+    symmetric_axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from raygenesis.cluster import capacity, fan_out, joining
-from raygenesis.cluster.progress import Stopwatch, progress, say
+from raygenesis.cluster import joining
+from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.settings import FinetuneSettings, Settings
 from raygenesis.text.tables import as_csv, as_lines, latex, markdown
-from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Problem
@@ -25,15 +24,15 @@ from raygenesis.transfer.initialisations import (
     find_initialisations,
     new_decoder,
 )
+from raygenesis.transfer.planned import PlannedTrial, run_trials, trials_failed
 from raygenesis.transfer.predictions import join_examples
-from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared, prepare
+from raygenesis.transfer.prepared import Prepared, prepare
 from raygenesis.transfer.resolved import digest_of, resolve_target
-from raygenesis.transfer.results import Results, TrialResult, read_result, result_path
+from raygenesis.transfer.results import Results, TrialResult
 from raygenesis.transfer.runs import runs_of
-from raygenesis.transfer.split import Trial
 from raygenesis.transfer.statistics import Comparison, compare_initialisations
 from raygenesis.transfer.table import LEGEND, readable
-from raygenesis.transfer.trial import TrialTask, run_trial
+from raygenesis.transfer.tuning import Rates, choose_rates
 from raygenesis.transfer.work import finetune_work
 from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.files import Place, publish
@@ -62,20 +61,6 @@ class FinetuneRequest:
     name: str = "default"
     sources: tuple[str, ...] = DEFAULT_SOURCES
     command: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PlannedTrial:
-    """A trial of one initialisation, or of one of its sources. key: digest of what decides its result."""
-
-    initialisation: Initialisation
-    trial: Trial
-    key: str
-
-    def finished(self, folder: Place) -> TrialResult | None:
-        """Its result in a target's folder; None where there is none of this very trial."""
-        result = read_result(result_path(folder, self.initialisation.name, self.trial.labelled, self.trial.number))
-        return result if result is not None and result.key == self.key else None
 
 
 def finetune(
@@ -114,7 +99,8 @@ def finetune(
     ready = prepare(resolved, workspace)  # what is at fault here leaves nothing behind
     with stage.claimed():
         _report_plan(ready, len(initialisations))
-        results = _run_trials(ready, initialisations, stage)
+        rates = choose_rates(ready, initialisations, stage.folder, _key(stage))
+        results = _run_trials(ready, initialisations, stage, rates)
         randoms = {each.name: each.random for each in initialisations if each.random}
         table = [
             row
@@ -127,68 +113,54 @@ def finetune(
             join_examples(stage.folder, [each.name for each in initialisations], most.labelled)
         runs = _runs_among(initialisations, workspace)
         manifest = stage.finish(
-            replace(_manifest(ready, table, extent, config.model_dump(mode="json")), runs=runs, seconds=watch.seconds)
-        )
+            replace(
+                _manifest(ready, table, extent, config.model_dump(mode="json")), runs=runs,
+                rates=tuple(rates.values()), seconds=watch.seconds,
+            )
+        )  # fmt: skip
         _report_table(manifest, stage.folder)
         return manifest
 
 
-def _run_trials(ready: Prepared, initialisations: Sequence[Initialisation], stage: Stage[TransferManifest]) -> Results:
+def _run_trials(
+    ready: Prepared, initialisations: Sequence[Initialisation], stage: Stage[TransferManifest], rates: Rates
+) -> Results:
     """Run the trials that have no result yet, and return all.
 
     Raises TrainingError, when all others are done, if any failed.
     """
     split, folder = ready.split, stage.folder
-    key = digest([stage.settings, stage.inputs])
+    key = _key(stage)
     planned = []
     for trial in split.trials:
         names = [[example.name for example in part] for part in (trial.examples, split.validation, split.test)]
-        starts = [each.of_trial(trial.number) for each in initialisations]
-        planned += [PlannedTrial(each, trial, digest([key, each.fingerprint, *names])) for each in starts]
+        for each in initialisations:
+            chosen, start = rates.get((each.name, trial.labelled)), each.of_trial(trial.number)
+            rate = None if chosen is None else chosen.rate
+            own_key = digest([key, start.fingerprint, *names, *([] if rate is None else [rate])])
+            planned.append(PlannedTrial(start, trial, own_key, rate))
     missing = [each for each in planned if each.finished(folder) is None]
-    if missing:
-        _run_missing(ready, missing, folder)
+    failures = run_trials(missing, ready, folder) if missing else []
+    if failures:
+        raise trials_failed(failures, len(missing))
     results: dict[int | str, dict[str, list[TrialResult]]] = {}
-    for each in planned:
-        result = each.finished(folder)
+    for done in planned:
+        result = done.finished(folder)
         assert result is not None
-        results.setdefault(each.trial.labelled, {}).setdefault(each.initialisation.name, []).append(result)
+        results.setdefault(done.trial.labelled, {}).setdefault(done.initialisation.name, []).append(result)
     return results
 
 
-def _run_missing(ready: Prepared, missing: Sequence[PlannedTrial], folder: Place) -> None:
-    """Run trials side by side, as many at a time as the cluster has room for."""
-    setup = ready.setup
-    options = fan_out.TaskOptions(
-        CPUS_PER_TRIAL, setup.num_gpus, runtime_env=fan_out.TRAINING_ENVIRONMENT,
-        max_tasks=partial(capacity.num_concurrent, CPUS_PER_TRIAL, setup.num_gpus),
-    )  # fmt: skip
-    # A task is given the cases that it needs instead of the examples.
-    tasks = (
-        TrialTask(each.initialisation, replace(each.trial, examples=()), each.key, ready.cases_of(each.trial))
-        for each in missing
-    )
-    failures: list[str] = []
-    with progress("finetune", len(missing), "trials") as ticker:
-        for outcome in fan_out.outcomes(run_trial, tasks, setup, folder, options=options):
-            if outcome.error is None:
-                ticker.advance(note=outcome.result())
-            else:
-                title = f"{outcome.item.initialisation.name}, trial {outcome.item.trial.number}"
-                failures.append(f"{title}: {str(outcome.error).strip().splitlines()[-1]}")
-                ticker.advance(note="failed")
-    if failures:
-        raise TrainingError(
-            f"{len(failures)} of {len(missing)} trials failed, the others are kept; the first, {failures[0]}; run the "
-            "same command again to try them once more"
-        )
+def _key(stage: Stage[TransferManifest]) -> str:
+    """Digest of what decides the results of all trials."""
+    return digest([stage.settings, stage.inputs])
 
 
 def _deciding(finetune: FinetuneSettings, form: Form, seed: int, validation_fraction: float) -> Tree:
     """The settings that decide the results."""
     shapes = {"input_shape": list(form.input_shape), "spacing_mm": form.spacing_mm and list(form.spacing_mm)}
     return {
-        "seed": seed, "validation_fraction": validation_fraction,
+        "seed": seed, "validation_fraction": validation_fraction, "symmetric_axes": list(form.symmetric_axes) or None,
         "finetune": finetune.model_dump(mode="json", exclude=EXECUTION | EXTENT) | shapes,
         "intensity": form.intensity.model_dump(mode="json"),
     }  # fmt: skip

@@ -33,12 +33,14 @@ class TrainingOutcome:
     """How a training went.
 
     losses: of each step. converged_at: the step at which the validation score (without validation, the smoothed loss)
-    had covered 95 % of its way. seconds_per_step: mean over steps, without validations.
+    had covered 95 % of its way. seconds_per_step: mean over steps, without validations. scores: each validation's step
+    and score.
     """
 
     losses: tuple[float, ...]
     converged_at: int
     seconds_per_step: float
+    scores: tuple[tuple[int, float], ...] = ()
 
 
 def train(
@@ -49,29 +51,38 @@ def train(
     seed: int,
     validate: Callable[[], float] | None = None,
 ) -> TrainingOutcome:
-    """Train in place the weights that require a gradient, with the Adam optimizer.
+    """Train in place the weights that require a gradient, with the AdamW optimizer.
 
     Training ends after `settings.num_steps` batches, or after `settings.patience` validations without a better score.
-    draw_batch: returns images and targets. loss_of: takes the network's output and the targets. validate: returns the
-    score of the network as it is, the higher the better; the best weights are kept. Raises TrainingError where the loss
-    is not finite.
+    With `settings.decoder_first` the module `encoder` of the network is not trained in the first steps.
+    draw_batch: returns images and targets. loss_of: takes the network's output, float32, and the targets. validate:
+    returns the score of the network as it is, the higher the better; the best weights are kept. Raises TrainingError
+    where the loss is not finite.
     """
-    optimizer = torch.optim.Adam(
-        [weight for weight in network.parameters() if weight.requires_grad], settings.learning_rate
-    )
+    (rate,) = settings.rates
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=settings.weight_decay)
+    waiting = _encoder_weights(network) if settings.decoder_first else []
+    num_first = num_decoder_steps(settings)
     generator = LABELLED_BATCHES.generator(seed)
     validation_steps = steps_with_validation(settings.num_steps)
     losses: list[float] = []
     scores: list[float] = []
     best = None
     seconds = 0.0
+    _require_gradient(waiting, False)
     set_training(network)
     for step in range(1, settings.num_steps + 1):
+        if waiting and step == num_first + 1:
+            _require_gradient(waiting, True)
+            set_training(network)
         watch = Stopwatch()
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate_factor(step, settings)
+            group["lr"] = rate * rate_factor(step, settings)
         images, targets = draw_batch(generator)
-        loss = loss_of(network(images), targets)
+        with autocast(images.device.type, settings.precision):
+            out = network(images)
+        loss = loss_of(out.float(), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -82,9 +93,10 @@ def train(
         if validate is not None and step in validation_steps:
             scores.append(validate())
             set_training(network)
-            if len(scores) - 1 == int(np.argmax(scores)):  # no better for being as good
+            best_at = int(np.argmax(scores))
+            if len(scores) - 1 == best_at:  # no better for being as good
                 best = copy.deepcopy(network.state_dict())
-            if settings.patience and len(scores) - 1 - int(np.argmax(scores)) >= settings.patience:
+            if settings.patience and step > num_first and len(scores) - 1 - best_at >= settings.patience:
                 break
     if best is not None:
         network.load_state_dict(best)
@@ -92,7 +104,8 @@ def train(
         converged = validation_steps[num_until_converged(scores) - 1]
     else:
         converged = num_until_converged([-loss for loss in smoothed(losses)])
-    return TrainingOutcome(tuple(losses), converged, seconds / len(losses))
+    curve = tuple(zip(validation_steps, scores, strict=False))  # patience may have ended it
+    return TrainingOutcome(tuple(losses), converged, seconds / len(losses), curve)
 
 
 def steps_with_validation(num_steps: int) -> list[int]:
@@ -100,14 +113,32 @@ def steps_with_validation(num_steps: int) -> list[int]:
     return sorted({-(-number * num_steps // NUM_VALIDATIONS) for number in range(1, NUM_VALIDATIONS + 1)})
 
 
+def num_decoder_steps(settings: FinetuneSettings) -> int:
+    """Number of steps in which the encoder is not trained yet: `settings.decoder_first` of all, and never all."""
+    if settings.decoder_first is None:
+        return 0
+    return min(max(1, round(settings.decoder_first * settings.num_steps)), settings.num_steps - 1)
+
+
 def rate_factor(step: int, settings: FinetuneSettings) -> float:
-    """Factor of the learning rate at a step, counted from 1: a linear rise, then half a cosine; or constant."""
+    """Factor of the learning rate at a step, counted from 1: a linear rise, then half a cosine; or constant.
+
+    With `settings.decoder_first` it rises and falls twice: for the decoder alone, then for all.
+    """
     if settings.schedule == "constant":
         return 1.0
-    num_rising = max(1, round(WARM_UP * settings.num_steps))
+    num_first = num_decoder_steps(settings)
+    is_first = step <= num_first
+    step, num_steps = (step, num_first) if is_first else (step - num_first, settings.num_steps - num_first)
+    num_rising = max(1, round(WARM_UP * num_steps))
     if step <= num_rising:
         return step / num_rising
-    return (1 + math.cos(math.pi * (step - num_rising) / (settings.num_steps - num_rising + 1))) / 2
+    return (1 + math.cos(math.pi * (step - num_rising) / (num_steps - num_rising + 1))) / 2
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """The context of a forward pass in `finetune.precision`."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
 def to_device(network: nn.Module, device: str) -> None:
@@ -123,6 +154,17 @@ def set_training(network: nn.Module) -> None:
         weights = list(part.parameters())
         if weights and not any(weight.requires_grad for weight in weights):
             part.eval()
+
+
+def _encoder_weights(network: nn.Module) -> list[nn.Parameter]:
+    """Of the weights that are trained, those of the encoder."""
+    return [weight for weight in network.get_submodule("encoder").parameters() if weight.requires_grad]
+
+
+def _require_gradient(weights: Sequence[nn.Parameter], wanted: bool) -> None:
+    for weight in weights:
+        weight.requires_grad_(wanted)
+        weight.grad = None  # the optimizer leaves alone what has none
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:

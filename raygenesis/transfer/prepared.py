@@ -42,6 +42,11 @@ class Prepared:
         parts = (trial.examples, self.split.validation, self.split.test)
         return StoredTrialCases(*map(self.cases.select, parts))
 
+    def cases_of_tuning(self, trial: Trial) -> StoredTrialCases:
+        """The cases that a tuning trial needs: it is tested on the validation subjects and never sees others."""
+        learnt_from, validation = self.cases.select(trial.examples), self.cases.select(self.split.validation)
+        return StoredTrialCases(learnt_from, validation, test=validation)
+
 
 def prepare(resolved: ResolvedTarget, workspace: Workspace) -> Prepared:
     """Draw who learns and who tests, and read their cases into Ray's object store.

@@ -20,8 +20,9 @@ class TrialResult:
     key: digest of what decided the trial. source: number of the pretraining that it began with, where its
     initialisation has several. labelled: as `finetune.num_labelled` has it; subjects: how many these are.
     figures: by name, the primary one first. seconds: of training and testing. epochs_to_converge, seconds_to_converge,
-    loss (mean over the last ten steps): None, and steps 0, where nothing was trained. curve: (step, primary figure on
-    validation subjects), as reported. learnt_from: names of the labelled examples. test: the test cases.
+    loss (mean over the last ten steps): None, and steps 0, where nothing was trained. rate: the learning rate, where it
+    was chosen from a grid or is tried; None where the settings give one. curve: (step, primary figure on the validation
+    subjects after it), as reported. learnt_from: names of the labelled examples. test: the test cases.
     """
 
     key: str = ""
@@ -37,6 +38,7 @@ class TrialResult:
     seconds_to_converge: float | None = None
     steps: int = 0
     loss: float | None = None
+    rate: float | None = None
     curve: tuple[tuple[int, float], ...] = ()
     learnt_from: tuple[str, ...] = ()
     test: tuple[SegmentedCase, ...] | tuple[AnsweredCase, ...] = ()
@@ -54,14 +56,18 @@ def in_file_name(labelled: int | str) -> str:
     return str(labelled).replace("%", "percent")
 
 
-def result_path(folder: Place, initialisation: str, labelled: int | str, number: int) -> Place:
-    """The file of one trial in a target's folder."""
-    return folder / f"trial-{initialisation}-{in_file_name(labelled)}-{number}.json"
+def result_path(
+    folder: Place, initialisation: str, labelled: int | str, number: int, tried: float | None = None
+) -> Place:
+    """The file of one trial in a target's folder. tried: the learning rate of a tuning trial, None of other trials."""
+    kind, rate = ("trial", "") if tried is None else ("tuning", f"-{tried}")
+    return folder / f"{kind}-{initialisation}-{in_file_name(labelled)}{rate}-{number}.json"
 
 
-def write_result(folder: Place, result: TrialResult) -> None:
-    """Write a trial's file; it appears whole or not at all."""
-    write_json(result_path(folder, result.initialisation, result.labelled, result.trial), asdict(result))
+def write_result(folder: Place, result: TrialResult, tunes: bool = False) -> None:
+    """Write a trial's file, or with `tunes` a tuning trial's; it appears whole or not at all."""
+    tried = result.rate if tunes else None
+    write_json(result_path(folder, result.initialisation, result.labelled, result.trial, tried), asdict(result))
 
 
 def read_result(path: Place) -> TrialResult | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,11 +11,21 @@ from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
+from raygenesis.settings import FinetuneSettings
+from raygenesis.transfer.augmentation import augment, window_shape
 from raygenesis.transfer.cases import Case
-from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, to_device, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, autocast, to_device, train
 from raygenesis.transfer.metrics import SegmentedCase, overlap
 from raygenesis.transfer.setup import TrialSetup
+
+# One patch of so many is drawn anywhere, whatever is there.
+ANYWHERE = 3
+# Of a class in a case no more voxels than this are centres of patches: an even sample is as good, and bounds memory.
+MAX_CENTRES = 10_000
+# Share of a window that the next one covers again, in testing and in the validations of a training.
+OVERLAP, VALIDATION_OVERLAP = 0.5, 0.0
 
 
 def train_segmenter(
@@ -22,68 +33,130 @@ def train_segmenter(
 ) -> TrainingOutcome:
     """Train a segmentation network in place on batches of random patches of `setup.form.input_shape`.
 
-    The loss is soft Dice over the foreground classes, each pooled over the batch, as patches without a class are
-    common. validation: cases by whose mean Dice the best weights are kept.
+    validation: cases by whose mean Dice the best weights are kept.
     """
     settings, patch_shape, device = setup.settings, setup.form.input_shape, setup.device
+    augmentation = setup.augmentation
     to_device(unet, device)
-    foregrounds = [np.flatnonzero(case.label) for case in cases if case.label is not None]
+    centres = find_centres(cases)
+    smallest = np.min([case.image.shape for case in cases], 0).tolist()
+    drawn_shape = window_shape(patch_shape, smallest) if augmentation else patch_shape
 
     def draw_batch(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = draw_patches(cases, foregrounds, patch_shape, settings.batch_size, generator)
-        on_device = torch.from_numpy(images).to(device, memory_format=MEMORY_FORMAT[images.ndim])
-        return on_device, torch.from_numpy(labels).to(device)
+        drawn = draw_patches(cases, centres, drawn_shape, settings.batch_size, generator)
+        images, labels = (torch.from_numpy(array).to(device) for array in drawn)
+        if augmentation is not None:
+            images, changed = augment(images, labels, augmentation, generator)
+            assert changed is not None
+            labels = changed
+        return images.contiguous(memory_format=MEMORY_FORMAT[images.ndim]), labels
 
     def validate() -> float:
-        predicted = (segment(unet, case.image, patch_shape, settings.batch_size) for case in validation)
+        predicted = (
+            segment(unet, case.image, patch_shape, settings.batch_size, settings.precision, VALIDATION_OVERLAP)
+            for case in validation
+        )
         pairs = zip(validation, predicted, strict=True)
         return float(np.mean([overlap_of(case, found, setup.num_classes).dice for case, found in pairs]))
 
-    loss_of = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    return train(unet, draw_batch, loss_of, settings, seed, validate if validation else None)
+    return train(unet, draw_batch, _loss(settings), settings, seed, validate if validation else None)
+
+
+def _loss(settings: FinetuneSettings) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Soft Dice over the foreground classes, each pooled over the batch, as patches without a class are common.
+
+    By `finetune.loss` cross-entropy of all classes is added.
+    """
+    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    if settings.loss == "dice":
+        return dice
+    balanced = settings.class_balance == "weights"
+    return lambda logits, labels: dice(logits, labels) + cross_entropy(logits, labels, balanced)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, balanced: bool) -> torch.Tensor:
+    """Mean cross-entropy of logits [n, classes, …] and labels [n, 1, …].
+
+    balanced: a voxel weighs by the inverse root of the number of voxels of its class in the batch. Background, which is
+    nearly all of it, would otherwise keep small structures from being found at all in a short training.
+    """
+    classes = labels[:, 0].long()
+    counts = torch.bincount(classes.flatten(), minlength=logits.shape[1])
+    weight = counts.clamp(min=1).to(logits.dtype).rsqrt() if balanced else None
+    return functional.cross_entropy(logits, classes, weight)
+
+
+@dataclass(frozen=True)
+class ClassCentres:
+    """Where patches of one class may be centred: the cases that have it, and flat indices of its voxels in each."""
+
+    cases: tuple[int, ...]
+    voxels: tuple[NDArray[np.int32], ...]
+
+
+def find_centres(cases: Sequence[Case]) -> list[ClassCentres]:
+    """The centres of patches of each foreground class that the cases have, in the order of the classes."""
+    found: dict[int, dict[int, NDArray[np.int32]]] = {}
+    for number, case in enumerate(cases):
+        assert case.label is not None
+        label = case.label.ravel()
+        foreground = np.flatnonzero(label).astype(np.int32)
+        foreground = foreground[np.argsort(label[foreground], kind="stable")]
+        values, begins = np.unique(label[foreground], return_index=True)
+        for value, voxels in zip(values.tolist(), np.split(foreground, begins[1:]), strict=False):
+            step = -(-len(voxels) // MAX_CENTRES)
+            found.setdefault(value, {})[number] = voxels[::step].copy()  # and not a view that keeps all
+    return [ClassCentres(tuple(found[value]), tuple(found[value].values())) for value in sorted(found)]
 
 
 def draw_patches(
     cases: Sequence[Case],
-    foregrounds: Sequence[NDArray[np.int64]],
+    centres: Sequence[ClassCentres],
     patch_shape: Sequence[int],
     batch_size: int,
     generator: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Draw images and labels [batch_size, 1, z, y, x] of random cases; every other patch is centred on foreground.
+    """Draw images and labels [batch_size, 1, z, y, x]; of every three patches one lies anywhere in any case.
 
-    foregrounds: flat indices of each case's foreground voxels. A centre that is too near the edge moves inwards.
+    The others are centred on a voxel of a class that is drawn evenly from `centres`, in one of the cases that have it.
+    A centre that is too near the edge moves inwards.
     """
     patch = np.array(patch_shape)
     images, labels = [], []
     for number in range(batch_size):
-        chosen = int(generator.integers(len(cases)))
-        case, label, foreground = cases[chosen], cases[chosen].label, foregrounds[chosen]
-        assert label is not None
-        room = np.array(label.shape) - patch
-        if number % 2 == 0 and len(foreground):
-            centre = np.unravel_index(generator.choice(foreground), label.shape)
-            corner = np.clip(np.array(centre) - patch // 2, 0, room)
+        if number % ANYWHERE == ANYWHERE - 1 or not centres:
+            case = cases[int(generator.integers(len(cases)))]
+            corner = generator.integers(np.array(case.image.shape) - patch + 1)
         else:
-            corner = generator.integers(room + 1)
+            of_class = centres[int(generator.integers(len(centres)))]
+            chosen = int(generator.integers(len(of_class.cases)))
+            case = cases[of_class.cases[chosen]]
+            centre = np.unravel_index(generator.choice(of_class.voxels[chosen]), case.image.shape)
+            corner = np.clip(np.array(centre) - patch // 2, 0, np.array(case.image.shape) - patch)
         window = tuple(slice(begin, begin + side) for begin, side in zip(corner, patch, strict=True))
+        assert case.label is not None
         images.append(case.image[window])
-        labels.append(label[window])
+        labels.append(case.label[window])
     return np.stack(images)[:, None].astype(np.float32), np.stack(labels)[:, None]
 
 
 @torch.inference_mode()
 def segment(
-    unet: nn.Module, image: NDArray[np.floating], patch_shape: Sequence[int], batch_size: int
-) -> NDArray[np.uint8]:
+    unet: nn.Module, image: NDArray[np.floating], patch_shape: Sequence[int], batch_size: int, precision: str = "fp32",
+    overlap: float = OVERLAP,
+) -> NDArray[np.uint8]:  # fmt: skip
     """Segment a whole image [z, y, x] of at least `patch_shape`; returns the class of each voxel.
 
-    Sliding windows of `patch_shape`, `batch_size` at a time, overlap by half; their logits are averaged with Gaussian
-    weights.
+    Sliding windows of `patch_shape`, `batch_size` at a time, overlap by a share of their sides; their logits are
+    averaged with Gaussian weights. precision: as `finetune.precision` has it.
     """
     weight = next(unet.parameters())
     whole = torch.tensor(image, dtype=torch.float32, device=weight.device)[None, None]
-    logits = sliding_window_inference(whole, patch_shape, batch_size, unet.eval(), overlap=0.5, mode="gaussian")
+    unet.eval()
+    with autocast(weight.device.type, precision):
+        logits = sliding_window_inference(
+            whole, patch_shape, batch_size, lambda windows: unet(windows).float(), overlap, mode="gaussian"
+        )
     assert isinstance(logits, torch.Tensor)
     return logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
 

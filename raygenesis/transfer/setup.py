@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raygenesis.settings import FinetuneSettings
+from raygenesis.transfer.augmentation import Augmentation
 from raygenesis.transfer.cases import Form
 
 
@@ -27,3 +28,11 @@ class TrialSetup:
     def device(self) -> str:
         """The device that torch computes on."""
         return "cuda" if self.num_gpus else "cpu"
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """How what is learnt from is changed at random; None for not at all."""
+        if self.settings.augmentation == "none":
+            return None
+        shape = self.form.input_shape
+        return Augmentation(shape, self.form.spacing_mm or (1.0,) * len(shape), self.form.symmetric_axes)

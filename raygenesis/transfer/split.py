@@ -12,10 +12,11 @@ import numpy as np
 from raygenesis.archive.intake.identity import name_for_log
 from raygenesis.errors import SettingsError
 from raygenesis.settings import FinetuneSettings
-from raygenesis.settings.streams import TEST_SUBJECTS, TRIAL_SUBJECTS
-from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, TEST, VALIDATION, Example, Target
+from raygenesis.settings.streams import TEST_SUBJECTS, TRIAL_SUBJECTS, TUNING_SUBJECTS, Stream
+from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, SEGMENTATION, TEST, VALIDATION, Example, Target
 
 MIN_TEST_SUBJECTS = 2
+TUNING_TRIALS = 2  # draws of labelled subjects on which each learning rate of a grid is tried
 KEY_BYTES = 16
 
 
@@ -39,7 +40,7 @@ class Split:
     """Examples for testing and validation, the same in every trial, and the trials' draws from the rest.
 
     num_pool_subjects: subjects that trials draw from. num_seen: subjects that pretraining has learnt from, who are
-    therefore not tested on.
+    therefore not tested on. tuning: other draws, on which learning rates are tried; none where there is one rate.
     """
 
     test: tuple[Example, ...]
@@ -47,11 +48,12 @@ class Split:
     trials: tuple[Trial, ...]
     num_pool_subjects: int
     num_seen: int
+    tuning: tuple[Trial, ...] = ()
 
     @property
     def examples(self) -> list[Example]:
         """All that are used, each once."""
-        parts = (self.test, self.validation, *(trial.examples for trial in self.trials))
+        parts = (self.test, self.validation, *(trial.examples for trial in (*self.trials, *self.tuning)))
         return list({example.name: example for part in parts for example in part}.values())
 
 
@@ -73,25 +75,44 @@ def split_examples(target: Target, seen: set[str], settings: FinetuneSettings, s
             validated = set(_in_proportion(rest, groups, TEST_SUBJECTS.generator(seed))[: settings.num_validation])
     else:
         tested, validated = _drawn(subjects, groups, seen, settings, seed)
-    if settings.patience and not validated:
+    chooses_rate = settings.chooses_rate(target.task == SEGMENTATION)
+    if (settings.patience or chooses_rate) and not validated:
+        given = f"learning_rate={list(settings.rates)}" if chooses_rate else f"patience={settings.patience}"
+        instead = "one learning rate" if chooses_rate else "patience=null"
         raise SettingsError(
-            f"finetune.patience={settings.patience} needs subjects to validate on: give finetune.num_validation, or "
-            "leave patience out"
+            f"finetune.{given} needs subjects to validate on: give finetune.num_validation, or {instead}"
         )
     pool = [subject for subject in subjects if subject not in tested | validated]
+    to_draw = [example for example in examples if example.subject not in tested | validated]
+
+    def draw(stream: Stream, num_trials: int) -> tuple[Trial, ...]:
+        generators = [stream.generator(seed, number) for number in range(num_trials)]
+        return _trials(to_draw, groups, settings.num_labelled, generators)
+
+    test, validation = (tuple(each for each in examples if each.subject in part) for part in (tested, validated))
+    split = Split(
+        test, validation, draw(TRIAL_SUBJECTS, settings.num_trials), len(pool), len(seen & set(subjects)),
+        draw(TUNING_SUBJECTS, TUNING_TRIALS) if chooses_rate else (),
+    )  # fmt: skip
+    _check_classes(target, split)
+    return split
+
+
+def _trials(
+    examples: Sequence[Example], groups: Mapping[str, int], num_labelled: Sequence[int | str],
+    generators: Sequence[np.random.Generator],
+) -> tuple[Trial, ...]:  # fmt: skip
+    """For each generator a draw of so many labelled subjects, of those that the examples are of."""
+    pool = sorted({example.subject for example in examples})
     trials = []
-    for number in range(settings.num_trials):
-        generator = TRIAL_SUBJECTS.generator(seed, number)
+    for number, generator in enumerate(generators):
         order = _in_proportion(pool, groups, generator)
         own_seed = int(generator.integers(2**31))
-        for labelled in settings.num_labelled:
+        for labelled in num_labelled:
             drawn = set(order[: count_of(labelled, len(pool))])
             chosen = tuple(example for example in examples if example.subject in drawn)
             trials.append(Trial(number, own_seed, labelled, len(drawn), chosen))
-    test, validation = (tuple(each for each in examples if each.subject in part) for part in (tested, validated))
-    split = Split(test, validation, tuple(trials), len(pool), len(seen & set(subjects)))
-    _check_classes(target, split)
-    return split
+    return tuple(trials)
 
 
 def most_labelled(given: Sequence[int | str], num_subjects: int) -> int | str:
@@ -188,8 +209,9 @@ def _check_classes(target: Target, split: Split) -> None:
                 )
     if target.task != CLASSIFICATION:
         return
-    for trial in split.trials:
-        parts[f"the {trial.num_subjects} labelled subjects of trial {trial.number}"] = trial.examples
+    for title, trials in (("trial", split.trials), ("tuning trial", split.tuning)):
+        for trial in trials:
+            parts[f"the {trial.num_subjects} labelled subjects of {title} {trial.number}"] = trial.examples
     for title, examples in parts.items():
         counts = Counter(example.value for example in examples)
         missing = [name for number, name in enumerate(target.classes) if not counts[number]]

@@ -59,7 +59,8 @@ class Comparison:
     low, high: confidence interval (95 %, Student's t) of the mean over trials, within what the figure can be. figures:
     means of all figures. The best initialisation has no `against_best`, random weights no `against_random`.
     pretrainings: that trials began with, 0 of random weights. steps_to_score: mean number of steps to 90 % of random
-    weights' final validation score over those trials, num_reaching, that reach it; None without curves.
+    weights' final validation score over those trials, num_reaching, that reach it; None without curves. rate: the
+    learning rate, where it was chosen from a grid.
     """
 
     initialisation: str
@@ -80,6 +81,7 @@ class Comparison:
     pretrainings: int = 1
     steps_to_score: float | None = None
     num_reaching: int | None = None
+    rate: float | None = None
 
     @property
     def is_like_best(self) -> bool:
@@ -153,7 +155,7 @@ def compare_initialisations(
                 against_random.get(name), against_best.get(name),
                 {key: float(np.mean([trial.figures[key] for trial in trials])) for key in trials[0].figures},
                 pretrainings=seeded[name].num_pretrainings, steps_to_score=reaching.mean,
-                num_reaching=reaching.num_reaching,
+                num_reaching=reaching.num_reaching, rate=trials[0].rate,
             )
         )  # fmt: skip
     return rows

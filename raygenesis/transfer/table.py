@@ -35,6 +35,7 @@ def readable(table: Sequence[Comparison]) -> list[dict[str, str]]:
             {
                 "initialisation": row.initialisation, "labelled": str(row.labelled), "trials": str(row.trials),
                 "pretrainings": str(row.pretrainings) if has_seeds and row.pretrainings else "–",
+                "rate": cell(row.rate, "g"),
                 TITLES[row.metric]: mean_and_deviation(row, marked=several),
                 "95 % interval": f"{row.low:.3f} to {row.high:.3f}",
                 "to random": to_random, "g": g, "p trials": p_trials, "p subjects": p_subjects,

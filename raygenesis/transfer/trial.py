@@ -41,12 +41,18 @@ from raygenesis.workspace.files import Place
 
 @dataclass(frozen=True)
 class TrialTask:
-    """A trial to run. key: digest of what decides its result; trial: without its examples, as `cases` are read."""
+    """A trial to run.
+
+    key: digest of what decides its result. trial: without its examples, as `cases` are read. rate: the learning rate,
+    where the settings give several. tunes: whether it tries that rate; its test cases are then the validation's.
+    """
 
     initialisation: Initialisation
     trial: Trial
     key: str
     cases: StoredTrialCases
+    rate: float | None = None
+    tunes: bool = False
 
 
 def run_trial(task: TrialTask, setup: TrialSetup, folder: Place) -> str:
@@ -54,21 +60,26 @@ def run_trial(task: TrialTask, setup: TrialSetup, folder: Place) -> str:
     torch.set_num_threads(setup.num_threads)
     watch = Stopwatch()
     initialisation, trial, cases = task.initialisation, task.trial, task.cases.read()
-    outcome, tested = fine_tune(setup, initialisation, trial, cases, folder if trial.number == 0 else None)
+    if task.rate is not None:
+        setup = replace(setup, settings=setup.settings.with_rate(task.rate))
+    is_shown = trial.number == 0 and not task.tunes
+    outcome, tested = fine_tune(setup, initialisation, trial, cases, folder if is_shown else None)
     found = figures(setup.task, tested)
+    primary = PRIMARY[setup.task]
     result = TrialResult(
         key=task.key, initialisation=initialisation.name, source=initialisation.source, labelled=trial.labelled,
         trial=trial.number, seed=trial.seed, subjects=trial.num_subjects, figures=found,
-        seconds=round(watch.seconds, 3), learnt_from=tuple(case.name for case in cases.labelled), test=tested,
+        seconds=round(watch.seconds, 3), rate=task.rate, learnt_from=tuple(case.name for case in cases.labelled),
+        test=tested,
     )  # fmt: skip
     if outcome is not None:
         result = replace(
             result, epochs_to_converge=outcome.converged_at * setup.settings.batch_size / len(cases.labelled),
             seconds_to_converge=outcome.converged_at * outcome.seconds_per_step, steps=len(outcome.losses),
             loss=float(np.mean(outcome.losses[-10:])),
+            curve=tuple((step, primary.sign * score) for step, score in outcome.scores),
         )  # fmt: skip
-    write_result(folder, result)
-    primary = PRIMARY[setup.task]
+    write_result(folder, result, task.tunes)
     return f"{initialisation.name} {primary.title} {found[primary.name]:.3f}"
 
 
@@ -93,7 +104,7 @@ def fine_tune(
         network = classification_network(initialisation, num_outputs(setup.task, setup.num_classes), trial.seed, ndim)
         outcome = train_classifier(network, cases.labelled, setup, trial.seed, cases.validation)
         scale = spread_of(values) if setup.task == REGRESSION else (0.0, 1.0)
-        answers = answers_of(network, cases.test, setup.task, scale, settings.batch_size)
+        answers = answers_of(network, cases.test, setup.task, scale, settings.batch_size, settings.precision)
     return outcome, tuple(answered(cases.test, answers))
 
 
@@ -106,7 +117,7 @@ def _segmented(
     outcome, batch_size = None, settings.batch_size
     if settings.mode == "probe":
         levels = FeatureLevels(unet, settings.probe_features == "encoder+decoder")
-        network = fit_dense_probe(levels, cases.labelled, shape, setup.num_classes, trial.seed, setup.device)
+        network = fit_dense_probe(levels, cases.labelled, setup, trial.seed)
         batch_size = probe_batch_size(levels, batch_size)
     else:
         if settings.mode == "frozen":
@@ -114,7 +125,7 @@ def _segmented(
         outcome = train_segmenter(unet, cases.labelled, setup, trial.seed, cases.validation)
     tested: list[SegmentedCase] = []
     for case in cases.test:
-        predicted = segment(network, case.image, shape, batch_size)
+        predicted = segment(network, case.image, shape, batch_size, settings.precision)
         if folder is not None:
             if not tested:
                 write_example(folder, initialisation.name, trial.labelled, case, predicted)

@@ -13,6 +13,7 @@ from raygenesis.networks.network import UNet, build_encoder
 from raygenesis.networks.operations import count_operations
 from raygenesis.settings import FinetuneSettings, PretrainingSettings
 from raygenesis.transfer.initialisations import RANDOM, Initialisation, check_fits
+from raygenesis.transfer.split import TUNING_TRIALS
 
 START_S = 5.0
 
@@ -26,7 +27,9 @@ def finetune_work(
     num_gpus: of a trial; segments: whether it is a segmentation.
     """
     num_trials = len(finetune.num_labelled) * finetune.num_trials
-    trained = finetune.mode in ("full", "encoder") or (segments and finetune.mode == "frozen")
+    if finetune.chooses_rate(segments):
+        num_trials += len(finetune.num_labelled) * len(finetune.rates) * TUNING_TRIALS
+    trained = finetune.trains(segments)
     samples = num_trials * trained * finetune.num_steps * finetune.batch_size
     loads = [_target_load(each.architecture, input_shape, segments) for each in initialisations]
     gib = max(training_gib(load, finetune.batch_size) for load in loads)

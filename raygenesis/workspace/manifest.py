@@ -343,11 +343,26 @@ class Extent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChosenRate:
+    """The learning rate that was best for an initialisation and a number of labelled subjects.
+
+    scores: by each rate of the grid that was tried, the mean primary figure on the validation subjects; a rate at which
+    a training diverged has none.
+    """
+
+    initialisation: str
+    labelled: int | str
+    rate: float
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransferManifest(Manifest):
     """The manifest of a target.
 
     table: a row an initialisation and number of labelled subjects; shown: the same as people read it. runs: names of
-    the workspace's runs that initialisations are, several of one with commas between them.
+    the workspace's runs that initialisations are, several of one with commas between them. rates: the learning rates,
+    where they were chosen from a grid.
     """
 
     counts: TransferCounts
@@ -360,6 +375,7 @@ class TransferManifest(Manifest):
     shown: tuple[Mapping[str, str], ...]
     is_like_best: tuple[bool, ...]
     runs: Mapping[str, str] = field(default_factory=dict)
+    rates: tuple[ChosenRate, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,10 @@ class Grey(nn.Module):
 
 
 def chosen(**changed: Any) -> FinetuneSettings:
-    usual = {"num_steps": 30, "batch_size": 4, "learning_rate": 1e-2, "schedule": "constant"}
+    usual = {
+        "num_steps": 30, "batch_size": 4, "learning_rate": 1e-2, "schedule": "constant", "augmentation": "none",
+        "weight_decay": 0,
+    }  # fmt: skip
     return FinetuneSettings(**{**usual, **changed})
 
 

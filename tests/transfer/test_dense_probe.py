@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from torch import nn
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import UNet
 from raygenesis.networks.slice_wise import slice_wise
+from raygenesis.settings import FinetuneSettings
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.dense_probe import DenseProbe, FeatureLevels, draw_voxels, features_at, fit_dense_probe
 from raygenesis.transfer.segmentation import segment
-from tests.support.cases import box_case
+from raygenesis.transfer.setup import TrialSetup
+from tests.support.cases import box_case, form
 
 PATCH = (8, 8, 8)
 
@@ -37,6 +41,11 @@ def levels(with_decoder: bool = False, norm: str = "batch") -> FeatureLevels:
     torch.manual_seed(0)
     unet = UNet(2, Architecture(base_width=2, norm=norm))
     return FeatureLevels(unet, with_decoder).eval().requires_grad_(False)
+
+
+def setup(num_classes: int, **settings: Any) -> TrialSetup:
+    chosen = FinetuneSettings(mode="probe", **settings)
+    return TrialSetup("segmentation", num_classes, replace(form(), input_shape=PATCH), chosen)
 
 
 def interpolated(level: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -95,7 +104,7 @@ def test_a_rare_class_is_found_where_it_is_likelier_and_not_where_half_of_the_dr
     label = (generator.random((40, 40, 40)) < share).astype(np.uint8)
     image = generator.normal(np.take(means, label), deviation)
     case = Case("a", "a", image.astype(np.float16), label)
-    probe = fit_dense_probe(Intensity(), [case], PATCH, 2, 0, "cpu")  # type: ignore[arg-type]
+    probe = fit_dense_probe(Intensity(), [case], setup(2), 0)  # type: ignore[arg-type]
     weight, intercept = (probe.weights[1] - probe.weights[0]).item(), (probe.intercepts[1] - probe.intercepts[0]).item()
     boundary = sum(means) / 2 + deviation**2 * log((1 - share) / share) / (means[1] - means[0])
     assert -intercept / weight == pytest.approx(boundary, abs=0.01)
@@ -103,7 +112,7 @@ def test_a_rare_class_is_found_where_it_is_likelier_and_not_where_half_of_the_dr
 
 def test_a_probe_finds_boxes_and_never_a_class_that_no_case_has() -> None:
     learnt, tested = [box_case(number) for number in range(3)], box_case(7)
-    probe = fit_dense_probe(levels(), learnt, PATCH, 4, 0, "cpu")
+    probe = fit_dense_probe(levels(), learnt, setup(4), 0)
     predicted = segment(probe, tested.image, PATCH, 4)
     assert tested.label is not None and set(np.unique(predicted)) <= {0, 1, 2}
     agreement = (predicted == tested.label)[tested.label > 0].mean()
@@ -113,7 +122,7 @@ def test_a_probe_finds_boxes_and_never_a_class_that_no_case_has() -> None:
 def test_a_seed_decides_and_weights_of_the_network_stay() -> None:
     network = levels()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    first, again, other = (fit_dense_probe(network, [box_case(0)], PATCH, 3, seed, "cpu") for seed in (1, 1, 2))
+    first, again, other = (fit_dense_probe(network, [box_case(0)], setup(3), seed) for seed in (1, 1, 2))
     assert torch.equal(first.weights, again.weights) and not torch.equal(first.weights, other.weights)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 

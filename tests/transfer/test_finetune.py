@@ -203,6 +203,54 @@ def test_trials_take_pretrainings_in_turn_and_one_more_runs_only_those_that_chan
         target.finetune(("random", "ours=default,second,third"), num_trials=2, num_steps=1)
 
 
+GRID = {"learning_rate": [0.001, 0.02, 1e30], "num_validation": 2, "num_steps": 6}
+
+
+def test_each_initialisation_gets_the_rate_that_validation_likes_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Target(tmp_path)
+    manifest = target.finetune(**GRID)
+    assert {(rate.initialisation, rate.labelled) for rate in manifest.rates} == {("random", 2), ("default", 2)}
+    tuned = {path.name: read_json(path) for path in target.folder.glob("tuning-*.json")}
+    assert set(tuned) == {
+        f"tuning-{start}-2-{rate}-{n}.json" for start in DEFAULT_SOURCES for rate in (0.001, 0.02) for n in (0, 1)
+    }
+    tested = {case["name"] for case in target.trial("random", 2, 0)["test"]}
+    for result in tuned.values():  # a tuning trial knows nobody who is tested on
+        names = {case["name"] for case in result["test"]} | set(result["learnt_from"])
+        assert not names & tested and len(result["test"]) == 2
+    for chosen in manifest.rates:
+        means = {
+            rate: np.mean(
+                [tuned[f"tuning-{chosen.initialisation}-2-{rate}-{n}.json"]["figures"]["dice"] for n in (0, 1)]
+            )
+            for rate in (0.001, 0.02)
+        }
+        assert chosen.scores == pytest.approx({f"{rate:g}": mean for rate, mean in means.items()})
+        assert chosen.rate == max(means, key=means.__getitem__)
+        trials = [target.trial(chosen.initialisation, 2, number) for number in (0, 1)]
+        assert {trial["rate"] for trial in trials} == {chosen.rate}
+        row = next(row for row in manifest.table if row["initialisation"] == chosen.initialisation)
+        shown = next(row for row in manifest.shown if row["initialisation"] == chosen.initialisation)
+        assert row["rate"] == chosen.rate and shown["rate"] == f"{chosen.rate:g}"
+        for trial in trials:  # on the validation subjects, after each of six steps, the best of which is kept
+            assert [step for step, _ in trial["curve"]] == [1, 2, 3, 4, 5, 6]
+    said = capsys.readouterr().out
+    assert "random, 2 labelled: learning rate 0." in said and "1e+30: diverged)" in said
+    assert {path.name.partition("-")[0] for path in (target.folder / "predictions").iterdir()} == set(DEFAULT_SOURCES)
+    before = {path: path.stat().st_mtime_ns for path in target.folder.glob("t*-*.json")}
+    (target.folder / "manifest.json").unlink()
+    assert target.finetune(**GRID).rates == manifest.rates
+    assert {path: path.stat().st_mtime_ns for path in target.folder.glob("t*-*.json")} == before
+
+
+def test_where_every_rate_diverges_it_is_one_sentence(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    with pytest.raises(TrainingError, match=r"^4 of 4 trials failed, .* the loss is \w+ at step \d+: lower finetune"):
+        target.finetune(("random",), **GRID | {"learning_rate": [1e30, 1e31]})
+
+
 @pytest.mark.parametrize("mode", ["full", "frozen", "knn"])
 def test_sizes_are_classified_in_every_mode(tmp_path: Path, mode: str) -> None:
     target = Sizes(tmp_path)

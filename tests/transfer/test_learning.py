@@ -17,6 +17,7 @@ from raygenesis.settings import FinetuneSettings
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.learning import (
     TrainingOutcome,
+    num_decoder_steps,
     num_until_converged,
     rate_factor,
     set_training,
@@ -27,7 +28,7 @@ from raygenesis.transfer.learning import (
 
 
 def chosen(**changed: Any) -> FinetuneSettings:
-    usual = {"num_steps": 40, "learning_rate": 0.05, "batch_size": 4, "schedule": "constant"}
+    usual = {"num_steps": 40, "learning_rate": 0.05, "batch_size": 4, "schedule": "constant", "weight_decay": 0}
     return FinetuneSettings(**{**usual, **changed})
 
 
@@ -68,6 +69,104 @@ def test_the_schedule_is_what_is_trained_with() -> None:
     assert losses["constant"][0] == losses["cosine"][0] and losses["constant"][2] != losses["cosine"][2]
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "share", "num_first"), [(100, 0.2, 20), (7, 0.5, 4), (40, 0.001, 1), (2, 0.9, 1)]
+)
+def test_with_the_decoder_first_the_rate_rises_and_falls_twice(num_steps: int, share: float, num_first: int) -> None:
+    whole = chosen(schedule="cosine", num_steps=num_steps, decoder_first=share)
+    assert num_decoder_steps(whole) == num_first and num_decoder_steps(chosen(num_steps=num_steps)) == 0
+    expected = [
+        rate_factor(step, chosen(schedule="cosine", num_steps=part))
+        for part in (num_first, num_steps - num_first)
+        for step in range(1, part + 1)
+    ]
+    assert [rate_factor(step, whole) for step in range(1, num_steps + 1)] == pytest.approx(expected)
+
+
+class Coded(nn.Module):
+    """An encoder with batch norm, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(images))
+
+
+def test_the_encoder_waits_with_its_statistics_until_the_decoder_has_learnt() -> None:
+    network = Coded()
+    encoder, head = (
+        [value.clone() for value in part.state_dict().values()] for part in (network.encoder, network.head)
+    )
+    seen: list[tuple[bool, bool]] = []
+
+    def validate() -> float:
+        network.eval()
+        seen.append(tuple(
+            all(torch.equal(*pair) for pair in zip(before, part.state_dict().values(), strict=True))
+            for before, part in ((encoder, network.encoder), (head, network.head))
+        ))  # fmt: skip
+        return len(seen)
+
+    learn(network, validate, decoder_first=0.3, num_steps=20, weight_decay=0.1)
+    assert seen == [(True, False)] * 6 + [(False, False)] * 14
+    assert all(weight.requires_grad for weight in network.parameters())
+
+
+def test_a_frozen_encoder_stays_frozen_after_the_decoder_s_steps() -> None:
+    network = Coded()
+    network.encoder.requires_grad_(False)
+    before = [value.clone() for value in network.encoder.state_dict().values()]
+    learn(network, decoder_first=0.5, num_steps=6)
+    assert all(torch.equal(*pair) for pair in zip(before, network.encoder.state_dict().values(), strict=True))
+
+
+def test_patience_does_not_end_training_while_the_encoder_waits() -> None:
+    network = Coded()
+    validate = iter([0.5] * 20)
+    learnt = learn(network, lambda: next(validate), decoder_first=0.5, num_steps=20, patience=1)
+    assert len(learnt.losses) == 11
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_weights_decay_as_by_adamw_and_without_decay_it_is_adam(decay: float) -> None:
+    network, other = new_network(), new_network()
+    learn(network, num_steps=7, weight_decay=decay)
+    optimizer = torch.optim.Adam(other.parameters(), 0.05)
+    generator = np.random.default_rng(0)
+    for _ in range(7):
+        images, targets = line(generator)
+        optimizer.zero_grad()
+        functional.mse_loss(other(images), targets).backward()
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.mul_(1 - 0.05 * decay)
+        optimizer.step()
+    assert torch.allclose(network.weight, other.weight, atol=1e-7) and torch.allclose(
+        network.bias, other.bias, atol=1e-7
+    )
+
+
+def test_bf16_is_what_the_network_computes_in_and_not_the_loss() -> None:
+    kinds = []
+
+    class Watched(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            kinds.append(super().forward(images).dtype)
+            return super().forward(images)
+
+    def loss_of(out: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        kinds.append(out.dtype)
+        return functional.mse_loss(out, targets)
+
+    for precision in ("fp32", "bf16"):
+        train(Watched(1, 1), line, loss_of, chosen(num_steps=1, precision=precision), 0)
+    assert kinds == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
+
+
 def scored(network: nn.Module, scores: Sequence[float]) -> tuple[Callable[[], float], list[torch.Tensor]]:
     """Scores one after another, the last for ever, and the weights that each was given to."""
     seen: list[torch.Tensor] = []
@@ -101,6 +200,7 @@ def test_the_best_weights_are_kept() -> None:
     learnt = learn(network, validate)
     assert len(seen) == 20 and len(learnt.losses) == 40
     assert torch.equal(network.weight, seen[2]) and learnt.converged_at == 3 * 2  # two steps a validation
+    assert learnt.scores[:4] == ((2, 0.1), (4, 0.5), (6, 0.9), (8, 0.3)) and learnt.scores[-1] == (40, 0.2)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 19, 20, 21, 39, 40, 70, 399])
@@ -130,6 +230,7 @@ def test_it_stops_after_as_many_validations_as_are_no_better(
     validate, seen = scored(network, scores)
     learnt = learn(network, validate, patience=patience)
     assert len(seen) == num and len(learnt.losses) == 2 * num
+    assert [step for step, _ in learnt.scores] == list(range(2, 2 * num + 1, 2))
 
 
 def test_a_loss_that_is_no_number_is_one_sentence() -> None:

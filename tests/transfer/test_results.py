@@ -43,7 +43,7 @@ ANSWERED = (
 def test_a_result_comes_back_as_it_was_written(tmp_path: Path, test: tuple[SegmentedCase | AnsweredCase, ...]) -> None:
     result = TrialResult(
         key="k", initialisation="ours", labelled="10%", trial=1, seed=3, subjects=2, figures={"auc": 0.75}, seconds=1.5,
-        steps=2, loss=0.5, source=1, curve=((10, 0.25), (20, 0.5)), learnt_from=("x", "y"), test=test,
+        steps=2, loss=0.5, rate=0.003, source=1, curve=((1, 0.25), (2, 0.5)), learnt_from=("x", "y"), test=test,
     )  # fmt: skip
     write_result(tmp_path, result)
     path = result_path(tmp_path, "ours", "10%", 1)
@@ -53,8 +53,19 @@ def test_a_result_comes_back_as_it_was_written(tmp_path: Path, test: tuple[Segme
     ]
     assert list(json.loads(path.read_text())) == [
         "key", "initialisation", "source", "labelled", "trial", "seed", "subjects", "figures", "seconds",
-        "epochs_to_converge", "seconds_to_converge", "steps", "loss", "curve", "learnt_from", "test",
+        "epochs_to_converge", "seconds_to_converge", "steps", "loss", "rate", "curve", "learnt_from", "test",
     ]  # fmt: skip
+
+
+def test_tuning_trials_are_no_trials_of_the_table(tmp_path: Path) -> None:
+    for rate in (0.001, 1e-5):
+        tried = TrialResult(initialisation="a", labelled="10%", trial=1, figures={"dice": 0.5}, seconds=1.0, rate=rate)
+        write_result(tmp_path, tried, tunes=True)
+        assert read_result(result_path(tmp_path, "a", "10%", 1, rate)) == tried
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "tuning-a-10percent-0.001-1.json", "tuning-a-10percent-1e-05-1.json",
+    }  # fmt: skip
+    assert results_in(tmp_path, None) == {}
 
 
 def test_a_damaged_result_is_one_sentence(tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from raygenesis.settings import FinetuneSettings, IntensitySettings
 from raygenesis.transfer.cases import Case, Form, read_cases
 from raygenesis.transfer.initialisations import Initialisation, segmentation_network
 from raygenesis.transfer.metrics import overlap
-from raygenesis.transfer.segmentation import draw_patches, overlap_of, segment, train_segmenter
+from raygenesis.transfer.segmentation import (
+    MAX_CENTRES,
+    cross_entropy,
+    draw_patches,
+    find_centres,
+    overlap_of,
+    segment,
+    train_segmenter,
+)
 from raygenesis.transfer.setup import TrialSetup
 from raygenesis.transfer.split import split_examples
 from raygenesis.transfer.targets.own_files import OwnFiles, read_label_maps
@@ -24,11 +32,13 @@ from tests.support.cases import box_case, flat
 from tests.support.data import HIPPOCAMPI, needs_hippocampi
 
 SHAPE = (16, 16, 16)
-QUICK = FinetuneSettings(num_steps=60, batch_size=4, learning_rate=1e-2, schedule="constant")
+QUICK = FinetuneSettings(
+    num_steps=60, batch_size=4, learning_rate=3e-2, schedule="constant", augmentation="none", weight_decay=0
+)
 
 
 def setup_of(settings: FinetuneSettings, shape: tuple[int, ...] = SHAPE, num_classes: int = 3) -> TrialSetup:
-    return support.setup_of("segmentation", settings, num_classes, input_shape=shape)
+    return support.setup_of("segmentation", settings, num_classes, input_shape=shape, spacing_mm=(1.0,) * len(shape))
 
 
 def new_unet(ndim: int = 3) -> UNet:
@@ -53,17 +63,46 @@ def test_training_learns_and_repeats_itself(ndim: int) -> None:
     assert overlap(predicted, unseen.label, 3).dice > 0.5
 
 
-def test_the_loss_is_soft_dice_over_the_batch_without_background() -> None:
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_what_is_augmented_is_learnt_too_and_repeats_itself(ndim: int) -> None:
+    cases = [box_case(seed, (24, 20, 18)[:ndim]) for seed in range(3)]
+    changed = QUICK.model_copy(update={"augmentation": "standard", "precision": "bf16"})
+    losses = []
+    for num_steps in (5, QUICK.num_steps):
+        unet, few = new_unet(ndim), changed.model_copy(update={"num_steps": num_steps})
+        losses.append(train_segmenter(unet, cases, setup_of(few, SHAPE[:ndim]), seed=5).losses)
+    assert losses[0] == losses[1][:5] and np.mean(losses[1][-5:]) < 0.8 * losses[1][0]
+    plain = train_segmenter(new_unet(ndim), cases, setup_of(QUICK, SHAPE[:ndim]), seed=5).losses
+    assert plain[0] != losses[0][0]
+
+
+@pytest.mark.parametrize(("loss", "balance"), [
+    ("dice", "weights"), ("dice+cross-entropy", "weights"), ("dice+cross-entropy", "none"),
+])  # fmt: skip
+def test_the_loss_is_soft_dice_of_the_foreground_with_cross_entropy_of_all(loss: str, balance: str) -> None:
     case = box_case(0, SHAPE)
     unet = new_unet()
-    once = QUICK.model_copy(update={"num_steps": 1})
+    once = QUICK.model_copy(update={"num_steps": 1, "loss": loss, "class_balance": balance})
     with torch.no_grad():
         image = torch.from_numpy(case.image[None, None].astype(np.float32)).repeat(4, 1, 1, 1, 1)
         answers = unet.train()(image).softmax(1).numpy()
     wanted = np.stack([case.label == number for number in (1, 2)])[None].repeat(4, 0)
     both, either = ((answers[:, 1:] * wanted).sum((0, 2, 3, 4)), (answers[:, 1:] + wanted).sum((0, 2, 3, 4)))
+    expected = (1 - 2 * both / either).mean()
+    if loss == "dice+cross-entropy":
+        labels = case.label[None].repeat(4, 0).astype(int)
+        entropy = -np.log(np.take_along_axis(answers, labels[:, None], 1)[:, 0])
+        counts = np.bincount(labels.ravel()) if balance == "weights" else np.ones(3)
+        expected += np.average(entropy, weights=counts[labels] ** -0.5)
     losses = train_segmenter(new_unet(), [case], setup_of(once), seed=5).losses  # the patch is the whole case
-    assert losses[0] == pytest.approx((1 - 2 * both / either).mean(), abs=1e-4)
+    assert losses[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_class_that_no_voxel_of_a_batch_has_counts_nothing() -> None:
+    logits = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(2, 1, 6, 6, dtype=torch.uint8)
+    plain = torch.nn.functional.cross_entropy(logits, labels[:, 0].long())
+    assert cross_entropy(logits, labels, balanced=True) == pytest.approx(float(plain), abs=1e-6)
 
 
 def test_validation_keeps_the_best_weights_by_dice() -> None:
@@ -72,7 +111,8 @@ def test_validation_keeps_the_best_weights_by_dice() -> None:
     def dice_after(num_steps: int, validation: list[Case]) -> float:
         unet, few = new_unet(), QUICK.model_copy(update={"num_steps": num_steps})
         train_segmenter(unet, cases, setup_of(few), 5, validation)
-        return np.mean([overlap(segment(unet, case.image, SHAPE, 4), case.label, 3).dice for case in unseen])
+        whole = [segment(unet, case.image, SHAPE, 4, overlap=0) for case in unseen]  # validations are quick
+        return np.mean([overlap(found, case.label, 3).dice for found, case in zip(whole, unseen, strict=True)])
 
     assert dice_after(6, unseen) == pytest.approx(max(dice_after(steps, []) for steps in range(1, 7)))
 
@@ -123,26 +163,79 @@ def test_a_frozen_encoder_stays_as_it_is_while_the_decoder_learns(ndim: int) -> 
     assert torch.equal(flat(unet.encoder), encoder) and not torch.equal(flat(unet.decoder), decoder)
 
 
-def test_every_other_patch_is_centred_on_foreground_and_image_and_label_fit() -> None:
-    case = box_case(0, (64, 64, 64))
-    # Each voxel of the image tells its own place, so that a patch tells where it was cut.
-    places = replace(case, image=np.arange(64**3, dtype=np.float32).reshape(64, 64, 64))
-    generator = np.random.default_rng(0)
-    images, labels = draw_patches([places], [np.flatnonzero(case.label)], (8, 8, 8), 400, generator)
-    assert images.shape == labels.shape == (400, 1, 8, 8, 8)
+def places_in(case: Case) -> Case:
+    """Each voxel of the image tells its own place, so that a patch tells where it was cut."""
+    return replace(case, image=np.arange(case.image.size, dtype=np.float32).reshape(case.image.shape))
+
+
+def test_two_patches_of_three_are_centred_on_foreground_and_image_and_label_fit() -> None:
+    case = places_in(box_case(0, (64, 64, 64)))
+    images, labels = draw_patches([case], find_centres([case]), (8, 8, 8), 600, np.random.default_rng(0))
+    assert images.shape == labels.shape == (600, 1, 8, 8, 8)
     assert np.array_equal(labels, case.label.ravel()[images.astype(int)])
     corners = np.array(np.unravel_index(images[:, 0, 0, 0, 0].astype(int), (64, 64, 64))).T
     inside = (corners > 0).all(1) & (corners < 56).all(1)
-    even = np.arange(400) % 2 == 0
-    assert inside[even].sum() > 100 and (labels[even & inside, 0, 4, 4, 4] > 0).all()
-    assert (labels[~even, 0, 4, 4, 4] > 0).mean() < 0.05
-    assert corners[~even].min() == 0 and corners[~even].max() == 56  # up to the edges
+    centred = np.arange(600) % 3 < 2
+    assert inside[centred].sum() > 200 and (labels[centred & inside, 0, 4, 4, 4] > 0).all()
+    assert (labels[~centred, 0, 4, 4, 4] > 0).mean() < 0.05
+    assert corners[~centred].min() == 0 and corners[~centred].max() == 56  # up to the edges
+
+
+def test_classes_are_drawn_evenly_however_small_and_rare() -> None:
+    """Class 1 is large and everywhere, class 2 one voxel of one case, class 3 nowhere, and class 4 in two cases."""
+    cases = [box_case(0, (24, 24, 24)) for _ in range(4)]
+    for number, case in enumerate(cases):
+        label = np.ones((24, 24, 24), np.uint8)
+        label[:4] = 0
+        if number == 2:
+            label[12, 12, 12] = 2
+        if number > 1:
+            label[20, 20, 18:20] = 4
+        cases[number] = replace(case, label=label)
+    _, labels = draw_patches(cases, find_centres(cases), (4, 4, 4), 900, np.random.default_rng(0))
+    at_centre = np.bincount(labels[np.arange(900) % 3 < 2, 0, 2, 2, 2], minlength=5)
+    assert at_centre[[0, 3]].sum() == 0 and at_centre[[1, 2, 4]].min() > 160 and at_centre.sum() == 600
+
+
+def test_centres_are_the_voxels_of_each_class() -> None:
+    cases = [box_case(seed, (20, 18, 16)) for seed in range(3)]
+    cases[1] = replace(cases[1], label=(cases[1].label == 2).astype(np.uint8) * 2)
+    centres = find_centres(cases)
+    assert [each.cases for each in centres] == [(0, 2), (0, 1, 2)]
+    for value, of_class in zip((1, 2), centres, strict=True):
+        for number, voxels in zip(of_class.cases, of_class.voxels, strict=True):
+            assert voxels.dtype == np.int32 and voxels.base is None
+            assert sorted(voxels) == [n for n, label in enumerate(cases[number].label.flat) if label == value]
+
+
+def test_of_a_large_class_an_even_sample_is_kept() -> None:
+    large = replace(box_case(0, (40, 40, 40)), label=np.ones((40, 40, 40), np.uint8))
+    (centres,) = find_centres([large])
+    (voxels,) = centres.voxels
+    assert MAX_CENTRES / 2 < len(voxels) <= MAX_CENTRES
+    assert np.bincount(voxels // 40**2, minlength=40).min() > 0 and np.bincount(voxels % 40, minlength=40).min() > 0
 
 
 def test_a_case_without_foreground_still_gives_patches() -> None:
     empty = Case("empty", "empty", np.zeros((8, 8, 8), np.float16), np.zeros((8, 8, 8), np.uint8))
-    _, labels = draw_patches([empty], [np.flatnonzero(empty.label)], (8, 8, 8), 4, np.random.default_rng(0))
+    assert find_centres([empty]) == []
+    _, labels = draw_patches([empty], [], (8, 8, 8), 4, np.random.default_rng(0))
     assert labels.shape == (4, 1, 8, 8, 8) and labels.max() == 0
+
+
+@pytest.mark.parametrize(("overlap_of_windows", "num"), [(0.0, 2 * 2 * 1), (0.25, 3 * 2 * 1), (0.5, 3 * 3 * 1)])
+def test_windows_overlap_as_they_are_asked_to(overlap_of_windows: float, num: int) -> None:
+    seen: list[torch.dtype] = []
+
+    class Counting(nn.Conv3d):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            out = super().forward(images)
+            seen.extend([out.dtype] * len(out))
+            return out
+
+    image = np.zeros((32 + 8, 32, 16), np.float32)
+    segment(Counting(1, 2, 1), image[:, :], SHAPE, 3, "bf16", overlap_of_windows)
+    assert seen == [torch.bfloat16] * len(seen) and len(seen) >= num
 
 
 @pytest.mark.parametrize("shape", [(37, 21, 16), (16, 16, 16), (40, 19)])

@@ -84,6 +84,34 @@ def test_more_trials_leave_the_first_ones_as_they_were() -> None:
     assert many.trials[:2] == few.trials and many.test == few.test
 
 
+def test_a_grid_of_rates_is_tried_on_draws_of_its_own() -> None:
+    grid = chosen(learning_rate=[0.001, 0.01], num_validation=2, num_labelled=[1, 3])
+    split = split_examples(plain(30), set(), grid, 0)
+    one = split_examples(plain(30), set(), chosen(num_validation=2, num_labelled=[1, 3]), 0)
+    assert one.tuning == () and (one.trials, one.test, one.validation) == (split.trials, split.test, split.validation)
+    assert [(trial.number, trial.num_subjects) for trial in split.tuning] == [(0, 1), (0, 3), (1, 1), (1, 3)]
+    draws = [{trial.examples for trial in trials if trial.labelled == 3} for trials in (split.trials, split.tuning)]
+    assert not draws[0] & draws[1]
+    assert not {trial.seed for trial in split.tuning} & {trial.seed for trial in split.trials}
+    others = subjects(split.test) | subjects(split.validation)
+    assert all(not subjects(trial.examples) & others for trial in split.tuning)
+    assert {each for trial in split.tuning for each in trial.examples} <= set(split.examples)
+    more = split_examples(plain(30), set(), grid.model_copy(update={"num_trials": 5}), 0)
+    assert more.tuning == split.tuning
+
+
+def test_a_grid_of_rates_needs_subjects_to_validate_on() -> None:
+    grid = chosen(learning_rate=[0.001, 0.01])
+    with pytest.raises(
+        SettingsError, match=r"^finetune\.learning_rate=\[0\.001, 0\.01\] needs subjects to validate on: "
+    ):
+        split_examples(plain(12), set(), grid, 0)
+    official = split_examples(listed(train="abcde", validation="v", test="xyz"), set(), grid, 0)
+    assert len(official.tuning) == 2
+    idle = grid.model_copy(update={"mode": "knn"})  # nothing is trained
+    assert split_examples(diagnosed({0: 10, 1: 10}), set(), idle, 0).tuning == ()
+
+
 def test_more_labelled_contain_fewer_and_share_the_seed() -> None:
     split = split_examples(plain(30), set(), chosen(num_labelled=[2, 5, "50%", "100%"]), 0)
     for number in range(3):

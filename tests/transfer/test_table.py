@@ -26,6 +26,11 @@ def test_columns_that_say_nothing_are_left_out() -> None:
     assert list(rows[0]) == ["initialisation", "labelled", "trials", "Dice", "95 % interval", "s/trial"]
 
 
+def test_a_rate_that_was_chosen_has_a_column() -> None:
+    rows = readable([compared("a", is_best=True, rate=0.003), compared("b", rate=1e-5)])
+    assert [row["rate"] for row in rows] == ["0.003", "1e-05"]
+
+
 def test_figures_are_written_as_people_write_them() -> None:
     for metric, title in (("auc", "AUC"), ("mae", "mean absolute error"), ("dice", "Dice")):
         (texts,) = readable([compared("ours", metric=metric)])

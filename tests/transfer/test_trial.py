@@ -165,7 +165,21 @@ def test_a_trial_leaves_all_that_is_to_be_known(
     if mode == "knn":
         assert (found["steps"], found["loss"], found["epochs_to_converge"]) == (0, None, None)
     else:
+        assert found["curve"] == [] and found["rate"] is None  # without validation, and of one rate
         assert found["steps"] == 2 and found["epochs_to_converge"] in (2 / 4, 2 * 2 / 4)
+
+
+def test_the_curve_of_a_regression_is_of_its_errors_as_they_are_reported(
+    starts: dict[str, Initialisation], tmp_path: Path
+) -> None:
+    parts = [Here(cases("regression", numbers)) for numbers in (range(4), range(20, 24), range(20, 24))]
+    run = TrialTask(starts["random"], trial(number=1), "a key", StoredTrialCases(*parts), 0.002, tunes=True)
+    run_trial(run, setup("regression", learning_rate=[0.002, 0.01]), tmp_path)
+    (path,) = tmp_path.iterdir()
+    found = read_result(path)
+    assert path.name == "tuning-random-10percent-0.002-1.json" and found.rate == 0.002
+    assert [step for step, _ in found.curve] == [1, 2]
+    assert min(error for _, error in found.curve) == pytest.approx(found.figures["mae"])  # of the weights that are kept
 
 
 def test_a_trial_gets_only_the_blocks_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
