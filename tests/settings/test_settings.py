@@ -329,7 +329,7 @@ def test_bad_yaml_and_keys_below_values_are_said() -> None:
 
 def test_a_preset_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     for preset in ("paper3d", str(tmp_path / "mine.yaml"), str(tmp_path), ""):
-        assert "is neither a YAML file nor one of: cpu-medium, cpu-small, cpu-small-2d, paper-2d" in refusal(
+        assert "is neither a YAML file nor one of: cpu-medium, cpu-small, cpu-small-2d, gpu-recommended" in refusal(
             preset=preset
         )
 
