@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from raygenesis.settings.section import Count, ExtentMm, NonNegative, NumGpus, Positive, Section, Shape
 
@@ -130,6 +130,17 @@ class FinetuneSettings(Section):
     @classmethod
     def _is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else (value,)
+
+    @field_validator("learning_rate", mode="wrap")
+    @classmethod
+    def _is_a_rate_or_a_grid(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            if not isinstance(value, (list, tuple)):
+                raise
+            given = f"finetune.learning_rate={list(value)}"
+            raise ValueError(f"{given} must be several numbers greater than 0: mend it, or give one number") from None
 
     @model_validator(mode="after")
     def _values_differ(self) -> FinetuneSettings:

@@ -1,7 +1,7 @@
 """The one tree of validated settings: YAML presets plus dotted overrides.
 
-Defaults are the paper's 3D numbers (Haghighi et al. 2020, section 3); the presets in `presets/` list only what they
-change.
+Defaults are the paper's 3D numbers (Haghighi et al. 2020, section 3), but for the recipe of fine-tuning, which later
+work has improved; the presets in `presets/` list only what they change.
 """
 
 from __future__ import annotations

@@ -19,19 +19,19 @@ from torch.nn import functional
 # Share of the samples that are moved, and of those whose greys change: what is tested on is not changed, and a short
 # training is to see enough that is like it.
 CHANGED = 0.5
-# About each axis: patients lie tilted by less, and their organs lie in them tilted by about as much.
-MAX_ROTATION_DEG = 15.0
-# Factors of size: organs of adults differ by about as much in each direction.
-SCALES = (0.85, 1.18)
-# Share of a side: whole scans are not centred better; patches are drawn at random places anyway.
-MAX_SHIFT = 0.05
+# About each axis: heads in a coil and trunks on a table lie tilted by hardly more.
+MAX_ROTATION_DEG = 10.0
+# Factors of size: adults and their organs differ by about a tenth in each direction.
+SCALES = (0.9, 1.11)
+# Share of a side: whole scans are centred to about so much; patches are drawn at random places anyway.
+MAX_SHIFT = 0.03
 # Contrasts of one tissue to another differ so between protocols of one modality.
-GAMMAS = (0.7, 1.4)
-# Percentiles, by which intensities are scaled, move by a tenth with what else is in the image.
-GAINS = (0.9, 1.1)
-MAX_OFFSET = 0.1
-# Standard deviation: from that of a smooth image to a noisy one's.
-MAX_NOISE = 0.05
+GAMMAS = (0.8, 1.25)
+# Percentiles, by which intensities are scaled, move by so much with what else is in the image.
+GAINS = (0.9, 1.11)
+MAX_OFFSET = 0.05
+# Standard deviation: what a scan of half the time has in addition.
+MAX_NOISE = 0.03
 
 # Share of a side that a patch is drawn larger on either side, where the scan has it, for what turns into it.
 MARGIN = 0.25

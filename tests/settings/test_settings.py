@@ -104,10 +104,19 @@ def test_released_3d_keeps_coordinates_five_voxels_apart() -> None:
     assert load_settings("released-3d").discovery.min_distance_mm == pytest.approx(5 * 0.7)
 
 
-def test_paper_3d_is_the_default_but_for_the_window_and_the_gpu() -> None:
+def test_paper_3d_is_the_default_but_for_the_window_the_gpu_and_the_fine_tuning() -> None:
     tree = load_settings("paper-3d").model_dump()
     tree["intensity"]["window"], tree["pretraining"]["use_gpu"] = None, False
+    tree["finetune"] |= {"loss": "dice+cross-entropy", "augmentation": "standard", "weight_decay": 0.01}
     assert tree == Settings().model_dump()
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_fine_tuning_is_as_published(preset: str) -> None:
+    """Soft Dice alone, by Adam, on what the scans show."""
+    finetune = load_settings(preset).finetune
+    assert (finetune.loss, finetune.weight_decay, finetune.augmentation) == ("dice", 0, "none")
+    assert (finetune.precision, finetune.decoder_first, len(finetune.rates)) == ("fp32", None, 1)
 
 
 def test_released_3d_is_one_coordinate_of_each_of_44_references() -> None:
@@ -195,6 +204,8 @@ def test_the_last_override_counts_and_the_others_stay() -> None:
         ("archive.subject_pattern=a=b", "a=b"),
         ("sweep.num_gpus=null", None),
         ("discovery.box=[[0.2, 0.8], [0, 0.5], [0, 1]]", ((0.2, 0.8), (0, 0.5), (0, 1))),
+        ("finetune.learning_rate=[1e-3, 0.01]", (1e-3, 0.01)),
+        ("finetune.learning_rate=1e-3", 1e-3),
         ("discovery.box=null", None),
         ("embedding.encoder=runs/default", "runs/default"),
         ("embedding.num_gpus=0.25", 0.25),
@@ -301,6 +312,14 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["autoencoder.input_shape=[32, 30, 32]"], ["autoencoder.input_shape=[32, 30, 32]", "multiple of 8"]),
         (["finetune.num_labelled=110%"], ["finetune.num_labelled"]),
         (["finetune.num_labelled=[5, 5]"], ["finetune.num_labelled=[5, 5]", "twice"]),
+        (["finetune.num_labelled=0"], ["finetune.num_labelled", "=0"]),
+        (["finetune.learning_rate=[0.1, 0.1]"], ["finetune.learning_rate=[0.1, 0.1]", "names a rate twice"]),
+        (["finetune.learning_rate=[0.1]"], ["finetune.learning_rate=[0.1] must be several numbers greater than 0"]),
+        (["finetune.learning_rate=[0.1, -1]"], ["finetune.learning_rate=[0.1, -1] must be several numbers greater"]),
+        (["finetune.learning_rate=-1"], ["finetune.learning_rate=-1", "greater than 0"]),
+        (["finetune.decoder_first=1"], ["finetune.decoder_first=1", "less than 1"]),
+        (["finetune.weight_decay=-1"], ["finetune.weight_decay=-1"]),
+        (["finetune.loss=focal"], ["finetune.loss='focal'", "'dice+cross-entropy' or 'dice'"]),
         (["discovery.box=[[0, 1], [0, 1]]"], ["discovery.box has 2 sides", "discovery.cube_shape has 3"]),
         (["discovery.box=[[0, 1], [0.5, 0.5], [0, 1]]"], ["discovery.box=[[0.0, 1.0], [0.5, 0.5]", "from < to"]),
         (["discovery.box=[[0, 1], [0, 1.2], [0, 1]]"], ["discovery.box=", "<= 1"]),

@@ -388,6 +388,11 @@ def test_every_network_of_the_space_must_fit_the_target(tmp_path: Path) -> None:
         SettingsError, match=r"finetune.input_shape=.*\(resnet18\) needs sides that are multiples of 32"
     ):
         sweep(made, settings_from(tree), "refused", space)
+    tree["finetune"] |= {"learning_rate": [0.001, 0.01], "num_validation": 1}
+    with pytest.raises(
+        SettingsError, match=r"^finetune\.learning_rate=\[0\.001, 0\.01\]: a sweep compares its points at"
+    ):
+        sweep(made, settings_from(tree), "refused", space)
     assert not made.sweep("refused").exists()
 
 

@@ -165,6 +165,17 @@ def test_all_cases_are_seen_before_any_is_seen_again() -> None:
     assert (np.sort(rounds, 1) == np.arange(6)).all() and len({tuple(order) for order in rounds}) > 1
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_changed_at_random_is_learnt_too(precision: str) -> None:
+    values = [(0, 0.1), (1, 0.9), (0, 0.15), (1, 0.85)] * 2
+    changed = {"augmentation": "standard", "precision": precision, "num_steps": 80}
+    found, answers, unseen = learnt("classification", values, 2, **changed)
+    assert [int(np.argmax(answer)) for answer in answers] == [case.value for case in unseen]
+    again, same, _ = learnt("classification", values, 2, **changed)
+    assert found.losses == again.losses and answers == same
+    assert found.losses[0] != learnt("classification", values, 2, precision=precision)[0].losses[0]
+
+
 def test_validation_keeps_the_weights_that_tell_best() -> None:
     cases = [grey_case(n, n % 2, 0.2 + 0.6 * (n % 2)) for n in range(6)]
     # Here greys are exchanged, so that what is learnt makes it worse, and the beginning is best.

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.settings import load_settings, settings_from
+from raygenesis.settings import IntensitySettings, load_settings, settings_from
+from raygenesis.transfer.cases import form_of
 from raygenesis.transfer.description import (
     Description,
     description_of,
@@ -69,6 +70,8 @@ def test_a_file_that_is_no_description_is_one_sentence(tmp_path: Path, text: byt
     ({**MAPS, "subject_pattern": "sub-("}, "subject_pattern: 'sub-(' is not a regular expression: "),
     ({**MAPS, "classes": ["a", "a"]}, "classes: ['a', 'a'] must be names, each another"),
     ({**MAPS, "classes": []}, "classes: [] must be names, each another"),
+    ({**MAPS, "symmetric_axes": ["x", "x"]}, "symmetric_axes: ['x', 'x'] names an axis twice: leave one out"),
+    ({**MAPS, "symmetric_axes": ["left"]}, "symmetric_axes.0='left' is not allowed: input should be 'x', 'y' or 'z'"),
     ({**MAPS, "folder": "f"}, "folder and options belong to a `layout`: leave them out, or give one"),
     ({**MAPS, "options": {"fold": 1}}, "folder and options belong to a `layout`"),
     ({**TABLE, "value_column": None}, "value_column is missing: name the column of t.csv that holds"),
@@ -152,6 +155,24 @@ def test_a_window_and_empty_masks_are_the_targets(adrenals: Path) -> None:
     tree = {"layout": "medmnist", "folder": "."}
     assert read_target(describe({**tree, "window": [-1, 2]}, adrenals)).window == (-1, 2)
     assert not read_target(describe(tree, adrenals)).keeps_empty
+
+
+def test_sides_that_do_not_matter_reach_the_form_of_the_cases(adrenals: Path) -> None:
+    tree = {"layout": "medmnist", "folder": ".", "symmetric_axes": ["z", "x"]}
+    target = read_target(describe(tree, adrenals))
+    assert target.symmetric_axes == ("x", "z")
+    assert form_of(target, (8, 8, 8), None, IntensitySettings()).symmetric_axes == ("x", "z")
+
+
+def test_an_image_of_two_dimensions_has_no_third_axis(tmp_path: Path) -> None:
+    (tmp_path / "i").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "i" / f"{name}.png").write_bytes(b"never decoded")
+    (tmp_path / "t.csv").write_text("image,dx\na,ill\nb,well\n")
+    flat = {**TABLE, "ndim": 2}
+    with pytest.raises(SettingsError, match=r"^symmetric_axes: the target's images are 2D and have no axis z: leave"):
+        read_target(describe({**flat, "symmetric_axes": ["z"]}, tmp_path))
+    assert read_target(describe({**flat, "symmetric_axes": ["x"]}, tmp_path)).symmetric_axes == ("x",)
 
 
 def test_an_option_of_another_type_is_one_sentence(adrenals: Path) -> None:
