@@ -13,8 +13,8 @@ from raygenesis.settings.tree import Settings
 HEAD = """# Settings
 
 All settings are one tree. The file of a preset lists what differs from these defaults, and `key.path=value` on the
-command line overrides the preset. `raygenesis config` prints the resolved tree. Defaults are the paper's 3D numbers, but for
-the recipe of fine-tuning (`--preset paper-3d` has the paper's).
+command line overrides the preset. `raygenesis config` prints the resolved tree. Defaults are the paper's 3D numbers,
+but for the recipe of fine-tuning (`--preset paper-3d` has the paper's).
 
 <!-- Written by `raygenesis config --reference > SETTINGS.md`; a test compares. -->
 """
