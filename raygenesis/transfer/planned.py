@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ray.exceptions import RayError
-
 from raygenesis.cluster import capacity, fan_out
 from raygenesis.cluster.progress import progress
-from raygenesis.errors import RaygenesisError
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.initialisations import Initialisation
 from raygenesis.transfer.prepared import CPUS_PER_TRIAL, Prepared
@@ -48,7 +45,7 @@ class TrialFailure:
     """A trial that failed, and why."""
 
     task: TrialTask
-    error: RayError | RaygenesisError
+    error: Exception
 
 
 def run_trials(
