@@ -30,7 +30,7 @@ class FinetuneSettings(Section):
     spacing_mm: ExtentMm | None = Field(
         None,
         description="Voxel size in mm, z y x, to which whole scans are resampled for segmentation. When null, the "
-        "median of the labelled scans.",
+        "median of the target's scans.",
     )
     input_shape: Shape | None = Field(
         None,
@@ -110,6 +110,11 @@ class FinetuneSettings(Section):
     allow_seen: bool = Field(False, description="Allow test subjects that pretraining has seen.")
 
     @property
+    def takes_decoder(self) -> bool:
+        """Whether the mode takes the initialisation's decoder, in a segmentation."""
+        return self.mode == "full" or (self.mode == "probe" and self.probe_features == "encoder+decoder")
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates: one, or those of the grid from which each initialisation gets its own."""
         return self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
@@ -141,6 +146,15 @@ class FinetuneSettings(Section):
                 raise
             given = f"finetune.learning_rate={list(value)}"
             raise ValueError(f"{given} must be several numbers greater than 0: mend it, or give one number") from None
+
+    @model_validator(mode="after")
+    def _encoder_can_wait(self) -> FinetuneSettings:
+        if self.decoder_first is not None and self.mode not in ("full", "encoder"):
+            raise ValueError(
+                f"finetune.decoder_first={self.decoder_first:g}: finetune.mode={self.mode} never trains the encoder; "
+                "leave it out, or give mode full or encoder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _values_differ(self) -> FinetuneSettings:

@@ -33,7 +33,7 @@ MAX_OFFSET = 0.05
 # Standard deviation: what a scan of half the time has in addition.
 MAX_NOISE = 0.03
 
-# Share of a side that a patch is drawn larger on either side, where the scan has it, for what turns into it.
+# Share of a side that a patch is cut larger by on either side, for what turns into it.
 MARGIN = 0.25
 
 
@@ -102,13 +102,9 @@ def change_intensities(images: torch.Tensor, generator: np.random.Generator) -> 
     return images.pow(gamma).mul_(gain).add_(offset).addcmul_(noise, deviation).clamp_(0, 1)
 
 
-def window_shape(shape: Sequence[int], least: Sequence[int]) -> tuple[int, ...]:
-    """The voxels of which patches of `shape` are made: larger by the margin, as far as `least` voxels allow.
-
-    By an even number, so that the middles of both are one place.
-    """
-    rooms = (min(2 * math.ceil(MARGIN * side), most - side) for side, most in zip(shape, least, strict=True))
-    return tuple(side + room - room % 2 for side, room in zip(shape, rooms, strict=True))
+def margin_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Voxels on either side that a patch of this shape is cut larger by, for what turns into it."""
+    return tuple(math.ceil(MARGIN * side) for side in shape)
 
 
 def _factors(generator: np.random.Generator, bounds: tuple[float, float], count: int) -> NDArray[np.float64]:

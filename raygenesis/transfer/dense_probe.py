@@ -23,6 +23,7 @@ from raygenesis.transfer.setup import TrialSetup
 NUM_VOXELS = 20_000  # that the linear map is fitted to, over all labelled cases
 BACKGROUND_SHARE = 0.5  # of them; the rest is drawn evenly over the foreground classes, or small ones would be lost
 MAX_ITERATIONS = 500  # of the solver; standardised features need about a hundred
+NEVER = -1e4  # a logit far below all others, and finite: infinities would not survive averaging over windows
 INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
 
 
@@ -121,17 +122,21 @@ def features_at(
 
     Coarse levels are interpolated as `DenseProbe` interpolates their logits.
     """
-    windows = dense_patch_slices(image.shape, patch_shape, [max(1, side // 2) for side in patch_shape])
-    corners = np.array([[part.start for part in window] for window in windows])
     sides = np.array(patch_shape)
+    windows = dense_patch_slices(image.shape, patch_shape, [max(1, side // 2) for side in patch_shape])
+    begins = [np.unique([window[axis].start for window in windows]) for axis in range(image.ndim)]
+    # Windows are a product of axes, so the nearest along each is the nearest.
+    corners = np.stack([
+        own[np.abs(places[:, None] + 0.5 - own - side / 2).argmin(1)]
+        for own, places, side in zip(begins, voxels.T, sides, strict=True)
+    ], 1)  # fmt: skip
     found: list[torch.Tensor] = [torch.empty(0)] * len(voxels)
-    distances = np.abs(voxels[:, None] + 0.5 - (corners + sides / 2)[None]).max(2)
-    nearest = distances.argmin(1)
-    for number in np.unique(nearest):
-        rows = np.flatnonzero(nearest == number)
-        patch = torch.tensor(image[windows[number]], dtype=torch.float32, device=device)[None, None]
+    for corner in np.unique(corners, axis=0):
+        rows = np.flatnonzero((corners == corner).all(1))
+        window = tuple(slice(begin, begin + side) for begin, side in zip(corner, sides, strict=True))
+        patch = torch.tensor(image[window], dtype=torch.float32, device=device)[None, None]
         # Voxels' centres in the window from -1 to 1, x first: what `grid_sample` takes.
-        places = 2 * (voxels[rows] - corners[number] + 0.5) / sides - 1
+        places = 2 * (voxels[rows] - corner + 0.5) / sides - 1
         grid = torch.tensor(places[:, ::-1].copy(), dtype=torch.float32, device=device)
         grid = grid.view(1, *[1] * (len(sides) - 1), len(rows), len(sides))
         sampled = [
@@ -152,9 +157,13 @@ def _fit(
     features: NDArray[np.float32], classes: NDArray[np.uint8], counts: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weights [num_classes, channels] and intercepts [num_classes] for features as they are; counts: of all voxels."""
+    if len(there := np.unique(classes)) == 1:  # nothing to tell apart: the answer everywhere
+        alone = np.full(len(counts), NEVER, np.float32)
+        alone[there] = 0.0
+        return np.zeros((len(counts), features.shape[1]), np.float32), alone
     scaler = StandardScaler().fit(features)
     model = LogisticRegression(max_iter=MAX_ITERATIONS).fit(scaler.transform(features), classes)
-    there, coefficients, intercepts = model.classes_, model.coef_, model.intercept_
+    coefficients, intercepts = model.coef_, model.intercept_
     if len(there) == 2:  # scikit-learn then has one row, of the second class
         coefficients, intercepts = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-1, 1]) * intercepts / 2
     drawn = np.bincount(classes, minlength=len(counts))[there]
@@ -162,5 +171,4 @@ def _fit(
     weights[there] = coefficients / scaler.scale_
     shifted = np.full(len(counts), -np.inf)
     shifted[there] = intercepts - weights[there] @ scaler.mean_ + np.log(counts[there] / drawn)
-    # A finite number far below all others: infinities would not survive averaging over windows.
-    return weights.astype(np.float32), np.maximum(shifted, -1e4).astype(np.float32)
+    return weights.astype(np.float32), np.maximum(shifted, NEVER).astype(np.float32)

@@ -93,7 +93,9 @@ def finetune(
     watch = Stopwatch()
     joining.connect()
     segments, num_gpus = target.task == SEGMENTATION, settings.gpus_of_trial("finetune")
-    for sentence in filter(None, (new_decoder(each, settings.finetune.mode) for each in initialisations if segments)):
+    for sentence in filter(
+        None, (new_decoder(each, settings.finetune.takes_decoder) for each in initialisations if segments)
+    ):
         say("finetune", sentence)
     announce([finetune_work(settings.finetune, num_gpus, initialisations, resolved.form.input_shape, segments)])
     ready = prepare(resolved, workspace)  # what is at fault here leaves nothing behind
@@ -137,7 +139,16 @@ def _run_trials(
         for each in initialisations:
             chosen, start = rates.get((each.name, trial.labelled)), each.of_trial(trial.number)
             rate = None if chosen is None else chosen.rate
-            own_key = digest([key, start.fingerprint, *names, *([] if rate is None else [rate])])
+            # The first source is left out, as of an initialisation that has no other.
+            own_key = digest(
+                [
+                    key,
+                    start.fingerprint,
+                    *names,
+                    *([] if rate is None else [rate]),
+                    *([start.source] if start.source else []),
+                ]
+            )
             planned.append(PlannedTrial(start, trial, own_key, rate))
     missing = [each for each in planned if each.finished(folder) is None]
     failures = run_trials(missing, ready, folder) if missing else []

@@ -204,10 +204,10 @@ def check_fits(initialisation: Initialisation, input_shape: Sequence[int], setti
         )
 
 
-def new_decoder(initialisation: Initialisation, mode: str) -> str | None:
+def new_decoder(initialisation: Initialisation, is_taken: bool) -> str | None:
     """A sentence where a U-Net would have the initialisation's decoder and gets a new one; None elsewhere."""
     found = lacking(initialisation.architecture)
-    if initialisation.weights is None or mode != "full" or found is None:
+    if initialisation.weights is None or not is_taken or found is None:
         return None
     return f"initialisation {initialisation.name} holds {found}: its U-Net's begins with random weights"
 

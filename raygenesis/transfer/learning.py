@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raygenesis.cluster.progress import Stopwatch
 from raygenesis.settings import FinetuneSettings
@@ -63,15 +64,17 @@ def train(
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate, weight_decay=settings.weight_decay)
     waiting = _encoder_weights(network) if settings.decoder_first else []
+    unlearnt = _unlearnt_norms(network) if waiting else []
     num_first = num_decoder_steps(settings)
     generator = LABELLED_BATCHES.generator(seed)
     validation_steps = steps_with_validation(settings.num_steps)
+    num_early = sum(step <= num_first for step in validation_steps)  # while the encoder waits: no reason to end
     losses: list[float] = []
     scores: list[float] = []
     best = None
     seconds = 0.0
     _require_gradient(waiting, False)
-    set_training(network)
+    set_training(network, unlearnt)
     for step in range(1, settings.num_steps + 1):
         if waiting and step == num_first + 1:
             _require_gradient(waiting, True)
@@ -92,11 +95,11 @@ def train(
             raise TrainingError(f"the loss is {losses[-1]} at step {step}: lower finetune.learning_rate")
         if validate is not None and step in validation_steps:
             scores.append(validate())
-            set_training(network)
+            set_training(network, unlearnt)
             best_at = int(np.argmax(scores))
             if len(scores) - 1 == best_at:  # no better for being as good
                 best = copy.deepcopy(network.state_dict())
-            if settings.patience and step > num_first and len(scores) - 1 - best_at >= settings.patience:
+            if settings.patience and len(scores) - 1 - max(best_at, num_early) >= settings.patience:
                 break
     if best is not None:
         network.load_state_dict(best)
@@ -147,18 +150,29 @@ def to_device(network: nn.Module, device: str) -> None:
     network.to(device, memory_format=MEMORY_FORMAT[sides])  # type: ignore[call-overload] # not among torch's overloads
 
 
-def set_training(network: nn.Module) -> None:
-    """Put a network in training mode, except for frozen parts, whose batch norms keep their statistics."""
+def set_training(network: nn.Module, unlearnt: Sequence[nn.Module] = ()) -> None:
+    """Put a network in training mode, except for frozen parts, whose batch norms keep their statistics.
+
+    unlearnt: norms that have none to keep and learn them all the same, as of weights that came without.
+    """
     network.train()
     for part in network.children():
         weights = list(part.parameters())
         if weights and not any(weight.requires_grad for weight in weights):
             part.eval()
+    for norm in unlearnt:
+        norm.train()
 
 
 def _encoder_weights(network: nn.Module) -> list[nn.Parameter]:
     """Of the weights that are trained, those of the encoder."""
     return [weight for weight in network.get_submodule("encoder").parameters() if weight.requires_grad]
+
+
+def _unlearnt_norms(network: nn.Module) -> list[nn.Module]:
+    """The encoder's batch norms that have seen no batch yet, so that their running statistics are made up."""
+    norms = (part for part in network.get_submodule("encoder").modules() if isinstance(part, _BatchNorm))
+    return [norm for norm in norms if norm.num_batches_tracked is not None and not norm.num_batches_tracked]
 
 
 def _require_gradient(weights: Sequence[nn.Parameter], wanted: bool) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from raygenesis.settings import FinetuneSettings
-from raygenesis.transfer.augmentation import augment, window_shape
+from raygenesis.transfer.augmentation import augment, margin_of
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, autocast, to_device, train
 from raygenesis.transfer.metrics import SegmentedCase, overlap
@@ -39,11 +39,10 @@ def train_segmenter(
     augmentation = setup.augmentation
     to_device(unet, device)
     centres = find_centres(cases)
-    smallest = np.min([case.image.shape for case in cases], 0).tolist()
-    drawn_shape = window_shape(patch_shape, smallest) if augmentation else patch_shape
+    margin = margin_of(patch_shape) if augmentation else (0,) * len(patch_shape)
 
     def draw_batch(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        drawn = draw_patches(cases, centres, drawn_shape, settings.batch_size, generator)
+        drawn = draw_patches(cases, centres, patch_shape, settings.batch_size, generator, margin)
         images, labels = (torch.from_numpy(array).to(device) for array in drawn)
         if augmentation is not None:
             images, changed = augment(images, labels, augmentation, generator)
@@ -110,18 +109,17 @@ def find_centres(cases: Sequence[Case]) -> list[ClassCentres]:
 
 
 def draw_patches(
-    cases: Sequence[Case],
-    centres: Sequence[ClassCentres],
-    patch_shape: Sequence[int],
-    batch_size: int,
-    generator: np.random.Generator,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    cases: Sequence[Case], centres: Sequence[ClassCentres], patch_shape: Sequence[int], batch_size: int,
+    generator: np.random.Generator, margin: Sequence[int] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:  # fmt: skip
     """Draw images and labels [batch_size, 1, z, y, x]; of every three patches one lies anywhere in any case.
 
     The others are centred on a voxel of a class that is drawn evenly from `centres`, in one of the cases that have it.
-    A centre that is too near the edge moves inwards.
+    A centre that is too near the edge moves inwards. margin: voxels that each patch is cut larger by on either side of
+    an axis; beyond a case's edge there is what lies on the edge.
     """
     patch = np.array(patch_shape)
+    around = np.zeros_like(patch) if margin is None else np.array(margin)
     images, labels = [], []
     for number in range(batch_size):
         if number % ANYWHERE == ANYWHERE - 1 or not centres:
@@ -133,8 +131,11 @@ def draw_patches(
             case = cases[of_class.cases[chosen]]
             centre = np.unravel_index(generator.choice(of_class.voxels[chosen]), case.image.shape)
             corner = np.clip(np.array(centre) - patch // 2, 0, np.array(case.image.shape) - patch)
-        window = tuple(slice(begin, begin + side) for begin, side in zip(corner, patch, strict=True))
         assert case.label is not None
+        window = np.ix_(*(
+            np.clip(np.arange(begin - more, begin + side + more), 0, whole - 1)
+            for begin, side, more, whole in zip(corner, patch, around, case.image.shape, strict=True)
+        ))  # fmt: skip
         images.append(case.image[window])
         labels.append(case.label[window])
     return np.stack(images)[:, None].astype(np.float32), np.stack(labels)[:, None]

@@ -1,6 +1,6 @@
 """The learning rate of each initialisation, from a grid, by the validation subjects.
 
-Each rate is tried on draws of labelled subjects that are not the trials', with a trial's number of steps. Test subjects
+Each rate is tried on draws of labelled subjects of its own, with a trial's number of steps. Test subjects
 are not among the cases that a tuning trial is given.
 """
 

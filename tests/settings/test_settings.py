@@ -107,14 +107,16 @@ def test_released_3d_keeps_coordinates_five_voxels_apart() -> None:
 def test_paper_3d_is_the_default_but_for_the_window_the_gpu_and_the_fine_tuning() -> None:
     tree = load_settings("paper-3d").model_dump()
     tree["intensity"]["window"], tree["pretraining"]["use_gpu"] = None, False
-    tree["finetune"] |= {"loss": "dice+cross-entropy", "augmentation": "standard", "weight_decay": 0.01}
+    recipe = {"loss": "dice+cross-entropy", "augmentation": "standard", "weight_decay": 0.01, "schedule": "cosine"}
+    tree["finetune"] |= recipe
     assert tree == Settings().model_dump()
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_fine_tuning_is_as_published(preset: str) -> None:
-    """Soft Dice alone, by Adam, on what the scans show."""
+    """Soft Dice alone, by Adam at one rate, on what the scans show."""
     finetune = load_settings(preset).finetune
+    assert finetune.schedule == "constant"
     assert (finetune.loss, finetune.weight_decay, finetune.augmentation) == ("dice", 0, "none")
     assert (finetune.precision, finetune.decoder_first, len(finetune.rates)) == ("fp32", None, 1)
 
@@ -318,6 +320,10 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["finetune.learning_rate=[0.1, -1]"], ["finetune.learning_rate=[0.1, -1] must be several numbers greater"]),
         (["finetune.learning_rate=-1"], ["finetune.learning_rate=-1", "greater than 0"]),
         (["finetune.decoder_first=1"], ["finetune.decoder_first=1", "less than 1"]),
+        (
+            ["finetune.decoder_first=0.2", "finetune.mode=frozen"],
+            ["finetune.decoder_first=0.2", "finetune.mode=frozen"],
+        ),
         (["finetune.weight_decay=-1"], ["finetune.weight_decay=-1"]),
         (["finetune.loss=focal"], ["finetune.loss='focal'", "'dice+cross-entropy' or 'dice'"]),
         (["discovery.box=[[0, 1], [0, 1]]"], ["discovery.box has 2 sides", "discovery.cube_shape has 3"]),

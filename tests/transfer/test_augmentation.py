@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from raygenesis.transfer import augmentation
-from raygenesis.transfer.augmentation import Augmentation, augment, change_intensities, random_maps, window_shape
+from raygenesis.transfer.augmentation import Augmentation, augment, change_intensities, margin_of, random_maps
 
 CHANGES = [
     Augmentation((12, 10, 8), (2.0, 1.0, 0.5)), Augmentation((10, 12, 8), (1.0, 1.0, 1.0), ("x", "z")),
@@ -109,14 +109,8 @@ def test_the_generator_decides_everything(changes: Augmentation) -> None:
     assert first.shape == images.shape and first.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("shape", "least", "expected"), [
-    ((32, 32, 32), (120, 120, 90), (48, 48, 48)), ((32, 32, 32), (34, 47, 35), (34, 46, 34)),
-    ((32, 32), (32, 33), (32, 32)), ((10, 20), (99, 99), (16, 30)),
-])  # fmt: skip
-def test_patches_are_drawn_larger_where_the_scan_has_room(
-    shape: tuple[int, ...], least: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
-    assert window_shape(shape, least) == expected
+def test_patches_are_cut_larger_by_a_quarter_of_each_side_on_either_side() -> None:
+    assert margin_of((32, 32, 32)) == (8, 8, 8) and margin_of((10, 20)) == (3, 5)
 
 
 def test_what_is_not_moved_is_the_middle_of_what_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

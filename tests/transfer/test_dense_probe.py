@@ -137,3 +137,9 @@ def test_a_2d_network_is_probed_slice_by_slice() -> None:
     network = FeatureLevels(slice_wise(flat), True).eval()
     found = features_at(network, image, np.array([[2, 5, 6]]), PATCH, "cpu")[0]
     np.testing.assert_allclose(found, golden, atol=1e-5)
+
+
+def test_of_background_alone_background_is_the_answer() -> None:
+    empty = Case("a", "a", np.random.default_rng(0).random((8, 8, 8)).astype(np.float16), np.zeros((8, 8, 8), np.uint8))
+    probe = fit_dense_probe(levels(), [empty], setup(3), 0)
+    assert not segment(probe, empty.image, PATCH, 4).any()

@@ -210,13 +210,15 @@ def test_the_fingerprint_of_random_weights_is_what_it_was_before_decoders_could_
 def test_a_decoder_that_a_unet_cannot_go_on_from_is_told_where_it_would_be_taken(runs) -> None:
     ours, headless, skipless, random = found(runs, "default", "headless", "skipless", "random")
     assert (
-        new_decoder(headless, "full")
+        new_decoder(headless, True)
         == "initialisation headless holds no decoder: its U-Net's begins with random weights"
     )
-    assert "skipless holds a decoder without skips: its U-Net's begins with random" in new_decoder(skipless, "full")
-    assert new_decoder(ours, "full") is None and new_decoder(random, "full") is None
-    for mode in ("encoder", "frozen"):  # a new one in any case
-        assert new_decoder(skipless, mode) is None
+    assert "skipless holds a decoder without skips: its U-Net's begins with random" in new_decoder(skipless, True)
+    assert new_decoder(ours, True) is None and new_decoder(random, True) is None
+    assert new_decoder(skipless, False) is None  # a new one in any case
+    taken = {"full": True, "encoder": False, "frozen": False, "probe": False, "knn": False}
+    assert {mode: FinetuneSettings(mode=mode).takes_decoder for mode in taken} == taken
+    assert FinetuneSettings(mode="probe", probe_features="encoder+decoder").takes_decoder
 
 
 @pytest.mark.parametrize("kind", ["headless", "skipless"])

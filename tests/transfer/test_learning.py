@@ -98,6 +98,7 @@ class Coded(nn.Module):
 
 def test_the_encoder_waits_with_its_statistics_until_the_decoder_has_learnt() -> None:
     network = Coded()
+    network.train()(torch.rand(8, 1))  # statistics to keep
     encoder, head = (
         [value.clone() for value in part.state_dict().values()] for part in (network.encoder, network.head)
     )
@@ -128,7 +129,19 @@ def test_patience_does_not_end_training_while_the_encoder_waits() -> None:
     network = Coded()
     validate = iter([0.5] * 20)
     learnt = learn(network, lambda: next(validate), decoder_first=0.5, num_steps=20, patience=1)
-    assert len(learnt.losses) == 11
+    assert len(learnt.losses) == 12  # no better than the first validation of the second phase, and not than before it
+
+
+def test_norms_without_statistics_learn_them_while_the_encoder_waits_and_others_keep_theirs() -> None:
+    for seen in (False, True):
+        network = Coded()
+        norm = network.encoder[1]
+        if seen:
+            network.train()(torch.rand(8, 1))
+        before = norm.running_mean.clone()
+        learn(network, None, decoder_first=0.9, num_steps=2)  # of the two steps the first waits
+        first = norm.num_batches_tracked.item() - int(seen)
+        assert first == (1 if seen else 2) and not torch.equal(norm.running_mean, before)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

@@ -268,3 +268,16 @@ def test_random_weights_learn_the_real_hippocampus_from_five_scans() -> None:
     train_segmenter(unet, learnt, TrialSetup("segmentation", 3, form, few), trial.seed)
     dice = [overlap(segment(unet, case.image, shape, 8), case.label, 3).dice for case in tested]
     assert np.mean(dice) > 0.3, dice
+
+
+def test_with_a_margin_the_same_patches_are_cut_larger_and_every_voxel_is_still_learnt_from() -> None:
+    case = box_case(0, (10, 9, 8))
+    middle = (slice(None), slice(None), *[slice(2, -2)] * 3)
+    plain = draw_patches([case], find_centres([case]), (8, 8, 8), 60, np.random.default_rng(0))
+    larger = draw_patches([case], find_centres([case]), (8, 8, 8), 60, np.random.default_rng(0), (2, 2, 2))
+    for inner, outer in zip(plain, larger, strict=True):
+        assert outer.shape == (60, 1, 12, 12, 12) and np.array_equal(outer[middle], inner)
+    corners = [larger[0][n, 0, 2, 2, 2] for n in range(60)]
+    assert float(case.image[0, 0, 0]) in corners  # a patch in the corner of the scan
+    at_corner = larger[0][corners.index(float(case.image[0, 0, 0])), 0]
+    assert (at_corner[:3, :3, :3] == at_corner[2, 2, 2]).all()  # beyond the edge there is what lies on it
