@@ -18,8 +18,8 @@ SEMANTICS_NOTE = (
     "with semantics spend some on classification alone, which leaves fewer to restoration. Against "
     "models-genesis-on-patterns, which restores the same patterns without their labels, where cubes come from is the "
     "same: that gain is of the labels, less what fewer cubes to restore cost; against models-genesis it is of the "
-    "places, the labels, the fewer cubes to restore and, where models-genesis is compared with semantic-genesis, the flips, which "
-    "only Models Genesis' own set has."
+    "places, the labels, the fewer cubes to restore and, where semantic-genesis is compared with it, the flips, which "
+    "only the set of Models Genesis has."
 )
 
 
