@@ -127,7 +127,7 @@ def trained(chosen, state=None):
     seen, states, rows = [], [], []
 
     class Watching(PretextTask):
-        def losses(self, model, batch, epoch):
+        def losses(self, model, batch, epoch, teacher=None):
             seen.append((epoch, batch.columns["pattern_id"].tolist()))
             return super().losses(model, batch, epoch)
 
