@@ -352,8 +352,8 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     assert "The total leaves comparisons out" in page.text
     assert "class, answer" in page.text
     assert "0 failures" not in page.text and "Training scans alone" in page.text
-    of_targets = page.text.partition("Transfer")[2].replace("finetune.loss=dice", "")  # a command's setting
-    found = re.search(r"\bauc\b|\bdice\b", of_targets)
+    of_targets = page.text.partition("Transfer")[2]
+    found = re.search(r"\bauc\b|(?<!loss=)(?<!loss: )\bdice\b", of_targets)  # but for the setting `finetune.loss`
     assert re.search(r"AUC|Dice", page.text)
     assert found is None, of_targets[found.start() - 80 : found.end() + 40]
 
