@@ -179,7 +179,7 @@ def strip(
     return _chart(labels, f"{labels.title}. Mean {labels.y}: {means}.", draw, size)
 
 
-class Series(NamedTuple):
+class ChartLine(NamedTuple):
     """Points of a line in the order of x; spread: what is drawn above and below each, such as a standard deviation."""
 
     x: Sequence[float]
@@ -187,7 +187,7 @@ class Series(NamedTuple):
     spread: Sequence[float]
 
 
-def lines(labels: Labels, series: Mapping[str, Series], *, log: bool = False) -> Chart:
+def lines(labels: Labels, series: Mapping[str, ChartLine], *, log: bool = False) -> Chart:
     """Named lines, each of its own colour, marker and dashes, with their spread; the highest end is named first.
 
     log: x is on a logarithmic scale, with a tick at each value that there is, and spread is bars instead of a band.

@@ -85,11 +85,7 @@ def train(
         images, targets = draw_batch(generator)
         with autocast(images.device.type, settings.precision):
             out = network(images)
-        loss = loss_of(out.float(), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        losses.append(_step(optimizer, loss_of(out.float(), targets)))
         seconds += watch.seconds
         if not math.isfinite(losses[-1]):
             raise TrainingError(f"the loss is {losses[-1]} at step {step}: lower finetune.learning_rate")
@@ -162,6 +158,14 @@ def set_training(network: nn.Module, unlearnt: Sequence[nn.Module] = ()) -> None
             part.eval()
     for norm in unlearnt:
         norm.train()
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+    """One step down the gradient of a loss; returns the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 def _encoder_weights(network: nn.Module) -> list[nn.Parameter]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from raygenesis.text import charts
-from raygenesis.text.charts import Chart, Labels, Series
+from raygenesis.text.charts import Chart, ChartLine, Labels
 from raygenesis.transfer.curves import curves_of, mean_curve
 from raygenesis.transfer.metrics import TITLES
 from raygenesis.transfer.results import Results, TrialResult, Trials
@@ -45,7 +45,7 @@ def _names(results: Results) -> list[str]:
     return list(dict.fromkeys(name for starts in results.values() for name in starts))
 
 
-def _by_labelled(results: Results, name: str) -> Series:
+def _by_labelled(results: Results, name: str) -> ChartLine:
     """The primary figure, the first, of an initialisation's trials, by the number of subjects that they learnt from."""
     values = {}
     for starts in results.values():
@@ -53,10 +53,10 @@ def _by_labelled(results: Results, name: str) -> Series:
             values[trials[0].subjects] = [next(iter(trial.figures.values())) for trial in trials]
     x = sorted(number for number in values if number)  # an earlier version did not record it
     spread = [float(np.std(values[number], ddof=1)) if len(values[number]) > 1 else 0.0 for number in x]
-    return Series(x, [float(np.mean(values[number])) for number in x], spread)
+    return ChartLine(x, [float(np.mean(values[number])) for number in x], spread)
 
 
-def _by_steps(starts: Mapping[str, Trials]) -> dict[str, Series]:
+def _by_steps(starts: Mapping[str, Trials]) -> dict[str, ChartLine]:
     """The mean validation curve of each initialisation that has curves of two points or more."""
     means = {name: mean_curve(curves_of(trials)) for name, trials in starts.items()}
-    return {name: Series(*map(list, zip(*points, strict=True))) for name, points in means.items() if len(points) > 1}
+    return {name: ChartLine(*map(list, zip(*points, strict=True))) for name, points in means.items() if len(points) > 1}

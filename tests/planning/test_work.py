@@ -131,6 +131,10 @@ def test_sweeps_and_fine_tuning_are_their_trials() -> None:
     settings = load_settings("cpu-small", ["finetune.num_trials=5", "finetune.num_labelled=[5,20]"])
     assert sweeping(settings, 16).core_s == pytest.approx(2 * sweeping(settings, 8).core_s)
     assert fine_tuning(settings).most_cores == 2 * 2 * 5
+    given = ["finetune.num_trials=5", "finetune.num_labelled=[5,20]", "finetune.learning_rate=[0.001,0.003,0.01]"]
+    tuned = fine_tuning(load_settings("cpu-small", given))
+    assert tuned.most_cores == 2 * 2 * (5 + 3 * 2)  # each rate on two draws
+    assert tuned.core_s == pytest.approx(fine_tuning(settings).core_s * 11 / 5)
     assert fine_tuning(load_settings("cpu-small", ["finetune.mode=knn"])).core_s == 0
 
 
