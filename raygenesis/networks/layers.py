@@ -57,10 +57,14 @@ def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
     return rows[torch.arange(len(rows), device=rows.device) ^ 1]
 
 
+def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch normalisations of a network, in the order of its modules."""
+    return [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
 def has_batch_statistics(network: nn.Module) -> bool:
     """Whether a network normalises by a batch's own statistics in evaluation too (`norm_layer`, `batch-statistics`)."""
-    norms = (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
-    return any(not layer.track_running_stats for layer in norms)
+    return any(not norm.track_running_stats for norm in batch_norms(network))
 
 
 def run_layer(layer: nn.Module, *inputs: Any, recompute: bool) -> Any:
@@ -74,8 +78,7 @@ def run_layer(layer: nn.Module, *inputs: Any, recompute: bool) -> Any:
 @contextmanager
 def frozen_statistics(layer: nn.Module) -> Iterator[None]:
     """Keep the running statistics of batch norms in training, each of which sees one batch that it must not count."""
-    norms = [part for part in layer.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    tracking = [norm for norm in norms if norm.track_running_stats and norm.training]
+    tracking = [norm for norm in batch_norms(layer) if norm.track_running_stats and norm.training]
     momenta = [norm.momentum for norm in tracking]
     for norm in tracking:
         norm.momentum = 0.0

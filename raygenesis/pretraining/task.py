@@ -38,11 +38,11 @@ from raygenesis.pretraining.stages import check_epochs, stage_of
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.training.experiment import Tuning
 from raygenesis.training.feeding import Batch
+from raygenesis.training.precision import autocast
 from raygenesis.training.records import EpochRow
 
 # Name of the phase in which all parts of a loss are learnt; a phase of one part has that part's name.
 JOINT = "joint"
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 # Held-out cubes are corrupted alike in every epoch, so that their errors can be compared; training counts from 0.
@@ -256,7 +256,7 @@ class PretextTask:
         if self.learns(CONTRAST, epoch):
             assert isinstance(teacher, PretextNetwork) and prediction.projected is not None
             original = pretext_batch.original.contiguous(memory_format=self._memory_format)
-            with self._autocast(original):
+            with autocast(original.device.type, self.settings.precision):
                 keys = taught(teacher, original)
             parts[CONTRAST], parts["contrast_chance"] = contrast(prediction.projected, keys, self._classes(batch))
         losses = {name: values.mean() for name, values in parts.items()}
@@ -351,12 +351,8 @@ class PretextTask:
     def _memory_format(self) -> torch.memory_format:
         return MEMORY_FORMATS[len(self.sample_shape)] if self.settings.channels_last else torch.contiguous_format
 
-    def _autocast(self, images: torch.Tensor) -> torch.autocast:
-        dtype = PRECISIONS[self.settings.precision]
-        return torch.autocast(images.device.type, dtype, enabled=dtype is not None)
-
     def _predict(self, model: nn.Module, shown: torch.Tensor, restore: bool, cross: bool = False) -> Prediction:
-        with self._autocast(shown):
+        with autocast(shown.device.type, self.settings.precision):
             return model(shown, restore=restore, cross=cross)
 
     def _parts(self, prediction: Prediction, batch: PretextBatch) -> dict[str, torch.Tensor]:

@@ -20,10 +20,11 @@ from torch.nn import functional
 
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.settings import FinetuneSettings
+from raygenesis.training.precision import autocast
 from raygenesis.transfer.augmentation import augment
 from raygenesis.transfer.cases import Case
 from raygenesis.transfer.examples import CLASSIFICATION, MULTILABEL, REGRESSION
-from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, autocast, to_device, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, to_device, train
 from raygenesis.transfer.metrics import PRIMARY, Answer, AnsweredCase, figures
 from raygenesis.transfer.setup import TrialSetup
 

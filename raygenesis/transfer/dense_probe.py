@@ -16,8 +16,9 @@ from torch.nn import functional
 from raygenesis.networks.layers import has_batch_statistics
 from raygenesis.networks.network import UNet
 from raygenesis.settings.streams import PROBED_VOXELS
+from raygenesis.training.precision import autocast
 from raygenesis.transfer.cases import Case
-from raygenesis.transfer.learning import autocast, to_device
+from raygenesis.transfer.learning import to_device
 from raygenesis.transfer.setup import TrialSetup
 
 NUM_VOXELS = 20_000  # that the linear map is fitted to, over all labelled cases
@@ -123,16 +124,19 @@ def features_at(
     Coarse levels are interpolated as `DenseProbe` interpolates their logits.
     """
     sides = np.array(patch_shape)
-    windows = dense_patch_slices(image.shape, patch_shape, [max(1, side // 2) for side in patch_shape])
-    begins = [np.unique([window[axis].start for window in windows]) for axis in range(image.ndim)]
     # Windows are a product of axes, so the nearest along each is the nearest.
+    begins = [
+        np.array([window[0].start for window in dense_patch_slices([whole], [side], [max(1, side // 2)])])
+        for whole, side in zip(image.shape, patch_shape, strict=True)
+    ]
     corners = np.stack([
         own[np.abs(places[:, None] + 0.5 - own - side / 2).argmin(1)]
         for own, places, side in zip(begins, voxels.T, sides, strict=True)
     ], 1)  # fmt: skip
-    found: list[torch.Tensor] = [torch.empty(0)] * len(voxels)
-    for corner in np.unique(corners, axis=0):
-        rows = np.flatnonzero((corners == corner).all(1))
+    corners_used, window_of = np.unique(corners, axis=0, return_inverse=True)
+    order, found = [], []
+    for number, corner in enumerate(corners_used):
+        rows = np.flatnonzero(window_of == number)
         window = tuple(slice(begin, begin + side) for begin, side in zip(corner, sides, strict=True))
         patch = torch.tensor(image[window], dtype=torch.float32, device=device)[None, None]
         # Voxels' centres in the window from -1 to 1, x first: what `grid_sample` takes.
@@ -143,9 +147,9 @@ def features_at(
             functional.grid_sample(level.float(), grid, padding_mode="border", align_corners=False).flatten(2)[0]
             for level in levels(patch)
         ]
-        for row, vector in zip(rows, torch.cat(sampled).T.cpu(), strict=True):
-            found[row] = vector
-    return torch.stack(found).numpy()
+        order.append(rows)
+        found.append(torch.cat(sampled).T.cpu().numpy())
+    return np.concatenate(found)[np.argsort(np.concatenate(order))]
 
 
 def probe_batch_size(levels: FeatureLevels, batch_size: int) -> int:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from raygenesis.cluster.progress import Stopwatch
+from raygenesis.networks.layers import batch_norms
 from raygenesis.settings import FinetuneSettings
 from raygenesis.settings.streams import LABELLED_BATCHES
 from raygenesis.training.experiment import TrainingError
+from raygenesis.training.precision import autocast
 
 NUM_VALIDATIONS = 20
 # Share of the steps in which the learning rate rises.
@@ -135,11 +136,6 @@ def rate_factor(step: int, settings: FinetuneSettings) -> float:
     return (1 + math.cos(math.pi * (step - num_rising) / (num_steps - num_rising + 1))) / 2
 
 
-def autocast(device: str, precision: str) -> torch.autocast:
-    """The context of a forward pass in `finetune.precision`."""
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-
-
 def to_device(network: nn.Module, device: str) -> None:
     """Move a network in place to a device, its weights in channels-last format."""
     sides = next((weight.ndim for weight in network.parameters() if weight.ndim in MEMORY_FORMAT), 5)
@@ -175,7 +171,7 @@ def _encoder_weights(network: nn.Module) -> list[nn.Parameter]:
 
 def _unlearnt_norms(network: nn.Module) -> list[nn.Module]:
     """The encoder's batch norms that have seen no batch yet, so that their running statistics are made up."""
-    norms = (part for part in network.get_submodule("encoder").modules() if isinstance(part, _BatchNorm))
+    norms = batch_norms(network.get_submodule("encoder"))
     return [norm for norm in norms if norm.num_batches_tracked is not None and not norm.num_batches_tracked]
 
 

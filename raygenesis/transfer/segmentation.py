@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional
 
 from raygenesis.settings import FinetuneSettings
+from raygenesis.training.precision import autocast
 from raygenesis.transfer.augmentation import augment, margin_of
 from raygenesis.transfer.cases import Case
-from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, autocast, to_device, train
+from raygenesis.transfer.learning import MEMORY_FORMAT, TrainingOutcome, to_device, train
 from raygenesis.transfer.metrics import SegmentedCase, overlap
 from raygenesis.transfer.setup import TrialSetup
 
