@@ -20,9 +20,9 @@ from raygenesis.archive.intake.growth import (
 )
 from raygenesis.archive.intake.identity import Identity, name_for_log, open_identity
 from raygenesis.archive.intake.known_files import write_private
-from raygenesis.archive.intake.parallel import take_in_all
+from raygenesis.archive.intake.outcomes import IntakeOutcome
+from raygenesis.archive.intake.parallel import forget_outcomes, take_in_all
 from raygenesis.archive.intake.survey import Scan, Survey
-from raygenesis.archive.intake.take_in import IntakeOutcome
 from raygenesis.archive.work import COMPRESSED, ingest_work
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
@@ -91,6 +91,7 @@ def ingest(
             failures=len(tables.failures), known=num_known, removed=len(kept), other_files=found.num_others,
         )  # fmt: skip
         manifest = _finish(stage, counts, found, rows, voxel_bytes(catalogue), watch.seconds)
+        forget_outcomes(workspace)
         _report(manifest, workspace, _failed(found, outcomes, identity))
         return manifest
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
-from ray.data import Datasource, ReadTask
-from ray.data.block import BlockMetadata
 
 from raygenesis.archive.catalogue import CATALOGUE, CatalogueRow, CatalogueRows, read_columns
 from raygenesis.archive.store import level_shape, open_level, read_array, volume_folder
+from raygenesis.cluster.streams import PartSource, SourcePart, read_parts
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
@@ -34,56 +34,34 @@ def parts_of(rows: Sequence[Item], rows_per_part: int) -> list[tuple[int, Sequen
     return [(start, rows[start : start + rows_per_part]) for start in range(0, len(rows), rows_per_part)]
 
 
-class ArchiveSource(Datasource):
-    """Rows made from catalogue rows, one read task, and so one block, per part.
+def catalogue_source(
+    parts: Sequence[Part], sizes: Sequence[int], schema: pa.Schema, read_row: Callable[[CatalogueRow], dict[str, Any]]
+) -> PartSource:
+    """Parts of catalogue rows, each of which is read as a table of `schema` with a row a volume.
 
     parts: rows may be read late, in the read task alone (`CatalogueRows`).
     sizes: bytes in memory of what `read_row` makes of each part, so that Ray can plan.
     read_row: a catalogue row → the columns of `schema` beside `number`, `volume_id` and `failure`; may raise ScanError,
         and then `failure` has the reason, and these columns are null.
     """
+    source_parts = [
+        SourcePart(functools.partial(_read_rows, start, rows, schema, read_row), len(rows), size)
+        for (start, rows), size in zip(parts, sizes, strict=True)
+    ]
+    return PartSource(source_parts, schema)
 
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        sizes: Sequence[int],
-        schema: pa.Schema,
-        read_row: Callable[[CatalogueRow], dict[str, Any]],
-    ) -> None:
-        super().__init__()
-        self._parts, self._sizes, self._schema, self._read_row = parts, sizes, schema, read_row
 
-    def estimate_inmemory_data_size(self) -> int:
-        return sum(self._sizes)
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        """One task per part whatever the parallelism asked for: parts are the units of resuming."""
-        return [
-            ReadTask(
-                self._reader(start, rows),
-                BlockMetadata(len(rows), size, input_files=None, exec_stats=None),
-                self._schema,
-                per_task_row_limit,
-            )
-            for (start, rows), size in zip(self._parts, self._sizes, strict=True)
-        ]
-
-    def _reader(self, start: int, rows: Iterable[CatalogueRow]) -> Callable[[], Iterator[pa.Table]]:
-        schema, read_row = self._schema, self._read_row
-
-        def read() -> Iterator[pa.Table]:
-            out = []
-            for number, row in enumerate(rows, start):
-                names = {"number": number, "volume_id": row["volume_id"]}
-                try:
-                    out.append(names | read_row(row) | {"failure": ""})
-                except ScanError as error:
-                    out.append(dict.fromkeys(schema.names) | names | {"failure": str(error)})
-            yield pa.Table.from_pylist(out, schema)
-
-        return read
+def _read_rows(
+    start: int, rows: Iterable[CatalogueRow], schema: pa.Schema, read_row: Callable[[CatalogueRow], dict[str, Any]]
+) -> pa.Table:
+    out = []
+    for number, row in enumerate(rows, start):
+        names = {"number": number, "volume_id": row["volume_id"]}
+        try:
+            out.append(names | read_row(row) | {"failure": ""})
+        except ScanError as error:
+            out.append(dict.fromkeys(schema.names) | names | {"failure": str(error)})
+    return pa.Table.from_pylist(out, schema)
 
 
 def read_archive(
@@ -107,8 +85,6 @@ def read_archive(
 
     Raises WorkspaceError if there is no archive, SettingsError for a column or an id that it does not have.
     """
-    from raygenesis.cluster import joining
-
     archive = workspace if isinstance(workspace, Workspace) else Workspace.existing(workspace)
     unknown = sorted(set(columns) - set(CATALOGUE.names))
     if unknown:
@@ -117,9 +93,7 @@ def read_archive(
     missing = sorted(set(volume_ids or ()) - set(there))
     if missing:
         raise SettingsError(f"volume_ids: the archive has no volume {missing[0]!r}")
-    joining.connect()
-    source = volume_rows(archive.volumes, CatalogueRows(archive.catalog, there), columns, level, region_mm)
-    return ray.data.read_datasource(source, override_num_blocks=len(source.get_read_tasks(1)))
+    return read_parts(volume_rows(archive.volumes, CatalogueRows(archive.catalog, there), columns, level, region_mm))
 
 
 def volume_rows(
@@ -128,8 +102,8 @@ def volume_rows(
     columns: Sequence[str] = (),
     level: int = 0,
     region_mm: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> ArchiveSource:
-    """The source behind `read_archive`: blocks of about BLOCK_BYTES each, however large the volumes."""
+) -> PartSource:
+    """The source behind `read_archive`: parts of about BLOCK_BYTES each, however large the volumes."""
 
     def bytes_of(row: CatalogueRow) -> int:
         shape = [part.stop - part.start for part in _region(row, level, region_mm)]
@@ -148,7 +122,7 @@ def volume_rows(
         + [("voxels", pa.large_binary()), ("voxels_shape", pa.list_(pa.int32())), ("voxels_dtype", pa.string())]
         + [("failure", pa.string())]
     )
-    return ArchiveSource(*_even_parts(rows, bytes_of), schema, read)
+    return catalogue_source(*_even_parts(rows, bytes_of), schema, read)
 
 
 def voxels_of(row: Mapping[str, Any]) -> NDArray[Any]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from raygenesis.archive.catalogue import CatalogueRow
 from raygenesis.archive.coarse import read_coarse
-from raygenesis.archive.source import ArchiveSource, Part
+from raygenesis.archive.source import Part, catalogue_source
+from raygenesis.cluster.streams import PartSource
 from raygenesis.patterns.cells import DTYPE, encode
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace.files import Place
@@ -21,7 +22,7 @@ COARSE_SCHEMA = pa.schema(
 
 def coarse_cubes(
     volumes: Place, parts: Sequence[Part], shape: Sequence[int], intensity: IntensitySettings
-) -> ArchiveSource:
+) -> PartSource:
     """A row (schema COARSE_SCHEMA) a scan: its cube is a cell of `shape` of the whole scan, null where it is damaged.
 
     volumes: the folder of the archive's volumes; parts: the scans of each block.
@@ -31,4 +32,4 @@ def coarse_cubes(
         return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
 
     num_bytes = int(np.prod(shape)) * DTYPE.itemsize
-    return ArchiveSource(parts, [num_bytes * len(rows) for _, rows in parts], COARSE_SCHEMA, read)
+    return catalogue_source(parts, [num_bytes * len(rows) for _, rows in parts], COARSE_SCHEMA, read)

@@ -18,19 +18,19 @@ from raygenesis.discovery.cubes import size_mm
 from raygenesis.discovery.patients import Patients, load_scans
 from raygenesis.discovery.pattern_boxes import MOST_CROPS, crops_of
 from raygenesis.discovery.store_writer import (
-    PartOutcome,
     Reasons,
     StoreSizes,
     StoreTask,
     finish_store,
     manifest_of_parts,
     too_small,
-    write_parts,
+    write_store,
 )
 from raygenesis.discovery.visits import Visit, plan_visits
 from raygenesis.discovery.work import crop_work, crops_per_scan
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.patterns.schema import TRAINING, UNLABELLED, VALIDATION, PlannedPattern
+from raygenesis.patterns.writer import PartRecord
 from raygenesis.settings import DiscoverySettings, IntensitySettings, Scale, Settings
 from raygenesis.text.amounts import sides
 from raygenesis.workspace.artifacts import ARCHIVE, CROPS
@@ -71,10 +71,10 @@ def crop(workspace: Workspace, settings: Settings, announce: Announce = unannoun
     store = StoreTask(workspace.crops, workspace, discovery.cube_shape, settings.intensity, num_crops, plan_crops)
     with stage.claimed():
         small = too_small(workspace.catalog, scans, discovery.scales)
-        outcomes, failures = write_parts(store, plan, small)
-        _check_any(workspace.crops, outcomes, failures[len(small) :])
+        records, failures = write_store(store, plan, small)
+        _check_any(workspace.crops, records, failures[len(small) :])
         sizes = StoreSizes(references=0, coordinates=num_crops, neighbours=len(names[TRAINING]))
-        manifest = manifest_of_parts(outcomes, len(failures), sizes, discovery.cube_shape, watch.seconds)
+        manifest = manifest_of_parts(records, len(failures), sizes, discovery.cube_shape, watch.seconds)
         return finish_store(stage, manifest, failures)
 
 
@@ -124,10 +124,10 @@ class CropPlanner:
         return crops_of(visit, row, places, step, self.discovery, self.seed)
 
 
-def _check_any(folder: Place, outcomes: Sequence[PartOutcome], failures: pa.Table) -> None:
+def _check_any(folder: Place, records: Sequence[PartRecord], failures: pa.Table) -> None:
     """Raise WorkspaceError, and leave nothing, if a split has no crops."""
-    num_validation = sum(outcome.validation for outcome in outcomes)
-    num_training = sum(outcome.patterns for outcome in outcomes) - num_validation
+    num_validation = sum(record.validation for record in records)
+    num_training = sum(record.patterns for record in records) - num_validation
     for split, number in ((TRAINING, num_training), (VALIDATION, num_validation)):
         if not number:
             remove_tree(folder)

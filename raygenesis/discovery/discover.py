@@ -24,7 +24,7 @@ from raygenesis.discovery.store_writer import (
     finish_store,
     manifest_of_parts,
     too_small,
-    write_parts,
+    write_store,
 )
 from raygenesis.discovery.visits import Visit, plan_visits
 from raygenesis.discovery.work import discover_work, index_work
@@ -69,11 +69,11 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
     with stage.claimed():
         quality = measure_quality(workspace, patients, neighbourhoods, discovery, intensity, seed)
         small = too_small(workspace.catalog, patients, discovery.scales)
-        outcomes, failures = write_parts(store, plan, small)
+        records, failures = write_store(store, plan, small)
         sizes = StoreSizes(discovery.num_references, discovery.num_coordinates, discovery.num_neighbours)
-        parts = manifest_of_parts(outcomes, len(failures), sizes, discovery.cube_shape, watch.seconds)
-        records = tuple(_record(reference) for reference in references)
-        return finish_store(stage, PatternsManifest(**vars(parts), references=records, quality=quality), failures)
+        parts = manifest_of_parts(records, len(failures), sizes, discovery.cube_shape, watch.seconds)
+        chosen_ones = tuple(_record(reference) for reference in references)
+        return finish_store(stage, PatternsManifest(**vars(parts), references=chosen_ones, quality=quality), failures)
 
 
 def _neighbourhoods(

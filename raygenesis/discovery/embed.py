@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -15,17 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import CatalogueRows, read_columns
-from raygenesis.archive.source import ArchiveSource
 from raygenesis.archive.work import archive_size
 from raygenesis.cluster import capacity, environment, joining
 from raygenesis.cluster.gauges import set_gauge
-from raygenesis.cluster.progress import Stopwatch, progress, say
+from raygenesis.cluster.progress import Stopwatch, say
+from raygenesis.cluster.streams import PartSource, StreamProgress, read_parts, write_parts
 from raygenesis.cluster.work import Announce, Work, unannounced
 from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.encoders import encoder_work, ready_encoder
 from raygenesis.discovery.work import embed_work
-from raygenesis.errors import WorkspaceError
 from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
@@ -87,8 +87,9 @@ def embed(
         if parts:
             shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
             source = coarse_cubes(workspace.volumes, parts, shape, settings.intensity)
-            sizes = [len(rows) for _, rows in parts]
-            _embed_parts(source, sizes, weights, shape, folder, settings.embedding)
+            shown = StreamProgress("embed", "volumes", source.num_rows, source.num_parts)
+            stream = embed_stream(source, weights, shape, settings.embedding)
+            write_parts(stream, functools.partial(publish_part, folder=folder), shown, after_actors=True)
         failed = _failures(folder, known)
         num_parts = num_made + len(parts)
         counts = EmbeddingsCounts(volumes=len(known) - len(failed), new=num_new, failures=len(failed), parts=num_parts)
@@ -182,39 +183,30 @@ def _failures(folder: Place, known: pa.Table) -> pa.Table:
 
 @dataclass
 class Embedder:
-    """An actor of the pool: embeds the volumes of a part and writes the part."""
+    """An actor of the pool: embeds the volumes of a part."""
 
     weights: Place
     input_shape: tuple[int, ...]
-    folder: Place
     device: str
 
     def __post_init__(self) -> None:
         self._model = load_scan_encoder(self.weights, self.input_shape).to(self.device)
 
     def __call__(self, part: pa.Table) -> pa.Table:
-        """Arrow rows of a `coarse_cubes` part → one row: how many volumes it holds, or why it cannot be written.
-
-        An exception would arrive without its kind.
-        """
+        """Rows of a `coarse_cubes` part (schema COARSE_SCHEMA) → number, volume_id, embedding, failure of each."""
         latent = self._encode(part["cube"].to_pylist())
         failures = [
             reason or ("" if np.isfinite(vector).all() else "its embedding is not finite")
             for reason, vector in zip(part["failure"].to_pylist(), latent, strict=True)
         ]
-        table = pa.table(
+        return pa.table(
             {
+                "number": part["number"],
                 "volume_id": part["volume_id"],
                 "embedding": pa.FixedSizeListArray.from_arrays(latent.ravel(), latent.shape[1]),
                 "failure": failures,
             }
         )
-        start = part["number"][0].as_py()
-        try:
-            write_table(_part_path(self.folder, start), table)
-        except WorkspaceError as error:
-            return pa.table({"volumes": [0], "error": [str(error)]})
-        return pa.table({"volumes": [part.num_rows], "error": [""]})
 
     @torch.inference_mode()
     def _encode(self, cells: Sequence[bytes | None]) -> NDArray[np.float32]:
@@ -229,28 +221,22 @@ class Embedder:
         return np.concatenate(vectors)
 
 
-def _embed_parts(
-    source: ArchiveSource,
-    num_volumes: Sequence[int],
-    weights: Place,
-    input_shape: tuple[int, ...],
-    folder: Place,
-    settings: EmbeddingSettings,
-) -> None:
-    """Embed the parts of a source, each of so many volumes, and write them."""
-    joining.connect()
-    num_gpus, num_parts = settings.num_gpus, len(num_volumes)
+def embed_stream(
+    source: PartSource, weights: Place, input_shape: tuple[int, ...], settings: EmbeddingSettings
+) -> ray.data.Dataset:
+    """The embeddings of a `coarse_cubes` source, made by a pool of actors, one block a part."""
+    num_gpus, num_parts = settings.num_gpus, source.num_parts
     if num_gpus:
+        joining.connect()
         capacity.require(f"embedding.num_gpus={num_gpus:g}", 1, num_gpus=num_gpus)
     # Without GPUs Ray Data has the actors read as well, so that they may have all cores.
+    scans = read_parts(source)
     num_actors = min(settings.num_actors or capacity.num_concurrent(1, num_gpus), num_parts)
     # In a cluster nodes may come: then as many as there are parts.
     most_actors = num_actors if settings.num_actors or not environment.is_joined() else num_parts
-    scans = ray.data.read_datasource(source, override_num_blocks=num_parts)
-    scans.context.target_max_block_size = None  # a block is a part, however large
-    done = scans.map_batches(
+    return scans.map_batches(
         Embedder,
-        fn_constructor_args=(weights, input_shape, folder, "cuda" if num_gpus else "cpu"),
+        fn_constructor_args=(weights, input_shape, "cuda" if num_gpus else "cpu"),
         batch_size=None,
         batch_format="pyarrow",
         # Of fewer than there were, after the loss of a node, those that are idle make room.
@@ -258,11 +244,11 @@ def _embed_parts(
         num_gpus=num_gpus or None,
         zero_copy_batch=True,
     )
-    with progress("embed", sum(num_volumes), "volumes") as ticker:
-        for row in done.iter_rows():
-            if row["error"]:
-                raise WorkspaceError(row["error"])
-            ticker.advance(row["volumes"])
+
+
+def publish_part(part: pa.Table, folder: Place) -> None:
+    """Write the embeddings of one part under the number of its first volume. Raises WorkspaceError."""
+    write_table(_part_path(folder, part["number"][0].as_py()), part.drop_columns("number"))
 
 
 def _part_path(folder: Place, start: int) -> Place:

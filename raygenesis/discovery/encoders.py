@@ -13,6 +13,7 @@ from raygenesis.archive.catalogue import CatalogueRows, is_held_out, read_column
 from raygenesis.archive.source import parts_of
 from raygenesis.cluster import joining
 from raygenesis.cluster.progress import Stopwatch, say
+from raygenesis.cluster.streams import read_parts
 from raygenesis.cluster.work import ArchiveSize, Work
 from raygenesis.discovery.autoencoder_training import IdentityMapping
 from raygenesis.discovery.coarse_scans import coarse_cubes
@@ -184,7 +185,7 @@ def _coarse_dataset(
         (start, CatalogueRows(workspace.catalog, there)) for start, there in parts_of(volume_ids, VOLUMES_PER_BLOCK)
     ]
     source = coarse_cubes(workspace.volumes, parts, shape, intensity)
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(parts)).map_batches(
+    dataset = read_parts(source).map_batches(
         lambda table: table.filter(pa.compute.equal(table["failure"], "")), batch_size=None, batch_format="pyarrow"
     )
     return dataset.materialize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,25 +10,26 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raygenesis.archive.catalogue import CatalogueRow, read_catalogue, read_columns
-from raygenesis.cluster import fan_out
 from raygenesis.cluster.gauges import set_gauge
-from raygenesis.cluster.progress import progress, say
+from raygenesis.cluster.progress import say
+from raygenesis.cluster.streams import PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients
-from raygenesis.discovery.visits import Visit
-from raygenesis.errors import ScanError
+from raygenesis.discovery.visits import VISIT, Visit
+from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.patterns.cells import DTYPE, STEPS, encode
 from raygenesis.patterns.reader import verb_of
-from raygenesis.patterns.schema import PATTERN, VALIDATION, PatternRow, PlannedPattern
-from raygenesis.patterns.writer import is_sealed, part_path, read_seal, write_part
+from raygenesis.patterns.schema import PATTERN, PatternRow, PlannedPattern
+from raygenesis.patterns.writer import PartRecord, part_path, read_whole_part, write_part
 from raygenesis.settings import IntensitySettings, Scale
 from raygenesis.text.amounts import sides, size
 from raygenesis.workspace.failures import FAILURES, FailureRow
-from raygenesis.workspace.files import Place, parquet_file, read_table, remove_tree, write_table
-from raygenesis.workspace.manifest import Checksum, StoreCounts, StoreManifest
+from raygenesis.workspace.files import Place, read_table, remove_tree, write_table
+from raygenesis.workspace.manifest import StoreCounts, StoreManifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -70,24 +72,15 @@ class StoreSizes:
     neighbours: int
 
 
-@dataclass(frozen=True)
-class PartOutcome:
-    """What became of a part. planned: patterns; patterns: stored, of which `validation` are held out."""
-
-    part: int
-    planned: int
-    patterns: int
-    validation: int
-    volumes: int
-    checksum: Checksum
-    failures: tuple[FailureRow, ...]
+# What cropping makes of a part: its patterns in the store's order, then what left none, with the reason.
+CROPPED = pa.schema([*PATTERN, ("part", pa.int32()), ("source", pa.string()), ("failure", pa.string())])
 
 
-def write_parts(store: StoreTask, plan: pa.Table, failures: pa.Table) -> tuple[list[PartOutcome], pa.Table]:
-    """Write every part of a plan (schema VISIT), each in a task of its own (`crop_part`).
+def write_store(store: StoreTask, plan: pa.Table, failures: pa.Table) -> tuple[list[PartRecord], pa.Table]:
+    """Crop and publish every part of a plan (schema VISIT) in a Ray Data pipeline.
 
     Parts that an interrupted call left stay if its plan was the same. Writes the table of failures (schema FAILURES),
-    those given and those of the parts. Returns the outcome of each part, in order, and all failures.
+    those given and those of the parts. Returns the records of the parts, in order, and all failures.
     """
     folder = store.folder
     path = folder / "plan.parquet"
@@ -96,45 +89,80 @@ def write_parts(store: StoreTask, plan: pa.Table, failures: pa.Table) -> tuple[l
         for part in folder.glob("part-*"):
             remove_tree(part)
     write_table(path, plan, row_group_size=VISITS_PER_GROUP)
-    outcomes: list[PartOutcome] = []
-    with progress(verb_of(folder), plan.num_rows * store.patterns_per_visit, folder.name) as ticker:
-        for outcome in fan_out.each(crop_part, np.unique(plan["part"].to_numpy()).tolist(), store):
-            outcomes.append(outcome)
-            ticker.advance(outcome.planned)
-    outcomes.sort(key=lambda outcome: outcome.part)
-    failed = [row for outcome in outcomes for row in outcome.failures]
+    source = visit_source(store, plan)
+    cropped = read_parts(source).map_batches(
+        functools.partial(crop_part, store=store), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+    )
+    shown = StreamProgress(
+        verb_of(folder), folder.name, plan.num_rows * store.patterns_per_visit, num_parts=source.num_parts
+    )
+    written = {record.part: record for record in write_parts(cropped, functools.partial(publish_part, folder), shown)}
+    records = [written.get(part) or _record_of(folder, part) for part in range(source.num_parts)]
+    failed = [row for record in records for row in record.failures]
     failures = pa.concat_tables([failures, pa.Table.from_pylist(failed, FAILURES)])
     write_table(folder / "failures.parquet", failures)
     path.unlink()
-    return outcomes, failures
+    return records, failures
 
 
-def crop_part(part: int, store: StoreTask) -> PartOutcome:
-    """Crop the patterns of one part, volume by volume, and publish it. A damaged volume loses its patterns.
+def visit_source(store: StoreTask, plan: pa.Table) -> PartSource:
+    """The visits (schema VISIT) of each part of a plan, read from the store's folder; none of a part that is there."""
+    num_visits = np.bincount(plan["part"].to_numpy())
+    num_bytes = store.patterns_per_visit * int(np.prod(store.cube_shape)) * DTYPE.itemsize
+    return PartSource(
+        [
+            SourcePart(functools.partial(_read_visits, store.folder, part), int(number), int(number) * num_bytes)
+            for part, number in enumerate(num_visits)
+        ],
+        VISIT,
+    )
 
-    A part that is there is not cropped again, but for the reasons of what it lacks.
+
+def _read_visits(folder: Place, part: int) -> pa.Table:
+    if read_whole_part(part_path(folder, part)) is not None:
+        return VISIT.empty_table()
+    return read_table(folder / "plan.parquet", filters=[("part", "=", part)]).cast(VISIT)
+
+
+def crop_part(part: pa.Table, store: StoreTask) -> pa.Table:
+    """Crop the patterns of one part, volume by volume: visits (schema VISIT) → rows (schema CROPPED).
+
+    A damaged volume loses its patterns.
     """
-    plan = read_table(store.folder / "plan.parquet", filters=[("part", "=", part)])
-    path = part_path(store.folder, part)
-    visits: list[Visit] = sorted(plan.to_pylist(), key=lambda visit: visit["volume_id"])
+    visits: list[Visit] = sorted(part.to_pylist(), key=lambda visit: visit["volume_id"])
+    if not visits:
+        return CROPPED.empty_table()
+    number = visits[0]["part"]
     rows = {row["volume_id"]: row for row in read_catalogue(store.workspace.catalog, {v["volume_id"] for v in visits})}
     reasons: Reasons = {}
-    was_there = is_sealed(path)
-    if not was_there:
-        patterns = _cropped(visits, rows, store, reasons)
-        patterns.sort(key=lambda row: (row["rank"], row["reference"], row["coordinate"], row["scale"]))
-        write_part(store.folder, part, pa.Table.from_pylist(patterns, PATTERN))
-    stored = parquet_file(path).read(["split", "volume_id", "reference"])
-    there = set(zip(stored["volume_id"].to_pylist(), stored["reference"].to_pylist(), strict=True))
-    if was_there:
-        lacking = [visit for visit in visits if (visit["volume_id"], visit["reference"]) not in there]
-        _cropped(lacking, rows, store, reasons)
-    checksum = read_seal(path)
-    assert checksum is not None  # the part is sealed
-    return PartOutcome(
-        part, len(visits) * store.patterns_per_visit, stored.num_rows, stored["split"].to_pylist().count(VALIDATION),
-        len({volume for volume, _ in there}), checksum, tuple(_failures(visits, there, rows, reasons)),
-    )  # fmt: skip
+    patterns = _cropped(visits, rows, store, reasons)
+    patterns.sort(key=lambda row: (row["rank"], row["reference"], row["coordinate"], row["scale"]))
+    there = {(row["volume_id"], row["reference"]) for row in patterns}
+    failed = _failures(visits, there, rows, reasons)
+    return pa.Table.from_pylist(
+        [{**row, "part": number} for row in patterns]
+        + [{"part": number, "source": failure["source"], "failure": failure["reason"]} for failure in failed],
+        CROPPED,
+    )
+
+
+def publish_part(folder: Place, cropped: pa.Table) -> PartRecord:
+    """Write one part's patterns and its record, from rows of schema CROPPED."""
+    has_failed = pc.is_valid(cropped["failure"])
+    failed = cropped.filter(has_failed)
+    patterns = cropped.filter(pc.invert(has_failed)) if len(failed) else cropped
+    failures: list[FailureRow] = [
+        {"source": source, "reason": reason}
+        for source, reason in zip(failed["source"].to_pylist(), failed["failure"].to_pylist(), strict=True)
+    ]
+    return write_part(folder, cropped["part"][0].as_py(), patterns.select(PATTERN.names), failures)
+
+
+def _record_of(folder: Place, part: int) -> PartRecord:
+    record = read_whole_part(part_path(folder, part))
+    if record is None:
+        raise WorkspaceError(f"{part_path(folder, part)} was changed meanwhile: run the same command again")
+    return record
 
 
 def _cropped(
@@ -197,19 +225,19 @@ def too_small(catalog: Place, patients: Patients, scales: Sequence[Scale]) -> pa
 
 
 def manifest_of_parts(
-    outcomes: Sequence[PartOutcome], num_failures: int, sizes: StoreSizes, cube_shape: tuple[int, ...], seconds: float
+    records: Sequence[PartRecord], num_failures: int, sizes: StoreSizes, cube_shape: tuple[int, ...], seconds: float
 ) -> StoreManifest:
     """The manifest of a store of these parts, which `finish_store` completes."""
-    num_patterns = sum(outcome.patterns for outcome in outcomes)
+    num_patterns = sum(record.patterns for record in records)
     counts = StoreCounts(
-        patterns=num_patterns, validation=sum(outcome.validation for outcome in outcomes),
-        volumes=sum(outcome.volumes for outcome in outcomes), parts=len(outcomes), failures=num_failures,
+        patterns=num_patterns, validation=sum(record.validation for record in records),
+        volumes=sum(record.volumes for record in records), parts=len(records), failures=num_failures,
         references=sizes.references, coordinates=sizes.coordinates, neighbours=sizes.neighbours,
     )  # fmt: skip
     raw_bytes = num_patterns * int(np.prod(cube_shape)) * DTYPE.itemsize
     return StoreManifest(
         counts=counts, seconds=seconds, cube_shape=cube_shape, cube_dtype=DTYPE.str, cube_steps=STEPS,
-        raw_bytes=raw_bytes, parts=tuple(outcome.checksum for outcome in outcomes),
+        raw_bytes=raw_bytes, parts=tuple(record.checksum for record in records),
     )  # fmt: skip
 
 

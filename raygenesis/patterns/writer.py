@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP
-from raygenesis.workspace.files import Place, on_disk, publish, read_json, write_json, xxh3_of
+from raygenesis.errors import WorkspaceError
+from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, VALIDATION
+from raygenesis.workspace.failures import FailureRow
+from raygenesis.workspace.files import Place, on_disk, publish, write_json, xxh3_of
 from raygenesis.workspace.manifest import Checksum
+from raygenesis.workspace.records import adapter, read_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """What is kept beside a part: its number, its checksum, and what it holds.
+
+    patterns: how many there are, of which `validation` are held out, from `volumes` scans. failures: what of the part's
+    plan left no patterns, and why.
+    """
+
+    part: int
+    patterns: int
+    validation: int
+    volumes: int
+    checksum: Checksum
+    failures: tuple[FailureRow, ...]
 
 
 def part_path(folder: Place, part: int) -> Place:
     return folder / f"part-{part:06d}.parquet"
 
 
-def write_part(folder: Place, part: int, patterns: pa.Table) -> Place:
-    """Publish rows (schema PATTERN, in the plan's order) as one part; the same rows give the same bytes."""
+def write_part(folder: Place, part: int, patterns: pa.Table, failures: Sequence[FailureRow] = ()) -> PartRecord:
+    """Publish rows (schema PATTERN, in the plan's order) as one part, then its record, which is returned.
+
+    The same rows give the same bytes.
+    """
     path, written = part_path(folder, part), list[Checksum]()
     columns = [name for name in PATTERN.names if name != "cube"]
 
@@ -35,28 +59,28 @@ def write_part(folder: Place, part: int, patterns: pa.Table) -> Place:
         written.append(checksum(aside))
 
     publish(path, write)
-    write_json(_seal(path), asdict(written[0]))
-    return path
+    record = PartRecord(
+        part=part, patterns=patterns.num_rows, validation=patterns["split"].to_pylist().count(VALIDATION),
+        volumes=pc.count_distinct(patterns["volume_id"]).as_py(), checksum=written[0], failures=tuple(failures),
+    )  # fmt: skip
+    write_json(_record_path(path), adapter(PartRecord).dump_python(record, mode="json"))
+    return record
 
 
-def is_sealed(path: Place) -> bool:
-    """Whether a part is there, as it was written."""
-    written = read_seal(path)
-    if written is None or not path.is_file():
-        return False
+def read_whole_part(path: Place) -> PartRecord | None:
+    """The record of a part that is there as it was written; None where it is missing, damaged or half-written."""
+    try:
+        record = read_record(_record_path(path), PartRecord)
+    except WorkspaceError:
+        return None
+    if record is None or not path.is_file():
+        return None
     with on_disk(path) as local:
-        return written == checksum(local)
+        return record if record.checksum == checksum(local) else None
 
 
-def read_seal(path: Place) -> Checksum | None:
-    """The checksum of a part as it was written; None where there is none, or the file holds something else."""
-    seal = read_json(_seal(path))
-    is_whole = seal is not None and seal.keys() == {field.name for field in fields(Checksum)}
-    return Checksum(**seal) if seal is not None and is_whole else None
-
-
-def _seal(path: Place) -> Place:
-    """Where a part's checksum is kept beside it, so that one that was damaged is not taken for whole."""
+def _record_path(path: Place) -> Place:
+    """Where a part's record is, so that a part which was damaged is not taken for whole."""
     return path.with_suffix(".json")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pyarrow as pa
 import pytest
 import xxhash
 
@@ -259,10 +259,10 @@ def test_what_is_known_is_not_read_again(scans: Path, workspace: Workspace, monk
 def recording(read: Path) -> Any:
     """`take_in_block` that writes down what it is asked for; a closure, so that Ray's workers get it as it is."""
 
-    def take_in_block_and_note(block: Mapping[str, Any], **arguments: Any) -> Iterator[dict[str, str]]:
+    def take_in_block_and_note(block: pa.Table, **arguments: Any) -> pa.Table:
         with read.open("a") as file:
-            file.writelines(f"{files[0]}\n" for files in block["scans"])
-        yield from take_in_block(block, **arguments)
+            file.writelines(f"{files[0]}\n" for files in block["files"].to_pylist())
+        return take_in_block(block, **arguments)
 
     return take_in_block_and_note
 
@@ -361,8 +361,8 @@ def test_an_archive_that_cannot_be_written_stops_the_ingest(scans, workspace, mo
     """It is not the scans' fault: none of them becomes a failure."""
     (workspace.root / "file").write_bytes(b"")
 
-    def elsewhere(block: Mapping[str, Any], volumes: Path, **arguments: Any) -> Iterator[dict[str, str]]:
-        yield from take_in_block(block, volumes=volumes.parent.parent / "file/archive/volumes", **arguments)
+    def elsewhere(block: pa.Table, volumes: Path, **arguments: Any) -> pa.Table:
+        return take_in_block(block, volumes=volumes.parent.parent / "file/archive/volumes", **arguments)
 
     with monkeypatch.context() as patch, pytest.raises(WorkspaceError, match="cannot be written: Not a directory"):
         patch.setattr("raygenesis.archive.intake.parallel.take_in_block", elsewhere)

@@ -18,13 +18,13 @@ from raygenesis.archive.catalogue import CATALOGUE, CatalogueRows
 from raygenesis.archive.coarse import read_coarse
 from raygenesis.archive.source import (
     MIN_BLOCKS,
-    ArchiveSource,
     parts_of,
     read_archive,
     volume_rows,
     voxels_of,
 )
 from raygenesis.archive.store import read_region, volume_folder
+from raygenesis.cluster.streams import PartSource
 from raygenesis.discovery.coarse_scans import COARSE_SCHEMA, coarse_cubes
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.patterns.cells import STEPS, decode
@@ -95,7 +95,7 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
     return [archived(tmp_path, f"v{n}", generator.random((20, 20, 20), np.float32), (1, 1, 1), 8) for n in range(5)]
 
 
-def tables(source: ArchiveSource, **arguments: Any) -> list[pa.Table]:
+def tables(source: PartSource, **arguments: Any) -> list[pa.Table]:
     """Each read task's block, from a copy as a worker gets it."""
     copies = [cloudpickle.loads(cloudpickle.dumps(task.read_fn)) for task in source.get_read_tasks(**arguments)]
     return [pa.concat_tables(read()) for read in copies]

@@ -34,6 +34,7 @@ from raygenesis.archive.intake.take_in import take_in
 from raygenesis.archive.source import Part, parts_of
 from raygenesis.archive.store import read_regions, write_volume
 from raygenesis.archive.volume import Volume
+from raygenesis.cluster.streams import read_parts
 from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.settings import ArchiveSettings, IntensitySettings, load_settings
 from raygenesis.workspace.workspace import Workspace
@@ -212,7 +213,6 @@ def _bringing_in(title: str, folder: Path, scans: list[list[Path]]) -> None:
 
 def _streaming(folder: Path, heads: list[Path]) -> None:
     """The coarse level of a whole archive through Ray Data, against decoding it in a plain loop."""
-    import ray.data
 
     scans = folder / "scans"
     scans.mkdir()
@@ -238,7 +238,7 @@ def _streaming(folder: Path, heads: list[Path]) -> None:
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        dataset = ray.data.read_datasource(source, override_num_blocks=len(parts))
+        dataset = read_parts(source)
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         assert sum(batch.num_rows for batch in batches) == len(many)
         seconds.append(time.perf_counter() - begin)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import shutil
@@ -34,11 +35,12 @@ from raygenesis.archive.ingest import ingest
 from raygenesis.archive.source import parts_of
 from raygenesis.archive.store import folder_bytes, volume_folder
 from raygenesis.cluster import capacity, joining
+from raygenesis.cluster.streams import StreamProgress, write_parts
 from raygenesis.demo.population import write_population
 from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.discovery.cubes import _region, crop_cubes
 from raygenesis.discovery.discover import discover
-from raygenesis.discovery.embed import Embedder, embed
+from raygenesis.discovery.embed import embed, embed_stream, publish_part
 from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import build_shard, merge, search_shard
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
@@ -273,18 +275,16 @@ def embedding(workspace: Workspace, folder: Path) -> None:
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_model_alone, [weights] * cores))
         alone = sum(pool.map(_model_alone, [weights] * cores))
-    joining.connect()
     out = folder / "embedded"
     out.mkdir()
     source = coarse_cubes(workspace.volumes, parts, settings.autoencoder.input_shape, settings.intensity)
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(parts)).map_batches(
-        Embedder, fn_constructor_args=(weights, settings.autoencoder.input_shape, out, "cpu"), batch_size=None,
-        batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=cores), zero_copy_batch=True,
+    stream = embed_stream(source, weights, settings.autoencoder.input_shape, settings.embedding)
+    write_parts(
+        stream, functools.partial(publish_part, folder=out),
+        StreamProgress("embed", "volumes", source.num_rows, source.num_parts), after_actors=True,
     )  # fmt: skip
-    marks = []
-    for row in dataset.iter_rows():
-        marks.append((time.perf_counter(), row["volumes"]))
-    steady = sum(volumes for _, volumes in marks[4:]) / (marks[-1][0] - marks[3][0])  # without the actors' start
+    times = sorted(path.stat().st_mtime for path in out.glob("part-*.parquet"))
+    steady = 64 * (len(times) - 4) / (times[-1] - times[3])  # without the actors' start
     print(f"\nembedding scans of 64×64×64 by the paper preset's auto-encoder, {cores} processes of one thread")
     print(f"  the model alone   {alone:7.1f} volumes/s")
     print(f"  the whole stage   {steady:7.1f} volumes/s: {steady / alone:.2f} of it")

@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 
 import raygenesis as raygenesis  # first of all: it gives Ray its settings
 from raygenesis.archive.catalogue import write_catalogue
@@ -60,7 +61,7 @@ class SleepingEmbedder(embedding.Embedder):
 real_crop_part, real_crop_cubes = store_writer.crop_part, store_writer.crop_cubes
 
 
-def sleeping_crop_part(part: int, store: store_writer.StoreTask) -> store_writer.PartOutcome:
+def sleeping_crop_part(part: pa.Table, store: store_writer.StoreTask) -> pa.Table:
     """A task that takes a fixed time for each scan."""
     with mock.patch.object(store_writer, "crop_cubes", _sleeping_crop_cubes):
         return real_crop_part(part, store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,14 @@ from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.discover import PatternPlanner, discover
 from raygenesis.discovery.references import Reference, choose_coordinates
-from raygenesis.discovery.store_writer import StoreTask, _failures, crop_part
+from raygenesis.discovery.store_writer import StoreTask, _failures, crop_part, publish_part, visit_source, write_store
 from raygenesis.discovery.visits import VISIT
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.patterns.cells import encode
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import AutoencoderSettings, DiscoverySettings, IndexSettings, Scale, Settings
+from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import write_json
 from raygenesis.workspace.workspace import Workspace
 from tests.support.stores import finish_embeddings
@@ -284,23 +285,26 @@ def test_a_part_without_a_damaged_scan_is_told_alike_when_it_is_resumed(workspac
     other.patterns.mkdir()
     rows = read_patterns(workspace.patterns).to_pylist()
     visits = {(row["split"], row["reference"], row["rank"]): row for row in rows}.values()
-    plan = [{name: row.get(name, 0) for name in VISIT.names} for row in visits]
-    pq.write_table(pa.Table.from_pylist(plan, VISIT), other.patterns / "plan.parquet")
+    plan = pa.Table.from_pylist([{name: row.get(name, 0) for name in VISIT.names} for row in visits], VISIT)
     damaged = rows[0]["volume_id"]
     damage(other, damaged)
     chosen = SETTINGS.discovery
     planner = PatternPlanner(other.volumes, references_of(workspace), chosen, SETTINGS.intensity, SETTINGS.seed)
     store = StoreTask(other.patterns, other, chosen.cube_shape, SETTINGS.intensity, 3 * 2, planner)
-    outcome = crop_part(0, store)
+    outcome = publish_part(other.patterns, crop_part(plan, store))
     stored = pq.read_table(other.patterns / "part-000000.parquet")
     everyone = [row["volume_id"] for row in rows]
     assert stored.num_rows == outcome.patterns == len(everyone) - everyone.count(damaged)
     assert damaged not in stored["volume_id"].to_pylist()
     assert [failure["source"] for failure in outcome.failures] == [f"{damaged}.nii"]
     assert "damaged" in outcome.failures[0]["reason"]
-    again = crop_part(0, store)  # resumed: the part is there, and still tells who is missing
-    assert replace(again, failures=()) == replace(outcome, failures=())
-    assert [failure["source"] for failure in again.failures] == [f"{damaged}.nii"]
+    # Resumed: the part is there, is not cropped again, and still says who is missing.
+    (visited,) = [table for task in visit_source(store, plan).get_read_tasks(1) for table in task()]
+    assert not len(visited)
+    before = (other.patterns / "part-000000.parquet").stat()
+    records, failures = write_store(store, plan, FAILURES.empty_table())
+    assert records == [outcome] and failures.to_pylist() == list(outcome.failures)
+    assert (other.patterns / "part-000000.parquet").stat() == before
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -103,10 +103,9 @@ def held() -> Path:
     return Path(os.environ["NODES_HELD"])
 
 
-def slow_block(block: Any, **arguments: Any) -> Iterator[dict[str, str]]:
-    for outcome in take_in_block(block, **arguments):
-        wait(0.5)
-        yield outcome
+def slow_block(block: Any, **arguments: Any) -> Any:
+    wait(0.5 * block.num_rows)
+    return take_in_block(block, **arguments)
 
 
 class SlowEmbedder(Embedder):
@@ -115,14 +114,14 @@ class SlowEmbedder(Embedder):
         return super().__call__(part)
 
 
-def slow_patterns(part: int, *shared: Any) -> Any:
+def slow_patterns(part: Any, store: Any) -> Any:
     time.sleep(0.5)
-    return cropped_part(part, *shared)
+    return cropped_part(part, store)
 
 
-def slow_crops(part: int, *shared: Any) -> Any:
+def slow_crops(part: Any, store: Any) -> Any:
     wait(0.5)
-    return cropped_part(part, *shared)
+    return cropped_part(part, store)
 
 
 def slow_shard(*arguments: Any) -> Any:

@@ -21,7 +21,7 @@ from raygenesis.patterns.cells import decode, encode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, TRAINING, VALIDATION, PatternRow
 from raygenesis.patterns.source import PatternSource
-from raygenesis.patterns.writer import checksum, is_sealed, part_path, read_seal, write_part
+from raygenesis.patterns.writer import checksum, part_path, read_whole_part, write_part
 from raygenesis.workspace.files import BLOCK_BYTES
 from tests.support.stores import finish_parts
 from tests.support.synthetic import quantised
@@ -207,13 +207,29 @@ def test_a_checksum_is_of_the_whole_file(tmp_path):
     }  # of nothing, by the specification
 
 
-@pytest.mark.parametrize("seal", [{}, {"bytes": 1}, {"more": 1}, {"bytes": "x", "xxh3": None}])
-def test_a_part_whose_seal_holds_something_else_is_not_sealed(tmp_path, seal):
-    path = write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN))
-    assert is_sealed(path) and read_seal(path) == checksum(path)
+@pytest.mark.parametrize("tree", [{}, {"part": 0}, {"checksum": {"bytes": "x", "xxh3": None}}, None])
+def test_a_part_whose_record_holds_something_else_is_not_taken_for_whole(tmp_path, tree):
+    record = write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN), [{"source": "s", "reason": "r"}])
+    path = part_path(tmp_path, 0)
+    assert read_whole_part(path) == record and record.checksum == checksum(path)
+    splits = [row["split"] for row in PARTS[0]]
+    assert (record.patterns, record.validation) == (len(splits), splits.count("validation"))
+    assert record.volumes == len({row["volume_id"] for row in PARTS[0]}) and record.failures[0]["reason"] == "r"
     beside = path.with_suffix(".json")
-    beside.write_text(json.dumps(seal if "more" not in seal else json.loads(beside.read_text()) | seal))
-    assert not is_sealed(path)
+    beside.write_text("half a rec" if tree is None else json.dumps(tree))
+    assert read_whole_part(path) is None
+
+
+def test_a_part_that_was_changed_is_not_taken_for_whole(tmp_path):
+    record = write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN))
+    path = part_path(tmp_path, 0)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    assert read_whole_part(path) is None
+    assert write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN)) == record == read_whole_part(path)
+    path.unlink()
+    assert read_whole_part(path) is None
 
 
 def test_files_that_are_no_part_of_the_store_are_not_read(store, tmp_path):

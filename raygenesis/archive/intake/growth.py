@@ -9,8 +9,8 @@ from pathlib import Path
 from raygenesis.archive.catalogue import CatalogueRow, read_catalogue
 from raygenesis.archive.intake.identity import Identity, subject_of
 from raygenesis.archive.intake.known_files import KnownFile, read_known_files, read_scans_folder, stamp_of
+from raygenesis.archive.intake.outcomes import IntakeOutcome
 from raygenesis.archive.intake.survey import Scan, Survey
-from raygenesis.archive.intake.take_in import IntakeOutcome
 from raygenesis.archive.store import volume_folder
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace.failures import FailureRow

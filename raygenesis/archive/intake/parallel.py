@@ -1,22 +1,24 @@
-"""Scans into the archive in parallel, through Ray Data."""
+"""Scans into the archive as a Ray Data pipeline: scans found → volumes stored → parts of outcomes."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import ray
 
+from raygenesis.archive.intake.known_files import stamp_of
+from raygenesis.archive.intake.outcomes import IntakeOutcome, outcome_table, publish_outcomes, read_outcomes, settled
 from raygenesis.archive.intake.survey import Scan
-from raygenesis.archive.intake.take_in import IntakeOutcome, take_in
+from raygenesis.archive.intake.take_in import take_in
 from raygenesis.cluster import fan_out, joining
-from raygenesis.cluster.progress import progress
+from raygenesis.cluster.streams import PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.files import Place, remove_tree
-from raygenesis.workspace.workspace import Workspace
+from raygenesis.workspace.workspace import Workspace, make_private
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
@@ -24,11 +26,17 @@ SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
 # Files of more bytes are large; a byte of them may need so many of memory, unpacked and turned into canonical axes.
 LARGE_BYTES, MEMORY_PER_BYTE = 64 * 2**20, 8
 
+# A scan to take in: its files, below the folder of scans, and their stamp.
+SCANS = pa.schema([("files", pa.list_(pa.string())), ("stamp", pa.string())])
+
 
 def take_in_all(
     root: Path, scans: Sequence[Scan], workspace: Workspace, settings: ArchiveSettings
 ) -> dict[str, IntakeOutcome]:
-    """Take in scans below `root`; returns their outcomes by source. Raises WorkspaceError if they cannot be stored."""
+    """Take in scans below `root`; returns their outcomes by source. Raises WorkspaceError if they cannot be stored.
+
+    What an ingest that was interrupted has taken in is not read again, until `forget_outcomes`.
+    """
     if not scans:
         return {}
     joining.connect()
@@ -39,41 +47,44 @@ def take_in_all(
     remove_tree(workspace.archive / "attempts")
     for half_written in workspace.volumes.glob(".*.ome.zarr.*"):
         remove_tree(half_written)
-    arguments = {"root": root, "volumes": workspace.volumes, "settings": settings}
-    rows = itertools.chain.from_iterable(dataset.iter_rows() for dataset in _datasets(scans, arguments))
-    outcomes: dict[str, IntakeOutcome] = {}
-    num_failed = 0
-    with progress("ingest", len(scans), "scans") as ticker:
-        for row in rows:
-            outcome = IntakeOutcome.from_json(row["outcome"])
-            if outcome.fault:
-                raise WorkspaceError(outcome.fault)
-            outcomes[row["source"]] = outcome
-            num_failed += bool(outcome.reason)
-            ticker.advance(note=f"{num_failed} failed")
+    make_private(workspace.private)
+    folder = _outcomes_folder(workspace)
+    there = settled(read_outcomes(folder.glob("part-*.parquet"), scans), workspace.volumes)
+    left = [scan for scan in scans if scan.source not in there]
+    take_in_some = functools.partial(take_in_block, root=root, volumes=workspace.volumes, settings=settings)
+    publish = functools.partial(publish_outcomes, folder=folder)
+    written: list[Place] = []
+    for source, memory in _sources(left):
+        rows = read_parts(source).map_batches(
+            take_in_some, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, memory=memory
+        )
+        written += write_parts(rows, publish, StreamProgress("ingest", "scans", source.num_rows, source.num_parts))
     remove_tree(workspace.archive / "attempts")
-    return outcomes
+    return there | read_outcomes(written, left)
 
 
-def _datasets(scans: Sequence[Scan], arguments: dict[str, Any]) -> Iterator[ray.data.Dataset]:
-    """Outcomes of ordinary scans, then of large ones, of which as many are decoded at once as fit in memory."""
+def forget_outcomes(workspace: Workspace) -> None:
+    """Remove what `take_in_all` keeps for an ingest that goes on: the archive's tables have it all now."""
+    remove_tree(_outcomes_folder(workspace))
+
+
+def _outcomes_folder(workspace: Workspace) -> Place:
+    return workspace.private / "taken-in"  # reasons may name files
+
+
+def _sources(scans: Sequence[Scan]) -> Iterator[tuple[PartSource, float | None]]:
+    """Ordinary scans, then large ones, of which as many are decoded at once as fit in memory: with bytes of a task."""
     large = [scan for scan in scans if scan.num_bytes > LARGE_BYTES]
     ordinary = [scan for scan in scans if scan.num_bytes <= LARGE_BYTES]
-    for group in filter(None, (ordinary, large)):
-        blocks = _blocks(group)
-        memory = None
-        if group is large:
-            most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-            memory = min(MEMORY_PER_BYTE * max(scan.num_bytes for scan in large), 0.9 * most)
-        yield ray.data.from_items(blocks, override_num_blocks=len(blocks)).flat_map(
-            take_in_block,  # type: ignore[arg-type] # Ray says functions of a row alone, and takes generators with arguments
-            fn_kwargs=arguments,
-            memory=memory,
-        )
+    if ordinary:
+        yield _source(ordinary), None
+    if large:
+        most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+        yield _source(large), min(MEMORY_PER_BYTE * max(scan.num_bytes for scan in large), 0.9 * most)
 
 
-def _blocks(scans: Sequence[Scan]) -> list[dict[str, list[list[str]]]]:
-    """Paths of scans in blocks of about equal bytes, small enough that every worker gets several."""
+def _source(scans: Sequence[Scan]) -> PartSource:
+    """Scans (schema SCANS) in parts of about equal bytes, small enough that every worker gets several."""
     most = min(BYTES_PER_BLOCK, sum(scan.num_bytes for scan in scans) // 16)
     blocks: list[list[Scan]] = []
     size = 0
@@ -83,14 +94,23 @@ def _blocks(scans: Sequence[Scan]) -> list[dict[str, list[list[str]]]]:
             size = 0
         blocks[-1].append(scan)
         size += scan.num_bytes
-    return [{"scans": [[file.path for file in scan.files] for scan in block]} for block in blocks]
+    parts = []
+    for block in blocks:
+        files = [[file.path for file in scan.files] for scan in block]
+        read = functools.partial(_scan_table, files, [stamp_of(scan) for scan in block])
+        parts.append(SourcePart(read, len(block), sum(len(path) for paths in files for path in paths)))
+    return PartSource(parts, SCANS)
 
 
-def take_in_block(
-    block: Mapping[str, Sequence[Sequence[str]]], root: Path, volumes: Place, settings: ArchiveSettings
-) -> Iterator[dict[str, str]]:
-    """Outcomes, as JSON, of the scans of one block, each with its source."""
+def _scan_table(files: Sequence[Sequence[str]], stamps: Sequence[str]) -> pa.Table:
+    return pa.table({"files": files, "stamp": stamps}, SCANS)
+
+
+def take_in_block(block: pa.Table, root: Path, volumes: Place, settings: ArchiveSettings) -> pa.Table:
+    """Store the scans of one part (schema SCANS) below `volumes`; returns their outcomes (schema OUTCOMES)."""
     node = ray.get_runtime_context().get_node_id()
-    for files in block["scans"]:
-        outcome = take_in([root / path for path in files], volumes, settings, node, fan_out.is_lost)
-        yield {"source": str(files[0]), "outcome": outcome.to_json()}
+    outcomes = [
+        take_in([root / path for path in files], volumes, settings, node, fan_out.is_lost)
+        for files in block["files"].to_pylist()
+    ]
+    return outcome_table(block["stamp"].to_pylist(), outcomes)

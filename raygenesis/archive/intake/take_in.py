@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from raygenesis.archive.catalogue import VolumeRecord
 from raygenesis.archive.formats.readers import read_scan
+from raygenesis.archive.intake.outcomes import IntakeOutcome
 from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
 from raygenesis.archive.store import StoredRecord, level_factors, read_record, volume_folder, write_volume
@@ -26,27 +25,6 @@ from raygenesis.workspace.files import Place
 MAX_CRASHES = 2
 
 
-@dataclass(frozen=True)
-class IntakeOutcome:
-    """What became of a scan: the records of its volumes, or the reason why there are none.
-
-    is_lasting: whether reading it again would end the same. fault: why no scan at all can be stored.
-    """
-
-    records: tuple[VolumeRecord, ...] = ()
-    reason: str = ""
-    is_lasting: bool = True
-    fault: str = ""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> IntakeOutcome:
-        tree = json.loads(text)
-        return cls(tuple(tree["records"]), tree["reason"], tree["is_lasting"], tree["fault"])
-
-
 def take_in(
     paths: Sequence[Path],
     volumes: Place,
@@ -54,13 +32,15 @@ def take_in(
     node: str = "here",
     is_lost: Callable[[str], bool] = lambda node: False,
 ) -> IntakeOutcome:
-    """Store a scan's volumes, unless they are there already. Whatever a scan or a disk may do becomes an outcome.
+    """Store a scan's volumes, unless they are there already. Whatever a scan may do becomes an outcome.
 
     Args:
         paths: the scan's files.
         volumes: the archive's folder of volumes.
         node: the name of this node.
         is_lost: whether a node is gone; an attempt that ended with its node is not held against the scan.
+
+    Raises WorkspaceError if no scan can be stored there.
     """
     try:
         scan_id = scan_fingerprint(paths)
@@ -81,8 +61,8 @@ def take_in(
             attempt.unlink(missing_ok=True)
     except ScanError as error:
         return IntakeOutcome(reason=str(error))
-    except WorkspaceError as error:
-        return IntakeOutcome(fault=str(error))
+    except WorkspaceError:
+        raise
     except MemoryError:
         return IntakeOutcome(reason="its voxels do not fit in memory", is_lasting=False)
     except OSError as error:
