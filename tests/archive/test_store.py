@@ -14,7 +14,15 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.archive.store import halve, level_factors, open_level, read_record, read_region, write_volume
+from raygenesis.archive.store import (
+    halve,
+    level_factors,
+    open_level,
+    read_array,
+    read_record,
+    read_region,
+    write_volume,
+)
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
@@ -26,6 +34,7 @@ SMALL = ArchiveSettings(coarse_size=16, chunk=16, shard=32)
 SHAPE = (37, 50, 70)
 AFFINE = np.array([[0.5, 0, 0, -10], [0, 0.7, 0, 5], [0, 0, 2.5, 40], [0, 0, 0, 1.0]])
 EVERYTHING = (slice(None),) * 3
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,34 @@ def test_zarr_python_and_tensorstore_read_the_same_of_every_type(tmp_path: Path,
     for level in ("0", "1", "2"):
         assert np.array_equal(group[level][...], read_region(tmp_path / "a.ome.zarr", int(level), EVERYTHING))
     assert np.array_equal(group["0"][...], voxels)
+
+
+# Volumes that version 0.1 wrote with its own codec, `archive` chunk=4 shard=8 coarse_size=12, and what is in them.
+OLD = {
+    "scan": ((12, 10, 17), 3, "int16"),
+    "radiograph": ((21, 14), 2, "uint8"),
+    "channels": ((2, 6, 7, 13), 3, "float32"),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_a_volume_of_an_old_archive_opens_and_has_its_voxels(name: str) -> None:
+    shape, ndim, dtype = OLD[name]
+    folder = DATA / f"{name}.ome.zarr"
+    places = zip((11, 7, 5, 3)[-len(shape) :], np.indices(shape), strict=True)
+    voxels = (sum(step * place for step, place in places) % 97 - (0 if dtype == "uint8" else 50)).astype(dtype)
+    factors = level_factors(shape[-ndim:], 12)
+    assert len(factors) == 2 and read_record(folder)["volume_id"] == name
+    steps = (1,) * (len(shape) - ndim) + factors[1]
+    for level, expected in enumerate([voxels, block_means(voxels, steps).astype(dtype)]):
+        array = open_level(folder, level)
+        assert array.dtype == np.dtype(dtype) and tuple(array.shape) == expected.shape
+        assert np.array_equal(read_array(array, [None], "it")[0], expected)
+    everything = (slice(None),) * ndim
+    for channel in range(shape[0] if len(shape) > ndim else 1):
+        expected = voxels[channel] if len(shape) > ndim else voxels
+        assert np.array_equal(read_region(folder, 0, everything, channel), expected)
+        assert np.array_equal(read_region(folder, 0, (slice(3, 6),) * ndim, channel), expected[(slice(3, 6),) * ndim])
 
 
 def test_every_level_is_the_block_mean_of_the_one_below(stored: Path, volume: Volume) -> None:
