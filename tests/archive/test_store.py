@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygenesis.archive.store import (
+    LevelRegions,
     halve,
     level_factors,
     open_level,
     read_array,
+    read_levels,
     read_record,
     read_region,
     write_volume,
@@ -161,12 +163,36 @@ def test_a_region_is_the_slice_of_the_whole(stored, volume, data) -> None:
     assert np.array_equal(read_region(stored, 0, region), volume.voxels[region])
 
 
+def test_many_levels_are_read_together_and_a_damaged_one_is_told_in_its_place(
+    stored: Path, copy: Path, volume: Volume, tmp_path: Path
+) -> None:
+    (copy / "1" / "c.0.0.0").unlink()
+    regions = [EVERYTHING, (slice(3, 30), slice(0, 1), slice(69, 70))]
+    asked = [LevelRegions(folder, level, regions) for folder in (stored, copy) for level in (0, 1)]
+    asked = [LevelRegions(tmp_path / "none", 0, regions), *asked * 9]  # more than are opened at once
+    missing, *found = read_levels(asked)
+    assert str(missing) == "none level 0 cannot be opened (its zarr.json is missing)"
+    for number, voxels in enumerate(found):
+        if number % 4 == 3:
+            assert str(voxels) == "abc.ome.zarr level 1 is damaged (shard c.0.0.0 is missing, or a chunk of it)"
+        elif number % 4 in (0, 2):
+            assert all(
+                np.array_equal(part, volume.voxels[region]) for part, region in zip(voxels, regions, strict=True)
+            )
+        else:
+            assert [part.shape for part in voxels] == [(19, 25, 35), (16, 1, 0)]
+
+
 def test_metadata_are_ome_zarr_0_5(stored: Path) -> None:
     group = json.loads((stored / "zarr.json").read_text())
     assert group["zarr_format"] == 3 and group["node_type"] == "group"
     assert group["attributes"]["ome"]["version"] == "0.5"
     (multiscale,) = group["attributes"]["ome"]["multiscales"]
-    assert multiscale["axes"] == [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
+    ways = {"z": "inferior-to-superior", "y": "posterior-to-anterior", "x": "left-to-right"}
+    assert multiscale["axes"] == [
+        {"name": name, "type": "space", "unit": "millimeter", "orientation": {"type": "anatomical", "value": way}}
+        for name, way in ways.items()
+    ]
     assert [dataset["path"] for dataset in multiscale["datasets"]] == ["0", "1", "2", "3"]
     for dataset in multiscale["datasets"]:
         scale, translation = dataset["coordinateTransformations"]
