@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from raygenesis.archive.catalogue import VolumeRecord
 from raygenesis.archive.geometry import axis_weights, resample
 from raygenesis.archive.intensity import limits, normalise
-from raygenesis.archive.store import read_region, volume_folder
+from raygenesis.archive.store import LevelRegions, read_levels, volume_folder
+from raygenesis.errors import ScanError
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace.files import Place
 
@@ -22,11 +24,27 @@ def read_coarse(
 
     The field of view is stretched to the shape. Raises ScanError if a chunk is damaged.
     """
-    level = len(row["levels"]) - 1
-    folder = volume_folder(volumes, row["volume_id"])
-    voxels = read_region(folder, level, (slice(None),) * len(shape), intensity.channel)
+    (cube,) = read_coarse_scans(volumes, [row], shape, intensity)
+    if isinstance(cube, ScanError):
+        raise cube
+    return cube
+
+
+def read_coarse_scans(
+    volumes: Place, rows: Sequence[VolumeRecord], shape: Sequence[int], intensity: IntensitySettings
+) -> Iterator[NDArray[np.float32] | ScanError]:
+    """The scans of many rows, as `read_coarse` gives one, read together; in place of a damaged one, what it raises."""
+    whole = [(slice(None),) * len(shape)]
+    levels = [LevelRegions(volume_folder(volumes, row["volume_id"]), len(row["levels"]) - 1, whole) for row in rows]
+    for row, found in zip(rows, read_levels(levels, intensity.channel), strict=True):
+        yield found if isinstance(found, ScanError) else _resampled(found[0], row, shape, intensity)
+
+
+def _resampled(
+    voxels: NDArray[Any], row: VolumeRecord, shape: Sequence[int], intensity: IntensitySettings
+) -> NDArray[np.float32]:
     # A coarse voxel at an odd end reaches beyond the scan: the extent is the scan's own.
-    extents = [side / factor for side, factor in zip(row["shape"], row["levels"][level], strict=True)]
+    extents = [side / factor for side, factor in zip(row["shape"], row["levels"][-1], strict=True)]
     weights = [
         axis_weights(num_in, num_out, 0.0, extent)[1]
         for num_in, num_out, extent in zip(voxels.shape, shape, extents, strict=True)

@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5 volumes.
+"""OME-Zarr 0.5 volumes, written by zarr-python.
 
 One image a folder, axes z y x (2D: y x; c first where there are channels), a pyramid of levels. Written aside and
 renamed; the group's own `zarr.json` is written last: a folder without it is not a volume.
@@ -6,27 +6,44 @@ renamed; the group's own `zarr.json` is written last: a folder without it is not
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from raygenesis._version import __version__
 from raygenesis.archive.catalogue import VolumeRecord
-from raygenesis.archive.shards import Array, open_array, write_array
+from raygenesis.archive.reading import Array, begin_opening
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.files import Place, folder_bytes, publish, remove_tree
 
 AXES = ("z", "y", "x")
+# Where a scan's indices rise to, in the words of NGFF's RFC-4. Of a single image nobody knows the plane.
+ORIENTATIONS = {"z": "inferior-to-superior", "y": "posterior-to-anterior", "x": "left-to-right"}
 ATTRIBUTES = "raygenesis"
+
+# Shards lie side by side in an array's folder: for a million small volumes folders are what costs.
+SEPARATOR = "."
+
+# Levels that are opened and read at once where many are asked for.
+LEVELS_AT_ONCE = 16
+
+# zarr-python would hand each chunk to a thread, and wait for each; a worker has one core, and a whole shard to pack.
+WRITING = {"threading.max_workers": 1, "async.concurrency": None, "codec_pipeline.batch_size": 4096}
 
 # Voxels of the first axis that a pyramid level is made from at a time.
 SLAB = 64
+
+
+Result = TypeVar("Result")
 
 
 class StoredRecord(VolumeRecord):
@@ -124,8 +141,7 @@ def _write(folder: Path, volume: Volume, record: StoredRecord, settings: Archive
         "ome": {"version": "0.5", "multiscales": [_multiscale(volume, factors)]},
         ATTRIBUTES: {**record, "stored_bytes": folder_bytes(folder)},
     }
-    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    (folder / "zarr.json").write_text(json.dumps(group))
+    zarr.create_group(folder, zarr_format=3, attributes=attributes)
 
 
 def _write_level(folder: Path, voxels: NDArray[Any], ndim: int, settings: ArchiveSettings) -> None:
@@ -135,6 +151,32 @@ def _write_level(folder: Path, voxels: NDArray[Any], ndim: int, settings: Archiv
         chunk * -(-min(settings.shard, side) // chunk) for chunk, side in zip(chunks, voxels.shape[-ndim:], strict=True)
     ]
     write_array(folder, voxels, channel + chunks, channel + shards, axes_of(voxels.ndim, ndim))
+
+
+def write_array(
+    folder: Path, voxels: NDArray[Any], chunks: Sequence[int], shards: Sequence[int], axes: Sequence[str]
+) -> None:
+    """Write an array that `open_array` reads; `shards` are multiples of `chunks`, an axis each. Raises OSError."""
+    size = voxels.dtype.itemsize
+    packing = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle" if size > 1 else "noshuffle", typesize=size)
+    array = zarr.create_array(
+        folder,
+        shape=voxels.shape,
+        dtype=voxels.dtype.newbyteorder("="),
+        chunks=tuple(chunks),
+        shards=tuple(shards),
+        compressors=[packing, Crc32cCodec()],
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": SEPARATOR},
+        dimension_names=axes,
+        zarr_format=3,
+        config={"write_empty_chunks": True},  # a chunk that is not there is lost, and not empty
+    )
+    with zarr.config.set(WRITING):
+        for place in np.ndindex(*(-(-side // shard) for side, shard in zip(voxels.shape, shards, strict=True))):
+            # One shard at a time: zarr-python holds what it writes in memory.
+            box = tuple(slice(n * shard, (n + 1) * shard) for n, shard in zip(place, shards, strict=True))
+            array[box] = voxels[box]
 
 
 def axes_of(num_axes: int, ndim: int) -> tuple[str, ...]:
@@ -152,8 +194,10 @@ def _multiscale(volume: Volume, factors: list[tuple[int, ...]]) -> dict[str, Any
         shift = [0.0] * num_channel_axes + [step * (n - 1) / 2 for step, n in zip(spacing, factor, strict=True)]
         transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
-    axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] * num_channel_axes
-    axes += [{"name": name, "type": "space", "unit": "millimeter"} for name in AXES[-volume.ndim :]]
+    axes: list[dict[str, Any]] = [{"name": "c", "type": "channel"}] * num_channel_axes
+    for name in AXES[-volume.ndim :]:
+        orientation = {"orientation": {"type": "anatomical", "value": ORIENTATIONS[name]}} if volume.ndim == 3 else {}
+        axes.append({"name": name, "type": "space", "unit": "millimeter", **orientation})
     return {
         "axes": axes,
         "datasets": datasets,
@@ -176,8 +220,12 @@ def read_record(folder: Place) -> StoredRecord | None:
 
 def open_level(folder: Place, level: int) -> Array:
     """One pyramid level, to read regions of. Raises ScanError if it is missing or its metadata are damaged."""
+    return _opened(folder, level, begin_opening(folder / str(level)))
+
+
+def _opened(folder: Place, level: int, opening: Callable[[], Array]) -> Array:
     try:
-        return open_array(folder / str(level))
+        return opening()
     except ScanError as error:
         raise ScanError(f"{folder.name} level {level} cannot be opened ({error})") from None
 
@@ -189,18 +237,59 @@ def read_region(folder: Place, level: int, region: Sequence[slice], channel: int
 
 def read_regions(folder: Place, level: int, regions: Sequence[Sequence[slice]], channel: int = 0) -> list[NDArray[Any]]:
     """Voxels of several regions of one level and channel; what they share is read once."""
-    array = open_level(folder, level)
+    (found,) = read_levels([LevelRegions(folder, level, regions)], channel)
+    if isinstance(found, ScanError):
+        raise found
+    return found
+
+
+class LevelRegions(NamedTuple):
+    """Spatial regions of one pyramid level, to be read."""
+
+    folder: Place
+    level: int
+    regions: Sequence[Sequence[slice]]
+
+
+def read_levels(asked: Sequence[LevelRegions], channel: int = 0) -> Iterator[list[NDArray[Any]] | ScanError]:
+    """Voxels of regions of one channel of many levels, opened and read together: of each the regions, or why not."""
+    for first in range(0, len(asked), LEVELS_AT_ONCE):
+        some = asked[first : first + LEVELS_AT_ONCE]
+        openings = [begin_opening(each.folder / str(each.level)) for each in some]
+        readings = [
+            _outcome(_begin_reading, *each, channel, opening) for each, opening in zip(some, openings, strict=True)
+        ]
+        yield from (reading if isinstance(reading, ScanError) else _outcome(reading) for reading in readings)
+
+
+def _outcome(act: Callable[..., Result], *arguments: Any) -> Result | ScanError:
+    """What a function returns, or the ScanError that it raises."""
+    try:
+        return act(*arguments)
+    except ScanError as error:
+        return error
+
+
+def _begin_reading(
+    folder: Place, level: int, regions: Sequence[Sequence[slice]], channel: int, opening: Callable[[], Array]
+) -> Callable[[], list[NDArray[Any]]]:
+    array = _opened(folder, level, opening)
+    name = f"{folder.name} level {level}"
     if array.ndim == len(regions[0]):
-        return read_array(array, regions, f"{folder.name} level {level}")
+        return functools.partial(_read, array.begin_reading(regions), name)
     if channel >= array.shape[0]:
         raise ScanError(f"it has {array.shape[0]} channels, and intensity.channel={channel} asks for another")
-    chosen = [(slice(channel, channel + 1), *region) for region in regions]
-    return [voxels[0] for voxels in read_array(array, chosen, f"{folder.name} level {level}")]
+    reading = array.begin_reading([(slice(channel, channel + 1), *region) for region in regions])
+    return lambda: [voxels[0] for voxels in _read(reading, name)]
 
 
 def read_array(array: Array, regions: Sequence[Sequence[slice] | None], name: str) -> list[NDArray[Any]]:
     """Voxels of regions of an opened level, all of it where None. Raises ScanError if a chunk is damaged."""
+    return _read(array.begin_reading(regions), name)
+
+
+def _read(reading: Callable[[], list[NDArray[Any]]], name: str) -> list[NDArray[Any]]:
     try:
-        return array.read_many(regions)
+        return reading()
     except ScanError as error:
         raise ScanError(f"{name} is damaged ({error})") from None

@@ -26,6 +26,7 @@ import pyarrow.fs as pafs
 from raygenesis.errors import WorkspaceError
 
 ATTEMPTS = 7  # waits of up to 1, 2, 4, 8, 16 and 20 s lie between them: about half a minute until a fault is lasting
+MAX_WAIT_SECONDS = 20
 CONNECT_SECONDS, STALL_SECONDS = 2, 10  # of one attempt: to reach the server, and without a byte from or to it
 MARKER = "zarr.json"  # a folder without it is not a volume
 UPLOADS = 8  # files of a folder at a time
@@ -35,6 +36,16 @@ DOWNLOAD_BYTES = 2**26  # in one request
 class Stat(NamedTuple):
     st_size: int
     st_mtime_ns: int
+
+
+class StoreSettings(NamedTuple):
+    """What the connections of a process to a store are made of, but no secret."""
+
+    scheme: str
+    endpoint: str | None
+    region: str | None
+    attempts: int
+    process: int
 
 
 @dataclass(frozen=True, order=True)
@@ -176,6 +187,11 @@ class RemotePath:
         """The place's name for `filesystem`."""
         return "/".join((self.bucket, *self.parts))
 
+    def require_bucket(self) -> None:
+        """Ask, once a process, whether the bucket is there and may be read. Raises WorkspaceError if not."""
+        with self._store():
+            pass
+
     def fault_of(self, error: Exception) -> WorkspaceError | None:
         """What to put right where the store failed, in one sentence; None if something else did."""
         return _store_fault(self, error)
@@ -196,7 +212,7 @@ class RemotePath:
     @contextmanager
     def _store(self) -> Iterator[pafs.FileSystem]:
         """The file system of the bucket, with what it fails in told in one sentence."""
-        settings = _settings(self.scheme)
+        settings = store_settings(self.scheme)
         try:
             _require_bucket(self.bucket, *settings)
             yield _filesystem(*settings)
@@ -235,7 +251,7 @@ class _PatientFile:
             except OSError as error:
                 if "Failed to flush response stream" not in str(error):
                     raise
-            time.sleep(random.uniform(0, min(2**number, 20)))
+            time.sleep(random.uniform(0, min(2**number, MAX_WAIT_SECONDS)))
         return read()
 
 
@@ -256,13 +272,14 @@ def remote(url: str) -> RemotePath:
 
 
 def _store_fault(path: RemotePath, error: Exception) -> WorkspaceError | None:
-    """What to put right where the store failed, by what pyarrow says; None if something else did."""
+    """What to put right where the store failed, by what pyarrow or tensorstore says; None if something else did."""
     message = str(error).splitlines()[0]
     for said, fault in _FAULTS.items():
         if re.search(said, message):
-            store = _settings(path.scheme)[1] or "the store"
+            store = store_settings(path.scheme).endpoint or "the store"
             return WorkspaceError(
-                f"{path}: " + fault.format(store=store, bucket=path.bucket, tries=ATTEMPTS, message=message)
+                f"{path}: "
+                + fault.format(store=store, bucket=path.bucket, tries=ATTEMPTS, message=message.split(" [")[0])
             )
     return None
 
@@ -272,7 +289,7 @@ _FAULTS = {
         "{store} has no bucket {bucket}: make it, or correct the URL or AWS_ENDPOINT_URL"
     ),
     r"AWS Error (ACCESS_DENIED|SIGNATURE|INVALID_ACCESS_KEY|EXPIRED)|"
-    r"\b(PERMISSION_DENIED|UNAUTHENTICATED): |OAuth2 access token": (
+    r"\b(PERMISSION_DENIED|UNAUTHENTICATED): |OAuth2 access token|ExpiredToken|InvalidToken": (
         "{store} denies access: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (for gs:// "
         "GOOGLE_APPLICATION_CREDENTIALS), to those of an account that may read and write there"
     ),
@@ -280,20 +297,22 @@ _FAULTS = {
     r"retry attempts failed: |Failed to flush response stream|\b(UNAVAILABLE|DEADLINE_EXCEEDED): ": (
         "{store} did not answer properly in {tries} attempts: check AWS_ENDPOINT_URL, the network and the server"
     ),
-    r"AWS Error|google::cloud": "{message}: check the URL, AWS_ENDPOINT_URL and AWS_REGION",
+    r"AWS Error|google::cloud|\[(http_response|curl)_code=": (
+        "{message}: check the URL, AWS_ENDPOINT_URL and AWS_REGION"
+    ),
 }
 
 
-def _settings(scheme: str) -> tuple[str, str | None, str | None, int, int]:
-    """Scheme, endpoint, region, attempts and process: what a file system is made of, but no secret."""
+def store_settings(scheme: str) -> StoreSettings:
+    """The settings of a scheme's store, by the environment. Raises WorkspaceError if the endpoint is no plain URL."""
     if scheme == "gs":
-        return scheme, None, None, ATTEMPTS, os.getpid()
+        return StoreSettings(scheme, None, None, ATTEMPTS, os.getpid())
     endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
     if endpoint and ("@" in endpoint or not endpoint.startswith(("http://", "https://"))):
         raise WorkspaceError("AWS_ENDPOINT_URL must be a URL like https://host:port, without credentials")
     # Without an endpoint pyarrow asks the profile; other servers than Amazon's take any.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
-    return scheme, endpoint or None, region, ATTEMPTS, os.getpid()
+    return StoreSettings(scheme, endpoint or None, region, ATTEMPTS, os.getpid())
 
 
 @functools.cache  # one a process, also of those that are forked: it holds connections, and so is never part of a path

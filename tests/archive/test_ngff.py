@@ -10,9 +10,11 @@ from typing import Any
 import ngff_zarr
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
+from ngff_zarr.rfc4 import RAS
 
 from raygenesis.archive.store import write_volume
-from raygenesis.archive.volume import Volume
+from raygenesis.archive.volume import Volume, canonical
 from raygenesis.settings import ArchiveSettings
 from tests.support.nifti import grey
 
@@ -31,6 +33,9 @@ def test_an_independent_reader_validates_and_reads(tmp_path: Path, shape, ndim: 
     write_volume(folder, Volume(voxels, affine, ndim=ndim), {}, SETTINGS)
     read = ngff_zarr.from_ngff_zarr(str(folder), validate=True, version="0.5")
     finest = read.images[0]
+    # Of a single image nobody knows the plane; RFC-4 has only what is known.
+    expected = {name: RAS[name] for name in "zyx"} if ndim == 3 else None
+    assert all((image.axes_orientations or None) == expected for image in read.images)
     assert "".join(finest.dims) == dims
     assert np.array_equal(np.asarray(finest.data), voxels)
     spacing = dict(zip("xyz", (0.5, 0.75, 2.5), strict=True))
@@ -41,6 +46,25 @@ def test_an_independent_reader_validates_and_reads(tmp_path: Path, shape, ndim: 
             assert image.axes_units[axis] == "millimeter" and steps in (1, 2, 4, 8) and abs(factor - steps) < 0.4
             assert image.translation[axis] == pytest.approx(spacing[axis] * (steps - 1) / 2)
     assert len(read.images) > 1
+
+
+def test_the_orientation_is_valid_by_rfc_4_and_that_of_the_affine(tmp_path: Path) -> None:
+    stored = np.zeros((5, 6, 7), np.int16)  # x y z of a file that counts to the left, to the back and up
+    stored[4, 5, 6] = 1  # the most left, posterior, superior voxel
+    voxels, affine = canonical(stored, np.diag([-1.0, -2.0, 3.0, 1.0]), 3)
+    write_volume(tmp_path / "a.ome.zarr", Volume(voxels, affine), {}, SETTINGS)
+    group = json.loads((tmp_path / "a.ome.zarr" / "zarr.json").read_text())
+    (image,) = group["attributes"]["ome"]["multiscales"]
+    schema = json.loads((Path(ngff_zarr.__file__).parent / "spec/rfc/4/orientation.schema.json").read_text())
+    Draft202012Validator(schema).validate({"axes": image["axes"]})
+    ways = [axis["orientation"]["value"].split("-to-") for axis in image["axes"]]
+    assert all(axis["orientation"]["type"] == "anatomical" for axis in image["axes"])
+    at = dict(zip("zyx", (int(place[0]) for place in np.nonzero(voxels)), strict=True))
+    ends = {
+        axis["name"]: way[1] if at[axis["name"]] == side - 1 else way[0]
+        for axis, way, side in zip(image["axes"], ways, voxels.shape, strict=True)
+    }
+    assert ends == {"z": "superior", "y": "posterior", "x": "left"}
 
 
 # What neuroglancer's `zarr3://` reads, of data types, codecs (whole ones, within shards, and of a shard's index) and

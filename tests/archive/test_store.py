@@ -14,7 +14,17 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygenesis.archive.store import halve, level_factors, open_level, read_record, read_region, write_volume
+from raygenesis.archive.store import (
+    LevelRegions,
+    halve,
+    level_factors,
+    open_level,
+    read_array,
+    read_levels,
+    read_record,
+    read_region,
+    write_volume,
+)
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
@@ -26,6 +36,7 @@ SMALL = ArchiveSettings(coarse_size=16, chunk=16, shard=32)
 SHAPE = (37, 50, 70)
 AFFINE = np.array([[0.5, 0, 0, -10], [0, 0.7, 0, 5], [0, 0, 2.5, 40], [0, 0, 0, 1.0]])
 EVERYTHING = (slice(None),) * 3
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +119,34 @@ def test_zarr_python_and_tensorstore_read_the_same_of_every_type(tmp_path: Path,
     assert np.array_equal(group["0"][...], voxels)
 
 
+# Volumes that version 0.1 wrote with its own codec, `archive` chunk=4 shard=8 coarse_size=12, and what is in them.
+OLD = {
+    "scan": ((12, 10, 17), 3, "int16"),
+    "radiograph": ((21, 14), 2, "uint8"),
+    "channels": ((2, 6, 7, 13), 3, "float32"),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_a_volume_of_an_old_archive_opens_and_has_its_voxels(name: str) -> None:
+    shape, ndim, dtype = OLD[name]
+    folder = DATA / f"{name}.ome.zarr"
+    places = zip((11, 7, 5, 3)[-len(shape) :], np.indices(shape), strict=True)
+    voxels = (sum(step * place for step, place in places) % 97 - (0 if dtype == "uint8" else 50)).astype(dtype)
+    factors = level_factors(shape[-ndim:], 12)
+    assert len(factors) == 2 and read_record(folder)["volume_id"] == name
+    steps = (1,) * (len(shape) - ndim) + factors[1]
+    for level, expected in enumerate([voxels, block_means(voxels, steps).astype(dtype)]):
+        array = open_level(folder, level)
+        assert array.dtype == np.dtype(dtype) and tuple(array.shape) == expected.shape
+        assert np.array_equal(read_array(array, [None], "it")[0], expected)
+    everything = (slice(None),) * ndim
+    for channel in range(shape[0] if len(shape) > ndim else 1):
+        expected = voxels[channel] if len(shape) > ndim else voxels
+        assert np.array_equal(read_region(folder, 0, everything, channel), expected)
+        assert np.array_equal(read_region(folder, 0, (slice(3, 6),) * ndim, channel), expected[(slice(3, 6),) * ndim])
+
+
 def test_every_level_is_the_block_mean_of_the_one_below(stored: Path, volume: Volume) -> None:
     factors, voxels = level_factors(SHAPE, 16), volume.voxels
     assert len(factors) == 4 and not (stored / "4").exists()
@@ -124,12 +163,36 @@ def test_a_region_is_the_slice_of_the_whole(stored, volume, data) -> None:
     assert np.array_equal(read_region(stored, 0, region), volume.voxels[region])
 
 
+def test_many_levels_are_read_together_and_a_damaged_one_is_told_in_its_place(
+    stored: Path, copy: Path, volume: Volume, tmp_path: Path
+) -> None:
+    (copy / "1" / "c.0.0.0").unlink()
+    regions = [EVERYTHING, (slice(3, 30), slice(0, 1), slice(69, 70))]
+    asked = [LevelRegions(folder, level, regions) for folder in (stored, copy) for level in (0, 1)]
+    asked = [LevelRegions(tmp_path / "none", 0, regions), *asked * 9]  # more than are opened at once
+    missing, *found = read_levels(asked)
+    assert str(missing) == "none level 0 cannot be opened (its zarr.json is missing)"
+    for number, voxels in enumerate(found):
+        if number % 4 == 3:
+            assert str(voxels) == "abc.ome.zarr level 1 is damaged (shard c.0.0.0 is missing, or a chunk of it)"
+        elif number % 4 in (0, 2):
+            assert all(
+                np.array_equal(part, volume.voxels[region]) for part, region in zip(voxels, regions, strict=True)
+            )
+        else:
+            assert [part.shape for part in voxels] == [(19, 25, 35), (16, 1, 0)]
+
+
 def test_metadata_are_ome_zarr_0_5(stored: Path) -> None:
     group = json.loads((stored / "zarr.json").read_text())
     assert group["zarr_format"] == 3 and group["node_type"] == "group"
     assert group["attributes"]["ome"]["version"] == "0.5"
     (multiscale,) = group["attributes"]["ome"]["multiscales"]
-    assert multiscale["axes"] == [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
+    ways = {"z": "inferior-to-superior", "y": "posterior-to-anterior", "x": "left-to-right"}
+    assert multiscale["axes"] == [
+        {"name": name, "type": "space", "unit": "millimeter", "orientation": {"type": "anatomical", "value": way}}
+        for name, way in ways.items()
+    ]
     assert [dataset["path"] for dataset in multiscale["datasets"]] == ["0", "1", "2", "3"]
     for dataset in multiscale["datasets"]:
         scale, translation = dataset["coordinateTransformations"]

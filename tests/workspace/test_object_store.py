@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 import socketserver
 import tempfile
@@ -21,8 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from raygenesis.archive import shards
-from raygenesis.archive.shards import open_array, write_array
+from raygenesis.archive import reading
+from raygenesis.archive.reading import open_array
+from raygenesis.archive.store import write_array
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.workspace import object_store as module
 from raygenesis.workspace.object_store import RemotePath, remote
@@ -50,6 +52,7 @@ def folder(server: S3Server, request: pytest.FixtureRequest, monkeypatch: pytest
         monkeypatch.delenv(name, raising=False)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
+    reading._context.cache_clear()
     return remote(f"s3://{BUCKET}") / "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
 
 
@@ -232,16 +235,72 @@ def test_a_tree_is_removed_and_its_neighbours_stay(folder: RemotePath, tmp_path:
     assert not any(path.is_file() for path in folder.rglob("*"))
 
 
-def test_arrays_are_read_in_place(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_are_read_in_place(folder: RemotePath) -> None:
+    array = folder / "with a space, ä and %20" / "array"
+    written(array)
+    assert np.array_equal(voxels(array), VOXELS)
+    generator = np.random.default_rng(0)
+    corners = np.sort(generator.integers(0, 20, (12, 2, 3)), axis=1)
+    regions = [tuple(slice(low, high + 1) for low, high in zip(*pair, strict=True)) for pair in corners.tolist()]
+    for found, region in zip(open_array(array).begin_reading(regions)(), regions, strict=True):
+        assert np.array_equal(found, VOXELS[region])
+
+
+def test_damaged_arrays_are_told_as_on_a_disk(place: Path | RemotePath, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    write_array(local, VOXELS, (4, 4, 4), (16, 16, 16), "zyx")
+    whole = (local / "c.0.1.0").read_bytes()
+    turned = bytearray(whole)
+    turned[300] ^= 1
+    damages = {
+        "cut": (whole[:100], "shard c.0.1.0 is cut short"),
+        "index": (whole[:-1] + b"x", "a checksum in shard c.0.1.0 does not agree"),
+        "chunk": (bytes(turned), "shard c.0.1.0"),
+        "lost": (None, "shard c.0.1.0 is missing, or a chunk of it"),
+    }
+    for name, (content, said) in damages.items():
+        array = place / name
+        for file in local.iterdir():
+            array.mkdir(exist_ok=True)
+            if content is not None or file.name != "c.0.1.0":
+                (array / file.name).write_bytes(content if file.name == "c.0.1.0" else file.read_bytes())
+        with pytest.raises(ScanError, match=said) as fault:
+            voxels(array)
+        assert "\n" not in str(fault.value) and str(tmp_path) not in str(fault.value)
+        assert np.array_equal(open_array(array).read([slice(0, 16)] * 3), VOXELS[:16, :16, :16])
+        (array / "zarr.json").write_text("{")
+        with pytest.raises(ScanError, match=r"its zarr\.json is damaged"):
+            voxels(array)
+        (array / "zarr.json").unlink()
+        with pytest.raises(ScanError, match=r"its zarr\.json is missing"):
+            voxels(array)
+
+
+def test_what_takes_the_place_of_an_object_is_read(folder: RemotePath, tmp_path: Path) -> None:
+    for number in range(3):
+        write_array(tmp_path / f"{number}", VOXELS + np.uint16(number), (4, 4, 4), (16, 16, 16), "zyx")
+        (folder / "array").upload(tmp_path / f"{number}")
+        assert np.array_equal(voxels(folder / "array"), VOXELS + np.uint16(number))
+
+
+def test_another_process_reads_an_array(folder: RemotePath) -> None:
     written(folder / "array")
     assert np.array_equal(voxels(folder / "array"), VOXELS)
-    region = [slice(1, 3)] * VOXELS.ndim
-    for window in (1, 7, 64, 2**22):
-        monkeypatch.setattr(shards, "WINDOW_BYTES", window)
-        assert np.array_equal(open_array(folder / "array").read(region), VOXELS[tuple(region)])
-    next((folder / "array").glob("c.*")).unlink()
-    with pytest.raises(ScanError, match="is missing"):
-        voxels(folder / "array")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert np.array_equal(pool.submit(voxels, folder / "array").result(timeout=120), VOXELS)
+
+
+def test_keys_of_a_profile_are_found(folder: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(folder / "array")
+    keys = {name: os.environ[name.upper()] for name in ("aws_access_key_id", "aws_secret_access_key")}
+    lines = [f"{name}={value}" for name, value in keys.items()]
+    (tmp_path / "credentials").write_text("\n".join(["[clinic]", *lines]))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "clinic")
+    for name in keys:
+        monkeypatch.delenv(name.upper())
+    reading._context.cache_clear()
+    assert np.array_equal(voxels(folder / "array"), VOXELS)
 
 
 # As long as a store's own; more than the bytes of a small object.
@@ -302,7 +361,7 @@ def faulty(endpoint: str, faults: list[str]) -> Iterator[str]:
 
 
 def test_a_busy_or_broken_connection_is_tried_again(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, array, direct = folder / "file", folder / "array", module._settings("s3")[1]
+    file, array, direct = folder / "file", folder / "array", module.store_settings("s3").endpoint
     file.write_text("before")
     written(array)
     acts = {
@@ -317,6 +376,7 @@ def test_a_busy_or_broken_connection_is_tried_again(folder: RemotePath, monkeypa
             monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
             assert folder.is_dir()  # the bucket is known: the faults fall on the act itself
             module._filesystem.cache_clear()  # and so is not an open connection
+            reading._context.cache_clear()
             faults += ["503", "reset"]
             assert succeeds(), act
             assert not faults, act
@@ -333,7 +393,7 @@ def test_a_busy_or_broken_connection_is_tried_again(folder: RemotePath, monkeypa
 def test_a_broken_answer_is_asked_for_again(
     folder: RemotePath, content: bytes, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, direct, faults = folder / "file", module._settings("s3")[1], []
+    file, direct, faults = folder / "file", module.store_settings("s3").endpoint, []
     file.write_bytes(content)
     for act in (
         lambda opened: opened.read(),
@@ -351,7 +411,7 @@ def test_a_broken_answer_is_asked_for_again(
 
 
 def test_a_store_that_only_explains_itself_is_given_up(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, direct, faults = folder / "file", module._settings("s3")[1], []
+    file, direct, faults = folder / "file", module.store_settings("s3").endpoint, []
     file.write_text("before")
     monkeypatch.setattr(module, "ATTEMPTS", 2)
     with faulty(direct, faults) as endpoint:
@@ -412,6 +472,27 @@ def test_a_lasting_fault_is_one_sentence(
     assert time.monotonic() - begin < 10
     message = str(refusal.value)
     assert message.startswith(f"s3://{bucket}/a") and said in message and "\n" not in message
+
+
+def test_what_a_store_fails_in_once_an_array_is_known_is_no_fault_of_the_array(
+    folder: RemotePath, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    written(folder / "array")
+    array = open_array(folder / "array")
+    server.kill()
+    try:
+        for act in (array.read, lambda: open_array(folder / "other")):
+            with pytest.raises(WorkspaceError, match="did not answer properly in 2 attempts") as refusal:
+                act()
+            assert "\n" not in str(refusal.value) and "tensorstore" not in str(refusal.value)
+    finally:
+        server.start()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-and-wrong")
+    reading._context.cache_clear()
+    with pytest.raises(WorkspaceError, match="denies access") as refusal:
+        voxels(folder / "array")
+    assert "\n" not in str(refusal.value) and "hidden" not in str(refusal.value)
 
 
 def test_a_server_that_hangs_is_given_up(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:

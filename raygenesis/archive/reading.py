@@ -1,0 +1,199 @@
+"""Arrays of the archive, read by tensorstore from a disk or an object store, many opened and read at once.
+
+Whatever is wrong with an array is a ScanError in words, and what a store fails in a WorkspaceError.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
+
+from raygenesis.errors import ScanError
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.hardware import num_cores
+from raygenesis.workspace.object_store import MAX_WAIT_SECONDS, STALL_SECONDS, RemotePath, StoreSettings, store_settings
+
+# Unpacked chunks that a process keeps for the next region: those that crops share. Ray runs a process a core.
+CACHE_BYTES = 32 * 2**20
+
+# Requests under way at once; they wait for a disk or a store, not for a core.
+FILES_AT_ONCE, OBJECTS_AT_ONCE = 4, 16
+
+# How every chunk is packed. An array of another kind is refused: nothing might tell that a chunk of it is damaged.
+CHECKED = {"codecs": [{"name": "sharding_indexed", "configuration": {"codecs": ["bytes", "blosc", "crc32c"]}}]}
+
+# What tensorstore says of a shard, and what is the matter with it; the first that fits.
+FAULTS = {
+    "is missing": "{shard} is missing, or a chunk of it",
+    "equested byte range|shard has size": "{shard} is cut short",
+    "Digest mismatch": "a checksum in {shard} does not agree",
+    "[Bb]losc": "a chunk in {shard} cannot be unpacked",
+}
+
+# tensorstore gives its errors the Python types of their codes.
+ERRORS = (ValueError, IndexError, NotImplementedError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array in a folder of a disk or an object store, open to be read."""
+
+    folder: Place
+    store: ts.TensorStore
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.store.shape)
+
+    @property
+    def ndim(self) -> int:
+        return self.store.rank
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.store.dtype.numpy_dtype
+
+    def begin_reading(self, regions: Sequence[Sequence[slice] | None]) -> Callable[[], list[NDArray[Any]]]:
+        """Begin to read regions (slices without steps), all of the array where None; the result waits for them.
+
+        Regions may overlap: what they share is read and unpacked once. The result raises ScanError if a shard is
+        missing, cut short, or not what its checksums say, WorkspaceError if a store fails.
+        """
+        boxes = [
+            tuple(
+                slice(first, max(first, last))
+                for first, last in (part.indices(side)[:2] for part, side in zip(region, self.shape, strict=True))
+            )
+            for region in (region or [slice(None)] * self.ndim for region in regions)
+        ]
+        with ts.Batch() as batch:  # chunks that lie side by side in a shard come in one request
+            reads = [self.store[box].read(batch=batch) for box in boxes]
+        return functools.partial(self._wait, reads)
+
+    def read(self, region: Sequence[slice] | None = None) -> NDArray[Any]:
+        """The voxels of one region, as in `begin_reading`."""
+        return self.begin_reading([region])()[0]
+
+    def _wait(self, reads: Sequence[ts.Future[NDArray[Any]]]) -> list[NDArray[Any]]:
+        try:
+            return [read.result() for read in reads]
+        except ERRORS as error:
+            _raise_store_fault(self.folder, error)
+            shard = re.search(r'/?(c(\.\d+)+)"', str(error))
+            name = f"shard {shard[1]}" if shard else "a shard"
+            found = (words for said, words in FAULTS.items() if re.search(said, str(error)))
+            reason = next(found, "{shard} cannot be read").format(shard=name)
+        raise ScanError(reason)
+
+
+def begin_opening(folder: Place) -> Callable[[], Array]:
+    """Begin to open an array; the result waits for it.
+
+    The result raises ScanError if it is not there, is damaged, or has no checksums, WorkspaceError if a store fails.
+    """
+    if isinstance(folder, RemotePath):
+        folder.require_bucket()  # tensorstore takes a bucket that is not there for an empty one
+    opening = ts.open(
+        {
+            "driver": "zarr3",
+            "kvstore": _location(folder),
+            "metadata": CHECKED,
+            "fill_missing_data_reads": False,  # a lost shard would be read as zeros
+            # What the cache has is looked up anew for each opening, and not for each of its chunks.
+            "recheck_cached_metadata": "open",
+            "recheck_cached_data": "open",
+        },
+        read=True, open=True, context=_context(_settings_for(folder), _num_threads()),
+    )  # fmt: skip
+    return functools.partial(_opened, folder, opening)
+
+
+def open_array(folder: Place) -> Array:
+    """An array to read. Raises as `begin_opening` says."""
+    return begin_opening(folder)()
+
+
+def _opened(folder: Place, opening: ts.Future[ts.TensorStore]) -> Array:
+    try:
+        array = Array(folder, opening.result())
+        if array.dtype.kind in "iuf" and min(array.shape, default=0) > 0:
+            return array
+        reason = "its zarr.json describes another kind of array"
+    except ERRORS as error:
+        _raise_store_fault(folder, error)
+        message = str(error)
+        reason = "its zarr.json is damaged, or describes another kind of array"
+        if message.startswith("NOT_FOUND"):
+            reason = "its zarr.json is missing"
+    raise ScanError(reason)
+
+
+def _raise_store_fault(folder: Place, error: Exception) -> None:
+    """Raise WorkspaceError where it is the store that failed, and not the array."""
+    fault = folder.fault_of(error) if isinstance(folder, RemotePath) else None
+    if fault is not None:
+        raise fault from None
+
+
+def _location(folder: Place) -> dict[str, Any]:
+    """Where an array lies, as tensorstore is told."""
+    if isinstance(folder, Path):
+        return {"driver": "file", "path": f"{folder}/"}
+    where = {"bucket": folder.bucket, "path": "".join(f"{part}/" for part in folder.parts)}
+    if folder.scheme == "gs":
+        return {"driver": "gcs", **where}
+    _, endpoint, region, *_ = store_settings(folder.scheme)
+    chosen = {"endpoint": endpoint, "aws_region": region}
+    return {"driver": "s3", **where, **{name: value for name, value in chosen.items() if value}}
+
+
+def _settings_for(folder: Place) -> StoreSettings | int:
+    """What a context is made for: a store, or this process's files."""
+    return os.getpid() if isinstance(folder, Path) else store_settings(folder.scheme)
+
+
+# Made when a process first reads, and for that process alone: its threads and connections do not outlive a fork.
+@functools.cache
+def _context(made_for: StoreSettings | int, num_threads: int) -> ts.Context:
+    resources: dict[str, Any] = {
+        "cache_pool": {"total_bytes_limit": CACHE_BYTES},
+        "data_copy_concurrency": {"limit": num_threads},
+        "file_io_concurrency": {"limit": FILES_AT_ONCE * num_threads},
+    }
+    if isinstance(made_for, StoreSettings):
+        # A server that hangs is given up, as by pyarrow.
+        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALL_SECONDS))
+        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+        kind = "gcs" if made_for.scheme == "gs" else "s3"
+        resources[f"{kind}_request_concurrency"] = {"limit": OBJECTS_AT_ONCE}
+        resources[f"{kind}_request_retries"] = {
+            "max_retries": made_for.attempts, "initial_delay": "1s", "max_delay": f"{MAX_WAIT_SECONDS}s"
+        }  # fmt: skip
+        if kind == "s3":
+            resources["aws_credentials"] = _credentials()
+    return ts.Context(resources)
+
+
+def _credentials() -> dict[str, str]:
+    """Where tensorstore finds the keys; they are in nothing that it could print."""
+    if os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"):
+        return {"type": "environment"}
+    profile = os.environ.get("AWS_PROFILE")
+    return {"type": "default", "profile": profile} if profile else {"type": "default"}
+
+
+def _num_threads() -> int:
+    """As many as the process may use, or as OMP_NUM_THREADS says: one in Ray's workers, each of which has a core."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    return num_cores()
