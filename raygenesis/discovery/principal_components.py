@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.decomposition import KernelPCA
 
 from raygenesis.errors import WorkspaceError
 from raygenesis.networks.principal_components import PrincipalComponents
@@ -26,6 +25,8 @@ def fit_components(samples: Samples, latent_size: int) -> PrincipalComponents:
     scans -= mean
     most, size = min(latent_size, len(scans) - 1), 0
     if most and scans.any():
+        from sklearn.decomposition import KernelPCA  # a fifth of the start of every worker that embeds, were it above
+
         # The kernel is scans × scans, of which there are fewer than voxels: `PCA` itself takes 30 times as long.
         kernel = (scans @ scans.T).astype(np.float64)
         fitted = KernelPCA(most, kernel="precomputed", eigen_solver="dense").fit(kernel)
