@@ -26,7 +26,7 @@ from raygenesis.workspace.object_store import MAX_WAIT_SECONDS, STALL_SECONDS, R
 CACHE_BYTES = 32 * 2**20
 
 # Requests under way at once; they wait for a disk or a store, not for a core.
-FILES_AT_ONCE, OBJECTS_AT_ONCE = 4, 16
+FILES_AT_ONCE, OBJECTS_AT_ONCE = 2, 16
 
 # How every chunk is packed. An array of another kind is refused: nothing might tell that a chunk of it is damaged.
 CHECKED = {"codecs": [{"name": "sharding_indexed", "configuration": {"codecs": ["bytes", "blosc", "crc32c"]}}]}
