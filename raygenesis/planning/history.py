@@ -23,6 +23,7 @@ from raygenesis.workspace.artifacts import (
     CROPS,
     EMBEDDINGS,
     INDEX,
+    NEIGHBOURS,
     PATTERNS,
     RUNS,
     SWEEPS,
@@ -61,7 +62,7 @@ def as_made(workspace: Workspace, settings: Settings) -> Settings:
     """The settings that the workspace's artifacts were made with, but for prices and for keys that were given."""
     runs = [folder for folder in workspace.folders(RUNS) if (folder / "config.yaml").is_file()]
     run = min(runs, key=lambda folder: folder.name != "default", default=None)
-    stages = (ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, PATTERNS, CROPS)
+    stages = (ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, NEIGHBOURS, PATTERNS, CROPS)
     with suppress(RaygenesisError):  # of another version
         whole = settings_of_run(run) if run else None
         trees = [whole.model_dump(mode="json", exclude={"prices"})] if whole else []
