@@ -28,8 +28,8 @@ def groups_of(found: Neighbours, radius: NDArray[np.float64], is_left_out: NDArr
     found: rows padded by infinity; radius: of each scan (`radii`). Scans are linked that are among each other's
     neighbours where their mutual reachability distance (Campello et al. 2013) is usual around both, in units of their
     own radii (Zelnik-Manor and Perona 2004): so groups may lie as densely or as loosely as they do, and a few scans
-    between two do not link them. A linked piece of fewer than LEAST_SIZE scans joins the group nearest to it, unless that
-    is far.
+    between two do not link them. A linked piece of fewer than LEAST_SIZE scans joins the group nearest to it, unless
+    that is far.
     """
     rows, columns, distances = _edges(found, is_left_out)
     own, others = radius[rows], radius[columns]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
@@ -12,20 +14,36 @@ LEAST_OVERLAP = 0.6  # of the larger of two scans
 Voxels = NDArray[np.float32]
 
 
-def likeness(
-    scan: Voxels, size_mm: NDArray[np.float64], other: Voxels, other_size_mm: NDArray[np.float64], grid: int
-) -> float:
+@dataclass(frozen=True)
+class CoarseScan:
+    """A scan's coarse voxels, [z, y, x] (2D: [y, x]), and its size in mm. Its details are kept once computed."""
+
+    voxels: Voxels
+    size_mm: NDArray[np.float64]
+    _kept: dict[tuple[float, ...], Voxels] = field(default_factory=dict, repr=False, compare=False)
+
+    def details(self, step_mm: float, size_mm: NDArray[np.float64] | None = None) -> Voxels:
+        """The details of the scan sampled every `step_mm`, as if it spanned `size_mm`, or what it does span."""
+        size_mm = self.size_mm if size_mm is None else size_mm
+        key = (step_mm, *size_mm.tolist())
+        if key not in self._kept:
+            self._kept[key] = details(self.voxels, size_mm, step_mm)
+        return self._kept[key]
+
+
+def likeness(one: CoarseScan, other: CoarseScan, grid: int) -> float:
     """How alike the details of two scans are, at most 1: of copies nearly that, of two visits of one person less.
 
-    scan, other: [z, y, x] (2D: [y, x]) of scans that span these sizes; grid: samples along the longest side of the
-    larger one. Their details, without noise and without what is broad, are correlated where the scans overlap, at the
-    shift that fits best: once at their sizes in mm, of which one may show less than the other, and once stretched to
-    one shape, as a copy may have lost its voxel size.
+    grid: samples along the longest side of the larger one. Their details, without noise and without what is broad, are
+    correlated where the scans overlap, at the shift that fits best: once at their sizes in mm, of which one may show
+    less than the other, and once stretched to one shape, as a copy may have lost its voxel size.
     """
-    step = max(size_mm.max(), other_size_mm.max()) / grid
-    in_mm = best_correlation(details(scan, size_mm, step), details(other, other_size_mm, step))
-    step = size_mm.max() / grid
-    return max(in_mm, best_correlation(details(scan, size_mm, step), details(other, size_mm, step)))
+    step = max(one.size_mm.max(), other.size_mm.max()) / grid
+    in_mm = best_correlation(one.details(step), other.details(step))
+    if np.allclose(one.size_mm, other.size_mm, rtol=0.5 / grid):
+        return in_mm
+    step = one.size_mm.max() / grid
+    return max(in_mm, best_correlation(one.details(step), other.details(step, one.size_mm)))
 
 
 def details(voxels: Voxels, size_mm: NDArray[np.float64], step_mm: float) -> Voxels:
@@ -37,8 +55,9 @@ def details(voxels: Voxels, size_mm: NDArray[np.float64], step_mm: float) -> Vox
     sides = [(np.arange(n) - (n - 1) / 2) * step_mm / voxel + (side - 1) / 2
              for n, voxel, side in zip(shape, voxel_mm, voxels.shape, strict=True)]  # fmt: skip
     places = np.meshgrid(*sides, indexing="ij")
-    sampled: Voxels = ndimage.map_coordinates(smooth, places, order=1, mode="nearest")
-    return sampled - ndimage.gaussian_filter(sampled, BROAD)
+    sampled = ndimage.map_coordinates(smooth, places, order=1, mode="nearest", output=np.float32)
+    fine: Voxels = sampled - ndimage.gaussian_filter(sampled, BROAD)
+    return fine
 
 
 def best_correlation(one: Voxels, other: Voxels) -> float:

@@ -27,7 +27,7 @@ from raygenesis.discovery.duplicates import (
 )
 from raygenesis.discovery.exact import Neighbours
 from raygenesis.discovery.groups import groups_of
-from raygenesis.discovery.likeness import Voxels, likeness
+from raygenesis.discovery.likeness import CoarseScan, likeness
 from raygenesis.discovery.neighbour_table import among
 from raygenesis.discovery.outliers import NUM_COMPARED, NUM_USUAL, SPARSE, outliers, radii, sparsity
 from raygenesis.discovery.scan_table import SCANS
@@ -36,8 +36,6 @@ from raygenesis.settings import IntensitySettings
 from raygenesis.settings.streams import USUAL_SCANS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
-
-CoarseScan = tuple[Voxels, NDArray[np.float64]]  # and its size in mm
 
 PAIRS_PER_TASK = 256
 SCANS_IN_MEMORY = 64
@@ -63,12 +61,12 @@ class Comparer:
     def _compared(self, one: CoarseScan | None, other: CoarseScan | None, least: float) -> float:
         if one is None or other is None:
             return np.nan
-        rough = likeness(*one, *other, ROUGH_GRID)
-        return rough if rough < least else likeness(*one, *other, FINE_GRID)
+        rough = likeness(one, other, ROUGH_GRID)
+        return rough if rough < least else likeness(one, other, FINE_GRID)
 
     def _read(self, row: CatalogueRow) -> CoarseScan | None:
         try:
-            return read_coarse(self.volumes, row, level_shape(row, -1), IntensitySettings()), size_mm(row)
+            return CoarseScan(read_coarse(self.volumes, row, level_shape(row, -1), IntensitySettings()), size_mm(row))
         except ScanError:
             return None
 

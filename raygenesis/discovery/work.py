@@ -30,6 +30,7 @@ from raygenesis.workspace.manifest import AutoencoderCounts
 AUTOENCODER = 1.6  # times what its load says: small layers and batches
 ENCODE = 0.043  # of training the auto-encoder on a scan, by its load: its encoder alone, forward
 COARSE_S_PER_SCAN = 0.0014  # to read a scan's coarse level
+COMPARE_S_PER_SCAN = 0.1  # to compare a scan with those that it may be a copy of
 CROP_S_PER_MEGAVOXEL = 0.0153
 ROW_BYTES = 14  # of a neighbour of a scan, as it is stored: its id and its distance
 STORED_OF_CUBES = 0.67  # the pattern store, of its cubes
@@ -83,15 +84,18 @@ def neighbours_work(scans: ArchiveSize, settings: IndexSettings, size: int) -> W
         exact = is_exact_cheaper(number, number, 0, size, k, settings)
     vectors_mib, rows_mib = number * size * 4 / MIB, number * settings.num_neighbours * ROW_BYTES / MIB
     num_parts = math.ceil(number / SCANS_PER_PART)
+    compare_s = number * COMPARE_S_PER_SCAN
     if exact:
+        search_s = number * size * (READ_S * num_parts + EXACT_S * number)
         return Work(
-            "neighbours", f"{number:,} exact searches", number * size * (READ_S * num_parts + EXACT_S * number),
+            "neighbours", f"{number:,} exact searches", compare_s + search_s,
             most_cores=num_parts, read_mib=vectors_mib * num_parts, stored_mib=rows_mib,
         )  # fmt: skip
     num_shards = math.ceil(number / settings.volumes_per_shard)
     return Work(
         "neighbours", f"HNSW graphs of {number:,} scans, and as many searches",
-        core_s=number * size * (settings.ef_construction * BUILD_S + num_shards * max(settings.ef, k) * SEARCH_S),
+        core_s=compare_s
+        + number * size * (settings.ef_construction * BUILD_S + num_shards * max(settings.ef, k) * SEARCH_S),
         most_cores=num_parts, read_mib=2 * vectors_mib,
         stored_mib=vectors_mib + number * settings.m * 10 / MIB + rows_mib,
         memory_gib_per_core=WORKER_GIB + 2 * settings.volumes_per_shard * size * 4 / GIB,

@@ -9,7 +9,7 @@ from typing import Any
 
 from raygenesis.archive.work import archive_size, ingest_work_done
 from raygenesis.cluster.work import ArchiveSize, Work
-from raygenesis.discovery.work import autoencoder_work_done, discover_work, embed_work
+from raygenesis.discovery.work import autoencoder_work_done, discover_work, embed_work, neighbours_work
 from raygenesis.errors import RaygenesisError
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.pretraining.pretexts import pretext_of
@@ -112,6 +112,9 @@ WORK_DONE: dict[Artifact[Any], Callable[[Any, ArchiveSize, Settings], Work]] = {
     ),
     EMBEDDINGS: lambda made, scans, settings: embed_work(
         replace(scans, num_scans=made.counts.new), settings.embedding, settings.autoencoder
+    ),
+    NEIGHBOURS: lambda made, scans, settings: neighbours_work(
+        replace(scans, num_scans=made.counts.new), settings.index, settings.autoencoder.latent_size
     ),
     PATTERNS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns),
     CROPS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns, CROPS.verb),

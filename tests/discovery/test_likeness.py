@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from raygenesis.discovery.duplicates import COPY_LIKENESS, FINE_GRID, ROUGH_GRID, ROUGH_LIKENESS
-from raygenesis.discovery.likeness import best_correlation, likeness
+from raygenesis.discovery.likeness import CoarseScan, best_correlation, likeness
 
 SHAPE = (48, 60, 52)
 SIZE = np.array(SHAPE) * 3.0  # mm
@@ -21,9 +21,13 @@ def scan(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return (body * (0.5 + 0.4 * blobs / np.abs(blobs).max())).astype(np.float32)
 
 
+def alike(one: np.ndarray, size, other: np.ndarray, other_size, grid: int) -> float:
+    scans = (CoarseScan(voxels, np.asarray(mm, float)) for voxels, mm in ((one, size), (other, other_size)))
+    return likeness(*scans, grid)
+
+
 def is_copy(one: np.ndarray, size, other: np.ndarray, other_size) -> bool:
-    rough, fine = (likeness(one, np.asarray(size, float), other, np.asarray(other_size, float), grid)
-                   for grid in (ROUGH_GRID, FINE_GRID))  # fmt: skip
+    rough, fine = (alike(one, size, other, other_size, grid) for grid in (ROUGH_GRID, FINE_GRID))
     return rough >= ROUGH_LIKENESS and fine >= COPY_LIKENESS
 
 
@@ -62,8 +66,8 @@ def test_images_work_as_volumes_do():
 
 def test_blank_scans_are_like_nothing():
     blank = np.zeros(SHAPE, np.float32)
-    assert likeness(blank, SIZE, blank, SIZE, FINE_GRID) == 0
-    assert likeness(blank, SIZE, scan(0), SIZE, FINE_GRID) == 0
+    assert alike(blank, SIZE, blank, SIZE, FINE_GRID) == 0
+    assert alike(blank, SIZE, scan(0), SIZE, FINE_GRID) == 0
 
 
 def test_the_best_shift_is_found_and_its_correlation_is_numpys():
