@@ -72,7 +72,7 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
         write_table(folder / SCANS_FILE, scans)
         sizes = np.bincount(scans["group"].filter(pc.greater_equal(scans["group"], 0)).to_numpy())
         counts = NeighboursCounts(
-            volumes=len(ids), new=num_new, neighbours=int((found.numbers >= 0).sum()),
+            volumes=len(ids), added=num_new, neighbours=int((found.numbers >= 0).sum()),
             duplicates=pc.sum(pc.not_equal(scans["duplicate_of"], "")).as_py(),
             outliers=pc.sum(scans["is_outlier"]).as_py(), groups=len(sizes),
         )  # fmt: skip
@@ -83,7 +83,7 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
         manifest = stage.finish(manifest, content=embedded.fingerprint)
     say(
         "neighbours",
-        f"{counts.neighbours} neighbours of {counts.volumes} scans ({counts.new} new), {manifest.method} search, "
+        f"{counts.neighbours} neighbours of {counts.volumes} scans ({counts.added} new), {manifest.method} search, "
         f"recall {share:.4f}; {_in_words(manifest)}; {size(manifest.bytes)}, {manifest.seconds:.1f} s → {folder}",
     )
     return manifest

@@ -114,7 +114,7 @@ WORK_DONE: dict[Artifact[Any], Callable[[Any, ArchiveSize, Settings], Work]] = {
         replace(scans, num_scans=made.counts.new), settings.embedding, settings.autoencoder
     ),
     NEIGHBOURS: lambda made, scans, settings: neighbours_work(
-        replace(scans, num_scans=made.counts.new), settings.index, settings.autoencoder.latent_size
+        replace(scans, num_scans=made.counts.added), settings.index, settings.autoencoder.latent_size
     ),
     PATTERNS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns),
     CROPS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns, CROPS.verb),

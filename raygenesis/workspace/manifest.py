@@ -156,10 +156,10 @@ class IndexManifest(Manifest):
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursCounts(Counts):
-    """new: volumes that the last call searched for first; duplicates, outliers: among the volumes."""
+    """added: volumes that had no neighbours before the last call; duplicates, outliers: among the volumes."""
 
     volumes: int
-    new: int = 0
+    added: int = 0
     neighbours: int
     duplicates: int = 0
     outliers: int = 0

@@ -108,9 +108,9 @@ def test_copies_outliers_and_groups_are_found(ray_cluster, archive, tmp_path, me
 
 def test_a_grown_archive_has_the_table_of_one_made_at_once(ray_cluster, archive, tmp_path):
     grown = workspace_of(tmp_path / "grown", archive, vectors()[:17])
-    assert find_neighbours(grown, settings()).counts.new == 17
+    assert find_neighbours(grown, settings()).counts.added == 17
     workspace_of(tmp_path / "grown", archive, vectors())
-    assert find_neighbours(grown, settings()).counts.new == 13
+    assert find_neighbours(grown, settings()).counts.added == 13
     at_once = workspace_of(tmp_path / "at-once", archive, vectors())
     find_neighbours(at_once, settings())
     for name in ("part-000000000.parquet", "scans.parquet"):

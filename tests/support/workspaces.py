@@ -155,7 +155,7 @@ def make_neighbours(workspace: Workspace, settings: Settings, ids: Sequence[str]
         }
     ).cast(SCANS)  # fmt: skip
     write_table(workspace.neighbours / SCANS_FILE, facts)
-    counts = NeighboursCounts(volumes=6, new=6, neighbours=30, duplicates=1, outliers=1, groups=2)
+    counts = NeighboursCounts(volumes=6, added=6, neighbours=30, duplicates=1, outliers=1, groups=2)
     manifest = NeighboursManifest(counts=counts, seconds=1.0, method="exact", recall=1.0, groups=(4, 1))
     Stage(NEIGHBOURS, workspace.neighbours, chosen(settings, "index"), {}).finish(manifest)
 
