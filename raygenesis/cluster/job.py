@@ -21,6 +21,7 @@ from typing import Any
 from raygenesis.cluster import progress
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.job_record import FAILED, RUNNING, STOPPED, SUCCEEDED, JobRecord, jobs_folder, write_job
+from raygenesis.cluster.stream_statistics import kept_statistics
 from raygenesis.errors import RaygenesisError
 from raygenesis.workspace import hardware
 from raygenesis.workspace.workspace import Workspace
@@ -119,7 +120,7 @@ class _Job:
             job, state=self._state, core_seconds=job.core_seconds + passed * nodes.num_cores,
             gpu_seconds=job.gpu_seconds + passed * nodes.num_gpus, updated=_now(), hardware=nodes,
             stages=tuple(ticker.progress() for ticker in progress.tickers()),
-            lines=tuple(progress.lines()[-MAX_LINES:]), submission=_submission(),
+            lines=tuple(progress.lines()[-MAX_LINES:]), operators=tuple(kept_statistics()), submission=_submission(),
             dashboard=(joining.dashboard() if joining is not None else "") or None,
         )  # fmt: skip
         write_job(self._path, job)

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raygenesis.cluster.progress import StageProgress
+from raygenesis.cluster.stream_statistics import OperatorStatistics
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace.files import Place, write_json
 from raygenesis.workspace.hardware import Hardware
@@ -26,6 +27,7 @@ class JobRecord:
 
     started, updated, ended: times in UTC (ISO 8601). process: its number on `host`. core_seconds, gpu_seconds: what of
     the cluster it has had to itself. hardware: of the cluster, now. stages: oldest first. lines: the newest of its log.
+    operators: of the Ray Data pipelines that have ended, oldest first.
     submission: what `ray job` calls it. dashboard: host:port. error: what it failed with; empty if it did not. None:
     not known, or not ended.
     """
@@ -41,6 +43,7 @@ class JobRecord:
     hardware: Hardware
     stages: tuple[StageProgress, ...]
     lines: Annotated[tuple[str, ...], Field(alias="said")]
+    operators: tuple[OperatorStatistics, ...] = ()
     submission: str | None = None
     dashboard: str | None = None
     error: Annotated[str | None, Field(alias="told")] = None

@@ -55,11 +55,11 @@ def dashboard() -> str:
 
 
 def _quieten_ray_data() -> None:
-    """Our stages show their own progress; Ray Data's bars would write over it."""
+    """Our stages show their own progress and raise what a task raised; Ray Data would write both once more."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def logical_nodes() -> list[tuple[str, float, float]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+
+MAX_KEPT = 100  # operators, for a job's record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +27,16 @@ class OperatorStatistics:
     working_seconds: float
     starved_seconds: float
     held_up_seconds: float
+
+
+_kept: deque[OperatorStatistics] = deque(maxlen=MAX_KEPT)
+
+
+def keep_statistics(operator: OperatorStatistics) -> None:
+    """Keep what an operator of one of this process's pipelines did, for the job's record."""
+    _kept.append(operator)
+
+
+def kept_statistics() -> list[OperatorStatistics]:
+    """What the operators of this process's pipelines did, the oldest first."""
+    return list(_kept)

@@ -7,7 +7,6 @@ under the part's own name. Parts that are there are no longer read.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -21,11 +20,9 @@ from ray.exceptions import RayTaskError
 
 from raygenesis.cluster import joining
 from raygenesis.cluster.progress import Ticker, progress
-from raygenesis.cluster.stream_statistics import OperatorStatistics
+from raygenesis.cluster.stream_statistics import OperatorStatistics, keep_statistics
 from raygenesis.errors import RaygenesisError
 from raygenesis.text.amounts import MIB
-
-MAX_KEPT = 100  # operators, for a job's record
 
 Outcome = TypeVar("Outcome")
 
@@ -80,6 +77,7 @@ def read_parts(source: PartSource) -> ray.data.Dataset:
     joining.connect()
     rows = ray.data.read_datasource(source, override_num_blocks=source.num_parts)
     rows.context.target_max_block_size = None
+    rows.context.raise_original_map_exception = True
     return rows
 
 
@@ -136,14 +134,6 @@ def write_parts(
     return sink.outcomes
 
 
-_statistics: deque[OperatorStatistics] = deque(maxlen=MAX_KEPT)
-
-
-def statistics() -> list[OperatorStatistics]:
-    """What the operators of this process's pipelines did, the oldest first."""
-    return list(_statistics)
-
-
 def _watching(ticker: Ticker, shown: StreamProgress) -> type:
     """A class that Ray Data makes one of for an execution, and calls as the execution goes on."""
 
@@ -175,7 +165,7 @@ def _watching(ticker: Ticker, shown: StreamProgress) -> type:
             for operator, _ in _operators(executor):
                 working, starved, held_up = self._times.get(operator.name, (0.0, 0.0, 0.0))
                 metrics = operator.metrics
-                _statistics.append(
+                keep_statistics(
                     OperatorStatistics(
                         stage=shown.stage, operator=operator.name, num_tasks=metrics.num_tasks_finished,
                         num_rows=metrics.rows_task_outputs_generated,

@@ -98,7 +98,7 @@ def write_store(store: StoreTask, plan: pa.Table, failures: pa.Table) -> tuple[l
     )
     written = {record.part: record for record in write_parts(cropped, functools.partial(publish_part, folder), shown)}
     records = [written.get(part) or _record_of(folder, part) for part in range(source.num_parts)]
-    failed = [row for record in records for row in record.failures]
+    failed = [{"source": source, "reason": reason} for record in records for source, reason in record.failures]
     failures = pa.concat_tables([failures, pa.Table.from_pylist(failed, FAILURES)])
     write_table(folder / "failures.parquet", failures)
     path.unlink()
@@ -151,10 +151,7 @@ def publish_part(folder: Place, cropped: pa.Table) -> PartRecord:
     has_failed = pc.is_valid(cropped["failure"])
     failed = cropped.filter(has_failed)
     patterns = cropped.filter(pc.invert(has_failed)) if len(failed) else cropped
-    failures: list[FailureRow] = [
-        {"source": source, "reason": reason}
-        for source, reason in zip(failed["source"].to_pylist(), failed["failure"].to_pylist(), strict=True)
-    ]
+    failures = list(zip(failed["source"].to_pylist(), failed["failure"].to_pylist(), strict=True))
     return write_part(folder, cropped["part"][0].as_py(), patterns.select(PATTERN.names), failures)
 
 

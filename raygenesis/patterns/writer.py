@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, VALIDATION
-from raygenesis.workspace.failures import FailureRow
 from raygenesis.workspace.files import Place, on_disk, publish, write_json, xxh3_of
 from raygenesis.workspace.manifest import Checksum
 from raygenesis.workspace.records import adapter, read_record
@@ -23,7 +22,7 @@ class PartRecord:
     """What is kept beside a part: its number, its checksum, and what it holds.
 
     patterns: how many there are, of which `validation` are held out, from `volumes` scans. failures: what of the part's
-    plan left no patterns, and why.
+    plan left no patterns, as pairs of source and reason.
     """
 
     part: int
@@ -31,14 +30,14 @@ class PartRecord:
     validation: int
     volumes: int
     checksum: Checksum
-    failures: tuple[FailureRow, ...]
+    failures: tuple[tuple[str, str], ...]
 
 
 def part_path(folder: Place, part: int) -> Place:
     return folder / f"part-{part:06d}.parquet"
 
 
-def write_part(folder: Place, part: int, patterns: pa.Table, failures: Sequence[FailureRow] = ()) -> PartRecord:
+def write_part(folder: Place, part: int, patterns: pa.Table, failures: Sequence[tuple[str, str]] = ()) -> PartRecord:
     """Publish rows (schema PATTERN, in the plan's order) as one part, then its record, which is returned.
 
     The same rows give the same bytes.

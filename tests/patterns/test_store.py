@@ -209,12 +209,12 @@ def test_a_checksum_is_of_the_whole_file(tmp_path):
 
 @pytest.mark.parametrize("tree", [{}, {"part": 0}, {"checksum": {"bytes": "x", "xxh3": None}}, None])
 def test_a_part_whose_record_holds_something_else_is_not_taken_for_whole(tmp_path, tree):
-    record = write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN), [{"source": "s", "reason": "r"}])
+    record = write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN), [("s", "r")])
     path = part_path(tmp_path, 0)
     assert read_whole_part(path) == record and record.checksum == checksum(path)
     splits = [row["split"] for row in PARTS[0]]
     assert (record.patterns, record.validation) == (len(splits), splits.count("validation"))
-    assert record.volumes == len({row["volume_id"] for row in PARTS[0]}) and record.failures[0]["reason"] == "r"
+    assert record.volumes == len({row["volume_id"] for row in PARTS[0]}) and record.failures == (("s", "r"),)
     beside = path.with_suffix(".json")
     beside.write_text("half a rec" if tree is None else json.dumps(tree))
     assert read_whole_part(path) is None

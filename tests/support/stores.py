@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raygenesis.patterns.cells import DTYPE, STEPS, encode
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
-from raygenesis.patterns.writer import checksum, write_part
+from raygenesis.patterns.writer import write_part
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace.failures import FAILURES, FailureRow
 from raygenesis.workspace.files import write_json, write_table
@@ -95,7 +95,7 @@ def write_store(
     """Parts of any rows, and a manifest and failures that say what the plan says."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for part in parts for row in part]
-    paths = [write_part(folder, number, pa.Table.from_pylist(part, PATTERN)) for number, part in enumerate(parts)]
+    records = [write_part(folder, number, pa.Table.from_pylist(part, PATTERN)) for number, part in enumerate(parts)]
     write_table(folder / "failures.parquet", pa.Table.from_pylist(list(failures or []), FAILURES))
     scales = [{"extent_mm": [float(side) for side in plan.shape]}] * plan.scales
     counts = {
@@ -123,9 +123,9 @@ def write_store(
         "cube_dtype": DTYPE.str,
         "cube_steps": STEPS,
         "raw_bytes": len(rows) * int(np.prod(plan.shape)) * DTYPE.itemsize,
-        "bytes": sum(path.stat().st_size for path in paths),
+        "bytes": sum(record.checksum.bytes for record in records),
         "seconds": 2.0,
-        "parts": [asdict(checksum(path)) for path in paths],
+        "parts": [asdict(record.checksum) for record in records],
     }
     write_json(folder / "manifest.json", manifest)
 

@@ -49,6 +49,7 @@ def take_in_all(
         remove_tree(half_written)
     make_private(workspace.private)
     folder = _outcomes_folder(workspace)
+    folder.mkdir(exist_ok=True)
     there = settled(read_outcomes(folder.glob("part-*.parquet"), scans), workspace.volumes)
     left = [scan for scan in scans if scan.source not in there]
     take_in_some = functools.partial(take_in_block, root=root, volumes=workspace.volumes, settings=settings)
