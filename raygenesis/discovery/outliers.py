@@ -16,6 +16,7 @@ SPARSE = 1.25
 NUM_COMPARED = 3  # nearest scans of a scan that it is compared with
 NUM_USUAL = 48  # scans that are not sparse, by which likeness is judged
 LEAST_SHARE = 0.5  # of the usual likeness
+LEAST_USUAL = 0.2  # where scans are hardly alike at all, likeness tells nothing
 
 
 def radii(found: Neighbours) -> NDArray[np.float64]:
@@ -48,8 +49,10 @@ def outliers(sparse: NDArray[np.int64], likeness: NDArray[np.float64], usual: ND
     sparse: their numbers [s]; likeness: to their nearest, [s, NUM_COMPARED], NaN where it is unknown; usual: the same
     of other scans, [u, NUM_COMPARED].
     """
-    least = LEAST_SHARE * np.median(_typical(usual)) if len(usual) else 0.0
-    return sparse[_typical(likeness) < least]
+    typical = float(np.median(_typical(usual))) if len(usual) else 0.0
+    if typical < LEAST_USUAL:
+        return sparse[:0]
+    return sparse[_typical(likeness) < LEAST_SHARE * typical]
 
 
 def _typical(likeness: NDArray[np.float64]) -> NDArray[np.float64]:

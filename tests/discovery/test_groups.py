@@ -139,6 +139,7 @@ def test_outliers_are_less_than_half_as_alike_as_usual():
     likeness = np.array([[0.29, 0.9, 0.0], [0.31, 0.9, 0.0], [np.nan] * 3, [np.nan, 0.1, 0.2], [0.1, 0.1, 0.9]])
     assert outliers(np.array([4, 6, 7, 9, 11]), likeness, usual).tolist() == [4, 9, 11]
     assert outliers(np.array([4]), likeness[:1], np.empty((0, 3))).tolist() == []
+    assert outliers(np.array([4]), likeness[:1] / 10, usual / 10).tolist() == []  # of noise nothing is like anything
 
 
 # --- duplicates -----------------------------------------------------------------------------------
