@@ -58,6 +58,8 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.archive
 	$(BIN)/python -m tests.benchmarks.discovery
 	$(BIN)/python -m tests.benchmarks.scale
+	$(BIN)/python -m tests.benchmarks.neighbours
+	$(BIN)/python -m tests.benchmarks.mixed_archive
 	$(BIN)/python -m tests.benchmarks.nodes
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.corruptions

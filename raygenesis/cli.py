@@ -125,9 +125,31 @@ def embed_command(
         embed(place, settings, output, announce)
 
 
+@app.command("neighbours")
+def neighbours_command(
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    volume: Annotated[str | None, typer.Option(help="Show this scan's nearest instead; its id.")] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="With --volume: how many.")] = 10,
+    output: Annotated[Path | None, typer.Option(help="With --volume: the HTML page to write.")] = None,
+) -> None:  # fmt: skip
+    """Embeddings → each scan's nearest, duplicates, outliers, groups. Run it again for an archive that has grown."""
+    if volume is not None:
+        from raygenesis.report.nearest import show_nearest
+
+        for line in show_nearest(_existing(workspace), volume, k, output):
+            typer.echo(line)
+        return
+    from raygenesis.discovery.find_neighbours import find_neighbours
+    from raygenesis.pipeline import job
+
+    settings, place = _settings(preset, overrides), _existing(workspace)
+    with job("neighbours", place, settings) as announce:
+        find_neighbours(place, settings, announce)
+
+
 @app.command("discover")
 def discover_command(workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET) -> None:
-    """Embeddings → neighbours → labelled pattern store."""
+    """Neighbours → labelled pattern store; finds the neighbours where they are not there."""
     from raygenesis.discovery.discover import discover
     from raygenesis.pipeline import job
 

@@ -16,6 +16,7 @@ from raygenesis.cluster.work import Announce, Work, unannounced
 from raygenesis.discovery.crop import crop
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed
+from raygenesis.discovery.find_neighbours import find_neighbours
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.planning.announce import announce as announce_work
 from raygenesis.planning.checks import check_settings
@@ -27,7 +28,17 @@ from raygenesis.sweeps.sweep import sweep
 from raygenesis.transfer.description import Description, read_description, read_target
 from raygenesis.transfer.finetune import FinetuneRequest, finetune
 from raygenesis.transfer.initialisations import RANDOM
-from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, CROPS, EMBEDDINGS, INDEX, PATTERNS, RUNS
+from raygenesis.workspace.artifacts import (
+    ARCHIVE,
+    AUTOENCODER,
+    COMPONENTS,
+    CROPS,
+    EMBEDDINGS,
+    INDEX,
+    NEIGHBOURS,
+    PATTERNS,
+    RUNS,
+)
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
@@ -59,7 +70,7 @@ def run(
     scans: Path, workspace: Workspace, settings: Settings, name: str = "default", extras: Extras = Extras(),
     announce: Announce = unannounced,
 ) -> Place:  # fmt: skip
-    """ingest → auto-encoder → embed → index → discover → pretrain → report; returns the report's path.
+    """ingest → auto-encoder → embed → neighbours → discover → pretrain → report; returns the report's path.
 
     Pretext tasks that learn from random crops need no discovery: ingest → crop → pretrain → report. Raises a
     RaygenesisError before any work starts if the settings cannot fit the scans, or a target is at fault.
@@ -78,6 +89,7 @@ def run(
     ingest(scans, workspace, settings, found=found, announce=announce)
     if _discovers(pretraining):
         embed(workspace, settings, announce=announce)
+        find_neighbours(workspace, settings, announce)
         discover(workspace, settings, announce)
     else:
         crop(workspace, settings, announce)
@@ -121,7 +133,7 @@ def _check_same_scans(found: Survey, scans: Path, workspace: Workspace) -> None:
     """Refuse other scans for a workspace in which stages were built on its archive, before the archive is touched."""
     archive = ARCHIVE.read(workspace.archive)
     # What is made from runs and stores goes with them.
-    stages = (AUTOENCODER, COMPONENTS, EMBEDDINGS, INDEX, PATTERNS, CROPS, RUNS)
+    stages = (AUTOENCODER, COMPONENTS, EMBEDDINGS, INDEX, NEIGHBOURS, PATTERNS, CROPS, RUNS)
     built = [stage.name for stage in stages if (workspace.root / stage.name).exists()]
     if archive is not None and built and archive.listing != found.listing:
         raise WorkspaceError(

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raygenesis.archive.catalogue import CatalogueRow, read_catalogue
-from raygenesis.archive.work import archive_size
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.discovery.alignment import AlignmentError
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.embeddings import Embeddings
-from raygenesis.discovery.neighbours import NeighbourFinder, build_index, searcher, typical_distance
-from raygenesis.discovery.patients import Patients, check_counts, load_patients
+from raygenesis.discovery.find_neighbours import find_neighbours
+from raygenesis.discovery.group_shares import group_numbers, references_by_group
+from raygenesis.discovery.neighbours import NeighbourFinder, Search, searcher, typical_distance
+from raygenesis.discovery.patients import Patients, load_patients
 from raygenesis.discovery.pattern_boxes import patterns_of
 from raygenesis.discovery.quality_sample import Neighbourhood, measure_quality
 from raygenesis.discovery.references import Correspondence, Reference, choose_coordinates, choose_references
@@ -27,11 +31,11 @@ from raygenesis.discovery.store_writer import (
     write_store,
 )
 from raygenesis.discovery.visits import Visit, plan_visits
-from raygenesis.discovery.work import discover_work, index_work
+from raygenesis.discovery.work import discover_work
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION, PlannedPattern
-from raygenesis.settings import DiscoverySettings, IndexSettings, IntensitySettings, Settings
-from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS, PATTERNS
+from raygenesis.settings import DiscoverySettings, IntensitySettings, Settings
+from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import PatternsManifest, ReferenceRecord
 from raygenesis.workspace.stage import Stage
@@ -52,12 +56,15 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
     if (made := stage.finished()) is not None:
         say("discover", f"nothing to do: patterns are in {workspace.patterns}")
         return made
-    if (archive := ARCHIVE.read(workspace.archive)) is not None:
-        index = index_work(archive_size(archive), settings.index, discovery, settings.autoencoder.latent_size)
-        announce([index, discover_work(discovery)])
+    find_neighbours(workspace, settings, announce)
+    announce([discover_work(discovery)])
     watch = Stopwatch()
     patients = load_patients(workspace, discovery, settings.validation_fraction, seed)
-    neighbourhoods = _neighbourhoods(workspace, patients, discovery, settings.index, intensity, seed)
+    groups = group_numbers(workspace.neighbours, patients.ids)
+    shares = references_by_group(patients, groups, discovery)
+    search = searcher(workspace, INDEX.require(workspace.index), settings.index)
+    searched = NeighbourhoodSearch(workspace, search, discovery, intensity, seed)
+    neighbourhoods = searched.of_groups(patients, groups, shares)
     names = [
         {TRAINING: patients.names(one.training), VALIDATION: patients.names(one.validation)} for one in neighbourhoods
     ]
@@ -67,7 +74,7 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
     plan_patterns = PatternPlanner(workspace.volumes, references, discovery, intensity, seed)
     store = StoreTask(workspace.patterns, workspace, discovery.cube_shape, intensity, per_visit, plan_patterns)
     with stage.claimed():
-        quality = measure_quality(workspace, patients, neighbourhoods, discovery, intensity, seed)
+        quality = measure_quality(workspace, neighbourhoods, discovery, intensity, seed)
         small = too_small(workspace.catalog, patients, discovery.scales)
         records, failures = write_store(store, plan, small)
         sizes = StoreSizes(discovery.num_references, discovery.num_coordinates, discovery.num_neighbours)
@@ -76,28 +83,66 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
         return finish_store(stage, PatternsManifest(**vars(parts), references=chosen_ones, quality=quality), failures)
 
 
-def _neighbourhoods(
-    workspace: Workspace, patients: Patients, discovery: DiscoverySettings, index: IndexSettings,
-    intensity: IntensitySettings, seed: int,
-) -> list[Neighbourhood]:  # fmt: skip
-    """The references and their neighbours. Raises SettingsError where the archive has fewer than are asked for."""
-    where = "that the archive has with scans large enough to crop"
-    check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), where, discovery)
-    embeddings = Embeddings(workspace.embeddings)
-    least = discovery.duplicate_distance * typical_distance(embeddings, patients, seed)
-    numbers = choose_references(patients, embeddings, least, discovery, seed, SPARE_REFERENCES)
-    if len(numbers) < discovery.num_references:
-        raise SettingsError(
-            f"only {len(numbers)} of discovery.num_references={discovery.num_references} references are no "
-            "near-duplicates of each other: lower it or discovery.duplicate_distance"
-        )
-    references = _fitting_references(workspace, patients.names(numbers), discovery, intensity, seed)
-    number_of = dict(zip(patients.names(numbers), numbers, strict=True))
-    numbers = [number_of[reference.row["volume_id"]] for reference in references]
-    # What cannot fit was refused before anything is built.
-    search = searcher(workspace, build_index(workspace, index, discovery, seed))
-    members = _members(NeighbourFinder(patients, embeddings, search, least), numbers, discovery)
-    return [Neighbourhood(reference, *both) for reference, both in zip(references, members, strict=True)]
+@dataclass(frozen=True)
+class NeighbourhoodSearch:
+    """Chooses references and their neighbours within the groups of an archive."""
+
+    workspace: Workspace
+    search: Search
+    discovery: DiscoverySettings
+    intensity: IntensitySettings
+    seed: int
+
+    def of_groups(self, patients: Patients, groups: NDArray[np.int64], shares: Sequence[int]) -> list[Neighbourhood]:
+        """The references and their neighbours: of each group so many.
+
+        Raises SettingsError where a group has fewer than are asked for.
+        """
+        found: list[Neighbourhood] = []
+        for group, share in enumerate(shares):
+            if share:
+                found += self._of_group(patients.among(groups == group), share, len(found))
+        return found
+
+    def _of_group(self, patients: Patients, number: int, first: int) -> list[Neighbourhood]:
+        """References numbered from `first` on, and their neighbours, among the patients of a group."""
+        discovery = self.discovery.model_copy(update={"num_references": number})
+        embeddings = Embeddings(self.workspace.embeddings)
+        least = discovery.duplicate_distance * typical_distance(embeddings, patients, self.seed)
+        numbers = choose_references(patients, embeddings, least, discovery, self.seed, SPARE_REFERENCES)
+        if len(numbers) < number:
+            raise SettingsError(
+                f"only {len(numbers)} of discovery.num_references={number} references are no near-duplicates of each "
+                "other: lower it or discovery.duplicate_distance"
+            )
+        references = self._fitting(patients.names(numbers), number, first)
+        number_of = dict(zip(patients.names(numbers), numbers, strict=True))
+        numbers = [number_of[reference.row["volume_id"]] for reference in references]
+        members = _members(NeighbourFinder(patients, embeddings, self.search, least), numbers, discovery)
+        return [Neighbourhood(one, patients, *both) for one, both in zip(references, members, strict=True)]
+
+    def _fitting(self, names: Sequence[str], number: int, first: int) -> list[Reference]:
+        """The first so many of the volumes that hold C coordinates; a line is printed for each that is passed over.
+
+        Raises what the first of those raised, if there are fewer.
+        """
+        rows = {row["volume_id"]: row for row in read_catalogue(self.workspace.catalog, names)}
+        chosen = self.discovery, self.intensity, self.seed
+        references: list[Reference] = []
+        faults: list[CoordinateError | ScanError] = []
+        for name in names:
+            try:
+                place = first + len(references)
+                references.append(choose_coordinates(self.workspace.volumes, rows[name], place, *chosen))
+            except (CoordinateError, ScanError) as error:
+                faults.append(error)
+            if len(references) == number:
+                break
+        if len(references) < number:
+            raise faults[0]
+        for fault in faults:
+            say("discover", f"another reference instead of one that does not fit: {fault}")
+        return references
 
 
 def _members(
@@ -123,32 +168,6 @@ def _check_members(members: Sequence[Sequence[int]], wanted: int, split: str, ke
             f"only {lacking[0]} of {wanted} {split} neighbours are left when near-duplicates are counted once: lower "
             f"discovery.{key} or discovery.duplicate_distance"
         )
-
-
-def _fitting_references(
-    workspace: Workspace, names: Sequence[str], discovery: DiscoverySettings, intensity: IntensitySettings, seed: int
-) -> list[Reference]:
-    """The first R of the volumes that hold C coordinates; a line is printed for each that is passed over.
-
-    Raises what the first of those raised, if there are fewer.
-    """
-    rows = {row["volume_id"]: row for row in read_catalogue(workspace.catalog, names)}
-    references: list[Reference] = []
-    faults: list[CoordinateError | ScanError] = []
-    for name in names:
-        try:
-            references.append(
-                choose_coordinates(workspace.volumes, rows[name], len(references), discovery, intensity, seed)
-            )
-        except (CoordinateError, ScanError) as error:
-            faults.append(error)
-        if len(references) == discovery.num_references:
-            break
-    if len(references) < discovery.num_references:
-        raise faults[0]
-    for fault in faults:
-        say("discover", f"another reference instead of one that does not fit: {fault}")
-    return references
 
 
 @dataclass(frozen=True)

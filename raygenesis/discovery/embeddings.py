@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from raygenesis.discovery.exact import check_finite
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace.files import Place, parquet_dataset, parquet_file, store_fault
 
@@ -40,6 +41,24 @@ class Embeddings:
         """Length of a vector."""
         with self._naming_damage():
             return self._dataset().schema.field("embedding").type.list_size
+
+    @property
+    def num_volumes(self) -> int:
+        """How many volumes have a number. Parts are counted once: a copy for another process knows their counts."""
+        with self._naming_damage():
+            return sum(self._counts)
+
+    def check(self) -> None:
+        """Raise WorkspaceError where parts hold vectors of several lengths, SearchError for NaN and infinity."""
+        with self._naming_damage():
+            sizes = [parquet_file(path).schema_arrow.field("embedding").type.list_size for path in self._paths()]
+        if others := set(sizes) - set(sizes[:1]):
+            raise WorkspaceError(
+                f"{self.folder} holds embeddings of {sizes[0]} and of {min(others)} numbers, of two encoders: remove "
+                "that folder and run `raygenesis embed`"
+            )
+        for _, vectors in self.blocks():
+            check_finite(vectors)
 
     def blocks(self, keep: NDArray[np.bool_] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Numbers [m] and vectors [m, d], about BLOCK_ROWS at a time, in order; those where `keep` holds.

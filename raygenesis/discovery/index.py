@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import hnswlib
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from raygenesis.discovery.exact import Neighbours, SearchError, check_finite, nearest
@@ -22,18 +24,15 @@ def planned_shards(num_volumes: int, shards: Sequence[Shard], volumes_per_shard:
     return [(first, min(first + volumes_per_shard, num_volumes)) for first in starts]
 
 
-def build_shard(
-    folder: Place,
-    vectors: NDArray[np.float32],
-    first: int,
-    settings: IndexSettings,
-    seed: int,
-    grown: Shard | None = None,
-) -> Shard:
-    """Write one graph over volumes numbered from `first`, or `grown` with those after its own.
+def build_graph(
+    folder: Place, vectors: NDArray[np.float32], first: int, settings: IndexSettings, seed: int, grown: Shard | None
+) -> bytes:
+    """The content of one graph's file: over volumes numbered from `first`, or `grown` with those after its own.
 
-    vectors: float32 [n, d], of the new volumes. One thread and a fixed seed: the same history gives the same bytes.
+    folder: that `grown` is in. vectors: float32 [n, d], of the new volumes. One thread and a fixed seed: the same
+    history gives the same bytes. Raises SearchError if the file of `grown` is damaged, and for NaN and infinity.
     """
+    check_finite(vectors)
     graph = hnswlib.Index("l2", vectors.shape[1])
     there = 0 if grown is None else grown.count
     last = first + there + len(vectors)
@@ -42,14 +41,17 @@ def build_shard(
     else:
         _load(graph, folder, grown, last - first)
     graph.add_items(vectors, np.arange(first + there, last), num_threads=1)
-    path, written = folder / f"shard-{first:09d}-{last:09d}.hnsw", []
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "graph.hnsw")
+        graph.save_index(str(path))
+        return path.read_bytes()
 
-    def write(aside: Path) -> None:
-        graph.save_index(str(aside))
-        written.append(xxh3_of(aside))
 
-    publish(path, write)
-    return Shard(path.name, first, last - first, *written)
+def publish_shard(folder: Place, first: int, last: int, graph: bytes) -> Shard:
+    """Write the file of a graph over the volumes numbered first to last - 1."""
+    path = folder / f"shard-{first:09d}-{last:09d}.hnsw"
+    publish(path, lambda aside: aside.write_bytes(graph))
+    return Shard(path.name, first, last - first, xxhash.xxh3_64_hexdigest(graph))
 
 
 def search_shard(folder: Place, shard: Shard, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
@@ -93,4 +95,4 @@ def _load(graph: hnswlib.Index, folder: Place, shard: Shard, capacity: int) -> N
     except FileNotFoundError:
         fault = "missing"
     if fault:
-        raise SearchError(f"{path} is {fault}: remove {folder} and run `raygenesis discover` to build it anew")
+        raise SearchError(f"{path} is {fault}: remove {folder} and run `raygenesis neighbours` to build it anew")

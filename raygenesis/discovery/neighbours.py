@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from raygenesis.archive.catalogue import strings
 from raygenesis.cluster import fan_out
 from raygenesis.cluster.gauges import set_gauge
-from raygenesis.cluster.progress import Stopwatch, progress, say
+from raygenesis.cluster.progress import Stopwatch, say
+from raygenesis.cluster.streams import PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
-from raygenesis.discovery.index import build_shard, merge, planned_shards, search_shard
+from raygenesis.discovery.index import build_graph, merge, planned_shards, publish_shard, search_shard
+from raygenesis.discovery.neighbour_table import digest_of_ids
 from raygenesis.discovery.patients import Patients
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.settings import DiscoverySettings, IndexSettings
@@ -26,8 +26,8 @@ from raygenesis.settings.streams import RECALL_QUERIES, TYPICAL_DISTANCE
 from raygenesis.text.amounts import size
 from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX
 from raygenesis.workspace.files import Place
-from raygenesis.workspace.fingerprint import digest, digest_of_text
-from raygenesis.workspace.manifest import IndexCounts, IndexManifest, Shard
+from raygenesis.workspace.fingerprint import digest
+from raygenesis.workspace.manifest import EmbeddingsManifest, IndexCounts, IndexManifest, Shard
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -49,66 +49,76 @@ def build_index(
     An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met.
     """
     embedded = EMBEDDINGS.require(workspace.embeddings)
-    stage = Stage(INDEX, workspace.index, {"seed": seed, "index": settings.model_dump(mode="json")}, {})
+    decisive = settings.model_dump(mode="json", exclude={"num_neighbours"})
+    stage = Stage(INDEX, workspace.index, {"seed": seed, "index": decisive}, {})
     earlier = stage.finished()
-    # How many are searched for, and for whom, decides what is cheaper and what is measured, not what is built.
-    asked = (discovery.num_neighbours, discovery.num_references)
+    # How many are searched for decides what is measured, not what is built; each scan is its own nearest.
+    asked = (max(settings.num_neighbours, discovery.num_neighbours) + 1,)
     if earlier is not None and (earlier.embeddings, earlier.asked) == (embedded.fingerprint, asked):
         say("index", f"nothing to do: it is in {workspace.index}")
         return earlier
     watch = Stopwatch()
     embeddings = Embeddings(workspace.embeddings)
-    ids, encoder = embeddings.ids(), digest([embedded.inputs, embedded.settings])
+    embeddings.check()
+    ids, encoder = embeddings.ids(), encoder_of(embedded)
     num_volumes = len(ids)
     shards = [] if earlier is None else list(earlier.shards)
     num_indexed = sum(shard.count for shard in shards)
-    if earlier is None or (earlier.encoder, earlier.ids) != (encoder, _digest(ids[:num_indexed])):
+    if earlier is None or (earlier.encoder, earlier.ids) != (encoder, digest_of_ids(ids[:num_indexed])):
         shards, num_indexed = [], 0  # of other embeddings, or in another order
     method = settings.method
     if method == "auto":
-        k = discovery.num_neighbours + SPARE_NEIGHBOURS
-        is_exact = is_exact_cheaper(num_volumes, asked[1], num_indexed, embeddings.size, k, settings)
+        k = settings.num_neighbours + 1
+        is_exact = is_exact_cheaper(num_volumes, num_volumes, num_indexed, embeddings.size, k, settings)
         method = "exact" if is_exact else "hnsw"
     with stage.claimed():
         # Graphs that are there stay, searched or not.
         ef, found = None, 1.0
         if method == "hnsw":
             shards = _grow(workspace.index, embeddings, num_volumes, shards, settings, seed)
-            k = min(discovery.num_neighbours + 1, num_volumes)  # each is its own nearest
+            k = min(asked[0], num_volumes)
             drawn = RECALL_QUERIES.generator(seed).permutation(num_volumes)[:NUM_QUERIES]
             ef, found = _measure(workspace.index, embeddings, shards, embeddings.take(drawn), k, settings)
         manifest = IndexManifest(
             counts=IndexCounts(volumes=num_volumes, shards=len(shards), indexed_before=num_indexed),
-            seconds=watch.seconds, method=method, embeddings=embedded.fingerprint, encoder=encoder, ids=_digest(ids),
-            asked=asked, shards=tuple(shards), ef=ef, recall=found,
+            seconds=watch.seconds, method=method, embeddings=embedded.fingerprint, encoder=encoder,
+            ids=digest_of_ids(ids), asked=asked, shards=tuple(shards), ef=ef, recall=found,
         )  # fmt: skip
         manifest = stage.finish(manifest, content=[embedded.fingerprint, method])
     _summarise(manifest, workspace.index)
     return manifest
 
 
-def searcher(workspace: Workspace, index: IndexManifest) -> Search:
-    """What answers searches among the embeddings as the index's manifest says."""
+def encoder_of(embedded: EmbeddingsManifest) -> str:
+    """What the vectors of embeddings follow from, whatever scans there are."""
+    return digest([embedded.inputs, embedded.settings])
+
+
+def searcher(workspace: Workspace, index: IndexManifest, settings: IndexSettings) -> Search:
+    """What answers searches among the embeddings as the index's manifest says.
+
+    With `index.method=auto` graphs are not asked where so few volumes count that a loop over these is cheaper.
+    """
     embeddings = Embeddings(workspace.embeddings)
-    if index.method == "exact":
-        return lambda queries, k, among: exact_search(embeddings.blocks(among), queries, k)
-    shards, ef = index.shards, index.ef
-    assert ef is not None  # graphs have one
+    shards, ef, is_free = index.shards, index.ef, settings.method == "auto"
 
     def search(queries: NDArray[np.float32], k: int, among: NDArray[np.bool_]) -> Neighbours:
         share = max(float(among.mean()), 1e-9)
         asked = min(len(among), round(k / share * 1.1) + SPARE_NEIGHBOURS)
-        while True:
+        num = len(among)
+        while ef is not None and not (
+            is_free and is_exact_cheaper(num, len(queries), num, queries.shape[1], asked, settings)
+        ):
             found = search_shards(workspace.index, shards, queries, asked, ef)
             is_among = among[found.numbers]
             fewest = int(is_among.sum(1).min())
-            if fewest >= k or asked == len(among):
-                break
-            asked = min(len(among), 2 * asked)
-        # The first `fewest` or k of each row: stable, so the nearest stay first.
-        order = np.argsort(~is_among, axis=1, kind="stable")[:, : min(k, fewest)]
-        numbers, distances = found.numbers, found.distances
-        return Neighbours(np.take_along_axis(numbers, order, 1), np.take_along_axis(distances, order, 1))
+            if fewest >= k or asked == num:
+                # The first `fewest` or k of each row: stable, so the nearest stay first.
+                order = np.argsort(~is_among, axis=1, kind="stable")[:, : min(k, fewest)]
+                numbers, distances = found.numbers, found.distances
+                return Neighbours(np.take_along_axis(numbers, order, 1), np.take_along_axis(distances, order, 1))
+            asked = min(num, 2 * asked)
+        return exact_search(embeddings.blocks(among), queries, k)
 
     return search
 
@@ -117,6 +127,28 @@ def search_shards(folder: Place, shards: Sequence[Shard], queries: NDArray[np.fl
     """The k nearest over all shards in a folder, each searched by a task of its own."""
     found = list(fan_out.each(_search_one, shards, folder, queries, k, ef))
     return merge(found, min(k, sum(one.numbers.shape[1] for one in found)))
+
+
+def vector_source(embeddings: Embeddings, spans: Sequence[tuple[int, int]]) -> PartSource:
+    """The numbers and vectors of some spans of volumes, first to last - 1, a part each."""
+    size = embeddings.size
+    schema = pa.schema([("number", pa.int64()), ("embedding", pa.list_(pa.float32(), size))])
+    _ = embeddings.num_volumes  # counted here, once for the copies that parts are read with
+
+    def read(first: int, last: int) -> pa.Table:
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.span(first, last).ravel()), size)
+        return pa.table([pa.array(np.arange(first, last)), vectors], schema=schema)
+
+    parts = [
+        SourcePart(partial(read, *span), span[1] - span[0], (span[1] - span[0]) * (4 * size + 8)) for span in spans
+    ]
+    return PartSource(parts, schema)
+
+
+def vectors_of(part: pa.Table) -> NDArray[np.float32]:
+    """The vectors [n, d] of a part of `vector_source`."""
+    cells = part["embedding"].combine_chunks()
+    return cells.flatten().to_numpy().reshape(len(part), -1)
 
 
 def typical_distance(embeddings: Embeddings, patients: Patients, seed: int) -> float:
@@ -194,18 +226,48 @@ def _nearest_of(vectors: NDArray[np.float32], others: NDArray[np.float32]) -> ND
     return np.min([cdist(vectors, some).min(1) for some in slices], axis=0)
 
 
+@dataclass(frozen=True)
+class GraphBuilder:
+    """Makes graphs of parts of `vector_source` (a batch of Ray Data).
+
+    grown: by the number of a part's first vector the shard that it extends, or None. seed: of the graphs' levels.
+    """
+
+    folder: Place
+    grown: Mapping[int, Shard | None]
+    settings: IndexSettings
+    seed: int
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        """The file of the part's graph, and the numbers of the volumes that it is over: first to last - 1."""
+        number = part["number"][0].as_py()
+        grown = self.grown[number]
+        first = number if grown is None else grown.first
+        graph = build_graph(self.folder, vectors_of(part), first, self.settings, self.seed, grown)
+        row = {"first": [first], "last": [number + len(part)]}
+        return pa.table(row | {"graph": pa.array([graph], pa.large_binary())})
+
+
+def _publish(folder: Place, row: pa.Table) -> Shard:
+    return publish_shard(folder, *(row[name][0].as_py() for name in ("first", "last", "graph")))
+
+
 def _grow(
     folder: Place, embeddings: Embeddings, num_volumes: int, shards: Sequence[Shard], settings: IndexSettings, seed: int
 ) -> list[Shard]:
-    """Build the shards that are missing, fill the last one up, one task each; returns all, in order."""
+    """Build the shards that are missing and fill the last one up, in a stream; returns all, in order."""
     by_first = {shard.first: shard for shard in shards}
     planned = planned_shards(num_volumes, shards, settings.volumes_per_shard)
-    whole = {first: shard for first, shard in by_first.items() if first not in {first for first, _ in planned}}
-    missing = [(first, last, by_first.get(first)) for first, last in planned]
-    with progress("index", sum(last - first for first, last in planned), "volumes") as ticker:
-        for shard in fan_out.each(_build_one, missing, folder, embeddings, settings, seed):
-            whole[shard.first] = shard
-            ticker.advance(shard.count)
+    whole = dict(by_first)
+    grown = {first: by_first.get(first) for first, _ in planned}
+    begin = {first: first + (0 if shard is None else shard.count) for first, shard in grown.items()}
+    spans = [(begin[first], last) for first, last in planned if begin[first] < last]
+    if spans:
+        builder = GraphBuilder(folder, {begin[first]: shard for first, shard in grown.items()}, settings, seed)
+        source = vector_source(embeddings, spans)
+        graphs = read_parts(source).map_batches(builder, batch_size=None, batch_format="pyarrow")
+        shown = StreamProgress("index", "volumes", source.num_rows, source.num_parts)
+        whole |= {shard.first: shard for shard in write_parts(graphs, partial(_publish, folder), shown)}
     kept = {shard.name for shard in whole.values()}
     for path in folder.glob("shard-*.hnsw"):
         if path.name not in kept:
@@ -215,14 +277,6 @@ def _grow(
 
 def _search_one(shard: Shard, folder: Place, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
     return search_shard(folder, shard, queries, k, ef)
-
-
-def _build_one(
-    missing: tuple[int, int, Shard | None], folder: Place, embeddings: Embeddings, settings: IndexSettings, seed: int
-) -> Shard:
-    first, last, grown = missing
-    vectors = embeddings.span(first if grown is None else first + grown.count, last)
-    return build_shard(folder, vectors, first, settings, seed, grown)
 
 
 def _measure(
@@ -252,12 +306,6 @@ def _measure(
             )
         say("index", f"recall@{k} {found:.4f} at ef={ef} is less than {settings.min_recall:g}: twice the ef")
         ef = min(2 * ef, most)
-
-
-def _digest(ids: pa.StringArray) -> str:
-    """The digest of the list of these ids."""
-    texts = (json.dumps(text) for text in strings(ids))
-    return digest_of_text(itertools.chain("[", (", " * (number > 0) + text for number, text in enumerate(texts)), "]"))
 
 
 def _summarise(manifest: IndexManifest, folder: Place) -> None:

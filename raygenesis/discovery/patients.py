@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,10 @@ class Patients:
     def eligible(self, split: str) -> NDArray[np.bool_]:
         """Whether each volume is of a split, and its patterns can be cropped."""
         return self.is_there & self.is_roomy & (self.is_held_out == (split == VALIDATION))
+
+    def among(self, is_kept: NDArray[np.bool_]) -> Patients:
+        """As if the archive had those that are kept alone, bool [n]; numbers stay."""
+        return replace(self, is_there=self.is_there & is_kept)
 
     def num_subjects(self, split: str) -> int:
         """Subjects of a split that have a scan large enough to crop."""

@@ -29,16 +29,19 @@ MOST_COORDINATES = 12
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """A reference and the numbers of its neighbours, nearest first, itself the first of the training ones."""
+    """A reference and the numbers of its neighbours, nearest first, itself the first of the training ones.
+
+    patients: of its group.
+    """
 
     reference: Reference
+    patients: Patients
     training: Sequence[int]
     validation: Sequence[int]
 
 
 def measure_quality(
     workspace: Workspace,
-    patients: Patients,
     neighbourhoods: Sequence[Neighbourhood],
     discovery: DiscoverySettings,
     intensity: IntensitySettings,
@@ -48,6 +51,7 @@ def measure_quality(
     sample = neighbourhoods[:MOST_REFERENCES]
     visits = []
     for number, one in enumerate(sample):
+        patients = one.patients
         others = patients.eligible(TRAINING) & ~np.isin(patients.subjects, patients.subjects[one.training])
         random = RANDOM_PATIENTS.generator(seed, number).permutation(np.flatnonzero(others))[:NUM_RANDOM]
         pairs = [(rank, one.training[rank]) for rank in sampled_ranks(len(one.training))]

@@ -18,7 +18,8 @@ from raygenesis.cluster.work import (
     gpu_s,
     training_gib,
 )
-from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, is_exact_cheaper
+from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, SEARCH_S, is_exact_cheaper
+from raygenesis.discovery.neighbour_table import SCANS_PER_PART
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
@@ -29,7 +30,9 @@ from raygenesis.workspace.manifest import AutoencoderCounts
 AUTOENCODER = 1.6  # times what its load says: small layers and batches
 ENCODE = 0.043  # of training the auto-encoder on a scan, by its load: its encoder alone, forward
 COARSE_S_PER_SCAN = 0.0014  # to read a scan's coarse level
+COMPARE_S_PER_SCAN = 0.1  # to compare a scan with those that it may be a copy of
 CROP_S_PER_MEGAVOXEL = 0.0153
+ROW_BYTES = 14  # of a neighbour of a scan, as it is stored: its id and its distance
 STORED_OF_CUBES = 0.67  # the pattern store, of its cubes
 AUTOENCODER_START_S, EMBED_START_S, CROP_START_S = 12.0, 5.0, 4.0
 
@@ -73,21 +76,28 @@ def embed_work(scans: ArchiveSize, settings: EmbeddingSettings, autoencoder: Aut
     )  # fmt: skip
 
 
-def index_work(scans: ArchiveSize, settings: IndexSettings, discovery: DiscoverySettings, size: int) -> Work:
-    """The references' exact search, or graphs of all scans where those are cheaper. size: numbers in an embedding."""
-    number, references = scans.num_scans, discovery.num_references
+def neighbours_work(scans: ArchiveSize, settings: IndexSettings, size: int) -> Work:
+    """Exact searches of all scans, or graphs of them where those are cheaper. size: numbers in an embedding."""
+    number, k = scans.num_scans, settings.num_neighbours + 1
     exact = settings.method == "exact"
     if settings.method == "auto":
-        exact = is_exact_cheaper(number, references, 0, size, discovery.num_neighbours, settings)
-    vectors_mib = number * size * 4 / MIB
+        exact = is_exact_cheaper(number, number, 0, size, k, settings)
+    vectors_mib, rows_mib = number * size * 4 / MIB, number * settings.num_neighbours * ROW_BYTES / MIB
+    num_parts = math.ceil(number / SCANS_PER_PART)
+    compare_s = number * COMPARE_S_PER_SCAN
     if exact:
-        seconds = number * size * (READ_S + EXACT_S * references)
-        return Work("index", f"{references:,} exact searches", seconds, most_cores=1, read_mib=vectors_mib)
+        search_s = number * size * (READ_S * num_parts + EXACT_S * number)
+        return Work(
+            "neighbours", f"{number:,} exact searches", compare_s + search_s,
+            most_cores=num_parts, read_mib=vectors_mib * num_parts, stored_mib=rows_mib,
+        )  # fmt: skip
+    num_shards = math.ceil(number / settings.volumes_per_shard)
     return Work(
-        "index", f"HNSW graphs of {number:,} scans",
-        core_s=number * size * settings.ef_construction * BUILD_S,
-        most_cores=math.ceil(number / settings.volumes_per_shard),
-        read_mib=vectors_mib, stored_mib=vectors_mib + number * settings.m * 10 / MIB,
+        "neighbours", f"HNSW graphs of {number:,} scans, and as many searches",
+        core_s=compare_s
+        + number * size * (settings.ef_construction * BUILD_S + num_shards * max(settings.ef, k) * SEARCH_S),
+        most_cores=num_parts, read_mib=2 * vectors_mib,
+        stored_mib=vectors_mib + number * settings.m * 10 / MIB + rows_mib,
         memory_gib_per_core=WORKER_GIB + 2 * settings.volumes_per_shard * size * 4 / GIB,
     )  # fmt: skip
 

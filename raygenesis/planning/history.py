@@ -9,7 +9,7 @@ from typing import Any
 
 from raygenesis.archive.work import archive_size, ingest_work_done
 from raygenesis.cluster.work import ArchiveSize, Work
-from raygenesis.discovery.work import autoencoder_work_done, discover_work, embed_work
+from raygenesis.discovery.work import autoencoder_work_done, discover_work, embed_work, neighbours_work
 from raygenesis.errors import RaygenesisError
 from raygenesis.planning.estimate import Factor, estimate
 from raygenesis.pretraining.pretexts import pretext_of
@@ -23,6 +23,7 @@ from raygenesis.workspace.artifacts import (
     CROPS,
     EMBEDDINGS,
     INDEX,
+    NEIGHBOURS,
     PATTERNS,
     RUNS,
     SWEEPS,
@@ -61,7 +62,7 @@ def as_made(workspace: Workspace, settings: Settings) -> Settings:
     """The settings that the workspace's artifacts were made with, but for prices and for keys that were given."""
     runs = [folder for folder in workspace.folders(RUNS) if (folder / "config.yaml").is_file()]
     run = min(runs, key=lambda folder: folder.name != "default", default=None)
-    stages = (ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, PATTERNS, CROPS)
+    stages = (ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, NEIGHBOURS, PATTERNS, CROPS)
     with suppress(RaygenesisError):  # of another version
         whole = settings_of_run(run) if run else None
         trees = [whole.model_dump(mode="json", exclude={"prices"})] if whole else []
@@ -111,6 +112,9 @@ WORK_DONE: dict[Artifact[Any], Callable[[Any, ArchiveSize, Settings], Work]] = {
     ),
     EMBEDDINGS: lambda made, scans, settings: embed_work(
         replace(scans, num_scans=made.counts.new), settings.embedding, settings.autoencoder
+    ),
+    NEIGHBOURS: lambda made, scans, settings: neighbours_work(
+        replace(scans, num_scans=made.counts.added), settings.index, settings.autoencoder.latent_size
     ),
     PATTERNS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns),
     CROPS: lambda store, scans, settings: discover_work(settings.discovery, store.counts.patterns, CROPS.verb),

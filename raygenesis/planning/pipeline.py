@@ -5,7 +5,7 @@ from __future__ import annotations
 from raygenesis.archive.catalogue import num_held_out
 from raygenesis.archive.work import ingest_work
 from raygenesis.cluster.work import ArchiveSize, Work
-from raygenesis.discovery.work import autoencoder_work, crop_work, discover_work, embed_work, index_work
+from raygenesis.discovery.work import autoencoder_work, crop_work, discover_work, embed_work, neighbours_work
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.work import crops_size, pretrain_work
 from raygenesis.settings import Settings
@@ -30,7 +30,7 @@ def pipeline_work(scans: ArchiveSize, settings: Settings) -> list[Work]:
     return [
         ingest_work(scans), autoencoder_work(scans, autoencoder, fraction),
         embed_work(scans, settings.embedding, autoencoder),
-        index_work(scans, settings.index, discovery, autoencoder.latent_size),
+        neighbours_work(scans, settings.index, autoencoder.latent_size),
         discover_work(discovery), pretrain_work(pretraining, discovery),
         sweep_work(settings.sweep, pretraining, discovery, settings.gpus_of_trial("sweep")), finetune_work,
     ]  # fmt: skip

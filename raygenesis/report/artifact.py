@@ -17,6 +17,7 @@ from raygenesis.workspace.artifacts import (
     COMPONENTS,
     CROPS,
     EMBEDDINGS,
+    NEIGHBOURS,
     PATTERNS,
     SWEEPS,
     TRANSFER,
@@ -30,6 +31,7 @@ from raygenesis.workspace.workspace import Workspace
 # Whose last call's rate is shown: what is counted, its unit, and the count of what was spared.
 RATES = {
     ARCHIVE: ("scans", "scans", "known"), EMBEDDINGS: ("new", "scans", ""), PATTERNS: ("patterns", "patterns", ""),
+    NEIGHBOURS: ("added", "scans", ""),
     CROPS: ("patterns", "crops", ""), TRANSFER: ("trials", "trials", ""), SWEEPS: ("points", "points", ""),
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from raygenesis.workspace.artifacts import (
     COMPONENTS,
     EMBEDDINGS,
     INDEX,
+    NEIGHBOURS,
     PATTERNS,
     PCA_COMMAND,
     TRANSFER,
@@ -64,9 +65,9 @@ def _made_with(kind: Artifact[Any], records: Mapping[Place, Record], workspace: 
     """What the command that makes an artifact makes besides: it takes the settings of both."""
     embedded = records.get(workspace.folder(EMBEDDINGS))
     encoder = COMPONENTS if embedded is not None and embedded.command == PCA_COMMAND else AUTOENCODER
-    for pair in ((encoder, EMBEDDINGS), (INDEX, PATTERNS)):
-        if kind in pair:
-            yield from (other for other in pair if other is not kind)
+    for together in ((encoder, EMBEDDINGS), (INDEX, NEIGHBOURS, PATTERNS)):
+        if kind in together:
+            yield from (other for other in together if other is not kind)
 
 
 def _settings_in(record: Record) -> Tree:

@@ -105,8 +105,8 @@ def contact_sheet(volumes: Place, rows: Sequence[CatalogueRow], intensity: Inten
     return ScanPictures(Gallery("Contact sheet", in_rows(pictures), note=note) if pictures else None, damage)
 
 
-def in_rows(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
-    """The pictures in rows of MOST_COLUMNS."""
+def in_rows(pictures: Sequence[Drawn]) -> list[Sequence[Drawn]]:
+    """The pictures, or what they are drawn from, in rows of MOST_COLUMNS."""
     return [pictures[first : first + MOST_COLUMNS] for first in range(0, len(pictures), MOST_COLUMNS)]
 
 

@@ -22,7 +22,8 @@ HEADINGS = {
 # Of counts whose names do not say it: what is counted (plural), and what of it.
 COUNTED = {
     "known": ("scans", "known before"), "removed": ("volumes", "removed"),
-    "new": ("scans", "embedded in the last call"), "training": ("scans", "trained on"), "validation": ("held out",),
+    "new": ("scans", "embedded in the last call"), "added": ("scans", "added in the last call"),
+    "training": ("scans", "trained on"), "validation": ("held out",),
     "indexed_before": ("scans", "indexed before"), "left_out": ("examples", "left out"),
     "validation_examples": ("examples", "to validate on"), "test_examples": ("examples", "to test on"),
     "pool_subjects": ("subjects", "to draw labelled ones from"), "seen_subjects": ("subjects", "seen in pretraining"),

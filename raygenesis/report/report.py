@@ -18,6 +18,7 @@ from raygenesis.report.artifact import Contents
 from raygenesis.report.autoencoder import autoencoder_section
 from raygenesis.report.comparison import comparison_section
 from raygenesis.report.cost import cost_section
+from raygenesis.report.groups import groups_section
 from raygenesis.report.jobs import jobs_section
 from raygenesis.report.neighbours import neighbours_section
 from raygenesis.report.page import render
@@ -41,6 +42,7 @@ from raygenesis.workspace.artifacts import (
     CROPS,
     EMBEDDINGS,
     INDEX,
+    NEIGHBOURS,
     PATTERNS,
     RUNS,
     SWEEPS,
@@ -115,6 +117,7 @@ def _context(contents: Contents, settings: Settings) -> dict[str, Any]:
         "neighbours": section(
             contents, [ARCHIVE, EMBEDDINGS, INDEX, PATTERNS], neighbours_section, contents, intensity
         ),
+        "groups": section(contents, [ARCHIVE, NEIGHBOURS], groups_section, workspace, contents[NEIGHBOURS], intensity),
         "patterns": section(contents, [ARCHIVE, PATTERNS], patterns_section, workspace, patterns),
         "runs": runs,
         "sweeps": [(view, guarded(sweep_section, view)) for view in contents.each(SWEEPS)],

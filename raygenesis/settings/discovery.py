@@ -50,10 +50,13 @@ class EmbeddingSettings(Section):
 class IndexSettings(Section):
     """The search for nearest neighbours among embeddings, by Euclidean distance."""
 
+    num_neighbours: Count = Field(
+        32, description="Number of nearest scans kept of every scan (`raygenesis neighbours`), or all of fewer."
+    )
     method: Literal["auto", "exact", "hnsw"] = Field(
         "auto",
-        description="Search method; `auto` takes whichever of exact search and HNSW is cheaper for the number of "
-        "references and scans.",
+        description="Search method; `auto` takes whichever of exact search and HNSW is cheaper for searches of "
+        "every scan.",
     )
     volumes_per_shard: Count = Field(100_000, description="Scans per HNSW graph.")
     m: Annotated[int, Field(ge=2)] = Field(16, description="Links per scan in an HNSW graph (hnswlib's `M`).")
@@ -95,6 +98,12 @@ class DiscoverySettings(Section):
     reference_choice: Literal["random", "spread"] = Field(
         "random",
         description="How references are chosen: at random, or each as the patient least similar to those before it.",
+    )
+    references_by_group: Literal["equal"] | None = Field(
+        None,
+        description="How references are spread over the groups of an archive of several kinds of scans: `equal`, as "
+        "many in each; when null, in proportion to their subjects. A group that is too small for a reference's "
+        "neighbours gets none.",
     )
     duplicate_distance: Fraction = Field(
         0.1,

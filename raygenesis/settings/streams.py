@@ -53,6 +53,7 @@ REFERENCES = Stream("reference patients (discovery/references.py)", (1,))
 COORDINATES = Stream("a reference's first coordinate (discovery/references.py)", (2,), ("reference",))
 RECALL_QUERIES = Stream("scans that the recall of graphs is measured on (discovery/neighbours.py)", (3,))
 TYPICAL_DISTANCE = Stream("patients whose distance is typical (discovery/neighbours.py)", (5,))
+USUAL_SCANS = Stream("scans whose likeness to their nearest is usual (discovery/scan_facts.py)", (13,))
 RANDOM_PATIENTS = Stream(
     "patients that neighbours are compared with (discovery/quality_sample.py)", (6,), ("reference",)
 )

@@ -18,6 +18,7 @@ from raygenesis.workspace.manifest import (
     EmbeddingsManifest,
     IndexManifest,
     M,
+    NeighboursManifest,
     PatternsManifest,
     RunManifest,
     StoreManifest,
@@ -64,8 +65,11 @@ COMPONENTS = Artifact("pca", "embed", ("archive",), ComponentsManifest)
 EMBEDDINGS = Artifact(
     "embeddings", "embed", ("archive", "autoencoder", "pca", "runs"), EmbeddingsManifest, has_failures=True
 )
-INDEX = Artifact("index", "discover", ("embeddings",), IndexManifest)
-PATTERNS = Artifact("patterns", "discover", ("archive", "embeddings", "index"), PatternsManifest, has_failures=True)
+INDEX = Artifact("index", "neighbours", ("embeddings",), IndexManifest)
+NEIGHBOURS = Artifact("neighbours", "neighbours", ("archive", "embeddings", "index"), NeighboursManifest)
+PATTERNS = Artifact(
+    "patterns", "discover", ("archive", "embeddings", "index", "neighbours"), PatternsManifest, has_failures=True
+)
 CROPS = Artifact("crops", "crop", ("archive",), StoreManifest, has_failures=True)
 RUNS = Artifact("runs", "pretrain", ("patterns", "crops"), RunManifest, is_named=True)
 SWEEPS = Artifact("sweeps", "sweep", ("patterns",), SweepManifest, is_named=True)
@@ -77,5 +81,6 @@ PCA_COMMAND = (COMPONENTS.verb, "--encoder", COMPONENTS.name)
 
 # In the order data flows.
 ARTIFACTS: tuple[Artifact[Any], ...] = (
-    ARCHIVE, AUTOENCODER, COMPONENTS, EMBEDDINGS, INDEX, PATTERNS, CROPS, RUNS, SWEEPS, TRANSFER, COMPARISONS,
+    ARCHIVE, AUTOENCODER, COMPONENTS, EMBEDDINGS, INDEX, NEIGHBOURS, PATTERNS, CROPS, RUNS, SWEEPS, TRANSFER,
+    COMPARISONS,
 )  # fmt: skip

@@ -137,7 +137,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexManifest(Manifest):
-    """method: `exact` or `hnsw`; asked: K and R that it was measured for; ids: digest of the volumes' ids in order.
+    """method: `exact` or `hnsw`; asked: for how many neighbours ef was measured; ids: digest of the volumes' ids.
 
     ef, recall: of the graphs, measured against exact search.
     """
@@ -152,6 +152,32 @@ class IndexManifest(Manifest):
     shards: tuple[Shard, ...] = ()
     ef: int | None
     recall: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursCounts(Counts):
+    """added: volumes that had no neighbours before the last call; duplicates, outliers: among the volumes."""
+
+    volumes: int
+    added: int = 0
+    neighbours: int
+    duplicates: int = 0
+    outliers: int = 0
+    groups: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursManifest(Manifest):
+    """embeddings: fingerprint of those that were searched; method: `exact` or `hnsw`.
+
+    recall: share of the true neighbours that the rows hold, measured on a sample. groups: sizes, largest first.
+    """
+
+    counts: NeighboursCounts
+    embeddings: str = ""
+    method: str
+    recall: float
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,9 +260,13 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class PatternsManifest(StoreManifest):
-    """references: in order; quality: how alike the patterns of neighbours are."""
+    """references: in order, those of a group together; quality: how alike the patterns of neighbours are.
+
+    references_by_group: how many of each group, as `neighbours/` numbers them.
+    """
 
     references: tuple[ReferenceRecord, ...] = ()
+    references_by_group: tuple[int, ...] = ()
     quality: Quality | None = None
 
 

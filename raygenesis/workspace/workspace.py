@@ -16,6 +16,7 @@ from raygenesis.workspace.artifacts import (
     CROPS,
     EMBEDDINGS,
     INDEX,
+    NEIGHBOURS,
     PATTERNS,
     RUNS,
     SWEEPS,
@@ -114,6 +115,10 @@ class Workspace:
     @property
     def index(self) -> Place:
         return self.folder(INDEX)
+
+    @property
+    def neighbours(self) -> Place:
+        return self.folder(NEIGHBOURS)
 
     @property
     def patterns(self) -> Place:

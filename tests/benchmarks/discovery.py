@@ -42,7 +42,7 @@ from raygenesis.discovery.cubes import _region, crop_cubes
 from raygenesis.discovery.discover import discover
 from raygenesis.discovery.embed import embed, embed_stream, publish_part
 from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheaper, recall
-from raygenesis.discovery.index import build_shard, merge, search_shard
+from raygenesis.discovery.index import merge, search_shard
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import DTYPE, STEPS, decode_steps
 from raygenesis.patterns.reader import predicate, read_patterns
@@ -56,6 +56,7 @@ from raygenesis.training.fit import samples_from
 from raygenesis.workspace.artifacts import PATTERNS
 from raygenesis.workspace.workspace import Workspace
 from tests.support.data import HEADS
+from tests.support.graphs import build_shard
 
 NUM_HEADS, NUM_NAIVE, BATCH = 125, 60, 16
 SETTINGS = [

@@ -20,11 +20,11 @@ from raygenesis.archive.work import archive_size
 from raygenesis.planning.plan import plan
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace import hardware
-from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, EMBEDDINGS, INDEX, PATTERNS, RUNS
+from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, EMBEDDINGS, NEIGHBOURS, PATTERNS, RUNS
 from raygenesis.workspace.workspace import Workspace
 
-STAGES = {"auto-encoder": AUTOENCODER, "index": INDEX}  # those that are no verbs of their own
-STAGES |= {artifact.verb: artifact for artifact in (ARCHIVE, EMBEDDINGS, PATTERNS, RUNS)}
+STAGES = {"auto-encoder": AUTOENCODER}  # which is no verb of its own
+STAGES |= {artifact.verb: artifact for artifact in (ARCHIVE, EMBEDDINGS, NEIGHBOURS, PATTERNS, RUNS)}
 
 
 def seconds_of(workspace: Workspace) -> dict[str, float]:

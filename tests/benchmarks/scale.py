@@ -171,7 +171,7 @@ def _discover(workspace: Workspace, settings: Settings, counted: Counted) -> Non
     patients = load_patients(workspace, discovery, settings.validation_fraction, seed)
     least = discovery.duplicate_distance * typical_distance(embeddings, patients, seed)
     references = choose_references(patients, embeddings, least, discovery, seed)
-    search = searcher(workspace, build_index(workspace, settings.index, discovery, seed))
+    search = searcher(workspace, build_index(workspace, settings.index, discovery, seed), settings.index)
     found = discovering._members(NeighbourFinder(patients, embeddings, search, least), references, discovery)
     names = [{TRAINING: patients.names(near), VALIDATION: patients.names(held_out)} for near, held_out in found]
     plan = plan_visits(names, 44 * 3, discovery.patterns_per_part)

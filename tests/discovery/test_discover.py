@@ -373,14 +373,14 @@ def test_the_manifest_says_how_alike_neighbours_and_random_patients_are(workspac
 NUM_FAMILIES, PER_FAMILY = 3, 12
 
 
-def families(root: Path, telling: bool) -> Workspace:
-    """Three kinds of patients whose scans are alike, with embeddings that tell of it, or of nothing."""
+def families(root: Path, apart: float) -> Workspace:
+    """Three kinds of patients whose scans are alike, with embeddings that lie so far apart by kind."""
     workspace = Workspace.open(root)
     generator, rows, vectors = np.random.default_rng(5), [], []
     for number in range(NUM_FAMILIES * PER_FAMILY):
         voxels = 0.7 * scan(1000 + number % NUM_FAMILIES, (24, 24, 24)) + 0.3 * scan(number, (24, 24, 24))
         rows.append(archived(workspace.volumes, f"{number:02d}", voxels, (1.0, 1.0, 1.0), coarse_size=24))
-        vectors.append(20.0 * telling * np.eye(4)[number % NUM_FAMILIES] + generator.standard_normal(4))
+        vectors.append(apart * np.eye(4)[number % NUM_FAMILIES] + generator.standard_normal(4))
     pq.write_table(pa.Table.from_pylist(rows, CATALOGUE), workspace.catalog)
     workspace.embeddings.mkdir()
     table = pa.table(
@@ -397,7 +397,7 @@ def families(root: Path, telling: bool) -> Workspace:
 
 @pytest.mark.parametrize("telling", [True, False])
 def test_neighbours_by_embeddings_that_tell_nothing_are_warned_of(ray_cluster, tmp_path, telling, capsys):
-    made = families(tmp_path, telling)
+    made = families(tmp_path, 4.0 * telling)  # so near that they are one group
     settings = settings_with(
         num_neighbours=7, num_validation_neighbours=1, scales=(Scale(extent_mm=(12, 12, 12)),), duplicate_distance=0.001
     )
@@ -413,6 +413,19 @@ def test_neighbours_by_embeddings_that_tell_nothing_are_warned_of(ray_cluster, t
         assert quality.warning.startswith("neighbours cannot be told from random patients")
         assert f"discover: warning: {quality.warning}" in said
     assert manifest(made)["quality"] == json.loads(json.dumps(asdict(quality)))
+
+
+def test_labels_never_cross_groups_and_each_ones_references_are_recorded(ray_cluster, tmp_path):
+    made = families(tmp_path, 20.0)
+    settings = settings_with(
+        num_references=3, num_neighbours=5, num_validation_neighbours=1, scales=(Scale(extent_mm=(12, 12, 12)),),
+        duplicate_distance=0.001,
+    )  # fmt: skip
+    told = discover(made, settings)
+    assert len(told.references_by_group) == NUM_FAMILIES and sum(told.references_by_group) == len(told.references) == 3
+    for row in read_patterns(made.patterns, ("reference", "volume_id")).to_pylist():
+        reference = told.references[row["reference"]].volume_id
+        assert int(row["volume_id"]) % NUM_FAMILIES == int(reference) % NUM_FAMILIES
 
 
 # --- what cannot be discovered --------------------------------------------------------------------

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, recall
-from raygenesis.discovery.index import Shard, build_shard, merge, planned_shards, search_shard
+from raygenesis.discovery.index import merge, planned_shards, search_shard
 from raygenesis.settings import IndexSettings
+from raygenesis.workspace.manifest import Shard
+from tests.support.graphs import build_shard
 
 
 def vectors(n, d=8, seed=0):
@@ -187,6 +189,6 @@ def test_a_flipped_bit_or_a_missing_file_is_one_sentence_before_the_graph_is_ope
             lambda: search_shard(tmp_path, shard, clustered(1), 1, 10),
             lambda: build_shard(tmp_path, clustered(5), 0, IndexSettings(), 0, shard),
         ):
-            with pytest.raises(SearchError, match=rf"{shard.name} {words}: remove .* and run `raygenesis discover`"):
+            with pytest.raises(SearchError, match=rf"{shard.name} {words}: remove .* and run `raygenesis neighbours`"):
                 ask()
         path.unlink(missing_ok=True)

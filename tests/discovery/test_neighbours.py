@@ -183,7 +183,7 @@ def test_the_searcher_answers_among_those_asked_for_whatever_the_method(ray_clus
     made = workspace_of(tmp_path, vectors)
     index = build_index(made, settings(method, volumes_per_shard=120))
     assert index.method == method and len(index.shards) == (3 if method == "hnsw" else 0)
-    search = searcher(made, index)
+    search = searcher(made, index, IndexSettings(method="hnsw"))
     for share in (1.0, 0.4, 0.03):
         among = np.random.default_rng(2).random(300) < share
         k = min(9, int(among.sum()))
@@ -208,7 +208,7 @@ def test_ef_is_raised_until_the_recall_is_met_and_both_are_told(ray_cluster, tmp
     truth = exact_search([(np.arange(2000), vectors)], queries, 10).numbers
 
     def share(ef):
-        got = searcher(made, replace(index, ef=ef))(queries, 10, everyone).numbers
+        got = searcher(made, replace(index, ef=ef), IndexSettings(method="hnsw"))(queries, 10, everyone).numbers
         return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(got.tolist(), truth.tolist(), strict=True)])
 
     assert share(index.ef) > 0.95
@@ -224,15 +224,14 @@ def test_a_recall_that_no_width_meets_is_refused_naming_the_keys(ray_cluster, tm
     assert not (made.index / "manifest.json").exists()
 
 
-def test_auto_is_exact_for_few_searches_and_graphs_where_they_pay(ray_cluster, tmp_path):
+def test_auto_is_exact_for_few_scans_and_graphs_where_they_pay(ray_cluster, tmp_path):
     vectors = gaussian(1500, 8)
-    few = workspace_of(tmp_path / "few", vectors)
-    assert build_index(few, settings("auto")).method == "exact" and not shards_of(few)
-    many = workspace_of(tmp_path / "many", vectors)
-    cheap = {"ef": 1, "ef_construction": 1, "min_recall": 0.01}
-    exact = neighbours.is_exact_cheaper(1500, 10**6, 0, 8, 1 + SPARE_NEIGHBOURS, IndexSettings(**cheap))
-    made = build_index(many, settings("auto", 1, 1_000_000, **cheap))
-    assert made.method == ("exact" if exact else "hnsw")
+    usual = workspace_of(tmp_path / "usual", vectors)
+    assert build_index(usual, settings("auto")).method == "exact" and not shards_of(usual)
+    narrow = workspace_of(tmp_path / "narrow", vectors)
+    chosen = settings("auto", 1, ef=1, ef_construction=1, min_recall=0.01, num_neighbours=1)
+    assert not neighbours.is_exact_cheaper(1500, 1500, 0, 8, 2, chosen.index)
+    assert build_index(narrow, chosen).method == "hnsw" and len(shards_of(narrow)) == 1
 
 
 def test_a_second_call_does_nothing_and_another_setting_is_refused(ray_cluster, tmp_path, capsys):
@@ -263,7 +262,9 @@ def test_an_index_grows_by_the_new_volumes_and_answers_for_all(ray_cluster, tmp_
     assert sorted(after) == [shard.name for shard in index.shards]  # the half-full one made way
     everyone, queries = np.ones(900, bool), gaussian(20, 8, seed=9)
     truth = exact_search([(np.arange(900), vectors)], queries, 10).numbers
-    np.testing.assert_array_equal(searcher(made, index)(queries, 10, everyone).numbers, truth)
+    np.testing.assert_array_equal(
+        searcher(made, index, IndexSettings(method="hnsw"))(queries, 10, everyone).numbers, truth
+    )
     more = chosen.discovery.model_copy(update={"num_neighbours": chosen.discovery.num_neighbours + 5})
     again = build_index(made, chosen.model_copy(update={"discovery": more}))
     assert again.shards == index.shards and shards_of(made) == after  # another K is measured, not built
@@ -285,7 +286,9 @@ def test_an_index_of_other_embeddings_is_built_anew(ray_cluster, tmp_path, chang
     index = build_index(made, chosen)
     assert index.counts.indexed_before == 0 and not set(shards_of(made).values()) & set(before.values())
     table = Embeddings(made.embeddings)
-    found = searcher(made, index)(table.take(np.arange(300)), 1, np.ones(300, bool)).numbers
+    found = searcher(made, index, IndexSettings(method="hnsw"))(
+        table.take(np.arange(300)), 1, np.ones(300, bool)
+    ).numbers
     assert found.ravel().tolist() == list(range(300))
 
 
@@ -296,5 +299,5 @@ def test_a_damaged_shard_is_one_sentence_from_the_worker(ray_cluster, tmp_path):
     content = bytearray((made.index / name).read_bytes())
     content[500] ^= 4
     (made.index / name).write_bytes(content)
-    with pytest.raises(SearchError, match=rf"{name} is damaged: remove .*index and run `raygenesis discover`"):
-        searcher(made, index)(gaussian(1, 6), 3, np.ones(200, bool))
+    with pytest.raises(SearchError, match=rf"{name} is damaged: remove .*index and run `raygenesis neighbours`"):
+        searcher(made, index, IndexSettings(method="hnsw"))(gaussian(1, 6), 3, np.ones(200, bool))

@@ -36,7 +36,7 @@ def paths_of(workspace: Path) -> dict[str, str]:
 
 
 def test_every_stage_leaves_its_artifact(main_job: MainJob) -> None:
-    for name in ("archive", "autoencoder", "embeddings", "index", "patterns", "runs/default"):
+    for name in ("archive", "autoencoder", "embeddings", "index", "neighbours", "patterns", "runs/default"):
         manifest = json.loads((main_job.workspace / name / "manifest.json").read_text())
         assert manifest["seconds"] > 0
     assert (main_job.workspace / "report" / "index.html").stat().st_size > 10_000

@@ -302,7 +302,7 @@ def test_the_main_job_makes_the_same_in_a_store_and_on_a_disk(workspaces: list[W
         assert files and files == contents(on_disk.root / stage, pattern)
     vectors = Embeddings(in_store.embeddings).span(0, 12)
     assert np.isfinite(vectors).all() and np.array_equal(vectors, Embeddings(on_disk.embeddings).span(0, 12))
-    for stage in ("archive", "autoencoder", "embeddings", "index", "patterns", "runs/default"):
+    for stage in ("archive", "autoencoder", "embeddings", "index", "neighbours", "patterns", "runs/default"):
         stored, local = (read_json(workspace.root / stage / "manifest.json") for workspace in workspaces)
         assert stored["fingerprint"] == local["fingerprint"] and stored["counts"] == local["counts"]
     assert_same_training(in_store.run("default"), on_disk.run("default"))
@@ -373,6 +373,7 @@ def test_every_other_verb_works_on_it(workspaces: list[Workspace], tmp_path: Pat
     follow("patterns show", "--output", tmp_path / "patterns.png")
     follow("status")
     workspace.index.remove_tree()
+    workspace.neighbours.remove_tree()
     workspace.patterns.remove_tree()
     follow("discover", *TINY, "index.method=hnsw")
     assert RUNS.require(workspace.run("restored")).store == "crops"

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -124,9 +125,10 @@ def slow_crops(part: Any, store: Any) -> Any:
     return cropped_part(part, store)
 
 
-def slow_shard(*arguments: Any) -> Any:
-    time.sleep(1)
-    return built_shard(*arguments)
+class SlowGraphBuilder(indexing.GraphBuilder):
+    def __call__(self, part: pa.Table) -> pa.Table:
+        time.sleep(1)
+        return super().__call__(part)
 
 
 def slow_point(*arguments: Any, **shared: Any) -> None:
@@ -135,7 +137,7 @@ def slow_point(*arguments: Any, **shared: Any) -> None:
 
 
 cropped_part = store_writer.crop_part
-built_shard, swept_point = indexing._build_one, sweeping.run_sweep_trial
+swept_point = sweeping.run_sweep_trial
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ LOSSES = {
         lambda ws: any(ws.glob("embeddings/part-*.parquet")),
     ),
     "index": Loss(
-        mock.patch.object(indexing, "_build_one", slow_shard), "slow_shard",
+        mock.patch.object(indexing, "GraphBuilder", SlowGraphBuilder), "SlowGraphBuilder",
         lambda ws: any(ws.glob("index/shard-*.hnsw")),
     ),
     "discover": Loss(

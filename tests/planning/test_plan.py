@@ -131,7 +131,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         "prices.cpu_hour=0.05", "prices.gpu_hour=2.5",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for stage in ("ingest", "auto-encoder", "embed", "index", "discover", "pretrain", "sweep", "finetune", "all"):
+    for stage in ("ingest", "auto-encoder", "embed", "neighbours", "discover", "pretrain", "sweep", "finetune", "all"):
         assert f"plan: {stage} " in done.stdout
     assert "cost" in done.stdout and "assumed and not measured" in done.stdout
     refused = raygenesis("plan", "--volumes", "0")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, voxel_bytes
 from raygenesis.discovery.autoencoder_training import IdentityMapping
 from raygenesis.discovery.quality import MeasuredVisit, quality_of
+from raygenesis.discovery.scan_table import SCANS, SCANS_FILE
 from raygenesis.networks.weights.native import save_network
 from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE, save_scan_encoder
 from raygenesis.patterns.cells import encode
@@ -27,6 +28,7 @@ from raygenesis.workspace.artifacts import (
     COMPARISONS,
     EMBEDDINGS,
     INDEX,
+    NEIGHBOURS,
     PATTERNS,
     RUNS,
     SWEEPS,
@@ -46,6 +48,8 @@ from raygenesis.workspace.manifest import (
     Extent,
     IndexCounts,
     IndexManifest,
+    NeighboursCounts,
+    NeighboursManifest,
     PatternsManifest,
     ReferenceRecord,
     RunCounts,
@@ -122,6 +126,7 @@ def make_discovery(workspace: Workspace, settings: Settings) -> None:
     Stage(EMBEDDINGS, workspace.embeddings, chosen(settings, "embedding"), {}).finish(there)
     indexed = IndexManifest(counts=IndexCounts(volumes=6), seconds=1.0, method="exact", recall=1.0, ef=None)
     Stage(INDEX, workspace.index, {**chosen(settings, "index"), "num_neighbours": 3}, {}).finish(indexed)
+    make_neighbours(workspace, settings, ids)
     shape, facts = settings.discovery.cube_shape, chosen(settings, "discovery", *keys)
     counts = StoreCounts(
         patterns=10, validation=4, volumes=5, parts=2, failures=0, references=1, coordinates=2, neighbours=3
@@ -136,6 +141,23 @@ def make_discovery(workspace: Workspace, settings: Settings) -> None:
         references=(ReferenceRecord(volume_id=ids[0], source=HOSTILE, centres_mm=()),),
     )  # fmt: skip
     Stage(PATTERNS, workspace.patterns, {**facts, "method": "auto"}, {}).finish(manifest)
+
+
+def make_neighbours(workspace: Workspace, settings: Settings, ids: Sequence[str]) -> None:
+    """Neighbours of six scans: a group of four, one of them a copy of another, one of a single scan, an outlier."""
+    workspace.neighbours.mkdir()
+    groups = [0, 0, 0, 0, 1, -1]
+    facts = pa.table(
+        {
+            "volume_id": ids, "nearest_distance": [0.5] * 6, "duplicate_of": ["", ids[0], "", "", "", ""],
+            "likeness": pa.array([None, 0.99, None, None, None, None], pa.float32()),
+            "sparsity": [1.0] * 5 + [3.0], "is_outlier": [group < 0 for group in groups], "group": groups,
+        }
+    ).cast(SCANS)  # fmt: skip
+    write_table(workspace.neighbours / SCANS_FILE, facts)
+    counts = NeighboursCounts(volumes=6, added=6, neighbours=30, duplicates=1, outliers=1, groups=2)
+    manifest = NeighboursManifest(counts=counts, seconds=1.0, method="exact", recall=1.0, groups=(4, 1))
+    Stage(NEIGHBOURS, workspace.neighbours, chosen(settings, "index"), {}).finish(manifest)
 
 
 def pattern_of(split: str, rank: int, coordinate: int, volume_id: str, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -83,12 +83,12 @@ def test_where_things_lie_is_a_contract(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     paths = [
         workspace.archive, workspace.volumes, workspace.catalog, workspace.autoencoder, workspace.embeddings,
-        workspace.index, workspace.patterns, workspace.run("a"), workspace.sweep("a"), workspace.transfer("a"),
-        workspace.report, workspace.private,
+        workspace.index, workspace.neighbours, workspace.patterns, workspace.run("a"), workspace.sweep("a"),
+        workspace.transfer("a"), workspace.report, workspace.private,
     ]  # fmt: skip
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         "archive", "archive/volumes", "archive/catalog.parquet", "autoencoder", "embeddings",
-        "index", "patterns", "runs/a", "sweeps/a", "transfer/a",
+        "index", "neighbours", "patterns", "runs/a", "sweeps/a", "transfer/a",
         "report", "private",
     ]  # fmt: skip
 

@@ -1,0 +1,147 @@
+"""Neighbours: for every scan of the archive its nearest scans, in a stream, and what follows for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raygenesis.archive.work import archive_size
+from raygenesis.cluster.progress import Stopwatch, say
+from raygenesis.cluster.streams import StreamProgress, read_parts, write_parts
+from raygenesis.cluster.work import Announce, unannounced
+from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.exact import Neighbours, exact_search, recall
+from raygenesis.discovery.neighbour_table import (
+    NEIGHBOURS_SCHEMA,
+    SCANS_PER_PART,
+    digest_of_ids,
+    num_searched,
+    part_path,
+    part_paths,
+    read_neighbours,
+    stamped,
+    without_self,
+)
+from raygenesis.discovery.neighbours import NUM_QUERIES, build_index, encoder_of, vector_source, vectors_of
+from raygenesis.discovery.row_search import RowSearch
+from raygenesis.discovery.scan_facts import scan_facts
+from raygenesis.discovery.scan_table import SCANS_FILE
+from raygenesis.discovery.work import neighbours_work
+from raygenesis.settings import Settings
+from raygenesis.settings.streams import RECALL_QUERIES
+from raygenesis.text.amounts import several, size
+from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS, NEIGHBOURS
+from raygenesis.workspace.files import Place, write_table
+from raygenesis.workspace.manifest import NeighboursCounts, NeighboursManifest
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
+
+MOST_NAMED = 8  # groups, in a line
+
+
+def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce = unannounced) -> NeighboursManifest:
+    """Write each scan's nearest scans and what follows from them; returns the manifest.
+
+    What is there is kept: parts whose scans were searched for among all, and of others what is known already.
+    """
+    embedded = EMBEDDINGS.require(workspace.embeddings)
+    chosen = settings.model_dump(mode="json", include={"index", "seed"})
+    stage = Stage(NEIGHBOURS, workspace.neighbours, chosen, {"encoder": encoder_of(embedded)})
+    earlier = stage.finished()
+    if earlier is not None and earlier.embeddings == embedded.fingerprint:
+        say("neighbours", f"nothing to do: they are in {workspace.neighbours}")
+        return earlier
+    if (archive := ARCHIVE.read(workspace.archive)) is not None:
+        announce([neighbours_work(archive_size(archive), settings.index, settings.autoencoder.latent_size)])
+    watch = Stopwatch()
+    index = build_index(workspace, settings.index, settings.discovery, settings.seed)
+    embeddings = Embeddings(workspace.embeddings)
+    ids = embeddings.ids()
+    with stage.claimed():
+        folder = workspace.neighbours
+        search = RowSearch(folder, workspace.index, embeddings, ids, index.shards, index.ef, settings.index)
+        num_new = _write_rows(search)
+        found = read_neighbours(folder, ids, settings.index.num_neighbours)
+        share = _recall(found, embeddings, settings.seed)
+        scans = scan_facts(workspace, ids, found, settings.seed)
+        write_table(folder / SCANS_FILE, scans)
+        sizes = np.bincount(scans["group"].filter(pc.greater_equal(scans["group"], 0)).to_numpy())
+        counts = NeighboursCounts(
+            volumes=len(ids), added=num_new, neighbours=int((found.numbers >= 0).sum()),
+            duplicates=pc.sum(pc.not_equal(scans["duplicate_of"], "")).as_py(),
+            outliers=pc.sum(scans["is_outlier"]).as_py(), groups=len(sizes),
+        )  # fmt: skip
+        manifest = NeighboursManifest(
+            counts=counts, seconds=watch.seconds, embeddings=embedded.fingerprint, method=index.method, recall=share,
+            groups=tuple(sizes.tolist()),
+        )  # fmt: skip
+        manifest = stage.finish(manifest, content=embedded.fingerprint)
+    say(
+        "neighbours",
+        f"{counts.neighbours} neighbours of {counts.volumes} scans ({counts.added} new), {manifest.method} search, "
+        f"recall {share:.4f}; {_in_words(manifest)}; {size(manifest.bytes)}, {manifest.seconds:.1f} s → {folder}",
+    )
+    return manifest
+
+
+def _in_words(manifest: NeighboursManifest) -> str:
+    counts = manifest.counts
+    sizes = ", ".join(f"{number:,}" for number in manifest.groups[:MOST_NAMED]) + ", …" * (counts.groups > MOST_NAMED)
+    return f"{several(counts.groups, 'groups')} ({sizes}), {counts.duplicates} duplicates, {counts.outliers} outliers"
+
+
+@dataclass(frozen=True)
+class PartSearch:
+    """Makes rows of parts of `vector_source` (a batch of Ray Data), and names each by its first number.
+
+    searched: by the first number of a part, among how many scans it was searched for before.
+    """
+
+    search: RowSearch
+    searched: Mapping[int, int]
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        first = part["number"][0].as_py()
+        rows = self.search.rows(first, vectors_of(part), self.searched[first])
+        return rows.append_column("number", part["number"])
+
+
+def _write_rows(search: RowSearch) -> int:
+    """Write the parts that are not up to date; returns the number of scans that had no row."""
+    ids, folder = search.ids, search.folder
+    searched = num_searched(folder, ids)
+    spans = [(first, min(first + SCANS_PER_PART, len(ids))) for first, number in searched.items() if number < len(ids)]
+    if spans:
+        source = vector_source(search.embeddings, spans)
+        rows = read_parts(source).map_batches(
+            PartSearch(search, searched), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        )
+        shown = StreamProgress("neighbours", "scans", source.num_rows, source.num_parts)
+        write_parts(rows, partial(_publish, folder, len(ids), digest_of_ids(ids)), shown)
+    wanted = {part_path(folder, first).name for first in searched}
+    for path in part_paths(folder):
+        if path.name not in wanted:
+            path.unlink()  # of other embeddings
+    return sum(max(end - max(first, searched[first]), 0) for first, end in spans)
+
+
+def _publish(folder: Place, num_scans: int, digest: str, rows: pa.Table) -> None:
+    first = rows["number"][0].as_py()
+    table = pa.table(rows.drop_columns(["number"]).columns, schema=NEIGHBOURS_SCHEMA)
+    write_table(part_path(folder, first), stamped(table, num_scans, digest))
+
+
+def _recall(found: Neighbours, embeddings: Embeddings, seed: int) -> float:
+    """The share of the true neighbours that rows hold, of a sample of scans drawn by seed."""
+    num_scans, k = found.numbers.shape
+    k = min(k, num_scans - 1)
+    if not k:
+        return 1.0
+    drawn = RECALL_QUERIES.generator(seed).permutation(num_scans)[:NUM_QUERIES]
+    truth = without_self(exact_search(embeddings.blocks(), embeddings.take(drawn), k + 1), drawn, k)
+    return recall(Neighbours(found.numbers[drawn, :k], found.distances[drawn, :k]), truth)

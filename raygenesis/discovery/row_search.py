@@ -1,0 +1,81 @@
+"""The search for the neighbours of one part of the scans: among all, or among the new ones beside what is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheaper
+from raygenesis.discovery.index import merge, search_shard
+from raygenesis.discovery.neighbour_table import (
+    merged,
+    neighbours_of,
+    part_path,
+    read_part,
+    stacked,
+    table_of,
+    without_self,
+)
+from raygenesis.settings import IndexSettings
+from raygenesis.workspace.files import Place
+from raygenesis.workspace.manifest import Shard
+
+
+@dataclass(frozen=True)
+class RowSearch:
+    """Finds the k nearest of the scans of a part.
+
+    folder: of the table, whose parts may know the nearest among fewer scans. index: folder of the shards. ids: of all
+    scans by number. ef: of a search in graphs; None where search is exact.
+    """
+
+    folder: Place
+    index: Place
+    embeddings: Embeddings
+    ids: pa.StringArray
+    shards: tuple[Shard, ...]
+    ef: int | None
+    settings: IndexSettings
+
+    def rows(self, first: int, vectors: NDArray[np.float32], searched: int) -> pa.Table:
+        """Rows of the scans numbered from `first` on, with vectors [n, d].
+
+        searched: among how many scans, the first so many, the part that is there was searched; 0 where there is none.
+        """
+        k = self.settings.num_neighbours
+        num_known = min(max(searched - first, 0), len(vectors))
+        found = []
+        if num_known:
+            known = neighbours_of(read_part(part_path(self.folder, first)), self.ids, k)
+            found.append(merged([known, self._among_new(vectors[:num_known], searched)], k))
+        if num_known < len(vectors):
+            own = np.arange(first + num_known, first + len(vectors))
+            found.append(without_self(self._among_all(vectors[num_known:]), own, k))
+        return table_of(stacked(found), first, self.ids)
+
+    def _among_all(self, queries: NDArray[np.float32]) -> Neighbours:
+        """The k + 1 nearest of all scans: one of them is the scan itself."""
+        k = min(self.settings.num_neighbours + 1, len(self.ids))
+        if self.ef is None:
+            return exact_search(self.embeddings.blocks(), queries, k)
+        return self._in_graphs(queries, self.shards, k)
+
+    def _among_new(self, queries: NDArray[np.float32], first: int) -> Neighbours:
+        """Of the scans numbered from `first` on, those that may be among the k nearest of all."""
+        num_new, k = len(self.ids) - first, self.settings.num_neighbours
+        if self.ef is None or is_exact_cheaper(num_new, len(queries), num_new, queries.shape[1], k, self.settings):
+            new = (np.arange(first, len(self.ids)), self.embeddings.span(first, len(self.ids)))
+            return exact_search([new], queries, min(k, num_new))
+        found = self._in_graphs(queries, [shard for shard in self.shards if shard.first + shard.count > first], k)
+        # Known ones in the same graphs are passed over: of the nearest of all, these graphs have every new one.
+        return Neighbours(found.numbers, np.where(found.numbers < first, np.float32(np.inf), found.distances))
+
+    def _in_graphs(self, queries: NDArray[np.float32], shards: list[Shard] | tuple[Shard, ...], k: int) -> Neighbours:
+        """The k nearest of some shards, one of which is in memory at a time; fewer where fewer are reached."""
+        assert self.ef is not None
+        found = [search_shard(self.index, shard, queries, k, self.ef) for shard in shards]
+        return merge(found, min(k, sum(one.numbers.shape[1] for one in found)))
