@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,33 +34,32 @@ def parts_of(rows: Sequence[Item], rows_per_part: int) -> list[tuple[int, Sequen
     return [(start, rows[start : start + rows_per_part]) for start in range(0, len(rows), rows_per_part)]
 
 
-def catalogue_source(
-    parts: Sequence[Part], sizes: Sequence[int], schema: pa.Schema, read_row: Callable[[CatalogueRow], dict[str, Any]]
-) -> PartSource:
+# Catalogue rows → for each, in order, the columns of a schema beside `number`, `volume_id` and `failure`, or why not.
+ReadRows = Callable[[Sequence[CatalogueRow]], Iterable[dict[str, Any] | ScanError]]
+
+
+def catalogue_source(parts: Sequence[Part], sizes: Sequence[int], schema: pa.Schema, read_rows: ReadRows) -> PartSource:
     """Parts of catalogue rows, each of which is read as a table of `schema` with a row a volume.
 
     parts: rows may be read late, in the read task alone (`CatalogueRows`).
-    sizes: bytes in memory of what `read_row` makes of each part, so that Ray can plan.
-    read_row: a catalogue row → the columns of `schema` beside `number`, `volume_id` and `failure`; may raise ScanError,
-        and then `failure` has the reason, and these columns are null.
+    sizes: bytes in memory of what `read_rows` makes of each part, so that Ray can plan.
+    read_rows: is given a part's rows at once. Of a ScanError `failure` has the reason, and the columns are null.
     """
     source_parts = [
-        SourcePart(functools.partial(_read_rows, start, rows, schema, read_row), len(rows), size)
+        SourcePart(functools.partial(_read_part, start, rows, schema, read_rows), len(rows), size)
         for (start, rows), size in zip(parts, sizes, strict=True)
     ]
     return PartSource(source_parts, schema)
 
 
-def _read_rows(
-    start: int, rows: Iterable[CatalogueRow], schema: pa.Schema, read_row: Callable[[CatalogueRow], dict[str, Any]]
-) -> pa.Table:
-    out = []
-    for number, row in enumerate(rows, start):
+def _read_part(start: int, rows: Iterable[CatalogueRow], schema: pa.Schema, read_rows: ReadRows) -> pa.Table:
+    there, out = list(rows), []
+    for number, (row, found) in enumerate(zip(there, read_rows(there), strict=True), start):
         names = {"number": number, "volume_id": row["volume_id"]}
-        try:
-            out.append(names | read_row(row) | {"failure": ""})
-        except ScanError as error:
-            out.append(dict.fromkeys(schema.names) | names | {"failure": str(error)})
+        if isinstance(found, ScanError):
+            out.append(dict.fromkeys(schema.names) | names | {"failure": str(found)})
+        else:
+            out.append(names | found | {"failure": ""})
     return pa.Table.from_pylist(out, schema)
 
 
@@ -109,12 +108,19 @@ def volume_rows(
         shape = [part.stop - part.start for part in _region(row, level, region_mm)]
         return int(np.prod(shape)) * row["num_channels"] * np.dtype(row["dtype"]).itemsize
 
-    def read(row: CatalogueRow) -> dict[str, Any]:
+    def read_row(row: CatalogueRow) -> dict[str, Any]:
         array = open_level(volume_folder(volumes, row["volume_id"]), _level(row, level))
         channels = [slice(None)] * (array.ndim - len(row["shape"]))
         (voxels,) = read_array(array, [channels + list(_region(row, level, region_mm))], row["volume_id"])
         chosen = {name: row[name] for name in columns}  # type: ignore[literal-required]
         return chosen | {"voxels": voxels.tobytes(), "voxels_shape": voxels.shape, "voxels_dtype": row["dtype"]}
+
+    def read_rows(rows: Sequence[CatalogueRow]) -> Iterator[dict[str, Any] | ScanError]:
+        for row in rows:  # one after another: volumes are large
+            try:
+                yield read_row(row)
+            except ScanError as error:
+                yield error
 
     schema = pa.schema(
         [("number", pa.int64()), ("volume_id", pa.string())]
@@ -122,7 +128,7 @@ def volume_rows(
         + [("voxels", pa.large_binary()), ("voxels_shape", pa.list_(pa.int32())), ("voxels_dtype", pa.string())]
         + [("failure", pa.string())]
     )
-    return catalogue_source(*_even_parts(rows, bytes_of), schema, read)
+    return catalogue_source(*_even_parts(rows, bytes_of), schema, read_rows)
 
 
 def voxels_of(row: Mapping[str, Any]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""OME-Zarr 0.5 volumes, written by zarr-python.
+"""OME-Zarr 0.5 volumes.
 
 One image a folder, axes z y x (2D: y x; c first where there are channels), a pyramid of levels. Written aside and
 renamed; the group's own `zarr.json` is written last: a folder without it is not a volume.
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from raygenesis._version import __version__
 from raygenesis.archive.catalogue import VolumeRecord
 from raygenesis.archive.reading import Array, begin_opening
 from raygenesis.archive.volume import Volume
+from raygenesis.archive.writing import write_array
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.files import Place, folder_bytes, publish, remove_tree
@@ -30,18 +30,11 @@ AXES = ("z", "y", "x")
 ORIENTATIONS = {"z": "inferior-to-superior", "y": "posterior-to-anterior", "x": "left-to-right"}
 ATTRIBUTES = "raygenesis"
 
-# Shards lie side by side in an array's folder: for a million small volumes folders are what costs.
-SEPARATOR = "."
-
 # Levels that are opened and read at once where many are asked for.
 LEVELS_AT_ONCE = 16
 
-# zarr-python would hand each chunk to a thread, and wait for each; a worker has one core, and a whole shard to pack.
-WRITING = {"threading.max_workers": 1, "async.concurrency": None, "codec_pipeline.batch_size": 4096}
-
 # Voxels of the first axis that a pyramid level is made from at a time.
 SLAB = 64
-
 
 Result = TypeVar("Result")
 
@@ -151,32 +144,6 @@ def _write_level(folder: Path, voxels: NDArray[Any], ndim: int, settings: Archiv
         chunk * -(-min(settings.shard, side) // chunk) for chunk, side in zip(chunks, voxels.shape[-ndim:], strict=True)
     ]
     write_array(folder, voxels, channel + chunks, channel + shards, axes_of(voxels.ndim, ndim))
-
-
-def write_array(
-    folder: Path, voxels: NDArray[Any], chunks: Sequence[int], shards: Sequence[int], axes: Sequence[str]
-) -> None:
-    """Write an array that `open_array` reads; `shards` are multiples of `chunks`, an axis each. Raises OSError."""
-    size = voxels.dtype.itemsize
-    packing = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle" if size > 1 else "noshuffle", typesize=size)
-    array = zarr.create_array(
-        folder,
-        shape=voxels.shape,
-        dtype=voxels.dtype.newbyteorder("="),
-        chunks=tuple(chunks),
-        shards=tuple(shards),
-        compressors=[packing, Crc32cCodec()],
-        fill_value=0,
-        chunk_key_encoding={"name": "default", "separator": SEPARATOR},
-        dimension_names=axes,
-        zarr_format=3,
-        config={"write_empty_chunks": True},  # a chunk that is not there is lost, and not empty
-    )
-    with zarr.config.set(WRITING):
-        for place in np.ndindex(*(-(-side // shard) for side, shard in zip(voxels.shape, shards, strict=True))):
-            # One shard at a time: zarr-python holds what it writes in memory.
-            box = tuple(slice(n * shard, (n + 1) * shard) for n, shard in zip(place, shards, strict=True))
-            array[box] = voxels[box]
 
 
 def axes_of(num_axes: int, ndim: int) -> tuple[str, ...]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raygenesis.archive.catalogue import CatalogueRow
-from raygenesis.archive.coarse import read_coarse
+from raygenesis.archive.coarse import read_coarse_scans
 from raygenesis.archive.source import Part, catalogue_source
 from raygenesis.cluster.streams import PartSource
+from raygenesis.errors import ScanError
 from raygenesis.patterns.cells import DTYPE, encode
 from raygenesis.settings import IntensitySettings
 from raygenesis.workspace.files import Place
@@ -28,8 +30,9 @@ def coarse_cubes(
     volumes: the folder of the archive's volumes; parts: the scans of each block.
     """
 
-    def read(row: CatalogueRow) -> dict[str, bytes]:
-        return {"cube": encode(read_coarse(volumes, row, shape, intensity))}
+    def read(rows: Sequence[CatalogueRow]) -> Iterator[dict[str, Any] | ScanError]:
+        for cube in read_coarse_scans(volumes, rows, shape, intensity):
+            yield cube if isinstance(cube, ScanError) else {"cube": encode(cube)}
 
     num_bytes = int(np.prod(shape)) * DTYPE.itemsize
     return catalogue_source(parts, [num_bytes * len(rows) for _, rows in parts], COARSE_SCHEMA, read)

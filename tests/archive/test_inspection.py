@@ -14,7 +14,8 @@ from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.inspection import fault_of, info, mid_slice, show, verify
 from raygenesis.archive.reading import open_array
-from raygenesis.archive.store import volume_folder, write_array
+from raygenesis.archive.store import volume_folder
+from raygenesis.archive.writing import write_array
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import load_settings
 from raygenesis.workspace.failures import FAILURES

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygenesis.archive.reading import begin_opening, open_array
-from raygenesis.archive.store import write_array
+from raygenesis.archive.writing import write_array
 from raygenesis.errors import ScanError
 from tests.support.nifti import grey
 

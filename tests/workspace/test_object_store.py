@@ -24,7 +24,7 @@ import zarr
 
 from raygenesis.archive import reading
 from raygenesis.archive.reading import open_array
-from raygenesis.archive.store import write_array
+from raygenesis.archive.writing import write_array
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.workspace import object_store as module
 from raygenesis.workspace.object_store import RemotePath, remote
