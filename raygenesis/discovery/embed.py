@@ -1,4 +1,4 @@
-"""Embed: the whole archive through an actor pool, by an encoder that is made where it is not there (`encoders.py`)."""
+"""Embed: the whole archive as a Ray Data pipeline, by an encoder that is made where it is not there (`encoders.py`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import CatalogueRows, read_columns
 from raygenesis.archive.work import archive_size
-from raygenesis.cluster import capacity, environment, joining
+from raygenesis.cluster import capacity, environment
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.streams import PartSource, StreamProgress, read_parts, write_parts
@@ -26,6 +26,7 @@ from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.encoders import encoder_work, ready_encoder
 from raygenesis.discovery.work import embed_work
+from raygenesis.networks.scan_encoders import ScanEncoder
 from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
@@ -87,9 +88,11 @@ def embed(
         if parts:
             shape = load_scan_encoder(weights, settings.autoencoder.input_shape).input_shape
             source = coarse_cubes(workspace.volumes, parts, shape, settings.intensity)
+            num_gpus = settings.embedding.num_gpus
+            embedder = Embedder(weights, identity, shape, "cuda" if num_gpus else "cpu")
+            stream = embed_stream(source, embedder, settings.embedding)
             shown = StreamProgress("embed", "volumes", source.num_rows, source.num_parts)
-            stream = embed_stream(source, weights, shape, settings.embedding)
-            write_parts(stream, functools.partial(publish_part, folder=folder), shown, after_actors=True)
+            write_parts(stream, functools.partial(publish_part, folder=folder), shown, after_actors=bool(num_gpus))
         failed = _failures(folder, known)
         num_parts = num_made + len(parts)
         counts = EmbeddingsCounts(volumes=len(known) - len(failed), new=num_new, failures=len(failed), parts=num_parts)
@@ -181,16 +184,18 @@ def _failures(folder: Place, known: pa.Table) -> pa.Table:
     return failed
 
 
-@dataclass
+@dataclass(frozen=True)
 class Embedder:
-    """An actor of the pool: embeds the volumes of a part."""
+    """Embeds the volumes of a part, by an encoder that a process reads once.
+
+    weights: of the encoder; identity: what they are, whatever may come to lie there. input_shape: voxels of a scan as
+    the encoder sees it; device: cpu or cuda.
+    """
 
     weights: Place
+    identity: str
     input_shape: tuple[int, ...]
     device: str
-
-    def __post_init__(self) -> None:
-        self._model = load_scan_encoder(self.weights, self.input_shape).to(self.device)
 
     def __call__(self, part: pa.Table) -> pa.Table:
         """Rows of a `coarse_cubes` part (schema COARSE_SCHEMA) → number, volume_id, embedding, failure of each."""
@@ -210,40 +215,42 @@ class Embedder:
 
     @torch.inference_mode()
     def _encode(self, cells: Sequence[bytes | None]) -> NDArray[np.float32]:
-        shape = self._model.input_shape
-        vectors = []
+        model, vectors = _encoder(self), []
         for first in range(0, len(cells), VOLUMES_PER_BATCH):
-            batch = np.zeros((len(cells[first : first + VOLUMES_PER_BATCH]), 1, *shape), np.float32)
+            batch = np.zeros((len(cells[first : first + VOLUMES_PER_BATCH]), 1, *self.input_shape), np.float32)
             for scan, cell in zip(batch, cells[first:], strict=False):
                 if cell:
-                    scan[0] = decode(cell, shape)
-            vectors.append(self._model.encode(torch.from_numpy(batch).to(self.device)).cpu().numpy())
+                    scan[0] = decode(cell, self.input_shape)
+            vectors.append(model.encode(torch.from_numpy(batch).to(self.device)).cpu().numpy())
         return np.concatenate(vectors)
 
 
-def embed_stream(
-    source: PartSource, weights: Place, input_shape: tuple[int, ...], settings: EmbeddingSettings
-) -> ray.data.Dataset:
-    """The embeddings of a `coarse_cubes` source, made by a pool of actors, one block a part."""
-    num_gpus, num_parts = settings.num_gpus, source.num_parts
-    if num_gpus:
-        joining.connect()
-        capacity.require(f"embedding.num_gpus={num_gpus:g}", 1, num_gpus=num_gpus)
-    # Without GPUs Ray Data has the actors read as well, so that they may have all cores.
+@functools.lru_cache(maxsize=1)
+def _encoder(embedder: Embedder) -> ScanEncoder:
+    return load_scan_encoder(embedder.weights, embedder.input_shape).to(embedder.device)
+
+
+def embed_stream(source: PartSource, embedder: Embedder, settings: EmbeddingSettings) -> ray.data.Dataset:
+    """The embeddings of a `coarse_cubes` source, one block a part.
+
+    On CPUs they are made in tasks, whose processes have been at work before; on GPUs, which a task's process would take
+    up anew for each part, by a pool of actors.
+    """
     scans = read_parts(source)
-    num_actors = min(settings.num_actors or capacity.num_concurrent(1, num_gpus), num_parts)
+    if not settings.num_gpus:
+        return scans.map_batches(
+            embedder, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=settings.num_actors
+        )
+    capacity.require(f"embedding.num_gpus={settings.num_gpus:g}", 1, num_gpus=settings.num_gpus)
+    num_actors = min(settings.num_actors or capacity.num_concurrent(1, settings.num_gpus), source.num_parts)
     # In a cluster nodes may come: then as many as there are parts.
-    most_actors = num_actors if settings.num_actors or not environment.is_joined() else num_parts
+    most_actors = num_actors if settings.num_actors or not environment.is_joined() else source.num_parts
+    # Of fewer than there were, after the loss of a node, those that are idle make room.
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most_actors, initial_size=num_actors)
     return scans.map_batches(
-        Embedder,
-        fn_constructor_args=(weights, input_shape, "cuda" if num_gpus else "cpu"),
-        batch_size=None,
-        batch_format="pyarrow",
-        # Of fewer than there were, after the loss of a node, those that are idle make room.
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most_actors, initial_size=num_actors),
-        num_gpus=num_gpus or None,
-        zero_copy_batch=True,
-    )
+        embedder, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, compute=pool,
+        num_gpus=settings.num_gpus,
+    )  # fmt: skip
 
 
 def publish_part(part: pa.Table, folder: Place) -> None:

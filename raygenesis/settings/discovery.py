@@ -39,9 +39,10 @@ class EmbeddingSettings(Section):
     )
     num_actors: Count | None = Field(
         None,
-        description="Actors in the pool. When null, as many as the cluster has cores for, or GPUs with `num_gpus`.",
+        description="Processes that embed at once. When null, as many as the cluster has cores for, or GPUs with "
+        "`num_gpus`.",
     )
-    num_gpus: NumGpus = Field(0.0, description="GPUs per actor; with a fraction, several actors share one.")
+    num_gpus: NumGpus = Field(0.0, description="GPUs per process; with a fraction, several processes share one.")
     volumes_per_part: Count = Field(
         128, description="Scans per Parquet file of embeddings; an interrupted job resumes at the next file."
     )

@@ -40,7 +40,7 @@ from raygenesis.demo.population import write_population
 from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.discovery.cubes import _region, crop_cubes
 from raygenesis.discovery.discover import discover
-from raygenesis.discovery.embed import embed, embed_stream, publish_part
+from raygenesis.discovery.embed import Embedder, embed, embed_stream, publish_part
 from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import merge, search_shard
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
@@ -279,13 +279,11 @@ def embedding(workspace: Workspace, folder: Path) -> None:
     out = folder / "embedded"
     out.mkdir()
     source = coarse_cubes(workspace.volumes, parts, settings.autoencoder.input_shape, settings.intensity)
-    stream = embed_stream(source, weights, settings.autoencoder.input_shape, settings.embedding)
-    write_parts(
-        stream, functools.partial(publish_part, folder=out),
-        StreamProgress("embed", "volumes", source.num_rows, source.num_parts), after_actors=True,
-    )  # fmt: skip
+    embedder = Embedder(weights, "untrained", tuple(settings.autoencoder.input_shape), "cpu")
+    shown = StreamProgress("embed", "volumes", source.num_rows, source.num_parts)
+    write_parts(embed_stream(source, embedder, settings.embedding), functools.partial(publish_part, folder=out), shown)
     times = sorted(path.stat().st_mtime for path in out.glob("part-*.parquet"))
-    steady = 64 * (len(times) - 4) / (times[-1] - times[3])  # without the actors' start
+    steady = 64 * (len(times) - 4) / (times[-1] - times[3])  # without the processes' start
     print(f"\nembedding scans of 64×64×64 by the paper preset's auto-encoder, {cores} processes of one thread")
     print(f"  the model alone   {alone:7.1f} volumes/s")
     print(f"  the whole stage   {steady:7.1f} volumes/s: {steady / alone:.2f} of it")

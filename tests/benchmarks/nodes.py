@@ -51,7 +51,7 @@ def seconds_an_item() -> float:
 
 
 class SleepingEmbedder(embedding.Embedder):
-    """An actor that takes a fixed time for each scan."""
+    """Takes a fixed time for each scan."""
 
     def _encode(self, cells: Sequence[bytes | None]) -> Any:
         time.sleep(seconds_an_item() * len(cells))

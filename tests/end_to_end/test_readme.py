@@ -77,7 +77,8 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
         places = {
             "SCANS": main_job.scans, "WORKSPACE": workspace, "IMAGES": HIPPOCAMPI / "images",
             "LABELS": HIPPOCAMPI / "labels", "archive.png": root / "archive.png", "EMBEDDINGS": root / "embeddings",
-            "patterns.png": root / "patterns.png", "patterns.html": root / "patterns.html", "nearest.html": root / "nearest.html", "ID": volume_id,
+            "patterns.png": root / "patterns.png", "patterns.html": root / "patterns.html", "ID": volume_id,
+                "nearest.html": root / "nearest.html",
             "WORKSPACE/runs/default": workspace / "runs" / "default",
             "WORKSPACE/runs/rotation": workspace / "runs" / "rotation", "genesis.pt": root / "genesis.pt",
             "SPACE.yaml": root / "space.yaml", "TARGET.yaml": root / "TARGET.yaml", "PLAN.yaml": root / "PLAN.yaml",
