@@ -53,13 +53,15 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
     chosen = settings.model_dump(mode="json", include={"index", "seed"})
     stage = Stage(NEIGHBOURS, workspace.neighbours, chosen, {"encoder": encoder_of(embedded)})
     earlier = stage.finished()
-    if earlier is not None and earlier.embeddings == embedded.fingerprint:
-        say("neighbours", f"nothing to do: they are in {workspace.neighbours}")
-        return earlier
-    if (archive := ARCHIVE.read(workspace.archive)) is not None:
+    is_made = earlier is not None and earlier.embeddings == embedded.fingerprint
+    if not is_made and (archive := ARCHIVE.read(workspace.archive)) is not None:
         announce([neighbours_work(archive_size(archive), settings.index, settings.autoencoder.latent_size)])
     watch = Stopwatch()
+    # Though neighbours are there, the index may have been removed, or another K be asked of it.
     index = build_index(workspace, settings.index, settings.discovery, settings.seed)
+    if earlier is not None and is_made:
+        say("neighbours", f"nothing to do: they are in {workspace.neighbours}")
+        return earlier
     embeddings = Embeddings(workspace.embeddings)
     ids = embeddings.ids()
     with stage.claimed():

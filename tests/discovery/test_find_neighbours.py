@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from raygenesis.discovery.scan_table import read_scans
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.report.nearest import show_nearest
 from raygenesis.settings import DiscoverySettings, IndexSettings, Settings
+from raygenesis.workspace.artifacts import INDEX
 from raygenesis.workspace.workspace import Workspace
 from tests.support.patients import embedded
 from tests.support.stores import finish_archive, finish_embeddings
@@ -169,9 +171,26 @@ def test_a_damaged_shard_is_one_sentence_and_leaves_no_manifest(ray_cluster, arc
     shard.write_bytes(content)
     for path in workspace.neighbours.glob("*"):
         path.unlink()
-    with pytest.raises(SearchError, match=rf"{shard.name} is damaged: remove .*index and run `raygenesis neighbours`$"):
+    with pytest.raises(SearchError, match=rf"{shard.name} is damaged: remove .*index and run `raygenesis neighbours`"):
         find_neighbours(workspace, settings("hnsw"))
     assert not (workspace.neighbours / "manifest.json").exists() and not list(workspace.neighbours.glob("part-*"))
+    shutil.rmtree(workspace.index)
+    assert find_neighbours(workspace, settings("hnsw")).recall == 1
+
+
+def test_an_index_that_is_gone_or_measured_for_another_k_is_mended_though_neighbours_are_there(
+    ray_cluster, archive, tmp_path
+):
+    workspace, chosen = workspace_of(tmp_path, archive, vectors()), settings("hnsw")
+    made = find_neighbours(workspace, chosen)
+    first = INDEX.require(workspace.index)
+    shutil.rmtree(workspace.index)
+    assert find_neighbours(workspace, chosen) == made
+    again = INDEX.require(workspace.index)
+    assert again.shards == first.shards and again.asked == (9,)
+    more = chosen.model_copy(update={"discovery": chosen.discovery.model_copy(update={"num_neighbours": 20})})
+    assert find_neighbours(workspace, more) == made
+    assert INDEX.require(workspace.index).asked == (21,)
 
 
 def test_a_scans_nearest_are_shown(ray_cluster, archive, tmp_path):
