@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raygenesis.cluster.progress import say
 from raygenesis.discovery.groups import NO_GROUP
-from raygenesis.discovery.patients import Patients, check_counts
+from raygenesis.discovery.patients import LARGE_ENOUGH, Patients, check_counts
 from raygenesis.discovery.scan_table import read_scans
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.settings import DiscoverySettings
@@ -37,13 +37,12 @@ def references_by_group(patients: Patients, groups: NDArray[np.int64], discovery
     held_out = [some.num_subjects(VALIDATION) for some in members]
     wanted = discovery.num_neighbours, discovery.num_validation_neighbours
     is_able = [there >= wanted[0] and apart >= wanted[1] for there, apart in zip(training, held_out, strict=True)]
-    where = "that the archive has with scans large enough to crop"
     if not any(is_able):
         largest = int(np.argmax(training))
         of_it = "" if len(members) == 1 else f"in the largest of {len(members)} groups "
-        check_counts(training[largest], held_out[largest], f"{of_it}{where}", discovery)
+        check_counts(training[largest], held_out[largest], f"{of_it}{LARGE_ENOUGH}", discovery)
     room = [there * able for there, able in zip(training, is_able, strict=True)]
-    check_counts(sum(room), sum(held_out), where, discovery)
+    check_counts(sum(room), sum(held_out), LARGE_ENOUGH, discovery)
     shares = _shared(discovery.num_references, room, is_equal=discovery.references_by_group == "equal")
     _say(shares, room, training, held_out)
     return shares

@@ -20,6 +20,7 @@ from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is
 from raygenesis.discovery.index import build_graph, merge, planned_shards, publish_shard, search_shard
 from raygenesis.discovery.neighbour_table import digest_of_ids
 from raygenesis.discovery.patients import Patients
+from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.settings import DiscoverySettings, IndexSettings
 from raygenesis.settings.streams import RECALL_QUERIES, TYPICAL_DISTANCE
@@ -46,7 +47,8 @@ def build_index(
 ) -> IndexManifest:
     """HNSW shards over the embeddings, where they are cheaper than exact search or asked for; returns the manifest.
 
-    An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met.
+    An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met. Raises
+    WorkspaceError if no volume has an embedding.
     """
     embedded = EMBEDDINGS.require(workspace.embeddings)
     decisive = settings.model_dump(mode="json", exclude={"num_neighbours"})
@@ -62,6 +64,8 @@ def build_index(
     embeddings.check()
     ids, encoder = embeddings.ids(), encoder_of(embedded)
     num_volumes = len(ids)
+    if not num_volumes:
+        raise WorkspaceError(f"no scan has an embedding: see {workspace.embeddings / 'failures.parquet'}")
     shards = [] if earlier is None else list(earlier.shards)
     num_indexed = sum(shard.count for shard in shards)
     if earlier is None or (earlier.encoder, earlier.ids) != (encoder, digest_of_ids(ids[:num_indexed])):
