@@ -32,7 +32,7 @@ from raygenesis.discovery.row_search import RowSearch
 from raygenesis.discovery.scan_facts import scan_facts
 from raygenesis.discovery.scan_table import SCANS_FILE
 from raygenesis.discovery.work import neighbours_work
-from raygenesis.settings import Settings
+from raygenesis.settings import IndexSettings, Settings
 from raygenesis.settings.streams import RECALL_QUERIES
 from raygenesis.text.amounts import several, size
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS, NEIGHBOURS
@@ -67,9 +67,18 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
     with stage.claimed():
         folder = workspace.neighbours
         search = RowSearch(folder, workspace.index, embeddings, ids, index.shards, index.ef, settings.index)
-        num_new = _write_rows(search)
+        searched = num_searched(folder, ids)
+        num_new = _write_rows(search, searched)
         found = read_neighbours(folder, ids, settings.index.num_neighbours)
         share = _recall(found, embeddings, settings.seed)
+        if any(searched.values()) and _with_itself(share, settings.index) < settings.index.min_recall:
+            say(
+                "neighbours",
+                f"recall {share:.4f} of a table that has grown is too low: all scans are searched for anew",
+            )
+            _write_rows(search, dict.fromkeys(searched, 0))
+            found = read_neighbours(folder, ids, settings.index.num_neighbours)
+            share = _recall(found, embeddings, settings.seed)
         scans = scan_facts(workspace, ids, found, settings.seed)
         write_table(folder / SCANS_FILE, scans)
         sizes = np.bincount(scans["group"].filter(pc.greater_equal(scans["group"], 0)).to_numpy())
@@ -113,10 +122,9 @@ class PartSearch:
         return rows.append_column("number", part["number"])
 
 
-def _write_rows(search: RowSearch) -> int:
-    """Write the parts that are not up to date; returns the number of scans that had no row."""
+def _write_rows(search: RowSearch, searched: Mapping[int, int]) -> int:
+    """Write the parts that are not up to date, see `PartSearch`; returns the number of scans that had no row."""
     ids, folder = search.ids, search.folder
-    searched = num_searched(folder, ids)
     spans = [(first, min(first + SCANS_PER_PART, len(ids))) for first, number in searched.items() if number < len(ids)]
     if spans:
         source = vector_source(search.embeddings, spans)
@@ -136,6 +144,11 @@ def _publish(folder: Place, num_scans: int, digest: str, rows: pa.Table) -> None
     first = rows["number"][0].as_py()
     table = pa.table(rows.drop_columns(["number"]).columns, schema=NEIGHBOURS_SCHEMA)
     write_table(part_path(folder, first), stamped(table, num_scans, digest))
+
+
+def _with_itself(share: float, settings: IndexSettings) -> float:
+    """A recall as that of an index is measured: there each scan is the nearest to itself."""
+    return (share * settings.num_neighbours + 1) / (settings.num_neighbours + 1)
 
 
 def _recall(found: Neighbours, embeddings: Embeddings, seed: int) -> float:

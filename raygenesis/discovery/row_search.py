@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.embeddings import BLOCK_ROWS, Embeddings
 from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheaper
 from raygenesis.discovery.index import merge, search_shard
 from raygenesis.discovery.neighbour_table import (
@@ -68,11 +69,17 @@ class RowSearch:
         """Of the scans numbered from `first` on, those that may be among the k nearest of all."""
         num_new, k = len(self.ids) - first, self.settings.num_neighbours
         if self.ef is None or is_exact_cheaper(num_new, len(queries), num_new, queries.shape[1], k, self.settings):
-            new = (np.arange(first, len(self.ids)), self.embeddings.span(first, len(self.ids)))
-            return exact_search([new], queries, min(k, num_new))
-        found = self._in_graphs(queries, [shard for shard in self.shards if shard.first + shard.count > first], k)
+            return exact_search(self._blocks_from(first), queries, min(k, num_new))
+        # One more than k: known scans are in these graphs too, and one of them is the scan itself.
+        found = self._in_graphs(queries, [shard for shard in self.shards if shard.first + shard.count > first], k + 1)
         # Known ones in the same graphs are passed over: of the nearest of all, these graphs have every new one.
         return Neighbours(found.numbers, np.where(found.numbers < first, np.float32(np.inf), found.distances))
+
+    def _blocks_from(self, first: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Numbers and vectors of the scans numbered from `first` on; parts of the embeddings before are not read."""
+        for start in range(first, len(self.ids), BLOCK_ROWS):
+            numbers = np.arange(start, min(start + BLOCK_ROWS, len(self.ids)))
+            yield numbers, self.embeddings.take(numbers)
 
     def _in_graphs(self, queries: NDArray[np.float32], shards: list[Shard] | tuple[Shard, ...], k: int) -> Neighbours:
         """The k nearest of some shards, one of which is in memory at a time; fewer where fewer are reached."""

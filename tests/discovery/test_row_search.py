@@ -10,6 +10,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from raygenesis.discovery import neighbour_table
+from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours
 from raygenesis.discovery.index import planned_shards
 from raygenesis.discovery.neighbour_table import neighbours_of, num_searched, part_path, read_neighbours, stamped
@@ -119,6 +120,27 @@ def test_what_is_new_is_searched_for_in_graphs_where_that_is_cheaper(tmp_path, m
     found = table.update(vectors)
     _, numbers = brute_force(vectors, 10)
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.numbers, numbers, strict=True)]) > 0.995
+
+
+def test_new_scans_of_every_rank_are_found_in_the_graph_that_the_scan_itself_is_in(tmp_path, monkeypatch):
+    vectors = clustered(90)
+    table = Table(tmp_path, settings("hnsw", k=4))
+    table.update(vectors[:40])
+    monkeypatch.setattr("raygenesis.discovery.row_search.is_exact_cheaper", lambda *_: False)
+    np.testing.assert_array_equal(table.update(vectors).numbers, brute_force(vectors, 4)[1])
+
+
+def test_a_grown_exact_table_reads_only_blocks_of_what_is_new(tmp_path, monkeypatch):
+    vectors, taken = clustered(100), []
+    table = Table(tmp_path, settings("exact"))
+    table.update(vectors[:60])
+    monkeypatch.setattr("raygenesis.discovery.row_search.BLOCK_ROWS", 16)
+    take = Embeddings.take
+    monkeypatch.setattr(Embeddings, "take", lambda self, numbers: taken.append(numbers) or take(self, numbers))
+    found = table.update(vectors)
+    blocks = [(int(numbers[0]), len(numbers)) for numbers in taken if numbers[0] >= 60]
+    assert {(60, 16), (76, 16), (92, 8)} <= set(blocks)
+    assert (found.numbers == brute_force(vectors, 10)[1]).all()
 
 
 def test_k_beyond_the_archive_gives_all_the_others_and_one_scan_has_none(tmp_path):
