@@ -114,13 +114,14 @@ def searcher(workspace: Workspace, index: IndexManifest, settings: IndexSettings
             is_free and is_exact_cheaper(num, len(queries), num, queries.shape[1], asked, settings)
         ):
             found = search_shards(workspace.index, shards, queries, asked, ef)
-            is_among = among[found.numbers]
-            fewest = int(is_among.sum(1).min())
-            if fewest >= k or asked == num:
-                # The first `fewest` or k of each row: stable, so the nearest stay first.
-                order = np.argsort(~is_among, axis=1, kind="stable")[:, : min(k, fewest)]
+            is_among = among[found.numbers] & np.isfinite(found.distances)
+            if is_among.sum(1).min() >= k:
+                # The first k of each row: stable, so the nearest stay first.
+                order = np.argsort(~is_among, axis=1, kind="stable")[:, :k]
                 numbers, distances = found.numbers, found.distances
                 return Neighbours(np.take_along_axis(numbers, order, 1), np.take_along_axis(distances, order, 1))
+            if asked == num:
+                break  # graphs do not reach so many
             asked = min(num, 2 * asked)
         return exact_search(embeddings.blocks(among), queries, k)
 
