@@ -65,7 +65,7 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
     stage = replace(stage, inputs=inputs | {"neighbours": near.fingerprint})
     announce([discover_work(discovery)])
     watch = Stopwatch()
-    groups = group_numbers(workspace.neighbours, patients.ids)
+    groups = group_numbers(workspace.neighbours, patients)
     shares = references_by_group(patients, groups, discovery)
     search = searcher(workspace, INDEX.require(workspace.index), settings.index)
     searched = NeighbourhoodSearch(workspace, search, discovery, intensity, seed)
