@@ -54,8 +54,10 @@ def publish_shard(folder: Place, first: int, last: int, graph: bytes) -> Shard:
     return Shard(path.name, first, last - first, xxhash.xxh3_64_hexdigest(graph))
 
 
-def search_shard(folder: Place, shard: Shard, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
-    """The k nearest volumes of one shard, or all where it holds fewer.
+def search_shard(
+    folder: Place, shard: Shard, queries: NDArray[np.float32], k: int, ef: int, gone: Sequence[int] = ()
+) -> Neighbours:
+    """The k nearest volumes of one shard, or all where it holds fewer; none of `gone`, numbers of volumes.
 
     A query from which fewer are reached, however wide the search, has the number -1 at infinity in place of the others.
     Raises SearchError if its file is damaged.
@@ -63,7 +65,12 @@ def search_shard(folder: Place, shard: Shard, queries: NDArray[np.float32], k: i
     check_finite(queries)
     graph = hnswlib.Index("l2", queries.shape[1])
     _load(graph, folder, shard, shard.count)
-    here = min(k, shard.count)
+    left_out = [number for number in gone if shard.first <= number < shard.first + shard.count]
+    for number in left_out:
+        graph.mark_deleted(number)
+    here = min(k, shard.count - len(left_out))
+    if not here:
+        return Neighbours(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
     graph.set_ef(max(ef, here))
     try:
         numbers, squares = graph.knn_query(queries, here, num_threads=1)

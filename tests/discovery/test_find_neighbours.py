@@ -127,6 +127,25 @@ def test_scans_that_are_gone_from_the_archive_are_not_in_the_table(ray_cluster, 
     assert read_scans(workspace.neighbours)["volume_id"].to_pylist() == ids[:-1]
 
 
+def test_a_copy_counts_once_its_scan_has_left_the_archive(ray_cluster, archive, tmp_path):
+    workspace = Workspace.open(tmp_path)
+    workspace.archive.mkdir()
+    rows = pq.read_table(archive / "catalog.parquet")
+    pq.write_table(rows, workspace.catalog)
+    (workspace.archive / "volumes").symlink_to(archive / "volumes")
+    finish_archive(workspace, "whole", NUM)
+    workspace = workspace_of(tmp_path, archive, vectors())
+    assert find_neighbours(workspace, settings()).counts.duplicates == 1
+    pq.write_table(rows.filter(pa.array([name != "0003" for name in rows["volume_id"].to_pylist()])), workspace.catalog)
+    finish_archive(workspace, "pruned", NUM - 1)
+    manifest = find_neighbours(workspace, settings())
+    assert (manifest.counts.volumes, manifest.counts.duplicates, manifest.archive) == (NUM - 1, 0, "pruned")
+    rows_there = {row["volume_id"]: row for row in read_scans(workspace.neighbours).to_pylist()}
+    assert rows_there[f"{COPY:04d}"]["duplicate_of"] == "" and "0003" not in rows_there
+    kept = pq.read_table(workspace.neighbours / "part-000000000.parquet")["neighbours"].to_pylist()
+    assert kept[3] == [] and all("0003" not in names and len(names) == 8 for names in kept[:3] + kept[4:])
+
+
 def test_one_scan_and_k_beyond_the_archive(ray_cluster, archive, tmp_path):
     one = workspace_of(tmp_path / "one", archive, vectors()[:1])
     manifest = find_neighbours(one, settings())
