@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import hnswlib
@@ -13,15 +14,25 @@ from numpy.typing import NDArray
 
 from raygenesis.discovery.exact import Neighbours, SearchError, check_finite, nearest
 from raygenesis.settings import IndexSettings
-from raygenesis.workspace.files import Place, on_disk, publish, xxh3_of
+from raygenesis.workspace.files import Place, on_disk, publish, write_json, xxh3_of
 from raygenesis.workspace.manifest import Shard
+from raygenesis.workspace.records import read_record
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What is beside a shard. volumes: digest of the encoder and of the ids of its volumes."""
+
+    shard: Shard
+    volumes: str
 
 
 def planned_shards(num_volumes: int, shards: Sequence[Shard], volumes_per_shard: int) -> list[tuple[int, int]]:
     """First and last number of each shard to write for volumes that `shards` lack; one with room is filled up."""
-    full = [shard for shard in shards if shard.count == volumes_per_shard]
-    starts = range(len(full) * volumes_per_shard, num_volumes, volumes_per_shard)
-    return [(first, min(first + volumes_per_shard, num_volumes)) for first in starts]
+    counts = {shard.first: shard.count for shard in shards}
+    starts = range(0, num_volumes, volumes_per_shard)
+    spans = [(first, min(first + volumes_per_shard, num_volumes)) for first in starts]
+    return [(first, last) for first, last in spans if counts.get(first, 0) < last - first]
 
 
 def build_graph(
@@ -52,6 +63,40 @@ def publish_shard(folder: Place, first: int, last: int, graph: bytes) -> Shard:
     path = folder / f"shard-{first:09d}-{last:09d}.hnsw"
     publish(path, lambda aside: aside.write_bytes(graph))
     return Shard(path.name, first, last - first, xxhash.xxh3_64_hexdigest(graph))
+
+
+def record_shard(folder: Place, shard: Shard, volumes: str) -> None:
+    """Write what a shard holds beside it, for a job that goes on after this one was cut off."""
+    write_json(_record_path(folder, shard), asdict(ShardRecord(shard, volumes)))
+
+
+def recorded_shards(folder: Place, volumes_of: Callable[[int, int], str]) -> list[Shard]:
+    """The shards with records that hold what they are to hold, in order; of those that were grown the largest.
+
+    volumes_of: what is recorded of a shard over the volumes from a first number to a last - 1. Raises WorkspaceError if
+    a record is damaged.
+    """
+    paths: list[Place] = sorted(folder.glob("shard-*.json"))
+    records = [read_record(path, ShardRecord) for path in paths]
+    by_first: dict[int, Shard] = {}
+    for record in records:
+        if record is not None and (folder / record.shard.name).is_file():
+            first, last = record.shard.first, record.shard.first + record.shard.count
+            if record.volumes == volumes_of(first, last):
+                by_first[first] = record.shard
+    return [by_first[first] for first in sorted(by_first)]
+
+
+def drop_shards(folder: Place, kept: Sequence[Shard]) -> None:
+    """Remove all other shards and their records: those that were grown, and those of other embeddings."""
+    names = {name for shard in kept for name in (shard.name, _record_path(folder, shard).name)}
+    for path in folder.glob("shard-*"):
+        if path.name not in names:
+            path.unlink()
+
+
+def _record_path(folder: Place, shard: Shard) -> Place:
+    return folder / f"{shard.name.removesuffix('.hnsw')}.json"
 
 
 def search_shard(

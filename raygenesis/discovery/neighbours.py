@@ -17,7 +17,16 @@ from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.streams import PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
-from raygenesis.discovery.index import build_graph, merge, planned_shards, publish_shard, search_shard
+from raygenesis.discovery.index import (
+    build_graph,
+    drop_shards,
+    merge,
+    planned_shards,
+    publish_shard,
+    record_shard,
+    recorded_shards,
+    search_shard,
+)
 from raygenesis.discovery.neighbour_table import digest_of_ids
 from raygenesis.discovery.patients import Patients
 from raygenesis.errors import WorkspaceError
@@ -66,10 +75,8 @@ def build_index(
     num_volumes = len(ids)
     if not num_volumes:
         raise WorkspaceError(f"no scan has an embedding: see {workspace.embeddings / 'failures.parquet'}")
-    shards = [] if earlier is None else list(earlier.shards)
+    shards = _shards_there(workspace.index, earlier, encoder, ids)
     num_indexed = sum(shard.count for shard in shards)
-    if earlier is None or (earlier.encoder, earlier.ids) != (encoder, digest_of_ids(ids[:num_indexed])):
-        shards, num_indexed = [], 0  # of other embeddings, or in another order
     method = settings.method
     if method == "auto":
         k = settings.num_neighbours + 1
@@ -79,7 +86,8 @@ def build_index(
         # Graphs that are there stay, searched or not.
         ef, found = None, 1.0
         if method == "hnsw":
-            shards = _grow(workspace.index, embeddings, num_volumes, shards, settings, seed)
+            volumes_of = partial(_volumes_of, encoder, ids)
+            shards = _grow(workspace.index, embeddings, volumes_of, shards, settings, seed)
             k = min(asked[0], num_volumes)
             drawn = RECALL_QUERIES.generator(seed).permutation(num_volumes)[:NUM_QUERIES]
             ef, found = _measure(workspace.index, embeddings, shards, embeddings.take(drawn), k, settings)
@@ -91,6 +99,20 @@ def build_index(
         manifest = stage.finish(manifest, content=[embedded.fingerprint, method])
     _summarise(manifest, workspace.index)
     return manifest
+
+
+def _shards_there(folder: Place, earlier: IndexManifest | None, encoder: str, ids: pa.StringArray) -> list[Shard]:
+    """The shards that hold these volumes as this encoder embeds them: of the manifest, or of a job that was cut off."""
+    if earlier is not None:
+        num_indexed = sum(shard.count for shard in earlier.shards)
+        if (earlier.encoder, earlier.ids) == (encoder, digest_of_ids(ids[:num_indexed])):
+            return list(earlier.shards)
+    return recorded_shards(folder, partial(_volumes_of, encoder, ids))
+
+
+def _volumes_of(encoder: str, ids: pa.StringArray, first: int, last: int) -> str:
+    """What identifies the vectors of the volumes numbered first to last - 1."""
+    return digest([encoder, digest_of_ids(ids[first:last])])
 
 
 def encoder_of(embedded: EmbeddingsManifest) -> str:
@@ -253,31 +275,35 @@ class GraphBuilder:
         return pa.table(row | {"graph": pa.array([graph], pa.large_binary())})
 
 
-def _publish(folder: Place, row: pa.Table) -> Shard:
-    return publish_shard(folder, *(row[name][0].as_py() for name in ("first", "last", "graph")))
+def _publish(folder: Place, volumes: Mapping[int, str], row: pa.Table) -> Shard:
+    """Write a graph and its record. volumes: what the record says of them, by the first number of each shard."""
+    shard = publish_shard(folder, *(row[name][0].as_py() for name in ("first", "last", "graph")))
+    record_shard(folder, shard, volumes[shard.first])
+    return shard
 
 
 def _grow(
-    folder: Place, embeddings: Embeddings, num_volumes: int, shards: Sequence[Shard], settings: IndexSettings, seed: int
-) -> list[Shard]:
-    """Build the shards that are missing and fill the last one up, in a stream; returns all, in order."""
-    by_first = {shard.first: shard for shard in shards}
-    planned = planned_shards(num_volumes, shards, settings.volumes_per_shard)
-    whole = dict(by_first)
-    grown = {first: by_first.get(first) for first, _ in planned}
-    begin = {first: first + (0 if shard is None else shard.count) for first, shard in grown.items()}
-    spans = [(begin[first], last) for first, last in planned if begin[first] < last]
-    if spans:
+    folder: Place, embeddings: Embeddings, volumes_of: Callable[[int, int], str], shards: Sequence[Shard],
+    settings: IndexSettings, seed: int,
+) -> list[Shard]:  # fmt: skip
+    """Build the shards that are missing and fill the last one up, in a stream; returns all, in order.
+
+    volumes_of: see `recorded_shards`.
+    """
+    whole = {shard.first: shard for shard in shards}
+    planned = planned_shards(embeddings.num_volumes, shards, settings.volumes_per_shard)
+    if planned:
+        grown = {first: whole.get(first) for first, _ in planned}
+        begin = {first: first + (0 if shard is None else shard.count) for first, shard in grown.items()}
         builder = GraphBuilder(folder, {begin[first]: shard for first, shard in grown.items()}, settings, seed)
-        source = vector_source(embeddings, spans)
+        source = vector_source(embeddings, [(begin[first], last) for first, last in planned])
         graphs = read_parts(source).map_batches(builder, batch_size=None, batch_format="pyarrow")
         shown = StreamProgress("index", "volumes", source.num_rows, source.num_parts)
-        whole |= {shard.first: shard for shard in write_parts(graphs, partial(_publish, folder), shown)}
-    kept = {shard.name for shard in whole.values()}
-    for path in folder.glob("shard-*.hnsw"):
-        if path.name not in kept:
-            path.unlink()  # one that was grown, or of other embeddings
-    return [whole[first] for first in sorted(whole)]
+        volumes = {first: volumes_of(first, last) for first, last in planned}
+        whole |= {shard.first: shard for shard in write_parts(graphs, partial(_publish, folder, volumes), shown)}
+    made = [whole[first] for first in sorted(whole)]
+    drop_shards(folder, made)
+    return made
 
 
 def _search_one(shard: Shard, folder: Place, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:

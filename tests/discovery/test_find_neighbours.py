@@ -119,6 +119,20 @@ def test_a_grown_archive_has_the_table_of_one_made_at_once(ray_cluster, archive,
         assert (grown.neighbours / name).read_bytes() == (at_once.neighbours / name).read_bytes()
 
 
+def test_rows_that_have_lost_too_many_are_searched_anew(ray_cluster, archive, tmp_path, capsys):
+    workspace = workspace_of(tmp_path / "grown", archive, vectors()[:17])
+    find_neighbours(workspace, settings())
+    path = workspace.neighbours / "part-000000000.parquet"
+    table = pq.read_table(path)
+    cells = [names[:2] for names in table["neighbours"].to_pylist()], [d[:2] for d in table["distances"].to_pylist()]
+    columns = [pa.array(cell, table.schema.field(1 + n).type) for n, cell in enumerate(cells)]
+    pq.write_table(pa.table([table["volume_id"], *columns], schema=table.schema), path)
+    workspace_of(tmp_path / "grown", archive, vectors())
+    manifest = find_neighbours(workspace, settings())
+    assert (manifest.recall, manifest.counts.added, manifest.counts.neighbours) == (1, 13, NUM * 8)
+    assert "of rows that have grown, is too low: all scans are searched anew" in capsys.readouterr().out
+
+
 def test_scans_that_are_gone_from_the_archive_are_not_in_the_table(ray_cluster, archive, tmp_path):
     """Their embeddings stay, with their numbers."""
     ids = [f"{number:04d}" for number in range(14)] + ["gone"]
@@ -227,4 +241,4 @@ def test_a_scans_nearest_are_shown(ray_cluster, archive, tmp_path):
     with pytest.raises(SettingsError, match=r"--k 9 is more than the 8 nearest scans that are kept"):
         show_nearest(workspace, "0003", 9)
     with pytest.raises(SettingsError, match=r"--volume 003: no scan in .* is called that; there are 30, such as"):
-        show_nearest(workspace, "003")
+        show_nearest(workspace, "003", 4)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, recall
-from raygenesis.discovery.index import merge, planned_shards, search_shard
+from raygenesis.discovery.index import drop_shards, merge, planned_shards, record_shard, recorded_shards, search_shard
 from raygenesis.settings import IndexSettings
 from raygenesis.workspace.manifest import Shard
 from tests.support.graphs import build_shard
@@ -187,6 +187,26 @@ def test_a_grown_shard_numbers_its_volumes_on(tmp_path):
     found = search_shard(tmp_path, grown, rows, 1, 50)
     assert found.numbers.ravel().tolist() == list(range(70, 100))
     assert search_shard(tmp_path, first, rows[:10], 1, 50).numbers.ravel().tolist() == list(range(70, 80))
+
+
+def test_shards_are_known_again_by_their_records(tmp_path):
+    """Of one that was grown before a kill the larger counts; others, and those without a file, do not."""
+    rows, chosen = vectors(40), IndexSettings()
+    first = build_shard(tmp_path, rows[:10], 0, chosen, 0)
+    part = build_shard(tmp_path, rows[10:14], 10, chosen, 0)
+    grown = build_shard(tmp_path, rows[14:20], 10, chosen, 0, part)
+    other, lost = build_shard(tmp_path, rows[20:30], 20, chosen, 0), build_shard(tmp_path, rows[30:], 30, chosen, 0)
+    build_shard(tmp_path, rows[30:], 40, chosen, 0)  # without a record
+    for shard in (first, part, grown, lost):
+        record_shard(tmp_path, shard, f"{shard.first} {shard.first + shard.count}")
+    record_shard(tmp_path, other, "other volumes")
+    (tmp_path / lost.name).unlink()
+    known = recorded_shards(tmp_path, lambda begin, end: f"{begin} {end}")
+    assert known == [first, grown]
+    assert planned_shards(40, known, 10) == [(20, 30), (30, 40)]
+    drop_shards(tmp_path, known)
+    names = [shard.name for shard in known] + [shard.name.replace("hnsw", "json") for shard in known]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
 # --- damage ---------------------------------------------------------------------------------------

@@ -270,6 +270,23 @@ def test_an_index_grows_by_the_new_volumes_and_answers_for_all(ray_cluster, tmp_
     assert again.shards == index.shards and shards_of(made) == after  # another K is measured, not built
 
 
+def test_after_a_kill_only_the_shards_that_are_missing_are_built(ray_cluster, tmp_path):
+    vectors, chosen = gaussian(500, 8), settings(volumes_per_shard=200)
+    made = workspace_of(tmp_path, vectors)
+    index = build_index(made, chosen)
+    before = shards_of(made)
+    times = {name: (made.index / name).stat().st_mtime_ns for name in before}
+    (made.index / "manifest.json").unlink()  # what a job removes when it begins
+    _, second, third = index.shards
+    (made.index / second.name).unlink()
+    (made.index / third.name).with_suffix(".json").unlink()  # killed between a graph and its record
+    again = build_index(made, chosen)
+    assert again.shards == index.shards and shards_of(made) == before
+    assert again.counts.indexed_before == 200
+    kept = [name for name in before if (made.index / name).stat().st_mtime_ns == times[name]]
+    assert kept == [index.shards[0].name]
+
+
 @pytest.mark.parametrize("change", ["encoder", "order"])
 def test_an_index_of_other_embeddings_is_built_anew(ray_cluster, tmp_path, change):
     """Embeddings removed and made again may number the volumes in another order: graphs of the old order are wrong."""
