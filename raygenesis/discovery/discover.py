@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.find_neighbours import find_neighbours
 from raygenesis.discovery.group_shares import group_numbers, references_by_group
 from raygenesis.discovery.neighbours import NeighbourFinder, Search, searcher, typical_distance
-from raygenesis.discovery.patients import Patients, load_patients
+from raygenesis.discovery.patients import Patients, check_patients, load_patients
 from raygenesis.discovery.pattern_boxes import patterns_of
 from raygenesis.discovery.quality_sample import Neighbourhood, measure_quality
 from raygenesis.discovery.references import Correspondence, Reference, choose_coordinates, choose_references
@@ -35,7 +35,7 @@ from raygenesis.discovery.work import discover_work
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION, PlannedPattern
 from raygenesis.settings import DiscoverySettings, IntensitySettings, Settings
-from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX, PATTERNS
+from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX, NEIGHBOURS, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import PatternsManifest, ReferenceRecord
 from raygenesis.workspace.stage import Stage
@@ -52,15 +52,20 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
     included = {"discovery", "intensity", "seed", "validation_fraction"}
     chosen = settings.model_dump(mode="json", include=included, exclude={"discovery": {"num_crops"}})
     inputs = {"embeddings": embedded.fingerprint}
-    stage = Stage(PATTERNS, workspace.patterns, {**chosen, "method": settings.index.method}, inputs)
+    if (near := NEIGHBOURS.read(workspace.neighbours)) is not None:
+        inputs["neighbours"] = near.fingerprint
+    later = frozenset({"neighbours"})
+    stage = Stage(PATTERNS, workspace.patterns, {**chosen, "method": settings.index.method}, inputs, later=later)
     if (made := stage.finished()) is not None:
         say("discover", f"nothing to do: patterns are in {workspace.patterns}")
         return made
-    find_neighbours(workspace, settings, announce)
+    patients = load_patients(workspace, discovery, settings.validation_fraction, seed)
+    check_patients(patients, discovery)
+    near = find_neighbours(workspace, settings, announce)
+    stage = replace(stage, inputs=inputs | {"neighbours": near.fingerprint})
     announce([discover_work(discovery)])
     watch = Stopwatch()
-    patients = load_patients(workspace, discovery, settings.validation_fraction, seed)
-    groups = group_numbers(workspace.neighbours, patients.ids)
+    groups = group_numbers(workspace.neighbours, patients)
     shares = references_by_group(patients, groups, discovery)
     search = searcher(workspace, INDEX.require(workspace.index), settings.index)
     searched = NeighbourhoodSearch(workspace, search, discovery, intensity, seed)
@@ -80,7 +85,8 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
         sizes = StoreSizes(discovery.num_references, discovery.num_coordinates, discovery.num_neighbours)
         parts = manifest_of_parts(records, len(failures), sizes, discovery.cube_shape, watch.seconds)
         chosen_ones = tuple(_record(reference) for reference in references)
-        return finish_store(stage, PatternsManifest(**vars(parts), references=chosen_ones, quality=quality), failures)
+        manifest = PatternsManifest(**vars(parts), references=chosen_ones, references_by_group=shares, quality=quality)
+        return finish_store(stage, manifest, failures)
 
 
 @dataclass(frozen=True)

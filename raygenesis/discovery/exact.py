@@ -21,8 +21,9 @@ READ_S = 1e-8
 BUILD_S = 1e-8
 SEARCH_S = 1.5e-8
 
-# Whose nearest lie among few vectors of a block.
+# Whose nearest lie among few vectors of a block; and that are compared with a block at once, which takes memory.
 QUERIES_AT_ONCE = 16
+QUERIES_COMPARED = 512
 
 # Beyond the error of single-precision sums that all but vanish.
 SMALLEST = 1e-37
@@ -68,14 +69,17 @@ def exact_search(
     for block, vectors in blocks:
         check_finite(vectors)
         num_vectors += len(block)
-        may_be_nearest = _within(queries - centre, vectors - centre, squares[:, -1], k)
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            some = slice(start, start + QUERIES_AT_ONCE)
-            near = may_be_nearest[some].any(0)
-            there = cdist(queries[some], vectors[near], "sqeuclidean")
-            own = np.broadcast_to(block[near], there.shape)
-            both = np.concatenate([numbers[some], own], 1), np.concatenate([squares[some], there], 1)
-            numbers[some], squares[some] = nearest(*both, k)
+        moved = vectors - centre
+        for begin in range(0, len(queries), QUERIES_COMPARED):
+            limits = squares[begin : begin + QUERIES_COMPARED, -1]
+            may_be_nearest = _within(queries[begin : begin + QUERIES_COMPARED] - centre, moved, limits, k)
+            for start in range(0, len(may_be_nearest), QUERIES_AT_ONCE):
+                near = may_be_nearest[start : start + QUERIES_AT_ONCE].any(0)
+                some = slice(begin + start, begin + min(start + QUERIES_AT_ONCE, len(may_be_nearest)))
+                there = cdist(queries[some], vectors[near], "sqeuclidean")
+                own = np.broadcast_to(block[near], there.shape)
+                both = np.concatenate([numbers[some], own], 1), np.concatenate([squares[some], there], 1)
+                numbers[some], squares[some] = nearest(*both, k)
     if k > num_vectors:
         raise SearchError(f"{k} neighbours were asked for among {num_vectors} volumes: ask for fewer")
     return Neighbours(numbers, np.sqrt(squares).astype(np.float32))

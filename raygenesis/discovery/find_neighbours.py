@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raygenesis.archive.work import archive_size
 from raygenesis.cluster.progress import Stopwatch, say
@@ -29,10 +30,11 @@ from raygenesis.discovery.neighbour_table import (
 )
 from raygenesis.discovery.neighbours import NUM_QUERIES, build_index, encoder_of, vector_source, vectors_of
 from raygenesis.discovery.row_search import RowSearch
-from raygenesis.discovery.scan_facts import scan_facts
+from raygenesis.discovery.scan_facts import in_archive, scan_facts
 from raygenesis.discovery.scan_table import SCANS_FILE
 from raygenesis.discovery.work import neighbours_work
-from raygenesis.settings import Settings
+from raygenesis.errors import WorkspaceError
+from raygenesis.settings import IndexSettings, Settings
 from raygenesis.settings.streams import RECALL_QUERIES
 from raygenesis.text.amounts import several, size
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS, NEIGHBOURS
@@ -53,34 +55,45 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
     chosen = settings.model_dump(mode="json", include={"index", "seed"})
     stage = Stage(NEIGHBOURS, workspace.neighbours, chosen, {"encoder": encoder_of(embedded)})
     earlier = stage.finished()
-    if earlier is not None and earlier.embeddings == embedded.fingerprint:
-        say("neighbours", f"nothing to do: they are in {workspace.neighbours}")
-        return earlier
-    if (archive := ARCHIVE.read(workspace.archive)) is not None:
+    archive = ARCHIVE.read(workspace.archive)
+    present = embedded.fingerprint, "" if archive is None else archive.fingerprint
+    is_made = earlier is not None and (earlier.embeddings, earlier.archive or present[1]) == present
+    if not is_made and archive is not None:
         announce([neighbours_work(archive_size(archive), settings.index, settings.autoencoder.latent_size)])
     watch = Stopwatch()
+    # Though neighbours are there, the index may have been removed, or another K be asked of it.
     index = build_index(workspace, settings.index, settings.discovery, settings.seed)
+    if earlier is not None and is_made:
+        say("neighbours", f"nothing to do: they are in {workspace.neighbours}")
+        return earlier
     embeddings = Embeddings(workspace.embeddings)
     ids = embeddings.ids()
+    is_there = in_archive(workspace.catalog, ids)
+    if not is_there.any():
+        raise WorkspaceError(f"no scan in {workspace.archive} has an embedding: run `raygenesis embed` first")
     with stage.claimed():
         folder = workspace.neighbours
-        search = RowSearch(folder, workspace.index, embeddings, ids, index.shards, index.ef, settings.index)
-        num_new = _write_rows(search)
-        found = read_neighbours(folder, ids, settings.index.num_neighbours)
-        share = _recall(found, embeddings, settings.seed)
-        scans = scan_facts(workspace, ids, found, settings.seed)
+        search = RowSearch(folder, workspace.index, embeddings, ids, is_there, index.shards, index.ef, settings.index)
+        searched = num_searched(folder, ids, is_there)
+        num_new = _write_rows(search, searched)
+        found, share = _measured(search, settings.seed)
+        if any(searched.values()) and _with_itself(share, settings.index) < settings.index.min_recall:
+            say("neighbours", f"recall {share:.4f}, of rows that have grown, is too low: all scans are searched anew")
+            _write_rows(search, dict.fromkeys(searched, 0))
+            found, share = _measured(search, settings.seed)
+        scans = scan_facts(workspace, ids, is_there, found, settings.seed)
         write_table(folder / SCANS_FILE, scans)
         sizes = np.bincount(scans["group"].filter(pc.greater_equal(scans["group"], 0)).to_numpy())
         counts = NeighboursCounts(
-            volumes=len(ids), added=num_new, neighbours=int((found.numbers >= 0).sum()),
+            volumes=len(scans), added=num_new, neighbours=int((found.numbers >= 0).sum()),
             duplicates=pc.sum(pc.not_equal(scans["duplicate_of"], "")).as_py(),
             outliers=pc.sum(scans["is_outlier"]).as_py(), groups=len(sizes),
         )  # fmt: skip
         manifest = NeighboursManifest(
-            counts=counts, seconds=watch.seconds, embeddings=embedded.fingerprint, method=index.method, recall=share,
-            groups=tuple(sizes.tolist()),
+            counts=counts, seconds=watch.seconds, embeddings=present[0], archive=present[1], method=index.method,
+            recall=share, groups=tuple(sizes.tolist()),
         )  # fmt: skip
-        manifest = stage.finish(manifest, content=embedded.fingerprint)
+        manifest = stage.finish(manifest, content=present)
     say(
         "neighbours",
         f"{counts.neighbours} neighbours of {counts.volumes} scans ({counts.added} new), {manifest.method} search, "
@@ -111,10 +124,9 @@ class PartSearch:
         return rows.append_column("number", part["number"])
 
 
-def _write_rows(search: RowSearch) -> int:
-    """Write the parts that are not up to date; returns the number of scans that had no row."""
+def _write_rows(search: RowSearch, searched: Mapping[int, int]) -> int:
+    """Write the parts that are not up to date, see `PartSearch`; returns the number of scans that had no row."""
     ids, folder = search.ids, search.folder
-    searched = num_searched(folder, ids)
     spans = [(first, min(first + SCANS_PER_PART, len(ids))) for first, number in searched.items() if number < len(ids)]
     if spans:
         source = vector_source(search.embeddings, spans)
@@ -122,7 +134,7 @@ def _write_rows(search: RowSearch) -> int:
             PartSearch(search, searched), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
         )
         shown = StreamProgress("neighbours", "scans", source.num_rows, source.num_parts)
-        write_parts(rows, partial(_publish, folder, len(ids), digest_of_ids(ids)), shown)
+        write_parts(rows, partial(_publish, folder, len(ids), digest_of_ids(ids, search.is_there)), shown)
     wanted = {part_path(folder, first).name for first in searched}
     for path in part_paths(folder):
         if path.name not in wanted:
@@ -136,12 +148,23 @@ def _publish(folder: Place, num_scans: int, digest: str, rows: pa.Table) -> None
     write_table(part_path(folder, first), stamped(table, num_scans, digest))
 
 
-def _recall(found: Neighbours, embeddings: Embeddings, seed: int) -> float:
-    """The share of the true neighbours that rows hold, of a sample of scans drawn by seed."""
-    num_scans, k = found.numbers.shape
-    k = min(k, num_scans - 1)
-    if not k:
+def _with_itself(share: float, settings: IndexSettings) -> float:
+    """A recall as that of an index is measured: there each scan is the nearest to itself."""
+    return (share * settings.num_neighbours + 1) / (settings.num_neighbours + 1)
+
+
+def _measured(search: RowSearch, seed: int) -> tuple[Neighbours, float]:
+    """All rows as they are written, and the share of the true neighbours that they hold (`_recall`)."""
+    found = read_neighbours(search.folder, search.ids, search.settings.num_neighbours)
+    return found, _recall(found, search.embeddings, search.is_there, seed)
+
+
+def _recall(found: Neighbours, embeddings: Embeddings, is_there: NDArray[np.bool_], seed: int) -> float:
+    """The share of the true neighbours that rows hold, of a sample drawn by seed of the scans in the archive."""
+    k = min(found.numbers.shape[1], int(is_there.sum()) - 1)
+    if k < 1:
         return 1.0
-    drawn = RECALL_QUERIES.generator(seed).permutation(num_scans)[:NUM_QUERIES]
-    truth = without_self(exact_search(embeddings.blocks(), embeddings.take(drawn), k + 1), drawn, k)
+    drawn = RECALL_QUERIES.generator(seed).permutation(len(is_there))
+    drawn = drawn[is_there[drawn]][:NUM_QUERIES]
+    truth = without_self(exact_search(embeddings.blocks(is_there), embeddings.take(drawn), k + 1), drawn, k)
     return recall(Neighbours(found.numbers[drawn, :k], found.distances[drawn, :k]), truth)

@@ -54,25 +54,46 @@ def publish_shard(folder: Place, first: int, last: int, graph: bytes) -> Shard:
     return Shard(path.name, first, last - first, xxhash.xxh3_64_hexdigest(graph))
 
 
-def search_shard(folder: Place, shard: Shard, queries: NDArray[np.float32], k: int, ef: int) -> Neighbours:
-    """The k nearest volumes of one shard, or fewer where it holds or reaches fewer.
+def search_shard(
+    folder: Place, shard: Shard, queries: NDArray[np.float32], k: int, ef: int, gone: Sequence[int] = ()
+) -> Neighbours:
+    """The k nearest volumes of one shard, or all where it holds fewer; none of `gone`, numbers of volumes.
 
+    A query from which fewer are reached, however wide the search, has the number -1 at infinity in place of the others.
     Raises SearchError if its file is damaged.
     """
     check_finite(queries)
     graph = hnswlib.Index("l2", queries.shape[1])
     _load(graph, folder, shard, shard.count)
-    here = min(k, shard.count)
+    left_out = [number for number in gone if shard.first <= number < shard.first + shard.count]
+    for number in left_out:
+        graph.mark_deleted(number)
+    here = min(k, shard.count - len(left_out))
+    if not here:
+        return Neighbours(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
     graph.set_ef(max(ef, here))
-    while True:
-        try:
-            numbers, squares = graph.knn_query(queries, here, num_threads=1)
-            break
-        except RuntimeError:  # from where the search begins fewer can be reached
-            if here == 1:
-                raise
-            here = max(1, here * 9 // 10)
+    try:
+        numbers, squares = graph.knn_query(queries, here, num_threads=1)
+    except RuntimeError:  # some query reaches fewer
+        rows = [_reached(graph, query, here, max(ef, here)) for query in queries]
+        return Neighbours(np.stack([row.numbers for row in rows]), np.stack([row.distances for row in rows]))
     return Neighbours(numbers.astype(np.int64), np.sqrt(squares))
+
+
+def _reached(graph: hnswlib.Index, query: NDArray[np.float32], k: int, ef: int) -> Neighbours:
+    """The k nearest to one query [d], shapes [k]: `ef` is doubled, then fewer are asked for, and the rest is padded."""
+    most, here = graph.get_current_count(), k
+    while here:
+        graph.set_ef(ef)
+        try:
+            numbers, squares = graph.knn_query(query, here, num_threads=1)
+        except RuntimeError:
+            ef, here = (min(2 * ef, most), here) if ef < most else (ef, here * 9 // 10)
+            continue
+        lacking = (0, k - here)
+        padded = np.pad(np.sqrt(squares[0]), lacking, constant_values=np.inf)
+        return Neighbours(np.pad(numbers[0].astype(np.int64), lacking, constant_values=-1), padded)
+    return Neighbours(np.full(k, -1), np.full(k, np.inf, np.float32))
 
 
 def merge(found: Sequence[Neighbours], k: int) -> Neighbours:

@@ -2,6 +2,7 @@
 
 A part holds the scans numbered from a multiple of SCANS_PER_PART on, in order. Its metadata says among how many scans,
 the first so many, they were searched for: a part whose scans are as they were is brought up to date by the new ones.
+Scans that left the archive have numbers, but no neighbours, and are nobody's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NEIGHBOURS_SCHEMA = pa.schema(
     [("volume_id", pa.string()), ("neighbours", pa.list_(pa.string())), ("distances", pa.list_(pa.float32()))]
 )
 
-# In the metadata of a part: the number of scans that were searched, and the digest of their ids.
+# In the metadata of a part: the number of scans that were searched, and the digest of their ids, "" of those gone.
 SEARCHED, DIGEST = b"searched", b"ids"
 
 
@@ -42,8 +43,10 @@ def part_paths(folder: Place) -> list[Place]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def digest_of_ids(ids: pa.StringArray) -> str:
-    """The digest of the JSON list of these ids."""
+def digest_of_ids(ids: pa.StringArray, is_there: NDArray[np.bool_] | None = None) -> str:
+    """The digest of the JSON list of these ids, "" in place of those that are not there, bool [n]."""
+    if is_there is not None and not is_there.all():
+        ids = pc.if_else(pa.array(is_there), ids, "")
     texts = (json.dumps(text) for text in strings(ids))
     return digest_of_text(itertools.chain("[", (", " * (number > 0) + text for number, text in enumerate(texts)), "]"))
 
@@ -99,12 +102,12 @@ def stamped(table: pa.Table, searched: int, digest: str) -> pa.Table:
     return table.replace_schema_metadata({SEARCHED: str(searched), DIGEST: digest})
 
 
-def num_searched(folder: Place, ids: pa.StringArray) -> dict[int, int]:
+def num_searched(folder: Place, ids: pa.StringArray, is_there: NDArray[np.bool_]) -> dict[int, int]:
     """By the first number of each part that there is to be: among how many scans it was searched for.
 
-    0 where there is none, or none that holds for the first so many of these ids.
+    0 where there is none, or none that holds for the first so many of these ids, or others of them were there then.
     """
-    digest = functools.cache(lambda number: digest_of_ids(ids[:number]))
+    digest = functools.cache(lambda number: digest_of_ids(ids[:number], is_there[:number]))
     return {first: _num_searched(folder, first, ids, digest) for first in range(0, len(ids), SCANS_PER_PART)}
 
 

@@ -20,6 +20,7 @@ from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is
 from raygenesis.discovery.index import build_graph, merge, planned_shards, publish_shard, search_shard
 from raygenesis.discovery.neighbour_table import digest_of_ids
 from raygenesis.discovery.patients import Patients
+from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import TRAINING
 from raygenesis.settings import DiscoverySettings, IndexSettings
 from raygenesis.settings.streams import RECALL_QUERIES, TYPICAL_DISTANCE
@@ -46,7 +47,8 @@ def build_index(
 ) -> IndexManifest:
     """HNSW shards over the embeddings, where they are cheaper than exact search or asked for; returns the manifest.
 
-    An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met.
+    An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met. Raises
+    WorkspaceError if no volume has an embedding.
     """
     embedded = EMBEDDINGS.require(workspace.embeddings)
     decisive = settings.model_dump(mode="json", exclude={"num_neighbours"})
@@ -62,6 +64,8 @@ def build_index(
     embeddings.check()
     ids, encoder = embeddings.ids(), encoder_of(embedded)
     num_volumes = len(ids)
+    if not num_volumes:
+        raise WorkspaceError(f"no scan has an embedding: see {workspace.embeddings / 'failures.parquet'}")
     shards = [] if earlier is None else list(earlier.shards)
     num_indexed = sum(shard.count for shard in shards)
     if earlier is None or (earlier.encoder, earlier.ids) != (encoder, digest_of_ids(ids[:num_indexed])):
@@ -110,13 +114,14 @@ def searcher(workspace: Workspace, index: IndexManifest, settings: IndexSettings
             is_free and is_exact_cheaper(num, len(queries), num, queries.shape[1], asked, settings)
         ):
             found = search_shards(workspace.index, shards, queries, asked, ef)
-            is_among = among[found.numbers]
-            fewest = int(is_among.sum(1).min())
-            if fewest >= k or asked == num:
-                # The first `fewest` or k of each row: stable, so the nearest stay first.
-                order = np.argsort(~is_among, axis=1, kind="stable")[:, : min(k, fewest)]
+            is_among = among[found.numbers] & np.isfinite(found.distances)
+            if is_among.sum(1).min() >= k:
+                # The first k of each row: stable, so the nearest stay first.
+                order = np.argsort(~is_among, axis=1, kind="stable")[:, :k]
                 numbers, distances = found.numbers, found.distances
                 return Neighbours(np.take_along_axis(numbers, order, 1), np.take_along_axis(distances, order, 1))
+            if asked == num:
+                break  # graphs do not reach so many
             asked = min(num, 2 * asked)
         return exact_search(embeddings.blocks(among), queries, k)
 

@@ -20,6 +20,9 @@ from raygenesis.workspace.artifacts import AUTOENCODER, COMPONENTS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
+# Which patients of an archive are counted, in a sentence.
+LARGE_ENOUGH = "that the archive has with scans large enough to crop"
+
 
 @dataclass(frozen=True)
 class Patients:
@@ -86,6 +89,11 @@ def load_scans(catalog: Place, discovery: DiscoverySettings, validation_fraction
     is_roomy = np.all(sizes >= np.array(largest_extent(discovery.scales)) - 1e-6, axis=1)
     numbered = subjects.dictionary_encode().indices.to_numpy().astype(np.int64)
     return Patients(ids, numbered, held_out, is_roomy, np.ones(len(ids), bool))
+
+
+def check_patients(patients: Patients, discovery: DiscoverySettings) -> None:
+    """Raise SettingsError if discovery asks for more patients than there are in all."""
+    check_counts(patients.num_subjects(TRAINING), patients.num_subjects(VALIDATION), LARGE_ENOUGH, discovery)
 
 
 def check_counts(num_training: int, num_held_out: int, where: str, discovery: DiscoverySettings) -> None:

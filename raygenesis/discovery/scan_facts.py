@@ -77,20 +77,26 @@ def _compare(
     return batch[0], comparer.compare(batch[1], least)
 
 
-def scan_facts(workspace: Workspace, ids: pa.StringArray, found: Neighbours, seed: int) -> pa.Table:
-    """The table (schema SCANS) of the scans that are in the archive, in order of their number.
+def in_archive(catalog: Place, ids: pa.StringArray) -> NDArray[np.bool_]:
+    """Whether each volume is in the archive still: embeddings of those that left it stay."""
+    known = read_columns(catalog, ["volume_id"])["volume_id"]
+    there: NDArray[np.bool_] = pc.is_in(ids, value_set=known).to_numpy(zero_copy_only=False)
+    return there
+
+
+def scan_facts(
+    workspace: Workspace, ids: pa.StringArray, is_there: NDArray[np.bool_], found: Neighbours, seed: int
+) -> pa.Table:
+    """The table (schema SCANS) of the scans that are in the archive, bool [n], in order of their number.
 
     ids: by number; found: the neighbours of each, padded by infinity.
     """
     comparison = Comparison(Comparer(workspace.volumes, workspace.catalog), ids)
-    known = read_columns(workspace.catalog, ["volume_id"])["volume_id"]
-    is_there = pc.is_in(ids, value_set=known).to_numpy(zero_copy_only=False)
-    near = among(found, is_there)
-    pairs = candidates(near)
+    pairs = candidates(found)
     alike = comparison.of(pairs, ROUGH_LIKENESS, "duplicates")
     is_copy = alike >= COPY_LIKENESS
     first = first_copies(pairs[is_copy], len(ids))
-    near = among(near, is_there & (first == np.arange(len(ids))))
+    near = among(found, is_there & (first == np.arange(len(ids))))
     radius = radii(near)
     sparse = sparsity(near, radius)
     is_outlier = np.zeros(len(ids), bool)

@@ -18,7 +18,8 @@ from raygenesis.cluster.work import (
     gpu_s,
     training_gib,
 )
-from raygenesis.discovery.exact import BUILD_S, EXACT_S, READ_S, SEARCH_S, is_exact_cheaper
+from raygenesis.discovery.embeddings import BLOCK_ROWS
+from raygenesis.discovery.exact import BUILD_S, EXACT_S, QUERIES_COMPARED, READ_S, SEARCH_S, is_exact_cheaper
 from raygenesis.discovery.neighbour_table import SCANS_PER_PART
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.operations import count_operations
@@ -33,6 +34,7 @@ COARSE_S_PER_SCAN = 0.0014  # to read a scan's coarse level
 COMPARE_S_PER_SCAN = 0.1  # to compare a scan with those that it may be a copy of
 CROP_S_PER_MEGAVOXEL = 0.0153
 ROW_BYTES = 14  # of a neighbour of a scan, as it is stored: its id and its distance
+PAIR_BYTES = 24  # of a search and a vector that are compared
 STORED_OF_CUBES = 0.67  # the pattern store, of its cubes
 AUTOENCODER_START_S, EMBED_START_S, CROP_START_S = 12.0, 5.0, 4.0
 
@@ -90,6 +92,7 @@ def neighbours_work(scans: ArchiveSize, settings: IndexSettings, size: int) -> W
         return Work(
             "neighbours", f"{number:,} exact searches", compare_s + search_s,
             most_cores=num_parts, read_mib=vectors_mib * num_parts, stored_mib=rows_mib,
+            memory_gib_per_core=WORKER_GIB + BLOCK_ROWS * (PAIR_BYTES * QUERIES_COMPARED + 12 * size) / GIB,
         )  # fmt: skip
     num_shards = math.ceil(number / settings.volumes_per_shard)
     return Work(

@@ -168,13 +168,15 @@ class NeighboursCounts(Counts):
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursManifest(Manifest):
-    """embeddings: fingerprint of those that were searched; method: `exact` or `hnsw`.
+    """embeddings, archive: fingerprints of what was searched, and of the archive then; method: `exact` or `hnsw`.
 
-    recall: share of the true neighbours that the rows hold, measured on a sample. groups: sizes, largest first.
+    archive is empty in what an earlier version wrote. recall: share of the true neighbours that the rows hold, measured
+    on a sample. groups: sizes, largest first.
     """
 
     counts: NeighboursCounts
     embeddings: str = ""
+    archive: str = ""
     method: str
     recall: float
     groups: tuple[int, ...] = ()

@@ -29,7 +29,8 @@ class Stage(Generic[M]):
 
     lasting: dotted keys that say how long it takes; extends: they may have been lower when the artifact was made, which
     is then not finished, but goes on. command: what makes it again, where that is not its verb and name alone: words
-    after `raygenesis`, without workspace and settings; kept for readers and never compared.
+    after `raygenesis`, without workspace and settings; kept for readers and never compared. later: inputs that earlier
+    versions did not record, compared where there is a record of them.
     """
 
     artifact: Artifact[M]
@@ -39,6 +40,7 @@ class Stage(Generic[M]):
     lasting: frozenset[str] = frozenset()
     extends: bool = False
     command: tuple[str, ...] = ()
+    later: frozenset[str] = frozenset()
 
     def finished(self) -> M | None:
         """The manifest, if the artifact is whole and is the one that these settings and inputs would make.
@@ -110,7 +112,8 @@ class Stage(Generic[M]):
                 f"{self.folder} was made with other settings ({listed}{more}): {extend}give the same settings, "
                 "choose another name or workspace, or remove that folder to make it anew"
             )
-        stale = [name for name, value in self.inputs.items() if record.inputs.get(name) != value]
+        compared = [name for name in self.inputs if name in record.inputs or name not in self.later]
+        stale = [name for name in compared if record.inputs.get(name) != self.inputs[name]]
         if stale:
             raise WorkspaceError(
                 f"{self.folder} was not made from the present {' and '.join(stale)}: remove that folder, and "

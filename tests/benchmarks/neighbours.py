@@ -60,7 +60,7 @@ def ours(folder: Path) -> tuple[float, float]:
     build_s, watch = watch.seconds, Stopwatch()
     ids = pa.array([f"{number:016x}" for number in range(len(vectors))])
     nowhere = Embeddings(folder / "embeddings")  # graphs are searched, and no embeddings read
-    search = RowSearch(folder, folder / "index", nowhere, ids, shards, SETTINGS.ef, SETTINGS)
+    search = RowSearch(folder, folder / "index", nowhere, ids, np.ones(len(ids), bool), shards, SETTINGS.ef, SETTINGS)
     with _pool() as pool:
         starts = range(0, len(vectors), SCANS_PER_PART)
         jobs = [pool.submit(search.rows, start, vectors[start : start + SCANS_PER_PART], 0) for start in starts]

@@ -17,6 +17,7 @@ from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects
 from raygenesis.discovery.coordinates import CoordinateError
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.discover import PatternPlanner, discover
+from raygenesis.discovery.find_neighbours import find_neighbours
 from raygenesis.discovery.references import Reference, choose_coordinates
 from raygenesis.discovery.store_writer import StoreTask, _failures, crop_part, publish_part, visit_source, write_store
 from raygenesis.discovery.visits import VISIT
@@ -28,7 +29,7 @@ from raygenesis.settings import AutoencoderSettings, DiscoverySettings, IndexSet
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import write_json
 from raygenesis.workspace.workspace import Workspace
-from tests.support.stores import finish_embeddings
+from tests.support.stores import change_manifest, finish_embeddings
 from tests.support.synthetic import archived
 
 SUBJECTS = [f"s{n:02d}" for n in range(16)]
@@ -438,7 +439,32 @@ def test_labels_never_cross_groups_and_each_ones_references_are_recorded(ray_clu
 def test_more_than_the_archive_holds_is_refused_naming_the_key(ray_cluster, tmp_path, key, number, there):
     with pytest.raises(SettingsError, match=rf"discovery\.num_{key}={number} is more than the {there} subjects"):
         discover(make_workspace(tmp_path), settings_with(**{f"num_{key}": number}))
-    assert not (tmp_path / "patterns").exists()
+    assert not (tmp_path / "patterns").exists() and not (tmp_path / "index").exists()
+
+
+def test_embeddings_that_all_failed_are_one_sentence_before_anything_is_searched(tmp_path):
+    made = make_workspace(tmp_path)
+    for path in made.embeddings.glob("part-*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(2, "failure", pa.array(["damaged"] * len(table))), path)
+    with pytest.raises(WorkspaceError, match=r"no training volume has an embedding: see .*failures\.parquet"):
+        discover(made, SETTINGS)
+    with pytest.raises(WorkspaceError, match=r"no scan has an embedding: see .*failures\.parquet"):
+        find_neighbours(made, SETTINGS)
+    assert not made.index.exists() and not made.neighbours.exists()
+
+
+def test_neighbours_made_anew_are_another_input_unless_an_earlier_version_recorded_none(workspace):
+    recorded = manifest(workspace)
+    change_manifest(workspace.neighbours, lambda tree: tree.update(fingerprint="other"))
+    try:
+        with pytest.raises(WorkspaceError, match="patterns was not made from the present neighbours: remove"):
+            discover(workspace, SETTINGS)
+        change_manifest(workspace.patterns, lambda tree: tree["inputs"].pop("neighbours"))
+        assert discover(workspace, SETTINGS).fingerprint == recorded["fingerprint"]
+    finally:
+        change_manifest(workspace.neighbours, lambda tree: tree.update(fingerprint=recorded["inputs"]["neighbours"]))
+        write_json(workspace.patterns / "manifest.json", recorded)
 
 
 def test_near_duplicates_that_leave_too_few_are_refused_naming_the_keys(ray_cluster, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -129,6 +130,17 @@ def test_nearly_all_of_spread_volumes_are_sorted_out(monkeypatch):
     found = exact_search(in_blocks(rows, 1000), queries, 10)
     assert 4 * 10 <= sum(int(near.sum()) for near in kept) < 4 * 4 * 15
     assert found.numbers.tolist() == [one_by_one(rows, query, 10)[0] for query in queries]
+
+
+def test_many_searches_take_no_more_memory_at_once_than_some():
+    rows, queries = vectors(8192, 4), vectors(4096, 4, seed=1)
+    tracemalloc.start()
+    found = exact_search([(np.arange(8192), rows)], queries, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4096 * 8192 * 4  # of one number a pair; of pairs compared there are several
+    few = exact_search([(np.arange(8192), rows)], queries[700:710], 3)
+    np.testing.assert_array_equal(found.numbers[700:710], few.numbers)
 
 
 def test_more_neighbours_than_volumes_is_refused():

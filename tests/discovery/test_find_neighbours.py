@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from raygenesis.discovery.scan_table import read_scans
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.report.nearest import show_nearest
 from raygenesis.settings import DiscoverySettings, IndexSettings, Settings
+from raygenesis.workspace.artifacts import INDEX
 from raygenesis.workspace.workspace import Workspace
 from tests.support.patients import embedded
 from tests.support.stores import finish_archive, finish_embeddings
@@ -125,6 +127,25 @@ def test_scans_that_are_gone_from_the_archive_are_not_in_the_table(ray_cluster, 
     assert read_scans(workspace.neighbours)["volume_id"].to_pylist() == ids[:-1]
 
 
+def test_a_copy_counts_once_its_scan_has_left_the_archive(ray_cluster, archive, tmp_path):
+    workspace = Workspace.open(tmp_path)
+    workspace.archive.mkdir()
+    rows = pq.read_table(archive / "catalog.parquet")
+    pq.write_table(rows, workspace.catalog)
+    (workspace.archive / "volumes").symlink_to(archive / "volumes")
+    finish_archive(workspace, "whole", NUM)
+    workspace = workspace_of(tmp_path, archive, vectors())
+    assert find_neighbours(workspace, settings()).counts.duplicates == 1
+    pq.write_table(rows.filter(pa.array([name != "0003" for name in rows["volume_id"].to_pylist()])), workspace.catalog)
+    finish_archive(workspace, "pruned", NUM - 1)
+    manifest = find_neighbours(workspace, settings())
+    assert (manifest.counts.volumes, manifest.counts.duplicates, manifest.archive) == (NUM - 1, 0, "pruned")
+    rows_there = {row["volume_id"]: row for row in read_scans(workspace.neighbours).to_pylist()}
+    assert rows_there[f"{COPY:04d}"]["duplicate_of"] == "" and "0003" not in rows_there
+    kept = pq.read_table(workspace.neighbours / "part-000000000.parquet")["neighbours"].to_pylist()
+    assert kept[3] == [] and all("0003" not in names and len(names) == 8 for names in kept[:3] + kept[4:])
+
+
 def test_one_scan_and_k_beyond_the_archive(ray_cluster, archive, tmp_path):
     one = workspace_of(tmp_path / "one", archive, vectors()[:1])
     manifest = find_neighbours(one, settings())
@@ -169,9 +190,26 @@ def test_a_damaged_shard_is_one_sentence_and_leaves_no_manifest(ray_cluster, arc
     shard.write_bytes(content)
     for path in workspace.neighbours.glob("*"):
         path.unlink()
-    with pytest.raises(SearchError, match=rf"{shard.name} is damaged: remove .*index and run `raygenesis neighbours`$"):
+    with pytest.raises(SearchError, match=rf"{shard.name} is damaged: remove .*index and run `raygenesis neighbours`"):
         find_neighbours(workspace, settings("hnsw"))
     assert not (workspace.neighbours / "manifest.json").exists() and not list(workspace.neighbours.glob("part-*"))
+    shutil.rmtree(workspace.index)
+    assert find_neighbours(workspace, settings("hnsw")).recall == 1
+
+
+def test_an_index_that_is_gone_or_measured_for_another_k_is_mended_though_neighbours_are_there(
+    ray_cluster, archive, tmp_path
+):
+    workspace, chosen = workspace_of(tmp_path, archive, vectors()), settings("hnsw")
+    made = find_neighbours(workspace, chosen)
+    first = INDEX.require(workspace.index)
+    shutil.rmtree(workspace.index)
+    assert find_neighbours(workspace, chosen) == made
+    again = INDEX.require(workspace.index)
+    assert again.shards == first.shards and again.asked == (9,)
+    more = chosen.model_copy(update={"discovery": chosen.discovery.model_copy(update={"num_neighbours": 20})})
+    assert find_neighbours(workspace, more) == made
+    assert INDEX.require(workspace.index).asked == (21,)
 
 
 def test_a_scans_nearest_are_shown(ray_cluster, archive, tmp_path):

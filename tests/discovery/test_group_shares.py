@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,14 @@ def test_settings_that_no_group_can_fill_are_refused(training, held_out, asked, 
 
 def test_an_archive_of_outliers_alone_is_refused():
     patients, groups = archive([5], [5])
-    with pytest.raises(SettingsError, match=r"num_neighbours=4 is more than the 0 training subjects"):
+    with pytest.raises(SettingsError, match=r"no reference can be chosen: all 10 scans are outliers .* add scans"):
         references_by_group(patients, np.full(len(groups), NO_GROUP), discovery_settings())
+
+
+def of_ids(*ids: str) -> Patients:
+    """Patients with these volumes, all of which can be cropped."""
+    everywhere = np.ones(len(ids), bool)
+    return Patients(pa.array(ids), np.arange(len(ids)), ~everywhere, everywhere, everywhere)
 
 
 def table(folder: Path, rows: Sequence[tuple[str, str, bool, int]]) -> None:
@@ -92,12 +99,21 @@ def table(folder: Path, rows: Sequence[tuple[str, str, bool, int]]) -> None:
 
 def test_copies_and_outliers_and_what_is_not_in_the_table_have_no_group(tmp_path):
     table(tmp_path, [("a", "", False, 1), ("b", "a", False, 1), ("c", "", True, -1), ("d", "", False, 0)])
-    assert group_numbers(tmp_path, pa.array(["d", "c", "b", "a", "new"])).tolist() == [0, -1, -1, 1, -1]
+    assert group_numbers(tmp_path, of_ids("d", "c", "a", "b", "new")).tolist() == [0, -1, 1, -1, -1]
+
+
+def test_of_copies_the_first_that_can_be_cropped_counts(tmp_path):
+    rows = [("a", "", False, 1), ("b", "a", False, 1), ("c", "a", False, 1), ("d", "", False, 0), ("e", "d", False, 0)]
+    table(tmp_path, rows)
+    patients, cannot = of_ids(*"abcde"), np.array([True, False, False, True, True])
+    assert group_numbers(tmp_path, patients).tolist() == [1, -1, -1, 0, -1]
+    for name in ("is_roomy", "is_there"):
+        assert group_numbers(tmp_path, replace(patients, **{name: ~cannot})).tolist() == [-1, 1, -1, 0, -1]
 
 
 def test_a_damaged_or_missing_table_is_one_sentence(tmp_path):
     with pytest.raises(WorkspaceError, match=r"scans.parquet is missing: remove manifest.json beside it, then run"):
-        group_numbers(tmp_path, pa.array(["a"]))
+        group_numbers(tmp_path, of_ids("a"))
     (tmp_path / SCANS_FILE).write_bytes(b"nothing")
     with pytest.raises(WorkspaceError, match=r"scans.parquet is damaged"):
-        group_numbers(tmp_path, pa.array(["a"]))
+        group_numbers(tmp_path, of_ids("a"))

@@ -120,6 +120,22 @@ def test_equal_volumes_make_a_graph_that_still_answers(tmp_path):
     assert [sorted(numbers) for numbers in found.numbers.tolist()] == [list(range(300))] * 2
 
 
+def test_a_query_that_reaches_few_costs_the_others_nothing_and_is_padded(tmp_path):
+    """In a graph of hardly any links it depends on the query how many volumes are reached."""
+    rows, k = np.concatenate([vectors(200, seed=2) + 1000, vectors(30, seed=9)]), 30
+    shard = build_shard(tmp_path, rows, 10, IndexSettings(m=2, ef_construction=1), 0)
+    found = search_shard(tmp_path, shard, rows, k, 60)
+    assert found.numbers.shape == found.distances.shape == (230, k) and found.distances.dtype == np.float32
+    is_there = np.isfinite(found.distances)
+    assert 0 < is_there.all(1).sum() < 230 and is_there[:, :20].all()
+    assert (found.numbers[~is_there] == -1).all() and (np.diff(is_there.astype(int), axis=1) <= 0).all()
+    truth = np.linalg.norm(rows[:, None] - rows[found.numbers - 10], axis=2)
+    np.testing.assert_allclose(found.distances[is_there], truth[is_there], rtol=1e-3, atol=1e-2)
+    other = Neighbours(np.full((230, k), 7), np.full((230, k), 1e6, np.float32))
+    both = merge([found, other], k)  # what another shard has comes before what is not there
+    assert (both.numbers == np.where(is_there, found.numbers, 7)).all()
+
+
 def test_merging_gives_the_nearest_of_all_and_of_equals_the_lower_number():
     one = Neighbours(np.array([[5, 1], [2, 9]]), np.array([[0.5, 2], [1, 3]], np.float32))
     other = Neighbours(np.array([[4, 8, 3], [7, 6, 0]]), np.array([[0.5, 1, 2], [1, 2, 3]], np.float32))

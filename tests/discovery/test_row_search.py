@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from raygenesis.discovery import neighbour_table
+from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours
 from raygenesis.discovery.index import planned_shards
 from raygenesis.discovery.neighbour_table import neighbours_of, num_searched, part_path, read_neighbours, stamped
@@ -35,17 +37,19 @@ class Table:
         for name in ("neighbours", "index"):
             (root / name).mkdir(parents=True)
 
-    def update(self, vectors: np.ndarray, skip: int | None = None) -> Neighbours:
-        """All rows over these vectors. skip: the first number of a part that is not written, as after a kill."""
+    def update(self, vectors: np.ndarray, skip: int | None = None, gone: Sequence[int] = ()) -> Neighbours:
+        """All rows over these vectors. skip: the first number of a part that is not written, as after a kill; gone:
+        numbers of scans that left the archive."""
         ids = [f"{number:04d}" for number in range(len(vectors))]
         table, names = embedded(self.root / "embeddings", ids, vectors), pa.array(ids)
         if self.settings.method == "hnsw":
             self._grow(vectors)
         ef = self.settings.ef if self.settings.method == "hnsw" else None
         folder, index = self.root / "neighbours", self.root / "index"
-        search = RowSearch(folder, index, table, names, tuple(self.shards), ef, self.settings)
-        digest = neighbour_table.digest_of_ids(names)
-        for first, searched in num_searched(folder, names).items():
+        is_there = ~np.isin(np.arange(len(ids)), gone)
+        search = RowSearch(folder, index, table, names, is_there, tuple(self.shards), ef, self.settings)
+        digest = neighbour_table.digest_of_ids(names, is_there)
+        for first, searched in num_searched(folder, names, is_there).items():
             if searched < len(ids) and first != skip:
                 rows = search.rows(
                     first, table.span(first, min(first + neighbour_table.SCANS_PER_PART, len(ids))), searched
@@ -121,6 +125,45 @@ def test_what_is_new_is_searched_for_in_graphs_where_that_is_cheaper(tmp_path, m
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.numbers, numbers, strict=True)]) > 0.995
 
 
+def test_new_scans_of_every_rank_are_found_in_the_graph_that_the_scan_itself_is_in(tmp_path, monkeypatch):
+    vectors = clustered(90)
+    table = Table(tmp_path, settings("hnsw", k=4))
+    table.update(vectors[:40])
+    monkeypatch.setattr("raygenesis.discovery.row_search.is_exact_cheaper", lambda *_: False)
+    np.testing.assert_array_equal(table.update(vectors).numbers, brute_force(vectors, 4)[1])
+
+
+def test_a_grown_exact_table_reads_only_blocks_of_what_is_new(tmp_path, monkeypatch):
+    vectors, taken = clustered(100), []
+    table = Table(tmp_path, settings("exact"))
+    table.update(vectors[:60])
+    monkeypatch.setattr("raygenesis.discovery.row_search.BLOCK_ROWS", 16)
+    take = Embeddings.take
+    monkeypatch.setattr(Embeddings, "take", lambda self, numbers: taken.append(numbers) or take(self, numbers))
+    found = table.update(vectors)
+    blocks = [(int(numbers[0]), len(numbers)) for numbers in taken if numbers[0] >= 60]
+    assert {(60, 16), (76, 16), (92, 8)} <= set(blocks)
+    assert (found.numbers == brute_force(vectors, 10)[1]).all()
+
+
+@pytest.mark.parametrize("method", ["exact", "hnsw"])
+def test_scans_that_left_the_archive_hold_no_places_and_come_back(tmp_path, method):
+    vectors = clustered(250, seed=3)
+    gone, table = [*range(20, 50), 120, 249], Table(tmp_path, settings(method))
+    table.update(vectors[:200])
+    for left in (gone, [], gone):
+        found = table.update(vectors, gone=left)
+        stay = np.setdiff1d(np.arange(250), left)
+        assert (found.numbers[left] == -1).all() and not np.isin(found.numbers, left).any()
+        expected = stay[brute_force(vectors[stay], 10)[1]]
+        assert (found.numbers[stay] == expected).mean() > (0.99 if method == "hnsw" else 0.9999)
+    more = np.concatenate([vectors, clustered(30, seed=4)])
+    for left in ([*gone, *range(250, 280)], [*gone, 270]):  # what came is gone at once, or some of it
+        stay = np.setdiff1d(np.arange(280), left)
+        found = table.update(more, gone=left)
+        assert (found.numbers[stay] == stay[brute_force(more[stay], 10)[1]]).mean() > 0.98
+
+
 def test_k_beyond_the_archive_gives_all_the_others_and_one_scan_has_none(tmp_path):
     vectors = clustered(7)
     table = Table(tmp_path, settings("exact", k=32))
@@ -157,12 +200,15 @@ def test_rows_of_other_scans_or_of_another_order_do_not_count(tmp_path):
     vectors, table = clustered(100), Table(tmp_path, settings("exact"))
     table.update(vectors)
     folder, ids = tmp_path / "neighbours", [f"{number:04d}" for number in range(100)]
-    assert num_searched(folder, pa.array(ids)) == {0: 100, 64: 100}
-    assert num_searched(folder, pa.array([*ids, "more"])) == {0: 100, 64: 100}
-    swapped = [*ids[:80], ids[81], ids[80], *ids[82:]]
-    assert num_searched(folder, pa.array(swapped)) == {0: 0, 64: 0}
-    assert num_searched(folder, pa.array(ids[:90])) == {0: 0, 64: 0}
-    assert num_searched(folder, pa.array(ids[::-1])) == {0: 0, 64: 0}
+
+    def searched(ids: list[str], gone: Sequence[int] = ()) -> dict[int, int]:
+        return num_searched(folder, pa.array(ids), ~np.isin(np.arange(len(ids)), gone))
+
+    assert searched(ids) == {0: 100, 64: 100}
+    assert searched([*ids, "more"]) == searched([*ids, "more"], [100]) == {0: 100, 64: 100}
+    for others in ([*ids[:80], ids[81], ids[80], *ids[82:]], ids[:90], ids[::-1]):
+        assert searched(others) == {0: 0, 64: 0}
+    assert searched(ids, [70]) == {0: 0, 64: 0}
 
 
 def test_rows_are_read_back_by_the_numbers_of_their_ids(tmp_path):

@@ -223,6 +223,21 @@ def test_changed_inputs_are_refused_by_name(tmp_path: Path, is_finished: bool) -
         stage(tmp_path, {"archive": "1", "index": "3"}).finished()
 
 
+def test_an_input_that_earlier_versions_did_not_record_is_compared_where_it_is(tmp_path: Path) -> None:
+    inputs = {"archive": "1", "index": "2"}
+    manifest = finished(tmp_path, {"archive": "1"})
+    now = replace(stage(tmp_path, inputs), later=frozenset({"index"}))
+    assert now.finished() is not None and now.finished().fingerprint == manifest.fingerprint
+    with pytest.raises(WorkspaceError, match="was not made from the present archive: "):
+        replace(now, inputs={"archive": "3", "index": "2"}).finished()
+    with pytest.raises(WorkspaceError, match="was not made from the present index: "):
+        stage(tmp_path, inputs).finished()
+    with now.claimed():
+        now.finish(RowsManifest(counts=RowsCounts(rows=3), note="fact"))
+    with pytest.raises(WorkspaceError, match="was not made from the present index: "):
+        replace(now, inputs={"archive": "1", "index": "3"}).finished()
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "started.json"])
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"settings": {', b"\x00\x00", b"\xff\xfe\xfd", b"[]", b"null"])
 def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path: Path, name: str, content: bytes) -> None:
