@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 from raygenesis.cluster import fan_out
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
-from raygenesis.cluster.streams import PartSource, SourcePart, StreamProgress, read_parts, write_parts
+from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import build_graph, merge, planned_shards, publish_shard, search_shard
@@ -270,7 +270,7 @@ def _grow(
     if spans:
         builder = GraphBuilder(folder, {begin[first]: shard for first, shard in grown.items()}, settings, seed)
         source = vector_source(embeddings, spans)
-        graphs = read_parts(source).map_batches(builder, batch_size=None, batch_format="pyarrow")
+        graphs = read_parts(source).map_batches(builder, batch_size=None, batch_format="pyarrow", **RETRIED)
         shown = StreamProgress("index", "volumes", source.num_rows, source.num_parts)
         whole |= {shard.first: shard for shard in write_parts(graphs, partial(_publish, folder), shown)}
     kept = {shard.name for shard in whole.values()}
