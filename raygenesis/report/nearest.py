@@ -30,7 +30,8 @@ HEADER = ("rank", "scan", "distance", "group", "is")
 def show_nearest(workspace: Workspace, volume_id: str, k: int | None = None, output: Path | None = None) -> list[str]:
     """Lines about a scan and its k nearest scans; with `output`, a page with their mid-slices too.
 
-    k: NUM_SHOWN, or as many as are kept, when None. Raises SettingsError for a scan that is not in the table, or more neighbours than are kept.
+    k: NUM_SHOWN, or as many as are kept, when None. Raises SettingsError for a scan that is not in the table, or more
+    neighbours than are kept.
     """
     folder = workspace.neighbours
     kept = NEIGHBOURS.require(folder).settings["index"]["num_neighbours"]
