@@ -129,7 +129,7 @@ def embed_command(
 def neighbours_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
     volume: Annotated[str | None, typer.Option(help="Show this scan's nearest instead; its id.")] = None,
-    k: Annotated[int, typer.Option("--k", min=1, help="With --volume: how many.")] = 10,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="With --volume: how many; 10 unless given.")] = None,
     output: Annotated[Path | None, typer.Option(help="With --volume: the HTML page to write.")] = None,
 ) -> None:  # fmt: skip
     """Embeddings → each scan's nearest, duplicates, outliers, groups. Run it again for an archive that has grown."""

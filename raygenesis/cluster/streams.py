@@ -16,13 +16,18 @@ import ray.data
 from ray.data import Datasink, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.datasource import WriteResult
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from raygenesis.cluster import joining
 from raygenesis.cluster.progress import Ticker, progress
 from raygenesis.cluster.stream_statistics import OperatorStatistics, keep_statistics
-from raygenesis.errors import RaygenesisError
+from raygenesis.errors import ClusterError, RaygenesisError
 from raygenesis.text.amounts import MIB
+
+# What every task of a pipeline is given, alike so that reading, mapping and publishing are one: a worker or node that
+# is lost costs another attempt. A block of 16 scans, each of which may take its worker along twice, gets through.
+MAX_RETRIES = 40
+RETRIED: dict[str, Any] = {"max_retries": MAX_RETRIES}
 
 Outcome = TypeVar("Outcome")
 
@@ -73,9 +78,9 @@ class PartSource(Datasource):
 
 
 def read_parts(source: PartSource) -> ray.data.Dataset:
-    """A dataset of a source's parts, each of which stays one block."""
+    """A dataset of a source's parts, each of which stays one block; tasks that map them are given RETRIED as well."""
     joining.connect()
-    rows = ray.data.read_datasource(source, override_num_blocks=source.num_parts)
+    rows = ray.data.read_datasource(source, override_num_blocks=source.num_parts, ray_remote_args=RETRIED)
     rows.context.target_max_block_size = None
     rows.context.raise_original_map_exception = True
     return rows
@@ -116,21 +121,28 @@ def write_parts(
 
     after_actors: a pool of actors makes the blocks. It may have all cores, so that publishing takes none of its own,
     in one process a node; otherwise publishing is one task with reading and mapping. The first error of a task is
-    raised, a RaygenesisError as itself.
+    raised, a RaygenesisError as itself; ClusterError if a task was lost again and again.
     """
     sink = PartSink(publish)
     with progress(shown.stage, shown.total, shown.unit) as ticker:
         rows.context.custom_execution_callback_classes.append(_watching(ticker, shown))
         try:
             if after_actors:
-                rows.write_datasink(sink, ray_remote_args={"num_cpus": 0}, concurrency=len(joining.logical_nodes()))
+                beside = {"num_cpus": 0, **RETRIED}
+                rows.write_datasink(sink, ray_remote_args=beside, concurrency=len(joining.logical_nodes()))
             else:
-                rows.write_datasink(sink)
+                rows.write_datasink(sink, ray_remote_args=RETRIED)
         except RayTaskError as error:
             if isinstance(error.cause, RaygenesisError):
                 # Ray Data adds lines of its own to a message; ours are of one line.
                 raise type(error.cause)(str(error.cause).splitlines()[0]) from None
             raise
+        except RayError as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ClusterError(
+                f"the cluster lost a task of {shown.stage} more than {MAX_RETRIES} times ({reason}): run the same "
+                "command again"
+            ) from error
     return sink.outcomes
 
 

@@ -20,7 +20,7 @@ from raygenesis.archive.work import archive_size
 from raygenesis.cluster import capacity, environment
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
-from raygenesis.cluster.streams import PartSource, StreamProgress, read_parts, write_parts
+from raygenesis.cluster.streams import RETRIED, PartSource, StreamProgress, read_parts, write_parts
 from raygenesis.cluster.work import Announce, Work, unannounced
 from raygenesis.discovery.coarse_scans import coarse_cubes
 from raygenesis.discovery.embeddings import Embeddings
@@ -239,7 +239,12 @@ def embed_stream(source: PartSource, embedder: Embedder, settings: EmbeddingSett
     scans = read_parts(source)
     if not settings.num_gpus:
         return scans.map_batches(
-            embedder, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, concurrency=settings.num_actors
+            embedder,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            concurrency=settings.num_actors,
+            **RETRIED,
         )
     capacity.require(f"embedding.num_gpus={settings.num_gpus:g}", 1, num_gpus=settings.num_gpus)
     num_actors = min(settings.num_actors or capacity.num_concurrent(1, settings.num_gpus), source.num_parts)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.work import archive_size
 from raygenesis.cluster.progress import Stopwatch, say
-from raygenesis.cluster.streams import StreamProgress, read_parts, write_parts
+from raygenesis.cluster.streams import RETRIED, StreamProgress, read_parts, write_parts
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, exact_search, recall
@@ -131,7 +131,7 @@ def _write_rows(search: RowSearch, searched: Mapping[int, int]) -> int:
     if spans:
         source = vector_source(search.embeddings, spans)
         rows = read_parts(source).map_batches(
-            PartSearch(search, searched), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+            PartSearch(search, searched), batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **RETRIED
         )
         shown = StreamProgress("neighbours", "scans", source.num_rows, source.num_parts)
         write_parts(rows, partial(_publish, folder, len(ids), digest_of_ids(ids, search.is_there)), shown)

@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 from raygenesis.cluster import fan_out
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
-from raygenesis.cluster.streams import PartSource, SourcePart, StreamProgress, read_parts, write_parts
+from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import (
@@ -297,7 +297,7 @@ def _grow(
         begin = {first: first + (0 if shard is None else shard.count) for first, shard in grown.items()}
         builder = GraphBuilder(folder, {begin[first]: shard for first, shard in grown.items()}, settings, seed)
         source = vector_source(embeddings, [(begin[first], last) for first, last in planned])
-        graphs = read_parts(source).map_batches(builder, batch_size=None, batch_format="pyarrow")
+        graphs = read_parts(source).map_batches(builder, batch_size=None, batch_format="pyarrow", **RETRIED)
         shown = StreamProgress("index", "volumes", source.num_rows, source.num_parts)
         volumes = {first: volumes_of(first, last) for first, last in planned}
         whole |= {shard.first: shard for shard in write_parts(graphs, partial(_publish, folder, volumes), shown)}

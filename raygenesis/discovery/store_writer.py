@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from raygenesis.archive.catalogue import CatalogueRow, read_catalogue, read_columns
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import say
-from raygenesis.cluster.streams import PartSource, SourcePart, StreamProgress, read_parts, write_parts
+from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.discovery.coordinates import largest_extent
 from raygenesis.discovery.cubes import crop_cubes, size_mm
 from raygenesis.discovery.patients import Patients
@@ -24,7 +24,7 @@ from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.patterns.cells import DTYPE, STEPS, encode
 from raygenesis.patterns.reader import verb_of
 from raygenesis.patterns.schema import PATTERN, PatternRow, PlannedPattern
-from raygenesis.patterns.writer import PartRecord, part_path, read_whole_part, write_part
+from raygenesis.patterns.writer import PartRecord, part_path, read_part_record, read_whole_part, write_part
 from raygenesis.settings import IntensitySettings, Scale
 from raygenesis.text.amounts import sides, size
 from raygenesis.workspace.failures import FAILURES, FailureRow
@@ -90,8 +90,9 @@ def write_store(store: StoreTask, plan: pa.Table, failures: pa.Table) -> tuple[l
             remove_tree(part)
     write_table(path, plan, row_group_size=VISITS_PER_GROUP)
     source = visit_source(store, plan)
+    crop_some = functools.partial(crop_part, store=store)
     cropped = read_parts(source).map_batches(
-        functools.partial(crop_part, store=store), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        crop_some, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **RETRIED
     )
     shown = StreamProgress(
         verb_of(folder), folder.name, plan.num_rows * store.patterns_per_visit, num_parts=source.num_parts
@@ -156,7 +157,8 @@ def publish_part(folder: Place, cropped: pa.Table) -> PartRecord:
 
 
 def _record_of(folder: Place, part: int) -> PartRecord:
-    record = read_whole_part(part_path(folder, part))
+    """The record of a part that a task has just found to be whole."""
+    record = read_part_record(part_path(folder, part))
     if record is None:
         raise WorkspaceError(f"{part_path(folder, part)} was changed meanwhile: run the same command again")
     return record

@@ -66,12 +66,17 @@ def write_part(folder: Place, part: int, patterns: pa.Table, failures: Sequence[
     return record
 
 
-def read_whole_part(path: Place) -> PartRecord | None:
-    """The record of a part that is there as it was written; None where it is missing, damaged or half-written."""
+def read_part_record(path: Place) -> PartRecord | None:
+    """The record beside a part, which may itself be damaged; None where there is none, or something else."""
     try:
-        record = read_record(_record_path(path), PartRecord)
+        return read_record(_record_path(path), PartRecord)
     except WorkspaceError:
         return None
+
+
+def read_whole_part(path: Place) -> PartRecord | None:
+    """The record of a part that is there as it was written; None where it is missing, damaged or half-written."""
+    record = read_part_record(path)
     if record is None or not path.is_file():
         return None
     with on_disk(path) as local:

@@ -23,16 +23,19 @@ from raygenesis.workspace.artifacts import NEIGHBOURS
 from raygenesis.workspace.files import Place, publish
 from raygenesis.workspace.workspace import Workspace
 
+NUM_SHOWN = 10
 HEADER = ("rank", "scan", "distance", "group", "is")
 
 
-def show_nearest(workspace: Workspace, volume_id: str, k: int = 10, output: Path | None = None) -> list[str]:
+def show_nearest(workspace: Workspace, volume_id: str, k: int | None = None, output: Path | None = None) -> list[str]:
     """Lines about a scan and its k nearest scans; with `output`, a page with their mid-slices too.
 
-    Raises SettingsError for a scan that is not in the table, or more neighbours than are kept.
+    k: NUM_SHOWN, or as many as are kept, when None. Raises SettingsError for a scan that is not in the table, or more
+    neighbours than are kept.
     """
     folder = workspace.neighbours
     kept = NEIGHBOURS.require(folder).settings["index"]["num_neighbours"]
+    k = min(NUM_SHOWN, kept) if k is None else k
     if k > kept:
         raise SettingsError(
             f"--k {k} is more than the {kept} nearest scans that are kept (index.num_neighbours): lower it"

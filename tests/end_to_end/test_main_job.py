@@ -117,7 +117,7 @@ def test_the_commands_of_the_report_make_what_there_is(main_job: MainJob, capsys
     page = (main_job.workspace / "report" / "index.html").read_text()
     listed = page.partition("<h3>Commands</h3>")[2].partition("</pre>")[0].partition(">")[2]
     commands = [shlex.split(line) for line in html.unescape(listed).splitlines()]
-    assert [command[1] for command in commands] == ["ingest", "embed", "discover", "pretrain"]
+    assert [command[1] for command in commands] == ["ingest", "embed", "neighbours", "discover", "pretrain"]
     for command in commands:
         with pytest.raises(SystemExit) as done:
             main([str(main_job.scans) if word == "SCANS" else word for word in command[1:]])

@@ -67,7 +67,8 @@ def test_units_are_those_that_stages_count() -> None:
         for unit in units.split("|")
     }
     sources = "".join(path.read_text() for path in (CHECKOUT / "raygenesis").rglob("*.py"))
-    counted = set(re.findall(r'progress\(.*, "([\w ]+)"', sources)) | {"patterns", "crops"}  # by their folders' names
+    units = re.findall(r'[pP]rogress\([^,]*, (?:[^"]*, )?"([\w ]+)"', sources)
+    counted = {*units, "patterns", "crops"}  # by their folders' names
     assert asked == {"scans", "volumes", "patterns", "crops", "epochs"} and asked <= counted
 
 

@@ -96,7 +96,7 @@ def test_the_report_by_keyboard(chromium: Browser, page_file: Path) -> None:
 def test_every_link_of_the_contents_leads_to_its_section(chromium: Browser, page_file: Path) -> None:
     with opened(chromium, page_file, 390, "light") as page:
         links = page.locator("nav a").all()
-        assert len(links) == 12
+        assert len(links) == 13
         for link in links:
             link.click()
             heading = page.locator(page.evaluate("location.hash"))

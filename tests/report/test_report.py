@@ -168,7 +168,7 @@ def test_a_damaged_artifact_costs_its_section_only(workspace: Workspace, capsys)
     part.write_bytes(b"nothing")
     page = Page(report(workspace, settings_of(3)))
     assert page.text.count("This cannot be shown") == 3  # reconstructions, neighbours, patterns
-    assert len([image for image in page.images if image["alt"].startswith("Mid-slice")]) == 6
+    assert len([image for image in page.images if image["alt"].startswith("Mid-slice")]) == 6 + 8  # and in groups
     fault = f"{AUTOENCODER_FILE} is not a safetensors file, or is damaged"
     assert f"{fault}; restore it from a copy, or remove" in page.text
     said = capsys.readouterr().out
@@ -200,7 +200,7 @@ def test_a_scan_that_is_missing_costs_its_pictures_only(tmp_path: Path, capsys) 
     remove_volume(workspace, 1)  # a neighbour
     page = Page(report(workspace, settings_of(3)))
     kinds = Counter(image["alt"].split()[0] for image in page.images)
-    assert kinds["Mid-slice"] == 5 and page.text.count("This cannot be shown") == 0
+    assert kinds["Mid-slice"] == 5 + 6 and page.text.count("This cannot be shown") == 0
     assert page.text.count("Some of this cannot be shown: 0000000000000001.ome.zarr") == 2  # the sheet, neighbours
     assert page.text.count("remove its folder below archive/volumes/ and ingest again") == 2
     assert "Slice of reference" in page.html and "Slice of rank 2" in page.html and "Slice of rank 1" not in page.html
@@ -412,7 +412,7 @@ def test_every_figure_is_also_a_file_for_a_paper(workspace: Workspace) -> None:
     assert {path.name for path in folder.iterdir()} == {f"{name}.{end}" for name in names for end in ("svg", "png")}
     galleries = {
         "contact-sheet", "auto-encoder-reconstructions", "neighbours", "patterns-by-class", "where-the-classes-lie",
-        "run-whole-restored", "target-heads-tissue-example",
+        "run-whole-restored", "target-heads-tissue-example", "groups", "duplicates", "outliers",
     }  # fmt: skip
     assert "sweep-of-before" not in names
     assert (

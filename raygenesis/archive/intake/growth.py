@@ -31,7 +31,9 @@ class EarlierIngests:
 
     @classmethod
     def read(cls, workspace: Workspace) -> EarlierIngests:
-        return cls(_stored_rows(workspace), read_known_files(workspace.private))
+        # Whoever removes the archive may give other settings, by which what was refused is no longer.
+        files = read_known_files(workspace.private) if workspace.catalog.is_file() else {}
+        return cls(_stored_rows(workspace), files)
 
 
 def _stored_rows(workspace: Workspace) -> dict[str, CatalogueRow]:

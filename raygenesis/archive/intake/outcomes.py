@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_type_hints
 
@@ -50,22 +50,30 @@ def outcome_table(stamps: Sequence[str], outcomes: Sequence[IntakeOutcome]) -> p
     )  # fmt: skip
 
 
-def publish_outcomes(part: pa.Table, folder: Place) -> Place:
-    """Write a part of outcomes (schema OUTCOMES) under a name that its scans decide, which is returned."""
-    path = folder / f"part-{digest(part['stamp'].to_pylist())}.parquet"
-    write_table(path, part)
-    return path
+def publish_outcomes(part: pa.Table, folder: Place) -> pa.Table:
+    """Write a part of outcomes (schema OUTCOMES) under a name that its scans decide; returns it as it is."""
+    write_table(folder / f"part-{digest(part['stamp'].to_pylist())}.parquet", part)
+    return part
 
 
-def read_outcomes(parts: Iterable[Place], scans: Sequence[Scan]) -> dict[str, IntakeOutcome]:
-    """Outcomes, by source, of those scans, as their files are now, that parts tell of."""
+def read_parts_of_outcomes(folder: Place) -> Iterator[pa.Table]:
+    """The parts that an ingest which was interrupted has left; damaged ones are passed by."""
+    for path in folder.glob("part-*.parquet"):
+        try:
+            yield read_table(path, schema=OUTCOMES)
+        except (OSError, pa.ArrowException):
+            continue  # it only spares work
+
+
+def outcomes_in(parts: Iterable[pa.Table], scans: Sequence[Scan]) -> dict[str, IntakeOutcome]:
+    """Outcomes, by source, of those scans, as their files are now, that parts (schema OUTCOMES) tell of."""
     source_of = {stamp_of(scan): scan.source for scan in scans}
-    outcomes: dict[str, IntakeOutcome] = {}
-    for path in parts:
-        for row in read_table(path, schema=OUTCOMES).to_pylist():
-            if (source := source_of.get(row["stamp"])) is not None:
-                outcomes[source] = IntakeOutcome(tuple(row["records"]), row["reason"], row["is_lasting"])
-    return outcomes
+    return {
+        source_of[row["stamp"]]: IntakeOutcome(tuple(row["records"]), row["reason"], row["is_lasting"])
+        for part in parts
+        for row in part.to_pylist()
+        if row["stamp"] in source_of
+    }
 
 
 def settled(outcomes: Mapping[str, IntakeOutcome], volumes: Place) -> dict[str, IntakeOutcome]:

@@ -10,14 +10,22 @@ import pyarrow as pa
 import ray
 
 from raygenesis.archive.intake.known_files import stamp_of
-from raygenesis.archive.intake.outcomes import IntakeOutcome, outcome_table, publish_outcomes, read_outcomes, settled
+from raygenesis.archive.intake.outcomes import (
+    IntakeOutcome,
+    outcome_table,
+    outcomes_in,
+    publish_outcomes,
+    read_parts_of_outcomes,
+    settled,
+)
 from raygenesis.archive.intake.survey import Scan
 from raygenesis.archive.intake.take_in import take_in
 from raygenesis.cluster import fan_out, joining
-from raygenesis.cluster.streams import PartSource, SourcePart, StreamProgress, read_parts, write_parts
+from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.files import Place, remove_tree
+from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.workspace import Workspace, make_private
 
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
@@ -35,7 +43,7 @@ def take_in_all(
 ) -> dict[str, IntakeOutcome]:
     """Take in scans below `root`; returns their outcomes by source. Raises WorkspaceError if they cannot be stored.
 
-    What an ingest that was interrupted has taken in is not read again, until `forget_outcomes`.
+    What an ingest with the same settings that was interrupted has taken in is not read again, until `forget_outcomes`.
     """
     if not scans:
         return {}
@@ -48,20 +56,20 @@ def take_in_all(
     for half_written in workspace.volumes.glob(".*.ome.zarr.*"):
         remove_tree(half_written)
     make_private(workspace.private)
-    folder = _outcomes_folder(workspace)
-    folder.mkdir(exist_ok=True)
-    there = settled(read_outcomes(folder.glob("part-*.parquet"), scans), workspace.volumes)
+    folder = _outcomes_folder(workspace) / digest(settings.model_dump(mode="json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    there = settled(outcomes_in(read_parts_of_outcomes(folder), scans), workspace.volumes)
     left = [scan for scan in scans if scan.source not in there]
     take_in_some = functools.partial(take_in_block, root=root, volumes=workspace.volumes, settings=settings)
     publish = functools.partial(publish_outcomes, folder=folder)
-    written: list[Place] = []
+    written: list[pa.Table] = []
     for source, memory in _sources(left):
         rows = read_parts(source).map_batches(
-            take_in_some, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, memory=memory
+            take_in_some, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, memory=memory, **RETRIED
         )
         written += write_parts(rows, publish, StreamProgress("ingest", "scans", source.num_rows, source.num_parts))
     remove_tree(workspace.archive / "attempts")
-    return there | read_outcomes(written, left)
+    return there | outcomes_in(written, left)
 
 
 def forget_outcomes(workspace: Workspace) -> None:
