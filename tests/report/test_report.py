@@ -201,10 +201,10 @@ def test_a_scan_that_is_missing_costs_its_pictures_only(tmp_path: Path, capsys) 
     page = Page(report(workspace, settings_of(3)))
     kinds = Counter(image["alt"].split()[0] for image in page.images)
     assert kinds["Mid-slice"] == 5 + 6 and page.text.count("This cannot be shown") == 0
-    assert page.text.count("Some of this cannot be shown: 0000000000000001.ome.zarr") == 2  # the sheet, neighbours
-    assert page.text.count("remove its folder below archive/volumes/ and ingest again") == 2
+    assert page.text.count("Some of this cannot be shown: 0000000000000001.ome.zarr") == 4  # groups too
+    assert page.text.count("remove its folder below archive/volumes/ and ingest again") == 4
     assert "Slice of reference" in page.html and "Slice of rank 2" in page.html and "Slice of rank 1" not in page.html
-    assert "; 2 parts of the page cannot be shown, the first: 0000000000000001" in capsys.readouterr().out
+    assert "; 4 parts of the page cannot be shown, the first: 0000000000000001" in capsys.readouterr().out
 
     remove_volume(workspace, 0)  # the reference
     page = Page(report(workspace, settings_of(3)))
