@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import ray
 import ray.data
@@ -60,6 +61,8 @@ def _quieten_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Nothing else bounds how often a lost task is tried again (`streams.RETRIED`).
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
 def logical_nodes() -> list[tuple[str, float, float]]:
