@@ -98,7 +98,7 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
 def test_each_verb_that_the_readme_shows_runs(followed: dict[str, str]) -> None:
     verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
     assert verbs == {
-        "run", "ingest", "archive", "config", "embed", "patterns", "sweep", "finetune", "report", "crop", "pretrain",
+        "run", "ingest", "archive", "config", "embed", "neighbours", "patterns", "sweep", "finetune", "report", "crop", "pretrain",
         "pretexts", "weights", "compare", "plan", "status",
     }  # fmt: skip
 
@@ -161,7 +161,7 @@ def test_the_python_snippets_run(followed: dict[str, str]) -> None:
 
 
 def test_the_readme_claims_no_verb_that_is_missing() -> None:
-    named = set(re.findall(r"`(ingest|embed|discover|crop|pretrain|sweep|finetune|compare|report)`", README))
+    named = set(re.findall(r"`(ingest|embed|neighbours|discover|crop|pretrain|sweep|finetune|compare|report)`", README))
     for verb in named:
         assert follow(verb, "--help")[0] == 0
     submitted = re.findall(r"-- python (jobs/\w+\.py)", README)
