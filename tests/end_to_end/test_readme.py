@@ -98,8 +98,8 @@ def followed(ray_cluster: None, main_job: MainJob, tmp_path_factory: pytest.Temp
 def test_each_verb_that_the_readme_shows_runs(followed: dict[str, str]) -> None:
     verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
     assert verbs == {
-        "run", "ingest", "archive", "config", "embed", "neighbours", "patterns", "sweep", "finetune", "report", "crop", "pretrain",
-        "pretexts", "weights", "compare", "plan", "status",
+        "run", "ingest", "archive", "config", "embed", "neighbours", "patterns", "sweep", "finetune", "report", "crop",
+        "pretrain", "pretexts", "weights", "compare", "plan", "status",
     }  # fmt: skip
 
 
