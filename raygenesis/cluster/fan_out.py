@@ -73,6 +73,12 @@ def is_lost(node_id: str) -> bool:
     return not any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
+def gave_up(error: RayError, task: str, num_retries: int) -> ClusterError:
+    """What to raise for a task that was lost more often than it is run again."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ClusterError(f"the cluster lost {task} more than {num_retries} times ({reason}): run the same command again")
+
+
 def _result_of(reference: ray.ObjectRef[Any]) -> Any:
     """What a task returned; a user's mistake that was found there is raised as itself."""
     try:
@@ -82,10 +88,7 @@ def _result_of(reference: ray.ObjectRef[Any]) -> Any:
             raise error.cause from None
         raise
     except RayError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ClusterError(
-            f"the cluster lost a task more than {MAX_RETRIES} times ({reason}): run the same command again"
-        ) from error
+        raise gave_up(error, "a task", MAX_RETRIES) from error
 
 
 def each(

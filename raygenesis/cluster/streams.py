@@ -19,9 +19,10 @@ from ray.data.datasource import WriteResult
 from ray.exceptions import RayError, RayTaskError
 
 from raygenesis.cluster import joining
+from raygenesis.cluster.fan_out import gave_up
 from raygenesis.cluster.progress import Ticker, progress
 from raygenesis.cluster.stream_statistics import OperatorStatistics, keep_statistics
-from raygenesis.errors import ClusterError, RaygenesisError
+from raygenesis.errors import RaygenesisError
 from raygenesis.text.amounts import MIB
 
 # What every task of a pipeline is given, alike so that reading, mapping and publishing are one: a worker or node that
@@ -138,11 +139,7 @@ def write_parts(
                 raise type(error.cause)(str(error.cause).splitlines()[0]) from None
             raise
         except RayError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ClusterError(
-                f"the cluster lost a task of {shown.stage} more than {MAX_RETRIES} times ({reason}): run the same "
-                "command again"
-            ) from error
+            raise gave_up(error, f"a task of {shown.stage}", MAX_RETRIES) from error
     return sink.outcomes
 
 
