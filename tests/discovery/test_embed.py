@@ -262,7 +262,8 @@ def test_an_archive_that_grows_embeds_the_new_volumes_only_and_the_index_grows(e
     assert (first_index.counts.volumes, index.counts.volumes) == (10, 16)
     assert index.counts.indexed_before == 10 and index.fingerprint != first_index.fingerprint
     kept = {path.name: path.read_bytes() for path in made.index.glob("shard-*")}
-    assert {name for name in shards if kept.get(name) == shards[name]} == {"shard-000000000-000000008.hnsw"}
+    full = "shard-000000000-000000008"
+    assert {name for name in shards if kept.get(name) == shards[name]} == {f"{full}.hnsw", f"{full}.json"}
     capsys.readouterr()
     assert embed(made, chosen) == told and build_index(made, chosen) == index
     assert capsys.readouterr().out.count("nothing to do") == 2
