@@ -15,6 +15,7 @@ from raygenesis.archive.work import archive_size
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.streams import RETRIED, StreamProgress, read_parts, write_parts
 from raygenesis.cluster.work import Announce, unannounced
+from raygenesis.discovery.comparisons import Comparisons
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.exact import Neighbours, exact_search, recall
 from raygenesis.discovery.neighbour_table import (
@@ -38,8 +39,9 @@ from raygenesis.settings import IndexSettings, Settings
 from raygenesis.settings.streams import RECALL_QUERIES
 from raygenesis.text.amounts import several, size
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS, NEIGHBOURS
-from raygenesis.workspace.files import Place, write_table
-from raygenesis.workspace.manifest import NeighboursCounts, NeighboursManifest
+from raygenesis.workspace.files import Place, remove_tree, write_table
+from raygenesis.workspace.fingerprint import digest
+from raygenesis.workspace.manifest import NeighboursCounts, NeighboursManifest, Tree
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -81,25 +83,41 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
             say("neighbours", f"recall {share:.4f}, of rows that have grown, is too low: all scans are searched anew")
             _write_rows(search, dict.fromkeys(searched, 0))
             found, share = _measured(search, settings.seed)
-        scans = scan_facts(workspace, ids, is_there, found, settings.seed)
+        compared = _comparisons_folder(folder, {} if archive is None else archive.settings)
+        comparisons = Comparisons(compared, workspace.volumes, workspace.catalog, ids)
+        scans = scan_facts(comparisons, is_there, found, settings.seed)
         write_table(folder / SCANS_FILE, scans)
         sizes = np.bincount(scans["group"].filter(pc.greater_equal(scans["group"], 0)).to_numpy())
-        counts = NeighboursCounts(
-            volumes=len(scans), added=num_new, neighbours=int((found.numbers >= 0).sum()),
-            duplicates=pc.sum(pc.not_equal(scans["duplicate_of"], "")).as_py(),
-            outliers=pc.sum(scans["is_outlier"]).as_py(), groups=len(sizes),
-        )  # fmt: skip
         manifest = NeighboursManifest(
-            counts=counts, seconds=watch.seconds, embeddings=present[0], archive=present[1], method=index.method,
-            recall=share, groups=tuple(sizes.tolist()),
+            counts=_counts(scans, num_new, found), seconds=watch.seconds, embeddings=present[0], archive=present[1],
+            method=index.method, recall=share, groups=tuple(sizes.tolist()),
         )  # fmt: skip
         manifest = stage.finish(manifest, content=present)
+    counts = manifest.counts
     say(
         "neighbours",
         f"{counts.neighbours} neighbours of {counts.volumes} scans ({counts.added} new), {manifest.method} search, "
         f"recall {share:.4f}; {_in_words(manifest)}; {size(manifest.bytes)}, {manifest.seconds:.1f} s → {folder}",
     )
     return manifest
+
+
+def _counts(scans: pa.Table, num_new: int, found: Neighbours) -> NeighboursCounts:
+    return NeighboursCounts(
+        volumes=len(scans), added=num_new, neighbours=int((found.numbers >= 0).sum()),
+        duplicates=pc.sum(pc.not_equal(scans["duplicate_of"], "")).as_py(),
+        outliers=pc.sum(scans["is_outlier"]).as_py(), groups=pc.max(scans["group"]).as_py() + 1,
+    )  # fmt: skip
+
+
+def _comparisons_folder(folder: Place, archive_settings: Tree) -> Place:
+    """Where comparisons of volumes that were ingested so are; those of others are removed."""
+    compared = folder / "compared"
+    own = compared / digest(archive_settings)
+    for other in compared.glob("*"):
+        if other.name != own.name:
+            remove_tree(other)
+    return own
 
 
 def _in_words(manifest: NeighboursManifest) -> str:

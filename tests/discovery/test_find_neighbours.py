@@ -21,7 +21,7 @@ from raygenesis.settings import DiscoverySettings, IndexSettings, Settings
 from raygenesis.workspace.artifacts import INDEX
 from raygenesis.workspace.workspace import Workspace
 from tests.support.patients import embedded
-from tests.support.stores import finish_archive, finish_embeddings
+from tests.support.stores import change_manifest, finish_archive, finish_embeddings
 from tests.support.synthetic import archived
 
 NUM, COPY, WRONG = 30, 28, 29  # the last but one is a copy of scan 3, the last is noise far from all
@@ -87,6 +87,16 @@ def workspace_of(
     return workspace
 
 
+def with_own_catalogue(root: Path, archive: Path) -> Workspace:
+    """An archive of the same volumes, whose catalogue and manifest may be changed."""
+    workspace = Workspace.open(root)
+    workspace.archive.mkdir()
+    shutil.copy(archive / "catalog.parquet", workspace.catalog)
+    (workspace.archive / "volumes").symlink_to(archive / "volumes")
+    finish_archive(workspace, "whole", NUM)
+    return workspace
+
+
 @pytest.mark.parametrize("method", ["exact", "hnsw"])
 def test_copies_outliers_and_groups_are_found(ray_cluster, archive, tmp_path, method, capsys):
     workspace = workspace_of(tmp_path, archive, vectors())
@@ -119,6 +129,28 @@ def test_a_grown_archive_has_the_table_of_one_made_at_once(ray_cluster, archive,
         assert (grown.neighbours / name).read_bytes() == (at_once.neighbours / name).read_bytes()
 
 
+def test_pairs_are_compared_again_only_where_the_archive_has_other_settings(ray_cluster, archive, tmp_path, capsys):
+    workspace = with_own_catalogue(tmp_path, archive)
+    workspace_of(tmp_path, archive, vectors()[:17])
+    find_neighbours(workspace, settings())
+    (folder,) = (workspace.neighbours / "compared").iterdir()
+    first = pq.read_table(folder / "part-000000000.parquet")
+    workspace_of(tmp_path, archive, vectors())
+    find_neighbours(workspace, settings())
+    pairs = [tuple(row) for part in sorted(folder.iterdir()) for row in zip(*(
+        pq.read_table(part)[name].to_pylist() for name in ("one", "other")), strict=True)]  # fmt: skip
+    assert pq.read_table(folder / "part-000000000.parquet").equals(first) and len(set(pairs)) > len(first)
+    workspace.neighbours.joinpath("manifest.json").unlink()
+    capsys.readouterr()
+    find_neighbours(workspace, settings())
+    assert "pairs/s" not in capsys.readouterr().out
+    workspace.neighbours.joinpath("manifest.json").unlink()
+    change_manifest(workspace.archive, lambda tree: tree["settings"].update(archive={"spacing_mm": [2.0, 2.0, 2.0]}))
+    find_neighbours(workspace, settings())
+    (other,) = (workspace.neighbours / "compared").iterdir()
+    assert other.name != folder.name and "duplicates: " in capsys.readouterr().out
+
+
 def test_rows_that_have_lost_too_many_are_searched_anew(ray_cluster, archive, tmp_path, capsys):
     workspace = workspace_of(tmp_path / "grown", archive, vectors()[:17])
     find_neighbours(workspace, settings())
@@ -142,13 +174,9 @@ def test_scans_that_are_gone_from_the_archive_are_not_in_the_table(ray_cluster, 
 
 
 def test_a_copy_counts_once_its_scan_has_left_the_archive(ray_cluster, archive, tmp_path):
-    workspace = Workspace.open(tmp_path)
-    workspace.archive.mkdir()
-    rows = pq.read_table(archive / "catalog.parquet")
-    pq.write_table(rows, workspace.catalog)
-    (workspace.archive / "volumes").symlink_to(archive / "volumes")
-    finish_archive(workspace, "whole", NUM)
-    workspace = workspace_of(tmp_path, archive, vectors())
+    workspace = with_own_catalogue(tmp_path, archive)
+    rows = pq.read_table(workspace.catalog)
+    workspace_of(tmp_path, archive, vectors())
     assert find_neighbours(workspace, settings()).counts.duplicates == 1
     pq.write_table(rows.filter(pa.array([name != "0003" for name in rows["volume_id"].to_pylist()])), workspace.catalog)
     finish_archive(workspace, "pruned", NUM - 1)
@@ -202,8 +230,7 @@ def test_a_damaged_shard_is_one_sentence_and_leaves_no_manifest(ray_cluster, arc
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
     shard.write_bytes(content)
-    for path in workspace.neighbours.glob("*"):
-        path.unlink()
+    shutil.rmtree(workspace.neighbours)
     with pytest.raises(SearchError, match=rf"{shard.name} is damaged: remove .*index and run `raygenesis neighbours`"):
         find_neighbours(workspace, settings("hnsw"))
     assert not (workspace.neighbours / "manifest.json").exists() and not list(workspace.neighbours.glob("part-*"))
