@@ -61,6 +61,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.neighbours
 	$(BIN)/python -m tests.benchmarks.mixed_archive
 	$(BIN)/python -m tests.benchmarks.nodes
+	$(BIN)/python -m tests.benchmarks.feeding
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.corruptions
 	$(BIN)/python -m tests.benchmarks.step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,8 +18,7 @@ from raygenesis.patterns.writer import part_path
 from raygenesis.workspace.files import Place, parquet_file
 from raygenesis.workspace.object_store import RemotePath
 
-# Of each process: parts that stay open, with their footers, and row groups whose cells stay in memory, encoded.
-OPEN_PARTS, CACHED_GROUPS = 64, 8
+OPEN_PARTS, FOOTERS = 64, 1024  # of each process that are kept
 
 FETCHED_PARTS = 16  # of a remote store at a time
 
@@ -28,9 +28,9 @@ CellReader = Callable[[int, int], pa.ChunkedArray]
 def locate_cells(folder: Place, where: pc.Expression, names: Sequence[str]) -> pa.Table:
     """The selected rows of a store and where their cells are.
 
-    where: a predicate (`reader.predicate`); names: columns to read. Returns these columns, and `part`, `group` and
-    `row` (int32): the part's number, the row group in it, and the row in that. Raises WorkspaceError if a part is
-    damaged.
+    where: a predicate (`reader.predicate`); names: columns to read. Returns these columns, and `part`, `group`, `row`
+    and `group_bytes` (int32): the part's number, the row group in it, the row in that, and the row group's bytes, all
+    columns, unpacked. Raises WorkspaceError if a part is damaged.
     """
     paths = part_paths(folder)
     with ThreadPoolExecutor(FETCHED_PARTS if isinstance(folder, RemotePath) else 1) as pool:
@@ -53,6 +53,7 @@ def _locate(path: Place, part: int, where: pc.Expression, names: Sequence[str]) 
         "part": np.full(len(starts), part, np.int32),
         "group": np.repeat(np.array([group.id for group in groups], np.int32), sizes),
         "row": (np.arange(len(starts)) - starts).astype(np.int32),
+        "group_bytes": np.repeat(np.array([group.total_byte_size for group in groups], np.int32), sizes),
     }
     for name, column in numbers.items():
         table = table.append_column(name, pa.array(column))
@@ -60,18 +61,22 @@ def _locate(path: Place, part: int, where: pc.Expression, names: Sequence[str]) 
 
 
 def cell_reader(folder: Place) -> CellReader:
-    """A function of part and row group that returns the group's cells (binary).
+    """A function of part and row group that returns the group's cells (binary), for any number of threads.
 
-    It keeps OPEN_PARTS files open and the cells of CACHED_GROUPS row groups in memory.
+    Each thread keeps OPEN_PARTS files open; footers are read once.
     """
 
-    @functools.lru_cache(OPEN_PARTS)
-    def open_part(part: int, process: int) -> pq.ParquetFile:
-        return parquet_file(part_path(folder, part))
+    @functools.lru_cache(FOOTERS)
+    def footer(part: int) -> pq.FileMetaData:
+        return parquet_file(part_path(folder, part)).metadata
 
-    @functools.lru_cache(CACHED_GROUPS)
+    @functools.lru_cache(OPEN_PARTS)
+    def open_part(part: int, thread: tuple[int, int]) -> pq.ParquetFile:
+        return parquet_file(part_path(folder, part), metadata=footer(part))
+
     def read(part: int, group: int) -> pa.ChunkedArray:
         # A process that was forked from one that had opened the part opens it anew.
-        return open_part(part, os.getpid()).read_row_group(group, columns=["cube"], use_threads=False)["cube"]
+        opened = open_part(part, (os.getpid(), threading.get_ident()))
+        return opened.read_row_group(group, columns=["cube"], use_threads=False)["cube"]
 
     return read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -19,6 +20,7 @@ from raygenesis.workspace.manifest import StoreManifest
 from raygenesis.workspace.manifest_files import MANIFEST
 from raygenesis.workspace.workspace import Workspace
 
+CACHED_GROUPS = 8  # row groups whose cells stay in memory, encoded
 PLACE_COLUMNS = ("pattern_id", "reference", "coordinate")
 
 
@@ -75,7 +77,7 @@ class PatternDataset(torch.utils.data.Dataset[PatternItem]):
     def __getitem__(self, index: int) -> PatternItem:
         part, group, row = (int(column[index]) for column in (self._parts, self._groups, self._rows))
         if self._read is None:
-            self._read = cell_reader(self._folder)
+            self._read = functools.lru_cache(CACHED_GROUPS)(cell_reader(self._folder))
         try:
             cube = decode(memoryview(self._read(part, group)[row].as_buffer()), self._shape)
         except (ValueError, RuntimeError, OSError) as error:

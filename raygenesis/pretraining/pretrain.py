@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import NamedTuple
-
-import ray
-import ray.data
 
 from raygenesis.cluster import capacity, joining
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.networks.network import PretextNetwork, num_parameters
+from raygenesis.networks.network import num_parameters
 from raygenesis.networks.weights.native import save_network
-from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.patterns.source import PatternSource
+from raygenesis.pretraining.closing import ClosingData, ClosingMeasures, measure
 from raygenesis.pretraining.pretexts import pretext_of
-from raygenesis.pretraining.probe import anatomy_retrieval, mean_image_error
-from raygenesis.pretraining.stores import pretext_task, with_store_settings
+from raygenesis.pretraining.stores import pretext_task, stored_patterns, with_store_settings
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.work import pretrain_work, store_size
 from raygenesis.settings import EXECUTION_SETTINGS, PretrainingSettings, Settings, as_yaml
 from raygenesis.text.amounts import size
 from raygenesis.training.experiment import best_of
-from raygenesis.training.feeding import Samples
-from raygenesis.training.file_samples import StoredPatterns
-from raygenesis.training.fit import Feed, Resources, fit_with_ray, samples_from
+from raygenesis.training.file_samples import StoredPatterns, StoredSamples
+from raygenesis.training.fit import Resources, fit_with_ray
 from raygenesis.training.metrics import read_metrics
 from raygenesis.training.records import EpochRow
 from raygenesis.workspace.artifacts import PATTERNS, RUNS
@@ -79,9 +72,10 @@ def pretrain(
     _check_resources(pretraining)
     with stage.claimed():
         publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
-        feeds, where = pattern_feeds(store, pretraining)
-        samples = {key: samples_from(feed, task) for key, feed in feeds.items()}
-        _say_begin(task, samples, where)
+        splits = {"train": TRAINING, "validation": VALIDATION}
+        feeds = {key: stored_patterns(store, pretraining, split) for key, split in splits.items()}
+        samples = {key: feed.open(task.sample_key, task.sample_shape) for key, feed in feeds.items()}
+        _say_begin(task, samples)
         state, num_epochs = fit_with_ray(task, feeds, folder, _resources(pretraining, settings.pretraining_seed))
         history = state["history"]
         if len(history) < task.num_epochs:
@@ -90,9 +84,10 @@ def pretrain(
                 f"ended after {len(history)} of {task.num_epochs} epochs: the held-out loss has not "
                 f"fallen for {pretraining.patience} (pretraining.patience)",
             )
+        measures = measure(task, state["best"], _closing_data(workspace, task, feeds), pretraining.use_gpu)
+        manifest = _manifest(task, history, len(samples["train"]), measures)
         model = task.build()
         model.load_state_dict(state["best"])
-        manifest = _manifest(task, history, samples, _retrieval(workspace, task, model))
         weights = save_network(model, folder, _card_facts(task, manifest))
         manifest = stage.finish(replace(manifest, seconds=watch.seconds))
         _say_end(manifest, num_epochs, weights)
@@ -105,26 +100,6 @@ def _num_epochs_done(folder: Place) -> int:
         return len(read_metrics(folder))
     except WorkspaceError:
         return 0
-
-
-def pattern_feeds(folder: Place, settings: PretrainingSettings) -> tuple[dict[str, Feed], str]:
-    """The selected training and held-out patterns of a store, encoded, and in words where they are.
-
-    They are in Ray's object store where `memory_gib` allows it, and otherwise stay in the files.
-    """
-    selection = (settings.num_neighbours, settings.num_coordinates)
-    splits = {"train": TRAINING, "validation": VALIDATION}
-    sources = {key: PatternSource(folder, where=predicate(split, *selection)) for key, split in splits.items()}
-    num_bytes = sum(source.estimate_inmemory_data_size() for source in sources.values())
-    if num_bytes > settings.memory_gib * 2**30:
-        return (
-            {key: StoredPatterns(folder, split, *selection) for key, split in splits.items()},
-            f"{size(num_bytes)} read from files",
-        )
-    return {
-        key: ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
-        for key, source in sources.items()
-    }, f"{size(num_bytes)} in memory"
 
 
 def _check_resources(settings: PretrainingSettings) -> None:
@@ -157,44 +132,32 @@ def _check_extension(folder: Place, settings: PretrainingSettings) -> None:
         )
 
 
-class Retrieval(NamedTuple):
-    """Anatomy retrieval by the best epoch's weights, and by those that training began with."""
-
-    trained: float | None = None
-    untrained: float | None = None
-
-
-def _retrieval(workspace: Workspace, task: PretextTask, model: PretextNetwork) -> Retrieval:
-    """On discovered held-out patterns, so that all pretext tasks can be compared; None without patterns."""
-    patterns = PATTERNS.read(workspace.patterns)
-    if patterns is None or patterns.cube_shape != task.sample_shape:
-        return Retrieval()
-    where = predicate(VALIDATION, None, task.settings.num_coordinates if task.pretext.store == PATTERNS else None)
-    table = read_patterns(workspace.patterns, TRAINING_COLUMNS, where)
-    samples = Samples([table], task.sample_key, task.sample_shape)
-    return Retrieval(anatomy_retrieval(model.encoder, samples), anatomy_retrieval(task.build().encoder, samples))
+def _closing_data(workspace: Workspace, task: PretextTask, feeds: Mapping[str, StoredPatterns]) -> ClosingData:
+    """Places are those of discovered held-out patterns, so that all pretext tasks can be compared."""
+    patterns, places = PATTERNS.read(workspace.patterns), None
+    if patterns is not None and patterns.cube_shape == task.sample_shape:
+        num_coordinates = task.settings.num_coordinates if task.pretext.store == PATTERNS else None
+        places = StoredPatterns(workspace.patterns, VALIDATION, num_coordinates=num_coordinates)
+    return ClosingData(feeds["train"], feeds["validation"], places)
 
 
 def _manifest(
-    task: PretextTask, history: Sequence[EpochRow], samples: Mapping[str, Samples], retrieval: Retrieval
+    task: PretextTask, history: Sequence[EpochRow], num_patterns: int, measures: ClosingMeasures
 ) -> RunManifest:
     """What the best epoch reached on held-out subjects, and what went wrong."""
     best = best_of(task, history)
-    mean_image = None
-    if task.architecture.restores:
-        mean_image = mean_image_error(samples["train"], samples["validation"], task.held_out_places)
     counts = RunCounts(
-        epochs=len(history), patterns=len(samples["train"]), classes=task.puzzle.num_classes if task.puzzle else 0
+        epochs=len(history), patterns=num_patterns, classes=task.puzzle.num_classes if task.puzzle else 0
     )
     return RunManifest(
         counts=counts, architecture=asdict(task.architecture), store=task.pretext.store.name, epoch=best["epoch"],
         accuracy=best.get("val_accuracy"), chance=task.chance, restoration_mse=best.get("val_restoration"),
-        identity_mse=best.get("val_identity"), mean_image_mse=mean_image,
+        identity_mse=best.get("val_identity"), mean_image_mse=measures.mean_image_mse,
         embedding_variance=best["val_embedding_variance"], effective_rank=best["val_effective_rank"],
-        retrieval=retrieval.trained, retrieval_untrained=retrieval.untrained,
+        retrieval=measures.retrieval, retrieval_untrained=measures.retrieval_untrained,
         contrast=best.get("train_contrast"), contrast_chance=best.get("train_contrast_chance"),
         cross_restoration_mse=best.get("train_cross_restoration"), separation=best.get("val_separation"),
-        warnings=_warnings(task, history, best.get("val_restoration"), mean_image), speed=_speed(history),
+        warnings=_warnings(task, history, best.get("val_restoration"), measures.mean_image_mse), speed=_speed(history),
     )  # fmt: skip
 
 
@@ -228,11 +191,13 @@ def _card_facts(task: PretextTask, manifest: RunManifest) -> dict[str, object]:
     return {**facts, **figures, manifest.store: manifest.counts.patterns}
 
 
-def _say_begin(task: PretextTask, samples: Mapping[str, Samples], where: str) -> None:
+def _say_begin(task: PretextTask, samples: Mapping[str, StoredSamples]) -> None:
     classes = f"{task.puzzle.num_classes} classes; " if task.puzzle else ""
     fewest, most = task.settings.fewest_workers, task.settings.most_workers
     workers = str(most) if fewest == most else f"{fewest} to {most}"
     num_learnt, num_held_out = len(samples["train"]), len(samples["validation"])
+    num_bytes = size(sum(some.num_bytes for some in samples.values()))
+    where = f"{num_bytes} kept in memory" if samples["train"].is_kept else f"{num_bytes} read from files each epoch"
     say(
         "pretrain",
         f"{task.settings.pretext}: {num_learnt} {task.pretext.store.name}, {num_held_out} held out, {where}; {classes}"

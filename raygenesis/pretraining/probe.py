@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.pretraining.restoration import restoration_error
-from raygenesis.training.feeding import Batch, Samples, ordered_batches
+from raygenesis.training.feeding import Batch, Samples
+from raygenesis.training.order import held_out_batches
 
 BATCH_SIZE = 32
 NUM_QUERIES = 256  # whose similarities to all samples are computed at once
@@ -21,8 +22,9 @@ def embed_samples(encoder: ImageEncoder, samples: Samples) -> torch.Tensor:
     """The encoder's vector of each uncorrupted cube, float32 [n, num_features] on the CPU, in the samples' order."""
     encoder.eval()
     device = next((weight.device for weight in encoder.parameters()), torch.device("cpu"))
-    batches = ordered_batches(len(samples), BATCH_SIZE)
-    return torch.cat([encoder.embed(samples.batch(indices).cubes.to(device)).cpu() for indices in batches])
+    batches = held_out_batches(len(samples), BATCH_SIZE, layout=samples.layout)
+    vectors = torch.cat([encoder.embed(batch.on(device).cubes).cpu() for batch in samples.stream([batches])])
+    return vectors[torch.from_numpy(np.argsort(np.concatenate(batches)))]
 
 
 def anatomy_retrieval(encoder: ImageEncoder, samples: Samples) -> float:
@@ -69,9 +71,14 @@ def mean_image_error(
         masked: The voxels of a batch that count, bool like its cubes; all when it returns None.
     """
     total = np.zeros(train.shape, np.float64)
-    for indices in ordered_batches(len(train), BATCH_SIZE):
-        total += train.batch(indices).cubes.double().sum((0, 1)).numpy()
+    for batch in _by_layout(train):
+        total += batch.cubes.double().sum((0, 1)).numpy()
     mean = torch.from_numpy(total / len(train)).float()
-    batches = (validation.batch(indices) for indices in ordered_batches(len(validation), BATCH_SIZE))
-    errors = [restoration_error(mean, batch.cubes, masked(batch)) for batch in batches]
+    errors = [restoration_error(mean, batch.cubes, masked(batch)) for batch in _by_layout(validation)]
     return float(torch.cat(errors).mean())
+
+
+def _by_layout(samples: Samples) -> Iterator[Batch]:
+    """All samples, each once, as they are read best."""
+    for batch in samples.stream([held_out_batches(len(samples), BATCH_SIZE, layout=samples.layout)]):
+        yield batch.on("cpu")

@@ -10,8 +10,10 @@ from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.stages import check_crops, stages_of
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import DiscoverySettings, PretrainingSettings, Scale, Settings, adopt, flatten, settings_from
+from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.trackers import check_trackers
 from raygenesis.workspace.artifacts import CROPS, PATTERNS
+from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import StoreManifest
 
 
@@ -66,6 +68,14 @@ def pretext_task(settings: PretrainingSettings, seed: int, store: StoreManifest)
         check_crops(coordinates, len(scales))
     stages, shape = stages_of(settings, scales), tuple(store.cube_shape)
     return PretextTask(settings, seed, shape, counts.references, coordinates, stages=stages, boxes=boxes)
+
+
+def stored_patterns(folder: Place, settings: PretrainingSettings, split: str) -> StoredPatterns:
+    """The selected patterns of a split, as the settings say that they are read."""
+    return StoredPatterns(
+        folder, split, settings.num_neighbours, settings.num_coordinates, settings.num_decoders, settings.memory_gib,
+        settings.window_groups,
+    )  # fmt: skip
 
 
 def check_pretext(

@@ -16,7 +16,7 @@ Network = Literal[
 NETWORK_DIVISORS = {name: 8 if name in ("unet", "segresnet") else 32 for name in get_args(Network)}
 
 # Settings of pretraining that say how a run is executed: the result does not depend on them.
-EXECUTION_SETTINGS = {"num_workers", "use_gpu", "memory_gib", "checkpoint_seconds", "trackers"}
+EXECUTION_SETTINGS = {"num_workers", "use_gpu", "memory_gib", "num_decoders", "checkpoint_seconds", "trackers"}
 
 
 class PretrainingSettings(Section):
@@ -93,6 +93,11 @@ class PretrainingSettings(Section):
         description="Number of pieces that a batch is split into, processed one after another (gradient accumulation), "
         "to save memory; batch normalisation then sees one piece at a time.",
     )
+    window_groups: Count | None = Field(
+        None,
+        description="Row groups, of 16 patterns each, among whose patterns the training order is random at any time; "
+        "a larger store is read once an epoch, in streams. When null, as many as hold 1 GiB of cubes, or 128.",
+    )
     learning_rate: Positive = Field(1e-3, description="Initial learning rate of the Adam optimiser.")
     classification_learning_rate: Positive | None = Field(
         None, description="Learning rate of the phase of classification alone. When null, `learning_rate`."
@@ -149,8 +154,12 @@ class PretrainingSettings(Section):
     use_gpu: bool = Field(False, description="Train on one GPU per worker (NCCL) instead of CPUs (Gloo).")
     memory_gib: NonNegative = Field(
         4.0,
-        description="Keep patterns in memory on each machine if their compressed size, in GiB, fits; otherwise read "
-        "each batch from the store.",
+        description="Keep patterns in each worker's memory if their compressed size, in GiB, is no more; otherwise "
+        "read them from the store once an epoch. The result does not depend on it.",
+    )
+    num_decoders: Count = Field(
+        1,
+        description="Threads of each worker that read and decode patterns ahead. The result does not depend on it.",
     )
     checkpoint_seconds: NonNegative = Field(
         60.0, description="Seconds between checkpoints: the most work that a crash can lose."

@@ -63,8 +63,9 @@ PATTERNS = Stream("jitter of a visit's patterns (discovery/pattern_boxes.py)", (
 ENCODER_SCANS = Stream("scans that an encoder learns from (discovery/encoders.py)", (), ("num_scans",), True)
 
 # Training, pretraining and its sweeps.
-EPOCH_ORDER = Stream("order of an epoch's samples, by Philox (training/feeding.py)", (), ("epoch",), True)
+EPOCH_ORDER = Stream("order of an epoch's samples, by Philox (training/order.py)", (), ("epoch",), True)
 PAIRS = Stream("pairs of an epoch's patterns (pretraining/pairs.py)", (11,), ("epoch",))
+MEASURED_PATTERNS = Stream("patterns that a finished pretraining is measured on (pretraining/closing.py)", (14,))
 SHUFFLE_BANK = Stream("replays of the local shuffling, of seed 0 (pretraining/corruption_steps.py)")
 SWEEP_SEEDS = Stream("seeds of a sweep's further trainings (sweeps/trial.py)")
 

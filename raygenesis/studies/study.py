@@ -19,7 +19,7 @@ from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.pretraining.stores import check_pretext, pretext_task, with_store_settings
 from raygenesis.settings import PretrainingSettings, Settings, settings_from
 from raygenesis.studies.plan import PlannedInitialisation, StudyPlan
-from raygenesis.training.feeding import cubes_of_epoch
+from raygenesis.training.order import cubes_of_epoch
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.initialisations import (
     RANDOM,

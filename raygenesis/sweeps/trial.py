@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import ray
 import torch
 from ray import tune
 
 from raygenesis.cluster.progress import Stopwatch
 from raygenesis.errors import RaygenesisError
 from raygenesis.patterns.schema import TRAINING, VALIDATION
-from raygenesis.pretraining.stores import pretext_task
+from raygenesis.pretraining.stores import pretext_task, stored_patterns
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import Settings
 from raygenesis.settings.streams import SWEEP_SEEDS
@@ -30,6 +28,7 @@ from raygenesis.training.feeding import Samples
 from raygenesis.training.loop import NO_CALLBACKS, Callbacks, Progress, run_epochs
 from raygenesis.training.workers import Workers
 from raygenesis.transfer.prepared import Prepared
+from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import PatternsManifest
 
 # What is reported to Tune. PROXY: what its schedulers compare, the higher the better, whatever the objective. RECORD:
@@ -66,7 +65,7 @@ def seeds_of(seed: int, num_seeds: int) -> list[int]:
     return [seed, *(int(state) % 2**31 for state in others)][:num_seeds]
 
 
-def run_sweep_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Table]], setup: SweepSetup) -> None:
+def run_sweep_trial(config: dict[str, Any], patterns: Place, setup: SweepSetup) -> None:
     """The trial that Tune runs. It reports a record an epoch where trials are stopped early, and a last one at the end.
 
     An error is reported too, and ends this trial only.
@@ -86,7 +85,7 @@ def run_sweep_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Ta
         tune.report({PROXY: value if objective.mode == "max" else -value, RECORD: record.tree()})
 
     try:
-        report(train_and_measure(begun, ray.get(list(blocks)), setup, report))
+        report(train_and_measure(begun, patterns, setup, report))
     except RaygenesisError as error:
         report(replace(begun, status=FAILED, reason=str(error)))
     except Exception as error:
@@ -95,7 +94,7 @@ def run_sweep_trial(config: dict[str, Any], blocks: Sequence[ray.ObjectRef[pa.Ta
 
 
 def train_and_measure(
-    begun: TrialRecord, tables: Sequence[pa.Table], setup: SweepSetup, report: Callable[[TrialRecord], None]
+    begun: TrialRecord, patterns: Place, setup: SweepSetup, report: Callable[[TrialRecord], None]
 ) -> TrialRecord:
     """Train a trial, and measure the best weights; returns its record, but for its costs.
 
@@ -103,7 +102,7 @@ def train_and_measure(
     worth; nothing is to stop a trial that is at its end.
     """
     task = setup.task(begun.trial)
-    selection = select_rows(tables, task)
+    selection = select_patterns(patterns, task)
     measures: EncoderMeasures | None = None
 
     def record(now: Progress) -> TrialRecord:
@@ -143,14 +142,9 @@ class Selection:
     probe: Samples
 
 
-def select_rows(tables: Sequence[pa.Table], task: PretextTask) -> Selection:
+def select_patterns(folder: Place, task: PretextTask) -> Selection:
     """What a point's task learns from, is validated on and is measured by."""
-    everything = Samples(tables, task.sample_key, task.sample_shape)
-    columns = everything.columns
-    within = columns["coordinate"] < task.num_coordinates
-    near = columns["rank"] < (task.settings.num_neighbours or math.inf)
-    held_out = columns["split"] == VALIDATION
-    return Selection(
-        everything.select((columns["split"] == TRAINING) & within & near), everything.select(held_out & within),
-        everything.select(held_out),
-    )  # fmt: skip
+    train = stored_patterns(folder, task.settings, TRAINING)
+    validation = replace(train, split=VALIDATION)
+    probe = replace(validation, num_neighbours=None, num_coordinates=None)
+    return Selection(*(each.open(task.sample_key, task.sample_shape) for each in (train, validation, probe)))

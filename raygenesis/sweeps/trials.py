@@ -11,14 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray.data
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from raygenesis.cluster.progress import Stopwatch, Ticker, progress
-from raygenesis.patterns.reader import TRAINING_COLUMNS
-from raygenesis.patterns.source import PatternSource
 from raygenesis.sweeps.queue import Queue
 from raygenesis.sweeps.records import FAILED, RUNNING, STOPPED, SweepTrial, TrialRecord
 from raygenesis.sweeps.search import Next
@@ -40,10 +37,8 @@ def run_trials(queue: Queue, setup: SweepSetup, patterns: Place, concurrent: int
     if not isinstance(first, SweepTrial):
         return
     queue.put_back(first)
-    source = PatternSource(patterns, columns=(*TRAINING_COLUMNS, "split"))
-    store = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
     trainable = tune.with_resources(
-        tune.with_parameters(run_sweep_trial, blocks=store.to_arrow_refs(), setup=setup),
+        tune.with_parameters(run_sweep_trial, patterns=patterns, setup=setup),
         {"cpu": CPUS_PER_TRIAL, "gpu": setup.num_gpus},
     )
     # What is finished is in our files; nothing reads what Tune keeps.

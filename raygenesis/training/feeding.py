@@ -1,11 +1,12 @@
-"""From tables of encoded cubes to batches, in an order that depends on seed and epoch alone."""
+"""From encoded cubes to batches: decoded a few ahead, by several threads, and scaled where they are learnt from."""
 
 from __future__ import annotations
 
 import copy
 import queue
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from raygenesis.patterns.cells import DTYPE, STEPS, decode_steps
-from raygenesis.settings.streams import EPOCH_ORDER
-from raygenesis.training.workers import ALONE, Workers
+from raygenesis.training.order import Layout, Rows
 
 PREFETCHED_BATCHES = 2
+LEAST_DECODED = 8  # cubes by a thread at a time
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,32 @@ class Batch:
     columns: dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class StoredBatch:
+    """A batch as it is stored. steps: int16 [n, 1, z, y, x] (2D: [n, 1, y, x]), in steps of 1/STEPS of the cubes."""
+
+    steps: torch.Tensor
+    columns: dict[str, NDArray[Any]]
+
+    def on(self, device: torch.device | str) -> Batch:
+        """The batch on a device, to which half as many bytes are sent as its cubes have."""
+        return Batch(self.steps.to(device, non_blocking=True).float().mul_(1.0 / STEPS), self.columns)
+
+
+Stream = Generator[StoredBatch, None, None]
+
+
 class Samples:
     """Random access to the rows of Arrow tables that hold a `cube` cell.
 
     The tables stay where they are (in Ray's shared memory, when they come from there): workers of one node share
     one encoded copy, and only the cubes of a batch are decoded. Rows are numbered by their `key`, so that
     the order in which tables arrive does not matter.
+
+    num_decoders: threads that decode them.
     """
+
+    num_decoders = 1
 
     def __init__(self, tables: Sequence[pa.Table], key: str, shape: Sequence[int]) -> None:
         tables = [table.combine_chunks() for table in tables if table.num_rows]
@@ -61,6 +81,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self._where)
 
+    @property
+    def layout(self) -> Layout | None:
+        """Where the rows lie, by which they are read; None where they are in memory."""
+        return None
+
     def select(self, keep: NDArray[np.bool_]) -> Samples:
         """The rows where `keep`, bool [rows], is true; the cells are shared."""
         selected = copy.copy(self)
@@ -68,15 +93,35 @@ class Samples:
         selected.columns = {name: column[keep] for name, column in self.columns.items()}
         return selected
 
-    def batch(self, indices: NDArray[np.int64]) -> Batch:
+    def batch(self, indices: Rows) -> Batch:
         """Decode the rows of these numbers. Raises ValueError if a cell does not hold a cube of the expected shape."""
-        cubes = np.empty((len(indices), 1, *self.shape), np.float32)
-        steps = np.empty(self.shape, DTYPE)  # one cube at a time, which stays in the processor's cache
-        for cube, row in zip(cubes, self._where[indices], strict=True):
-            decode_steps(self._cell(int(row)), steps)
-            np.copyto(cube[0], steps)
-            cube *= np.float32(1.0 / STEPS)
-        return Batch(torch.from_numpy(cubes), {name: column[indices] for name, column in self.columns.items()})
+        (stored,) = self.stream([[indices]])
+        return stored.on("cpu")
+
+    def stream(self, epochs: Iterable[Sequence[Rows]]) -> Stream:
+        """Batches of the rows of these numbers, an epoch's after the other's.
+
+        Raises ValueError if a cell does not hold a cube of the expected shape.
+        """
+        with ThreadPoolExecutor(self.num_decoders, "decode") as decoders:
+            for batches in epochs:
+                for indices in batches:
+                    yield self._decoded(indices, [self._cell(int(row)) for row in self._where[indices]], decoders)
+
+    def _decoded(self, indices: Rows, cells: Sequence[memoryview], decoders: Executor) -> StoredBatch:
+        """The batch of the rows of these numbers, from their cells."""
+        steps = np.empty((len(indices), 1, *self.shape), DTYPE)
+
+        def decode(start: int) -> None:
+            for cell, out in zip(cells[start : start + LEAST_DECODED], steps[start:, 0], strict=False):
+                decode_steps(cell, out)
+
+        for _ in decoders.map(decode, range(0, len(cells), LEAST_DECODED)):
+            pass  # raises what a thread raised
+        # At most 4,095: torch computes with signed integers alone.
+        return StoredBatch(
+            torch.from_numpy(steps.view(np.int16)), {name: column[indices] for name, column in self.columns.items()}
+        )
 
     def _cell(self, row: int) -> memoryview:
         """The encoded cube of a row, numbered as the tables came."""
@@ -84,59 +129,12 @@ class Samples:
         return memoryview(self._cells[chunk][row - int(self._starts[chunk])].as_buffer())
 
 
-def cubes_of_epoch(num_samples: int, batch_size: int) -> tuple[int, int]:
-    """Cubes in a batch of training, and in an epoch, which consists of whole batches, of one at least."""
-    batch_size = min(batch_size, num_samples)
-    return batch_size, num_samples // batch_size * batch_size
-
-
-def training_batches(
-    num_samples: int, batch_size: int, seed: int, epoch: int, workers: Workers = ALONE, num_pieces: int = 1
-) -> list[list[NDArray[np.int64]]]:
-    """Rows of one worker's share of each global batch of an epoch, as lists of `num_pieces` arrays of row numbers.
-
-    The epoch's order is one seeded permutation of all samples, and batches are cut into pieces before these are shared,
-    whatever the number of workers. The incomplete last batch is left out (other samples fall there each epoch). Fewer
-    samples than a batch make one smaller batch.
-    """
-    order = np.random.Generator(np.random.Philox(EPOCH_ORDER.sequence(seed, epoch))).permutation(num_samples)
-    return _shares_of(order[:, np.newaxis], batch_size, workers, num_pieces)
-
-
-def paired_batches(
-    pairs: NDArray[np.int64], batch_size: int, workers: Workers = ALONE, num_pieces: int = 1
-) -> list[list[NDArray[np.int64]]]:
-    """Rows of one worker's share of each global batch, as `training_batches` returns them, in the order of pairs.
-
-    The rows of a pair, int64 [p, 2], follow each other in one piece of one worker's share. batch_size: samples, an even
-    number.
-    """
-    return _shares_of(pairs, batch_size // 2, workers, num_pieces)
-
-
-def _shares_of(
-    units: NDArray[np.int64], batch_size: int, workers: Workers, num_pieces: int
-) -> list[list[NDArray[np.int64]]]:
-    """Cut units of rows, int64 [n, rows of a unit], into batches of units, these into pieces, and these into shares."""
-    batch_size, num_units = cubes_of_epoch(len(units), batch_size)
-    return [
-        [np.array_split(piece, workers.world_size)[workers.rank].ravel() for piece in np.array_split(batch, num_pieces)]
-        for batch in (units[start : start + batch_size] for start in range(0, num_units, batch_size))
-    ]
-
-
-def ordered_batches(num_samples: int, batch_size: int, workers: Workers = ALONE) -> list[NDArray[np.int64]]:
-    """Rows of one worker's share of all samples, in order; each sample comes exactly once over the workers."""
-    rows = np.arange(workers.rank, num_samples, workers.world_size)
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-
-
-def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]], pin: bool = False) -> Generator[Batch, None, None]:
-    """Decode batches in a thread, a few ahead; with `pin` into pinned memory, which a GPU copies while it computes."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
+def prefetch(stream: Stream, pin: bool = False) -> Stream:
+    """Take batches from a stream in a thread, a few ahead; with `pin` into memory from which a GPU copies by itself."""
+    ready: queue.Queue[StoredBatch | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
     stopped = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> None:
+    def put(item: StoredBatch | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 return ready.put(item, timeout=0.1)
@@ -145,16 +143,17 @@ def prefetch(samples: Samples, batches: Sequence[NDArray[np.int64]], pin: bool =
 
     def work() -> None:
         try:
-            for indices in batches:
+            for batch in stream:
+                put(StoredBatch(batch.steps.pin_memory(), batch.columns) if pin else batch)
                 if stopped.is_set():
                     return
-                batch = samples.batch(indices)
-                put(Batch(batch.cubes.pin_memory(), batch.columns) if pin else batch)
             put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             put(error)
+        finally:
+            stream.close()
 
-    thread = threading.Thread(target=work, name="decode", daemon=True)
+    thread = threading.Thread(target=work, name="feed", daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:

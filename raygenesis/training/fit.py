@@ -13,6 +13,7 @@ import ray
 import ray.train
 import torch
 from ray.data import Dataset
+from ray.exceptions import RayActorError
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -154,6 +155,12 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
             raise TrainingError(
                 f"{job.experiment.name}: there was no room for its {job.resources.num_workers} worker(s) within "
                 f"{MAX_WAITS} min: run the same command again when the cluster has it"
+            ) from error
+        except RayActorError as error:  # its workers may still be there: nothing is started beside them
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise TrainingError(
+                f"{job.experiment.name}: Ray lost the process that watches over the workers ({reason}): run the same "
+                f"command again, which goes on from step {newest_step(job.folder / CHECKPOINTS) or 0}"
             ) from error
         except TrainingFailedError as error:
             newest = newest_step(job.folder / CHECKPOINTS) or 0

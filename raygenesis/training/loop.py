@@ -8,15 +8,14 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn, cast
 
 import numpy as np
 import torch
 import torch.distributed
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,14 +23,15 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raygenesis.training.experiment import Experiment, TrainingError, best_of
-from raygenesis.training.feeding import (
-    Batch,
-    Samples,
+from raygenesis.training.feeding import Samples, StoredBatch, Stream, prefetch
+from raygenesis.training.order import (
+    Batching,
+    Ordered,
+    Rows,
     cubes_of_epoch,
-    ordered_batches,
-    paired_batches,
-    prefetch,
-    training_batches,
+    epoch_order,
+    held_out_batches,
+    shares_of,
 )
 from raygenesis.training.records import EpochRow, StepRow, TrainingState
 from raygenesis.training.workers import ALONE, Workers, sum_over_workers, synchronise
@@ -163,21 +163,36 @@ def run_epochs(
     run, progress = _Run(experiment, workers, callbacks), _begin(experiment, workers)
     if state is not None:
         progress.load(state)
-    while len(progress.history) < experiment.num_epochs and not experiment.should_stop(progress.history):
-        row = cast(EpochRow, {**_train(run, progress, train), **_evaluate(run, progress.evaluated_model, validation)})
-        if math.isnan(experiment.score(row)):
-            raise TrainingError(
-                f"{experiment.name}: the held-out loss became NaN after epoch {row['epoch'] + 1}: lower the learning "
-                "rate or look for damaged scans"
-            )
-        progress.history.append(row)
-        progress.step, progress.sums = 0, {}
-        if best_of(experiment, progress.history) is row:
-            # A new dictionary of new tensors: a checkpoint that is being written may still hold the old one.
-            weights = progress.evaluated_model.state_dict()
-            progress.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
-        callbacks.on_epoch(progress)
+    with closing(_feed(run, progress, train)) as feed:
+        while len(progress.history) < experiment.num_epochs and not experiment.should_stop(progress.history):
+            trained = _train(run, progress, train, feed)
+            row = cast(EpochRow, {**trained, **_evaluate(run, progress.evaluated_model, validation)})
+            if math.isnan(experiment.score(row)):
+                raise TrainingError(
+                    f"{experiment.name}: the held-out loss became NaN after epoch {row['epoch'] + 1}: lower the "
+                    "learning rate or look for damaged scans"
+                )
+            progress.history.append(row)
+            progress.step, progress.sums = 0, {}
+            if best_of(experiment, progress.history) is row:
+                # A new dictionary of new tensors: a checkpoint that is being written may still hold the old one.
+                weights = progress.evaluated_model.state_dict()
+                progress.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            callbacks.on_epoch(progress)
     return progress
+
+
+def _feed(run: _Run, progress: Progress, train: Samples) -> Stream:
+    """The pieces of all batches that are still to come, of one epoch after the other."""
+
+    first, num_done = len(progress.history), progress.step
+
+    def pieces() -> Iterator[list[Rows]]:
+        for epoch in range(first, run.experiment.num_epochs):
+            batches, _ = _batches(run, train, epoch)
+            yield [piece for batch in batches[num_done if epoch == first else 0 :] for piece in batch]
+
+    return prefetch(train.stream(pieces()), pin=torch.device(run.workers.device).type == "cuda")
 
 
 def _num_samples(experiment: Experiment, train: Samples, epoch: int) -> int:
@@ -199,32 +214,27 @@ def _begin(experiment: Experiment, workers: Workers) -> Progress:
     return Progress(model, experiment.optimizer(model), scaler, average, copy.deepcopy(model.state_dict()))
 
 
-def _train(run: _Run, progress: Progress, train: Samples) -> EpochRow:
+def _train(run: _Run, progress: Progress, train: Samples, feed: Stream) -> EpochRow:
     """Do the steps of an epoch that are not done yet; returns its row without held-out figures."""
     experiment, workers, epoch = run.experiment, run.workers, len(progress.history)
-    num_pieces = experiment.tuning.num_pieces
     phase = experiment.begin_epoch(progress.model, epoch)
     progress.model.train()
     network: nn.Module = progress.model
     if workers.world_size > 1:  # anew in each epoch, as it may train other parameters
         network = DistributedDataParallel(progress.model, broadcast_buffers=False)
-    keep = experiment.learns_from(train.columns, epoch)
-    train = train if keep is None else train.select(keep)
     batches, num_cubes = _batches(run, train, epoch)
-    on_gpu = torch.device(workers.device).type == "cuda"
     begin = time.perf_counter()
-    with closing(prefetch(train, [piece for batch in batches[progress.step :] for piece in batch], pin=on_gpu)) as feed:
-        while progress.step < len(batches):
-            pieces = [next(feed) for _ in range(num_pieces)]
-            waited = time.perf_counter() - begin
-            rate = experiment.learning_rate(epoch, (progress.step + 1) / len(batches))
-            figures = _step(run, progress, network, pieces, num_cubes, rate)
-            seconds, begin = time.perf_counter() - begin, time.perf_counter()
-            _add(progress.sums, {**figures, "seconds": seconds, "waited": waited})
-            row = {"step": progress.steps_done, "epoch": epoch, "phase": phase, "learning_rate": rate, **figures}
-            progress.step, progress.steps_done = progress.step + 1, progress.steps_done + 1
-            row |= {"share": progress.step / len(batches), "cubes": num_cubes, "seconds": seconds, "waited": waited}
-            run.callbacks.on_step(progress, cast(StepRow, row))
+    while progress.step < len(batches):
+        pieces = [next(feed) for _ in range(experiment.tuning.num_pieces)]
+        waited = time.perf_counter() - begin
+        rate = experiment.learning_rate(epoch, (progress.step + 1) / len(batches))
+        figures = _step(run, progress, network, pieces, num_cubes, rate)
+        seconds, begin = time.perf_counter() - begin, time.perf_counter()
+        _add(progress.sums, {**figures, "seconds": seconds, "waited": waited})
+        row = {"step": progress.steps_done, "epoch": epoch, "phase": phase, "learning_rate": rate, **figures}
+        progress.step, progress.steps_done = progress.step + 1, progress.steps_done + 1
+        row |= {"share": progress.step / len(batches), "cubes": num_cubes, "seconds": seconds, "waited": waited}
+        run.callbacks.on_step(progress, cast(StepRow, row))
     seconds, waited = (progress.sums[name][0] for name in TIMES)
     means = {
         # A gradient that was finite in no step has no mean.
@@ -238,24 +248,30 @@ def _train(run: _Run, progress: Progress, train: Samples) -> EpochRow:
     })  # fmt: skip
 
 
-def _batches(run: _Run, train: Samples, epoch: int) -> tuple[list[list[NDArray[np.int64]]], int]:
+def _batches(run: _Run, train: Samples, epoch: int) -> tuple[list[list[Rows]], int]:
     """This worker's share of each batch of an epoch, in pieces, and the cubes of a batch over all workers."""
-    experiment, workers, num_pieces = run.experiment, run.workers, run.experiment.tuning.num_pieces
-    pairs = experiment.pairs(train.columns, epoch)
+    experiment, workers = run.experiment, run.workers
+    batching = Batching(experiment.batch_size, experiment.tuning.num_pieces)
+    keep = experiment.learns_from(train.columns, epoch)
+    chosen = train if keep is None else train.select(keep)
+    pairs = experiment.pairs(chosen.columns, epoch)
     if pairs is None:
-        batches = training_batches(len(train), experiment.batch_size, experiment.seed, epoch, workers, num_pieces)
-        return batches, cubes_of_epoch(len(train), experiment.batch_size)[0]
-    if len(pairs) < workers.world_size * num_pieces:
+        ordered = epoch_order(len(chosen), experiment.seed, epoch, chosen.layout)
+    elif len(pairs) < workers.world_size * batching.num_pieces:
         raise TrainingError(
             f"{experiment.name}: {len(pairs)} pairs of samples of one class from two patients are too few for "
-            f"{workers.world_size} worker(s) and batches in {num_pieces} piece(s): add scans, or lower these numbers"
+            f"{workers.world_size} worker(s) and batches in {batching.num_pieces} piece(s): add scans, or lower these "
+            "numbers"
         )
-    batches = paired_batches(pairs, experiment.batch_size, workers, num_pieces)
-    return batches, cubes_of_epoch(pairs.size, experiment.batch_size)[0]
+    else:
+        ordered = Ordered(pairs)
+    if keep is not None:
+        ordered = replace(ordered, units=np.flatnonzero(keep)[ordered.units])
+    return shares_of(ordered, batching, workers), cubes_of_epoch(ordered.units.size, experiment.batch_size)[0]
 
 
 def _step(
-    run: _Run, progress: Progress, network: nn.Module, pieces: Sequence[Batch], num_cubes: int, rate: float
+    run: _Run, progress: Progress, network: nn.Module, pieces: Sequence[StoredBatch], num_cubes: int, rate: float
 ) -> dict[str, float]:
     """Change the weights by one global batch, of which `pieces` are this worker's; returns means over all workers."""
     experiment, workers, epoch = run.experiment, run.workers, len(progress.history)
@@ -265,10 +281,10 @@ def _step(
     teacher = None if progress.average is None else progress.average.module
     means: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(pieces, 1):
-        share = len(batch.cubes) / num_cubes
+        share = len(batch.steps) / num_cubes
         accumulates = number < len(pieces)
         with network.no_sync() if isinstance(network, DistributedDataParallel) and accumulates else nullcontext():
-            losses = experiment.losses(network, _to(batch, workers.device), epoch, teacher)
+            losses = experiment.losses(network, batch.on(workers.device), epoch, teacher)
             # Workers' gradients are averaged: with this factor to the mean over all samples, however these are shared.
             progress.scaler.scale(losses["loss"] * (share * workers.world_size)).backward()
         for name, value in losses.items():
@@ -297,7 +313,9 @@ def _add(sums: dict[str, list[float]], figures: Mapping[str, float]) -> None:
         sums[name] = [total + value, weight + 1.0] if math.isfinite(value) else [total, weight]
 
 
-def _fail(run: _Run, figures: Mapping[str, float], own_loss: float, pieces: Sequence[Batch], epoch: int) -> NoReturn:
+def _fail(
+    run: _Run, figures: Mapping[str, float], own_loss: float, pieces: Sequence[StoredBatch], epoch: int
+) -> NoReturn:
     """Raise TrainingError, on all workers, for a loss or gradient that is not finite; those at fault keep the batch."""
     experiment, loss = run.experiment, figures["loss"]
     what = f"the loss became {loss}"
@@ -310,11 +328,11 @@ def _fail(run: _Run, figures: Mapping[str, float], own_loss: float, pieces: Sequ
             name: torch.cat([torch.from_numpy(piece.columns[name]) for piece in pieces])
             for name, column in pieces[0].columns.items() if column.dtype.kind in "iu"
         }  # fmt: skip
-        tensors = {"cubes": torch.cat([piece.cubes for piece in pieces])} | columns
+        tensors = {"cubes": torch.cat([piece.on("cpu").cubes for piece in pieces])} | columns
         facts = {"experiment": experiment.name, "epoch": str(epoch), "seed": str(experiment.seed), "what": what}
         publish(path, lambda aside: save_file(tensors, aside, facts))
         kept = f" (its cubes and their ids are kept in {path})"
-    size = sum(len(piece.cubes) for piece in pieces)
+    size = sum(len(piece.steps) for piece in pieces)
     raise TrainingError(
         f"{experiment.name}: {what} in epoch {epoch + 1} with a batch of {size}{kept}: lower the learning rate or look "
         "for damaged scans"
@@ -326,14 +344,12 @@ def _evaluate(run: _Run, model: nn.Module, samples: Samples) -> dict[str, float]
     """Held-out figures of an epoch's row."""
     model.eval()
     sums: dict[str, torch.Tensor] = {}
-    for batch in prefetch(samples, ordered_batches(len(samples), run.experiment.batch_size, run.workers)):
-        for name, value in run.experiment.evaluate(model, _to(batch, run.workers.device)).items():
-            sums[name] = sums.get(name, 0.0) + value.double()
+    batches = held_out_batches(len(samples), run.experiment.batch_size, run.workers, samples.layout)
+    with closing(prefetch(samples.stream([batches]))) as feed:
+        for batch in feed:
+            for name, value in run.experiment.evaluate(model, batch.on(run.workers.device)).items():
+                sums[name] = sums.get(name, 0.0) + value.double()
     totals = sum_over_workers(sums, run.workers.world_size)
     count = totals.pop("count")
     figures = run.experiment.figures({name: total / count for name, total in totals.items()})
     return {f"val_{name}": value for name, value in figures.items()}
-
-
-def _to(batch: Batch, device: torch.device | str) -> Batch:
-    return Batch(batch.cubes.to(device, non_blocking=True), batch.columns)

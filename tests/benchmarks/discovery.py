@@ -22,11 +22,7 @@ import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.train
 import torch
-from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
 from scipy import ndimage
 
 from raygenesis.archive.catalogue import read_catalogue
@@ -34,7 +30,6 @@ from raygenesis.archive.geometry import best_level
 from raygenesis.archive.ingest import ingest
 from raygenesis.archive.source import parts_of
 from raygenesis.archive.store import folder_bytes, volume_folder
-from raygenesis.cluster import capacity, joining
 from raygenesis.cluster.streams import StreamProgress, write_parts
 from raygenesis.demo.population import write_population
 from raygenesis.discovery.coarse_scans import coarse_cubes
@@ -45,14 +40,9 @@ from raygenesis.discovery.exact import Neighbours, exact_search, is_exact_cheape
 from raygenesis.discovery.index import merge, search_shard
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import DTYPE, STEPS, decode_steps
-from raygenesis.patterns.reader import predicate, read_patterns
-from raygenesis.patterns.schema import TRAINING
-from raygenesis.patterns.source import PatternSource
+from raygenesis.patterns.reader import read_patterns
 from raygenesis.patterns.writer import part_path
-from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import IndexSettings, Settings, load_settings
-from raygenesis.training.feeding import prefetch, training_batches
-from raygenesis.training.fit import samples_from
 from raygenesis.workspace.artifacts import PATTERNS
 from raygenesis.workspace.workspace import Workspace
 from tests.support.data import HEADS
@@ -76,7 +66,6 @@ def main(sections: list[str]) -> None:
             cropping(workspace, scans, settings)
         if "streaming" in sections:
             streaming(workspace, settings, folder)
-            feeding(workspace, settings)
         if "embedding" in sections:
             embedding(workspace, folder)
         if "neighbours" in sections:
@@ -209,54 +198,6 @@ def streaming(workspace: Workspace, settings: Settings, folder: Path) -> None:
     for name, seconds in found.items():
         against = found["ours, float32 in [0, 1]" if "float" in name else "ours"]
         print(f"  {name:28} {raw.nbytes / 2**20 / seconds:8.0f} MiB/s  ours {seconds / against:.2f} times")
-
-
-def feeding(workspace: Workspace, settings: Settings) -> None:
-    """Batches a second from the store in a plain loop, and in a Ray Train worker that Ray Data feeds."""
-    shape = settings.discovery.cube_shape
-    task = PretextTask(settings.pretraining, 0, shape, 1, settings.discovery.num_coordinates)
-    joining.connect()
-    source = PatternSource(workspace.patterns, where=predicate(TRAINING))
-    dataset = ray.data.read_datasource(source, override_num_blocks=source.num_parts).materialize()
-    plain = _batches_per_s(task, samples_from(dataset, task))
-    trainer = TorchTrainer(
-        _feeding_worker, train_loop_config={"task": task}, datasets={"train": dataset},
-        scaling_config=ScalingConfig(num_workers=1),
-    )  # fmt: skip
-    under_ray = trainer.fit().return_value
-    print(f"\nrandom batches of {BATCH} cubes for training, a second (share of the plain loop that is lost)")
-    for name in plain:
-        lost = 1 - under_ray[name] / plain[name]
-        print(f"  {name:24} plain loop {plain[name]:7.1f}   Ray Train worker {under_ray[name]:7.1f}   lost {lost:.1%}")
-
-
-def _feeding_worker(config: dict) -> dict[str, float]:
-    return _batches_per_s(config["task"], samples_from(ray.train.get_dataset_shard("train"), config["task"]))
-
-
-def _batches_per_s(task: PretextTask, samples) -> dict[str, float]:
-    torch.set_num_threads(capacity.threads_per_worker(1))
-    model = task.build()
-    optimizer = task.optimizer(model)
-    batches = [indices for (indices,) in training_batches(len(samples), BATCH, 0, 0)]
-
-    def step(batch) -> None:
-        losses = task.losses(model, batch, task.num_epochs - 1)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        optimizer.step()
-
-    found = {}
-    for name, work, num in (("nothing else to do", None, 200), ("beside the joint step", step, 3)):
-        rates = []
-        for _ in range(4 if work is None else 6):
-            begin = time.perf_counter()
-            for batch in prefetch(samples, batches[:num]):
-                if work is not None:
-                    work(batch)
-            rates.append(min(num, len(batches)) / (time.perf_counter() - begin))
-        found[name] = statistics.median(rates[1:])
-    return found
 
 
 def embedding(workspace: Workspace, folder: Path) -> None:

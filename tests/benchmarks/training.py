@@ -2,8 +2,7 @@
 
 The plain loops run in processes of their own, with the memory allocation of our workers: one as a user would write it,
 two that share each batch by torch's DistributedDataParallel. Prints cubes per second and ratios, the seconds that Ray
-costs outside the epochs, what a checkpoint costs a step, what reading from files costs, and batches a second where
-Ray Data's workers decode the cubes instead of the training process.
+costs outside the epochs, what a checkpoint costs a step, and what reading from files costs.
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,17 +26,17 @@ from scipy import ndimage
 from torch.nn.parallel import DistributedDataParallel
 
 from raygenesis.cluster import capacity, fan_out, joining
-from raygenesis.patterns.cells import DTYPE, STEPS, decode, encode
+from raygenesis.patterns.cells import DTYPE, STEPS, encode
 from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, TRAINING, VALIDATION
-from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import write_part
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import load_settings
-from raygenesis.training.feeding import Batch, Samples, prefetch, training_batches
+from raygenesis.training.feeding import Samples
 from raygenesis.training.file_samples import StoredPatterns
-from raygenesis.training.fit import Resources, fit_with_ray, samples_from
+from raygenesis.training.fit import Resources, fit_with_ray
 from raygenesis.training.metrics import read_metrics
+from raygenesis.training.order import Batching, epoch_order, shares_of
 from raygenesis.training.workers import Workers
 from raygenesis.workspace.manifest import StoreCounts, StoreManifest
 from raygenesis.workspace.manifest_files import write_manifest
@@ -51,21 +48,17 @@ PORT = 29511
 
 
 def main() -> None:
-    import ray.data  # after raygenesis, which gives it its settings
-
     task = _task()
     joining.connect()
     rates: dict[str, list[float]] = {}
     once = []
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch, "patterns")
-        _write_store(store, task.sample_shape)
+        write_store(store, task.sample_shape)
         splits = {"train": TRAINING, "validation": VALIDATION}
-        in_memory = {
-            key: ray.data.read_datasource(PatternSource(store, where=predicate(split))).materialize()
-            for key, split in splits.items()
-        }
-        in_files = {key: StoredPatterns(store, split) for key, split in splits.items()}
+        in_memory, in_files = (
+            {key: StoredPatterns(store, split, memory_gib=gib) for key, split in splits.items()} for gib in (1, 0)
+        )
         rare = Resources(checkpoint_seconds=3600)
         ways = {
             "under Ray Train": (in_memory, rare),
@@ -87,42 +80,6 @@ def main() -> None:
                     once.append(total - sum(row["seconds"] for row in rows))
                     waited = sum(row["waited"] for row in read_steps(folder)) / sum(row["seconds"] for row in rows)
         _print(task, rates, once, waited)
-        _decoding(task, in_memory["train"])
-
-
-def _decoding(task: PretextTask, dataset: Any) -> None:
-    """Print the cubes a second of both ways to decode, with nothing else to do and beside the joint step."""
-    samples = samples_from(dataset, task)
-    shape = task.sample_shape
-    model = task.build().train()
-    optimizer = task.optimizer(model)
-
-    def decoded(table: pa.Table) -> dict[str, np.ndarray]:
-        cubes = np.stack([decode(memoryview(cell.as_buffer()), shape)[None] for cell in table["cube"]])
-        return {"cube": cubes} | {name: table[name].to_numpy() for name in ("pattern_id", "reference", "coordinate")}
-
-    def here() -> Iterator[Batch]:
-        return prefetch(samples, [rows for (rows,) in training_batches(len(samples), task.batch_size, task.seed, 0)])
-
-    def by_ray_data() -> Iterator[Batch]:
-        mapped = dataset.map_batches(decoded, batch_format="pyarrow", batch_size=task.batch_size)
-        for batch in mapped.iter_batches(batch_size=task.batch_size, drop_last=True, batch_format="numpy"):
-            yield Batch(torch.from_numpy(np.ascontiguousarray(batch.pop("cube"))), batch)
-
-    def step(batch: Batch) -> None:
-        losses = task.losses(model, batch, 0)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        optimizer.step()
-
-    for what, work in (("nothing else to do", lambda batch: None), ("beside the joint step", step)):
-        for name, feed in (("in the training process", here), ("by Ray Data", by_ray_data)):
-            found = []
-            for _ in range(ROUNDS + 1):
-                begin = time.perf_counter()
-                num_cubes = sum(len((batch, work(batch))[0].cubes) for batch in feed())
-                found.append(num_cubes / (time.perf_counter() - begin))
-            print(f"decoded {name}, {what}: {statistics.median(found[1:]):.1f} cubes/s")
 
 
 def _cubes_per_s(seconds: float, task: PretextTask) -> float:
@@ -159,7 +116,7 @@ def plain_loop(store: Path, world_size: int, rank: int) -> None:
     for epoch in range(EPOCHS):
         task.begin_epoch(model, epoch)
         begin = time.perf_counter()
-        for (indices,) in training_batches(len(train), task.batch_size, task.seed, epoch, workers):
+        for (indices,) in shares_of(epoch_order(len(train), task.seed, epoch), Batching(task.batch_size), workers):
             losses = task.losses(network, train.batch(indices), epoch)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
@@ -177,14 +134,17 @@ def _task() -> PretextTask:
     return PretextTask(settings.pretraining, settings.seed, settings.discovery.cube_shape, 1, NUM_COORDINATES)
 
 
-def _write_store(folder: Path, shape: tuple[int, ...]) -> None:
-    """A pattern store of smooth noise."""
+def write_store(
+    folder: Path, shape: tuple[int, ...], num_training: int = NUM_TRAINING, num_validation: int = NUM_VALIDATION
+) -> None:
+    """A pattern store of smooth noise, a part a split."""
     folder.mkdir()
     generator = np.random.default_rng(0)
-    for part, (split, count) in enumerate(((TRAINING, NUM_TRAINING), (VALIDATION, NUM_VALIDATION))):
+    images = [ndimage.gaussian_filter(generator.random(shape, np.float32), 2) for _ in range(NUM_TRAINING)]
+    for part, (split, count) in enumerate(((TRAINING, num_training), (VALIDATION, num_validation))):
         rows = []
         for number in range(count):
-            cube = ndimage.gaussian_filter(generator.random(shape, np.float32), 2)
+            cube = images[number % len(images)]
             cube = (cube - cube.min()) / np.ptp(cube)
             row = dict.fromkeys(PATTERN.names, 0) | {
                 "pattern_id": part << 32 | number,
@@ -197,8 +157,8 @@ def _write_store(folder: Path, shape: tuple[int, ...]) -> None:
             rows.append(row | {name: [] for name in PATTERN.names if name.endswith(("_mm", "_voxels"))})
         write_part(folder, part, pa.Table.from_pylist(rows, PATTERN))
     counts = StoreCounts(
-        patterns=NUM_TRAINING + NUM_VALIDATION, validation=NUM_VALIDATION, volumes=0, parts=2, failures=0, references=1,
-        coordinates=NUM_COORDINATES, neighbours=-(-NUM_TRAINING // NUM_COORDINATES),
+        patterns=num_training + num_validation, validation=num_validation, volumes=0, parts=2, failures=0, references=1,
+        coordinates=NUM_COORDINATES, neighbours=-(-num_training // NUM_COORDINATES),
     )  # fmt: skip
     facts = {"cube_shape": tuple(shape), "cube_dtype": DTYPE.str, "cube_steps": STEPS, "raw_bytes": 0}
     write_manifest(folder, StoreManifest(fingerprint="made up", counts=counts, **facts))

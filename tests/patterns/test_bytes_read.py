@@ -11,8 +11,9 @@ import pytest
 from raygenesis import PatternDataset
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import part_path
+from raygenesis.training.file_samples import StoredPatterns
+from raygenesis.training.order import held_out_batches
 from tests.support.stores import StorePlan
 
 K, C = 16, 32
@@ -71,11 +72,12 @@ def test_of_a_part_that_is_ruled_out_only_the_footer_is_read(store: Path) -> Non
     assert 0.95 * needed < num_bytes < needed + 0.03 * others
 
 
-def test_the_sources_tasks_and_the_dataset_read_no_more(store: Path) -> None:
+def test_the_samples_of_training_and_the_dataset_read_no_more(store: Path) -> None:
     everything, _ = bytes_read(store, COLUMNS)
-    where = predicate(TRAINING, K // 4, C // 4)
     before = bytes_so_far()
-    num_rows = sum(table.num_rows for task in PatternSource(store, where=where).get_read_tasks(1) for table in task())
+    samples = StoredPatterns(store, TRAINING, K // 4, C // 4).open("pattern_id", PLAN.shape)
+    rows = held_out_batches(len(samples), 16, layout=samples.layout)
+    num_rows = sum(len(batch.steps) for batch in samples.stream([rows]))
     between = bytes_so_far()
     dataset = PatternDataset(store, TRAINING, K // 4, C // 4)
     for number in range(len(dataset)):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from raygenesis import PatternDataset
 from raygenesis.errors import SettingsError, WorkspaceError
-from raygenesis.patterns.cell_reader import CACHED_GROUPS
+from raygenesis.patterns.dataset import CACHED_GROUPS
 from raygenesis.patterns.schema import ROWS_PER_GROUP, TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path
 from tests.support.stores import StorePlan, noise, write_store

@@ -18,9 +18,8 @@ import xxhash
 
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.cells import decode, encode
-from raygenesis.patterns.reader import TRAINING_COLUMNS, predicate, read_patterns
+from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, TRAINING, VALIDATION, PatternRow
-from raygenesis.patterns.source import PatternSource
 from raygenesis.patterns.writer import checksum, part_path, read_whole_part, write_part
 from raygenesis.workspace.files import BLOCK_BYTES
 from tests.support.stores import finish_parts
@@ -141,39 +140,21 @@ def test_a_part_whose_scans_were_all_damaged_is_empty_and_harmless(store, tmp_pa
 
 def test_a_store_without_a_manifest_is_none(tmp_path):
     write_part(tmp_path, 0, pa.Table.from_pylist(PARTS[0], PATTERN))
-    for read in (read_patterns, PatternSource):
-        with pytest.raises(WorkspaceError, match="raygenesis discover"):
-            read(tmp_path)
+    with pytest.raises(WorkspaceError, match="raygenesis discover"):
+        read_patterns(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("where", "num_parts"),
-    [
-        (None, 3), (predicate(TRAINING, 7, 3), 2), (predicate(TRAINING, 5), 1), (predicate(VALIDATION, 1), 1),
-        (predicate(TRAINING, K, 0), 1),
-    ],
-)  # fmt: skip
-def test_the_source_for_ray_has_a_task_for_each_part_that_is_needed_and_reads_the_same(store, where, num_parts):
-    source = PatternSource(store, where=where)
-    tasks = source.get_read_tasks(parallelism=1)
-    assert len(tasks) == source.num_parts == num_parts
-    table = pa.concat_tables(table for task in tasks for table in task())
-    assert table.equals(read_patterns(store, TRAINING_COLUMNS, where))
-    assert source.estimate_inmemory_data_size() >= table.num_rows * 64
-
-
-@pytest.mark.parametrize("read", [read_patterns, PatternSource])
 @pytest.mark.parametrize(("name", "verb"), [("patterns", "discover"), ("crops", "crop")])
-def test_a_part_that_is_cut_short_or_missing_is_named_with_the_remedy(store, tmp_path, read, name, verb):
+def test_a_part_that_is_cut_short_or_missing_is_named_with_the_remedy(store, tmp_path, name, verb):
     shutil.copytree(store, tmp_path / name)
     part = part_path(tmp_path / name, 1)
     part.write_bytes(part.read_bytes()[:-100])
     remedy = rf"remove it and {part.parent / 'manifest.json'}, then run `raygenesis {verb}`"
     with pytest.raises(WorkspaceError, match=rf"{part} is damaged \(.*\): {remedy}"):
-        read(part.parent)
+        read_patterns(part.parent)
     part.unlink()
     with pytest.raises(WorkspaceError, match=rf"{part} is missing: remove .*, then run `raygenesis {verb}`"):
-        read(part.parent)
+        read_patterns(part.parent)
 
 
 @pytest.mark.parametrize(("name", "option"), [("patterns", ""), ("crops", " --store crops")])
@@ -237,7 +218,4 @@ def test_files_that_are_no_part_of_the_store_are_not_read(store, tmp_path):
         write_part(tmp_path, number, pa.Table.from_pylist(rows, PATTERN))
     finish_parts(tmp_path, 2, SHAPE)
     (tmp_path / ".part-000001.parquet.0123abcd").write_bytes(b"half a part")
-    expected = PARTS[0] + PARTS[1]
-    assert read_patterns(tmp_path).to_pylist() == expected
-    tables = [table for task in PatternSource(tmp_path).get_read_tasks(1) for table in task()]
-    assert sum(table.num_rows for table in tables) == len(expected)
+    assert read_patterns(tmp_path).to_pylist() == PARTS[0] + PARTS[1]

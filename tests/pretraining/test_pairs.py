@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from raygenesis.pretraining.pairs import epoch_pairs, pair_up
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings
-from raygenesis.training.feeding import cubes_of_epoch, paired_batches
+from raygenesis.training.order import cubes_of_epoch
 from raygenesis.training.workers import Workers
+from tests.support.orders import paired_batches
 from tests.support.synthetic import pattern_table, samples
 
 

@@ -15,11 +15,11 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings, Scale, settings_from
 from raygenesis.training.checkpoints import copy_state
 from raygenesis.training.experiment import TrainingError, best_of
-from raygenesis.training.feeding import training_batches
 from raygenesis.training.loop import Callbacks, run_epochs
 from raygenesis.training.workers import Workers
 from raygenesis.workspace.artifacts import CROPS, PATTERNS
 from tests.support.experiments import equal, without_timings
+from tests.support.orders import training_batches
 from tests.support.stores import StorePlan
 from tests.support.synthetic import pattern_table, samples
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -16,13 +15,19 @@ from raygenesis.sweeps.measures import measures_of
 from raygenesis.sweeps.objectives import OBJECTIVES, check_objective
 from raygenesis.sweeps.records import SweepTrial
 from raygenesis.sweeps.space import Range, Space
-from raygenesis.sweeps.trial import seeds_of, select_rows
+from raygenesis.sweeps.trial import seeds_of, select_patterns
 from raygenesis.training.feeding import Samples
 from tests.support.planar import SHAPE, ramp, settings_of
 from tests.support.stores import StorePlan
 
 PLAN = StorePlan(references=1, coordinates=4, neighbours=6, held_out=3, scales=1, shape=SHAPE, cube=ramp)
-TABLES = [pa.Table.from_pylist(part) for part in PLAN.parts()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("store") / "patterns"
+    PLAN.write(made)
+    return made
 
 
 class Known(nn.Module):
@@ -38,17 +43,19 @@ def task_of(num_neighbours: int | None, num_coordinates: int) -> PretextTask:
     return PretextTask(settings.pretraining, 0, SHAPE, 1, num_coordinates)
 
 
-def test_k_and_c_select_what_is_learnt_from_and_never_the_probe() -> None:
-    small, whole = select_rows(TABLES, task_of(2, 1)), select_rows(TABLES, task_of(None, 4))
+def test_k_and_c_select_what_is_learnt_from_and_never_the_probe(folder: Path) -> None:
+    small, whole = select_patterns(folder, task_of(2, 1)), select_patterns(folder, task_of(None, 4))
     assert (len(small.train), len(small.validation), len(small.probe)) == (2 * 1, 3 * 1, 3 * 4)
     assert (len(whole.train), len(whole.validation), len(whole.probe)) == (6 * 4, 3 * 4, 3 * 4)
     assert small.probe.columns["pattern_id"].tolist() == whole.probe.columns["pattern_id"].tolist()
-    assert set(small.train.columns["split"]) == {"training"} and set(small.probe.columns["split"]) == {"validation"}
+    ids = {row["pattern_id"]: row["split"] for part in PLAN.parts() for row in part}
+    assert {ids[number] for number in small.train.columns["pattern_id"]} == {"training"}
+    assert {ids[number] for number in small.probe.columns["pattern_id"]} == {"validation"}
 
 
-def test_measures_of_encoders_whose_answers_are_known() -> None:
+def test_measures_of_encoders_whose_answers_are_known(folder: Path) -> None:
     """The ramps of odd coordinates rise along the last axis, of even ones along the first: two kinds of places."""
-    probe: Samples = select_rows(TABLES, task_of(None, 4)).probe
+    probe: Samples = select_patterns(folder, task_of(None, 4)).probe
     probe.columns["label"] = probe.columns["coordinate"] % 2
 
     def direction(cubes: torch.Tensor) -> torch.Tensor:

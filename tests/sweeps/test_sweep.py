@@ -84,10 +84,10 @@ def test_trials_that_fail_or_are_killed_cost_no_others(
 ) -> None:
     real = trials.run_sweep_trial
 
-    def killed(config: dict[str, Any], blocks: Any, setup: Any) -> None:
+    def killed(config: dict[str, Any], patterns: Any, setup: Any) -> None:
         if config["point"]["learning_rate"] == 0.5:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(config, blocks, setup)
+        real(config, patterns, setup)
 
     monkeypatch.setattr(trials, "run_sweep_trial", killed)
     rates = space_file(tmp_path, {"pretraining.learning_rate": [1e30, 0.5, 1e-3]})
@@ -248,7 +248,7 @@ EPOCHS = 8
 def made_up(value_of: Callable[[dict[str, Any]], float]) -> Callable[..., None]:
     """A trial that trains nothing: its measure is known, and it takes its time."""
 
-    def run(config: dict[str, Any], blocks: Any, setup: Any) -> None:
+    def run(config: dict[str, Any], patterns: Any, setup: Any) -> None:
         for epoch in range(1, EPOCHS + 1):
             time.sleep(0.05)
             record = TrialRecord(

@@ -1,4 +1,4 @@
-"""Feeding: the order belongs to seed and epoch, whoever shares the work; cubes arrive whole; threads end."""
+"""Feeding: cubes arrive whole, as they are stored; threads end."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from raygenesis.patterns.cells import decode, encode
-from raygenesis.training.feeding import (
-    PREFETCHED_BATCHES,
-    Samples,
-    cubes_of_epoch,
-    ordered_batches,
-    prefetch,
-    training_batches,
-)
-from raygenesis.training.workers import Workers
+from raygenesis.patterns.cells import STEPS, decode, encode
+from raygenesis.training.feeding import PREFETCHED_BATCHES, Samples, StoredBatch, prefetch
 from tests.support.synthetic import pattern_table
 
 SHAPE = (8, 8, 8)
@@ -96,124 +86,72 @@ def test_a_cell_of_another_shape_is_an_error():
         samples([table]).batch(np.array([0]))
 
 
-# --- the order of training ------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.integers(24, 300), st.sampled_from([24, 25, 32, 64]), st.integers(0, 5), st.integers(0, 50), st.integers(1, 4),
-    st.integers(1, 6),
-)  # fmt: skip
-def test_any_number_of_workers_shares_the_same_pieces_of_the_same_batches(
-    num_samples, batch_size, seed, epoch, num_pieces, world_size
-):
-    alone = training_batches(num_samples, batch_size, seed, epoch, num_pieces=num_pieces)
-    ranks = range(world_size)
-    shares = [
-        training_batches(num_samples, batch_size, seed, epoch, Workers(rank=rank, world_size=world_size), num_pieces)
-        for rank in ranks
-    ]
-    assert {len(share) for share in shares} == {len(alone)} == {max(1, num_samples // batch_size)}
-    for batch, *parts in zip(alone, *shares, strict=True):
-        assert len(batch) == num_pieces
-        for piece, *own in zip(batch, *parts, strict=True):
-            assert np.concatenate(own).tolist() == piece.tolist()
-            # Nobody waits for nothing, and for one cube at the most.
-            assert min(map(len, own)) >= 1 and max(map(len, own)) - min(map(len, own)) <= 1
-    # Pieces change nothing in what a batch is.
-    whole = training_batches(num_samples, batch_size, seed, epoch)
-    for batch, (indices,) in zip(alone, whole, strict=True):
-        assert np.concatenate(batch).tolist() == indices.tolist()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 160), st.integers(0, 50))
-def test_every_sample_is_seen_at_most_once_an_epoch_and_only_a_rest_is_left_out(num_samples, batch_size, epoch):
-    batches = [indices for (indices,) in training_batches(num_samples, batch_size, 0, epoch)]
-    seen = np.concatenate(batches)
-    assert len(set(seen.tolist())) == len(seen) and set(seen.tolist()) <= set(range(num_samples))
-    assert num_samples - len(seen) < batch_size
-    assert {len(batch) for batch in batches} == {min(batch_size, num_samples)}
-    assert cubes_of_epoch(num_samples, batch_size) == (len(batches[0]), len(seen))
-
-
-def test_fewer_samples_than_a_batch_make_one_smaller_batch():
-    ((batch,),) = training_batches(5, 64, 0, 0)
-    assert sorted(batch.tolist()) == [0, 1, 2, 3, 4]
-
-
-def test_the_order_is_the_seeds_and_another_each_epoch():
-    def orders(seed):
-        return [np.concatenate(training_batches(96, 8, seed, epoch), None).tolist() for epoch in range(20)]
-
-    assert orders(0) == orders(0)
-    every = orders(0) + orders(1)
-    assert len({tuple(order) for order in every}) == 40
-
-
-def test_other_samples_are_left_out_each_epoch():
-    seen = [np.concatenate(training_batches(10, 4, 0, epoch), None).tolist() for epoch in range(50)]
-    left_out = [set(range(10)) - set(rows) for rows in seen]
-    assert all(len(rest) == 2 for rest in left_out)
-    assert set.union(*left_out) == set(range(10))
-
-
-@pytest.mark.parametrize(("num_samples", "world_size"), [(23, 1), (23, 2), (23, 4), (8, 4), (3, 4), (0, 2)])
-def test_in_order_every_sample_comes_once_over_the_workers(num_samples, world_size):
-    shares = [ordered_batches(num_samples, 4, Workers(rank=rank, world_size=world_size)) for rank in range(world_size)]
-    assert sorted(row for share in shares for batch in share for row in batch) == list(range(num_samples))
-    assert all(0 < len(batch) <= 4 for share in shares for batch in share)
-    assert all((np.diff(np.concatenate(share)) > 0).all() for share in shares if share)
-
-
 # --- prefetching ----------------------------------------------------------------------------------
 
 
 class Counting:
-    """Samples that count what they were asked for, and fail at one batch."""
+    """A stream that counts how many batches were asked for, and fails at one."""
 
     def __init__(self, fails_at=None):
-        self.asked, self.fails_at = 0, fails_at
+        self.asked, self.fails_at, self.is_closed = 0, fails_at, False
 
-    def batch(self, indices):
-        if self.asked == self.fails_at:
-            raise KeyError("a damaged cell")
-        self.asked += 1
-        return indices
+    def stream(self, number):
+        try:
+            for place in range(number):
+                if self.asked == self.fails_at:
+                    raise KeyError("a damaged cell")
+                self.asked += 1
+                yield StoredBatch(torch.tensor([place]), {})
+        finally:
+            self.is_closed = True
 
 
-def decoding():
-    return [thread for thread in threading.enumerate() if thread.name == "decode"]
+def feeding():
+    return [thread for thread in threading.enumerate() if thread.name == "feed"]
 
 
 def test_prefetched_batches_come_in_order_and_the_thread_ends():
-    batches = [np.array([n]) for n in range(20)]
-    assert [int(batch[0]) for batch in prefetch(Counting(), batches)] == list(range(20))
-    assert not decoding()
-    assert list(prefetch(Counting(), [])) == []
+    assert [int(batch.steps) for batch in prefetch(Counting().stream(20))] == list(range(20))
+    assert not feeding()
+    assert list(prefetch(Counting().stream(0))) == []
 
 
 def test_an_error_in_the_thread_is_raised_where_the_batches_are_used():
-    feed = prefetch(Counting(fails_at=3), [np.array([n]) for n in range(20)])
+    feed = prefetch(Counting(fails_at=3).stream(20))
     seen = [next(feed) for _ in range(3)]
     assert len(seen) == 3
     with pytest.raises(KeyError, match="a damaged cell"):
         next(feed)
-    assert not decoding()
+    assert not feeding()
 
 
-def test_a_consumer_that_leaves_early_stops_the_thread_a_few_batches_ahead():
+def test_a_consumer_that_leaves_early_stops_the_thread_a_few_batches_ahead_and_closes_the_stream():
     source = Counting()
-    feed = prefetch(source, [np.array([n]) for n in range(1000)])
+    feed = prefetch(source.stream(1000))
     next(feed)
-    assert decoding()
+    assert feeding() and not source.is_closed
     feed.close()
-    assert not decoding()
+    assert not feeding() and source.is_closed
     assert source.asked <= PREFETCHED_BATCHES + 2
 
 
 def test_nothing_is_decoded_before_the_first_batch_is_asked_for():
     source = Counting()
-    feed = prefetch(source, [np.array([0])])
-    assert not decoding() and source.asked == 0
+    feed = prefetch(source.stream(1))
+    assert not feeding() and source.asked == 0
     feed.close()
+
+
+@pytest.mark.parametrize("num_decoders", [1, 3])
+def test_a_stream_has_the_batches_of_all_epochs_as_they_are_stored(num_decoders):
+    some = samples([pattern_table(40)])
+    some.num_decoders = num_decoders
+    epochs = [[np.arange(25), np.arange(3)], [], [np.array([39, 0, 39])]]
+    found = list(some.stream(iter(epochs)))
+    wanted = [indices for batches in epochs for indices in batches]
+    assert [batch.steps.dtype for batch in found] == [torch.int16] * 3
+    for batch, indices in zip(found, wanted, strict=True):
+        expected = some.batch(indices)
+        assert torch.equal(batch.on("cpu").cubes, expected.cubes)
+        assert torch.equal(batch.steps, (expected.cubes * STEPS).round().short())
+        assert batch.columns["pattern_id"].tolist() == expected.columns["pattern_id"].tolist()

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -212,6 +214,38 @@ def test_workers_that_die_without_getting_further_are_an_error_that_says_so(data
     with pytest.raises(TrainingError, match=r"workers died 4 times and training came no further than step 0"):
         fit_with_ray(experiment, datasets, tmp_path / "run")
     assert not list((tmp_path / "run").glob(".ray-*"))
+
+
+def controllers() -> list[int]:
+    """The processes of this test's Ray that watch over workers."""
+    import ray
+
+    session = ray._private.worker._global_node.get_session_dir_path()  # no public name for it
+    found = []
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        words, parent = process.info["cmdline"] or [""], process.info["ppid"]
+        if words[0].startswith("ray::TrainController") and session in " ".join(psutil.Process(parent).cmdline()):
+            found.append(process.pid)
+    return found
+
+
+@pytest.mark.slow
+def test_a_lost_controller_is_one_sentence_and_the_same_command_goes_on(undisturbed, datasets, tmp_path):
+    folder = tmp_path / "run"
+
+    def kill() -> None:
+        while not (steps := steps_in(folder / CHECKPOINTS)) or steps[-1] < 3:
+            time.sleep(0.05)
+        for pid in controllers():
+            os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with pytest.raises(TrainingError, match=r"lost the process that watches over the workers .*on from step \d+"):
+        fit_with_ray(Experiment(seconds_a_step=0.5), datasets, folder, ALWAYS)
+    thread.join()
+    state, _ = fit_with_ray(Experiment(), datasets, folder)
+    assert_same_run(folder, state, undisturbed)
 
 
 SCRIPT = """

@@ -17,10 +17,10 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings
 from raygenesis.training.checkpoints import copy_state, newest_checkpoint, save_checkpoint
 from raygenesis.training.experiment import TrainingError, Tuning, best_of
-from raygenesis.training.feeding import training_batches
 from raygenesis.training.loop import Callbacks, run_epochs
 from raygenesis.training.workers import Workers
 from tests.support.experiments import HELD_OUT, TRAIN, Experiment, equal, run, settings, without_timings
+from tests.support.orders import training_batches
 from tests.support.synthetic import pattern_table, samples
 
 
