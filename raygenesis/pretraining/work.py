@@ -23,11 +23,13 @@ from raygenesis.discovery.work import STORED_OF_CUBES, crops_per_scan, num_patte
 from raygenesis.networks.network import num_parameters
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
+from raygenesis.patterns.schema import ROWS_PER_GROUP
 from raygenesis.pretraining.pretexts import CONTRAST
 from raygenesis.pretraining.stages import stages_of
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import DiscoverySettings, PretrainingSettings
 from raygenesis.text.amounts import MIB
+from raygenesis.training.file_samples import usual_window
 from raygenesis.workspace.manifest import StoreCounts
 
 START_S = 12.0
@@ -102,6 +104,8 @@ def pretrain_work(
     cube_mib = math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
     stored_mib = (learnt + held_out) * cube_mib
     in_memory = stored_mib / 1024 <= settings.memory_gib
+    window = settings.window_groups or usual_window(discovery.cube_shape)
+    held_mib = stored_mib if in_memory else min(stored_mib, window * ROWS_PER_GROUP * cube_mib)
     workers = settings.most_workers
     return Work(
         "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {len(epochs)} epochs"
@@ -111,7 +115,7 @@ def pretrain_work(
         gpu_s=gpu_s(load) if settings.use_gpu else 0.0, most_gpus=workers,
         read_mib=stored_mib if in_memory else (learnt * sum(shares) + held_out * len(epochs)) * cube_mib,
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
-        memory_gib=2 * WORKER_GIB + (stored_mib / 1024 if in_memory else 0)
+        memory_gib=2 * WORKER_GIB + held_mib / 1024
         + (0 if settings.use_gpu else training_gib(restoring, settings.batch_size)),
     )  # fmt: skip
 

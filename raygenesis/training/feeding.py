@@ -35,14 +35,29 @@ class Batch:
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """A batch as it is stored. steps: int16 [n, 1, z, y, x] (2D: [n, 1, y, x]), in steps of 1/STEPS of the cubes."""
+    """A batch as it is stored.
+
+    steps: int16 [n, 1, z, y, x] (2D: [n, 1, y, x]), in steps of 1/STEPS of the cubes. sent: of steps that are on their
+    way to a GPU, when they are there.
+    """
 
     steps: torch.Tensor
     columns: dict[str, NDArray[Any]]
+    sent: torch.cuda.Event | None = None
 
     def on(self, device: torch.device | str) -> Batch:
         """The batch on a device, to which half as many bytes are sent as its cubes have."""
-        return Batch(self.steps.to(device, non_blocking=True).float().mul_(1.0 / STEPS), self.columns)
+        if self.sent is not None:
+            stream = torch.cuda.current_stream(self.steps.device)
+            stream.wait_event(self.sent)
+            self.steps.record_stream(stream)  # or its memory might be taken before this stream has read it
+        return Batch(self.steps.to(device).float().mul_(1.0 / STEPS), self.columns)
+
+    def send(self, stream: torch.cuda.Stream) -> StoredBatch:
+        """The batch on a GPU, or on its way there by a stream of its own: the GPU computes meanwhile."""
+        with torch.cuda.stream(stream):
+            steps = self.steps.pin_memory().to(stream.device, non_blocking=True)
+            return StoredBatch(steps, self.columns, stream.record_event())
 
 
 Stream = Generator[StoredBatch, None, None]
@@ -129,8 +144,9 @@ class Samples:
         return memoryview(self._cells[chunk][row - int(self._starts[chunk])].as_buffer())
 
 
-def prefetch(stream: Stream, pin: bool = False) -> Stream:
-    """Take batches from a stream in a thread, a few ahead; with `pin` into memory from which a GPU copies by itself."""
+def prefetch(stream: Stream, device: torch.device | str = "cpu") -> Stream:
+    """Take batches from a stream in a thread, a few ahead; those for a GPU are sent there."""
+    device = torch.device(device)
     ready: queue.Queue[StoredBatch | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
     stopped = threading.Event()
 
@@ -143,8 +159,9 @@ def prefetch(stream: Stream, pin: bool = False) -> Stream:
 
     def work() -> None:
         try:
+            copies = torch.cuda.Stream(device) if device.type == "cuda" else None
             for batch in stream:
-                put(StoredBatch(batch.steps.pin_memory(), batch.columns) if pin else batch)
+                put(batch if copies is None else batch.send(copies))
                 if stopped.is_set():
                     return
             put(None)

@@ -192,7 +192,7 @@ def _feed(run: _Run, progress: Progress, train: Samples) -> Stream:
             batches, _ = _batches(run, train, epoch)
             yield [piece for batch in batches[num_done if epoch == first else 0 :] for piece in batch]
 
-    return prefetch(train.stream(pieces()), pin=torch.device(run.workers.device).type == "cuda")
+    return prefetch(train.stream(pieces()), run.workers.device)
 
 
 def _num_samples(experiment: Experiment, train: Samples, epoch: int) -> int:
@@ -345,7 +345,7 @@ def _evaluate(run: _Run, model: nn.Module, samples: Samples) -> dict[str, float]
     model.eval()
     sums: dict[str, torch.Tensor] = {}
     batches = held_out_batches(len(samples), run.experiment.batch_size, run.workers, samples.layout)
-    with closing(prefetch(samples.stream([batches]))) as feed:
+    with closing(prefetch(samples.stream([batches]), run.workers.device)) as feed:
         for batch in feed:
             for name, value in run.experiment.evaluate(model, batch.on(run.workers.device)).items():
                 sums[name] = sums.get(name, 0.0) + value.double()

@@ -29,8 +29,8 @@ from raygenesis.patterns.schema import TRAINING
 from raygenesis.training.feeding import Samples, prefetch
 from raygenesis.training.file_samples import StoredPatterns
 from raygenesis.training.order import Batching, epoch_order, shares_of
-from raygenesis.workspace import remote
 from raygenesis.workspace.files import Place
+from raygenesis.workspace.object_store import remote
 from tests.benchmarks.training import write_store
 from tests.support.s3 import BUCKET, s3_server
 
@@ -97,7 +97,7 @@ def _uploaded(folder: Path, scratch: Path, stack: ExitStack) -> Place:
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     for name, value in environment.items():
         patch.setenv(name, value)
-    place = remote.remote(f"s3://{BUCKET}/feeding/patterns")
+    place = remote(f"s3://{BUCKET}/feeding/patterns")
     for path in folder.iterdir():
         (place / path.name).upload(path)
     return place

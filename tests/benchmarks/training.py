@@ -161,7 +161,8 @@ def write_store(
         coordinates=NUM_COORDINATES, neighbours=-(-num_training // NUM_COORDINATES),
     )  # fmt: skip
     facts = {"cube_shape": tuple(shape), "cube_dtype": DTYPE.str, "cube_steps": STEPS, "raw_bytes": 0}
-    write_manifest(folder, StoreManifest(fingerprint="made up", counts=counts, **facts))
+    settings = {"discovery": {"scales": [{}]}}
+    write_manifest(folder, StoreManifest(fingerprint="made up", settings=settings, counts=counts, **facts))
 
 
 def _print(task: PretextTask, rates: dict[str, list[float]], once: list[float], waited: float) -> None:
