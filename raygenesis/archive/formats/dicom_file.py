@@ -30,6 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.slices import Plane
 from raygenesis.archive.volume import MAX_COMPRESSION, is_transient
 from raygenesis.errors import ScanError
@@ -163,6 +164,7 @@ def guarded(fault: str) -> Iterator[None]:
 
 
 def read_dataset(path: Path, tags: Sequence[BaseTag], *, pixels: bool) -> FileDataset:
+    require_regular(path)
     with guarded("the file is cut short or damaged"), path.open("rb") as file:
         if not looks_like_dicom(file.read(HEAD_BYTES)):
             raise ScanError("not a DICOM file")

@@ -173,6 +173,8 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
         if known is DICOM:
             return _file(path, root)
         companions = [part for part in known.companions(path) if part.is_file()]
+        if reason := next(filter(None, (_refusal(part, root) for part in companions)), None):
+            return SetAside(source, reason)
         return Scan(tuple(_file(part, root) for part in (path, *companions)))
     except ScanError as error:
         return SetAside(source, str(error))

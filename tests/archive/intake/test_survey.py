@@ -92,7 +92,7 @@ def test_what_looks_like_a_scan_and_is_none_is_said(tmp_path: Path) -> None:
     found = survey(tmp_path)
     assert not found.scans and found.num_others == 2
     assert [file.source for file in found.aside] == ["a.dcm", "b.hdr", "c.nhdr", "d.mhd"]
-    words = ("not DICOM", "save each as a single .nii", "save it as a single .nrrd", "ElementDataFile must name one")
+    words = ("not DICOM", "save each as a single .nii", "save it as a single .nrrd", "ElementDataFile is no field")
     assert all(word in file.reason for word, file in zip(words, found.aside, strict=True))
 
 
