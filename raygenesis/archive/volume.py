@@ -13,6 +13,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from raygenesis.errors import ScanError
+from raygenesis.text.names import MAX_NAME, printable
 
 # ITK and DICOM count towards left and posterior, NIfTI and this project towards right and anterior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -181,4 +182,4 @@ def is_transient(error: Exception) -> bool:
 
 def first_line(error: Exception) -> str:
     """What an exception of a library says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return printable((str(error).splitlines() or [type(error).__name__])[0], MAX_NAME)

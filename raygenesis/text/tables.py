@@ -10,6 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from raygenesis.text.names import printable
+
 Rows = Sequence[Mapping[str, Any]]
 
 SIDES = {"l": "left", "r": "right"}
@@ -27,7 +29,8 @@ def aligned(lines: Sequence[Sequence[str]], sides: str = "l") -> list[str]:
 
     sides: `l` or `r` for each column, left or right; the last holds for all columns that follow.
     """
-    return [line.rstrip() for line in _tabulated(lines, "plain", sides).splitlines()]
+    shown = [[printable(text) for text in line] for line in lines]
+    return [line.rstrip() for line in _tabulated(shown, "plain", sides).splitlines()]
 
 
 def markdown(rows: Rows) -> str:
@@ -71,7 +74,7 @@ def _tabulated(lines: Sequence[Sequence[str]], form: str, sides: str, headers: s
 def _cells(rows: Rows) -> list[list[str]]:
     """The names of the columns, and each row's texts."""
     columns = columns_of(rows)
-    return [columns, *([cell(row.get(name), ".3f") for name in columns] for row in rows)]
+    return [columns, *([printable(cell(row.get(name), ".3f")) for name in columns] for row in rows)]
 
 
 def _in_latex(text: str) -> str:

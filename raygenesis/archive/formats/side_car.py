@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.errors import ScanError
+from raygenesis.text.names import printable
 
 # What is larger is no side-car.
 MAX_BYTES = 65536
+MAX_KEY = 40  # characters that are shown
 
 
 class SideCar(BaseModel):
@@ -42,7 +44,7 @@ def read_side_car(path: Path) -> SideCar | None:
         fault = error.errors()[0]
         if not fault["loc"]:
             raise ScanError('its side-car (.json) must be an object such as {"spacing_mm": [1.0, 0.7, 0.7]}') from None
-        key = ".".join(str(part) for part in fault["loc"])
+        key = printable(".".join(str(part) for part in fault["loc"]), MAX_KEY)
         raise ScanError(f"its side-car (.json): {key}: {fault['msg'].lower()}") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, ScanError):

@@ -16,6 +16,7 @@ from raygenesis.archive.formats.dicom_file import read_slices
 from raygenesis.archive.formats.slices import Plane
 from raygenesis.archive.volume import LPS_TO_RAS, Volume
 from raygenesis.errors import ScanError
+from raygenesis.text.names import MAX_NAME, printable
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Region, Target
 from raygenesis.transfer.targets.lidc_outlines import Reading, consensus, places, read_reading, same_nodule
 from raygenesis.transfer.targets.listing import SAFE, files_below, require_examples
@@ -85,7 +86,9 @@ def read(folder: Path, *, extent_mm: tuple[float, float, float] = (40.0, 45.0, 4
             problems.append(Problem(source, str(error)))
             continue
         if reading.series not in scans:
-            problems.append(Problem(source, f"series {reading.series}, which it is about, is not there"))
+            problems.append(
+                Problem(source, f"series {printable(reading.series, MAX_NAME)}, which it is about, is not there")
+            )
         elif reading.series in documents:
             problems.append(Problem(source, f"{documents[reading.series]} is about the same series"))
         else:
@@ -116,6 +119,8 @@ def _scans(folder: Path) -> tuple[dict[str, Series], list[Problem]]:
                 reason = "its slices are not axial, or have no place"
             if not (reason or SAFE.fullmatch(header.patient)):
                 reason = "its patient id is empty, or has other characters than letters, digits, '.', '_' and '-'"
+            if not (reason or SAFE.fullmatch(header.series)):
+                reason = "its series has other characters than letters, digits, '.', '_' and '-'"
             if not reason and header.series in scans:
                 reason = f"its series lies in {_source(folder, scans[header.series].files[0])} too"
         except (ScanError, OSError) as error:

@@ -96,6 +96,14 @@ def test_what_looks_like_a_scan_and_is_none_is_said(tmp_path: Path) -> None:
     assert all(word in file.reason for word, file in zip(words, found.aside, strict=True))
 
 
+def test_a_name_that_is_not_shown_as_it_is_is_no_name(tmp_path: Path) -> None:
+    for name in ("a\x1b[2J.nii", "b\nc.nii", "d\\e.nii"):
+        (tmp_path / name).write_bytes(SCAN)
+    found = survey(tmp_path)
+    assert not found.scans and [file.source for file in found.aside] == ["a\\x1b[2J.nii", "b\\nc.nii", "d\\e.nii"]
+    assert all("another character that is not shown" in file.reason for file in found.aside)
+
+
 def test_what_belongs_to_a_scan_is_part_of_it(tmp_path: Path) -> None:
     """A change in a side-car or a data file is a change of the scan; a .json beside a NIfTI file is BIDS' own."""
     header = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = b.raw\n"

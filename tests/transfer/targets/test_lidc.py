@@ -238,6 +238,19 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("uid", ["../../../../ESCAPED", "/ESCAPED", "..", "1.2\\..", "1.2\x1b[2J"])
+def test_a_series_that_could_lead_out_of_a_folder_is_a_problem(tmp_path: Path, uid: str) -> None:
+    write(tmp_path, document([[[(1, outline(3, 2, 9, 7), True)]]]))
+    write_all(tmp_path / "attack", series(SeriesInstanceUID=uid))
+    text = document([[[(1, outline(3, 2, 9, 7), True)]]]).replace(f"{STUDY}.1<", f"{uid.replace(chr(27), '&#9;')}<")
+    (tmp_path / "attack" / "1.xml").write_text(text)
+    target = read(tmp_path)
+    assert [example.name for example in target.examples] == [f"{NAME}/nodule-1"]
+    problems = {problem.name: problem.reason for problem in target.problems}
+    assert problems["attack"] == "its series has other characters than letters, digits, '.', '_' and '-'"
+    assert "is not there" in problems["attack/1.xml"] and problems["attack/1.xml"].isprintable()
+
+
 def test_a_scan_without_a_nodule_is_said(tmp_path: Path) -> None:
     write(tmp_path, document([[[(1, [(3, 3)], True)]], [], [], []]))
     with pytest.raises(ScanError, match="no reader outlined a nodule of 3 mm or more"):
