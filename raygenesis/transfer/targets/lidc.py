@@ -39,9 +39,11 @@ class NoduleMap:
     slices: tuple[Path, ...]
 
     def read(self, image: Volume) -> NDArray[np.uint8]:
-        reading = read_reading(self.xml)
-        voxels = consensus([one for one in reading.outlines if one.number in self.marks])
         planes = _planes(self.slices)
+        shapes = np.array([plane.shape for plane in planes.values()])
+        rows, columns = shapes.max(0).tolist()
+        reading = read_reading(self.xml, lambda series: (rows, columns))
+        voxels = consensus([one for one in reading.outlines if one.number in self.marks])
         to_index: NDArray[Any] = np.linalg.inv(image.affine)
         depths = {uid: _index(to_index, plane, 0, 0)[2] for uid, plane in planes.items()}
         # Where slices are missing the image's lie between the scanner's: each has the outlines of the nearest.
@@ -50,8 +52,8 @@ class NoduleMap:
         for number in np.unique(voxels >> 32).tolist():
             named, z_mm = reading.slices[number]
             uid = _found(planes, named, z_mm, self.xml)
-            _, rows, columns = places(voxels[voxels >> 32 == number]).T
-            x, y, _ = np.rint(_index(to_index, planes[uid], rows, columns)).astype(int)
+            _, down, across = places(voxels[voxels >> 32 == number]).T
+            x, y, _ = np.rint(_index(to_index, planes[uid], down, across)).astype(int)
             if min(x.min(), y.min()) < 0 or x.max() >= image.shape[2] or y.max() >= image.shape[1]:
                 raise ScanError(f"{self.xml}: an outline at z = {z_mm:g} mm leaves its image")
             nearest = np.abs(np.arange(image.shape[0]) - depths[uid]) <= apart.min(1) + 1e-3
@@ -81,7 +83,7 @@ def read(folder: Path, *, extent_mm: tuple[float, float, float] = (40.0, 45.0, 4
     for path in files_below(folder, ".xml"):
         source = path.relative_to(folder).as_posix()
         try:
-            reading = read_reading(path)
+            reading = read_reading(path, lambda series: scans[series].plane.shape if series in scans else None)
         except ScanError as error:
             problems.append(Problem(source, str(error)))
             continue
