@@ -263,7 +263,8 @@ def test_a_scan_without_a_nodule_is_said(tmp_path: Path) -> None:
     [
         (outline(10, 10, 30, 30), "leaves the 16×16 pixels of its series"),
         ([(0, 0), (65535, 0), (0, 65535)], "leaves the 16×16 pixels of its series"),
-        ([(0, 0), (10**30, 0), (0, 1)], "is no number"),
+        ([(0, 0), (10**30, 0), (0, 1)], "leaves the 16×16 pixels of its series"),
+        ([(0, 0), ("1" * 5000, 0), (0, 1)], "is no number"),
         ([(0, 0), (-1, 0), (0, 1)], "leaves the 16×16 pixels of its series"),
     ],
 )
