@@ -25,6 +25,14 @@ MAX_COMPRESSION = 1032
 MAX_BYTES = 16 * 2**30
 
 
+class LargeScanError(ScanError):
+    """A scan claims more bytes of voxels than it may have here. claimed: how many, by its header."""
+
+    def __init__(self, message: str, claimed: int = 0) -> None:
+        super().__init__(message)
+        self.claimed = claimed
+
+
 @dataclass(frozen=True)
 class Volume:
     """Voxels as the scanner stored them, and where they lie.
@@ -168,9 +176,13 @@ def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
 
 
 def check_size(claimed: int, max_bytes: int, what: str = "voxels") -> None:
-    """Refuse more bytes of voxels than a scan may have, or of the files to read before their number is known."""
+    """Refuse more bytes of voxels than a scan may have, or of the files to read before their number is known.
+
+    Raises LargeScanError.
+    """
     if claimed > max_bytes:
-        raise ScanError(f"{claimed:,} bytes of {what} are more than archive.max_scan_gib={max_bytes / 2**30:g}")
+        limit = f"archive.max_scan_gib={max_bytes / 2**30:g}"
+        raise LargeScanError(f"{claimed:,} bytes of {what} are more than {limit}", claimed)
 
 
 def is_transient(error: Exception) -> bool:
