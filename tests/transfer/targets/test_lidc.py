@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -286,6 +287,14 @@ def test_a_document_of_more_than_a_reader_draws_is_refused(tmp_path: Path, monke
             patch.setattr(lidc_outlines, name, most)
             with pytest.raises(ScanError, match="not the readers' document of a CT"):
                 read(tmp_path)
+
+
+def test_what_is_no_regular_file_is_passed_by(tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever."""
+    write(tmp_path, document([[[(1, outline(3, 2, 9, 7), True)]]]))
+    for name in ("a.dcm", "a.xml"):
+        os.mkfifo(tmp_path / "scan" / name)
+    assert len(read(tmp_path).examples) == 1
 
 
 def test_an_outline_on_no_slice_is_refused(tmp_path: Path) -> None:
