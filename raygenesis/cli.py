@@ -10,6 +10,7 @@ import typer
 
 from raygenesis._version import __version__
 from raygenesis.errors import RaygenesisError
+from raygenesis.text.names import printable
 from raygenesis.workspace.hardware import MIB_PER_S
 
 if TYPE_CHECKING:
@@ -401,7 +402,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, standalone_mode=True)
     except RaygenesisError as error:
-        print(f"raygenesis: {error}", file=sys.stderr)
+        print(printable(f"raygenesis: {error}"), file=sys.stderr)
         sys.exit(2)
 
 

@@ -25,9 +25,10 @@ from raygenesis.pretraining.pretrain import pretrain
 from raygenesis.report.report import report
 from raygenesis.settings import PretrainingSettings, Settings, SweepSettings, load_settings
 from raygenesis.sweeps.sweep import sweep
-from raygenesis.transfer.description import Description, read_description, read_target
+from raygenesis.transfer.description import Description, read_description
 from raygenesis.transfer.finetune import FinetuneRequest, finetune
 from raygenesis.transfer.initialisations import RANDOM
+from raygenesis.transfer.resolved import listed_target
 from raygenesis.workspace.artifacts import (
     ARCHIVE,
     AUTOENCODER,
@@ -115,7 +116,7 @@ def _discovers(settings: PretrainingSettings) -> bool:
 def _readable(target: Path, subject_pattern: str | None) -> Description:
     """A target's description, whose files are there; nothing is decoded."""
     description = read_description(target)
-    read_target(description, subject_pattern)
+    listed_target(description, subject_pattern)
     return description
 
 

@@ -23,7 +23,7 @@ from raygenesis.archive.volume import Volume
 from raygenesis.archive.writing import write_array
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
-from raygenesis.workspace.files import Place, folder_bytes, publish, remove_tree
+from raygenesis.workspace.files import Place, below, folder_bytes, publish, remove_tree
 
 AXES = ("z", "y", "x")
 # Where a scan's indices rise to, in the words of NGFF's RFC-4. Of a single image nobody knows the plane.
@@ -46,8 +46,8 @@ class StoredRecord(VolumeRecord):
 
 
 def volume_folder(volumes: Place, volume_id: str) -> Place:
-    """Where a volume of the archive lies."""
-    return volumes / f"{volume_id}.ome.zarr"
+    """Where a volume of the archive lies; raises RaygenesisError for an id that leads out of the folder."""
+    return below(volumes, f"{volume_id}.ome.zarr")
 
 
 def level_factors(shape: tuple[int, ...], coarse_size: int) -> list[tuple[int, ...]]:

@@ -13,6 +13,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from raygenesis.errors import ScanError
+from raygenesis.text.names import MAX_NAME, printable
 
 # ITK and DICOM count towards left and posterior, NIfTI and this project towards right and anterior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -22,6 +23,14 @@ MAX_COMPRESSION = 1032
 
 # Beyond this a scan is taken for a mistake or an attack; archive.max_scan_gib sets it for an archive.
 MAX_BYTES = 16 * 2**30
+
+
+class LargeScanError(ScanError):
+    """A scan claims more bytes of voxels than it may have here. claimed: how many, by its header."""
+
+    def __init__(self, message: str, claimed: int = 0) -> None:
+        super().__init__(message)
+        self.claimed = claimed
 
 
 @dataclass(frozen=True)
@@ -167,9 +176,13 @@ def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
 
 
 def check_size(claimed: int, max_bytes: int, what: str = "voxels") -> None:
-    """Refuse more bytes of voxels than a scan may have, or of the files to read before their number is known."""
+    """Refuse more bytes of voxels than a scan may have, or of the files to read before their number is known.
+
+    Raises LargeScanError.
+    """
     if claimed > max_bytes:
-        raise ScanError(f"{claimed:,} bytes of {what} are more than archive.max_scan_gib={max_bytes / 2**30:g}")
+        limit = f"archive.max_scan_gib={max_bytes / 2**30:g}"
+        raise LargeScanError(f"{claimed:,} bytes of {what} are more than {limit}", claimed)
 
 
 def is_transient(error: Exception) -> bool:
@@ -181,4 +194,4 @@ def is_transient(error: Exception) -> bool:
 
 def first_line(error: Exception) -> str:
     """What an exception of a library says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return printable((str(error).splitlines() or [type(error).__name__])[0], MAX_NAME)

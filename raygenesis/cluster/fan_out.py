@@ -103,6 +103,12 @@ def each(
             yield outcome.result()
 
 
+def in_a_task(function: Callable[..., Result], item: Any, *shared: Any) -> Result:
+    """Call `function(item, *shared)` in a task, such as one that parses what strangers wrote; errors as of `each`."""
+    (result,) = each(function, [item], *shared)
+    return result
+
+
 def outcomes(
     function: Callable[..., Result], items: Iterable[Item], *shared: Any, options: TaskOptions = TaskOptions()
 ) -> Generator[TaskOutcome[Item, Result]]:

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from raygenesis.text.names import printable
 
 PLAIN_INTERVAL_S = 5.0
 MAX_KEPT = 100  # stages, and lines, for a job's record
@@ -57,12 +60,12 @@ class Ticker:
     def advance(self, count: float = 1, note: str = "") -> None:
         """`count` more units are done; `note` is shown beside them."""
         self._done += count
-        self._note = note
+        self._note = note = printable(note)
         self._now = now = time.perf_counter()
         rate = self._rate()
         speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s for one of the {self.unit}"
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=count, note=f"{speed} {note}")
+            self._bar.update(self._task, advance=count, note=f"{speed} {escape(note)}")
         elif now - self._shown >= PLAIN_INTERVAL_S or self._done == self.total:
             self._shown = now
             left = (self.total - self._done) / max(rate, 1e-9)
@@ -117,6 +120,6 @@ def _kept(ticker: Ticker) -> Ticker:
 
 def say(stage: str, text: str) -> None:
     """Print one line about a stage."""
-    line = f"{stage}: {text}"
+    line = printable(f"{stage}: {text}")
     _lines.append(line)
     print(line, flush=True)

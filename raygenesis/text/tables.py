@@ -10,7 +10,13 @@ from typing import Any
 
 from tabulate import tabulate
 
+from raygenesis.text.names import printable
+
 Rows = Sequence[Mapping[str, Any]]
+
+# What the cells begin with that spreadsheets compute, and texts among them that are numbers.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-](inf|nan)")
 
 SIDES = {"l": "left", "r": "right"}
 
@@ -27,7 +33,8 @@ def aligned(lines: Sequence[Sequence[str]], sides: str = "l") -> list[str]:
 
     sides: `l` or `r` for each column, left or right; the last holds for all columns that follow.
     """
-    return [line.rstrip() for line in _tabulated(lines, "plain", sides).splitlines()]
+    shown = [[printable(text) for text in line] for line in lines]
+    return [line.rstrip() for line in _tabulated(shown, "plain", sides).splitlines()]
 
 
 def markdown(rows: Rows) -> str:
@@ -52,12 +59,24 @@ def columns_of(rows: Rows) -> list[str]:
 
 
 def as_csv(rows: Rows, columns: Sequence[str] = ()) -> str:
-    """CSV with a header; columns: those of the header, where there may be no rows."""
+    """CSV with a header; columns: those of the header, where there may be no rows.
+
+    Texts that a spreadsheet would take for a formula have an apostrophe in front of them.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns or columns_of(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    names = list(columns or columns_of(rows))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_no_formula, names))
+    writer.writerows([_no_formula(row.get(name)) for name in names] for row in rows)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A cell of a CSV, a text in one line; numbers, as text too, stay numbers."""
+    if not isinstance(value, str):
+        return value
+    is_formula = value.startswith(FORMULA) and not NUMBER.fullmatch(value)
+    return ("'" if is_formula else "") + printable(value, len(value))
 
 
 def _tabulated(lines: Sequence[Sequence[str]], form: str, sides: str, headers: str = "") -> str:
@@ -71,7 +90,7 @@ def _tabulated(lines: Sequence[Sequence[str]], form: str, sides: str, headers: s
 def _cells(rows: Rows) -> list[list[str]]:
     """The names of the columns, and each row's texts."""
     columns = columns_of(rows)
-    return [columns, *([cell(row.get(name), ".3f") for name in columns] for row in rows)]
+    return [columns, *([printable(cell(row.get(name), ".3f")) for name in columns] for row in rows)]
 
 
 def _in_latex(text: str) -> str:

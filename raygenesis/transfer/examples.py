@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
+from raygenesis.text.names import MAX_NAME, inner_path, printable
 
 SEGMENTATION, CLASSIFICATION, MULTILABEL, REGRESSION = "segmentation", "classification", "multilabel", "regression"
 
@@ -56,7 +57,8 @@ class Region:
 class Example:
     """One thing to learn from or to test on.
 
-    name: unique within the target, with "/" between folders. label: of a segmentation. value: of the other tasks, the
+    name: unique within the target, with "/" between folders; RaygenesisError for one that could lead out of a folder,
+    as files are called by it. label: of a segmentation. value: of the other tasks, the
     number of its class, 0 or 1 for each class (multilabel), or the number to predict (regression). region: the whole
     image when None. split: what the official lists say, None where there are none.
     """
@@ -69,13 +71,20 @@ class Example:
     region: Region | None = None
     split: str | None = None
 
+    def __post_init__(self) -> None:
+        inner_path(self.name)
+
 
 @dataclass(frozen=True)
 class Problem:
-    """An example that is left out, and why."""
+    """An example that is left out, and why; both as they may be shown, whatever a file holds."""
 
     name: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", printable(self.name, MAX_NAME))
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,22 @@ from numpy.typing import NDArray
 from raygenesis.archive.intake.survey import without_ending
 from raygenesis.transfer.cases import Case, nearest
 from raygenesis.transfer.results import in_file_name
-from raygenesis.workspace.files import Place, on_disk, publish
+from raygenesis.workspace.files import Place, below, on_disk, publish
 
 
 def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) -> Place:
     """Write a predicted label map as `<case>.nii.gz`; returns its path.
 
     It holds the scan's own voxels, in the order of the scan's file where that is NIfTI; of a region, the region's
-    voxels at their place in the scan. Each voxel has the class of the nearest voxel that was predicted.
+    voxels at their place in the scan. Each voxel has the class of the nearest voxel that was predicted. Raises
+    RaygenesisError for a case whose name leads out of the folder.
     """
     grid = case.grid
     assert grid is not None
     inside = predicted[grid.within]
     at = nearest(inside.shape, grid.shape, [0.0] * inside.ndim, inside.shape)
     classes = inside[np.ix_(*at)].T  # x y z
-    path = folder / f"{without_ending(case.name)}.nii.gz"
+    path = below(folder, f"{without_ending(case.name)}.nii.gz")
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(np.atleast_3d(classes), grid.affine)
     source = grid.source

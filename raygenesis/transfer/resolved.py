@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from raygenesis.archive.formats.readers import read_scan_geometry
+from raygenesis.cluster import fan_out
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.settings import AutoencoderSettings, DiscoverySettings, FinetuneSettings, IntensitySettings, Settings
 from raygenesis.transfer.cases import Form, form_of
@@ -51,11 +52,16 @@ def resolve_target(
     settings = next(iter(by_run.values()), None) or settings_for(description, settings)
     made_with = archive_settings(workspace) or settings.archive
     pattern = settings.archive.subject_pattern or made_with.subject_pattern
-    target = read_target(description, pattern)
+    target = listed_target(description, pattern)
     _check_alike(target, by_run)
     shape = _shape_for(target, settings.finetune, settings.discovery, settings.autoencoder)
     form = form_for(target, settings.finetune, settings.intensity, shape)
     return ResolvedTarget(target, form, settings, tuple(runs))
+
+
+def listed_target(description: Description, subject_pattern: str | None) -> Target:
+    """As `read_target`, but a task parses the target's tables, documents and headers. Raises as it does."""
+    return fan_out.in_a_task(read_target, description, subject_pattern)
 
 
 def form_for(target: Target, settings: FinetuneSettings, intensity: IntensitySettings, shape: tuple[int, ...]) -> Form:
@@ -70,7 +76,7 @@ def form_for(target: Target, settings: FinetuneSettings, intensity: IntensitySet
         )
     spacing = None
     if to_segment and _shows_whole_scans(target):
-        spacing = settings.spacing_mm or common_spacing(target)
+        spacing = settings.spacing_mm or fan_out.in_a_task(common_spacing, target)
     for key, sides in (("input_shape", shape), ("spacing_mm", spacing)):
         if sides is not None and len(sides) != target.ndim:
             raise SettingsError(

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from raygenesis.errors import WorkspaceError
+from raygenesis.text.names import inner_path
 from raygenesis.workspace.object_store import RemotePath, remote
 
 Place = Path | RemotePath
@@ -35,6 +36,11 @@ def as_place(location: str | Place) -> Place:
     if re.match(r"(s3|gs):/(?!/)", str(location)):
         raise WorkspaceError(f"workspace {location}: a URL has two slashes, as in s3://bucket/prefix")
     return remote(str(location)) if "://" in str(location) else Path(str(location)).expanduser().absolute()
+
+
+def below(folder: Place, name: str) -> Place:
+    """The place of a name, with "/" between folders, inside of a folder; raises RaygenesisError for one outside."""
+    return folder / str(inner_path(name))
 
 
 def read_json(path: Place) -> dict[str, Any] | None:

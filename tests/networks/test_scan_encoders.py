@@ -169,6 +169,9 @@ def test_what_is_no_encoder_of_ours_is_one_sentence(tmp_path):
     larger = json.loads(described["raygenesis"]) | {"architecture": {**architecture, "latent_size": 9}}
     save_file(load_file(file), tmp_path / "larger", {"raygenesis": json.dumps(larger)})
     save_file({"a": torch.zeros(2)}, tmp_path / "foreign")
+    for name, changed in (("bomb", {"latent_size": 10**10}), ("unlike", {"latent_size": -1})):
+        changed = json.loads(described["raygenesis"]) | {"architecture": {**architecture, **changed}}
+        save_file(load_file(file), tmp_path / name, {"raygenesis": json.dumps(changed)})
     (tmp_path / "text").write_text("no weights")
     (tmp_path / "short").write_bytes(file.read_bytes()[:-5])
     flat = a_run(tmp_path / "flat", ndim=2)
@@ -179,6 +182,8 @@ def test_what_is_no_encoder_of_ours_is_one_sentence(tmp_path):
         (tmp_path / "short", "is not a safetensors file, or is damaged"),
         (tmp_path / "incomplete", "does not match its own description"),
         (tmp_path / "larger", "does not match its own description"),
+        (tmp_path / "bomb", "does not match its own description"),
+        (tmp_path / "unlike", "does not describe its encoder"),
         (tmp_path / "foreign", "was not written by raygenesis"),
         (flat, "takes 2D images, and the scans are 3D"),
     ):

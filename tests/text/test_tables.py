@@ -7,9 +7,11 @@ import io
 import re
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raygenesis.text.names import printable
 from raygenesis.text.tables import aligned, as_csv, cell, latex, markdown
 
 
@@ -27,7 +29,9 @@ def test_columns_are_aligned_to_their_sides() -> None:
     assert aligned(lines, "rrl")[1] == "        a  10  0.5"
 
 
-CELL = st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1, max_size=6)
+CELL = st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=6).filter(
+    lambda text: text[0] not in "=+-@\t"
+)
 ROWS = st.lists(st.dictionaries(st.sampled_from("abc"), CELL, min_size=1), min_size=1, max_size=4)
 
 
@@ -35,7 +39,21 @@ ROWS = st.lists(st.dictionaries(st.sampled_from("abc"), CELL, min_size=1), min_s
 def test_csv_comes_back_as_it_was(rows: list[dict[str, str | None]]) -> None:
     back = list(csv.DictReader(io.StringIO(as_csv(rows), newline="")))
     columns = {column for each in rows for column in each}
-    assert back == [{column: each.get(column) or "" for column in columns} for each in rows]
+    assert back == [{column: printable(each.get(column) or "") for column in columns} for each in rows]
+
+
+@pytest.mark.parametrize(
+    "text", ["=HYPERLINK(1)", "+1+1", "-1+cmd", "@SUM(A1)", "\t=1", "\r=1", "-", "+", "-1_0", "=1"]
+)
+def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
+    (back,) = csv.DictReader(io.StringIO(as_csv([{"name": text}]), newline=""))
+    assert back["name"][0] not in "=+-@\t\r\n" and back["name"].endswith(text.strip())
+
+
+@pytest.mark.parametrize("number", [-0.5, -3, "-0.5", "+1e-3", "-.5", "-inf", float("-inf")])
+def test_numbers_stay_numbers(number: float | str) -> None:
+    (back,) = csv.DictReader(io.StringIO(as_csv([{"figure": number}])))
+    assert float(back["figure"]) == float(number)
 
 
 def test_csv_keeps_numbers_whole() -> None:

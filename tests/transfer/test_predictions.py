@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from raygenesis.errors import RaygenesisError
 from raygenesis.transfer.cases import Case, read_cases
 from raygenesis.transfer.examples import Example, ImageFile, LabelFile, Region
 from raygenesis.transfer.predictions import join_examples, write_example, write_prediction
@@ -137,6 +139,15 @@ def test_files_are_called_as_their_cases(tmp_path: Path, name: str, file: str) -
     read_case = read(tmp_path, labels(SHAPE), np.eye(4))
     case = Case(name, "a", read_case.image, read_case.label, grid=read_case.grid)
     assert write_prediction(tmp_path, case, case.label) == tmp_path / file
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "a/../b"])
+def test_a_prediction_is_written_in_its_folder_or_not_at_all(tmp_path: Path, name: str) -> None:
+    read_case = read(tmp_path, labels(SHAPE), np.eye(4))
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RaygenesisError, match="could lead out of a folder"):
+        write_prediction(tmp_path / "predictions", replace(read_case, name=name), read_case.label)
+    assert sorted(tmp_path.rglob("*")) == there
 
 
 def test_the_same_prediction_is_the_same_bytes(tmp_path: Path) -> None:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import re
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, dcmread
 from pydicom.config import disable_value_validation
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom.filereader import read_dataset as parse_dataset
 from pydicom.pixels import get_decoder
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -30,6 +36,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.slices import Plane
 from raygenesis.archive.volume import MAX_COMPRESSION, is_transient
 from raygenesis.errors import ScanError
@@ -38,6 +45,10 @@ from raygenesis.errors import ScanError
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 HEAD_BYTES = 132
+
+# Of a deflated file so many bytes are unpacked to read its header, which is in front of the pixels.
+MAX_HEADER_BYTES = 2**24
+PIXEL_GROUP = 0x7FE0
 
 JPEG = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
 
@@ -107,11 +118,12 @@ class _PixelFormat:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of one file: its data set, how it stores pixels, and the data sets that describe each frame."""
+    """The frames of one file: its data set, how it stores pixels, the data sets that describe each frame, its path."""
 
     dataset: FileDataset
     stored: _PixelFormat
     groups: Sequence[tuple[Dataset, ...]]
+    path: Path
 
     @property
     def num_bytes(self) -> int:
@@ -163,11 +175,40 @@ def guarded(fault: str) -> Iterator[None]:
 
 
 def read_dataset(path: Path, tags: Sequence[BaseTag], *, pixels: bool) -> FileDataset:
+    """The elements of a file under these tags; the pixels of a deflated file are left out (`_inflated`)."""
+    require_regular(path)
     with guarded("the file is cut short or damaged"), path.open("rb") as file:
         if not looks_like_dicom(file.read(HEAD_BYTES)):
             raise ScanError("not a DICOM file")
+        if _meta_of(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            return _inflated(file, tags, MAX_HEADER_BYTES)  # dcmread would unpack it all
         file.seek(0)
         return dcmread(file, force=True, stop_before_pixels=not pixels, specific_tags=list(tags))
+
+
+def _meta_of(file: BinaryIO) -> FileMetaDataset:
+    """The elements that say how a file is encoded, as dcmread finds them; what follows is next in the file."""
+    file.seek(0)
+    read_preamble(file, force=True)
+    return _read_file_meta_info(file)
+
+
+def _inflated(file: BinaryIO, tags: Sequence[BaseTag], max_bytes: int, *, pixels: bool = False) -> FileDataset:
+    """The elements of a deflated file under these tags, of which so many bytes are unpacked at the most.
+
+    Raises ScanError where the pixels are asked for and more is packed in the file.
+    """
+    meta, inflator = _meta_of(file), zlib.decompressobj(-zlib.MAX_WBITS)
+    content = inflator.decompress(file.read() if pixels else file.read(max_bytes), max_bytes)
+    if pixels and not inflator.eof and inflator.decompress(inflator.unconsumed_tail, 1):
+        raise ScanError("the file holds more bytes than its header describes")
+    stop = None if pixels else lambda tag, vr, length: tag >> 16 == PIXEL_GROUP
+    elements = parse_dataset(
+        io.BytesIO(content), is_implicit_VR=False, is_little_endian=True, stop_when=stop, specific_tags=list(tags)
+    )
+    found = FileDataset(file, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
+    found.set_original_encoding(False, True, elements._character_set)
+    return found
 
 
 def first_value(groups: Sequence[Dataset], *names: str) -> Any:
@@ -197,7 +238,7 @@ def read_slices(path: Path) -> list[Slice]:
 
 
 def read_frames(path: Path, *, pixels: bool) -> Frames:
-    """What a file holds, its pixels not decoded yet."""
+    """What a file holds, its pixels not decoded yet, and those of a deflated file not unpacked either."""
     dataset = read_dataset(path, SLICE_TAGS, pixels=pixels)
     with guarded("the header is damaged"):
         stored = _format(dataset, path.stat().st_size)
@@ -206,12 +247,16 @@ def read_frames(path: Path, *, pixels: bool) -> Frames:
             raise ScanError(f"its {stored.frames:,} frames do not all say where they lie")
         shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
         chains = [(*_functional_groups((frame, *shared)), dataset) for frame in per_frame] or [(dataset,)]
-    return Frames(dataset, stored, chains)
+    return Frames(dataset, stored, chains, path)
 
 
 def decode(frames: Frames) -> list[Slice]:
     """The frames of one file with their pixels."""
-    return _slices(frames, _decode(frames.dataset, frames.stored))
+    dataset: Dataset = frames.dataset
+    if frames.stored.syntax == DeflatedExplicitVRLittleEndian:
+        with guarded("the pixel data is cut short or damaged"), frames.path.open("rb") as file:
+            dataset = _inflated(file, SLICE_TAGS, frames.num_bytes + MAX_HEADER_BYTES, pixels=True)
+    return _slices(frames, _decode(dataset, frames.stored))
 
 
 def _slices(frames: Frames, pixels: Iterable[Any]) -> list[Slice]:

@@ -11,6 +11,7 @@ from raygenesis.archive.formats.nifti import Nifti
 from raygenesis.archive.formats.nrrd import Nrrd
 from raygenesis.archive.formats.numpy_array import NumpyArray
 from raygenesis.archive.formats.png_jpeg import PngJpeg
+from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.scan_format import HEAD_BYTES, FourthAxis, ScanFormat
 from raygenesis.archive.volume import MAX_BYTES, Geometry, Volume, validate
 
@@ -27,7 +28,11 @@ def format_named(name: str) -> ScanFormat | None:
 
 
 def format_of(path: Path) -> ScanFormat | None:
-    """The format of a file, by its name or else by its first bytes; None if it is of none. Raises OSError."""
+    """The format of a file, by its name or else by its first bytes; None if it is of none.
+
+    Raises ScanError for what is no regular file, and OSError.
+    """
+    require_regular(path)
     named = format_named(path.name)
     if named is not None:
         return named

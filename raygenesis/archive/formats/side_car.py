@@ -7,7 +7,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
+from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.errors import ScanError
+from raygenesis.text.names import printable
+
+# What is larger is no side-car.
+MAX_BYTES = 65536
+MAX_KEY = 40  # characters that are shown
 
 
 class SideCar(BaseModel):
@@ -26,15 +32,21 @@ def side_car_of(path: Path) -> Path:
 
 def read_side_car(path: Path) -> SideCar | None:
     """The side-car of a file, None where there is none. Raises ScanError naming the key that is wrong."""
+    side_car = side_car_of(path)
     try:
-        return SideCar.model_validate(json.loads(side_car_of(path).read_text()))
+        require_regular(side_car)
+        if side_car.stat().st_size > MAX_BYTES:
+            raise ScanError(f"its side-car (.json) has more than {MAX_BYTES:,} bytes")
+        return SideCar.model_validate(json.loads(side_car.read_text()))
     except FileNotFoundError:
         return None
     except ValidationError as error:
         fault = error.errors()[0]
         if not fault["loc"]:
             raise ScanError('its side-car (.json) must be an object such as {"spacing_mm": [1.0, 0.7, 0.7]}') from None
-        key = ".".join(str(part) for part in fault["loc"])
+        key = printable(".".join(str(part) for part in fault["loc"]), MAX_KEY)
         raise ScanError(f"its side-car (.json): {key}: {fault['msg'].lower()}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ScanError):
+            raise
         raise ScanError(f"its side-car (.json) is not readable ({type(error).__name__})") from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,50 +14,45 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
+from raygenesis.archive.formats.text_header import VOXELS, CheckedHeader
 from raygenesis.archive.volume import LPS_TO_RAS, Geometry, Volume, canonical, canonical_geometry, check_claim
 from raygenesis.errors import ScanError
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
-# A header with the name of its file of voxels has no more.
-HEADER_BYTES = 65536
-
-
-def head_of(path: Path) -> str:
-    """The first HEADER_BYTES of a file as text."""
-    with path.open("rb") as file:
-        return file.read(HEADER_BYTES).decode("latin-1")
-
 
 class SimpleITKFormat(ScanFormat):
-    """A format that SimpleITK decodes. image_io: the name of its reader there."""
+    """A format that SimpleITK decodes, by a header that we have read, checked and written anew.
+
+    image_io: the name of its reader there.
+    """
 
     image_io: ClassVar[str]
 
-    def voxel_file(self, path: Path) -> Path:
-        """The file that holds the voxels of the one that a scan is named by. Raises ScanError where there is none."""
+    def checked_header(self, path: Path) -> CheckedHeader:
+        """The header of the file that a scan is named by. Raises ScanError for what the format does not have."""
         raise NotImplementedError
 
     def companions(self, path: Path) -> Sequence[Path]:
-        voxels = self.voxel_file(path)
+        voxels = self.checked_header(path).voxels
         return () if voxels == path else (voxels,)
 
     def read(self, paths: Sequence[Path], fourth_axis: FourthAxis, max_bytes: int) -> list[Volume]:
-        voxel_file = self.voxel_file(paths[0])
-        reader = _header(paths[0], self.image_io)
-        size, affine, ndim = _geometry(reader)
-        if len(size) == 4 and fourth_axis == "refuse":
-            raise ScanError(
-                f"shape {size} has a fourth axis: choose archive.fourth_axis=split (time points) or channels"
-            )
-        bits = re.search(r"8|16|32|64", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
-        itemsize = int(bits[0]) // 8 if bits else 1
-        count = int(np.prod(size, dtype=object)) * reader.GetNumberOfComponents()
-        check_claim(count * itemsize, voxel_file, max_bytes, packed=True)
-        try:
-            image = reader.Execute()
-        except RuntimeError:
-            raise ScanError("the file is cut short or damaged (SimpleITK cannot decode it)") from None
+        header = self.checked_header(paths[0])
+        with _opened(header, self.image_io) as reader:
+            size, affine, ndim = _geometry(reader)
+            if len(size) == 4 and fourth_axis == "refuse":
+                raise ScanError(
+                    f"shape {size} has a fourth axis: choose archive.fourth_axis=split (time points) or channels"
+                )
+            bits = re.search(r"8|16|32|64", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+            itemsize = int(bits[0]) // 8 if bits else 1
+            count = int(np.prod(size, dtype=object)) * reader.GetNumberOfComponents()
+            check_claim(count * itemsize, header.voxels, max_bytes, header.is_packed)
+            try:
+                image = reader.Execute()
+            except RuntimeError:
+                raise ScanError("the file is cut short or damaged (SimpleITK cannot decode it)") from None
         voxels = sitk.GetArrayFromImage(image)  # [(t,) z, y, x(, c)]
         num_channels = image.GetNumberOfComponentsPerPixel()
         if num_channels > 1 and len(size) == 4:
@@ -71,21 +68,27 @@ class SimpleITKFormat(ScanFormat):
         return volumes
 
     def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
-        self.voxel_file(paths[0])  # raises where there is none
-        size, affine, ndim = _geometry(_header(paths[0], self.image_io))
+        with _opened(self.checked_header(paths[0]), self.image_io) as reader:
+            size, affine, ndim = _geometry(reader)
         found = canonical_geometry(size[:3], affine, ndim)
         return [found] * (size[3] if len(size) == 4 and fourth_axis == "split" else 1)
 
 
-def _header(path: Path, image_io: str) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO(image_io)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise ScanError("not readable as the format that its name ends in (SimpleITK finds no header)") from None
-    return reader
+@contextmanager
+def _opened(header: CheckedHeader, image_io: str) -> Iterator[sitk.ImageFileReader]:
+    """SimpleITK's reader of a checked header, in a folder of its own that names the file of voxels and no other."""
+    with tempfile.TemporaryDirectory(prefix="raygenesis-header-") as folder:
+        path = Path(folder, "header")
+        path.write_text(header.text, "ascii")
+        path.with_name(VOXELS).symlink_to(header.voxels.absolute())
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.SetImageIO(image_io)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            raise ScanError("not readable as the format that its name ends in (SimpleITK finds no header)") from None
+        yield reader
 
 
 def _geometry(reader: sitk.ImageFileReader) -> tuple[tuple[int, ...], NDArray[np.float64], int]:

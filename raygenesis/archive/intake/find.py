@@ -1,4 +1,4 @@
-"""The survey of a folder for ingest: DICOM headers that are known are not read again, many are read on all nodes."""
+"""The survey of a folder for ingest: DICOM headers that are known are not read again, others are read in tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raygenesis.cluster import fan_out
 from raygenesis.cluster.progress import progress
 from raygenesis.workspace.workspace import Workspace
 
-# Headers of so many files, or fewer, are read here; of more in tasks, so many in each.
+# Headers are read in tasks, so many in each: this process parses nothing that a stranger wrote.
 HEADERS_PER_TASK = 2000
 
 
@@ -32,8 +32,7 @@ def find(scans: Path, workspace: Workspace) -> Survey:
 
 
 def _read_headers(root: Path, files: Sequence[ScanFile]) -> Iterator[Header | str]:
-    if len(files) <= HEADERS_PER_TASK:
-        yield from read_headers(root, files)
+    if not files:
         return
     blocks = [files[start : start + HEADERS_PER_TASK] for start in range(0, len(files), HEADERS_PER_TASK)]
     headers: dict[int, list[Header | str]] = {}

@@ -22,6 +22,7 @@ OUTCOMES = pa.schema(
         ("records", pa.list_(RECORD)),  # of the volumes that the scan became
         ("reason", pa.string()),  # why it became none; empty where it did
         ("is_lasting", pa.bool_()),  # whether reading it again would end the same
+        ("claimed_bytes", pa.int64()),  # of voxels, of a scan that is put off; 0 of others, null in older parts
     ]
 )
 
@@ -30,12 +31,14 @@ OUTCOMES = pa.schema(
 class IntakeOutcome:
     """What became of a scan: the records of its volumes, or the reason why there are none.
 
-    is_lasting: whether reading it again would end the same.
+    is_lasting: whether reading it again would end the same. claimed_bytes: of voxels, by the header of a scan that was
+    put off, as the task may decode fewer; else 0.
     """
 
     records: tuple[VolumeRecord, ...] = ()
     reason: str = ""
     is_lasting: bool = True
+    claimed_bytes: int = 0
 
 
 def outcome_table(stamps: Sequence[str], outcomes: Sequence[IntakeOutcome]) -> pa.Table:
@@ -45,6 +48,7 @@ def outcome_table(stamps: Sequence[str], outcomes: Sequence[IntakeOutcome]) -> p
             "stamp": stamps, "records": [outcome.records for outcome in outcomes],
             "reason": [outcome.reason for outcome in outcomes],
             "is_lasting": [outcome.is_lasting for outcome in outcomes],
+            "claimed_bytes": [outcome.claimed_bytes for outcome in outcomes],
         },
         OUTCOMES,
     )  # fmt: skip
@@ -69,7 +73,9 @@ def outcomes_in(parts: Iterable[pa.Table], scans: Sequence[Scan]) -> dict[str, I
     """Outcomes, by source, of those scans, as their files are now, that parts (schema OUTCOMES) tell of."""
     source_of = {stamp_of(scan): scan.source for scan in scans}
     return {
-        source_of[row["stamp"]]: IntakeOutcome(tuple(row["records"]), row["reason"], row["is_lasting"])
+        source_of[row["stamp"]]: IntakeOutcome(
+            tuple(row["records"]), row["reason"], row["is_lasting"], row["claimed_bytes"] or 0
+        )
         for part in parts
         for row in part.to_pylist()
         if row["stamp"] in source_of

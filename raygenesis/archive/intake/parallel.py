@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,8 +31,12 @@ from raygenesis.workspace.workspace import Workspace, make_private
 # Scans are handed to Ray in blocks of at most so many, and of about so many bytes.
 SCANS_PER_BLOCK, BYTES_PER_BLOCK = 16, 16 * 2**20
 
-# Files of more bytes are large; a byte of them may need so many of memory, unpacked and turned into canonical axes.
-LARGE_BYTES, MEMORY_PER_BYTE = 64 * 2**20, 8
+# Scans of more bytes of files, or of voxels as their headers claim, are large: a task reserves memory for them.
+LARGE_FILES, LARGE_VOXELS = 64 * 2**20, 512 * 2**20
+
+# Bytes of memory to decode and store one of voxels; and bytes of voxels that one of large files may hold unless its
+# header says otherwise.
+MEMORY_PER_VOXEL_BYTE, UNPACKED = 4, 2
 
 # A scan to take in: its files, below the folder of scans, and their stamp.
 SCANS = pa.schema([("files", pa.list_(pa.string())), ("stamp", pa.string())])
@@ -60,14 +64,26 @@ def take_in_all(
     folder.mkdir(parents=True, exist_ok=True)
     there = settled(outcomes_in(read_parts_of_outcomes(folder), scans), workspace.volumes)
     left = [scan for scan in scans if scan.source not in there]
-    take_in_some = functools.partial(take_in_block, root=root, volumes=workspace.volumes, settings=settings)
     publish = functools.partial(publish_outcomes, folder=folder)
-    written: list[pa.Table] = []
-    for source, memory in _sources(left):
+
+    def run(some: Sequence[Scan], claimed: int | None) -> list[pa.Table]:
+        if not some:
+            return []
+        source, memory = _source(some), None if claimed is None else _memory_for(claimed)
+        take_in_some = functools.partial(
+            take_in_block, root=root, volumes=workspace.volumes, settings=settings, room=claimed or LARGE_VOXELS
+        )
         rows = read_parts(source).map_batches(
             take_in_some, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, memory=memory, **RETRIED
         )
-        written += write_parts(rows, publish, StreamProgress("ingest", "scans", source.num_rows, source.num_parts))
+        return write_parts(rows, publish, StreamProgress("ingest", "scans", source.num_rows, source.num_parts))
+
+    large = [scan for scan in left if scan.num_bytes > LARGE_FILES]
+    written = run([scan for scan in left if scan.num_bytes <= LARGE_FILES], None)
+    written += run(large, max([LARGE_VOXELS, *(UNPACKED * scan.num_bytes for scan in large)]))
+    while claims := _claims(outcomes_in(written, left)):
+        # Once; again for a series of packed slices, whose claim is known when there is room for its files.
+        written += run([scan for scan in left if scan.source in claims], max(claims.values()))
     remove_tree(workspace.archive / "attempts")
     return there | outcomes_in(written, left)
 
@@ -81,15 +97,18 @@ def _outcomes_folder(workspace: Workspace) -> Place:
     return workspace.private / "taken-in"  # reasons may name files
 
 
-def _sources(scans: Sequence[Scan]) -> Iterator[tuple[PartSource, float | None]]:
-    """Ordinary scans, then large ones, of which as many are decoded at once as fit in memory: with bytes of a task."""
-    large = [scan for scan in scans if scan.num_bytes > LARGE_BYTES]
-    ordinary = [scan for scan in scans if scan.num_bytes <= LARGE_BYTES]
-    if ordinary:
-        yield _source(ordinary), None
-    if large:
-        most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-        yield _source(large), min(MEMORY_PER_BYTE * max(scan.num_bytes for scan in large), 0.9 * most)
+def _claims(outcomes: Mapping[str, IntakeOutcome]) -> dict[str, int]:
+    """Bytes of voxels that the headers of scans claim which were put off, by source."""
+    return {source: outcome.claimed_bytes for source, outcome in outcomes.items() if outcome.claimed_bytes}
+
+
+def _memory_for(claimed: int) -> float:
+    """Bytes of memory that a task reserves for scans that claim so many bytes of voxels, or most of the largest node.
+
+    With most of a node reserved a task runs alone there: if it is killed for want of memory, none is beside it.
+    """
+    most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    return min(MEMORY_PER_VOXEL_BYTE * claimed, 0.9 * most)
 
 
 def _source(scans: Sequence[Scan]) -> PartSource:
@@ -115,11 +134,14 @@ def _scan_table(files: Sequence[Sequence[str]], stamps: Sequence[str]) -> pa.Tab
     return pa.table({"files": files, "stamp": stamps}, SCANS)
 
 
-def take_in_block(block: pa.Table, root: Path, volumes: Place, settings: ArchiveSettings) -> pa.Table:
-    """Store the scans of one part (schema SCANS) below `volumes`; returns their outcomes (schema OUTCOMES)."""
+def take_in_block(block: pa.Table, root: Path, volumes: Place, settings: ArchiveSettings, room: int) -> pa.Table:
+    """Store the scans of one part (schema SCANS) below `volumes`; returns their outcomes (schema OUTCOMES).
+
+    room: bytes of voxels that may be decoded at once.
+    """
     node = ray.get_runtime_context().get_node_id()
     outcomes = [
-        take_in([root / path for path in files], volumes, settings, node, fan_out.is_lost)
+        take_in([root / path for path in files], volumes, settings, node, fan_out.is_lost, room)
         for files in block["files"].to_pylist()
     ]
     return outcome_table(block["stamp"].to_pylist(), outcomes)

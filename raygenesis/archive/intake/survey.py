@@ -11,7 +11,8 @@ from pathlib import Path
 
 from raygenesis.archive.formats.dicom import Header, read_header
 from raygenesis.archive.formats.readers import DICOM, SUFFIXES, format_named, format_of
-from raygenesis.errors import ScanError
+from raygenesis.errors import RaygenesisError, ScanError
+from raygenesis.text.names import MAX_PATH, inner_path, printable
 from raygenesis.workspace.fingerprint import digest
 
 # Ends of names that are no scans where no format claims them, so that nobody opens a million files to see.
@@ -164,7 +165,7 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
         return None
     reason = _refusal(path, root) or (NOT_READ.get(path.suffix.lower()) if known is None else None)
     if reason is not None:
-        return SetAside(_printable(source), reason)
+        return SetAside(_shown(source), reason)
     try:
         known = known or format_of(path)
         if known is None:
@@ -173,6 +174,8 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
         if known is DICOM:
             return _file(path, root)
         companions = [part for part in known.companions(path) if part.is_file()]
+        if reason := next(filter(None, (_refusal(part, root) for part in companions)), None):
+            return SetAside(source, reason)
         return Scan(tuple(_file(part, root) for part in (path, *companions)))
     except ScanError as error:
         return SetAside(source, str(error))
@@ -183,13 +186,13 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
 def _files(root: Path, aside: list[SetAside]) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         below = os.path.relpath(error.filename or root, root)
-        aside.append(SetAside(_printable(below), f"a folder that cannot be read ({error.strerror})"))
+        aside.append(SetAside(_shown(below), f"a folder that cannot be read ({error.strerror})"))
 
     for folder, below, names in os.walk(root, onerror=unreadable):
         linked = [name for name in below if Path(folder, name).is_symlink() and not name.startswith(".")]
         for name in linked:
             source = os.path.relpath(Path(folder, name), root)
-            aside.append(SetAside(_printable(source), "a linked folder, and those are not followed"))
+            aside.append(SetAside(_shown(source), "a linked folder, and those are not followed"))
         below[:] = [name for name in below if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
@@ -209,13 +212,16 @@ def _refusal(path: Path, root: Path) -> str | None:
         return "a link that leads out of the scans folder"
     try:
         str(path).encode()
+        inner_path(path.relative_to(root).as_posix())
     except UnicodeEncodeError:
         return "its name is not UTF-8, and tables cannot hold it: rename it"
+    except RaygenesisError:
+        return "its name has a backslash, a line break or another character that is not shown: rename it"
     return None
 
 
-def _printable(source: str) -> str:
-    return source.encode(errors="replace").decode()
+def _shown(source: str) -> str:
+    return printable(source.encode(errors="replace").decode(), MAX_PATH)
 
 
 def _file(path: Path, root: Path) -> ScanFile:

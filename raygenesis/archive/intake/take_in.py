@@ -16,7 +16,7 @@ from raygenesis.archive.intake.outcomes import IntakeOutcome
 from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
 from raygenesis.archive.store import StoredRecord, level_factors, read_record, volume_folder, write_volume
-from raygenesis.archive.volume import Volume
+from raygenesis.archive.volume import LargeScanError, Volume
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.files import Place
@@ -31,6 +31,7 @@ def take_in(
     settings: ArchiveSettings,
     node: str = "here",
     is_lost: Callable[[str], bool] = lambda node: False,
+    room: int | None = None,
 ) -> IntakeOutcome:
     """Store a scan's volumes, unless they are there already. Whatever a scan may do becomes an outcome.
 
@@ -39,6 +40,8 @@ def take_in(
         volumes: the archive's folder of volumes.
         node: the name of this node.
         is_lost: whether a node is gone; an attempt that ended with its node is not held against the scan.
+        room: how many bytes of voxels may be decoded here; a scan that claims more is put off before anything is
+            decoded (`claimed_bytes` of its outcome), unless the settings forbid it. None for as many as they allow.
 
     Raises WorkspaceError if no scan can be stored there.
     """
@@ -56,9 +59,13 @@ def take_in(
             )
         _write_note(attempt, f"{earlier}{os.getpid()} {node}\n")
         try:
-            return IntakeOutcome(_store(paths, volumes, scan_id, settings))
+            return IntakeOutcome(_store(paths, volumes, scan_id, settings, room))
         finally:
             attempt.unlink(missing_ok=True)
+    except LargeScanError as error:
+        if error.claimed > _max_bytes(settings):
+            return IntakeOutcome(reason=str(error))
+        return IntakeOutcome(reason="put off", is_lasting=False, claimed_bytes=error.claimed)
     except ScanError as error:
         return IntakeOutcome(reason=str(error))
     except WorkspaceError:
@@ -114,8 +121,15 @@ def _stored_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
     return tuple(records)
 
 
-def _store(paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings) -> tuple[StoredRecord, ...]:
-    decoded = read_scan(paths, settings.fourth_axis, int(settings.max_scan_gib * 2**30), settings.fill_nan)
+def _max_bytes(settings: ArchiveSettings) -> int:
+    return int(settings.max_scan_gib * 2**30)
+
+
+def _store(
+    paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings, room: int | None
+) -> tuple[StoredRecord, ...]:
+    most = _max_bytes(settings) if room is None else min(room, _max_bytes(settings))
+    decoded = read_scan(paths, settings.fourth_axis, most, settings.fill_nan)
     records: list[StoredRecord] = []
     for number, volume in enumerate(decoded):
         volume_id = scan_id if len(decoded) == 1 else f"{scan_id}-{number:04d}"

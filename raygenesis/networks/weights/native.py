@@ -11,7 +11,7 @@ from raygenesis._version import __version__
 from raygenesis.errors import WeightsError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.network import PretextNetwork
-from raygenesis.networks.weights.safetensors_files import write_safetensors
+from raygenesis.networks.weights.safetensors_files import build_described, write_safetensors
 from raygenesis.settings import NETWORK_DIVISORS
 from raygenesis.workspace.files import Place, publish
 from raygenesis.workspace.manifest import Tree
@@ -44,12 +44,8 @@ def restore_network(file: Place, description: Tree, tensors: Mapping[str, torch.
     Raises:
         WeightsError: The file is of another format, or its tensors are not those of its description.
     """
-    model = PretextNetwork(_architecture(file, description))
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f"{file} does not match its own description: {str(error).splitlines()[0]}") from None
-    return model
+    architecture = _architecture(file, description)
+    return build_described(file, "network", lambda: PretextNetwork(architecture), tensors)
 
 
 def _architecture(file: Place, description: Tree) -> Architecture:

@@ -15,6 +15,7 @@ from raygenesis.networks.heads import ClassificationHead
 from raygenesis.networks.unet import UNetDecoder, UNetEncoder, level_widths
 from raygenesis.networks.weights.torch_files import (
     check_finite,
+    check_stored,
     first_mismatch,
     float_copy,
     is_tensor,
@@ -108,6 +109,7 @@ def parse_released(state: Mapping[str, object], path: Place) -> Released:
             used += wanted
     unused = {name: reason for name, reason in unused.items() if name not in used}
 
+    check_stored({name: tensors[name] for name in used}, path)
     theirs = {name: float_copy(tensors[name]) for name in used}
     check_finite(theirs, path)
     return Released({renamed[name]: value for name, value in theirs.items()}, used, unused, missing)

@@ -13,7 +13,7 @@ from raygenesis.networks.principal_components import PrincipalComponents
 from raygenesis.networks.scan_encoders import PretrainedScanEncoder, ScanEncoder
 from raygenesis.networks.weights.loading import network_of
 from raygenesis.networks.weights.native import ENCODER_FILE
-from raygenesis.networks.weights.safetensors_files import read_safetensors, write_safetensors
+from raygenesis.networks.weights.safetensors_files import build_described, read_safetensors, write_safetensors
 from raygenesis.workspace.files import Place, as_place
 
 AUTOENCODER_FILE, COMPONENTS_FILE = "autoencoder.safetensors", "pca.safetensors"  # in the artifacts' folders
@@ -59,9 +59,8 @@ def load_scan_encoder(path: str | Place, input_shape: Sequence[int] = ()) -> Sca
 
 def _described(file: Place, description: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> ScanEncoder:
     """The module that a file of FORMAT describes. Raises WeightsError if its tensors are others."""
-    try:
-        model = KINDS[description["kind"]](**description["architecture"])
-        model.load_state_dict(state)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{file} does not match its own description: {str(error).splitlines()[0]}") from None
-    return model.eval()
+
+    def build() -> Autoencoder | PrincipalComponents:
+        return KINDS[description["kind"]](**description["architecture"])
+
+    return build_described(file, "encoder", build, state).eval()

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeGuard
-from zipfile import is_zipfile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 
 from raygenesis.errors import WeightsError
 from raygenesis.workspace.files import Place, on_disk, publish
+
+# What tensors may take in memory however little of them is stored.
+SMALL_BYTES = 2**28
 
 
 def read_state_dict(path: Place) -> dict[str, object]:
@@ -69,6 +72,20 @@ def float_copy(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
+def check_stored(state: Mapping[str, torch.Tensor], path: Place) -> None:
+    """Raise WeightsError if a state dict takes far more memory than what is stored of it.
+
+    A tensor of strides of 0 may have any shape, and one number in the file.
+    """
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    if claimed > max(SMALL_BYTES, 2 * sum(storages.values())):
+        raise WeightsError(
+            f"{path} holds {sum(storages.values()):,} bytes of numbers for tensors of {claimed:,} bytes: have its "
+            "owner save copies of them"
+        )
+
+
 def check_finite(state: Mapping[str, torch.Tensor], path: Place) -> None:
     """Raise WeightsError if a tensor of a state dict holds NaN or infinity."""
     for name, value in state.items():
@@ -93,6 +110,15 @@ def write_torch(content: Mapping[str, object], path: Path) -> None:
     publish(path, write)
 
 
+def _is_packed(local: Path) -> bool:
+    """Whether a torch file is an archive some parts of which may be larger than the file."""
+    try:
+        with ZipFile(local) as parts:
+            return any(part.compress_type != ZIP_STORED for part in parts.infolist())
+    except (BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # of the older format, or torch says what is wrong with it
+
+
 def _load(path: Place) -> Any:
     if not path.is_file():
         raise WeightsError(f"{path} does not exist: give a .pt or .pth file that was published")
@@ -102,6 +128,8 @@ def _load(path: Place) -> Any:
 
 def _load_local(local: Path, path: Place) -> Any:
     """`path` is what messages call the file."""
+    if _is_packed(local):
+        raise WeightsError(f"{path} holds packed parts, which torch.save does not write: have its owner save it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of torch, about a pickle's protocol

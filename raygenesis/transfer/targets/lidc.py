@@ -16,6 +16,7 @@ from raygenesis.archive.formats.dicom_file import read_slices
 from raygenesis.archive.formats.slices import Plane
 from raygenesis.archive.volume import LPS_TO_RAS, Volume
 from raygenesis.errors import ScanError
+from raygenesis.text.names import MAX_NAME, printable
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Region, Target
 from raygenesis.transfer.targets.lidc_outlines import Reading, consensus, places, read_reading, same_nodule
 from raygenesis.transfer.targets.listing import SAFE, files_below, require_examples
@@ -38,9 +39,11 @@ class NoduleMap:
     slices: tuple[Path, ...]
 
     def read(self, image: Volume) -> NDArray[np.uint8]:
-        reading = read_reading(self.xml)
-        voxels = consensus([one for one in reading.outlines if one.number in self.marks])
         planes = _planes(self.slices)
+        shapes = np.array([plane.shape for plane in planes.values()])
+        rows, columns = shapes.max(0).tolist()
+        reading = read_reading(self.xml, lambda series: (rows, columns))
+        voxels = consensus([one for one in reading.outlines if one.number in self.marks])
         to_index: NDArray[Any] = np.linalg.inv(image.affine)
         depths = {uid: _index(to_index, plane, 0, 0)[2] for uid, plane in planes.items()}
         # Where slices are missing the image's lie between the scanner's: each has the outlines of the nearest.
@@ -49,8 +52,8 @@ class NoduleMap:
         for number in np.unique(voxels >> 32).tolist():
             named, z_mm = reading.slices[number]
             uid = _found(planes, named, z_mm, self.xml)
-            _, rows, columns = places(voxels[voxels >> 32 == number]).T
-            x, y, _ = np.rint(_index(to_index, planes[uid], rows, columns)).astype(int)
+            _, down, across = places(voxels[voxels >> 32 == number]).T
+            x, y, _ = np.rint(_index(to_index, planes[uid], down, across)).astype(int)
             if min(x.min(), y.min()) < 0 or x.max() >= image.shape[2] or y.max() >= image.shape[1]:
                 raise ScanError(f"{self.xml}: an outline at z = {z_mm:g} mm leaves its image")
             nearest = np.abs(np.arange(image.shape[0]) - depths[uid]) <= apart.min(1) + 1e-3
@@ -80,12 +83,14 @@ def read(folder: Path, *, extent_mm: tuple[float, float, float] = (40.0, 45.0, 4
     for path in files_below(folder, ".xml"):
         source = path.relative_to(folder).as_posix()
         try:
-            reading = read_reading(path)
+            reading = read_reading(path, lambda series: scans[series].plane.shape if series in scans else None)
         except ScanError as error:
             problems.append(Problem(source, str(error)))
             continue
         if reading.series not in scans:
-            problems.append(Problem(source, f"series {reading.series}, which it is about, is not there"))
+            problems.append(
+                Problem(source, f"series {printable(reading.series, MAX_NAME)}, which it is about, is not there")
+            )
         elif reading.series in documents:
             problems.append(Problem(source, f"{documents[reading.series]} is about the same series"))
         else:
@@ -116,6 +121,8 @@ def _scans(folder: Path) -> tuple[dict[str, Series], list[Problem]]:
                 reason = "its slices are not axial, or have no place"
             if not (reason or SAFE.fullmatch(header.patient)):
                 reason = "its patient id is empty, or has other characters than letters, digits, '.', '_' and '-'"
+            if not (reason or SAFE.fullmatch(header.series)):
+                reason = "its series has other characters than letters, digits, '.', '_' and '-'"
             if not reason and header.series in scans:
                 reason = f"its series lies in {_source(folder, scans[header.series].files[0])} too"
         except (ScanError, OSError) as error:

@@ -5,7 +5,7 @@ A voxel is a number here: slice × 2³² + row × 2¹⁶ + column, slices number
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 
 from raygenesis.errors import ScanError
 
-# Pixels a matrix may have on a side: what is beyond is a damaged document.
-MAX_SIDE = 2**16
+# What a document may have: those that were published have 2 MB, some dozens of marks and far fewer voxels.
+MAX_BYTES, MAX_MARKS, MAX_VOXELS = 2**25, 1000, 2**24
 
 Voxels = NDArray[np.int64]
 
@@ -40,29 +40,44 @@ class Reading:
     outlines: tuple[Outline, ...]
 
 
-def read_reading(path: Path) -> Reading:
-    """Read the readers' document of a CT. Raises ScanError if it is damaged or of another kind."""
+def read_reading(path: Path, matrix_of: Callable[[str], tuple[int, int] | None]) -> Reading:
+    """Read the readers' document of a CT; without outlines where the series is not known.
+
+    matrix_of: returns the rows and columns of a series, by its UID; None where it is not known. Raises ScanError if the
+    document is damaged or of another kind, or an outline leaves the matrix.
+    """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ScanError(f"not the readers' document of a CT (it has more than {MAX_BYTES:,} bytes)")
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError) as error:
+        if isinstance(error, ScanError):
+            raise
         raise ScanError(f"not readable as XML ({error})") from None
     series = root.findtext(".//{*}SeriesInstanceUid", "").strip()
     if root.tag.rpartition("}")[2] != "LidcReadMessage" or not series:
         raise ScanError("not the readers' document of a CT (a LidcReadMessage that names a series)")
+    matrix = matrix_of(series)
+    if matrix is None:
+        return Reading(series, (), ())
     try:
         marks = [
             (reader, nodule)
             for reader, session in enumerate(root.findall("{*}readingSession"))
             for nodule in session.findall("{*}unblindedReadNodule")
         ]
+        if len(marks) > MAX_MARKS:
+            raise ScanError(f"not the readers' document of a CT (it has {len(marks):,} marks)")
         slices = _slices([roi for _, nodule in marks for roi in nodule.findall("{*}roi")])
         numbers = {key: number for number, key in enumerate(slices)}
-        outlines = [
-            Outline(reader, number, _voxels(nodule, numbers))
-            for number, (reader, nodule) in enumerate(marks)
-            if any(len(roi.findall("{*}edgeMap")) > 1 for roi in nodule.findall("{*}roi"))  # a point is below 3 mm
-        ]
-    except (TypeError, ValueError):
+        outlines, left = [], MAX_VOXELS
+        for number, (reader, nodule) in enumerate(marks):
+            if any(len(roi.findall("{*}edgeMap")) > 1 for roi in nodule.findall("{*}roi")):  # a point is below 3 mm
+                outlines.append(Outline(reader, number, _voxels(nodule, numbers, matrix, left)))
+                left -= outlines[-1].voxels.size
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, ScanError):
+            raise
         raise ScanError("an outline lacks its place, or holds what is no number") from None
     return Reading(series, tuple(slices.values()), tuple(outlines))
 
@@ -125,16 +140,24 @@ def _key(roi: ElementTree.Element) -> str:
     return roi.findtext("{*}imageSOP_UID", "").strip() or str(float(roi.findtext("{*}imageZposition", "")))
 
 
-def _voxels(nodule: ElementTree.Element, numbers: dict[str, int]) -> Voxels:
-    """A nodule's voxels: inside its outlines, without those inside the outlines of holes."""
+def _voxels(nodule: ElementTree.Element, numbers: dict[str, int], matrix: tuple[int, int], most: int) -> Voxels:
+    """A nodule's voxels: inside its outlines, without those inside the outlines of holes.
+
+    Raises ScanError where an outline leaves the matrix (rows, columns), or more than `most` voxels are outlined.
+    """
     none = np.zeros(0, np.int64)
     filled: dict[bool, list[Voxels]] = {True: [none], False: [none]}
     for roi in nodule.findall("{*}roi"):
         edges = roi.findall("{*}edgeMap")
         points = np.array([[int(edge.findtext(name, "")) for name in ("{*}xCoord", "{*}yCoord")] for edge in edges])
-        if not points.size or points.min() < 0 or points.max() >= MAX_SIDE:
+        if not points.size:
             raise ValueError
+        if points.min() < 0 or (points.max(0) >= matrix[::-1]).any():
+            raise ScanError(f"an outline leaves the {matrix[0]}×{matrix[1]} pixels of its series")
         columns, rows = inside(points).T
+        most -= len(rows)
+        if most < 0:
+            raise ScanError(f"not the readers' document of a CT (it outlines more than {MAX_VOXELS:,} voxels)")
         is_hole = roi.findtext("{*}inclusion", "").strip().upper() == "FALSE"
         filled[not is_hole].append((numbers[_key(roi)] << 32) + (rows << 16) + columns)
     return np.setdiff1d(np.concatenate(filled[True]), np.concatenate(filled[False]))

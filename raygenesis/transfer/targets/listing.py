@@ -14,13 +14,17 @@ SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def files_below(folder: Path, endings: str | tuple[str, ...]) -> list[Path]:
-    """Files below a folder with one of the endings, sorted; no hidden files or linked folders. Raises ScanError."""
+    """Files below a folder with one of the endings, sorted. Raises ScanError.
+
+    Hidden files, linked folders and what is no regular file are left out.
+    """
     if not folder.is_dir():
         raise ScanError(f"{folder} does not exist or is not a folder: give the one that holds the data as published")
-    found = []
+    found: list[Path] = []
     for parent, below, names in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        found += [Path(parent, name) for name in names if name.endswith(endings) and not name.startswith(".")]
+        named = (Path(parent, name) for name in names if name.endswith(endings) and not name.startswith("."))
+        found += [path for path in named if path.is_file()]
     return sorted(found)
 
 

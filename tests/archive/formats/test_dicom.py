@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pydicom.uid import (
 from raygenesis.archive.formats import dicom
 from raygenesis.archive.formats.dicom import looks_like_dicom, read_header, read_series, read_series_geometry
 from raygenesis.archive.formats.readers import read_scan
+from raygenesis.archive.intake.survey import survey
 from raygenesis.errors import ScanError
 from tests.support.data import SHARED
 from tests.support.dicom_series import (
@@ -40,6 +42,7 @@ from tests.support.dicom_series import (
     run_length_encoded,
     series,
     shown,
+    write,
     write_all,
 )
 
@@ -147,6 +150,39 @@ def assert_as_written(paths: Sequence[Path]) -> None:
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
 def test_any_little_endian_file_is_read(tmp_path: Path, syntax: str) -> None:
     assert_as_written(write_all(tmp_path, series(), syntax))
+
+
+BOMB = bytes(2**27)
+
+
+@pytest.mark.parametrize(
+    ("tags", "is_header_read", "reason"),
+    [
+        ({"PixelData": BOMB}, True, "holds more bytes than its header describes"),
+        ({"PixelData": BOMB, "Rows": 8192, "Columns": 8192}, True, "more than archive.max_scan_gib="),
+        ({"PixelData": BOMB, "Rows": 65535, "Columns": 65535}, True, "more than the file can hold"),
+        ({}, False, "describes no image"),
+    ],
+)
+def test_a_deflated_bomb_is_unpacked_as_far_as_its_header_goes(
+    tmp_path: Path, tags: dict[str, object], is_header_read: bool, reason: str
+) -> None:
+    (tmp_path / "scans").mkdir()
+    one = a_slice(grey()[0], **tags)
+    if not is_header_read:  # in front of what describes the image
+        one.add_new(0x00090010, "UT", "x" * 2**25)
+    path = write(tmp_path / "scans" / "a.dcm", one, DeflatedExplicitVRLittleEndian)
+    del one
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        found = survey(path.parent)
+        assert len(found.scans) == is_header_read and len(found.aside) == (not is_header_read)
+        with pytest.raises(ScanError, match=reason):
+            read_series([path], max_bytes=2**26)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 def test_big_endian_files_are_read(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_damaged_itk_file_is_one_sentence(tmp_path: Path, suffix: str) -> None
     sitk.WriteImage(sitk.GetImageFromArray(grey((8, 8, 8))), path, useCompression=suffix != ".mhd")
     data = tmp_path / "a.raw" if suffix == ".mhd" else path
     data.write_bytes(data.read_bytes()[:-200])
-    assert "cut short or damaged" in refusal(path)
+    assert ("more than the file can hold" if suffix == ".mhd" else "cut short or damaged") in refusal(path)
     path.write_bytes(b"not a scan")
     assert ("ElementDataFile" if suffix == ".mhd" else "not readable as") in refusal(path)
 

@@ -92,8 +92,16 @@ def test_what_looks_like_a_scan_and_is_none_is_said(tmp_path: Path) -> None:
     found = survey(tmp_path)
     assert not found.scans and found.num_others == 2
     assert [file.source for file in found.aside] == ["a.dcm", "b.hdr", "c.nhdr", "d.mhd"]
-    words = ("not DICOM", "save each as a single .nii", "save it as a single .nrrd", "ElementDataFile must name one")
+    words = ("not DICOM", "save each as a single .nii", "save it as a single .nrrd", "ElementDataFile is no field")
     assert all(word in file.reason for word, file in zip(words, found.aside, strict=True))
+
+
+def test_a_name_that_is_not_shown_as_it_is_is_no_name(tmp_path: Path) -> None:
+    for name in ("a\x1b[2J.nii", "b\nc.nii", "d\\e.nii"):
+        (tmp_path / name).write_bytes(SCAN)
+    found = survey(tmp_path)
+    assert not found.scans and [file.source for file in found.aside] == ["a\\x1b[2J.nii", "b\\nc.nii", "d\\e.nii"]
+    assert all("another character that is not shown" in file.reason for file in found.aside)
 
 
 def test_what_belongs_to_a_scan_is_part_of_it(tmp_path: Path) -> None:

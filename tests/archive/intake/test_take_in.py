@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from raygenesis.archive.intake import take_in as module
 from raygenesis.archive.intake.outcomes import IntakeOutcome
@@ -21,7 +22,10 @@ from raygenesis.archive.intake.take_in import (
 )
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import ArchiveSettings
+from tests.support import dicom_series
 from tests.support.nifti import grey, make_scans, write_nifti
+
+NOISE = grey((1, 64, 48), np.int16)
 
 
 @pytest.fixture
@@ -42,6 +46,39 @@ def test_a_place_that_cannot_be_written_is_no_fault_of_the_scan(scans: Path, tmp
     for volumes in (tmp_path / "file/archive/volumes", tmp_path / "archive/volumes"):
         with pytest.raises(WorkspaceError, match=r"cannot be written: Not a directory$"):
             take_in([path], volumes, ArchiveSettings())
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha", "a.npz", "a.dcm"])
+def test_a_scan_that_claims_more_than_there_is_room_for_is_put_off_before_it_is_decoded(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim is its header's, whatever the size of the file."""
+    path, volumes, is_dicom = write_noise(tmp_path / name), tmp_path / "archive/volumes", name == "a.dcm"
+    settings = ArchiveSettings()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "prepare", None)  # nothing is decoded, so nothing prepared
+        outcome = take_in([path], volumes, settings, room=2 * NOISE.size - 1)
+        # Of DICOM it is the files' own bytes, where those are more.
+        assert outcome == IntakeOutcome((), "put off", False, max(2 * NOISE.size, path.stat().st_size * is_dicom))
+        least = ArchiveSettings(max_scan_gib=NOISE.size / 2**30)
+        forbidden = take_in([path], volumes, least, room=10)
+        assert "more than archive.max_scan_gib=" in forbidden.reason and forbidden.is_lasting
+    assert len(take_in([path], volumes, settings, room=outcome.claimed_bytes).records) == 1
+
+
+def write_noise(path: Path) -> Path:
+    """NOISE in any format, by the name's ending."""
+    if path.suffix == ".npz":
+        np.savez(path, NOISE)
+        path.with_suffix(".json").write_text('{"spacing_mm": [1, 1, 1]}')
+    elif path.suffix == ".dcm":
+        one = dicom_series.a_slice(NOISE[0].view(np.uint16), Modality="DX", ImagePositionPatient=None)
+        dicom_series.write(path, one)
+    elif path.suffix == ".gz":
+        write_nifti(path, NOISE.T)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(NOISE), path)
+    return path
 
 
 def test_a_scan_that_crashed_its_reader_is_given_up_in_the_end(scans: Path, tmp_path: Path) -> None:

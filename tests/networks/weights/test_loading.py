@@ -172,6 +172,30 @@ def test_a_file_that_does_not_describe_its_network(exported, described):
     assert "does not describe its network" in refused(other)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        ({"base_width": 8192}, "does not match its own description: encoder.levels.0.0.weight is missing"),
+        ({"num_classes": 10**12, "head": "classification"}, "does not match its own description"),
+        ({"network": "resnet200", "ndim": 3}, "does not match its own description"),
+        ({"base_width": 10**15}, "does not describe its network"),
+        ({"base_width": "32"}, "does not describe its network"),
+        ({"base_width": -1}, "does not describe its network"),
+        ({"ndim": 7}, "does not describe its network"),
+        ({"network": "none"}, "does not describe its network"),
+        ({"network": "i3d", "ndim": 2}, "does not describe its network"),
+    ],
+)
+def test_a_small_file_that_describes_a_large_network_takes_no_memory(tmp_path, architecture, words):
+    """The first two would take more than a machine has."""
+    file = tmp_path / "bomb.safetensors"
+    description = {"format": "raygenesis-2", "architecture": architecture}
+    save_file({"a": torch.zeros(1)}, file, {"raygenesis": json.dumps(description)})
+    before = torch.random.get_rng_state()
+    assert words in refused(file).replace("a has no place in it", "encoder.levels.0.0.weight is missing")
+    assert torch.equal(torch.random.get_rng_state(), before)  # nothing was drawn, so nothing was built
+
+
 def test_weights_written_before_there_were_decoders_without_skips_have_them(exported):
     model, path, _ = exported
     other = path.with_name("other.safetensors")

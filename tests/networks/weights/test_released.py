@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -348,6 +349,28 @@ def test_an_encoder_that_is_not_whole(tmp_path, name, value, sentence):
         del theirs[name]
     told = refused(save(tmp_path, theirs, "module."))
     assert "does not hold a whole encoder: " + name in told and sentence in told
+
+
+def test_a_tensor_of_more_numbers_than_are_stored(tmp_path):
+    """A file of a few kilobytes whose network would take terabytes."""
+    with torch.device("meta"):
+        wide = PublishedUNet(base_width=2**13).state_dict()
+    theirs = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in wide.items()}
+    torch.save({"state_dict": theirs}, tmp_path / "bomb.pt")
+    assert (tmp_path / "bomb.pt").stat().st_size < 2**16
+    with pytest.raises(WeightsError, match=r"holds [0-9,]+ bytes of numbers for tensors of [0-9,]{16,} bytes"):
+        parse_released(read_state_dict(tmp_path / "bomb.pt"), tmp_path / "bomb.pt")
+
+
+def test_a_torch_file_that_unpacks_is_not_opened(tmp_path):
+    """What torch writes is stored as it is."""
+    torch.save({"a": torch.zeros(2**16)}, tmp_path / "plain.pt")
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, bomb as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(WeightsError, match="holds packed parts"):
+        read_state_dict(tmp_path / "bomb.pt")
 
 
 @pytest.mark.parametrize("name", ["down_tr256.ops.0.bn1.running_mean", "up_tr64.up_conv.bias", "clc_out.fc1.bias"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ from scipy import ndimage
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import Example
+from raygenesis.transfer.targets import lidc_outlines
 from raygenesis.transfer.targets.lidc import NoduleMap, read
 from tests.support.data import LIDC, needs_lidc
 from tests.support.dicom_series import STUDY, series, write_all
@@ -238,6 +240,19 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("uid", ["../../../../ESCAPED", "/ESCAPED", "..", "1.2\\..", "1.2\x1b[2J"])
+def test_a_series_that_could_lead_out_of_a_folder_is_a_problem(tmp_path: Path, uid: str) -> None:
+    write(tmp_path, document([[[(1, outline(3, 2, 9, 7), True)]]]))
+    write_all(tmp_path / "attack", series(SeriesInstanceUID=uid))
+    text = document([[[(1, outline(3, 2, 9, 7), True)]]]).replace(f"{STUDY}.1<", f"{uid.replace(chr(27), '&#9;')}<")
+    (tmp_path / "attack" / "1.xml").write_text(text)
+    target = read(tmp_path)
+    assert [example.name for example in target.examples] == [f"{NAME}/nodule-1"]
+    problems = {problem.name: problem.reason for problem in target.problems}
+    assert problems["attack"] == "its series has other characters than letters, digits, '.', '_' and '-'"
+    assert "is not there" in problems["attack/1.xml"] and problems["attack/1.xml"].isprintable()
+
+
 def test_a_scan_without_a_nodule_is_said(tmp_path: Path) -> None:
     write(tmp_path, document([[[(1, [(3, 3)], True)]], [], [], []]))
     with pytest.raises(ScanError, match="no reader outlined a nodule of 3 mm or more"):
@@ -245,11 +260,45 @@ def test_a_scan_without_a_nodule_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("roi", "reason"),
-    [((1, outline(10, 10, 30, 30), True), "leaves its image"), ((7, outline(3, 2, 9, 7), True), "no such slice")],
+    ("points", "reason"),
+    [
+        (outline(10, 10, 30, 30), "leaves the 16×16 pixels of its series"),
+        ([(0, 0), (65535, 0), (0, 65535)], "leaves the 16×16 pixels of its series"),
+        ([(0, 0), (10**30, 0), (0, 1)], "leaves the 16×16 pixels of its series"),
+        ([(0, 0), ("1" * 5000, 0), (0, 1)], "is no number"),
+        ([(0, 0), (-1, 0), (0, 1)], "leaves the 16×16 pixels of its series"),
+    ],
 )
-def test_outlines_that_lie_beside_the_scan_are_refused(tmp_path: Path, roi: Roi, reason: str) -> None:
-    write(tmp_path, document([[[roi]]]))
-    (example,) = read(tmp_path).examples
+def test_an_outline_beyond_the_matrix_takes_no_memory(
+    tmp_path: Path, points: list[tuple[int, int]], reason: str
+) -> None:
+    """Drawn, the second would take 80 GiB."""
+    write(tmp_path, document([[[(1, points, True)]]]))
     with pytest.raises(ScanError, match=reason):
+        read(tmp_path)
+
+
+def test_a_document_of_more_than_a_reader_draws_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [(1, outline(0, 0, 15, 15), True)]
+    write(tmp_path, document([[whole] * 5]))
+    assert len(read(tmp_path).examples) == 1
+    for name, most in (("MAX_VOXELS", 14 * 14 * 5 - 1), ("MAX_MARKS", 4), ("MAX_BYTES", 1000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(lidc_outlines, name, most)
+            with pytest.raises(ScanError, match="not the readers' document of a CT"):
+                read(tmp_path)
+
+
+def test_what_is_no_regular_file_is_passed_by(tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever."""
+    write(tmp_path, document([[[(1, outline(3, 2, 9, 7), True)]]]))
+    for name in ("a.dcm", "a.xml"):
+        os.mkfifo(tmp_path / "scan" / name)
+    assert len(read(tmp_path).examples) == 1
+
+
+def test_an_outline_on_no_slice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, document([[[(7, outline(3, 2, 9, 7), True)]]]))
+    (example,) = read(tmp_path).examples
+    with pytest.raises(ScanError, match="no such slice"):
         label_of(example)
