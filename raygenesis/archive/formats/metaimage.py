@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from raygenesis.archive.formats.simpleitk import SimpleITKFormat, head_of
+from raygenesis.archive.formats.simpleitk import SimpleITKFormat, Stated, head_of
+from raygenesis.archive.grid import mm_per
 from raygenesis.errors import ScanError
 
 
@@ -15,6 +16,15 @@ class MetaImage(SimpleITKFormat):
 
     def voxel_file(self, path: Path) -> Path:
         return data_file(path) or path
+
+    def stated(self, path: Path, num_axes: int) -> Stated:
+        fields = dict(re.findall(r"^[ \t]*(\w+)[ \t]*[=:][ \t]*([^\r\n]*)", head_of(path), re.MULTILINE))
+        unit = fields.get("DistanceUnits", "").strip()
+        return Stated(
+            mm_per_unit=mm_per(unit) if unit not in ("", "?") else 1.0,
+            has_size=["ElementSpacing" in fields or "ElementSize" in fields] * num_axes,
+            has_orientation=not fields.keys().isdisjoint(("TransformMatrix", "Orientation", "Rotation")),
+        )
 
 
 def data_file(path: Path) -> Path | None:

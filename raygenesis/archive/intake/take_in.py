@@ -150,6 +150,7 @@ def describe(volume: Volume, volume_id: str, num_siblings: int, coarse_size: int
         "levels": [list(factor) for factor in level_factors(volume.shape, coarse_size)],
         "tags": json.dumps(dict(volume.tags), sort_keys=True),
         "corrections": list(volume.corrections),
+        "notes": list(volume.notes),
         "voxel_fingerprint": voxel_fingerprint(voxels),
         "volume_id": volume_id,
         "num_siblings": num_siblings,
