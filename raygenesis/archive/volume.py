@@ -35,6 +35,8 @@ class Volume:
     tags: acquisition facts that identify nobody.
     corrections: what was put right on the way, in words.
     notes: what was assumed, where the files leave it open, in words.
+    valid: bool [z, y, x] (2D: [y, x]): which voxels are image, rather than padding or outside of what was scanned;
+        None where all are. The others hold the smallest value, and count in no percentile.
     """
 
     voxels: NDArray[Any]
@@ -46,6 +48,7 @@ class Volume:
     tags: Mapping[str, str] = field(default_factory=dict)
     corrections: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    valid: NDArray[np.bool_] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,11 +74,12 @@ def straightened(volume: Volume, is_label_map: bool = False) -> Volume:
     if straight is None:
         return volume
     voxels = volume.voxels
+    valid = np.ones(volume.shape, bool) if volume.valid is None else volume.valid
     background = voxels.min() if volume.slope > 0 or is_label_map else voxels.max()
     words = f"axes that are {straight.degrees:.1f}° from perpendicular straightened by linear resampling"
     return replace(
         volume, voxels=np.ascontiguousarray(straight.apply(voxels, background, is_label_map)), affine=straight.affine,
-        corrections=(*volume.corrections, words),
+        corrections=(*volume.corrections, words), valid=straight.apply(valid, False, nearest=True),
     )  # fmt: skip
 
 
@@ -128,7 +132,7 @@ def validate(volume: Volume, fill_nan: float | None = None, is_label_map: bool =
     voxels = np.ascontiguousarray(voxels)
     return Volume(
         voxels, volume.affine, float(volume.slope), float(volume.intercept), volume.ndim, volume.modality,
-        volume.tags, corrections, volume.notes,
+        volume.tags, corrections, volume.notes, volume.valid,
     )  # fmt: skip
 
 

@@ -181,8 +181,36 @@ def _image_grid(one: Slice) -> Grid:
 
 
 def _image(one: Slice) -> Volume:
-    xyz = np.expand_dims(np.swapaxes(one.pixels.copy(), 0, 1), 2)  # of its own: what the file gave is read-only
-    return _described(xyz, _image_grid(one), [one], one.rescale)
+    (pixels,), valid, words = _without_padding(
+        [one.pixels.copy()], [one], one.rescale[0]
+    )  # what files give is read-only
+    grid = _image_grid(one)
+    xyz = np.expand_dims(np.swapaxes(pixels, 0, 1), 2)
+    inside = None if valid is None else valid[0].T[:, :, None]
+    return _described(xyz, inside, replace(grid, corrections=words), [one], one.rescale)
+
+
+def _without_padding(
+    pixels: list[NDArray[Any]], slices: Sequence[Slice], slope: float
+) -> tuple[list[NDArray[Any]], list[NDArray[np.bool_]] | None, tuple[str, ...]]:
+    """Slices with the smallest real value of all in the place of padding, which pixels are valid, and words for that.
+
+    Padding is of any value, and must not be mixed into what lies beside it.
+    """
+    if all(one.valid is None for one in slices):
+        return pixels, None, ()
+    valid = [np.ones(one.shape, bool) if one.valid is None else one.valid for one in slices]
+    inside = [values[where] for values, where in zip(pixels, valid, strict=True) if where.any()]
+    if not inside:
+        raise ScanError("every pixel is padding: there is no image")
+    smallest = min(map(np.min, inside)) if slope > 0 else max(map(np.max, inside))
+    share = 1 - sum(map(np.count_nonzero, valid)) / sum(where.size for where in valid)
+    filled = [np.where(where, values, smallest) for values, where in zip(pixels, valid, strict=True)]
+    return (
+        filled,
+        valid,
+        (f"pixel padding, {share:.1%} of the voxels, set to the smallest value and left out of limits",),
+    )
 
 
 def _each_file(read: Callable[[File], T], files: Sequence[File]) -> list[T]:
@@ -307,16 +335,35 @@ def _volume(channels: Sequence[Sequence[Slice]], notes: tuple[str, ...]) -> Volu
         pixels = [one.pixels.astype(np.float32) * one.rescale[0] + one.rescale[1] for one in slices]
         notes = (*notes, "rescaling that differs between slices was applied: voxels are real values")
     num = len(channels[0])
-    filled = [fill(grid, pixels[start : start + num]) for start in range(0, len(pixels), num)]
+    pixels, valid, words = _without_padding(pixels, slices, rescale[0])
+    starts = range(0, len(pixels), num)
+    filled = [fill(grid, pixels[start : start + num]) for start in starts]
+    inside = None
+    if valid is not None or grid.moves is not None:  # where slices do not reach there is no image either
+        wide = [where.astype(np.uint8) for where in valid or [np.ones(one.shape, bool) for one in slices]]
+        inside = np.all([fill(grid, wide[start : start + num], 0) for start in starts], axis=0).swapaxes(0, 2)
     xyz = np.stack(filled).transpose(3, 2, 1, 0) if len(filled) > 1 else np.swapaxes(filled[0], 0, 2)
-    corrections = (*grid.corrections, *notes)
-    return _described(xyz, Grid(grid.shape[::-1], grid.affine, corrections=corrections), slices, rescale)
+    corrections = (*grid.corrections, *notes, *words)
+    return _described(xyz, inside, Grid(grid.shape[::-1], grid.affine, corrections=corrections), slices, rescale)
 
 
-def _described(xyz: NDArray[Any], grid: Grid, slices: Sequence[Slice], rescale: tuple[float, float]) -> Volume:
-    """A Volume from voxels [x, y, z] or [x, y, z, channels], with the tags of its first slice."""
+def _described(
+    xyz: NDArray[Any], valid: NDArray[np.bool_] | None, grid: Grid, slices: Sequence[Slice],
+    rescale: tuple[float, float],
+) -> Volume:  # fmt: skip
+    """A Volume from voxels [x, y, z] or [x, y, z, channels] and which are valid, with the tags of its first slice."""
     voxels, affine = grid.turned(xyz)
-    tags, corrections = tags_of(slices[0].groups), grid.corrections
+    tags, corrections = tags_of(slices[0].groups), (*grid.corrections, *slices[0].corrections)
     if slices[0].inverted:
         corrections += ("MONOCHROME1: grey values inverted",)
-    return Volume(voxels, affine, *rescale, grid.ndim, tags.get("Modality", ""), tags, corrections, grid.notes)
+    return Volume(
+        voxels,
+        affine,
+        *rescale,
+        grid.ndim,
+        tags.get("Modality", ""),
+        tags,
+        corrections,
+        grid.notes,
+        None if valid is None else grid.turned(valid)[0],
+    )

@@ -206,13 +206,13 @@ def _even(depths: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, tupl
     return sources, (f"{between}: resampled linearly to {depths[-1] / len(steps):.2f} mm",)
 
 
-def fill(grid: SliceGrid, slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def fill(grid: SliceGrid, slices: Sequence[NDArray[Any]], outside: float | None = None) -> NDArray[Any]:
     """Slices [rows, columns, ...] on the grid [slices, rows, columns, ...], of the same type.
 
-    Places that no slice covers get the smallest value of the stack.
+    Places that no slice covers get `outside`, or else the smallest value of the stack.
     """
     if grid.moves is not None:
-        smallest = min(pixels.min() for pixels in slices)
+        smallest = min(pixels.min() for pixels in slices) if outside is None else outside
         slices = [
             moved(pixels, move, grid.shape[1:], smallest) for pixels, move in zip(slices, grid.moves, strict=True)
         ]

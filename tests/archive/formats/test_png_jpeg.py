@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from raygenesis.archive.volume import Volume
+from tests.support.deep_png import deep_png
 from tests.support.nifti import grey
 from tests.support.scan_files import one, refusal
 
@@ -92,22 +91,10 @@ def test_a_damaged_picture_is_one_sentence(tmp_path: Path) -> None:
     assert "not readable as a PNG or JPEG" in refusal(tmp_path / "b.png")
 
 
-def png(pixels: NDArray[np.uint16], colours: int) -> bytes:
-    """A PNG of 16 bits, by the specification: `colours` is 2 for RGB, 4 for grey and alpha, 6 for RGB and alpha."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    height, width = pixels.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 16, colours, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize(("colours", "samples"), [(2, 3), (4, 2), (6, 4)])
 def test_colours_and_transparency_of_16_bits_keep_them(tmp_path: Path, colours: int, samples: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 65536, (6, 9, samples)).astype(np.uint16)
-    (tmp_path / "a.png").write_bytes(png(pixels, colours))
+    (tmp_path / "a.png").write_bytes(deep_png(pixels, colours))
     volume = one(tmp_path / "a.png")
     expected = pixels[..., 0] if samples == 2 else np.moveaxis(pixels[..., :3], -1, 0)
     assert volume.voxels.dtype == np.uint16 and np.array_equal(shown(volume), expected)
@@ -115,7 +102,7 @@ def test_colours_and_transparency_of_16_bits_keep_them(tmp_path: Path, colours: 
     if samples > 2:
         pixels[..., :3] = pixels[..., :1]
         pixels[..., 3:] = 65535
-        (tmp_path / "a.png").write_bytes(png(pixels, colours))
+        (tmp_path / "a.png").write_bytes(deep_png(pixels, colours))
         volume = one(tmp_path / "a.png")
         assert volume.voxels.dtype == np.uint16 and np.array_equal(shown(volume), pixels[..., 0])
         assert volume.corrections == ("three equal colour channels read as grey",)
@@ -124,7 +111,7 @@ def test_colours_and_transparency_of_16_bits_keep_them(tmp_path: Path, colours: 
 @pytest.mark.parametrize("colours", [2, 4, 6])
 def test_a_damaged_picture_of_16_bits_is_one_sentence(tmp_path: Path, colours: int) -> None:
     samples = {2: 3, 4: 2, 6: 4}[colours]
-    content = png(np.random.default_rng(0).integers(0, 65536, (60, 90, samples)).astype(np.uint16), colours)
+    content = deep_png(np.random.default_rng(0).integers(0, 65536, (60, 90, samples)).astype(np.uint16), colours)
     for damaged in (content[:300], content[:-700], content[:200] + bytes(300) + content[500:]):
         (tmp_path / "a.png").write_bytes(damaged)
         assert "picture" in refusal(tmp_path / "a.png")
