@@ -37,7 +37,8 @@ CATALOGUE = pa.schema(
         ("high", pa.list_(pa.float64())),  # and at the 99.5
         ("levels", pa.list_(pa.list_(pa.int32()))),  # per pyramid level: scan voxels per voxel, z y x
         ("tags", pa.string()),  # JSON object of acquisition facts
-        ("corrections", pa.list_(pa.string())),  # what was changed on the way into the archive
+        ("corrections", pa.list_(pa.string())),  # what was put right on the way into the archive
+        ("notes", pa.list_(pa.string())),  # what was assumed; catalogues of earlier versions have none
         ("voxel_fingerprint", pa.string()),  # hash of type, shape and voxels: finds duplicates
         ("stored_bytes", pa.int64()),
     ]
@@ -61,6 +62,7 @@ class VolumeRecord(TypedDict):
     levels: list[list[int]]
     tags: str
     corrections: list[str]
+    notes: list[str]
     voxel_fingerprint: str
     stored_bytes: int
 
@@ -140,6 +142,9 @@ def read_columns(
             f"{path} is damaged: remove it and manifest.json beside it and ingest again; volumes of files that are "
             "still there are not decoded anew, and others are removed"
         ) from None
+    if "notes" in needed and table["notes"].null_count:
+        notes = pc.coalesce(table["notes"], pa.scalar([], CATALOGUE.field("notes").type))
+        table = table.set_column(table.column_names.index("notes"), CATALOGUE.field("notes"), notes)
     ids = table["volume_id"]
     if table.num_rows > 1 and not pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py():
         table = table.sort_by("volume_id")

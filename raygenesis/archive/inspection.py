@@ -39,13 +39,13 @@ from raygenesis.workspace.workspace import Workspace
 VOLUMES_PER_BLOCK = 8
 TILE_PIXELS = 128
 # Columns that `info` counts.
-COUNTED = ("shape", "num_channels", "spacing_mm", "dtype", "modality", "corrections", "stored_bytes")
+COUNTED = ("shape", "num_channels", "spacing_mm", "dtype", "modality", "corrections", "notes", "stored_bytes")
 # Room for the longest volume id and a modality below a tile, and for the line that they are in.
 CAPTION_WIDTH, CAPTION_HEIGHT = 144, 14
 
 
 def info(workspace: Workspace, list_failures: bool = False) -> list[str]:
-    """Lines that say what an archive holds: counts, modalities, sizes, spacings, and failures by cause.
+    """Lines that say what an archive holds: counts, modalities, sizes, spacings, doubts and failures by cause.
 
     list_failures: give each failure on its own, those of later stages too. Raises WorkspaceError without an archive.
     """
@@ -66,10 +66,11 @@ def info(workspace: Workspace, list_failures: bool = False) -> list[str]:
     for title, key in (("modality", "modality"), ("type", "dtype"), ("channels", "num_channels")):
         found = _counted(table[key])
         lines.append(f"{title}: " + ", ".join(f"{value or 'not said'} {count}" for value, count in found.most_common()))
-    corrected: Counter[str] = Counter()
-    for text, count in _counted(pc.list_flatten(table["corrections"])).items():
-        corrected[alike(text)] += count
-    lines += [f"corrected: {count} × {text}" for text, count in corrected.most_common()]
+    for title, key in (("corrected", "corrections"), ("assumed", "notes")):
+        kinds: Counter[str] = Counter()
+        for text, count in _counted(pc.list_flatten(table[key])).items():
+            kinds[alike(text)] += count
+        lines += [f"{title}: {count} × {text}" for text, count in kinds.most_common()]
     if not list_failures:
         return lines + failure_lines(workspace, read_failures(workspace.archive))
     for stage, failures in every_failure(workspace).items():

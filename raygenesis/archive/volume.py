@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
+from raygenesis.archive.grid import spacing_of
+from raygenesis.archive.shear import straightening
 from raygenesis.errors import ScanError
 from raygenesis.text.names import MAX_NAME, printable
-
-# ITK and DICOM count towards left and posterior, NIfTI and this project towards right and anterior.
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 # A header may claim any size; deflate cannot pack more than about so many bytes into one, and no other format does.
 MAX_COMPRESSION = 1032
@@ -44,7 +42,10 @@ class Volume:
     ndim: spatial dimensions, 3 or 2.
     modality: DICOM's code (CT, MR, DX …), empty where the file does not say.
     tags: acquisition facts that identify nobody.
-    corrections: what was changed on the way, in words.
+    corrections: what was put right on the way, in words.
+    notes: what was assumed, where the files leave it open, in words.
+    valid: bool [z, y, x] (2D: [y, x]): which voxels are image, rather than padding or outside of what was scanned;
+        None where all are. The others hold the smallest value, and count in no percentile.
     """
 
     voxels: NDArray[Any]
@@ -55,6 +56,8 @@ class Volume:
     modality: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     corrections: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    valid: NDArray[np.bool_] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,65 +74,39 @@ class Volume:
         return spacing_of(self.affine, self.ndim)
 
 
-def spacing_of(affine: NDArray[np.float64], ndim: int) -> tuple[float, ...]:
-    """Lengths of the affine's columns, slowest axis first, in mm."""
-    xyz = np.linalg.norm(affine[:3, :3], axis=0)
-    return tuple(float(step) for step in xyz[:ndim][::-1])
+def straightened(volume: Volume, is_label_map: bool = False) -> Volume:
+    """The volume with perpendicular axes, resampled linearly where they are not; a label map takes the nearest voxel.
 
-
-def canonical(voxels: NDArray[Any], affine: NDArray[np.float64], ndim: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Turn [x, y, z] or [x, y, z, c] in any orientation into a Volume's order of axes; a view where possible.
-
-    `affine` leads from stored indices to RAS+ mm. With ndim 2 the z side must be 1 and is dropped. Raises ScanError
-    if the affine places voxels nowhere.
+    Places that no voxel covers get the smallest real value. Raises ScanError for a shear that is too large.
     """
-    orientation = orientation_of(affine, ndim)
-    affine = affine @ inv_ornt_aff(orientation, voxels.shape[:3])
-    voxels = apply_orientation(voxels, orientation)
-    voxels = voxels.T  # [z, y, x], or [c, z, y, x]
-    return (voxels[..., 0, :, :] if ndim == 2 else voxels), affine
+    straight = straightening(volume.shape, volume.affine)
+    if straight is None:
+        return volume
+    voxels = volume.voxels
+    valid = np.ones(volume.shape, bool) if volume.valid is None else volume.valid
+    background = voxels.min() if volume.slope > 0 or is_label_map else voxels.max()
+    words = f"axes that are {straight.degrees:.1f}° from perpendicular straightened by linear resampling"
+    return replace(
+        volume, voxels=np.ascontiguousarray(straight.apply(voxels, background, is_label_map)), affine=straight.affine,
+        corrections=(*volume.corrections, words), valid=straight.apply(valid, False, nearest=True),
+    )  # fmt: skip
 
 
-class Geometry(NamedTuple):
-    """Shape in voxels and spacing in mm of a volume, z y x (2D: y x), in canonical axes."""
-
-    shape: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-
-
-def canonical_geometry(sides: Sequence[int], affine: NDArray[np.float64], ndim: int) -> Geometry:
-    """The geometry that `canonical` gives voxels of these sides x y z."""
-    order = orientation_of(affine, ndim)[:, 0].astype(int)
-    shape, spacing = np.empty(3, int), np.empty(3)
-    shape[order] = sides
-    spacing[order] = spacing_of(affine, 3)[::-1]
-    return Geometry(tuple(shape[:ndim][::-1].tolist()), tuple(spacing[:ndim][::-1].tolist()))
+def without_equal_colours(volume: Volume) -> Volume:
+    """The volume with one channel, where it has three that are equal."""
+    if volume.num_channels != 3:
+        return volume
+    red, green, blue = volume.voxels
+    if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+        return volume
+    words = "three equal colour channels read as grey"
+    return replace(volume, voxels=red, corrections=(*volume.corrections, words))
 
 
-def orientation_of(affine: NDArray[np.float64], ndim: int) -> NDArray[np.float64]:
-    """Canonical axis and direction of each stored axis; of a 2D image the single slice comes last, whatever plane."""
-    if not _places_voxels(affine):
-        raise ScanError("the affine is singular or not finite, so positions in mm are unknown")
-    orientation = io_orientation(affine)
-    if ndim == 2:
-        across = orientation[2, 0]
-        orientation[orientation[:, 0] > across, 0] -= 1
-        orientation[2, 0] = 2
-    return orientation
-
-
-def _places_voxels(affine: NDArray[np.float64]) -> bool:
-    """Whether every voxel has a place of its own: finite numbers, and three axes that are not in one plane."""
-    if not np.isfinite(affine).all():
-        return False
-    steps = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool((steps > 0).all() and np.isfinite(steps).all() and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6)
-
-
-def validate(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = False) -> Volume:
+def validate(volume: Volume, fill_nan: float | None = None, is_label_map: bool = False) -> Volume:
     """The volume with a plain type of voxels: native byte order, integers as they came, floats as float32.
 
-    fill_nan: takes the place of values that are not finite. may_be_flat: accept an image of a single value, as a label
+    fill_nan: takes the place of values that are not finite. is_label_map: accept an image of a single value, as a label
     map may be. Raises ScanError if the volume is no image: complex voxels, values that are not finite without
     `fill_nan`, a single value, or spacing and rescaling that give no numbers.
     """
@@ -153,7 +130,7 @@ def validate(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = 
         raise ScanError(f"voxels of type {voxels.dtype} are not grey values: expected integers or floats")
     if not voxels.size:
         raise ScanError(f"shape {volume.voxels.shape} holds no voxels")
-    if voxels.min() == voxels.max() and not may_be_flat:
+    if voxels.min() == voxels.max() and not is_label_map:
         raise ScanError(f"every voxel is {voxels.min()}: there is no image")
     if not (np.isfinite(volume.slope) and np.isfinite(volume.intercept)) or volume.slope == 0:
         raise ScanError(f"rescale slope {volume.slope} and intercept {volume.intercept} give no values")
@@ -164,7 +141,7 @@ def validate(volume: Volume, fill_nan: float | None = None, may_be_flat: bool = 
     voxels = np.ascontiguousarray(voxels)
     return Volume(
         voxels, volume.affine, float(volume.slope), float(volume.intercept), volume.ndim, volume.modality,
-        volume.tags, corrections,
+        volume.tags, corrections, volume.notes, volume.valid,
     )  # fmt: skip
 
 

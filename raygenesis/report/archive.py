@@ -22,22 +22,25 @@ from raygenesis.workspace.workspace import Workspace
 MOST_FAILURES, MOST_SCANS = 50, 16
 FACTS = {"modality": "modality", "dtype": "stored as", "num_channels": "channels"}  # columns, and what the page says
 
+KINDS = ("corrections", "notes")  # columns of sentences
+
 
 @dataclass(frozen=True)
 class ArchiveSection:
-    """facts, ranges: rows of tables. corrections: how often each was made, in words. sheet: of some scans, evenly."""
+    """facts, ranges: rows of tables. corrections, notes: how often each comes. sheet: of some scans, evenly."""
 
     num_volumes: int
     num_subjects: int
     facts: Rows
     corrections: str
+    notes: str
     ranges: Rows
     sheet: ScanPictures
 
 
 def archive_section(workspace: Workspace, intensity: IntensitySettings) -> ArchiveSection:
-    """Counts, modalities, corrections, ranges of shape and spacing, and a contact sheet."""
-    table = read_columns(workspace.catalog, ["volume_id", "subject_id", "shape", "spacing_mm", "corrections", *FACTS])
+    """Counts, modalities, corrections, notes, ranges of shape and spacing, and a contact sheet."""
+    table = read_columns(workspace.catalog, ["volume_id", "subject_id", "shape", "spacing_mm", *KINDS, *FACTS])
     ranges = []
     for ndim in (3, 2):
         members = table.filter(pc.equal(pc.list_value_length(table["shape"]), ndim))
@@ -46,12 +49,13 @@ def archive_section(workspace: Workspace, intensity: IntensitySettings) -> Archi
             sizes = {"voxels": _range(voxels), "spacing in mm": _range(step), "size in mm": _range(voxels * step)}
             ranges.append({"axis": f"{axis} ({ndim}D)", **sizes})
     chosen = read_catalogue(workspace.catalog, galleries.evenly(table["volume_id"].to_pylist(), MOST_SCANS))
-    corrections = pc.list_flatten(table["corrections"]).to_pylist()
+    corrections, notes = (_tally(map(alike, pc.list_flatten(table[key]).to_pylist())) for key in KINDS)
     return ArchiveSection(
         num_volumes=table.num_rows,
         num_subjects=pc.count_distinct(table["subject_id"]).as_py(),
         facts=[{"fact": title, "volumes": _tally(table[key].to_pylist())} for key, title in FACTS.items()],
-        corrections=_tally(alike(text) for text in corrections),
+        corrections=corrections,
+        notes=notes,
         ranges=ranges,
         sheet=galleries.contact_sheet(workspace.volumes, chosen, intensity),
     )

@@ -131,7 +131,7 @@ class LabelFile:
 
     def read(self, image: Volume) -> NDArray[np.uint8]:
         try:
-            volumes = read_scan([self.path], may_be_flat=True)
+            volumes = read_scan([self.path], is_label_map=True)
         except (ScanError, OSError) as error:  # an example has two files: say which it is
             raise ScanError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
         label = _grey(volumes, self.path)

@@ -115,6 +115,16 @@ def test_rows_come_in_order_of_id_all_or_those_asked_for(path: Path) -> None:
     assert read_catalogue(path, iter(())) == []
 
 
+def test_a_catalogue_of_an_earlier_version_has_no_notes(path: Path) -> None:
+    earlier = CATALOGUE.remove(CATALOGUE.get_field_index("notes"))
+    rows = [{"volume_id": volume_id, "shape": [2, 3, 4], "corrections": ["turned"]} for volume_id in "ab"]
+    write_table(path, pa.Table.from_pylist(rows, earlier))
+    assert [(row["corrections"], row["notes"]) for row in read_catalogue(path)] == [(["turned"], [])] * 2
+    assert read_columns(path, ["notes"], ["b"])["notes"].to_pylist() == [[]]
+    write_catalogue(path, [*read_catalogue(path, ["a"]), {**rows[1], "notes": ["assumed"]}])
+    assert [row["notes"] for row in read_catalogue(path)] == [[], ["assumed"]]
+
+
 def test_a_missing_or_damaged_catalogue_says_what_to_do(path: Path) -> None:
     with pytest.raises(WorkspaceError, match="run `raygenesis ingest` first"):
         read_catalogue(path.with_name("other.parquet"))

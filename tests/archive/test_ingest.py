@@ -117,6 +117,7 @@ def test_a_catalogue_row_is_the_scan_s_own_facts(mixed) -> None:
     assert row["source_bytes"] == path.stat().st_size
     assert list(row) == CATALOGUE.names
     assert (row["modality"], row["num_channels"], row["tags"], row["corrections"]) == ("", 1, "{}", [])
+    assert row["notes"] == ["no unit of length is stored: mm assumed"]
     assert row["shape"] == [*canonical.shape[::-1]] == [12, 9, 10]
     assert row["spacing_mm"] == [2, 1, 3] and row["dtype"] == "int16"
     assert np.allclose(np.reshape(row["affine"], (4, 4)), canonical.affine)

@@ -34,7 +34,8 @@ def made(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Workspa
     folder = tmp_path_factory.mktemp("archive")
     for number in range(3):
         write_nifti(folder / "scans" / f"{number}.nii.gz", grey((20, 16, 12 + number), seed=number), AFFINE)
-    write_nifti(folder / "scans" / "radiograph.nii", grey((30, 24, 1), np.uint8))
+    unsized = {"sform_code": 0, "qform_code": 1, "pixdim": [1, 0, 0, 1, 0, 0, 0, 0]}
+    write_nifti(folder / "scans" / "radiograph.nii", grey((30, 24, 1), np.uint8), **unsized)
     for number in range(2):
         (folder / "scans" / f"broken-{number}.nii").write_bytes(b"x" * (400 + number))
     workspace = Workspace.open(folder / "ws")
@@ -56,6 +57,9 @@ def test_info_counts(made: Workspace) -> None:
     assert "  z: 12 to 14 (median 13) voxels of 2 mm, 24 to 28 (median 26) mm" in lines
     assert "  x: 20 voxels of 0.5 mm, 10 mm" in lines
     assert "type: int16 3, uint8 1" in lines
+    assert "assumed: 4 × no unit of length is stored: mm assumed" in lines
+    assert "assumed: 1 × no voxel size along … of … axes: … mm assumed" in lines
+    assert not any(line.startswith("corrected") for line in lines)
     (failed,) = (line for line in lines if line.startswith("failed: 2 × not readable as NIfTI"))
     assert failed.endswith("[broken-0.nii, …]")
 

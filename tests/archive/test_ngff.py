@@ -13,8 +13,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from ngff_zarr.rfc4 import RAS
 
+from raygenesis.archive.grid import Grid
 from raygenesis.archive.store import write_volume
-from raygenesis.archive.volume import Volume, canonical
+from raygenesis.archive.volume import Volume
 from raygenesis.settings import ArchiveSettings
 from tests.support.nifti import grey
 
@@ -51,7 +52,7 @@ def test_an_independent_reader_validates_and_reads(tmp_path: Path, shape, ndim: 
 def test_the_orientation_is_valid_by_rfc_4_and_that_of_the_affine(tmp_path: Path) -> None:
     stored = np.zeros((5, 6, 7), np.int16)  # x y z of a file that counts to the left, to the back and up
     stored[4, 5, 6] = 1  # the most left, posterior, superior voxel
-    voxels, affine = canonical(stored, np.diag([-1.0, -2.0, 3.0, 1.0]), 3)
+    voxels, affine = Grid(stored.shape, np.diag([-1.0, -2.0, 3.0, 1.0])).turned(stored)
     write_volume(tmp_path / "a.ome.zarr", Volume(voxels, affine), {}, SETTINGS)
     group = json.loads((tmp_path / "a.ome.zarr" / "zarr.json").read_text())
     (image,) = group["attributes"]["ome"]["multiscales"]

@@ -59,7 +59,7 @@ ROW = {
     "source_bytes": 70_000_000, "modality": "CT", "shape": [133, 512, 512], "num_channels": 1,
     "spacing_mm": [2.5, 0.7, 0.7], "affine": [float(n) for n in range(16)], "dtype": "int16", "slope": 1.0,
     "intercept": -1024.0, "low": [-1000.0], "high": [1500.0], "levels": [[1, 1, 1], [1, 2, 2], [2, 4, 4], [4, 8, 8]],
-    "tags": TAGS, "corrections": ["gantry tilt removed"], "stored_bytes": 40_000_000,
+    "tags": TAGS, "corrections": ["gantry tilt removed"], "notes": [], "stored_bytes": 40_000_000,
 }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image
+from pydicom import Dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless
 
 from raygenesis.archive.formats.readers import read_scan, read_scan_geometry
@@ -26,6 +28,7 @@ from raygenesis.archive.intake.survey import survey
 from raygenesis.errors import ScanError
 from tests.support import dicom_series
 from tests.support.data import SHARED
+from tests.support.deep_png import deep_png
 from tests.support.nifti import grey, nifti_bytes
 
 Files = dict[str, bytes]
@@ -44,6 +47,17 @@ def _picture(kind: str, dtype: str = "u1") -> Files:
     return {f"scan.{kind.lower()}": out.getvalue()}
 
 
+def _deep_picture(colours: int, samples: int) -> Files:
+    pixels = np.random.default_rng(0).integers(0, 65536, (24, 20, samples)).astype(np.uint16)
+    return {"scan.png": deep_png(pixels, colours)}
+
+
+def _sheared() -> Files:
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    affine[1, 2] = 1.0
+    return {"scan.nii": nifti_bytes(grey((5, 6, 7)), affine)}
+
+
 def _array(packed: bool) -> Files:
     out = io.BytesIO()
     (np.savez_compressed if packed else np.save)(out, grey((5, 6, 7)))
@@ -56,6 +70,18 @@ def _dicom(compressed: bool = False) -> Files:
     folder.mkdir(parents=True, exist_ok=True)
     slices = dicom_series.run_length_encoded() if compressed else dicom_series.series()
     dicom_series.write_all(folder, slices, *([RLELossless] if compressed else []))
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _values() -> Files:
+    """A series with padding and a modality LUT."""
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [300, 0, 16], list(range(300))
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    folder = Path(SCRATCH, "seed")
+    folder.mkdir(parents=True, exist_ok=True)
+    tags = {"PixelPaddingValue": 7, "PixelPaddingRangeLimit": 20, "ModalityLUTSequence": Sequence([table])}
+    dicom_series.write_all(folder, dicom_series.series(dicom_series.grey() % 300, **tags))
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -73,9 +99,13 @@ FORMATS: dict[str, Callable[[], Files]] = {
     "npy": lambda: _array(False),
     "npz": lambda: _array(True),
     "png": lambda: _picture("PNG", "u2"),
+    "png-deep": lambda: _deep_picture(2, 3),
+    "png-deep-alpha": lambda: _deep_picture(4, 2),
+    "nifti-sheared": _sheared,
     "jpeg": lambda: _picture("JPEG"),
     "dicom": _dicom,
     "dicom-rle": lambda: _dicom(compressed=True),
+    "dicom-values": _values,
     "dicom-jpegls": lambda: _real("compressed_jpegls"),
     "dicom-j2k": lambda: _real("compressed_j2k"),
     "dicom-jpeg": lambda: _real("compressed_jpeg"),

@@ -50,6 +50,7 @@ def archived(
         "levels": [list(factor) for factor in levels],
         "tags": "{}",
         "corrections": [],
+        "notes": [],
         "voxel_fingerprint": volume_id,
         "stored_bytes": 0,
         **facts,

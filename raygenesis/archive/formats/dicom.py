@@ -38,7 +38,8 @@ from raygenesis.archive.formats.slices import (
     positions,
     stacks,
 )
-from raygenesis.archive.volume import MAX_BYTES, Geometry, Volume, canonical, canonical_geometry, check_size
+from raygenesis.archive.grid import Geometry, Grid, no_voxel_size
+from raygenesis.archive.volume import MAX_BYTES, Volume, check_size
 from raygenesis.errors import ScanError
 
 T = TypeVar("T")
@@ -148,11 +149,9 @@ def read_series_geometry(paths: Sequence[Path]) -> list[Geometry]:
     """
     slices = [one for path in paths for one in read_slices(path)]
     if _are_images(slices):
-        placed = [((*one.shape[::-1], 1), image_affine(_image_plane(one)[0]), 2) for one in slices]
-    else:
-        grids, _ = _each_stack(slices, lambda stack: [lay_out(_planes([place[0] for place in _places(stack)]))])
-        placed = [(grid.shape[::-1], grid.affine, 3) for grid in grids]
-    return [canonical_geometry(shape, affine, ndim) for shape, affine, ndim in placed]
+        return [_image_grid(one).geometry for one in slices]
+    grids, _ = _each_stack(slices, lambda stack: [lay_out(_planes([place[0] for place in _places(stack)]))])
+    return [Grid(grid.shape[::-1], grid.affine).geometry for grid in grids]
 
 
 def _are_images(slices: Sequence[Slice]) -> bool:
@@ -170,21 +169,48 @@ def _planes(slices: Sequence[Slice]) -> list[Plane]:
     return [one.plane for one in slices if one.plane is not None]
 
 
-def _image_plane(one: Slice) -> tuple[Plane, tuple[str, ...]]:
+def _image_grid(one: Slice) -> Grid:
     """Where an image lies; without a place it is displayed: columns rise towards left, rows towards inferior."""
-    if one.plane:
-        return one.plane, ()
-    with guarded("the header is damaged"):
-        spacing = next(filter(None, (floats(one.groups, name, 2) for name in SPACINGS)), None)
-    notes = () if spacing else ("no pixel spacing: 1 mm assumed",)
-    return Plane((0, 0, 0), (1, 0, 0, 0, 0, -1), spacing or (1.0, 1.0), one.shape), notes
+    plane, notes = one.plane, no_voxel_size(0, 2)
+    if plane is None:
+        with guarded("the header is damaged"):
+            spacing = next(filter(None, (floats(one.groups, name, 2) for name in SPACINGS)), None)
+        plane = Plane((0, 0, 0), (1, 0, 0, 0, 0, -1), spacing or (1.0, 1.0), one.shape)
+        notes = () if spacing else no_voxel_size(2, 2)
+    return Grid((*one.shape[::-1], 1), image_affine(plane), 2, notes=notes)
 
 
 def _image(one: Slice) -> Volume:
-    plane, notes = _image_plane(one)
-    pixels, more = _grey(one.pixels) if one.pixels.ndim > 2 else (one.pixels, ())
-    xyz = np.expand_dims(np.swapaxes(pixels.copy(), 0, 1), 2)  # of its own: what the file gave is read-only
-    return _described(xyz, image_affine(plane), 2, [one], one.rescale, (*notes, *more))
+    (pixels,), valid, words = _without_padding(
+        [one.pixels.copy()], [one], one.rescale[0]
+    )  # what files give is read-only
+    grid = _image_grid(one)
+    xyz = np.expand_dims(np.swapaxes(pixels, 0, 1), 2)
+    inside = None if valid is None else valid[0].T[:, :, None]
+    return _described(xyz, inside, replace(grid, corrections=words), [one], one.rescale)
+
+
+def _without_padding(
+    pixels: list[NDArray[Any]], slices: Sequence[Slice], slope: float
+) -> tuple[list[NDArray[Any]], list[NDArray[np.bool_]] | None, tuple[str, ...]]:
+    """Slices with the smallest real value of all in the place of padding, which pixels are valid, and words for that.
+
+    Padding is of any value, and must not be mixed into what lies beside it.
+    """
+    if all(one.valid is None for one in slices):
+        return pixels, None, ()
+    valid = [np.ones(one.shape, bool) if one.valid is None else one.valid for one in slices]
+    inside = [values[where] for values, where in zip(pixels, valid, strict=True) if where.any()]
+    if not inside:
+        raise ScanError("every pixel is padding: there is no image")
+    smallest = min(map(np.min, inside)) if slope > 0 else max(map(np.max, inside))
+    share = 1 - sum(map(np.count_nonzero, valid)) / sum(where.size for where in valid)
+    filled = [np.where(where, values, smallest) for values, where in zip(pixels, valid, strict=True)]
+    return (
+        filled,
+        valid,
+        (f"pixel padding, {share:.1%} of the voxels, set to the smallest value and left out of limits",),
+    )
 
 
 def _each_file(read: Callable[[File], T], files: Sequence[File]) -> list[T]:
@@ -309,29 +335,35 @@ def _volume(channels: Sequence[Sequence[Slice]], notes: tuple[str, ...]) -> Volu
         pixels = [one.pixels.astype(np.float32) * one.rescale[0] + one.rescale[1] for one in slices]
         notes = (*notes, "rescaling that differs between slices was applied: voxels are real values")
     num = len(channels[0])
-    filled = [fill(grid, pixels[start : start + num]) for start in range(0, len(pixels), num)]
-    if len(filled) > 1:
-        xyz = np.stack(filled).transpose(3, 2, 1, 0)
-    else:
-        voxels, more = _grey(filled[0]) if pixels[0].ndim > 2 else (filled[0], ())
-        xyz, notes = np.swapaxes(voxels, 0, 2), (*notes, *more)
-    return _described(xyz, grid.affine, 3, slices, rescale, (*grid.corrections, *notes))
-
-
-def _grey(pixels: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Colours [..., 3] as they are, or where all three are equal as one grey value [...]; and words for that."""
-    if (pixels[..., 0] != pixels[..., 1]).any() or (pixels[..., 0] != pixels[..., 2]).any():
-        return pixels, ()
-    return np.ascontiguousarray(pixels[..., 0]), ("three equal colour channels read as grey",)
+    pixels, valid, words = _without_padding(pixels, slices, rescale[0])
+    starts = range(0, len(pixels), num)
+    filled = [fill(grid, pixels[start : start + num]) for start in starts]
+    inside = None
+    if valid is not None or grid.moves is not None:  # where slices do not reach there is no image either
+        wide = [where.astype(np.uint8) for where in valid or [np.ones(one.shape, bool) for one in slices]]
+        inside = np.all([fill(grid, wide[start : start + num], 0) for start in starts], axis=0).swapaxes(0, 2)
+    xyz = np.stack(filled).transpose(3, 2, 1, 0) if len(filled) > 1 else np.swapaxes(filled[0], 0, 2)
+    corrections = (*grid.corrections, *notes, *words)
+    return _described(xyz, inside, Grid(grid.shape[::-1], grid.affine, corrections=corrections), slices, rescale)
 
 
 def _described(
-    xyz: NDArray[Any], affine: NDArray[np.float64], ndim: int, slices: Sequence[Slice],
-    rescale: tuple[float, float], corrections: tuple[str, ...],
+    xyz: NDArray[Any], valid: NDArray[np.bool_] | None, grid: Grid, slices: Sequence[Slice],
+    rescale: tuple[float, float],
 ) -> Volume:  # fmt: skip
-    """A Volume from voxels [x, y, z] or [x, y, z, channels], with the tags of its first slice."""
-    voxels, affine = canonical(xyz, affine, ndim)
-    tags = tags_of(slices[0].groups)
+    """A Volume from voxels [x, y, z] or [x, y, z, channels] and which are valid, with the tags of its first slice."""
+    voxels, affine = grid.turned(xyz)
+    tags, corrections = tags_of(slices[0].groups), (*grid.corrections, *slices[0].corrections)
     if slices[0].inverted:
-        corrections = (*corrections, "MONOCHROME1: grey values inverted")
-    return Volume(voxels, affine, *rescale, ndim, tags.get("Modality", ""), tags, corrections)
+        corrections += ("MONOCHROME1: grey values inverted",)
+    return Volume(
+        voxels,
+        affine,
+        *rescale,
+        grid.ndim,
+        tags.get("Modality", ""),
+        tags,
+        corrections,
+        grid.notes,
+        None if valid is None else grid.turned(valid)[0],
+    )

@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from raygenesis.archive.formats.dicom_values import ValueTable, unit_words, valid_pixels, value_table
 from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.slices import Plane
 from raygenesis.archive.volume import MAX_COMPRESSION, is_transient
@@ -83,7 +84,8 @@ SLICE_NAMES = (
     "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
     "PlanarConfiguration", "BitsAllocated", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData", "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
+    "ExtendedOffsetTableLengths", "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence",
+    "RealWorldValueMappingSequence",
 )  # fmt: skip
 SLICE_TAGS = [Tag(name) for name in SLICE_NAMES]
 
@@ -91,7 +93,7 @@ SLICE_TAGS = [Tag(name) for name in SLICE_NAMES]
 FUNCTIONAL_GROUPS = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
     "FrameContentSequence", "MREchoSequence", "MRTimingAndRelatedParametersSequence", "CTReconstructionSequence",
-    "CTXRayDetailsSequence",
+    "CTXRayDetailsSequence", "RealWorldValueMappingSequence",
 )  # fmt: skip
 
 
@@ -118,12 +120,16 @@ class _PixelFormat:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of one file: its data set, how it stores pixels, the data sets that describe each frame, its path."""
+    """The frames of one file: its data set, how it stores pixels, and the data sets that describe each frame.
+
+    path: of the file. table: of values, where its pixels are numbers in one.
+    """
 
     dataset: FileDataset
     stored: _PixelFormat
     groups: Sequence[tuple[Dataset, ...]]
     path: Path
+    table: ValueTable | None
 
     @property
     def num_bytes(self) -> int:
@@ -133,7 +139,11 @@ class Frames:
 
 @dataclass(frozen=True)
 class Slice:
-    """One frame. `groups` are the data sets that describe it, most specific first; `plane` is None without a place."""
+    """One frame. `groups` are the data sets that describe it, most specific first; `plane` is None without a place.
+
+    valid: which pixels are image rather than padding; None where all are, or they are not read. corrections: what was
+    done to its values, in words.
+    """
 
     groups: tuple[Dataset, ...]
     identity: tuple[str, int]
@@ -142,6 +152,8 @@ class Slice:
     rescale: tuple[float, float]
     inverted: bool
     pixels: Any  # NDArray [rows, columns, ...], None where they are not read
+    valid: NDArray[np.bool_] | None
+    corrections: tuple[str, ...]
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -234,7 +246,7 @@ def floats(groups: Sequence[Dataset], name: str, count: int) -> tuple[float, ...
 def read_slices(path: Path) -> list[Slice]:
     """The frames of one file, without their pixels."""
     frames = read_frames(path, pixels=False)
-    return _slices(frames, [None] * len(frames.groups))
+    return _slices(frames, [None] * len(frames.groups), None)
 
 
 def read_frames(path: Path, *, pixels: bool) -> Frames:
@@ -246,8 +258,10 @@ def read_frames(path: Path, *, pixels: bool) -> Frames:
         if stored.frames > 1 and len(per_frame) != stored.frames:
             raise ScanError(f"its {stored.frames:,} frames do not all say where they lie")
         shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
-        chains = [(*_functional_groups((frame, *shared)), dataset) for frame in per_frame] or [(dataset,)]
-    return Frames(dataset, stored, chains, path)
+        top = (*(dataset.get("RealWorldValueMappingSequence") or ())[:1], dataset)
+        chains = [(*_functional_groups((frame, *shared)), *top) for frame in per_frame] or [top]
+        table = value_table(dataset, stored.signed, stored.little_endian) if stored.samples == 1 else None
+    return Frames(dataset, stored, chains, path, table)
 
 
 def decode(frames: Frames) -> list[Slice]:
@@ -256,17 +270,22 @@ def decode(frames: Frames) -> list[Slice]:
     if frames.stored.syntax == DeflatedExplicitVRLittleEndian:
         with guarded("the pixel data is cut short or damaged"), frames.path.open("rb") as file:
             dataset = _inflated(file, SLICE_TAGS, frames.num_bytes + MAX_HEADER_BYTES, pixels=True)
-    return _slices(frames, _decode(dataset, frames.stored))
+    pixels = _decode(dataset, frames.stored)
+    with guarded("the header is damaged"):
+        valid = valid_pixels(pixels, _padding(frames.dataset, frames.stored))
+    return _slices(frames, list(pixels if frames.table is None else frames.table.apply(pixels)), valid)
 
 
-def _slices(frames: Frames, pixels: Iterable[Any]) -> list[Slice]:
+def _slices(frames: Frames, pixels: Sequence[Any], valid: NDArray[np.bool_] | None) -> list[Slice]:
     stored = frames.stored
+    found = []
     with guarded("the header is damaged"):
         uid, shape = str(frames.dataset.get("SOPInstanceUID", "")), (stored.rows, stored.columns)
-        return [
-            Slice(groups, (uid, number), shape, _plane(groups, shape), _rescale(groups, stored), stored.inverted, one)
-            for number, (groups, one) in enumerate(zip(frames.groups, pixels, strict=True))
-        ]
+        for number, (groups, one) in enumerate(zip(frames.groups, pixels, strict=True)):
+            inside = None if valid is None else valid[number]
+            plane, (rescale, words) = _plane(groups, shape), _rescale(groups, frames)
+            found.append(Slice(groups, (uid, number), shape, plane, rescale, stored.inverted, one, inside, words))
+    return found
 
 
 def _functional_groups(containers: Sequence[Dataset]) -> list[Dataset]:
@@ -319,10 +338,27 @@ def _decode(dataset: Dataset, stored: _PixelFormat) -> NDArray[Any]:
             raise ScanError(f"the pixel data is cut short: {len(data):,} of {stored.num_bytes:,} bytes")
         kind = f"{'<' if stored.little_endian else '>'}{'i' if stored.signed else 'u'}{stored.allocated // 8}"
         pixels = np.frombuffer(data, kind, math.prod(shape)).reshape(shape)
-    if stored.stored < stored.allocated:
-        # Up to the highest bit and down again: unused bits go, and the sign is extended.
-        pixels = (pixels << (stored.allocated - 1 - stored.high)) >> (stored.allocated - stored.stored)
+    pixels = _used_bits(pixels, stored)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _used_bits(pixels: NDArray[Any], stored: _PixelFormat) -> NDArray[Any]:
+    """Up to the highest bit and down again: unused bits go, and the sign is extended."""
+    if stored.stored == stored.allocated:
+        return pixels
+    return (pixels << (stored.allocated - 1 - stored.high)) >> (stored.allocated - stored.stored)
+
+
+def _padding(dataset: Dataset, stored: _PixelFormat) -> NDArray[Any] | None:
+    """The stored values [least, most], in any order, of pixels that are no image; None where the file has no such."""
+    value = first_value((dataset,), "PixelPaddingValue")
+    if value is None or stored.samples > 1:
+        return None
+    limit = first_value((dataset,), "PixelPaddingRangeLimit")
+    kind = f"{'i' if stored.signed else 'u'}{stored.allocated // 8}"
+    # Its type is often the other one, of the same bits.
+    bits = [int(number) % 2**stored.allocated for number in (value, value if limit is None else limit)]
+    return _used_bits(np.array(bits, f"u{stored.allocated // 8}").view(kind), stored)
 
 
 def _decoder(stored: _PixelFormat) -> str:
@@ -350,15 +386,33 @@ def _plane(groups: Sequence[Dataset], shape: tuple[int, int]) -> Plane | None:
     return Plane(position, orientation, spacing, shape)
 
 
-def _rescale(groups: Sequence[Dataset], stored: _PixelFormat) -> tuple[float, float]:
-    """Slope and intercept from stored to real values; for MONOCHROME1 those of the inverted image."""
-    slope = (floats(groups, "RescaleSlope", 1) or (1.0,))[0]
-    intercept = (floats(groups, "RescaleIntercept", 1) or (0.0,))[0]
+def _rescale(groups: Sequence[Dataset], frames: Frames) -> tuple[tuple[float, float], tuple[str, ...]]:
+    """Slope and intercept from the pixels to real values, for MONOCHROME1 those of the inverted image; and words.
+
+    Where there is a real-world mapping it counts, but for CT and PET, whose rescaling gives the values of their kind.
+    """
+    stored, table = frames.stored, frames.table
+    words: tuple[str, ...] = ()
+    prefix = "Rescale"
+    if (mapped := _mapping(groups)) is not None:
+        prefix, words = "RealWorldValue", (f"real-world mapping applied{unit_words(mapped)}",)
+    slope = (floats(groups, f"{prefix}Slope", 1) or (1.0,))[0]
+    intercept = (floats(groups, f"{prefix}Intercept", 1) or (0.0,))[0]
+    if table is not None:
+        slope, intercept, words = 1.0, 0.0, ("modality LUT applied",)
     if slope == 0:
         raise ScanError("a rescale slope of 0 gives no values")
     if stored.inverted:
-        return -slope, intercept + slope * (-1 if stored.signed else 2**stored.stored - 1)
-    return slope, intercept
+        bits, signed = (table.bits, False) if table else (stored.stored, stored.signed)
+        return (-slope, intercept + slope * (-1 if signed else 2**bits - 1)), words
+    return (slope, intercept), words
+
+
+def _mapping(groups: Sequence[Dataset]) -> Dataset | None:
+    """The real-world mapping that counts, None where there is none, or none by a slope."""
+    if first_value(groups, "Modality") in MEASURED:
+        return None
+    return next((group for group in groups if first_value((group,), "RealWorldValueSlope") is not None), None)
 
 
 def tags_of(groups: Sequence[Dataset]) -> Mapping[str, str]:

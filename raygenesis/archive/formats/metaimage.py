@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from raygenesis.archive.formats.simpleitk import SimpleITKFormat
+from raygenesis.archive.formats.simpleitk import SimpleITKFormat, Stated
 from raygenesis.archive.formats.text_header import (
     NUMBER,
     VOXELS,
@@ -18,6 +18,7 @@ from raygenesis.archive.formats.text_header import (
     whole,
     words,
 )
+from raygenesis.archive.grid import mm_per
 from raygenesis.errors import ScanError
 
 Count = Callable[[int], int]
@@ -79,6 +80,15 @@ class MetaImage(SimpleITKFormat):
         lines = {"ObjectType": "Image", "NDims": str(ndim), **checked, "HeaderSize": str(begin), DATA: VOXELS}
         text = "".join(f"{name} = {value}\n" for name, value in lines.items())
         return CheckedHeader(text, voxels or path, is_packed or is_text)
+
+    def stated(self, path: Path, num_axes: int) -> Stated:
+        fields = _read(path).fields
+        unit = fields.get("DistanceUnits", "").strip()
+        return Stated(
+            mm_per_unit=mm_per(unit) if unit not in ("", "?") else 1.0,
+            has_size=["ElementSpacing" in fields or "ElementSize" in fields] * num_axes,
+            has_orientation=not fields.keys().isdisjoint(("TransformMatrix", "Orientation", "Rotation")),
+        )
 
 
 def data_file(path: Path) -> Path | None:

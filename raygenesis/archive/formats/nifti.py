@@ -17,17 +17,10 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from raygenesis.archive.formats.nifti_grid import grid_of
 from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
-from raygenesis.archive.volume import (
-    MAX_COMPRESSION,
-    Geometry,
-    Volume,
-    canonical,
-    canonical_geometry,
-    check_claim,
-    first_line,
-    is_transient,
-)
+from raygenesis.archive.grid import Geometry
+from raygenesis.archive.volume import MAX_COMPRESSION, Volume, check_claim, first_line, is_transient
 from raygenesis.errors import ScanError
 
 # What nibabel, NumPy and zlib raise on damaged bytes.
@@ -45,8 +38,6 @@ HEADERS = {348: Nifti1Header, 540: Nifti2Header}
 # Hundreds of the intent codes that are CIFTI's own.
 CIFTI_INTENTS = 30
 
-MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
-
 
 class Nifti(ScanFormat):
     suffixes = (".nii", ".nii.gz")
@@ -55,27 +46,27 @@ class Nifti(ScanFormat):
         path = paths[0]
         with _open(path) as file:
             header = _read_header(file)
-            shape, affine = _squeezed(header)
-            layout = _layout(header, shape, fourth_axis)
-            voxels = _read_voxels(path, file, header, max_bytes).reshape(shape, order="F")
+            shape = _squeezed(header)
+            grid, layout = grid_of(header, shape[:3]), _layout(header, shape, fourth_axis)
+            offset, corrections = _voxel_offset(header, file)
+            voxels = _read_voxels(path, file, header, offset, max_bytes).reshape(shape, order="F")
         slope, intercept = _rescaling(header)
-        ndim = 2 if shape[2] == 1 else 3
         if voxels.dtype.names:  # RGB and RGBA: colours become channels, transparency is no image
             voxels = np.stack([voxels[name] for name in voxels.dtype.names[:3]], -1)
             layout = "channels"
         parts = [voxels[..., number] for number in range(shape[3])] if layout == "split" else [voxels]
-        placed = header["sform_code"] > 0 or header["qform_code"] > 0
-        notes = () if placed else ("no orientation is stored: axes taken as right to left, anterior and superior",)
-        turned = [canonical(part, affine, ndim) for part in parts]
-        return [Volume(voxels, affine, slope, intercept, ndim, corrections=notes) for voxels, affine in turned]
+        corrections += grid.corrections
+        return [
+            Volume(*grid.turned(part), slope, intercept, grid.ndim, corrections=corrections, notes=grid.notes)
+            for part in parts
+        ]
 
     def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
         with _open(paths[0]) as file:
             header = _read_header(file)
-        shape, affine = _squeezed(header)
+        shape = _squeezed(header)
         layout = _layout(header, shape, fourth_axis)
-        found = canonical_geometry(shape[:3], affine, 2 if shape[2] == 1 else 3)
-        return [found] * (shape[3] if layout == "split" else 1)
+        return [grid_of(header, shape[:3]).geometry] * (shape[3] if layout == "split" else 1)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -97,7 +88,9 @@ def _read_header(file: BinaryIO) -> Any:
             raise ScanError("not readable as NIfTI (its first number is neither 348 nor 540)")
         size = sizes.pop()
         header = HEADERS[size](begin[:size], check=False)
+        stated = header["pixdim"].copy()
         header.check_fix(logger=QUIET)
+        header["pixdim"][1:] = stated[1:]  # where they are mended, that is said
     except DAMAGE as error:
         if isinstance(error, ScanError):
             raise
@@ -109,8 +102,8 @@ def _read_header(file: BinaryIO) -> Any:
     return header
 
 
-def _squeezed(header: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Stored shape as x y z or x y z and one more axis, and the affine to RAS+ mm; a single slice has z = 1."""
+def _squeezed(header: Any) -> tuple[int, ...]:
+    """Stored shape as x y z or x y z and one more axis; a single slice has z = 1."""
     shape = tuple(int(side) for side in header.get_data_shape())
     if any(side < 1 for side in shape) or not shape:
         raise ScanError(f"shape {shape} holds no voxels")
@@ -120,16 +113,7 @@ def _squeezed(header: Any) -> tuple[tuple[int, ...], NDArray[np.float64]]:
         raise ScanError(f"shape {full} has {len(full)} dimensions: split it into 3D files")
     if shape[2] != 1 and 1 in shape[:2]:
         raise ScanError(f"shape {full} is a single slice along its first or second axis: store it along the third")
-    affine = header.get_best_affine().astype(np.float64)
-    affine[:3] *= MM_PER_UNIT.get(_space_unit(header), 1.0)
-    return shape, affine
-
-
-def _space_unit(header: Any) -> str:
-    try:
-        return header.get_xyzt_units()[0]
-    except KeyError:  # a code that the standard does not have
-        return "unknown"
+    return shape
 
 
 def _layout(header: Any, shape: tuple[int, ...], fourth_axis: FourthAxis) -> str:
@@ -151,13 +135,24 @@ def _rescaling(header: Any) -> tuple[float, float]:
     return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
 
 
-def _read_voxels(path: Path, file: BinaryIO, header: Any, max_bytes: int) -> NDArray[Any]:
+def _voxel_offset(header: Any, file: BinaryIO) -> tuple[float, tuple[str, ...]]:
+    """The byte at which voxels begin, and the correction where the header does not say it."""
+    offset = float(header["vox_offset"])
+    if offset != 0:
+        return offset, ()
+    offset = int(header.single_vox_offset)
+    file.seek(int(header["sizeof_hdr"]))
+    if file.read(1) not in (b"\0", b""):  # an extension, as long as it likes
+        raise ScanError("the header says that voxels begin at byte 0, and what else its header holds hides where")
+    return offset, (f"the header says that voxels begin at byte 0: read from byte {offset}, where headers end",)
+
+
+def _read_voxels(path: Path, file: BinaryIO, header: Any, offset: float, max_bytes: int) -> NDArray[Any]:
     """The stored values, flat; of a file that is not packed a view that reads as it is used."""
     dtype = header.get_data_dtype()
     if dtype.kind not in "iufV" or (dtype.names is not None and "R" not in dtype.names):
         raise ScanError(f"voxels of type {dtype} are not grey values: expected integers or floats")
     count = int(np.prod(header.get_data_shape(), dtype=object))
-    offset = float(header["vox_offset"])
     if not 0 <= offset <= path.stat().st_size * MAX_COMPRESSION:
         raise ScanError(f"the header says that voxels begin at byte {offset:g}, beyond what the file can hold")
     offset = int(offset)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from raygenesis.archive.formats.simpleitk import SimpleITKFormat
+from raygenesis.archive.formats.simpleitk import SimpleITKFormat, Stated
 from raygenesis.archive.formats.text_header import (
     NUMBER,
     VOXELS,
@@ -17,6 +17,7 @@ from raygenesis.archive.formats.text_header import (
     whole,
     words,
 )
+from raygenesis.archive.grid import MM_PER_UNIT, mm_per
 from raygenesis.errors import ScanError
 
 # Fields that are handed on, by their names without blanks, and as they are written; others decide nothing.
@@ -35,6 +36,9 @@ TYPE = re.compile(r"(?!block)[a-z][a-z0-9_ ]{1,40}")
 VECTOR = re.compile(r"none|\([^()]*\)")
 MAX_DIMENSION, MAX_SPACE_DIMENSION = 16, 8
 ENCODINGS = {"raw": False, "gzip": True, "gz": True, "ascii": True, "text": True, "txt": True, "hex": False}
+
+# Spaces whose axes have a direction in the patient.
+ANATOMICAL = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
 
 
 class Nrrd(SimpleITKFormat):
@@ -69,6 +73,11 @@ class Nrrd(SimpleITKFormat):
         lines["byte skip"] = str(whole("byte skip", fields.get("byteskip", "0"), -1, 2**31 - 1))
         text = "".join(f"{name}: {value}\n" for name, value in lines.items())
         return CheckedHeader(f"NRRD0005\n{text}data file: {VOXELS}\n\n", path, ENCODINGS[encoding])
+
+    def stated(self, path: Path, num_axes: int) -> Stated:
+        fields, _ = _read(path)
+        space = fields.get("space", "").lower().removesuffix("-time")
+        return Stated(_mm_per_unit(fields), _has_size(fields, num_axes), space in ANATOMICAL)
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], int]:
@@ -107,3 +116,22 @@ def _vector(name: str, text: str) -> str:
     if len(numbers) > MAX_SPACE_DIMENSION:
         raise ScanError(f"its header's {name} has a vector of {len(numbers)} numbers")
     return f"({','.join(words(name, number, NUMBER, 1) for number in numbers)})"
+
+
+def _mm_per_unit(fields: Mapping[str, str]) -> float:
+    """Millimetres per unit of the axes, of which those of time and of channels have others."""
+    units = {*re.findall(r'"([^"]*)"', fields.get("spaceunits") or fields.get("units", ""))} - {""}
+    lengths = {mm_per(unit) for unit in ({unit for unit in units if unit.lower() in MM_PER_UNIT} or units)}
+    if len(lengths) > 1:
+        raise ScanError("its axes are in different units of length: save it in one")
+    return lengths.pop() if lengths else 1.0
+
+
+def _has_size(fields: Mapping[str, str], num_axes: int) -> list[bool]:
+    """Which of the spatial axes have a voxel size: NaN stands where there is none, as of channels."""
+    if "spacedirections" in fields:
+        return [True] * num_axes
+    known = ["nan" not in word.lower() for word in fields.get("spacings", "").split()]
+    if len(known) > num_axes:
+        known = known[-num_axes:] if not known[0] else known[:num_axes]
+    return known or [False] * num_axes

@@ -17,7 +17,8 @@ from numpy.lib import format as npy
 
 from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
 from raygenesis.archive.formats.side_car import SideCar, read_side_car, side_car_of
-from raygenesis.archive.volume import Geometry, Volume, check_claim, first_line, is_transient
+from raygenesis.archive.grid import Geometry, Grid, grid_of_steps
+from raygenesis.archive.volume import Volume, check_claim, first_line, is_transient
 from raygenesis.errors import ScanError
 
 # What NumPy and zipfile raise on damaged bytes.
@@ -48,17 +49,23 @@ class NumpyArray(ScanFormat):
             check_claim(math.prod(shape) * dtype.itemsize, path, max_bytes, is_packed)
             file.seek(0)
             voxels = npy.read_array(file) if is_packed else np.load(path, mmap_mode="r")
-        ndim = len(side_car.spacing_mm)
-        affine = np.diag([*side_car.spacing_mm[::-1], *[1.0] * (4 - ndim)])
-        parts = voxels if fourth_axis == "split" and voxels.ndim > ndim else [voxels]
-        return [Volume(part, affine, ndim=ndim, modality=side_car.modality) for part in parts]
+        grid = _grid(shape, side_car)
+        parts = voxels if fourth_axis == "split" and voxels.ndim > grid.ndim else [voxels]
+        return [Volume(part, grid.affine, ndim=grid.ndim, modality=side_car.modality) for part in parts]
 
     def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
         side_car = _side_car(paths[0])
         with _opened(paths[0], side_car) as file:
             shape, _ = _header(file)
-        num_volumes, ndim = _num_volumes(shape, side_car, fourth_axis), len(side_car.spacing_mm)
-        return [Geometry(shape[-ndim:], side_car.spacing_mm)] * num_volumes
+        return [_grid(shape, side_car).geometry] * _num_volumes(shape, side_car, fourth_axis)
+
+
+def _grid(shape: Sequence[int], side_car: SideCar) -> Grid:
+    """The grid of an array's last axes, which rise towards superior, anterior and right from a centre at 0."""
+    ndim = len(side_car.spacing_mm)
+    sides, steps = [1, 1, 1], np.ones(3)
+    sides[:ndim], steps[:ndim] = shape[-ndim:][::-1], side_car.spacing_mm[::-1]
+    return grid_of_steps(sides, np.eye(3), steps, (0, 0, 0), ndim)
 
 
 def _side_car(path: Path) -> SideCar:

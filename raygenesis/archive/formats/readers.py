@@ -13,7 +13,8 @@ from raygenesis.archive.formats.numpy_array import NumpyArray
 from raygenesis.archive.formats.png_jpeg import PngJpeg
 from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.scan_format import HEAD_BYTES, FourthAxis, ScanFormat
-from raygenesis.archive.volume import MAX_BYTES, Geometry, Volume, validate
+from raygenesis.archive.grid import Geometry
+from raygenesis.archive.volume import MAX_BYTES, Volume, straightened, validate, without_equal_colours
 
 DICOM = Dicom()
 
@@ -43,22 +44,23 @@ def format_of(path: Path) -> ScanFormat | None:
 
 def read_scan(
     paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_bytes: int = MAX_BYTES,
-    fill_nan: float | None = None, may_be_flat: bool = False,
+    fill_nan: float | None = None, is_label_map: bool = False,
 ) -> list[Volume]:  # fmt: skip
-    """Decode a scan into canonical axes.
+    """Decode a scan into canonical, perpendicular axes.
 
     Args:
         paths: its files; of a format but DICOM the first is enough.
         fourth_axis: what becomes of a fourth axis (`archive.fourth_axis`).
         max_bytes: how many bytes of voxels the scan may have at the most.
         fill_nan: takes the place of values that are not finite, which are a fault where it is None.
-        may_be_flat: accept a volume of a single value, such as an empty label map.
+        is_label_map: accept a volume of a single value, and never mix values of neighbouring voxels.
 
     Returns one volume, or several where `fourth_axis` is "split". Raises ScanError saying what is wrong.
     """
     # What no format recognises is given to DICOM, which says what it misses.
     volumes = (format_of(paths[0]) or DICOM).read(paths, fourth_axis, max_bytes)
-    return [validate(volume, fill_nan, may_be_flat) for volume in volumes]
+    valid = (validate(volume, fill_nan, is_label_map) for volume in volumes)
+    return [straightened(without_equal_colours(volume), is_label_map) for volume in valid]
 
 
 def read_scan_geometry(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse") -> list[Geometry]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
-from raygenesis.archive.volume import Geometry, Volume
+from raygenesis.archive.grid import Geometry
+from raygenesis.archive.volume import Volume
 
 # What becomes of a fourth axis (`archive.fourth_axis`): a ScanError, a volume for each index, or channels of one.
 FourthAxis = Literal["refuse", "split", "channels"]
@@ -38,12 +39,16 @@ class ScanFormat(Protocol):
     def read(self, paths: Sequence[Path], fourth_axis: FourthAxis, max_bytes: int) -> list[Volume]:
         """Decode a scan: one volume, or several where `fourth_axis` splits them.
 
+        Axes that are not perpendicular, and three channels that are equal, are left to `read_scan`.
         Raises ScanError saying what is wrong with the file, or that it claims more than `max_bytes` of voxels.
         """
         ...
 
     def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
-        """The geometry of each volume that `read` gives, without reading voxels. Raises ScanError."""
+        """The geometry of each volume that `read_scan` gives (`Grid.geometry`), without reading voxels.
+
+        Raises ScanError.
+        """
         ...
 
 

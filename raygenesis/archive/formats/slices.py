@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis.archive.volume import LPS_TO_RAS
+from raygenesis.archive.grid import LPS_TO_RAS
+from raygenesis.archive.shear import LARGEST_TILT_DEGREES, SMALLEST_TILT_DEGREES, blend, moved
 from raygenesis.errors import ScanError
 
 # Fewer slices are not a volume.
@@ -26,10 +27,6 @@ SAME_SPACING = 1e-3
 
 # Share of a pixel within which two slices lie at the same position.
 SAME_POSITION = 0.01
-
-# Below this the affine carries the tilt exactly, and voxels are right-angled to within 0.004 %.
-SMALLEST_TILT_DEGREES = 0.5
-LARGEST_TILT_DEGREES = 45.0
 
 # Steps between slices may differ from their mean by this factor and still be interpolated.
 LARGEST_UNEVENNESS = 1.5
@@ -209,15 +206,15 @@ def _even(depths: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, tupl
     return sources, (f"{between}: resampled linearly to {depths[-1] / len(steps):.2f} mm",)
 
 
-def fill(grid: SliceGrid, slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def fill(grid: SliceGrid, slices: Sequence[NDArray[Any]], outside: float | None = None) -> NDArray[Any]:
     """Slices [rows, columns, ...] on the grid [slices, rows, columns, ...], of the same type.
 
-    Places that no slice covers get the smallest value of the stack.
+    Places that no slice covers get `outside`, or else the smallest value of the stack.
     """
     if grid.moves is not None:
-        smallest = min(pixels.min() for pixels in slices)
+        smallest = min(pixels.min() for pixels in slices) if outside is None else outside
         slices = [
-            _moved(pixels, move, grid.shape[1:], smallest) for pixels, move in zip(slices, grid.moves, strict=True)
+            moved(pixels, move, grid.shape[1:], smallest) for pixels, move in zip(slices, grid.moves, strict=True)
         ]
     if grid.sources is None:
         return np.stack(slices)
@@ -225,27 +222,5 @@ def fill(grid: SliceGrid, slices: Sequence[NDArray[Any]]) -> NDArray[Any]:
     shares = (grid.sources - before).astype(np.float32)
     voxels = np.empty((len(shares), *slices[0].shape), slices[0].dtype)
     for number, (index, share) in enumerate(zip(before.tolist(), shares, strict=True)):
-        voxels[number] = _blend(slices[index], slices[index + 1], share)
+        voxels[number] = blend(slices[index], slices[index + 1], share)
     return voxels
-
-
-def _moved(
-    pixels: NDArray[Any], move: NDArray[np.float64], shape: tuple[int, ...], fill_value: np.generic
-) -> NDArray[Any]:
-    """A slice moved by a fraction of pixels into a larger one, linearly."""
-    whole = np.floor(move).astype(int)
-    for axis, share in enumerate(move - whole):
-        if share > 0:
-            ahead = np.moveaxis(pixels, axis, 0)
-            pixels = np.moveaxis(_blend(ahead[1:], ahead[:-1], np.float32(share)), 0, axis)
-            whole[axis] += 1
-    moved = np.full((*shape, *pixels.shape[2:]), fill_value, pixels.dtype)
-    row, column = whole
-    moved[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
-    return moved
-
-
-def _blend(one: NDArray[Any], other: NDArray[Any], share: np.float32) -> NDArray[Any]:
-    """`share` of the other and the rest of the one, in their own type."""
-    mixed = one * (1 - share) + other * share
-    return (np.rint(mixed) if one.dtype.kind in "iu" else mixed).astype(one.dtype)

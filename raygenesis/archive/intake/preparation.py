@@ -54,6 +54,7 @@ def to_spacing(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
         most = limits.max if limits.bits < 64 else np.nextafter(np.float64(limits.max), 0)
         voxels = np.clip(np.rint(wide), limits.min, most)
     voxels = voxels.astype(volume.voxels.dtype).reshape(*volume.voxels.shape[: -volume.ndim], *wanted)
+    valid = None if volume.valid is None else resample(volume.valid.astype(np.float32), weights) >= 0.5
     steps = np.ones(3)
     steps[: volume.ndim] = [n / num_out for n, num_out in zip(volume.shape[::-1], wanted[::-1], strict=True)]
     affine = volume.affine.copy()
@@ -61,8 +62,8 @@ def to_spacing(volume: Volume, spacing_mm: Sequence[float]) -> Volume:
     affine[:3, 3] += affine[:3, :3] @ ((steps - 1) / 2)
     affine[:3, :3] *= steps
     before = " × ".join(f"{step:.4g}" for step in volume.spacing_mm)
-    note = f"resampled from {before} mm"
-    return replace(volume, voxels=voxels, affine=affine, corrections=(*volume.corrections, note))
+    corrections = (*volume.corrections, f"resampled from {before} mm")
+    return replace(volume, voxels=voxels, affine=affine, corrections=corrections, valid=valid)
 
 
 def crop_to_body(volume: Volume) -> Volume:
@@ -86,8 +87,12 @@ def crop_to_body(volume: Volume) -> Volume:
     start[: volume.ndim] = [part.start for part in reversed(region)]
     affine[:3, 3] += affine[:3, :3] @ start
     before = " × ".join(str(side) for side in volume.shape)
-    note = f"cropped to the body from {before} voxels at {[part.start for part in region]}"
-    return replace(volume, voxels=voxels, affine=affine, corrections=(*volume.corrections, note))
+    corrections = (
+        *volume.corrections,
+        f"cropped to the body from {before} voxels at {[part.start for part in region]}",
+    )
+    valid = None if volume.valid is None else volume.valid[tuple(region)]
+    return replace(volume, voxels=voxels, affine=affine, corrections=corrections, valid=valid)
 
 
 def body(image: NDArray[np.float32]) -> NDArray[np.bool_]:

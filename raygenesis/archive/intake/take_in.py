@@ -149,7 +149,8 @@ def describe(volume: Volume, volume_id: str, num_siblings: int, coarse_size: int
     num_siblings: how many volumes its scan has. coarse_size: the longest side of the coarsest pyramid level, in voxels.
     """
     voxels = volume.voxels
-    limits = [percentiles(channel) for channel in voxels.reshape(-1, *volume.shape)]
+    every = ... if volume.valid is None or not volume.valid.any() else volume.valid
+    limits = [percentiles(channel[every]) for channel in voxels.reshape(-1, *volume.shape)]
     return {
         "modality": volume.modality,
         "shape": list(volume.shape),
@@ -164,6 +165,7 @@ def describe(volume: Volume, volume_id: str, num_siblings: int, coarse_size: int
         "levels": [list(factor) for factor in level_factors(volume.shape, coarse_size)],
         "tags": json.dumps(dict(volume.tags), sort_keys=True),
         "corrections": list(volume.corrections),
+        "notes": list(volume.notes),
         "voxel_fingerprint": voxel_fingerprint(voxels),
         "volume_id": volume_id,
         "num_siblings": num_siblings,

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from raygenesis.archive.formats.dicom import read_header
 from raygenesis.archive.formats.dicom_file import read_slices
 from raygenesis.archive.formats.slices import Plane
-from raygenesis.archive.volume import LPS_TO_RAS, Volume
+from raygenesis.archive.grid import LPS_TO_RAS
+from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 from raygenesis.text.names import MAX_NAME, printable
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Region, Target

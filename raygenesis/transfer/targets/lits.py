@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis.archive.formats.readers import read_scan
-from raygenesis.archive.volume import Volume, canonical
+from raygenesis.archive.grid import Grid
+from raygenesis.archive.volume import Volume
 from raygenesis.transfer.examples import (
     SEGMENTATION,
     TEST,
@@ -44,11 +45,11 @@ class LiverMap:
     volume: Path
 
     def read(self, image: Volume) -> NDArray[np.uint8]:
-        label = read_scan([self.path], may_be_flat=True)[0]
+        label = read_scan([self.path], is_label_map=True)[0]
         if np.array_equal(label.affine[:3, :3], np.eye(3)):
             stored = label.voxels.T  # such a header turns nothing
             volume: Any = nibabel.load(self.volume)
-            voxels, affine = canonical(stored, volume.affine, 3)
+            voxels, affine = Grid(stored.shape, volume.affine).turned(stored)
             label = replace(label, voxels=voxels, affine=affine)
         check_aligned(self.path, label, image)
         return LabelFile(self.path, LIVER).classes_of(label)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from raygenesis.archive.grid import no_voxel_size
 from raygenesis.archive.volume import Volume, validate
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import CLASSIFICATION, TEST, TRAIN, VALIDATION, Example, Problem, Target, times
@@ -40,7 +41,7 @@ class PackedImage:
             voxels = np.frombuffer(zlib.decompress(packed[self.number]), np.uint8).reshape(shape)
         except DAMAGE as error:
             raise ScanError(f"{self.path}: {self.part}_images cannot be read ({error})") from None
-        return validate(Volume(voxels, np.eye(4), corrections=("no voxel spacing: 1 mm assumed",)))
+        return validate(Volume(voxels, np.eye(4), notes=no_voxel_size(3, 3)))
 
 
 def read(folder: Path, *, classes: tuple[str, ...] = ("normal", "abnormal")) -> Target:

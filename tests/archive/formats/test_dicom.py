@@ -304,7 +304,7 @@ def test_colours_are_channels_unless_they_are_grey(tmp_path: Path) -> None:
     assert volume.voxels.shape == (3, SLICES, SIDE, SIDE) and volume.num_channels == 3
     expected = np.stack([np.frombuffer(one.PixelData, np.uint8).reshape(SIDE, SIDE, 3) for one in slices])
     assert np.array_equal(volume.voxels, np.moveaxis(expected[:, ::-1, ::-1], -1, 0))
-    grey_volume = only(read_series(write_all(tmp_path / "grey", colours(equal=True))))
+    grey_volume = only(read_scan(write_all(tmp_path / "grey", colours(equal=True))))
     assert grey_volume.voxels.shape == (SLICES, SIDE, SIDE)
     assert grey_volume.corrections == ("three equal colour channels read as grey",)
 

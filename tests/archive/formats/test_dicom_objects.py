@@ -107,7 +107,7 @@ def test_a_projection_stands_as_it_is_displayed(tmp_path: Path) -> None:
     assert_geometry([path], [volume])
     two = read_series([path, write(tmp_path / "b", projection())])
     assert [image.ndim for image in two] == [2, 2]
-    assert two[1].corrections == ("no pixel spacing: 1 mm assumed",)
+    assert two[1].notes == ("no voxel size along 2 of 2 axes: 1 mm assumed",) and not two[1].corrections
 
 
 def test_a_lone_slice_is_an_image(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from raygenesis.archive.volume import Volume
+from tests.support.deep_png import deep_png
 from tests.support.nifti import grey
 from tests.support.scan_files import one, refusal
 
@@ -88,3 +89,45 @@ def test_a_damaged_picture_is_one_sentence(tmp_path: Path) -> None:
     Image.fromarray(grey((64, 64), np.uint8)).save(tmp_path / "b.gif")
     (tmp_path / "b.gif").rename(tmp_path / "b.png")
     assert "not readable as a PNG or JPEG" in refusal(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(("colours", "samples"), [(2, 3), (4, 2), (6, 4)])
+def test_colours_and_transparency_of_16_bits_keep_them(tmp_path: Path, colours: int, samples: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (6, 9, samples)).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(deep_png(pixels, colours))
+    volume = one(tmp_path / "a.png")
+    expected = pixels[..., 0] if samples == 2 else np.moveaxis(pixels[..., :3], -1, 0)
+    assert volume.voxels.dtype == np.uint16 and np.array_equal(shown(volume), expected)
+    assert volume.corrections == (("transparency left out",) if samples % 2 == 0 else ())
+    if samples > 2:
+        pixels[..., :3] = pixels[..., :1]
+        pixels[..., 3:] = 65535
+        (tmp_path / "a.png").write_bytes(deep_png(pixels, colours))
+        volume = one(tmp_path / "a.png")
+        assert volume.voxels.dtype == np.uint16 and np.array_equal(shown(volume), pixels[..., 0])
+        assert volume.corrections == ("three equal colour channels read as grey",)
+
+
+@pytest.mark.parametrize("colours", [2, 4, 6])
+def test_a_damaged_picture_of_16_bits_is_one_sentence(tmp_path: Path, colours: int) -> None:
+    samples = {2: 3, 4: 2, 6: 4}[colours]
+    content = deep_png(np.random.default_rng(0).integers(0, 65536, (60, 90, samples)).astype(np.uint16), colours)
+    for damaged in (content[:300], content[:-700], content[:200] + bytes(300) + content[500:]):
+        (tmp_path / "a.png").write_bytes(damaged)
+        assert "picture" in refusal(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("held", range(1, 9))
+def test_every_way_of_holding_the_camera_is_as_pillow_turns_it(tmp_path: Path, held: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = held
+    Image.fromarray(grey((16, 24), np.uint8)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(shown(one(tmp_path / "a.png")), ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+
+
+def test_the_pixel_size_that_is_missing_is_noted(tmp_path: Path) -> None:
+    Image.fromarray(grey((6, 9), np.uint8)).save(tmp_path / "a.png")
+    volume = one(tmp_path / "a.png")
+    assert volume.notes == ("no voxel size along 2 of 2 axes: 1 mm assumed",) and not volume.corrections
+    (tmp_path / "a.json").write_text('{"spacing_mm": [0.2, 0.3]}')
+    assert not one(tmp_path / "a.png").notes

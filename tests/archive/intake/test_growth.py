@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,16 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from raygenesis.archive.catalogue import read_catalogue
+from raygenesis.archive.catalogue import CATALOGUE, read_catalogue
 from raygenesis.archive.ingest import ingest
+from raygenesis.archive.inspection import info, verify
 from raygenesis.archive.intake.known_files import read_known_files, write_known_files
 from raygenesis.archive.intake.take_in import MAX_CRASHES, attempt_note
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import Settings, load_settings
 from raygenesis.workspace.failures import FAILURES
-from raygenesis.workspace.files import read_table
+from raygenesis.workspace.files import read_table, write_table
 from raygenesis.workspace.workspace import Workspace
 from tests.support import dicom_series
 from tests.support.nifti import grey, write_nifti
@@ -338,3 +341,27 @@ def test_duplicates_are_known_too_and_their_paths_stay_listed(tmp_path: Path) ->
     counts = ingest(scans, workspace, SETTINGS).counts
     assert (counts.known, counts.volumes, counts.failures, counts.removed) == (2, 3, 1, 1)
     assert "sub-01_T1w.nii.gz" in read_known_files(workspace.private)
+
+
+def test_an_archive_of_an_earlier_version_opens_and_grows(tmp_path: Path) -> None:
+    scans, workspace = tmp_path / "scans", Workspace.open(tmp_path / "ws")
+    add(scans, 0, 1)
+    ingest(scans, workspace, SETTINGS)
+    # As it was before volumes had notes: neither the catalogue nor the volumes' attributes have them.
+    earlier = CATALOGUE.remove(CATALOGUE.get_field_index("notes"))
+    write_table(workspace.catalog, pa.Table.from_pylist(read_catalogue(workspace.catalog), earlier))
+    for path in workspace.volumes.glob("*/zarr.json"):
+        group = json.loads(path.read_text())
+        assert group["attributes"]["raygenesis"].pop("notes")
+        path.write_text(json.dumps(group))
+    assert not any(line.startswith("assumed") for line in info(workspace)) and verify(workspace) == 2
+    add(scans, 2)
+    assert ingest(scans, workspace, SETTINGS).counts.known == 2
+    said = sorted(len(row["notes"]) for row in read_catalogue(workspace.catalog))
+    assert said == [0, 0, 1] and verify(workspace) == 3
+    # Of volumes that are there without their catalogue, too.
+    shutil.rmtree(workspace.root / "private")
+    workspace.catalog.unlink()
+    (workspace.archive / "manifest.json").unlink()
+    ingest(scans, workspace, SETTINGS)
+    assert sorted(len(row["notes"]) for row in read_catalogue(workspace.catalog)) == said
