@@ -70,7 +70,7 @@ class IdentityMapping:
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         error = (model(batch.cubes) - batch.cubes).square().flatten(1).mean(1)
-        return {"mse": error.sum(), "count": error.new_tensor(len(error))}
+        return {"mse": error.sum(), "count": error.new_full((), len(error))}
 
     def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
         return {name: value.item() for name, value in means.items()}

@@ -44,7 +44,7 @@ class SynchronisedBatchNorm(_BatchNorm):
             return super().forward(images)
         axes = [0, *range(2, images.dim())]
         wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images  # under autocast
-        total = wide.new_tensor([images.numel() // images.shape[1]])
+        total = wide.new_full((1,), images.numel() // images.shape[1])
         dist.all_reduce(total)
         # Two sums, one after the other: the mean square less the squared mean would cancel.
         mean = all_reduce(wide.sum(axes)) / total
@@ -88,25 +88,26 @@ def _along_channels(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_workers(values: Mapping[str, torch.Tensor], world_size: int) -> dict[str, torch.Tensor]:
-    """Sum tensors over all workers, which give the same names and shapes; float64 on the CPU."""
+    """Sum tensors over all workers, which give the same names and shapes; float64, where the tensors are."""
     names = sorted(values)
     totals = torch.cat([values[name].detach().double().flatten() for name in names])
     if world_size > 1:
         dist.all_reduce(totals)
-    parts = totals.cpu().split([values[name].numel() for name in names])
+    parts = totals.split([values[name].numel() for name in names])
     return {name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows, [n, ...], of all workers that share the work, by rank; each may have another n. No gradient flows back."""
+def gather_rows(rows: torch.Tensor, num_rows: int, filling: int) -> torch.Tensor:
+    """Rows, [n, ...], of all workers that share the work, by rank, each worker's with `filling` below; no gradient.
+
+    What is gathered has one shape, whose size is not asked of the others: that would wait for a GPU.
+    num_rows: of all workers together at the most, of which each has its even share, or a pair more or less.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, count)
-    sizes = [int(size) for size in counts]
-    padded = rows.new_zeros(max(sizes), *rows.shape[1:])  # what is gathered has one shape
+    world_size = dist.get_world_size()
+    padded = rows.new_full((num_rows // world_size + 2, *rows.shape[1:]), filling)
     padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in sizes]
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return torch.cat(parts)

@@ -15,6 +15,7 @@ from raygenesis.cluster.progress import Stopwatch
 from raygenesis.networks.layers import batch_norms
 from raygenesis.settings import FinetuneSettings
 from raygenesis.settings.streams import LABELLED_BATCHES
+from raygenesis.training.devices import steps_a_reading
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.precision import autocast
 
@@ -71,6 +72,7 @@ def train(
     validation_steps = steps_with_validation(settings.num_steps)
     num_early = sum(step <= num_first for step in validation_steps)  # while the encoder waits: no reason to end
     losses: list[float] = []
+    unread: list[torch.Tensor] = []
     scores: list[float] = []
     best = None
     seconds = 0.0
@@ -86,10 +88,11 @@ def train(
         images, targets = draw_batch(generator)
         with autocast(images.device.type, settings.precision):
             out = network(images)
-        losses.append(_step(optimizer, loss_of(out.float(), targets)))
+        unread.append(_step(optimizer, loss_of(out.float(), targets)))
+        if len(unread) >= steps_a_reading(images.device) or step in validation_steps:
+            losses += _read(unread, step)
+            unread = []
         seconds += watch.seconds
-        if not math.isfinite(losses[-1]):
-            raise TrainingError(f"the loss is {losses[-1]} at step {step}: lower finetune.learning_rate")
         if validate is not None and step in validation_steps:
             scores.append(validate())
             set_training(network, unlearnt)
@@ -156,12 +159,21 @@ def set_training(network: nn.Module, unlearnt: Sequence[nn.Module] = ()) -> None
         norm.train()
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
-    """One step down the gradient of a loss; returns the loss."""
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:
+    """One step down the gradient of a loss, without waiting for the device; returns the loss."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.item()
+    return loss.detach()
+
+
+def _read(unread: Sequence[torch.Tensor], last: int) -> list[float]:
+    """The losses of steps up to number `last`, for which the device is waited; TrainingError if one is not finite."""
+    losses: list[float] = torch.stack(list(unread)).tolist()
+    for step, loss in enumerate(losses, last - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {step}: lower finetune.learning_rate")
+    return losses
 
 
 def _encoder_weights(network: nn.Module) -> list[nn.Parameter]:
