@@ -15,6 +15,7 @@ from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.settings import AutoencoderSettings
 from raygenesis.training.experiment import PLAIN, Tuning
 from raygenesis.training.feeding import Batch
+from raygenesis.training.precision import autocast
 from raygenesis.training.records import EpochRow
 
 
@@ -66,11 +67,16 @@ class IdentityMapping:
     def losses(
         self, model: nn.Module, batch: Batch, epoch: int, teacher: nn.Module | None = None
     ) -> dict[str, torch.Tensor]:
-        return {"loss": functional.mse_loss(model(batch.cubes), batch.cubes)}
+        return {"loss": functional.mse_loss(self._restored(model, batch), batch.cubes)}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        error = (model(batch.cubes) - batch.cubes).square().flatten(1).mean(1)
+        error = (self._restored(model, batch) - batch.cubes).square().flatten(1).mean(1)
         return {"mse": error.sum(), "count": error.new_full((), len(error))}
+
+    def _restored(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        with autocast(batch.cubes.device.type, self.settings.precision):
+            restored: torch.Tensor = model(batch.cubes)
+        return restored.to(batch.cubes.dtype)
 
     def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
         return {name: value.item() for name, value in means.items()}

@@ -12,6 +12,7 @@ from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.settings import FinetuneSettings, Settings
 from raygenesis.text.tables import as_csv, as_lines, latex, markdown
+from raygenesis.training.chosen_precision import with_precision
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Problem
@@ -38,7 +39,7 @@ from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.files import Place, publish
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.manifest import Extent, TransferCounts, TransferManifest, Tree
-from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.stage import Stage, settings_of
 from raygenesis.workspace.workspace import Workspace
 
 # The sources of initialisations that are compared by default.
@@ -74,6 +75,9 @@ def finetune(
     """
     resolved = resolve_target(description, workspace, settings, runs_of(request.sources, workspace))
     config = settings if request.command else resolved.settings  # what to give the command to do the same
+    device = "cuda" if resolved.settings.gpus_of_trial("finetune") else "cpu"
+    begun = settings_of(TRANSFER, workspace.transfer(request.name))
+    resolved = replace(resolved, settings=with_precision(resolved.settings, "finetune", device, begun))
     target, settings = resolved.target, resolved.settings
     initialisations = find_initialisations(request.sources, workspace, settings.pretraining, target.ndim)
     for initialisation in initialisations:
