@@ -27,7 +27,8 @@ ALONE = Workers()
 class SynchronisedBatchNorm(_BatchNorm):
     """Batch norm whose statistics are those of all workers' samples together, on a CPU: torch's own needs a GPU.
 
-    In evaluation a worker counts its own samples, where it counts any.
+    In evaluation a worker counts its own samples, where it counts any. It stays outside of what `torch.compile`
+    compiles, which has no graph for collectives in the midst of a backward pass.
     """
 
     # Where statistics are tracked; there is no layer without a momentum.
@@ -39,6 +40,7 @@ class SynchronisedBatchNorm(_BatchNorm):
     def _check_input_dim(self, images: torch.Tensor) -> None:
         """Any number of axes."""
 
+    @torch._disable_dynamo  # `torch.compiler.disable` would import the compiler with this file
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(images)
@@ -64,19 +66,26 @@ class SynchronisedBatchNorm(_BatchNorm):
         return normed.to(images.dtype)
 
 
+class GpuSynchronisedBatchNorm(nn.SyncBatchNorm):
+    """Torch's own, for GPUs, which stays outside of what `torch.compile` compiles as well."""
+
+    @torch._disable_dynamo
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)
+
+
 def synchronise(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Replace the model's batch norms by ones that count all workers' samples; parameters and names stay."""
-    if torch.device(device).type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    kind = GpuSynchronisedBatchNorm if torch.device(device).type == "cuda" else SynchronisedBatchNorm
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, _BatchNorm) and not isinstance(layer, SynchronisedBatchNorm):
-                setattr(parent, name, _synchronised(layer))
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, kind):
+                setattr(parent, name, _synchronised(layer, kind))
     return model
 
 
-def _synchronised(layer: _BatchNorm) -> SynchronisedBatchNorm:
-    norm = SynchronisedBatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+def _synchronised(layer: _BatchNorm, kind: type[_BatchNorm]) -> _BatchNorm:
+    norm = kind(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
     norm.train(layer.training)
     for kind in ("_parameters", "_buffers"):
         getattr(norm, kind).update(getattr(layer, kind))

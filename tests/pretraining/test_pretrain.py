@@ -81,7 +81,7 @@ def test_a_puzzle_on_random_crops_leaves_an_encoder_without_a_decoder(
     monkeypatch.setattr(precision, "fastest_precision", lambda device: "bf16")
     for asked in ("auto", manifest.settings["pretraining"]["precision"]):
         assert pretrain(workspace, settings_of(pretext="rubiks-cube", precision=asked), "cube") == manifest
-    with pytest.raises(WorkspaceError, match="pretraining.precision was 'fp32' and is now 'bf16'"):
+    with pytest.raises(WorkspaceError, match=r"pretraining\.precision was 'fp32' and is now 'bf16'"):
         pretrain(workspace, settings_of(pretext="rubiks-cube", precision="bf16"), "cube")
 
 
