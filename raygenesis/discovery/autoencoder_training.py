@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.settings import AutoencoderSettings
+from raygenesis.training.devices import is_fused
 from raygenesis.training.experiment import PLAIN, Tuning
 from raygenesis.training.feeding import Batch
 from raygenesis.training.precision import autocast
@@ -47,7 +48,7 @@ class IdentityMapping:
             return Autoencoder(self.settings.input_shape, self.settings.base_width, self.settings.latent_size)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
+        return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate, fused=is_fused(model))
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> str:
         return "identity"

@@ -31,7 +31,7 @@ from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
 from raygenesis.settings import AutoencoderSettings, EmbeddingSettings, Settings, adopt, settings_of_run
 from raygenesis.text.amounts import size
-from raygenesis.training.devices import send
+from raygenesis.training.devices import prefer_speed, send
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import Place, as_place, parquet_dataset, read_table, write_table
@@ -228,6 +228,7 @@ class Embedder:
 
 @functools.lru_cache(maxsize=1)
 def _encoder(embedder: Embedder) -> ScanEncoder:
+    prefer_speed(embedder.device)
     return load_scan_encoder(embedder.weights, embedder.input_shape).to(embedder.device)
 
 

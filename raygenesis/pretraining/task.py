@@ -36,7 +36,7 @@ from raygenesis.pretraining.restoration import blank_error, restoration_error
 from raygenesis.pretraining.schedule import learning_rate
 from raygenesis.pretraining.stages import check_epochs, stage_of
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
-from raygenesis.training.devices import send
+from raygenesis.training.devices import is_fused, send
 from raygenesis.training.experiment import Tuning
 from raygenesis.training.feeding import Batch
 from raygenesis.training.precision import autocast
@@ -175,7 +175,7 @@ class PretextTask:
             for name, weights in model.named_parameters():
                 (encoder if name.startswith("encoder.") else others).append(weights)
             parameters = [{"params": encoder}, {"params": others}]
-        return torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+        return torch.optim.Adam(parameters, lr=self.settings.learning_rate, fused=is_fused(model))
 
     def rate_factors(self, epoch: int) -> Sequence[float]:
         factor = self.settings.joint_encoder_rate

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
 from raygenesis.training.average import update_average
-from raygenesis.training.devices import steps_a_reading
+from raygenesis.training.devices import prefer_speed, steps_a_reading
 from raygenesis.training.experiment import Experiment, TrainingError, best_of
 from raygenesis.training.feeding import (
     Batch,
@@ -200,6 +200,7 @@ def _num_samples(experiment: Experiment, train: Samples, epoch: int) -> int:
 
 
 def _begin(experiment: Experiment, workers: Workers) -> Progress:
+    prefer_speed(workers.device)
     model = experiment.build()
     if workers.world_size > 1:
         model = synchronise(model, workers.device)

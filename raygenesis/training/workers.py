@@ -87,8 +87,8 @@ def synchronise(model: nn.Module, device: torch.device | str) -> nn.Module:
 def _synchronised(layer: _BatchNorm, kind: type[_BatchNorm]) -> _BatchNorm:
     norm = kind(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
     norm.train(layer.training)
-    for kind in ("_parameters", "_buffers"):
-        getattr(norm, kind).update(getattr(layer, kind))
+    for own in ("_parameters", "_buffers"):
+        getattr(norm, own).update(getattr(layer, own))
     return norm
 
 

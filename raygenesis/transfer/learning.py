@@ -15,7 +15,7 @@ from raygenesis.cluster.progress import Stopwatch
 from raygenesis.networks.layers import batch_norms
 from raygenesis.settings import FinetuneSettings
 from raygenesis.settings.streams import LABELLED_BATCHES
-from raygenesis.training.devices import steps_a_reading
+from raygenesis.training.devices import is_fused, prefer_speed, steps_a_reading
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.precision import autocast
 
@@ -64,7 +64,7 @@ def train(
     """
     (rate,) = settings.rates
     trained = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=settings.weight_decay, fused=is_fused(network))
     waiting = _encoder_weights(network) if settings.decoder_first else []
     unlearnt = _unlearnt_norms(network) if waiting else []
     num_first = num_decoder_steps(settings)
@@ -141,6 +141,7 @@ def rate_factor(step: int, settings: FinetuneSettings) -> float:
 
 def to_device(network: nn.Module, device: str) -> None:
     """Move a network in place to a device, its weights in channels-last format."""
+    prefer_speed(device)
     sides = next((weight.ndim for weight in network.parameters() if weight.ndim in MEMORY_FORMAT), 5)
     network.to(device, memory_format=MEMORY_FORMAT[sides])  # type: ignore[call-overload] # not among torch's overloads
 
