@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._compile import _disable_dynamo
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -40,7 +41,7 @@ class SynchronisedBatchNorm(_BatchNorm):
     def _check_input_dim(self, images: torch.Tensor) -> None:
         """Any number of axes."""
 
-    @torch._disable_dynamo  # `torch.compiler.disable` would import the compiler with this file
+    @_disable_dynamo  # `torch.compiler.disable` would import the compiler with this file
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(images)
@@ -69,7 +70,7 @@ class SynchronisedBatchNorm(_BatchNorm):
 class GpuSynchronisedBatchNorm(nn.SyncBatchNorm):
     """Torch's own, for GPUs, which stays outside of what `torch.compile` compiles as well."""
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images)
 

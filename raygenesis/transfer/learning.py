@@ -103,12 +103,8 @@ def train(
                 break
     if best is not None:
         network.load_state_dict(best)
-    if scores:
-        converged = validation_steps[num_until_converged(scores) - 1]
-    else:
-        converged = num_until_converged([-loss for loss in smoothed(losses)])
     curve = tuple(zip(validation_steps, scores, strict=False))  # patience may have ended it
-    return TrainingOutcome(tuple(losses), converged, seconds / len(losses), curve)
+    return TrainingOutcome(tuple(losses), _converged_at(curve, losses), seconds / len(losses), curve)
 
 
 def steps_with_validation(num_steps: int) -> list[int]:
@@ -198,6 +194,13 @@ def smoothed(losses: Sequence[float]) -> list[float]:
     """Moving averages over a tenth of all steps."""
     width = max(1, len(losses) // 10)
     return np.convolve(losses, np.full(width, 1 / width), mode="valid").tolist()
+
+
+def _converged_at(curve: Sequence[tuple[int, float]], losses: Sequence[float]) -> int:
+    """The step at which training had converged, by its validations' scores, or without any by its losses."""
+    if curve:
+        return curve[num_until_converged([score for _, score in curve]) - 1][0]
+    return num_until_converged([-loss for loss in smoothed(losses)])
 
 
 def num_until_converged(scores: Sequence[float]) -> int:
