@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import raygenesis as raygenesis  # first of all: it gives Ray its settings, which Ray reads when it is imported
+from raygenesis.training import precision
 
 # The networks here are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)
@@ -25,6 +26,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "end_to_end" if "/end_to_end/" in file else file
 
     return Scheduler(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _single_precision() -> Iterator[None]:
+    """Where a test names no precision `auto` is fp32 in pytest's process: expected numbers are those of any machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "fastest_precision", lambda device: "fp32")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup
@@ -16,6 +17,8 @@ from raygenesis.errors import SettingsError
 from raygenesis.text.amounts import GIB
 from raygenesis.workspace.hardware import num_cores
 
+T = TypeVar("T")
+GPU_SHARE = 0.01  # of a task that computes nothing
 PATIENCE_S = 40.0  # for an autoscaler to begin starting nodes
 
 
@@ -39,6 +42,14 @@ def room_for(num_cpus: float, num_gpus: float) -> int:
 def num_concurrent(num_cpus: float, num_gpus: float) -> int:
     """How many such tasks to have running or waiting: in a cluster one more, for which an autoscaler adds a node."""
     return max(1, room_for(num_cpus, num_gpus)) + environment.is_joined()
+
+
+def on_gpu(key: str, question: Callable[[], T]) -> T:
+    """What a function returns on one of the cluster's GPUs. Raises SettingsError, naming `key`, if there is none."""
+    require(key, num_gpus=1)
+    task: Any = ray.remote(num_gpus=GPU_SHARE)(question)
+    answer: T = ray.get(task.remote())
+    return answer
 
 
 def _room(nodes: Iterable[tuple[float, float]], num_cpus: float, num_gpus: float) -> int:

@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.settings import AutoencoderSettings
+from raygenesis.training.devices import is_fused
 from raygenesis.training.experiment import PLAIN, Tuning
 from raygenesis.training.feeding import Batch
+from raygenesis.training.precision import autocast
 from raygenesis.training.records import EpochRow
 
 
@@ -46,7 +48,7 @@ class IdentityMapping:
             return Autoencoder(self.settings.input_shape, self.settings.base_width, self.settings.latent_size)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate)
+        return torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate, fused=is_fused(model))
 
     def begin_epoch(self, model: nn.Module, epoch: int) -> str:
         return "identity"
@@ -66,11 +68,16 @@ class IdentityMapping:
     def losses(
         self, model: nn.Module, batch: Batch, epoch: int, teacher: nn.Module | None = None
     ) -> dict[str, torch.Tensor]:
-        return {"loss": functional.mse_loss(model(batch.cubes), batch.cubes)}
+        return {"loss": functional.mse_loss(self._restored(model, batch), batch.cubes)}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        error = (model(batch.cubes) - batch.cubes).square().flatten(1).mean(1)
-        return {"mse": error.sum(), "count": error.new_tensor(len(error))}
+        error = (self._restored(model, batch) - batch.cubes).square().flatten(1).mean(1)
+        return {"mse": error.sum(), "count": error.new_full((), len(error))}
+
+    def _restored(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        with autocast(batch.cubes.device.type, self.settings.precision):
+            restored: torch.Tensor = model(batch.cubes)
+        return restored.to(batch.cubes.dtype)
 
     def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
         return {name: value.item() for name, value in means.items()}

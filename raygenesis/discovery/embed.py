@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 import torch
-from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import CatalogueRows, read_columns
 from raygenesis.archive.work import archive_size
@@ -32,6 +31,7 @@ from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
 from raygenesis.settings import AutoencoderSettings, EmbeddingSettings, Settings, adopt, settings_of_run
 from raygenesis.text.amounts import size
+from raygenesis.training.devices import prefer_speed, send
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import Place, as_place, parquet_dataset, read_table, write_table
@@ -199,7 +199,7 @@ class Embedder:
 
     def __call__(self, part: pa.Table) -> pa.Table:
         """Rows of a `coarse_cubes` part (schema COARSE_SCHEMA) → number, volume_id, embedding, failure of each."""
-        latent = self._encode(part["cube"].to_pylist())
+        latent = self.encode(part["cube"].to_pylist()).cpu().numpy()  # once a part: a GPU is not waited for in between
         failures = [
             reason or ("" if np.isfinite(vector).all() else "its embedding is not finite")
             for reason, vector in zip(part["failure"].to_pylist(), latent, strict=True)
@@ -214,19 +214,21 @@ class Embedder:
         )
 
     @torch.inference_mode()
-    def _encode(self, cells: Sequence[bytes | None]) -> NDArray[np.float32]:
+    def encode(self, cells: Sequence[bytes | None]) -> torch.Tensor:
+        """Scans as `coarse_cubes` encodes them, zeros for None → their vectors, float32 [n, size], on the device."""
         model, vectors = _encoder(self), []
         for first in range(0, len(cells), VOLUMES_PER_BATCH):
             batch = np.zeros((len(cells[first : first + VOLUMES_PER_BATCH]), 1, *self.input_shape), np.float32)
             for scan, cell in zip(batch, cells[first:], strict=False):
                 if cell:
                     scan[0] = decode(cell, self.input_shape)
-            vectors.append(model.encode(torch.from_numpy(batch).to(self.device)).cpu().numpy())
-        return np.concatenate(vectors)
+            vectors.append(model.encode(send(torch.from_numpy(batch), self.device)))
+        return torch.cat(vectors)
 
 
 @functools.lru_cache(maxsize=1)
 def _encoder(embedder: Embedder) -> ScanEncoder:
+    prefer_speed(embedder.device)
     return load_scan_encoder(embedder.weights, embedder.input_shape).to(embedder.device)
 
 

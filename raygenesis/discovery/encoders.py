@@ -29,6 +29,7 @@ from raygenesis.networks.weights.scan_encoders import (
 )
 from raygenesis.settings import IntensitySettings, Settings
 from raygenesis.settings.streams import ENCODER_SCANS
+from raygenesis.training.chosen_precision import with_precision
 from raygenesis.training.fit import fit_with_ray, samples_from
 from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, PCA_COMMAND
 from raygenesis.workspace.files import Place, as_place
@@ -39,7 +40,7 @@ from raygenesis.workspace.manifest import (
     ComponentsCounts,
     ComponentsManifest,
 )
-from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.stage import Stage, settings_of
 from raygenesis.workspace.workspace import Workspace
 
 VOLUMES_PER_BLOCK = 16
@@ -75,7 +76,7 @@ def encoder_work(workspace: Workspace, settings: Settings, scans: ArchiveSize) -
 
     Raises WorkspaceError if the auto-encoder that is there was made with other settings.
     """
-    if settings.embedding.encoder != "autoencoder" or _autoencoder_stage(workspace, settings).finished() is not None:
+    if settings.embedding.encoder != "autoencoder" or _autoencoder_stage(workspace, settings)[0].finished() is not None:
         return []
     return [autoencoder_work(scans, settings.autoencoder, settings.validation_fraction)]
 
@@ -86,7 +87,7 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> AutoencoderMa
     One that is there stays as the archive grows.
     """
     archive = ARCHIVE.require(workspace.archive)
-    stage = _autoencoder_stage(workspace, settings)
+    stage, settings = _autoencoder_stage(workspace, settings)
     if (made := stage.finished()) is not None:
         _say_kept("auto-encoder", made, archive, workspace.autoencoder)
         return made
@@ -114,9 +115,14 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> AutoencoderMa
     return manifest
 
 
-def _autoencoder_stage(workspace: Workspace, settings: Settings) -> Stage[AutoencoderManifest]:
+def _autoencoder_stage(workspace: Workspace, settings: Settings) -> tuple[Stage[AutoencoderManifest], Settings]:
+    """The stage, and the settings with the precision that it computes in."""
+    begun = settings_of(AUTOENCODER, workspace.autoencoder)
+    settings = with_precision(settings, "autoencoder", "cpu", begun)
     chosen = settings.model_dump(mode="json", include={"autoencoder", "intensity", "seed", "validation_fraction"})
-    return Stage(AUTOENCODER, workspace.autoencoder, chosen, {})
+    if begun is not None and "precision" not in begun["autoencoder"] and chosen["autoencoder"]["precision"] == "fp32":
+        del chosen["autoencoder"]["precision"]  # as an earlier version recorded it
+    return Stage(AUTOENCODER, workspace.autoencoder, chosen, {}), settings
 
 
 def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:

@@ -16,6 +16,7 @@ from raygenesis.training.workers import gather_rows
 
 TEMPERATURE = 0.1
 PROJECTION_SIZE = 128
+NO_CLASS = -1
 
 
 class Contrast(NamedTuple):
@@ -37,7 +38,7 @@ def taught(teacher: PretextNetwork, images: torch.Tensor) -> torch.Tensor:
         return teacher.project(images)
 
 
-def contrast(projected: torch.Tensor, keys: torch.Tensor, classes: torch.Tensor) -> Contrast:
+def contrast(projected: torch.Tensor, keys: torch.Tensor, classes: torch.Tensor, num_patterns: int = 0) -> Contrast:
     """InfoNCE (van den Oord et al. 2018) of pairs, each pattern against its partner and all patterns of other classes.
 
     Similarity is the cosine over TEMPERATURE. Patterns of the same class are no negatives. Negatives are those of all
@@ -47,11 +48,12 @@ def contrast(projected: torch.Tensor, keys: torch.Tensor, classes: torch.Tensor)
         projected: The student's embeddings, float32 [n, d], in pairs one after the other.
         keys: The teacher's embeddings of the same patterns, float32 [n, d].
         classes: Their classes, int64 [n].
+        num_patterns: The most patterns that the piece has over all workers; only needed where there are several.
     """
     vectors, keys = functional.normalize(projected), functional.normalize(keys)
     positive = (vectors * swap_pairs(keys)).sum(1, keepdim=True) / TEMPERATURE
-    every, of_class = gather_rows(keys), gather_rows(classes)
-    is_negative = classes.unsqueeze(1) != of_class
+    every, of_class = gather_rows(keys, num_patterns, 0), gather_rows(classes, num_patterns, NO_CLASS)
+    is_negative = (classes.unsqueeze(1) != of_class) & (of_class != NO_CLASS)
     negative = (vectors @ every.T / TEMPERATURE).masked_fill(~is_negative, -torch.inf)
     loss = torch.cat([positive, negative], 1).logsumexp(1) - positive.squeeze(1)
     return Contrast(loss, is_negative.sum(1).add(1).float().log())

@@ -5,6 +5,7 @@ What is costly to draw is looked up: shuffles in a bank of replays, noise in a t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 
@@ -92,25 +93,40 @@ def _replay(spatial: tuple[int, ...], blocks: int, max_fraction: int, rng: np.ra
     return shown
 
 
-def swap(cubes: torch.Tensor, sides: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
+def swap(
+    cubes: torch.Tensor, sides: torch.Tensor, first: torch.Tensor, second: torch.Tensor, longest: Sequence[int]
+) -> None:
     """Pairs of equal blocks change places in place, one pair after the other.
 
-    sides, first, second: int64 [N, pairs, axes], the sides of a pair's blocks and where each starts.
+    sides, first, second: int64 [N, pairs, axes], the sides of a pair's blocks and where each starts; longest: the most
+    that sides may be.
     """
     n, channels, *spatial = cubes.shape
     device = cubes.device
-    strides = torch.tensor([prod(spatial[axis + 1 :]) for axis in range(len(spatial))], device=device)
-    longest = sides.flatten(0, 1).amax(0).tolist()
     steps = torch.cartesian_prod(*(torch.arange(side, device=device) for side in longest))
     # Steps out of a smaller block are turned to its first voxel, which then is written twice with one value.
     inside = (steps.T[:, None, None] < sides.movedim(2, 0).unsqueeze(3)).all(0)
-    starts = (torch.stack((first, second)) * strides).sum(3)
-    places = starts.unsqueeze(3) + inside * (steps * strides).sum(1)  # [2, N, pairs, voxels of a block]
+    starts = _voxel_numbers(torch.stack((first, second)), spatial)
+    places = starts.unsqueeze(3) + inside * _voxel_numbers(steps, spatial)  # [2, N, pairs, voxels of a block]
     samples = torch.arange(n * channels, device=device).mul_(prod(spatial)).view(n, channels, 1)
     values = cubes.view(-1)
     for pair in places.unbind(2):
         here = pair.unsqueeze(2) + samples
         values[here] = values[here.flip(0)]
+
+
+def _voxel_numbers(places: torch.Tensor, spatial: Sequence[int]) -> torch.Tensor:
+    """Places int64 [..., axes] in an image of these sides → the numbers of their voxels, [...]."""
+    numbers, *others = places.unbind(-1)
+    for side, along in zip(spatial[1:], others, strict=True):
+        numbers = numbers * side + along
+    return numbers
+
+
+def swap_sides(spatial: Sequence[int], corruption: CorruptionSet) -> tuple[list[int], list[int]]:
+    """Shortest and longest sides of the blocks to swap, one an axis."""
+    shortest, longest = ([max(1, dim // fraction) for dim in spatial] for fraction in corruption.swap_fractions)
+    return shortest, longest
 
 
 def swapped_blocks(
@@ -123,7 +139,9 @@ def swapped_blocks(
     """
     device = draws.keys.device
     dims = torch.tensor(spatial, device=device).expand(1, corruption.swap_number, -1)
-    shortest, longest = ((dims // fraction).clamp(min=1) for fraction in corruption.swap_fractions)
+    shortest, longest = (
+        torch.tensor(sides, device=device).expand_as(dims) for sides in swap_sides(spatial, corruption)
+    )
     sides = draws.integers("swap sides", shortest, longest)
     axis = (draws.uniform("swap axis", (corruption.swap_number, 1)) * len(spatial)).long()
     apart = axis == torch.arange(len(spatial), device=device)

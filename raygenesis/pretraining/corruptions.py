@@ -6,8 +6,9 @@ that of Chen et al., Medical Image Analysis 2019; masks are those of `masks`. Ev
 samples; shuffling, swapping, painting and masks hit the same voxels in all channels of a sample.
 
 What a sample draws is small (axes, boxes, curves, numbers of replays) and drawn for the whole batch
-at once. The voxels are then changed sample by sample on a CPU, in its cache, and all at once on a
-GPU, by the operations of `corruption_steps`.
+at once, on the CPU, so that nobody waits for a GPU to know which samples get what. The voxels are then
+changed sample by sample on a CPU, in its cache, and all at once on a GPU, by the operations of
+`corruption_steps`.
 """
 
 from bisect import bisect_left
@@ -35,11 +36,13 @@ from raygenesis.pretraining.corruption_steps import (
     shuffle_bank,
     shuffle_planes,
     swap,
+    swap_sides,
     swapped_blocks,
     window_sides,
 )
 from raygenesis.pretraining.draws import Draws
 from raygenesis.pretraining.masks import mask, masked_units, masked_voxels
+from raygenesis.training.devices import send
 
 _CPU_PART, _GPU_PART = 2**17, 2**30  # values changed at once; voxels are numbered by int32
 
@@ -64,7 +67,7 @@ class CorruptionStep(NamedTuple):
     Attributes:
         change: Changes cubes in place; takes them and a row of `parameters` for each.
         samples: Numbers of the samples in the batch, rising.
-        parameters: What was drawn for the operation: tensors with a row a sample.
+        parameters: What was drawn for the operation, on the CPU: tensors with a row a sample.
     """
 
     change: Callable[..., None]
@@ -74,11 +77,11 @@ class CorruptionStep(NamedTuple):
     def apply(self, cubes: torch.Tensor, first: int) -> None:
         """Change `cubes`, which are the samples of the batch from number `first` on, in place."""
         begin, end = (bisect_left(self.samples, sample) for sample in (first, first + len(cubes)))
-        parameters = (rows[begin:end] for rows in self.parameters)
+        parameters = (send(rows[begin:end], cubes.device) for rows in self.parameters)
         if end - begin == len(cubes):
             self.change(cubes, *parameters)
         elif end > begin:
-            at = torch.tensor(self.samples[begin:end], device=cubes.device) - first
+            at = send(torch.tensor(self.samples[begin:end]) - first, cubes.device)
             few = cubes.index_select(0, at)
             self.change(few, *parameters)
             cubes.index_copy_(0, at, few)
@@ -89,7 +92,7 @@ def corrupt(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> tup
 
     Args:
         cubes: float32 [N, channels, *spatial] in [0, 1], not modified.
-        draws: Random streams of the N samples, on the device of the cubes.
+        draws: Random streams of the N samples, on the CPU.
         corruption: Which corruptions the samples may get.
 
     Returns:
@@ -98,7 +101,7 @@ def corrupt(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> tup
 
     Raises:
         CubeTooSmallError: The cubes are too small for the set.
-        ValueError: The cubes have another dtype or number of axes, or there are not N streams.
+        ValueError: The cubes have another dtype or number of axes, or there are not N streams on the CPU.
     """
     _check(cubes, draws, corruption)
     flips, changes = _flips(cubes, draws, corruption), _changes(cubes, draws, corruption)
@@ -117,11 +120,14 @@ def corrupt(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> tup
 
 
 def masked_places(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> torch.Tensor | None:
-    """The voxels of corrupted cubes that `corrupt` masks, bool [N, 1, *spatial]; None where a set masks nothing."""
+    """The voxels of corrupted cubes that `corrupt` masks, bool [N, 1, *spatial]; None where a set masks nothing.
+
+    draws: as for `corrupt`; what is returned is on the device of the cubes.
+    """
     if not corruption.mask_ratio:
         return None
     spatial = cubes.shape[2:]
-    return masked_voxels(masked_units(draws, spatial, corruption.mask_ratio), spatial)
+    return masked_voxels(send(masked_units(draws, spatial, corruption.mask_ratio), cubes.device), spatial)
 
 
 def check_fits(spatial: Sequence[int], corruption: CorruptionSet) -> None:
@@ -178,7 +184,8 @@ def _changes(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> li
         steps.append(CorruptionStep(partial(shuffle, bank=bank), at, (shuffle_planes(own, bank),)))
     at, own = _members(chosen.swap, draws)
     if at:
-        steps.append(CorruptionStep(swap, at, swapped_blocks(own, shape[1:], corruption)))
+        _, longest = swap_sides(shape[1:], corruption)
+        steps.append(CorruptionStep(partial(swap, longest=longest), at, swapped_blocks(own, shape[1:], corruption)))
     at, own = _members(chosen.nonlinear, draws)
     if at:
         steps.append(CorruptionStep(nonlinear, at, (intensity_tables(own),)))
@@ -209,6 +216,8 @@ def _check(cubes: torch.Tensor, draws: Draws, corruption: CorruptionSet) -> None
         raise ValueError(f"cubes must be float32 [N, channels, 2 or 3 axes], not {cubes.dtype} {tuple(cubes.shape)}")
     if len(draws.keys) != len(cubes):
         raise ValueError(f"{len(cubes)} cubes, but the streams of {len(draws.keys)} samples")
+    if draws.keys.device.type != "cpu":
+        raise ValueError(f"the samples' streams must be on the CPU, not on {draws.keys.device}")
     check_fits(cubes.shape[2:], corruption)
 
 

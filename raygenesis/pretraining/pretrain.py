@@ -19,6 +19,7 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.work import pretrain_work, store_size
 from raygenesis.settings import EXECUTION_SETTINGS, PretrainingSettings, Settings, as_yaml
 from raygenesis.text.amounts import size
+from raygenesis.training.chosen_precision import with_precision
 from raygenesis.training.experiment import best_of
 from raygenesis.training.file_samples import StoredPatterns, StoredSamples
 from raygenesis.training.fit import Resources, fit_with_ray
@@ -28,7 +29,7 @@ from raygenesis.workspace.artifacts import PATTERNS, RUNS
 from raygenesis.workspace.files import Place, publish
 from raygenesis.workspace.manifest import RunCounts, RunManifest, Speed, StoreManifest
 from raygenesis.workspace.manifest_files import MANIFEST, STARTED
-from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.stage import Stage, settings_of
 from raygenesis.workspace.workspace import Workspace
 
 # Settings that say how long it lasts.
@@ -53,8 +54,12 @@ def pretrain(
     artifact = pretext_of(settings.pretraining).store
     store = workspace.folder(artifact)
     store_manifest: StoreManifest = artifact.require(store)
-    settings = with_store_settings(settings, store_manifest)
-    pretraining, folder = settings.pretraining, workspace.run(name)
+    folder = workspace.run(name)
+    device = "cuda" if settings.pretraining.use_gpu else "cpu"
+    settings = with_precision(
+        with_store_settings(settings, store_manifest), "pretraining", device, settings_of(RUNS, folder)
+    )
+    pretraining = settings.pretraining
     deciding = settings.model_dump(
         mode="json", include={"pretraining", "seed"}, exclude={"pretraining": EXECUTION_SETTINGS}
     )

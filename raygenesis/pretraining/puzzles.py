@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from raygenesis.errors import SettingsError
 from raygenesis.pretraining.draws import Draws
+from raygenesis.training.devices import send
 
 # Of the Rubik's cube: permutations to tell apart, and the least distance of pieces in voxels (Zhuang 2019).
 MOST_ORDERS = 100
@@ -72,8 +73,8 @@ class Puzzle:
 
         Args:
             cubes: float32 [n, channels, *shape] in [0, 1], not modified.
-            labels: Pseudo-labels of the cubes, int64 [n]; without meaning for random crops.
-            draws: Random streams of the n samples.
+            labels: Pseudo-labels of the cubes, int64 [n], on their device; without meaning for random crops.
+            draws: Random streams of the n samples, on the CPU.
         """
         raise NotImplementedError
 
@@ -111,9 +112,9 @@ class Rotation(Puzzle):
         turns = (draws.uniform("quarter turns", ()) * 4).long()
         turned = cubes.clone()
         for number in (1, 2, 3):
-            at = (turns == number).nonzero().squeeze(1)
+            at = send((turns == number).nonzero().squeeze(1), cubes.device)
             turned.index_copy_(0, at, cubes.index_select(0, at).rot90(number, (-2, -1)))
-        return Questions(turned, turns)
+        return Questions(turned, send(turns, cubes.device))
 
 
 class RubiksCube(Puzzle):
@@ -154,15 +155,16 @@ class RubiksCube(Puzzle):
 
     def ask(self, cubes: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Questions:
         n, channels, ndim, device = len(cubes), cubes.shape[1], len(self.shape), cubes.device
-        known = orders(2**ndim).to(device)
+        known = orders(2**ndim)
         order = (draws.uniform("order", ()) * len(known)).long()
-        corner = torch.cartesian_prod(*(torch.arange(2, device=device),) * ndim)
-        whole, part, piece = (torch.tensor(sides, device=device) for sides in (self.shape, self.part, self.piece))
+        corner = torch.cartesian_prod(*(torch.arange(2),) * ndim)
+        whole, part, piece = (torch.tensor(sides) for sides in (self.shape, self.part, self.piece))
         start = corner * (whole - part) + (draws.uniform("places", (2**ndim, ndim)) * (part - piece + 1)).long()
         # Place p shows piece known[order, p].
         start = start.gather(1, known[order].unsqueeze(2).expand(-1, -1, ndim))
         turn = draws.uniform("turns", (2**ndim,))
         horizontal, vertical = turn < 0.25, (turn >= 0.25) & (turn < 0.5)
+        order, start, horizontal, vertical = (send(each, device) for each in (order, start, horizontal, vertical))
         voxel = torch.zeros((n, 2**ndim) + (1,) * ndim, dtype=torch.int64, device=device)
         for axis, (side, length) in enumerate(zip(self.piece, self.shape, strict=True)):
             # Half a turn about an axis mirrors the others.

@@ -36,6 +36,7 @@ from raygenesis.pretraining.restoration import blank_error, restoration_error
 from raygenesis.pretraining.schedule import learning_rate
 from raygenesis.pretraining.stages import check_epochs, stage_of
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
+from raygenesis.training.devices import is_fused, send
 from raygenesis.training.experiment import Tuning
 from raygenesis.training.feeding import Batch
 from raygenesis.training.precision import autocast
@@ -174,7 +175,7 @@ class PretextTask:
             for name, weights in model.named_parameters():
                 (encoder if name.startswith("encoder.") else others).append(weights)
             parameters = [{"params": encoder}, {"params": others}]
-        return torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+        return torch.optim.Adam(parameters, lr=self.settings.learning_rate, fused=is_fused(model))
 
     def rate_factors(self, epoch: int) -> Sequence[float]:
         factor = self.settings.joint_encoder_rate
@@ -258,7 +259,9 @@ class PretextTask:
             original = pretext_batch.original.contiguous(memory_format=self._memory_format)
             with autocast(original.device.type, self.settings.precision):
                 keys = taught(teacher, original)
-            parts[CONTRAST], parts["contrast_chance"] = contrast(prediction.projected, keys, self._classes(batch))
+            of_piece = 2 * math.ceil(self.batch_size / 2 / self.settings.num_pieces)
+            found = contrast(prediction.projected, keys, self._classes(batch), of_piece)
+            parts[CONTRAST], parts["contrast_chance"] = found
         losses = {name: values.mean() for name, values in parts.items()}
         if self.phase(epoch) == CLASSIFICATION:
             return {"loss": losses["classification"], **losses}
@@ -283,7 +286,7 @@ class PretextTask:
         if prediction.projected is not None:
             num_classes = self.num_references * self.num_coordinates
             moments |= class_sums(prediction.projected, self._classes(batch), num_classes)
-        count = batch.cubes.new_tensor(len(batch.cubes))
+        count = batch.cubes.new_full((), len(batch.cubes))
         return {**{name: values.sum() for name, values in parts.items()}, **moments, "count": count}
 
     def figures(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -328,7 +331,7 @@ class PretextTask:
             shown, answers = self.puzzle.ask(shown, labels, draws)
             if self.settings.overlap is not None:
                 assert self.boxes is not None  # a task on a store has them
-                scales = torch.from_numpy(batch.columns["scale"].astype("int64")).to(device)
+                scales = send(torch.from_numpy(batch.columns["scale"].astype("int64")), device)
                 shares = shares_of(self.boxes, labels, scales)
         masked = masked_places(batch.cubes, draws, self.corruption)
         return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers, masked, shares)
@@ -338,14 +341,15 @@ class PretextTask:
         return masked_places(batch.cubes, self._draws(batch, VALIDATION_EPOCH), self.corruption)
 
     def _draws(self, batch: Batch, epoch: int) -> Draws:
-        return Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]).to(batch.cubes.device), epoch)
+        """Streams on the CPU, where what is drawn decides what is done to which sample."""
+        return Draws.of(self.seed, torch.from_numpy(batch.columns["pattern_id"]), epoch)
 
     def _labels(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         """Pseudo-labels of the coordinates in use, int64; without meaning for random crops."""
         return columns["reference"].astype("int64") * self.num_coordinates + columns["coordinate"]
 
     def _classes(self, batch: Batch) -> torch.Tensor:
-        return torch.from_numpy(self._labels(batch.columns)).to(batch.cubes.device)
+        return send(torch.from_numpy(self._labels(batch.columns)), batch.cubes.device)
 
     @property
     def _memory_format(self) -> torch.memory_format:

@@ -22,6 +22,11 @@ class AutoencoderSettings(Section):
     num_epochs: Count = Field(100, description="Maximum number of epochs; `patience` may stop earlier.")
     batch_size: Count = Field(8, description="Scans per optimiser step.")
     learning_rate: Positive = Field(1e-3, description="Learning rate of the Adam optimiser.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Precision of the forward pass in training; bf16 uses autocast. `auto`: as for "
+        "`pretraining.precision`.",
+    )
     patience: Count = Field(10, description="Stop after this many epochs without a lower validation error.")
     max_volumes: Count = Field(
         10_000, description="Maximum number of scans to train on; a seeded sample is drawn from a larger archive."

@@ -86,8 +86,10 @@ class FinetuneSettings(Section):
         description="Random changes of what is learnt from. `standard`: rotation, scaling, shift, gamma, gain, offset "
         "and noise, and mirroring along the target's `symmetric_axes`.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Precision of the forward pass of networks that are trained; bf16 uses autocast."
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Precision of the forward pass of networks that are trained; bf16 uses autocast. `auto`: as for "
+        "`pretraining.precision`.",
     )
     patience: Count | None = Field(
         None,

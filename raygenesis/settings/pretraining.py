@@ -72,9 +72,11 @@ class PretrainingSettings(Section):
         description="Normalisation layers of `unet`. `batch-statistics`: batch normalisation that uses the batch's own "
         "statistics in evaluation too, as the published code does.",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32",
-        description="Precision of the forward pass; bf16 and fp16 use autocast, and fp16 also scales the loss.",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Precision of the forward pass; bf16 and fp16 use autocast, and fp16 also scales the loss. `auto`: "
+        "bf16 on GPUs that compute in it and on CPUs with AMX, otherwise fp32; what is begun goes on in its precision, "
+        "which its manifest records.",
     )
     channels_last: bool = Field(True, description="Use PyTorch's channels-last memory format.")
     compile: bool = Field(

@@ -33,6 +33,7 @@ from raygenesis.sweeps.trial import SweepSetup, seeds_of
 from raygenesis.sweeps.trials import CPUS_PER_TRIAL, run_trials
 from raygenesis.sweeps.work import sweep_work
 from raygenesis.text.tables import aligned, as_csv, cell
+from raygenesis.training.chosen_precision import with_precision
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.feeding import Batch
 from raygenesis.transfer.description import read_description
@@ -42,7 +43,7 @@ from raygenesis.transfer.resolved import ResolvedTarget, digest_of, resolve_targ
 from raygenesis.workspace.artifacts import PATTERNS, SWEEPS
 from raygenesis.workspace.files import Place, publish, read_json, write_json
 from raygenesis.workspace.manifest import PatternsManifest, SweepCounts, SweepManifest
-from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.stage import Stage, settings_of
 from raygenesis.workspace.workspace import Workspace
 
 
@@ -60,8 +61,12 @@ def sweep(
     space = read_space(space_file, settings.sweep.search) if space_file else default_space(patterns.counts)
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
-    settings, target = _with_target(settings, space, workspace)
     folder = workspace.sweep(name)
+    device, begun = "cuda" if settings.gpus_of_trial("sweep") else "cpu", settings_of(SWEEPS, folder)
+    settings = with_precision(settings, "pretraining", device, begun)
+    if settings.sweep.objective == "target":
+        settings = with_precision(settings, "finetune", device, begun)
+    settings, target = _with_target(settings, space, workspace)
     command = ("sweep", "--name", name, *(("--space", "SPACE.yaml") if space_file else ()))
     stage = _stage(folder, settings, space, patterns, target, command)
     if (finished := stage.finished()) is not None:

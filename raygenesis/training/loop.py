@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from raygenesis.training.average import update_average
+from raygenesis.training.devices import prefer_speed, steps_a_reading
 from raygenesis.training.experiment import Experiment, TrainingError, best_of
 from raygenesis.training.feeding import Samples, StoredBatch, Stream, prefetch
 from raygenesis.training.order import (
@@ -39,6 +41,7 @@ from raygenesis.workspace.files import Place, publish
 
 # A scale of the loss below this is not the reason why gradients are not finite.
 LEAST_SCALE = 1.0
+OWN_LOSS, SCALE = "own_loss", "scale"
 TIMES = ("seconds", "waited")
 
 
@@ -103,7 +106,8 @@ class Callbacks:
     """What the loop calls, and where it writes a batch at which training fails.
 
     Attributes:
-        on_step: Called after each step, with its row.
+        on_step: Called with the row of each step, in order: after the step, or where training runs on a GPU, after some
+            more. What `Progress` then holds is of `steps_done` steps.
         on_epoch: Called after each epoch, which is then the last of the history.
         folder: Where a worker writes its part of a batch whose loss or gradient is not finite; nowhere when None.
     """
@@ -123,6 +127,15 @@ class _Run:
     experiment: Experiment
     workers: Workers
     callbacks: Callbacks
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A step whose figures are still on the device: `_step`'s. row: all else of its row; pieces: of its batch."""
+
+    row: dict[str, Any]
+    pieces: Sequence[StoredBatch]
+    figures: dict[str, torch.Tensor]
 
 
 def run_epochs(
@@ -202,14 +215,12 @@ def _num_samples(experiment: Experiment, train: Samples, epoch: int) -> int:
 
 
 def _begin(experiment: Experiment, workers: Workers) -> Progress:
+    prefer_speed(workers.device)
     model = experiment.build()
     if workers.world_size > 1:
         model = synchronise(model, workers.device)
     model = model.to(workers.device)
-    decay = experiment.tuning.average_decay
-    average = None
-    if decay is not None:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = None if experiment.tuning.average_decay is None else AveragedModel(model, use_buffers=True)
     scaler = torch.amp.GradScaler(torch.device(workers.device).type, enabled=experiment.tuning.scales_loss)
     return Progress(model, experiment.optimizer(model), scaler, average, copy.deepcopy(model.state_dict()))
 
@@ -223,18 +234,22 @@ def _train(run: _Run, progress: Progress, train: Samples, feed: Stream) -> Epoch
     if workers.world_size > 1:  # anew in each epoch, as it may train other parameters
         network = DistributedDataParallel(progress.model, broadcast_buffers=False)
     batches, num_cubes = _batches(run, train, epoch)
+    unread: list[_Unread] = []
     begin = time.perf_counter()
     while progress.step < len(batches):
         pieces = [next(feed) for _ in range(experiment.tuning.num_pieces)]
         waited = time.perf_counter() - begin
         rate = experiment.learning_rate(epoch, (progress.step + 1) / len(batches))
-        figures = _step(run, progress, network, pieces, num_cubes, rate)
-        seconds, begin = time.perf_counter() - begin, time.perf_counter()
-        _add(progress.sums, {**figures, "seconds": seconds, "waited": waited})
-        row = {"step": progress.steps_done, "epoch": epoch, "phase": phase, "learning_rate": rate, **figures}
+        row = {"step": progress.steps_done, "epoch": epoch, "phase": phase, "learning_rate": rate}
+        unread.append(_Unread(row, pieces, _step(run, progress, network, pieces, num_cubes, rate)))
         progress.step, progress.steps_done = progress.step + 1, progress.steps_done + 1
-        row |= {"share": progress.step / len(batches), "cubes": num_cubes, "seconds": seconds, "waited": waited}
-        run.callbacks.on_step(progress, cast(StepRow, row))
+        row |= {"share": progress.step / len(batches), "cubes": num_cubes, "waited": waited}
+        is_read = len(unread) == steps_a_reading(workers.device) or progress.step == len(batches)
+        figures = _read(run, unread) if is_read else []
+        row["seconds"], begin = time.perf_counter() - begin, time.perf_counter()
+        if is_read:
+            _report(run, progress, unread, figures)
+            unread = []
     seconds, waited = (progress.sums[name][0] for name in TIMES)
     means = {
         # A gradient that was finite in no step has no mean.
@@ -272,8 +287,11 @@ def _batches(run: _Run, train: Samples, epoch: int) -> tuple[list[list[Rows]], i
 
 def _step(
     run: _Run, progress: Progress, network: nn.Module, pieces: Sequence[StoredBatch], num_cubes: int, rate: float
-) -> dict[str, float]:
-    """Change the weights by one global batch, of which `pieces` are this worker's; returns means over all workers."""
+) -> dict[str, torch.Tensor]:
+    """Change the weights by one global batch, of which `pieces` are this worker's, without waiting for the device.
+
+    Returns means over all workers, OWN_LOSS of this one, and SCALE of the loss: scalars, float64, on the device.
+    """
     experiment, workers, epoch = run.experiment, run.workers, len(progress.history)
     for group, factor in zip(progress.optimizer.param_groups, experiment.rate_factors(epoch), strict=True):
         group["lr"] = rate * factor
@@ -293,17 +311,34 @@ def _step(
     parameters = [parameter for parameter in progress.model.parameters() if parameter.grad is not None]
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     sums = sum_over_workers({**means, "gradient_norm": norm / workers.world_size}, workers.world_size)
-    figures = {name: total.item() for name, total in sums.items()}
-    scaled = progress.scaler.is_enabled() and progress.scaler.get_scale() > LEAST_SCALE
-    if not math.isfinite(figures["loss"]) or not (scaled or math.isfinite(figures["gradient_norm"])):
-        _fail(run, figures, means["loss"].item(), pieces, epoch)
+    scale = progress.scaler.scale(torch.ones_like(norm))
     if experiment.tuning.clip_norm is not None:
         clip_grads_with_norm_(parameters, experiment.tuning.clip_norm, norm)
     progress.scaler.step(progress.optimizer)  # not where it finds that its scale was too large
     progress.scaler.update()
-    if progress.average is not None:
-        progress.average.update_parameters(progress.model)
-    return figures
+    if progress.average is not None and experiment.tuning.average_decay is not None:
+        update_average(progress.average, progress.model, experiment.tuning.average_decay)
+    return {**sums, OWN_LOSS: means["loss"].double(), SCALE: scale.double()}
+
+
+def _read(run: _Run, unread: Sequence[_Unread]) -> list[dict[str, float]]:
+    """The figures of steps, for which the device is waited. Raises TrainingError if one of them is not finite."""
+    values = torch.stack([torch.stack(list(step.figures.values())) for step in unread]).tolist()
+    every = [dict(zip(step.figures, own, strict=True)) for step, own in zip(unread, values, strict=True)]
+    for step, figures in zip(unread, every, strict=True):
+        own_loss, is_scaled = figures.pop(OWN_LOSS), figures.pop(SCALE) > LEAST_SCALE
+        if not math.isfinite(figures["loss"]) or not (is_scaled or math.isfinite(figures["gradient_norm"])):
+            _fail(run, figures, own_loss, step)
+    return every
+
+
+def _report(run: _Run, progress: Progress, steps: Sequence[_Unread], every: Sequence[Mapping[str, float]]) -> None:
+    """Add the figures of steps to those of their epoch, and call back with their rows."""
+    rows = [{**step.row, **figures} for step, figures in zip(steps, every, strict=True)]
+    for row, figures in zip(rows, every, strict=True):
+        _add(progress.sums, {**figures, "seconds": row["seconds"], "waited": row["waited"]})
+    for row in rows:
+        run.callbacks.on_step(progress, cast(StepRow, row))
 
 
 def _add(sums: dict[str, list[float]], figures: Mapping[str, float]) -> None:
@@ -313,11 +348,9 @@ def _add(sums: dict[str, list[float]], figures: Mapping[str, float]) -> None:
         sums[name] = [total + value, weight + 1.0] if math.isfinite(value) else [total, weight]
 
 
-def _fail(
-    run: _Run, figures: Mapping[str, float], own_loss: float, pieces: Sequence[StoredBatch], epoch: int
-) -> NoReturn:
+def _fail(run: _Run, figures: Mapping[str, float], own_loss: float, step: _Unread) -> NoReturn:
     """Raise TrainingError, on all workers, for a loss or gradient that is not finite; those at fault keep the batch."""
-    experiment, loss = run.experiment, figures["loss"]
+    experiment, loss, epoch, pieces = run.experiment, figures["loss"], step.row["epoch"], step.pieces
     what = f"the loss became {loss}"
     if math.isfinite(loss):
         what = f"the gradient became {figures['gradient_norm']} (the loss was {loss:.3g})"
@@ -349,7 +382,7 @@ def _evaluate(run: _Run, model: nn.Module, samples: Samples) -> dict[str, float]
         for batch in feed:
             for name, value in run.experiment.evaluate(model, batch.on(run.workers.device)).items():
                 sums[name] = sums.get(name, 0.0) + value.double()
-    totals = sum_over_workers(sums, run.workers.world_size)
+    totals = {name: total.cpu() for name, total in sum_over_workers(sums, run.workers.world_size).items()}
     count = totals.pop("count")
     figures = run.experiment.figures({name: total / count for name, total in totals.items()})
     return {f"val_{name}": value for name, value in figures.items()}

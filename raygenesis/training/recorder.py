@@ -50,7 +50,8 @@ class Recorder:
         if clock - self._reported >= STATUS_SECONDS:
             self._reported = clock
             self._report(progress)
-        self._save_when_due(progress)
+        if row["step"] + 1 == progress.steps_done:  # the state is of this step, and none of its rows is missing
+            self._save_when_due(progress)
 
     def on_epoch(self, progress: Progress) -> None:
         """An epoch has ended, with its held-out figures."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._compile import _disable_dynamo
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,7 +28,8 @@ ALONE = Workers()
 class SynchronisedBatchNorm(_BatchNorm):
     """Batch norm whose statistics are those of all workers' samples together, on a CPU: torch's own needs a GPU.
 
-    In evaluation a worker counts its own samples, where it counts any.
+    In evaluation a worker counts its own samples, where it counts any. It stays outside of what `torch.compile`
+    compiles, which has no graph for collectives in the midst of a backward pass.
     """
 
     # Where statistics are tracked; there is no layer without a momentum.
@@ -39,12 +41,13 @@ class SynchronisedBatchNorm(_BatchNorm):
     def _check_input_dim(self, images: torch.Tensor) -> None:
         """Any number of axes."""
 
+    @_disable_dynamo  # `torch.compiler.disable` would import the compiler with this file
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(images)
         axes = [0, *range(2, images.dim())]
         wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images  # under autocast
-        total = wide.new_tensor([images.numel() // images.shape[1]])
+        total = wide.new_full((1,), images.numel() // images.shape[1])
         dist.all_reduce(total)
         # Two sums, one after the other: the mean square less the squared mean would cancel.
         mean = all_reduce(wide.sum(axes)) / total
@@ -64,22 +67,29 @@ class SynchronisedBatchNorm(_BatchNorm):
         return normed.to(images.dtype)
 
 
+class GpuSynchronisedBatchNorm(nn.SyncBatchNorm):
+    """Torch's own, for GPUs, which stays outside of what `torch.compile` compiles as well."""
+
+    @_disable_dynamo
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)
+
+
 def synchronise(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Replace the model's batch norms by ones that count all workers' samples; parameters and names stay."""
-    if torch.device(device).type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    kind = GpuSynchronisedBatchNorm if torch.device(device).type == "cuda" else SynchronisedBatchNorm
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, _BatchNorm) and not isinstance(layer, SynchronisedBatchNorm):
-                setattr(parent, name, _synchronised(layer))
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, kind):
+                setattr(parent, name, _synchronised(layer, kind))
     return model
 
 
-def _synchronised(layer: _BatchNorm) -> SynchronisedBatchNorm:
-    norm = SynchronisedBatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+def _synchronised(layer: _BatchNorm, kind: type[_BatchNorm]) -> _BatchNorm:
+    norm = kind(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
     norm.train(layer.training)
-    for kind in ("_parameters", "_buffers"):
-        getattr(norm, kind).update(getattr(layer, kind))
+    for own in ("_parameters", "_buffers"):
+        getattr(norm, own).update(getattr(layer, own))
     return norm
 
 
@@ -88,25 +98,26 @@ def _along_channels(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_workers(values: Mapping[str, torch.Tensor], world_size: int) -> dict[str, torch.Tensor]:
-    """Sum tensors over all workers, which give the same names and shapes; float64 on the CPU."""
+    """Sum tensors over all workers, which give the same names and shapes; float64, where the tensors are."""
     names = sorted(values)
     totals = torch.cat([values[name].detach().double().flatten() for name in names])
     if world_size > 1:
         dist.all_reduce(totals)
-    parts = totals.cpu().split([values[name].numel() for name in names])
+    parts = totals.split([values[name].numel() for name in names])
     return {name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows, [n, ...], of all workers that share the work, by rank; each may have another n. No gradient flows back."""
+def gather_rows(rows: torch.Tensor, num_rows: int, filling: int) -> torch.Tensor:
+    """Rows, [n, ...], of all workers that share the work, by rank, each worker's with `filling` below; no gradient.
+
+    What is gathered has one shape, whose size is not asked of the others: that would wait for a GPU.
+    num_rows: of all workers together at the most, of which each has its even share, or a pair more or less.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, count)
-    sizes = [int(size) for size in counts]
-    padded = rows.new_zeros(max(sizes), *rows.shape[1:])  # what is gathered has one shape
+    world_size = dist.get_world_size()
+    padded = rows.new_full((num_rows // world_size + 2, *rows.shape[1:]), filling)
     padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in sizes]
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return torch.cat(parts)

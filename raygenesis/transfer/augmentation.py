@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
+from raygenesis.training.devices import send
+
 # Share of the samples that are moved, and of those whose greys change: what is tested on is not changed, and a short
 # training is to see enough that is like it.
 CHANGED = 0.5
@@ -59,7 +61,7 @@ def augment(
     edges there is what lies on the edge.
     """
     maps = random_maps(len(images), augmentation, generator)
-    theta = torch.from_numpy(_normalised(maps, augmentation.shape, images.shape[2:])).to(images.device)
+    theta = send(torch.from_numpy(_normalised(maps, augmentation.shape, images.shape[2:])), images.device)
     grid = functional.affine_grid(theta, [len(images), 1, *augmentation.shape], align_corners=False)
     moved = functional.grid_sample(images, grid, "bilinear", "border", align_corners=False)  # trilinear in 3D
     if labels is not None:
@@ -95,7 +97,8 @@ def change_intensities(images: torch.Tensor, generator: np.random.Generator) -> 
     ]  # fmt: skip
     changed = generator.random(num_samples) < CHANGED
     values = np.where(changed, np.stack(drawn), [[1.0], [1.0], [0.0], [0.0]])
-    each = torch.from_numpy(values).to(images).reshape(4, num_samples, *[1] * (images.ndim - 1))
+    each = send(torch.from_numpy(values).to(images.dtype), images.device)
+    each = each.reshape(4, num_samples, *[1] * (images.ndim - 1))
     gamma, gain, offset, deviation = each
     source = torch.Generator(images.device).manual_seed(int(generator.integers(2**63)))
     noise = torch.randn(images.shape, generator=source, device=images.device)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from raygenesis.networks.encoder import ImageEncoder
 from raygenesis.settings import FinetuneSettings
+from raygenesis.training.devices import send
 from raygenesis.training.precision import autocast
 from raygenesis.transfer.augmentation import augment
 from raygenesis.transfer.cases import Case
@@ -56,7 +57,7 @@ def train_classifier(
         if augmentation is not None:
             images, _ = augment(images, None, augmentation, generator)
             images = images.contiguous(memory_format=MEMORY_FORMAT[images.ndim])
-        return images, torch.from_numpy(values[chosen]).to(device)
+        return images, send(torch.from_numpy(values[chosen]), device)
 
     def validate() -> float:
         answers = answers_of(network, validation, task, scale, settings.batch_size, settings.precision)
@@ -174,7 +175,7 @@ def _loss(
 def _images(cases: Sequence[Case], chosen: Sequence[int], device: str) -> torch.Tensor:
     """float32 [n, 1, z, y, x]."""
     images = np.stack([cases[number].image for number in chosen])[:, None].astype(np.float32)
-    return torch.from_numpy(images).to(device, memory_format=MEMORY_FORMAT[images.ndim])
+    return send(torch.from_numpy(images).contiguous(memory_format=MEMORY_FORMAT[images.ndim]), device)
 
 
 def _in_batches(cases: Sequence[Case], batch_size: int, device: str) -> Iterator[torch.Tensor]:

@@ -12,6 +12,7 @@ from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.settings import FinetuneSettings, Settings
 from raygenesis.text.tables import as_csv, as_lines, latex, markdown
+from raygenesis.training.chosen_precision import with_precision
 from raygenesis.transfer.cases import Form
 from raygenesis.transfer.description import Description
 from raygenesis.transfer.examples import SEGMENTATION, Problem
@@ -27,7 +28,7 @@ from raygenesis.transfer.initialisations import (
 from raygenesis.transfer.planned import PlannedTrial, run_trials, trials_failed
 from raygenesis.transfer.predictions import join_examples
 from raygenesis.transfer.prepared import Prepared, prepare
-from raygenesis.transfer.resolved import digest_of, resolve_target
+from raygenesis.transfer.resolved import ResolvedTarget, digest_of, resolve_target
 from raygenesis.transfer.results import Results, TrialResult
 from raygenesis.transfer.runs import runs_of
 from raygenesis.transfer.statistics import Comparison, compare_initialisations
@@ -38,7 +39,7 @@ from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.files import Place, publish
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.manifest import Extent, TransferCounts, TransferManifest, Tree
-from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.stage import Stage, settings_of
 from raygenesis.workspace.workspace import Workspace
 
 # The sources of initialisations that are compared by default.
@@ -74,6 +75,7 @@ def finetune(
     """
     resolved = resolve_target(description, workspace, settings, runs_of(request.sources, workspace))
     config = settings if request.command else resolved.settings  # what to give the command to do the same
+    resolved = _with_precision(resolved, workspace.transfer(request.name))
     target, settings = resolved.target, resolved.settings
     initialisations = find_initialisations(request.sources, workspace, settings.pretraining, target.ndim)
     for initialisation in initialisations:
@@ -122,6 +124,13 @@ def finetune(
         )  # fmt: skip
         _report_table(manifest, stage.folder)
         return manifest
+
+
+def _with_precision(target: ResolvedTarget, folder: Place) -> ResolvedTarget:
+    """The target, with the precision that its trials compute in, or have computed in so far."""
+    device = "cuda" if target.settings.gpus_of_trial("finetune") else "cpu"
+    begun = settings_of(TRANSFER, folder)
+    return replace(target, settings=with_precision(target.settings, "finetune", device, begun))
 
 
 def _run_trials(

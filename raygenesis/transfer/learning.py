@@ -15,6 +15,7 @@ from raygenesis.cluster.progress import Stopwatch
 from raygenesis.networks.layers import batch_norms
 from raygenesis.settings import FinetuneSettings
 from raygenesis.settings.streams import LABELLED_BATCHES
+from raygenesis.training.devices import is_fused, prefer_speed, steps_a_reading
 from raygenesis.training.experiment import TrainingError
 from raygenesis.training.precision import autocast
 
@@ -63,7 +64,7 @@ def train(
     """
     (rate,) = settings.rates
     trained = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=settings.weight_decay, fused=is_fused(network))
     waiting = _encoder_weights(network) if settings.decoder_first else []
     unlearnt = _unlearnt_norms(network) if waiting else []
     num_first = num_decoder_steps(settings)
@@ -71,6 +72,7 @@ def train(
     validation_steps = steps_with_validation(settings.num_steps)
     num_early = sum(step <= num_first for step in validation_steps)  # while the encoder waits: no reason to end
     losses: list[float] = []
+    unread: list[torch.Tensor] = []
     scores: list[float] = []
     best = None
     seconds = 0.0
@@ -86,10 +88,11 @@ def train(
         images, targets = draw_batch(generator)
         with autocast(images.device.type, settings.precision):
             out = network(images)
-        losses.append(_step(optimizer, loss_of(out.float(), targets)))
+        unread.append(_step(optimizer, loss_of(out.float(), targets)))
+        if len(unread) >= steps_a_reading(images.device) or step in validation_steps:
+            losses += _read(unread, step)
+            unread = []
         seconds += watch.seconds
-        if not math.isfinite(losses[-1]):
-            raise TrainingError(f"the loss is {losses[-1]} at step {step}: lower finetune.learning_rate")
         if validate is not None and step in validation_steps:
             scores.append(validate())
             set_training(network, unlearnt)
@@ -100,12 +103,8 @@ def train(
                 break
     if best is not None:
         network.load_state_dict(best)
-    if scores:
-        converged = validation_steps[num_until_converged(scores) - 1]
-    else:
-        converged = num_until_converged([-loss for loss in smoothed(losses)])
     curve = tuple(zip(validation_steps, scores, strict=False))  # patience may have ended it
-    return TrainingOutcome(tuple(losses), converged, seconds / len(losses), curve)
+    return TrainingOutcome(tuple(losses), _converged_at(curve, losses), seconds / len(losses), curve)
 
 
 def steps_with_validation(num_steps: int) -> list[int]:
@@ -138,6 +137,7 @@ def rate_factor(step: int, settings: FinetuneSettings) -> float:
 
 def to_device(network: nn.Module, device: str) -> None:
     """Move a network in place to a device, its weights in channels-last format."""
+    prefer_speed(device)
     sides = next((weight.ndim for weight in network.parameters() if weight.ndim in MEMORY_FORMAT), 5)
     network.to(device, memory_format=MEMORY_FORMAT[sides])  # type: ignore[call-overload] # not among torch's overloads
 
@@ -156,12 +156,21 @@ def set_training(network: nn.Module, unlearnt: Sequence[nn.Module] = ()) -> None
         norm.train()
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
-    """One step down the gradient of a loss; returns the loss."""
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:
+    """One step down the gradient of a loss, without waiting for the device; returns the loss."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.item()
+    return loss.detach()
+
+
+def _read(unread: Sequence[torch.Tensor], last: int) -> list[float]:
+    """The losses of steps up to number `last`, for which the device is waited; TrainingError if one is not finite."""
+    losses: list[float] = torch.stack(list(unread)).tolist()
+    for step, loss in enumerate(losses, last - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {step}: lower finetune.learning_rate")
+    return losses
 
 
 def _encoder_weights(network: nn.Module) -> list[nn.Parameter]:
@@ -185,6 +194,13 @@ def smoothed(losses: Sequence[float]) -> list[float]:
     """Moving averages over a tenth of all steps."""
     width = max(1, len(losses) // 10)
     return np.convolve(losses, np.full(width, 1 / width), mode="valid").tolist()
+
+
+def _converged_at(curve: Sequence[tuple[int, float]], losses: Sequence[float]) -> int:
+    """The step at which training had converged, by its validations' scores, or without any by its losses."""
+    if curve:
+        return curve[num_until_converged([score for _, score in curve]) - 1][0]
+    return num_until_converged([-loss for loss in smoothed(losses)])
 
 
 def num_until_converged(scores: Sequence[float]) -> int:

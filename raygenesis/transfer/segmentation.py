@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from raygenesis.settings import FinetuneSettings
+from raygenesis.training.devices import send
 from raygenesis.training.precision import autocast
 from raygenesis.transfer.augmentation import augment, margin_of
 from raygenesis.transfer.cases import Case
@@ -44,7 +45,7 @@ def train_segmenter(
 
     def draw_batch(generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = draw_patches(cases, centres, patch_shape, settings.batch_size, generator, margin)
-        images, labels = (torch.from_numpy(array).to(device) for array in drawn)
+        images, labels = (send(torch.from_numpy(array), device) for array in drawn)
         if augmentation is not None:
             images, changed = augment(images, labels, augmentation, generator)
             assert changed is not None
@@ -81,7 +82,8 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, balanced: bool) ->
     nearly all of it, would otherwise keep small structures from being found at all in a short training.
     """
     classes = labels[:, 0].long()
-    counts = torch.bincount(classes.flatten(), minlength=logits.shape[1])
+    ones = classes.new_ones(1).expand(classes.numel())
+    counts = classes.new_zeros(logits.shape[1]).scatter_add_(0, classes.flatten(), ones)
     weight = counts.clamp(min=1).to(logits.dtype).rsqrt() if balanced else None
     return functional.cross_entropy(logits, classes, weight)
 

@@ -122,6 +122,12 @@ class Stage(Generic[M]):
         return self.extends and bool(longer)
 
 
+def settings_of(artifact: Artifact[Any], folder: Place) -> Tree | None:
+    """The settings that made, or began, the artifact in a folder; None where there is none."""
+    record: Manifest | Started | None = artifact.read(folder) or read_started(folder)
+    return None if record is None else record.settings
+
+
 def _flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():

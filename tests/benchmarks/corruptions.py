@@ -78,7 +78,7 @@ def _cubes(number: int) -> torch.Tensor:
 
 
 def _ours(cubes: torch.Tensor, corruption: CorruptionSet) -> tuple[int, Callable[[], object]]:
-    epochs, ids = itertools.count(), torch.arange(len(cubes), device=cubes.device)
+    epochs, ids = itertools.count(), torch.arange(len(cubes))
 
     def batches() -> None:
         for _ in range(BATCHES_A_ROUND):

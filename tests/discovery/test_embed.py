@@ -18,12 +18,13 @@ from raygenesis.archive.catalogue import CATALOGUE, read_catalogue, split_by_sub
 from raygenesis.archive.coarse import read_coarse
 from raygenesis.discovery import encoders as module
 from raygenesis.discovery import neighbours
-from raygenesis.discovery.embed import embed
+from raygenesis.discovery.embed import Embedder, embed
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.networks.architecture import Architecture
 from raygenesis.networks.autoencoder import Autoencoder
 from raygenesis.networks.network import PretextNetwork
+from raygenesis.networks.principal_components import PrincipalComponents
 from raygenesis.networks.weights.native import save_network
 from raygenesis.networks.weights.scan_encoders import (
     AUTOENCODER_FILE,
@@ -43,10 +44,12 @@ from raygenesis.settings import (
     as_yaml,
     settings_from,
 )
+from raygenesis.training import precision
 from raygenesis.training.fit import samples_from
 from raygenesis.training.loop import run_epochs
 from raygenesis.workspace.files import write_json
 from raygenesis.workspace.manifest import IndexManifest
+from raygenesis.workspace.manifest_files import Started, write_started
 from raygenesis.workspace.workspace import Workspace
 from tests.support.stores import finish_archive
 from tests.support.synthetic import archived
@@ -353,3 +356,38 @@ def test_another_folder_gets_the_embeddings_and_the_workspaces_own_stay(embedded
     assert told.size == 3
     check(tmp_path / "elsewhere", by_itself(made, tmp_path / "other"))
     assert {path: path.stat().st_mtime_ns for path in made.root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "pca", "run"])
+def test_embedding_waits_for_no_device_and_leaves_nothing_on_the_cpu(kind: str, weights: Path, tmp_path: Path) -> None:
+    """On torch's `meta` device, where asking for a value raises."""
+    path, scans = weights, [encode(np.zeros(SHAPE, np.float32)), None] * 10
+    if kind == "pca":
+        path, model = tmp_path / "pca.safetensors", PrincipalComponents(SHAPE, 5)
+        save_scan_encoder(path, "pca", model.state_dict(), {"input_shape": list(SHAPE), "latent_size": 5})
+    elif kind == "run":
+        save_network(PretextNetwork(Architecture(base_width=2, norm="batch-statistics")), path := tmp_path, {})
+    vectors = Embedder(path, kind, SHAPE, "meta").encode(scans)
+    assert vectors.device.type == "meta" and vectors.shape == (20, 32 if kind == "run" else 5)
+
+
+def test_an_auto_encoder_of_a_version_without_precisions_counts_as_made_in_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "fastest_precision", lambda device: "bf16")
+    made = Workspace(tmp_path)
+    new, resolved = module._autoencoder_stage(made, settings())
+    assert resolved.autoencoder.precision == new.settings["autoencoder"]["precision"] == "bf16"
+    before = {key: value for key, value in new.settings["autoencoder"].items() if key != "precision"}
+    made.autoencoder.mkdir()
+    write_started(made.autoencoder, Started(settings={**new.settings, "autoencoder": before}, inputs={}))
+    for asked, expected in (("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")):
+        chosen = settings()
+        chosen = chosen.model_copy(update={"autoencoder": chosen.autoencoder.model_copy(update={"precision": asked})})
+        stage, resolved = module._autoencoder_stage(made, chosen)
+        assert resolved.autoencoder.precision == expected
+        if asked == "bf16":
+            with pytest.raises(WorkspaceError, match=r"autoencoder\.precision was None and is now 'bf16'"):
+                stage.finished()
+        else:
+            assert stage.finished() is None and stage.settings["autoencoder"] == before

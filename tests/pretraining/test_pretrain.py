@@ -13,7 +13,8 @@ from raygenesis import load_network, load_unet
 from raygenesis.errors import SettingsError, WorkspaceError
 from raygenesis.pretraining.pretrain import _warnings, pretrain
 from raygenesis.pretraining.stores import check_pretext, pretext_task, with_store_settings
-from raygenesis.settings import settings_from
+from raygenesis.settings import load_settings, settings_from
+from raygenesis.training import precision
 from raygenesis.training.metrics import read_metrics
 from raygenesis.workspace.artifacts import PATTERNS
 from raygenesis.workspace.files import read_json
@@ -55,7 +56,7 @@ def test_more_than_the_crops_hold_is_refused_with_the_remedy(workspace: Workspac
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_puzzle_on_random_crops_leaves_an_encoder_without_a_decoder(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = pretrain(workspace, settings_of(pretext="rubiks-cube"), "cube")
     folder = workspace.run("cube")
@@ -72,6 +73,16 @@ def test_a_puzzle_on_random_crops_leaves_an_encoder_without_a_decoder(
     assert "holds no decoder" in said
     assert {row["phase"] for row in read_metrics(folder)} == {"classification"}
     assert "| pretext | rubiks-cube |" in (folder / "model-card.md").read_text()
+    # What `auto` was is recorded, and another machine's `auto` is the same run.
+    assert (
+        manifest.settings["pretraining"]["precision"]
+        == load_settings(str(folder / "config.yaml")).pretraining.precision
+    )
+    monkeypatch.setattr(precision, "fastest_precision", lambda device: "bf16")
+    for asked in ("auto", manifest.settings["pretraining"]["precision"]):
+        assert pretrain(workspace, settings_of(pretext="rubiks-cube", precision=asked), "cube") == manifest
+    with pytest.raises(WorkspaceError, match=r"pretraining\.precision was 'fp32' and is now 'bf16'"):
+        pretrain(workspace, settings_of(pretext="rubiks-cube", precision="bf16"), "cube")
 
 
 @pytest.mark.slow

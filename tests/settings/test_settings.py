@@ -108,7 +108,7 @@ def test_paper_3d_is_the_default_but_for_the_window_the_gpu_and_the_fine_tuning(
     tree = load_settings("paper-3d").model_dump()
     tree["intensity"]["window"], tree["pretraining"]["use_gpu"] = None, False
     recipe = {"loss": "dice+cross-entropy", "augmentation": "standard", "weight_decay": 0.01, "schedule": "cosine"}
-    tree["finetune"] |= recipe
+    tree["finetune"] |= {**recipe, "precision": "auto"}
     assert tree == Settings().model_dump()
 
 

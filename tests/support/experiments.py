@@ -25,7 +25,10 @@ TRAIN, HELD_OUT = pattern_table(42), pattern_table(11, first=100)
 
 
 def settings(**chosen: Any) -> AutoencoderSettings:
-    given = {"input_shape": (8, 8, 8), "base_width": 2, "latent_size": 4, "batch_size": 8, "num_epochs": 4, **chosen}
+    given = {
+        "input_shape": (8, 8, 8), "base_width": 2, "latent_size": 4, "batch_size": 8, "num_epochs": 4,
+        "precision": "fp32", **chosen,
+    }  # fmt: skip
     return AutoencoderSettings(**given)
 
 

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import PretrainingSettings
+from raygenesis.training import devices
 from raygenesis.training.checkpoints import copy_state, newest_checkpoint, save_checkpoint
 from raygenesis.training.experiment import TrainingError, Tuning, best_of
 from raygenesis.training.loop import Callbacks, run_epochs
+from raygenesis.training.recorder import Recorder
 from raygenesis.training.workers import Workers
-from tests.support.experiments import HELD_OUT, TRAIN, Experiment, equal, run, settings, without_timings
+from tests.support.experiments import HELD_OUT, TRAIN, Experiment, equal, read_steps, run, settings, without_timings
 from tests.support.orders import training_batches
 from tests.support.synthetic import pattern_table, samples
 
@@ -84,6 +86,38 @@ def test_steps_report_what_they_did():
         own = [step["loss"] for step in rows if step["epoch"] == epoch]
         assert row["train_loss"] == pytest.approx(np.mean(own), rel=1e-12)
     assert all(row["cubes"] == 8 and 0 <= row["waited"] <= row["seconds"] for row in rows)
+
+
+def test_figures_that_are_read_later_are_the_same_and_so_is_what_goes_on_from_between(monkeypatch, tmp_path):
+    """As on a GPU: a checkpoint lies where figures are read, and every row comes once."""
+    task, (train, held_out) = pretext(average_decay=0.9), pretext_samples()
+    each = run_epochs(task, train, held_out)
+    monkeypatch.setitem(devices.STEPS_A_READING, "cpu", 2)  # of an epoch's three steps
+    recorder, rows = Recorder(tmp_path, 0.0), []
+
+    def on_step(now, row):
+        rows.append((row["step"], now.steps_done))
+        recorder.on_step(now, row)
+
+    late = run_epochs(task, train, held_out, callbacks=Callbacks(on_step=on_step, on_epoch=recorder.on_epoch))
+    recorder.close(late)
+    assert rows[:6] == [(0, 2), (1, 2), (2, 3), (3, 5), (4, 5), (5, 6)]
+    assert without_timings(late.history) == without_timings(each.history) and equal(late.best, each.best)
+    assert [row["step"] for row in read_steps(tmp_path)] == list(range(12))
+    parts = [int(path.stem.partition("-")[2]) for path in sorted((tmp_path / "steps").iterdir())]
+    assert not {1, 4, 7, 10} & set(parts)  # no part begins between two steps that were read together
+    assert newest_checkpoint(tmp_path / "checkpoints").step == 12
+
+
+def test_a_loss_that_is_read_later_still_ends_training_and_names_its_batch(monkeypatch, tmp_path):
+    monkeypatch.setitem(devices.STEPS_A_READING, "cpu", 3)
+    seen = []
+    with pytest.raises(TrainingError, match=r"the loss became nan in epoch 2 .*bad-batch-0\.safetensors"):
+        run(Experiment(nan_in_epoch=1), folder=tmp_path, on_step=lambda now, row: seen.append(row["step"]))
+    assert seen == list(range(5))
+    ((rows,), *_) = training_batches(42, 8, 0, 1)
+    kept = load_file(tmp_path / "bad-batch-0.safetensors")
+    assert kept["pattern_id"].tolist() == samples(TRAIN).columns["pattern_id"][rows].tolist()
 
 
 def test_a_long_gradient_is_shortened_and_told_as_it_was():

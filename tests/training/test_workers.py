@@ -72,6 +72,16 @@ def test_half_precision_is_counted_in_single(dtype):
     torch.testing.assert_close(layer[0].running_mean, 0.1 * images.float().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
+def test_on_gpus_it_is_torchs_own_with_the_parameters_and_statistics_that_were_there():
+    model = nn.Sequential(nn.Conv3d(1, 3, 3), nn.Sequential(nn.BatchNorm3d(3, eps=1e-3, momentum=0.3)))
+    names = {name: value for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    norm = synchronise(model, "cuda")[1][0]
+    assert isinstance(norm, nn.SyncBatchNorm) and (norm.eps, norm.momentum) == (1e-3, 0.3)
+    now = {name: value for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    assert now.keys() == names.keys() and all(now[name] is names[name] for name in names)
+    assert synchronise(model, "cuda")[1][0] is norm
+
+
 def test_sums_keep_names_and_shapes():
     found = sum_over_workers({"b": torch.ones(2, 3), "a": torch.tensor(2.0)}, 1)
     assert found["a"].item() == 2 and found["b"].tolist() == [[1, 1, 1]] * 2
