@@ -57,7 +57,7 @@ class Work:
 
     what: in words; start_s: seconds until it begins; core_s: seconds on one core, of work that at most `most_cores` can
     share; gpu_s, most_gpus: the same of GPUs, instead of cores; read, stored: MiB from and to the workspace;
-    memory_gib: held at once, by `most_cores`.
+    memory_gib: held at once, by `most_cores`; gpu_gib: of each GPU's memory.
     """
 
     stage: str
@@ -71,6 +71,7 @@ class Work:
     stored_mib: float = 0.0
     memory_gib: float = WORKER_GIB
     memory_gib_per_core: float = 0.0
+    gpu_gib: float = 0.0
 
 
 # What a verb calls, before it begins, with the work that is left to do.

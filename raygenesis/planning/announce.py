@@ -27,12 +27,13 @@ def announce(left: Sequence[Work], workspace: Workspace, settings: Settings) -> 
     for one in (estimate(each, nodes, settings.prices, factors, hardware.MIB_PER_S) for each in left):
         cores = f"{one.num_cores:g} of {several(nodes.num_cores, 'cores')}"
         on = several(one.num_gpus, "GPUs") if one.num_gpus else cores
+        beside = f", {size(one.work.gpu_gib * GIB)} of each GPU's" if one.num_gpus and one.work.gpu_gib else ""
         rates = f"at the rates of {one.seen}" if one.seen else f"at shipped rates, of {RATES_OF}"
         cost = "" if one.cost is None else f", {one.cost:,.2f} in cost"
         say(
             one.work.stage,
             f"{one.work.what}: about {duration(one.seconds)} on {on} ({rates}), {size(one.memory_gib * GIB)} of "
-            f"memory a node, {size(one.stored_mib * MIB)} to store{cost}",
+            f"memory a node{beside}, {size(one.stored_mib * MIB)} to store{cost}",
         )
         _warn(one.work.stage, one.memory_gib, one.stored_mib, workspace)
 

@@ -105,7 +105,9 @@ def table(estimates: Sequence[Estimate]) -> list[str]:
 
 
 def _cells(one: Estimate) -> tuple[str, ...]:
-    on = several(one.num_gpus, "GPUs") if one.num_gpus else several(one.num_cores, "cores")
+    on = several(one.num_cores, "cores")
+    if one.num_gpus:
+        on = several(one.num_gpus, "GPUs") + f" of {size(one.work.gpu_gib * GIB)}" * (one.work.gpu_gib > 0)
     cost = "" if one.cost is None else f"{one.cost:,.2f}"
     return (
         one.work.stage, one.work.what, duration(one.seconds), on, size(one.memory_gib * GIB),

@@ -13,6 +13,7 @@ from raygenesis.networks.network import num_parameters
 from raygenesis.networks.weights.native import save_network
 from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.pretraining.closing import ClosingData, ClosingMeasures, measure
+from raygenesis.pretraining.fitting import check_memory
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.stores import pretext_task, stored_patterns, with_store_settings
 from raygenesis.pretraining.task import PretextTask
@@ -75,6 +76,8 @@ def pretrain(
     watch = Stopwatch()
     joining.connect()
     _check_resources(pretraining)
+    if pretraining.use_gpu:
+        check_memory(task, pretraining.fewest_workers)
     with stage.claimed():
         publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
         splits = {"train": TRAINING, "validation": VALIDATION}

@@ -54,13 +54,15 @@ class PretextBatch(NamedTuple):
     """A batch as the network sees it.
 
     shown: images, float32 [n × images of each, 1, z, y, x]; original: what the decoder should restore, float32 [n, 1,
-    z, y, x]; answers: what the head should answer, int64 [n] or [n, several], if there is a head; masked: the voxels
-    that are to be restored, bool like original, all when None; shares: how much of each cube's box lies in those of the
-    classes, float32 [n, num_classes], where classification allows for it.
+    z, y, x]; classes: pseudo-labels, int64 [n], without meaning for random crops; answers: what the head should answer,
+    int64 [n] or [n, several], if there is a head; masked: the voxels that are to be restored, bool like original, all
+    when None; shares: how much of each cube's box lies in those of the classes, float32 [n, num_classes], where
+    classification allows for it.
     """
 
     shown: torch.Tensor
     original: torch.Tensor
+    classes: torch.Tensor
     answers: torch.Tensor | None
     masked: torch.Tensor | None = None
     shares: torch.Tensor | None = None
@@ -165,7 +167,9 @@ class PretextTask:
             enable_gradient_checkpointing(model)
         if self.settings.compile:
             model.compile()
-        return model.to(memory_format=self._memory_format)  # type: ignore[call-overload] # not among torch's overloads
+        if self.settings.channels_last:
+            model = model.to(memory_format=self._memory_format)  # type: ignore[call-overload] # not among the overloads
+        return model
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         parameters: Any = model.parameters()
@@ -249,18 +253,23 @@ class PretextTask:
     def losses(
         self, model: nn.Module, batch: Batch, epoch: int, teacher: nn.Module | None = None
     ) -> dict[str, torch.Tensor]:
-        pretext_batch = self.make_batch(batch, epoch)
+        return self.losses_of(model, self.make_batch(batch, epoch), epoch, teacher)
+
+    def losses_of(
+        self, model: nn.Module, batch: PretextBatch, epoch: int, teacher: nn.Module | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The losses of a batch that is corrupted and whose questions are asked; otherwise as `losses`."""
         prediction = self._predict(
-            model, pretext_batch.shown, restore=self.restores(epoch), cross=self.learns(CROSS_RESTORATION, epoch)
+            model, batch.shown, restore=self.restores(epoch), cross=self.learns(CROSS_RESTORATION, epoch)
         )
-        parts = self._parts(prediction, pretext_batch)
+        parts = self._parts(prediction, batch)
         if self.learns(CONTRAST, epoch):
             assert isinstance(teacher, PretextNetwork) and prediction.projected is not None
-            original = pretext_batch.original.contiguous(memory_format=self._memory_format)
+            original = batch.original.contiguous(memory_format=self._memory_format)
             with autocast(original.device.type, self.settings.precision):
                 keys = taught(teacher, original)
             of_piece = 2 * math.ceil(self.batch_size / 2 / self.settings.num_pieces)
-            found = contrast(prediction.projected, keys, self._classes(batch), of_piece)
+            found = contrast(prediction.projected, keys, batch.classes, of_piece)
             parts[CONTRAST], parts["contrast_chance"] = found
         losses = {name: values.mean() for name, values in parts.items()}
         if self.phase(epoch) == CLASSIFICATION:
@@ -325,16 +334,17 @@ class PretextTask:
         """Corrupt the cubes of a batch and make the puzzle's questions; draws belong to the pattern and the epoch."""
         device, draws = batch.cubes.device, self._draws(batch, epoch)
         shown, original = corrupt(batch.cubes, draws, self.corruption)
+        labels = self._classes(batch)
         answers = shares = None
         if self.puzzle is not None:
-            labels = self._classes(batch)
             shown, answers = self.puzzle.ask(shown, labels, draws)
             if self.settings.overlap is not None:
                 assert self.boxes is not None  # a task on a store has them
                 scales = send(torch.from_numpy(batch.columns["scale"].astype("int64")), device)
                 shares = shares_of(self.boxes, labels, scales)
         masked = masked_places(batch.cubes, draws, self.corruption)
-        return PretextBatch(shown.contiguous(memory_format=self._memory_format), original, answers, masked, shares)
+        shown = shown.contiguous(memory_format=self._memory_format)
+        return PretextBatch(shown, original, labels, answers, masked, shares)
 
     def held_out_places(self, batch: Batch) -> torch.Tensor | None:
         """The voxels of held-out cubes that are to be restored, bool [n, 1, z, y, x]; None where all are."""

@@ -17,19 +17,20 @@ from raygenesis.cluster.work import (
     Work,
     core_s,
     gpu_s,
-    training_gib,
 )
 from raygenesis.discovery.work import STORED_OF_CUBES, crops_per_scan, num_patterns
 from raygenesis.networks.network import num_parameters
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
 from raygenesis.patterns.schema import ROWS_PER_GROUP
+from raygenesis.pretraining.fitting import step_memory
 from raygenesis.pretraining.pretexts import CONTRAST
 from raygenesis.pretraining.stages import stages_of
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import DiscoverySettings, PretrainingSettings
-from raygenesis.text.amounts import MIB
+from raygenesis.text.amounts import GIB, MIB
 from raygenesis.training.file_samples import usual_window
+from raygenesis.training.precision import AUTO
 from raygenesis.workspace.manifest import StoreCounts
 
 START_S = 12.0
@@ -106,7 +107,7 @@ def pretrain_work(
     in_memory = stored_mib / 1024 <= settings.memory_gib
     window = settings.window_groups or usual_window(discovery.cube_shape)
     held_mib = stored_mib if in_memory else min(stored_mib, window * ROWS_PER_GROUP * cube_mib)
-    workers = settings.most_workers
+    workers, step_gib = settings.most_workers, pretraining_gib(settings, discovery)
     return Work(
         "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {len(epochs)} epochs"
         + f", each of one of {len(task.stages)} scales" * bool(task.stages),
@@ -115,15 +116,18 @@ def pretrain_work(
         gpu_s=gpu_s(load) if settings.use_gpu else 0.0, most_gpus=workers,
         read_mib=stored_mib if in_memory else (learnt * sum(shares) + held_out * len(epochs)) * cube_mib,
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
-        memory_gib=2 * WORKER_GIB + held_mib / 1024
-        + (0 if settings.use_gpu else training_gib(restoring, settings.batch_size)),
+        memory_gib=2 * WORKER_GIB + held_mib / 1024 + (0 if settings.use_gpu else step_gib),
+        gpu_gib=step_gib if settings.use_gpu else 0.0,
     )  # fmt: skip
 
 
 def _pretext_task(settings: PretrainingSettings, discovery: DiscoverySettings) -> PretextTask:
-    plain = settings.model_copy(update={"compile": False, "gradient_checkpointing": False})
+    return _task(settings.model_copy(update={"compile": False, "gradient_checkpointing": False}), discovery)
+
+
+def _task(settings: PretrainingSettings, discovery: DiscoverySettings) -> PretextTask:
     return PretextTask(
-        plain, 0, discovery.cube_shape, discovery.num_references, discovery.num_coordinates,
+        settings, 0, discovery.cube_shape, discovery.num_references, discovery.num_coordinates,
         stages=stages_of(settings, discovery.scales),
     )  # fmt: skip
 
@@ -148,6 +152,7 @@ def _pretraining_loads(task: PretextTask) -> tuple[Load, Load, int]:
 
 
 def pretraining_gib(settings: PretrainingSettings, discovery: DiscoverySettings) -> float:
-    """GiB of the activations and gradients of a batch."""
-    _, restoring, _ = _pretraining_loads(_pretext_task(settings, discovery))
-    return training_gib(restoring, settings.batch_size)
+    """GiB that a step of training takes of a worker's device; `precision=auto` is bf16 on a GPU."""
+    if settings.use_gpu and settings.precision == AUTO:
+        settings = settings.model_copy(update={"precision": "bf16"})
+    return step_memory(_task(settings, discovery), settings.fewest_workers).total / GIB
