@@ -51,7 +51,7 @@ class Comparisons:
         rough, fine = self._known(pairs)
         lacking = np.isnan(np.where(rough < least, rough, fine))
         if lacking.any():
-            self._compare(pairs[lacking], least, stage)
+            self._compare(np.unique(pairs[lacking], axis=0), least, stage)
             rough, fine = self._known(pairs)
         return np.where(rough < least, rough, fine)
 

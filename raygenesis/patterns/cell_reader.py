@@ -18,7 +18,7 @@ from raygenesis.patterns.writer import part_path
 from raygenesis.workspace.files import Place, parquet_file
 from raygenesis.workspace.object_store import RemotePath
 
-OPEN_PARTS, FOOTERS = 64, 1024  # of each process that are kept
+OPEN_PARTS, FOOTERS = 32, 1024  # of each thread, and of each process, that are kept
 
 FETCHED_PARTS = 16  # of a remote store at a time
 
@@ -65,18 +65,23 @@ def cell_reader(folder: Place) -> CellReader:
 
     Each thread keeps OPEN_PARTS files open; footers are read once.
     """
+    opened = threading.local()
 
     @functools.lru_cache(FOOTERS)
     def footer(part: int) -> pq.FileMetaData:
         return parquet_file(part_path(folder, part)).metadata
 
-    @functools.lru_cache(OPEN_PARTS)
-    def open_part(part: int, thread: tuple[int, int]) -> pq.ParquetFile:
-        return parquet_file(part_path(folder, part), metadata=footer(part))
+    def parts_of_thread() -> Callable[[int], pq.ParquetFile]:
+        # A process that was forked from one that had opened a part opens it anew.
+        if getattr(opened, "process", None) != os.getpid():
+            opened.process = os.getpid()
+            opened.part = functools.lru_cache(OPEN_PARTS)(
+                lambda part: parquet_file(part_path(folder, part), metadata=footer(part))
+            )
+        parts: Callable[[int], pq.ParquetFile] = opened.part
+        return parts
 
     def read(part: int, group: int) -> pa.ChunkedArray:
-        # A process that was forked from one that had opened the part opens it anew.
-        opened = open_part(part, (os.getpid(), threading.get_ident()))
-        return opened.read_row_group(group, columns=["cube"], use_threads=False)["cube"]
+        return parts_of_thread()(part).read_row_group(group, columns=["cube"], use_threads=False)["cube"]
 
     return read

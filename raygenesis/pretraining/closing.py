@@ -74,11 +74,11 @@ def _retrieval(model: PretextNetwork, places: Samples, device: str) -> float:
 
 
 def _sampled(task: PretextTask, patterns: StoredPatterns) -> Samples:
-    """All patterns, or row groups of at most MOST_PATTERNS, drawn by the seed."""
+    """All patterns, or row groups of at most MOST_PATTERNS: the same for all runs on a store, which are compared."""
     samples = patterns.open(task.sample_key, task.sample_shape)
     if len(samples) <= MOST_PATTERNS:
         return samples
     groups, counts = np.unique(samples.layout.groups, return_counts=True)
-    drawn = MEASURED_PATTERNS.generator(task.seed).permutation(len(groups))
+    drawn = MEASURED_PATTERNS.generator(0).permutation(len(groups))
     kept = groups[drawn[np.cumsum(counts[drawn]) <= MOST_PATTERNS]]
     return samples.select(np.isin(samples.layout.groups, kept))

@@ -20,11 +20,13 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.pretraining.work import pretrain_work, store_size
 from raygenesis.settings import EXECUTION_SETTINGS, PretrainingSettings, Settings, as_yaml
 from raygenesis.text.amounts import size
+from raygenesis.training.checkpoints import newest_step
 from raygenesis.training.chosen_precision import with_precision
 from raygenesis.training.experiment import best_of
 from raygenesis.training.file_samples import StoredPatterns, StoredSamples
 from raygenesis.training.fit import Resources, fit_with_ray
 from raygenesis.training.metrics import read_metrics
+from raygenesis.training.recorder import CHECKPOINTS
 from raygenesis.training.records import EpochRow
 from raygenesis.workspace.artifacts import PATTERNS, RUNS
 from raygenesis.workspace.files import Place, publish
@@ -77,7 +79,7 @@ def pretrain(
     joining.connect()
     _check_resources(pretraining)
     if pretraining.use_gpu:
-        check_memory(task, pretraining.fewest_workers)
+        check_memory(task, has_begun=newest_step(folder / CHECKPOINTS) is not None)
     with stage.claimed():
         publish(folder / "config.yaml", lambda aside: aside.write_text(as_yaml(settings)))
         splits = {"train": TRAINING, "validation": VALIDATION}
@@ -141,11 +143,10 @@ def _check_extension(folder: Place, settings: PretrainingSettings) -> None:
 
 
 def _closing_data(workspace: Workspace, task: PretextTask, feeds: Mapping[str, StoredPatterns]) -> ClosingData:
-    """Places are those of discovered held-out patterns, so that all pretext tasks can be compared."""
+    """Places are those of all discovered held-out patterns, so that all pretext tasks can be compared."""
     patterns, places = PATTERNS.read(workspace.patterns), None
     if patterns is not None and patterns.cube_shape == task.sample_shape:
-        num_coordinates = task.settings.num_coordinates if task.pretext.store == PATTERNS else None
-        places = StoredPatterns(workspace.patterns, VALIDATION, num_coordinates=num_coordinates)
+        places = StoredPatterns(workspace.patterns, VALIDATION)
     return ClosingData(feeds["train"], feeds["validation"], places)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from raygenesis.errors import SettingsError
+from raygenesis.patterns.schema import TRAINING
 from raygenesis.pretraining.overlap import class_boxes
 from raygenesis.pretraining.pretexts import pretext_of
 from raygenesis.pretraining.stages import check_crops, stages_of
@@ -71,9 +72,10 @@ def pretext_task(settings: PretrainingSettings, seed: int, store: StoreManifest)
 
 
 def stored_patterns(folder: Place, settings: PretrainingSettings, split: str) -> StoredPatterns:
-    """The selected patterns of a split, as the settings say that they are read."""
+    """The selected patterns of a split, as the settings say that they are read; those of training may be kept."""
+    memory_gib = settings.memory_gib if split == TRAINING else 0.0
     return StoredPatterns(
-        folder, split, settings.num_neighbours, settings.num_coordinates, settings.num_decoders, settings.memory_gib,
+        folder, split, settings.num_neighbours, settings.num_coordinates, settings.num_decoders, memory_gib,
         settings.window_groups,
     )  # fmt: skip
 

@@ -23,9 +23,9 @@ from raygenesis.networks.network import num_parameters
 from raygenesis.networks.operations import count_operations
 from raygenesis.patterns.cells import DTYPE
 from raygenesis.patterns.schema import ROWS_PER_GROUP
-from raygenesis.pretraining.fitting import step_memory
 from raygenesis.pretraining.pretexts import CONTRAST
 from raygenesis.pretraining.stages import stages_of
+from raygenesis.pretraining.step_memory import step_memory
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import DiscoverySettings, PretrainingSettings
 from raygenesis.text.amounts import GIB, MIB
@@ -103,10 +103,8 @@ def pretrain_work(
             of_epoch += encoding * FORWARD  # by the teacher
         load += of_epoch * (learnt * share + FORWARD * held_out)
     cube_mib = math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
-    stored_mib = (learnt + held_out) * cube_mib
-    in_memory = stored_mib / 1024 <= settings.memory_gib
-    window = settings.window_groups or usual_window(discovery.cube_shape)
-    held_mib = stored_mib if in_memory else min(stored_mib, window * ROWS_PER_GROUP * cube_mib)
+    in_memory = learnt * cube_mib / 1024 <= settings.memory_gib
+    held_gib = held_patterns_gib(settings, discovery, learnt)
     workers, step_gib = settings.most_workers, pretraining_gib(settings, discovery)
     return Work(
         "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {len(epochs)} epochs"
@@ -114,11 +112,18 @@ def pretrain_work(
         core_s=0.0 if settings.use_gpu else core_s(load),
         most_cores=workers if workers > 1 else ONE_NODE,
         gpu_s=gpu_s(load) if settings.use_gpu else 0.0, most_gpus=workers,
-        read_mib=stored_mib if in_memory else (learnt * sum(shares) + held_out * len(epochs)) * cube_mib,
+        read_mib=((learnt if in_memory else learnt * sum(shares)) + held_out * len(epochs)) * cube_mib,
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
-        memory_gib=2 * WORKER_GIB + held_mib / 1024 + (0 if settings.use_gpu else step_gib),
+        memory_gib=2 * WORKER_GIB + workers * (held_gib + (0 if settings.use_gpu else step_gib)),
         gpu_gib=step_gib if settings.use_gpu else 0.0,
     )  # fmt: skip
+
+
+def held_patterns_gib(settings: PretrainingSettings, discovery: DiscoverySettings, learnt: float) -> float:
+    """GiB of encoded patterns that a worker holds: all that it learns from, or a window of them."""
+    cube_gib = math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / GIB
+    window = ROWS_PER_GROUP * (settings.window_groups or usual_window(discovery.cube_shape))
+    return cube_gib * (learnt if learnt * cube_gib <= settings.memory_gib else min(learnt, window))
 
 
 def _pretext_task(settings: PretrainingSettings, discovery: DiscoverySettings) -> PretextTask:

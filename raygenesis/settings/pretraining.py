@@ -156,8 +156,8 @@ class PretrainingSettings(Section):
     use_gpu: bool = Field(False, description="Train on one GPU per worker (NCCL) instead of CPUs (Gloo).")
     memory_gib: NonNegative = Field(
         4.0,
-        description="Keep patterns in each worker's memory if their compressed size, in GiB, is no more; otherwise "
-        "read them from the store once an epoch. The result does not depend on it.",
+        description="Keep training patterns in each worker's memory if their compressed size, in GiB, is no more; "
+        "otherwise read them from the store once an epoch. The result does not depend on it.",
     )
     num_decoders: Count = Field(
         1,

@@ -62,7 +62,11 @@ def sweep(
     check_points(space, settings, patterns, workspace)
     check_objective(settings.sweep.objective, space, workspace.patterns)
     folder = workspace.sweep(name)
-    device, begun = "cuda" if settings.gpus_of_trial("sweep") else "cpu", settings_of(SWEEPS, folder)
+    num_gpus, begun = settings.gpus_of_trial("sweep"), settings_of(SWEEPS, folder)
+    if num_gpus and begun is None:
+        joining.connect()
+        _check_room(settings.sweep, num_gpus)  # before a GPU is asked for its precision
+    device = "cuda" if num_gpus else "cpu"
     settings = with_precision(settings, "pretraining", device, begun)
     if settings.sweep.objective == "target":
         settings = with_precision(settings, "finetune", device, begun)
@@ -76,7 +80,6 @@ def sweep(
         say("sweep", f"{finished.counts.failures} failed trials are tried again")
     watch = Stopwatch()
     joining.connect()
-    num_gpus = settings.gpus_of_trial("sweep")
     concurrent = _num_concurrent(settings.sweep, num_gpus)
     # What TPE proposes depends on how many run at once; other searches use machines that come.
     grows = environment.is_joined() and settings.sweep.search != "tpe" and settings.sweep.max_concurrent_trials is None
@@ -178,10 +181,15 @@ def _stage(
     return Stage(SWEEPS, folder, {**chosen, "space": space.tree}, inputs, command=command)
 
 
-def _num_concurrent(settings: SweepSettings, num_gpus: float) -> int:
-    """How many trials, each on so many GPUs, run at once. Raises SettingsError if the cluster never holds one."""
+def _check_room(settings: SweepSettings, num_gpus: float) -> None:
+    """Raise SettingsError if the cluster never holds a trial on so many GPUs."""
     key = "sweep.num_gpus" if settings.num_gpus is not None else "pretraining.use_gpu=true: sweep.num_gpus"
     capacity.require(f"{key}={num_gpus:g}", 1, CPUS_PER_TRIAL, num_gpus)
+
+
+def _num_concurrent(settings: SweepSettings, num_gpus: float) -> int:
+    """How many trials, each on so many GPUs, run at once. Raises SettingsError if the cluster never holds one."""
+    _check_room(settings, num_gpus)
     room = capacity.num_concurrent(CPUS_PER_TRIAL, num_gpus)
     wanted = settings.max_concurrent_trials or room
     if wanted > room:

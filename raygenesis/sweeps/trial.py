@@ -145,6 +145,6 @@ class Selection:
 def select_patterns(folder: Place, task: PretextTask) -> Selection:
     """What a point's task learns from, is validated on and is measured by."""
     train = replace(stored_patterns(folder, task.settings, TRAINING), num_coordinates=task.num_coordinates)
-    validation = replace(train, split=VALIDATION)
+    validation = replace(train, split=VALIDATION, memory_gib=0.0)
     probe = replace(validation, num_neighbours=None, num_coordinates=None)
     return Selection(*(each.open(task.sample_key, task.sample_shape) for each in (train, validation, probe)))

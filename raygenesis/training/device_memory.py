@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,17 +17,19 @@ class DeviceMemory:
     """Bytes that a step takes of its device at its peak.
 
     weights: of the model and of its moving average; optimizer: its moments; gradients: of the weights, as far as they
-    are there at the peak; activations: what is computed, and kept for the backward pass or for as long as it is needed.
+    are there at the peak; activations: what is computed, and kept for the backward pass or for as long as it is needed;
+    feed: batches that wait.
     """
 
     weights: int
     optimizer: int
     gradients: int
     activations: int
+    feed: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimizer + self.gradients + self.activations
+        return self.weights + self.optimizer + self.gradients + self.activations + self.feed
 
 
 # Of a model and its moving average, if there is one.
@@ -55,6 +58,7 @@ def device_memory(
             optimizer.zero_grad()
 
         step()  # the optimiser's moments are there after a first step
+        gc.collect()  # what a cycle of references holds would count as taken
         tracker = MemTracker()
         tracker.track_external(*[one for one in (model, optimizer, average) if one is not None])
         with tracker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,6 +65,32 @@ class _Use:
     last: list[int]
 
 
+class _Held:
+    """Row groups of a stream that are there or on their way, by epoch and number; awaited: batches that wait for each.
+
+    They are at most so many, beside those that are awaited: where a batch takes from anywhere, as pairs do, some are
+    read again.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.cells: dict[tuple[int, int], Future[pa.ChunkedArray]] = {}
+        self.awaited: Counter[tuple[int, int]] = Counter()
+        self._most = most
+
+    def release(self, use: _Use) -> None:
+        """Once a batch is decoded: forget what no later one of its epoch needs, and the oldest beyond the most."""
+        for group in use.groups:
+            key = use.epoch, group
+            self.awaited[key] -= 1
+            self.cells[key] = self.cells.pop(key)  # the newest now
+        for group in use.last:
+            del self.cells[use.epoch, group], self.awaited[use.epoch, group]
+        surplus = len(self.cells) - self._most
+        if surplus > 0:
+            for key in [key for key in self.cells if not self.awaited[key]][:surplus]:
+                del self.cells[key]
+
+
 class StoredSamples(Samples):
     """Samples whose cells are read from the store's files before a batch needs them."""
 
@@ -94,18 +120,16 @@ class StoredSamples(Samples):
         """
         num_readers = FETCHED_PARTS if isinstance(self._folder, RemotePath) else self.num_decoders
         uses = itertools.chain.from_iterable(self._uses(epoch, batches) for epoch, batches in enumerate(epochs))
-        # Of each epoch and group; what is kept is read once.
-        cells: dict[tuple[int, int], Future[pa.ChunkedArray]] = {}
+        held = _Held(self._window + 3 * NUM_STREAMS)
         readers, decoders = ThreadPoolExecutor(num_readers, "read"), ThreadPoolExecutor(self.num_decoders, "decode")
         with readers, decoders:
             try:
-                for use in _ahead(uses, partial(self._request, cells, readers)):
+                for use in _ahead(uses, partial(self._request, held, readers)):
                     where = self._where[use.indices]
                     places = zip(self._groups[where].tolist(), self._rows[where].tolist(), strict=True)
-                    found = [cells[use.epoch, group].result()[row].as_buffer() for group, row in places]
+                    found = [held.cells[use.epoch, group].result()[row].as_buffer() for group, row in places]
                     yield self._decoded(use.indices, [memoryview(cell) for cell in found], decoders)
-                    for group in use.last:
-                        del cells[use.epoch, group]
+                    held.release(use)
             finally:
                 readers.shutdown(cancel_futures=True)
 
@@ -116,12 +140,15 @@ class StoredSamples(Samples):
         for number, (indices, groups) in enumerate(zip(batches, needed, strict=True)):
             yield _Use(epoch, indices, groups, [group for group in groups if last[group] == number])
 
-    def _request(self, cells: dict[tuple[int, int], Future[pa.ChunkedArray]], readers: Executor, use: _Use) -> None:
+    def _request(self, held: _Held, readers: Executor, use: _Use) -> None:
         """Have the row groups of a batch read that are not there and not on their way."""
         for group in use.groups:
-            if (use.epoch, group) not in cells:
-                read = self._kept.get(group) or readers.submit(self._group, group)
-                cells[use.epoch, group] = read
+            held.awaited[use.epoch, group] += 1
+            if (use.epoch, group) not in held.cells:
+                read = self._kept.get(group)
+                if read is None or (read.done() and (read.cancelled() or read.exception())):
+                    read = readers.submit(self._group, group)
+                held.cells[use.epoch, group] = read
                 if self.is_kept:
                     self._kept[group] = read
 

@@ -131,10 +131,10 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Unread:
-    """A step whose figures are still on the device: `_step`'s. row: all else of its row; pieces: of its batch."""
+    """A step whose figures are still on the device: `_step`'s. row: all else of its row; keys: of its samples here."""
 
     row: dict[str, Any]
-    pieces: Sequence[StoredBatch]
+    keys: Rows
     figures: dict[str, torch.Tensor]
 
 
@@ -202,7 +202,7 @@ def _feed(run: _Run, progress: Progress, train: Samples) -> Stream:
 
     def pieces() -> Iterator[list[Rows]]:
         for epoch in range(first, run.experiment.num_epochs):
-            batches, _ = _batches(run, train, epoch)
+            batches = _batches(run, train, epoch)
             yield [piece for batch in batches[num_done if epoch == first else 0 :] for piece in batch]
 
     return prefetch(train.stream(pieces()), run.workers.device)
@@ -233,19 +233,20 @@ def _train(run: _Run, progress: Progress, train: Samples, feed: Stream) -> Epoch
     network: nn.Module = progress.model
     if workers.world_size > 1:  # anew in each epoch, as it may train other parameters
         network = DistributedDataParallel(progress.model, broadcast_buffers=False)
-    batches, num_cubes = _batches(run, train, epoch)
+    num_batches, num_cubes = _extent(run, train, epoch)
     unread: list[_Unread] = []
     begin = time.perf_counter()
-    while progress.step < len(batches):
+    while progress.step < num_batches:
         pieces = [next(feed) for _ in range(experiment.tuning.num_pieces)]
         waited = time.perf_counter() - begin
-        rate = experiment.learning_rate(epoch, (progress.step + 1) / len(batches))
+        rate = experiment.learning_rate(epoch, (progress.step + 1) / num_batches)
         row = {"step": progress.steps_done, "epoch": epoch, "phase": phase, "learning_rate": rate}
-        unread.append(_Unread(row, pieces, _step(run, progress, network, pieces, num_cubes, rate)))
+        keys = np.concatenate([piece.columns[experiment.sample_key] for piece in pieces])
+        unread.append(_Unread(row, keys, _step(run, progress, network, pieces, num_cubes, rate)))
         progress.step, progress.steps_done = progress.step + 1, progress.steps_done + 1
-        row |= {"share": progress.step / len(batches), "cubes": num_cubes, "waited": waited}
-        is_read = len(unread) == steps_a_reading(workers.device) or progress.step == len(batches)
-        figures = _read(run, unread) if is_read else []
+        row |= {"share": progress.step / num_batches, "cubes": num_cubes, "waited": waited}
+        is_read = len(unread) == steps_a_reading(workers.device) or progress.step == num_batches
+        figures = _read(run, unread, train) if is_read else []
         row["seconds"], begin = time.perf_counter() - begin, time.perf_counter()
         if is_read:
             _report(run, progress, unread, figures)
@@ -259,30 +260,36 @@ def _train(run: _Run, progress: Progress, train: Samples, feed: Stream) -> Epoch
     }
     return cast(EpochRow, {
         "epoch": epoch, "phase": phase, "learning_rate": experiment.learning_rate(epoch, 1.0), **means,
-        "seconds": seconds, "cubes_per_s": num_cubes * len(batches) / seconds, "gap": waited / seconds,
+        "seconds": seconds, "cubes_per_s": num_cubes * num_batches / seconds, "gap": waited / seconds,
     })  # fmt: skip
 
 
-def _batches(run: _Run, train: Samples, epoch: int) -> tuple[list[list[Rows]], int]:
-    """This worker's share of each batch of an epoch, in pieces, and the cubes of a batch over all workers."""
-    experiment, workers = run.experiment, run.workers
-    batching = Batching(experiment.batch_size, experiment.tuning.num_pieces)
+def _batches(run: _Run, train: Samples, epoch: int) -> list[list[Rows]]:
+    """This worker's share of each batch of an epoch, in pieces."""
+    experiment = run.experiment
     keep = experiment.learns_from(train.columns, epoch)
     chosen = train if keep is None else train.select(keep)
     pairs = experiment.pairs(chosen.columns, epoch)
-    if pairs is None:
-        ordered = epoch_order(len(chosen), experiment.seed, epoch, chosen.layout)
-    elif len(pairs) < workers.world_size * batching.num_pieces:
-        raise TrainingError(
-            f"{experiment.name}: {len(pairs)} pairs of samples of one class from two patients are too few for "
-            f"{workers.world_size} worker(s) and batches in {batching.num_pieces} piece(s): add scans, or lower these "
-            "numbers"
-        )
-    else:
-        ordered = Ordered(pairs)
+    ordered = epoch_order(len(chosen), experiment.seed, epoch, chosen.layout) if pairs is None else Ordered(pairs)
     if keep is not None:
         ordered = replace(ordered, units=np.flatnonzero(keep)[ordered.units])
-    return shares_of(ordered, batching, workers), cubes_of_epoch(ordered.units.size, experiment.batch_size)[0]
+    return shares_of(ordered, Batching(experiment.batch_size, experiment.tuning.num_pieces), run.workers)
+
+
+def _extent(run: _Run, train: Samples, epoch: int) -> tuple[int, int]:
+    """The batches of an epoch, and the cubes of each over all workers; the feed puts them together."""
+    experiment, num_shares = run.experiment, run.workers.world_size * run.experiment.tuning.num_pieces
+    keep = experiment.learns_from(train.columns, epoch)
+    pairs = experiment.pairs((train if keep is None else train.select(keep)).columns, epoch)
+    if pairs is not None and len(pairs) < num_shares:
+        raise TrainingError(
+            f"{experiment.name}: {len(pairs)} pairs of samples of one class from two patients are too few for "
+            f"{run.workers.world_size} worker(s) and batches in {experiment.tuning.num_pieces} piece(s): add scans, or "
+            "lower these numbers"
+        )
+    number = _num_samples(experiment, train, epoch) if pairs is None else pairs.size
+    of_batch, of_epoch = cubes_of_epoch(number, experiment.batch_size)
+    return of_epoch // of_batch, of_batch
 
 
 def _step(
@@ -321,14 +328,14 @@ def _step(
     return {**sums, OWN_LOSS: means["loss"].double(), SCALE: scale.double()}
 
 
-def _read(run: _Run, unread: Sequence[_Unread]) -> list[dict[str, float]]:
+def _read(run: _Run, unread: Sequence[_Unread], train: Samples) -> list[dict[str, float]]:
     """The figures of steps, for which the device is waited. Raises TrainingError if one of them is not finite."""
     values = torch.stack([torch.stack(list(step.figures.values())) for step in unread]).tolist()
     every = [dict(zip(step.figures, own, strict=True)) for step, own in zip(unread, values, strict=True)]
     for step, figures in zip(unread, every, strict=True):
         own_loss, is_scaled = figures.pop(OWN_LOSS), figures.pop(SCALE) > LEAST_SCALE
         if not math.isfinite(figures["loss"]) or not (is_scaled or math.isfinite(figures["gradient_norm"])):
-            _fail(run, figures, own_loss, step)
+            _fail(run, figures, own_loss, step, train)
     return every
 
 
@@ -348,27 +355,26 @@ def _add(sums: dict[str, list[float]], figures: Mapping[str, float]) -> None:
         sums[name] = [total + value, weight + 1.0] if math.isfinite(value) else [total, weight]
 
 
-def _fail(run: _Run, figures: Mapping[str, float], own_loss: float, step: _Unread) -> NoReturn:
+def _fail(run: _Run, figures: Mapping[str, float], own_loss: float, step: _Unread, train: Samples) -> NoReturn:
     """Raise TrainingError, on all workers, for a loss or gradient that is not finite; those at fault keep the batch."""
-    experiment, loss, epoch, pieces = run.experiment, figures["loss"], step.row["epoch"], step.pieces
+    experiment, loss, epoch = run.experiment, figures["loss"], step.row["epoch"]
     what = f"the loss became {loss}"
     if math.isfinite(loss):
         what = f"the gradient became {figures['gradient_norm']} (the loss was {loss:.3g})"
     kept = ""
     if run.callbacks.folder is not None and not (math.isfinite(own_loss) and not math.isfinite(loss)):
         path = run.callbacks.folder / f"bad-batch-{run.workers.rank}.safetensors"
+        rows: Rows = np.searchsorted(train.columns[experiment.sample_key], step.keys).astype(np.int64)
+        batch = train.batch(rows)
         columns = {
-            name: torch.cat([torch.from_numpy(piece.columns[name]) for piece in pieces])
-            for name, column in pieces[0].columns.items() if column.dtype.kind in "iu"
-        }  # fmt: skip
-        tensors = {"cubes": torch.cat([piece.on("cpu").cubes for piece in pieces])} | columns
+            name: torch.from_numpy(column) for name, column in batch.columns.items() if column.dtype.kind in "iu"
+        }
         facts = {"experiment": experiment.name, "epoch": str(epoch), "seed": str(experiment.seed), "what": what}
-        publish(path, lambda aside: save_file(tensors, aside, facts))
+        publish(path, lambda aside: save_file({"cubes": batch.cubes, **columns}, aside, facts))
         kept = f" (its cubes and their ids are kept in {path})"
-    size = sum(len(piece.steps) for piece in pieces)
     raise TrainingError(
-        f"{experiment.name}: {what} in epoch {epoch + 1} with a batch of {size}{kept}: lower the learning rate or look "
-        "for damaged scans"
+        f"{experiment.name}: {what} in epoch {epoch + 1} with a batch of {len(step.keys)}{kept}: lower the learning "
+        "rate or look for damaged scans"
     )
 
 
@@ -377,7 +383,10 @@ def _evaluate(run: _Run, model: nn.Module, samples: Samples) -> dict[str, float]
     """Held-out figures of an epoch's row."""
     model.eval()
     sums: dict[str, torch.Tensor] = {}
-    batches = held_out_batches(len(samples), run.experiment.batch_size, run.workers, samples.layout)
+    # No more at a time than a step has: it is what is known to fit.
+    num_shares = run.experiment.tuning.num_pieces * run.workers.world_size
+    size = math.ceil(run.experiment.batch_size / num_shares)
+    batches = held_out_batches(len(samples), size, run.workers, samples.layout)
     with closing(prefetch(samples.stream([batches]), run.workers.device)) as feed:
         for batch in feed:
             for name, value in run.experiment.evaluate(model, batch.on(run.workers.device)).items():

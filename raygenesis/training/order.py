@@ -95,10 +95,8 @@ def shares_of(ordered: Ordered, batching: Batching, workers: Workers = ALONE) ->
 
 def _share(units: Rows, owners: Rows | None, piece: Rows, workers: Workers) -> Rows:
     """One worker's share of a piece: what it owns, or an even part where there are no owners, or some own nothing."""
-    if owners is not None:
-        shares = [piece[owners[piece] == rank] for rank in range(workers.world_size)]
-        if all(len(share) for share in shares):
-            return units[shares[workers.rank]].ravel()
+    if owners is not None and np.bincount(owners[piece], minlength=workers.world_size).all():
+        return units[piece[owners[piece] == workers.rank]].ravel()
     return units[np.array_split(piece, workers.world_size)[workers.rank]].ravel()
 
 

@@ -121,6 +121,12 @@ def test_a_damaged_part_is_one_sentence(ray_cluster, archive, tmp_path):
         found.of(PAIRS[:2], LEAST, "duplicates")
 
 
+def test_both_directions_of_a_pair_are_one_comparison(ray_cluster, archive, tmp_path):
+    pairs = np.array([[0, 1], [1, 0], [2, 1], [0, 1]])
+    alike = comparisons(archive, tmp_path).of(pairs, -np.inf, "outliers")
+    assert len(rows(tmp_path)) == 2 and alike[0] == alike[1] == alike[3] != alike[2]
+
+
 def test_no_pairs_are_compared_without_a_stream(archive, tmp_path):
     assert comparisons(archive, tmp_path / "none").of(PAIRS[:0], LEAST, "duplicates").shape == (0,)
     assert not (tmp_path / "none").exists()

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from raygenesis.cluster import capacity
 from raygenesis.errors import SettingsError
 from raygenesis.networks.network import num_parameters
-from raygenesis.pretraining.fitting import check_memory, step_memory
+from raygenesis.pretraining.fitting import check_memory
 from raygenesis.pretraining.pretexts import PRETEXTS
+from raygenesis.pretraining.step_memory import step_memory
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import load_settings
 from raygenesis.text.amounts import GIB
@@ -29,7 +28,7 @@ def task(*settings: str) -> PretextTask:
 
 
 MEASURED = """
-import resource, sys
+import sys
 import numpy as np
 import torch
 from raygenesis.training.feeding import Batch
@@ -39,8 +38,9 @@ chosen = task(*sys.argv[1:])
 columns = {name: np.arange(16) for name in ("pattern_id", "reference", "coordinate", "scale")}
 columns["reference"] = columns["reference"] % 2
 columns["coordinate"] = columns["coordinate"] % 4
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of what was asked for; what is resident may be less, where the system takes pages back
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmPeak"))
+    return int(line.split()[1]) * 1024
 def steps(chosen, cubes, number):
     model = chosen.build()
     optimizer = chosen.optimizer(model)
@@ -77,7 +77,7 @@ def test_weights_moments_and_activations_are_told_apart() -> None:
     memory = step_memory(chosen)
     assert memory.optimizer == pytest.approx(8 * number, rel=0.01)  # Adam's two, float32
     assert 4 * number <= memory.weights < 1.1 * 4 * number and memory.gradients <= 4 * number
-    assert memory.total == memory.weights + memory.optimizer + memory.gradients + memory.activations
+    assert memory.total == memory.weights + memory.optimizer + memory.gradients + memory.activations + memory.feed
     averaged = step_memory(task("pretraining.average_decay=0.99"))
     assert averaged.weights == pytest.approx(2 * memory.weights, rel=0.01)
 
@@ -124,13 +124,27 @@ def test_what_does_not_fit_is_refused_with_the_least_that_would(
 ) -> None:
     on_a_gpu_of(gib, monkeypatch)
     with pytest.raises(SettingsError, match=rf"a step takes [\d.]+ GiB of a GPU of .* can be used: {advice}$"):
-        check_memory(paper(*settings), 1)
+        check_memory(paper(*settings))
+
+
+def test_the_advice_is_one_that_the_settings_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu_of(2, monkeypatch)
+    with pytest.raises(SettingsError) as refused:
+        check_memory(paper("pretraining.num_workers=8"))
+    given = str(refused.value).partition(": give ")[2].split()
+    assert "pretraining.num_pieces=8" in given or "pretraining.num_pieces=4" in given
+    check_memory(paper("pretraining.num_workers=8", *given))
+
+
+def test_a_run_that_has_begun_is_warned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    on_a_gpu_of(24, monkeypatch)
+    check_memory(paper(), has_begun=True)
+    assert "warning: pretraining.batch_size=64: a step takes 3" in capsys.readouterr().out
 
 
 def test_what_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu_of(80, monkeypatch)
-    check_memory(paper(), 1)
+    check_memory(paper())
     on_a_gpu_of(24, monkeypatch)
-    check_memory(paper(), 2)
-    advised: Any = replace(paper(), settings=paper().settings.model_copy(update={"precision": "bf16"}))
-    check_memory(advised, 1)
+    check_memory(paper("pretraining.num_workers=2"))
+    check_memory(paper("pretraining.precision=bf16"))

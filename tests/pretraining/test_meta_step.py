@@ -17,7 +17,7 @@ from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import NETWORK_DIVISORS, PretrainingSettings
 from raygenesis.training import loop
 from raygenesis.training.experiment import Tuning
-from raygenesis.training.feeding import Batch
+from raygenesis.training.feeding import StoredBatch
 from raygenesis.training.precision import PRECISIONS
 from raygenesis.training.workers import Workers
 from tests.support.meta import meta_autocast
@@ -55,12 +55,12 @@ def task(ndim: int = 3, **chosen: Any) -> PretextTask:
     return MetaTask(PretrainingSettings(**given), 0, (side,) * ndim, 1, 3, boxes=BOXES)
 
 
-def cubes(chosen: PretextTask, number: int = 8) -> Batch:
+def cubes(chosen: PretextTask, number: int = 8) -> StoredBatch:
     columns = {
         "pattern_id": np.arange(number), "reference": np.zeros(number, np.int32),
         "coordinate": np.arange(number) // 2 % 3, "scale": np.zeros(number, np.int8),
     }  # fmt: skip
-    return Batch(torch.zeros(number, 1, *chosen.sample_shape), columns)
+    return StoredBatch(torch.zeros(number, 1, *chosen.sample_shape, dtype=torch.int16), columns)
 
 
 def step(chosen: PretextTask, progress: loop.Progress, epoch: int) -> dict[str, torch.Tensor]:
@@ -87,7 +87,7 @@ def test_every_pretext_task_in_every_phase(pretext: str, precision: str) -> None
         figures = step(chosen, progress, epoch)
         assert phase == "joint" or phase in figures
     with torch.no_grad():
-        sums = chosen.evaluate(progress.model.eval(), loop._to(cubes(chosen), "meta"))
+        sums = chosen.evaluate(progress.model.eval(), cubes(chosen).on("meta"))
     assert {value.device.type for value in sums.values()} == {"meta"}
 
 

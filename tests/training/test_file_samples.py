@@ -14,7 +14,7 @@ from raygenesis.patterns.schema import TRAINING, VALIDATION
 from raygenesis.patterns.writer import part_path
 from raygenesis.training import file_samples
 from raygenesis.training.feeding import Samples
-from raygenesis.training.file_samples import StoredPatterns, usual_window
+from raygenesis.training.file_samples import StoredPatterns, StoredSamples, usual_window
 from raygenesis.training.order import held_out_batches
 from raygenesis.training.workers import ALONE, Workers
 from tests.support.orders import training_batches
@@ -116,6 +116,40 @@ def test_a_stream_that_is_left_early_reads_little_and_ends_its_threads(folder, m
     stream.close()
     assert 1 <= len(asked) <= 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("read", "decode"))]
+
+
+def test_what_is_kept_survives_a_stream_that_was_left_and_a_read_that_failed(folder, monkeypatch):
+    found = StoredPatterns(folder, TRAINING, memory_gib=1).open("pattern_id", PLAN.shape)
+    whole = np.arange(len(found))
+    stream = found.stream([[whole[:2]], [whole]])
+    next(stream)
+    stream.close()
+    read = found._read
+    monkeypatch.setattr(found, "_read", lambda part, group: (_ for _ in ()).throw(OSError("stale handle")))
+    with pytest.raises(WorkspaceError, match="stale handle"):
+        StoredSamples.batch(found, whole)
+    monkeypatch.setattr(found, "_read", read)
+    expected = StoredPatterns(folder, TRAINING).open("pattern_id", PLAN.shape).batch(whole)
+    assert torch.equal(found.batch(whole).cubes, expected.cubes)
+
+
+def test_batches_that_take_from_anywhere_hold_no_more_than_a_window_and_what_is_awaited(folder, monkeypatch):
+    """As pairs do, whose order knows no row groups."""
+    monkeypatch.setattr(file_samples, "NUM_STREAMS", 1)
+    monkeypatch.setattr(file_samples, "BATCHES_AHEAD", 1)
+    found = StoredPatterns(folder, TRAINING, window=1).open("pattern_id", PLAN.shape)
+    asked, held = counting(found, monkeypatch), []
+    release = file_samples._Held.release
+    monkeypatch.setattr(
+        file_samples._Held, "release", lambda self, use: (release(self, use), held.append(len(self.cells)))
+    )
+    order = np.random.default_rng(0).permutation(len(found))
+    batches = [order[start : start + 1] for start in range(len(order))]
+    expected = StoredPatterns(folder, TRAINING).open("pattern_id", PLAN.shape).batch(order)
+    cubes = torch.cat([batch.on("cpu").cubes for batch in found.stream([batches])])
+    num_groups = len(set(found.layout.groups.tolist()))
+    assert torch.equal(cubes, expected.cubes)
+    assert num_groups > 6 and max(held) <= 1 + 3 + 2 and len(asked) > num_groups
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
