@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raygenesis.archive.formats.dicom import Header
+from raygenesis.archive.formats.dicom_header import Header
 from raygenesis.archive.intake import known_files
 from raygenesis.archive.intake.known_files import read_known_headers, write_headers
 from raygenesis.archive.intake.survey import ScanFile
