@@ -291,7 +291,7 @@ def _volume(
 
 def _joined(slices: Sequence[Slice]) -> tuple[str, ...]:
     """Words for slices that have no series UID in common (`are_slices_of_a_stack`)."""
-    count = len({one.origin.series for one in slices})
+    count = len({one.source.series for one in slices})
     words = f"slices of {count} series UIDs joined, which are of one study and series number and at even distances"
     return (words,) if count > 1 else ()
 

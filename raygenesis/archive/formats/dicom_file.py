@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -15,6 +16,7 @@ from pydicom import Dataset, FileDataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.filereader import read_dataset as parse_dataset
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -31,6 +33,7 @@ from raygenesis.archive.formats.dicom_tags import CODES, NUMBERS, WORDS
 from raygenesis.archive.formats.dicom_values import ValueTable, unit_words, valid_pixels, value_table
 from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.slices import Plane
+from raygenesis.archive.volume import is_transient
 from raygenesis.errors import ScanError
 
 HEAD_BYTES = 132
@@ -50,6 +53,8 @@ DISTINCTIONS = {
     "frame time": ("FrameReferenceTime",),
     "image type": ("ImageType", "FrameType"),
 }
+DISTINCTION_TAGS = {word: [Tag(name) for name in names] for word, names in DISTINCTIONS.items()}
+WORD_DISTINCTIONS = ("image type",)
 
 # Pixel spacing, from the best to the last resort: in the patient, at the detector, of the scanned film.
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
@@ -101,7 +106,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Origin:
+class SliceSource:
     """Which UIDs a slice's file is under, and which file it is."""
 
     series: str
@@ -115,10 +120,11 @@ class Slice:
     """One frame. `groups` are the data sets that describe it, most specific first; `plane` is None without a place.
 
     valid: which pixels are image rather than padding; None where all are, or they are not read. corrections: what was
-    done to its values, in words. notes: what was assumed of its place, in words.
+    done to its values, in words. notes: what was assumed of its place, in words. distinctions: its values of
+    `DISTINCTIONS`, each a number, or words of those that are; 0 and none where the tag is missing or damaged.
     """
 
-    origin: Origin
+    source: SliceSource
 
     groups: tuple[Dataset, ...]
     identity: tuple[str, int]
@@ -130,6 +136,7 @@ class Slice:
     valid: NDArray[np.bool_] | None
     corrections: tuple[str, ...]
     notes: tuple[str, ...]
+    distinctions: Mapping[str, float | tuple[str, ...]]
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -244,7 +251,7 @@ def _slices(frames: Frames, pixels: Sequence[Any], valid: NDArray[np.bool_] | No
     with guarded("the header is damaged"):
         names = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
         uid, series, study, frame_of_reference = (str(frames.dataset.get(name) or "") for name in names)
-        origin, shape = Origin(series, study, frame_of_reference, frames.path), (stored.rows, stored.columns)
+        source, shape = SliceSource(series, study, frame_of_reference, frames.path), (stored.rows, stored.columns)
         for number, (groups, one) in enumerate(zip(frames.groups, pixels, strict=True)):
             inside = None if valid is None else valid[number]
             plane, (rescale, words) = _plane(groups, shape), _rescale(groups, frames)
@@ -254,10 +261,27 @@ def _slices(frames: Frames, pixels: Sequence[Any], valid: NDArray[np.bool_] | No
                 plane = replace(plane, position=tuple(moved.tolist()))
                 step = abs(frames.offsets_mm[1] - frames.offsets_mm[0])
                 notes = (f"frames without places of their own laid along the slice normal, {step:.4g} mm apart",)
-            found.append(
-                Slice(origin, groups, (uid, number), shape, plane, rescale, stored.inverted, one, inside, words, notes)
-            )
+            distinctions = {word: _distinction(groups, word) for word in DISTINCTIONS}
+            one_slice = Slice(
+                source, groups, (uid, number), shape, plane, rescale, stored.inverted, one, inside, words, notes,
+                distinctions,
+            )  # fmt: skip
+            found.append(one_slice)
     return found
+
+
+def _distinction(groups: Sequence[Dataset], word: str) -> float | tuple[str, ...]:
+    tags = DISTINCTION_TAGS[word]
+    try:
+        value = next((group[tag].value for group in groups for tag in tags if tag in group), None)
+        if word in WORD_DISTINCTIONS:
+            return () if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))
+        number = float(value[0] if isinstance(value, MultiValue) else value or 0)
+    except Exception as error:  # a series must not fail for a tag that few need
+        if is_transient(error):
+            raise
+        return () if word in WORD_DISTINCTIONS else 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _functional_groups(containers: Sequence[Dataset]) -> list[Dataset]:

@@ -11,7 +11,6 @@ from pydicom.tag import Tag
 from raygenesis.archive.formats.dicom_elements import first_value, floats, guarded
 from raygenesis.archive.formats.dicom_file import read_dataset
 from raygenesis.archive.formats.dicom_pixels import check_syntax, syntax_of
-from raygenesis.archive.formats.slices import Plane
 from raygenesis.errors import ScanError
 from raygenesis.workspace.fingerprint import digest
 
@@ -86,7 +85,7 @@ def read_header(path: Path) -> Header:
 
 
 def _stack(dataset: Dataset) -> tuple[str, float]:
-    """The digest and the place of a slice as `Header` has them; the digest is empty where the place is impossible."""
+    """The digest and the place of a slice as `Header` has them; the digest is empty where there is no place."""
     try:
         with guarded("the header is damaged"):
             sides = tuple(int(first_value((dataset,), name) or 0) for name in ("Rows", "Columns"))
@@ -94,10 +93,12 @@ def _stack(dataset: Dataset) -> tuple[str, float]:
             position, orientation, spacing = numbers.values()
             if position is None or orientation is None or spacing is None:
                 return "", 0.0
-            plane = Plane(position, orientation, spacing, (sides[0], sides[1]))
+            (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
+            normal = (b * f - c * e, c * d - a * f, a * e - b * d)
+            depth_mm = sum(along * place for along, place in zip(normal, position, strict=True))
             named = (str(first_value((dataset,), name) or "") for name in STACK_NAMES)
             rounded = (round(number, 3) for number in (*orientation, *spacing))
-            return digest([*named, *rounded, *sides]), round(float(plane.axes[2] @ position), 6)
+            return digest([*named, *rounded, *sides]), round(depth_mm, 6)
     except ScanError:
         return "", 0.0
 

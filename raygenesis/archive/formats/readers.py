@@ -45,7 +45,7 @@ def format_of(path: Path) -> ScanFormat | None:
 
 def read_scan(
     paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_bytes: int = MAX_BYTES,
-    fill_nan: float | None = None, is_label_map: bool = False, uneven: Uneven = None,
+    fill_nan: float | None = None, uneven: Uneven = None, is_label_map: bool = False,
 ) -> list[Volume]:  # fmt: skip
     """Decode a scan into canonical, perpendicular axes.
 

@@ -7,9 +7,8 @@ is asked last. What cannot be told is a ScanError.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,15 +20,13 @@ from raygenesis.archive.formats.dicom_file import DISTINCTIONS, Slice
 from raygenesis.archive.formats.slices import MIN_SLICES, Plane, Uneven, difference, lay_out, positions
 from raygenesis.errors import ScanError
 
-WORD_TAGS = ("image type",)
-
 # What may differ from slice to slice of one volume, as slices are measured one after another.
 WITHIN_VOLUMES = ("trigger delay", "inversion time", "frame time")
 
 # Of a header's step between slices and theirs, how far these may be apart and be the same.
 SAME_STEP = 0.01
 
-# What an Origin has for a UID, in words that take a plural.
+# What a SliceSource has for a UID, in words that take a plural.
 UID_NAMES = {"study": "study UID", "frame_of_reference": "frame of reference UID"}
 
 
@@ -66,13 +63,13 @@ def stacks_of(slices: Sequence[Slice], uneven: Uneven) -> list[Stack]:
 
 def unlike(one: Slice, other: Slice) -> str:
     """What keeps two slices from being in one stack; empty if nothing does."""
-    tag = next((word for word in DISTINCTIONS if tag_value(word, one) != tag_value(word, other)), "")
+    tag = next((word for word in DISTINCTIONS if one.distinctions[word] != other.distinctions[word]), "")
     return _unlike(one, other, list(UID_NAMES)) or tag
 
 
 def _telling_uids(slices: Sequence[Slice]) -> tuple[list[str], tuple[str, ...]]:
     """The names of UIDs that tell slices apart, and notes where there are several."""
-    counts = {name: len({getattr(one.origin, name) for one in slices}) for name in UID_NAMES}
+    counts = {name: len({getattr(one.source, name) for one in slices}) for name in UID_NAMES}
     notes = []
     for name, count in counts.items():
         if 1 < count < len(slices):
@@ -84,43 +81,33 @@ def _telling_uids(slices: Sequence[Slice]) -> tuple[list[str], tuple[str, ...]]:
 
 def _unlike(one: Slice, other: Slice, telling: Sequence[str]) -> str:
     for name in telling:
-        if getattr(one.origin, name) != getattr(other.origin, name):
+        if getattr(one.source, name) != getattr(other.source, name):
             return UID_NAMES[name]
     (plane, another) = planes_of((one, other))
     return difference(plane, another)
 
 
-def tag_value(word: str, one: Slice) -> Any:
-    """The value of a tag that tells slices apart, by its word in `DISTINCTIONS`; 0 or () where it has none."""
-    with guarded("the header is damaged"):
-        value = first_value(one.groups, *DISTINCTIONS[word])
-    if word in WORD_TAGS:
-        return () if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))
-    try:
-        number = float(value if isinstance(value, (str, int, float)) else value[0])
-    except (TypeError, ValueError, IndexError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
-
-
 def _split(stack: Stack, uneven: Uneven) -> list[Stack]:
     """The stack, or those in it that a tag or a file tells apart and that lie at places of their own."""
-    keys: dict[str, Callable[[Slice], Hashable]] = {
-        **{word: (lambda one, word=word: tag_value(word, one)) for word in DISTINCTIONS if word not in WITHIN_VOLUMES},  # type: ignore[misc]
-        "file": lambda one: one.origin.path,
-    }
-    for word, key in keys.items():
-        parts = _parts(stack.slices, key)
+    for word in (*DISTINCTIONS, "file"):
+        if word in WITHIN_VOLUMES:
+            continue
+        parts = _parts(stack.slices, [_value(one, word) for one in stack.slices])
         if len(parts) > 1 and _are_apart(parts, stack.slices, uneven):
             note = f"{word}s that lie at places of their own are volumes of their own"
             return [one for part in parts for one in _split(Stack(part, (*stack.notes, note)), uneven)]
     return [stack]
 
 
-def _parts(slices: Sequence[Slice], key: Callable[[Slice], Hashable]) -> list[list[Slice]]:
+def _value(one: Slice, word: str) -> Hashable:
+    return one.source.path if word == "file" else one.distinctions[word]
+
+
+def _parts(slices: Sequence[Slice], values: Sequence[Hashable]) -> list[list[Slice]]:
+    """The slices of each value, in order of the values' first."""
     parts: dict[Hashable, list[Slice]] = {}
-    for one in slices:
-        parts.setdefault(key(one), []).append(one)
+    for one, value in zip(slices, values, strict=True):
+        parts.setdefault(value, []).append(one)
     return list(parts.values())
 
 
@@ -182,7 +169,8 @@ def places_of(stack: Sequence[Slice], uneven: Uneven) -> list[list[Slice]]:
 
 def _check_folders(places: Sequence[Sequence[Slice]], uneven: Uneven) -> None:
     """Raise ScanError where the slices of two folders lie between each other, and each folder's are a stack."""
-    folders = _parts([one for place in places for one in place], _folder)
+    every = [one for place in places for one in place]
+    folders = _parts(every, [_folder(one) for one in every])
     if len(folders) < 2 or not all(_is_laid_out(part, uneven) for part in folders):
         return
     number = {_folder(part[0]): n for n, part in enumerate(folders)}
@@ -192,7 +180,7 @@ def _check_folders(places: Sequence[Sequence[Slice]], uneven: Uneven) -> None:
 
 
 def _folder(one: Slice) -> Hashable:
-    return one.origin.path.parent
+    return one.source.path.parent
 
 
 def used_in_folders(num_folders: int) -> ScanError:
@@ -230,10 +218,10 @@ def in_order_of_time(places: Sequence[Sequence[Slice]]) -> tuple[list[list[Slice
 
     Raises ScanError where nothing tells them apart.
     """
-    differing = [word for word in DISTINCTIONS if any(len({tag_value(word, one) for one in at}) > 1 for at in places)]
+    differing = [word for word in DISTINCTIONS if any(len({one.distinctions[word] for one in at}) > 1 for at in places)]
 
     def key(one: Slice) -> tuple[Any, ...]:
-        return tuple(tag_value(word, one) for word in differing)
+        return tuple(one.distinctions[word] for word in differing)
 
     is_told = all(len(set(map(key, at))) == len(at) for at in places)
     folders = [{_folder(one) for one in at} for at in places]
