@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import num_held_out
 from raygenesis.archive.formats.readers import read_scan_geometry
-from raygenesis.archive.formats.scan_format import FourthAxis
 from raygenesis.archive.intake.identity import name_for_log, subject_of
 from raygenesis.archive.intake.survey import Scan
 from raygenesis.discovery.coordinates import largest_extent
@@ -46,7 +45,7 @@ def check_settings(
         where = f"in {scans} ({len(subjects)} subjects, {share})"
         check_counts(len(subjects) - held_out, held_out, where, discovery)
     ndim = len(discovery.cube_shape)
-    every = _sizes_mm(found, scans, ndim, archive.fourth_axis)
+    every = _sizes_mm(found, scans, ndim, archive)
     sizes = {source: size for source, size in every.items() if len(size) == ndim}
     if every and not sizes:
         raise SettingsError(
@@ -57,13 +56,15 @@ def check_settings(
         _check_crops(sizes, discovery, discovers)
 
 
-def _sizes_mm(found: Sequence[Scan], scans: Path, ndim: int, fourth_axis: FourthAxis) -> dict[str, Millimetres]:
+def _sizes_mm(found: Sequence[Scan], scans: Path, ndim: int, archive: ArchiveSettings) -> dict[str, Millimetres]:
     """Physical sizes in mm of scans by source; of one of several volumes that of one with the wanted dimensions."""
     step = math.ceil(len(found) / MAX_HEADERS)
     sizes = {}
     for scan in found[::step]:
         try:
-            geometry = read_scan_geometry([scans / file.path for file in scan.files], fourth_axis)
+            geometry = read_scan_geometry(
+                [scans / file.path for file in scan.files], archive.fourth_axis, archive.uneven
+            )
         except (ScanError, OSError, MemoryError):
             continue  # ingest records it as a failure
         for shape, spacing in sorted(geometry, key=lambda volume: len(volume[0]) == ndim):

@@ -27,6 +27,11 @@ class ArchiveSettings(Section):
         description="What to do with a scan that has a fourth axis: record it as a failure, store each time point as "
         "a volume, or store the axis as channels.",
     )
+    uneven: Literal["resample"] | None = Field(
+        None,
+        description="What to do with DICOM slices whose distance changes or differs by more than half: resample them "
+        "linearly at the finest distance. When null, they are a failure. Missing slices are always a failure.",
+    )
     spacing_mm: ExtentMm | None = Field(
         None,
         description="Voxel size in mm, z y x (2D: y x), to which every scan is resampled. When null, scans keep their "

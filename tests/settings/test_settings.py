@@ -237,7 +237,7 @@ def test_a_misspelt_key_within_a_list_too() -> None:
 def test_a_key_like_no_other_is_answered_by_all_of_its_place() -> None:
     sentence = refusal("archive.zzz=1")
     assert sentence == (
-        "unknown setting 'archive.zzz': known here are subject_pattern, keep_ids, fourth_axis, spacing_mm, "
+        "unknown setting 'archive.zzz': known here are subject_pattern, keep_ids, fourth_axis, uneven, spacing_mm, "
         "fill_nan, crop_to_body, max_scan_gib, coarse_size, chunk, shard"
     )
     assert "'nonsense': known here are seed, validation_fraction, archive" in refusal("nonsense=1")

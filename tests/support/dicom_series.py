@@ -55,6 +55,27 @@ def series(voxels: np.ndarray | None = None, **tags: object) -> list[Dataset]:
     return [a_slice(pixels, number, **tags) for number, pixels in enumerate(grey() if voxels is None else voxels)]
 
 
+CT8_SHAPE = (8, 16, 20)
+
+
+def ct8_voxels() -> np.ndarray:
+    """Noise [z, y, x] from −1000 to 999."""
+    return np.random.default_rng(8).integers(-1000, 1000, CT8_SHAPE).astype(np.int16)
+
+
+def ct8(voxels: np.ndarray | None = None, **tags: object) -> list[Dataset]:
+    """A plain CT series of eight slices, 2.5 mm apart, of signed 16 bits, under one UID of each kind."""
+    usual = {
+        "PixelSpacing": [0.7, 0.8], "SliceThickness": 2.5, "PixelRepresentation": 1, "BitsStored": 16, "HighBit": 15,
+        "RescaleSlope": 1, "RescaleIntercept": 0, "FrameOfReferenceUID": f"{STUDY}.5", "SeriesNumber": 3,
+        "AcquisitionNumber": 1,
+    }  # fmt: skip
+    return [
+        a_slice(pixels, n, **{**usual, "ImagePositionPatient": [0, 0, 2.5 * n], "InstanceNumber": n + 1, **tags})
+        for n, pixels in enumerate(ct8_voxels() if voxels is None else voxels)
+    ]
+
+
 def run_length_encoded() -> list[Dataset]:
     slices = series()
     for one in slices:
@@ -74,7 +95,7 @@ def write(path: Path, data: Dataset, syntax: str = ExplicitVRLittleEndian) -> Pa
 
 def write_all(folder: Path, slices: Sequence[Dataset], syntax: str = ExplicitVRLittleEndian) -> list[Path]:
     """The files in an order, and under names, that say nothing about where the slices lie."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     paths = [write(folder / f"{7 * n % 11}-{n}.dcm", one, syntax) for n, one in enumerate(slices)]
     random.Random(1).shuffle(paths)
     return paths
@@ -82,8 +103,13 @@ def write_all(folder: Path, slices: Sequence[Dataset], syntax: str = ExplicitVRL
 
 def only(volumes: list[Volume]) -> Volume:
     assert len(volumes) == 1
-    assert not any(secret in str((*volumes[0].tags.items(), *volumes[0].corrections)) for secret in SECRETS)
+    assert_names_nobody(volumes)
     return volumes[0]
+
+
+def assert_names_nobody(volumes: Sequence[Volume]) -> None:
+    said = str([(*volume.tags.items(), *volume.corrections, *volume.notes) for volume in volumes])
+    assert not any(secret in said for secret in SECRETS)
 
 
 def real(volume: Volume) -> np.ndarray:

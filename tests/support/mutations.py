@@ -85,6 +85,28 @@ def _values() -> Files:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def _frames() -> Files:
+    """One file of frames without places of their own."""
+    voxels = dicom_series.ct8_voxels()
+    data = dicom_series.ct8(NumberOfFrames=8, SpacingBetweenSlices=2.5, PixelData=voxels.tobytes())[0]
+    folder = Path(SCRATCH, "seed")
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"frames.dcm": dicom_series.write(folder / "frames.dcm", data).read_bytes()}
+
+
+def _torn() -> Files:
+    """A map of floats whose slices have a series UID each, and two acquisitions."""
+    slices = dicom_series.ct8(Modality="MR")
+    for number, one in enumerate(slices):
+        one.SeriesInstanceUID, one.AcquisitionNumber, one.BitsAllocated = f"1.2.3.{number}", 1 + number // 4, 32
+        one.FloatPixelData = np.frombuffer(one.PixelData, np.int16).astype(np.float32).tobytes()
+        for name in ("PixelData", "PixelRepresentation", "BitsStored", "HighBit"):
+            delattr(one, name)
+    folder = Path(SCRATCH, "seed")
+    dicom_series.write_all(folder, slices)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
 def _real(name: str) -> Files:
     paths = sorted((SHARED / "odd-dicom" / name / "001").iterdir())
     return {path.name: path.read_bytes() for path in paths}
@@ -106,6 +128,8 @@ FORMATS: dict[str, Callable[[], Files]] = {
     "dicom": _dicom,
     "dicom-rle": lambda: _dicom(compressed=True),
     "dicom-values": _values,
+    "dicom-frames": _frames,
+    "dicom-torn": _torn,
     "dicom-jpegls": lambda: _real("compressed_jpegls"),
     "dicom-j2k": lambda: _real("compressed_j2k"),
     "dicom-jpeg": lambda: _real("compressed_jpeg"),

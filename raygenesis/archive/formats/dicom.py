@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,126 +11,65 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
-from pydicom.tag import Tag
 
+from raygenesis.archive.formats.dicom_elements import first_value, floats, guarded
 from raygenesis.archive.formats.dicom_file import (
     SPACINGS,
-    TIME_ORDER,
     Slice,
     decode,
-    first_value,
-    floats,
-    guarded,
     looks_like_dicom,
-    read_dataset,
     read_frames,
     read_slices,
-    tags_of,
 )
+from raygenesis.archive.formats.dicom_header import PROJECTIONS
+from raygenesis.archive.formats.dicom_tags import tags_of
 from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
 from raygenesis.archive.formats.slices import (
     MIN_SLICES,
     Plane,
-    difference,
+    SliceGrid,
+    Uneven,
     fill,
     image_affine,
     lay_out,
-    positions,
-    stacks,
+    of_one_type,
 )
+from raygenesis.archive.formats.stack import Stack, in_order_of_time, places_of, planes_of, stacks_of, unlike
 from raygenesis.archive.grid import Geometry, Grid, no_voxel_size
-from raygenesis.archive.volume import MAX_BYTES, Volume, check_size
+from raygenesis.archive.volume import MAX_BYTES, LargeScanError, Volume, check_size
 from raygenesis.errors import ScanError
 
 T = TypeVar("T")
 File = TypeVar("File")
 
-# Each image is one of its own, without a place in the patient.
-PROJECTIONS = {"CR", "DX", "DR", "MG", "RF", "XA", "PX", "IO"}
 
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-ASIDE_CLASSES = {"1.2.840.10008.1.3.10": "a DICOMDIR", "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation"}
-ASIDE_MODALITIES = {
-    "SR": "a structured report", "KO": "a key object selection", "PR": "a presentation state", "DOC": "a document",
-    "RTSTRUCT": "a radiotherapy structure set", "RTPLAN": "a radiotherapy plan", "RTDOSE": "a radiotherapy dose",
-    "RTRECORD": "a radiotherapy record", "REG": "a registration", "SEG": "a segmentation", "AU": "a sound recording",
-    "ECG": "a waveform", "HD": "a waveform", "EPS": "a waveform", "SM": "a whole-slide image",
-}  # fmt: skip
-ASIDE_IMAGE_TYPES = {"LOCALIZER": "a localiser", "MOSAIC": "a mosaic of slices in one image"}
-
-HEADER_NAMES = (
-    "SOPClassUID", "SeriesInstanceUID", "PatientID", "IssuerOfPatientID", "Modality", "ImageType", "Rows",
-    "BitsAllocated", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "ViewPosition",
-)  # fmt: skip
-HEADER_TAGS = [Tag(name) for name in HEADER_NAMES]
-
-
+@dataclass(frozen=True)
 class Dicom(ScanFormat):
-    """DICOM: files of any name, known by their first bytes; a scan is all files of a series (`read_header`)."""
+    """DICOM: files of any name, known by their first bytes; a scan is all files of a series (`read_header`).
+
+    uneven: what becomes of slices that lie too unevenly (`archive.uneven`).
+    """
+
+    uneven: Uneven = None
 
     def recognises(self, head: bytes) -> bool:
         return looks_like_dicom(head)
 
     def read(self, paths: Sequence[Path], fourth_axis: FourthAxis, max_bytes: int) -> list[Volume]:
-        return read_series(paths, fourth_axis, max_bytes)
+        return read_series(paths, fourth_axis, max_bytes, self.uneven)
 
     def read_geometry(self, paths: Sequence[Path], fourth_axis: FourthAxis) -> list[Geometry]:
-        return read_series_geometry(paths)
+        return read_series_geometry(paths, self.uneven)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What groups files into scans.
-
-    series: SeriesInstanceUID. patient: PatientID, with its issuer where there is one; empty without PatientID. aside:
-    why the file is not a scan, else empty. is_projection: whether the file is an image of its own rather than a slice.
-    """
-
-    series: str
-    patient: str
-    aside: str
-    is_projection: bool
-
-
-def read_header(path: Path) -> Header:
-    """What a file is and which series it belongs to, without its pixels. Raises ScanError if it is damaged."""
-    dataset = read_dataset(path, HEADER_TAGS, pixels=False)
-    with guarded("the header is damaged"):
-        modality = str(first_value((dataset,), "Modality") or "")
-        sop_class = str(first_value((dataset,), "SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", ""))
-        aside = ASIDE_CLASSES.get(sop_class) or ASIDE_MODALITIES.get(modality, "")
-        series = str(first_value((dataset,), "SeriesInstanceUID") or "")
-        if not series and not aside:
-            raise ScanError("the header is cut short or damaged: it names no series")
-        patient, issuer = (str(first_value((dataset,), name) or "") for name in ("PatientID", "IssuerOfPatientID"))
-        placed = all(first_value((dataset,), name) for name in ("ImagePositionPatient", "ImageOrientationPatient"))
-        single = int(first_value((dataset,), "NumberOfFrames") or 1) == 1
-        is_projection = modality in PROJECTIONS and single and not placed
-        aside = aside or _aside(dataset, sop_class, placed, is_projection)
-    if patient and issuer:
-        patient = f"{patient}^^^{issuer}"
-    return Header(series, patient, aside, is_projection)
-
-
-def _aside(dataset: Dataset, sop_class: str, placed: bool, is_projection: bool) -> str:
-    if any(first_value((dataset,), name) is None for name in ("Rows", "BitsAllocated")):
-        return "it holds no image"
-    # Collections store real radiographs as secondary captures too; those say how the patient was looked at.
-    radiograph = is_projection and first_value((dataset,), "ViewPosition") is not None
-    if (sop_class + ".").startswith(SECONDARY_CAPTURE + ".") and not placed and not radiograph:
-        return "a secondary capture"
-    image_type = first_value((dataset,), "ImageType") or ()
-    words = [image_type] if isinstance(image_type, str) else list(image_type)
-    return next((ASIDE_IMAGE_TYPES[word] for word in words if word in ASIDE_IMAGE_TYPES), "")
-
-
-def read_series(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_bytes: int = MAX_BYTES) -> list[Volume]:
+def read_series(
+    paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_bytes: int = MAX_BYTES, uneven: Uneven = None
+) -> list[Volume]:
     """All files of one series, in any order, as volumes in canonical axes; projections and a lone slice as 2D images.
 
     `fourth_axis` says what becomes of time points and echoes, that is of different slices at one position: refused,
-    a volume each, or channels of one volume. Raises ScanError saying why the series is not a volume, or that it claims
-    more than `max_bytes` of voxels.
+    a volume each, or channels of one volume; `uneven` of slices that lie too unevenly. Raises ScanError saying why the
+    series is not a volume, or that it claims more than `max_bytes` of voxels.
     """
     check_size(sum(path.stat().st_size for path in paths), max_bytes, "files")
     frames = _each_file(lambda path: read_frames(path, pixels=True), paths)
@@ -137,12 +77,13 @@ def read_series(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_b
     slices = list(itertools.chain(*_each_file(decode, frames)))
     if _are_images(slices):
         return [_image(one) for one in slices]
-    slices, notes = _without_copies(slices)
-    (first, *others), left_out = _each_stack(slices, lambda stack: _volumes(stack, fourth_axis))
-    return [replace(first, corrections=(*first.corrections, *notes, *left_out)), *others]
+    slices, dropped = _without_copies(slices)
+    wanted = _Wanted(fourth_axis, max_bytes, uneven)
+    (first, *others), left_out = _each_stack(slices, uneven, lambda stack: _volumes(stack, wanted))
+    return [replace(first, corrections=(*first.corrections, *dropped, *left_out)), *others]
 
 
-def read_series_geometry(paths: Sequence[Path]) -> list[Geometry]:
+def read_series_geometry(paths: Sequence[Path], uneven: Uneven = None) -> list[Geometry]:
     """The geometry of a series' volumes, without its pixels.
 
     Time points and echoes count once.
@@ -150,8 +91,21 @@ def read_series_geometry(paths: Sequence[Path]) -> list[Geometry]:
     slices = [one for path in paths for one in read_slices(path)]
     if _are_images(slices):
         return [_image_grid(one).geometry for one in slices]
-    grids, _ = _each_stack(slices, lambda stack: [lay_out(_planes([place[0] for place in _places(stack)]))])
+
+    def grid(stack: Stack) -> list[SliceGrid]:
+        return [lay_out(planes_of([place[0] for place in places_of(stack.slices, uneven)]), uneven)]
+
+    grids, _ = _each_stack(slices, uneven, grid)
     return [Grid(grid.shape[::-1], grid.affine).geometry for grid in grids]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the settings want of stacks (`read_series`)."""
+
+    fourth_axis: FourthAxis
+    max_bytes: int
+    uneven: Uneven
 
 
 def _are_images(slices: Sequence[Slice]) -> bool:
@@ -162,11 +116,6 @@ def _are_images(slices: Sequence[Slice]) -> bool:
     if lost and len(slices) > 1 and not projections:
         raise ScanError(f"{lost} of {len(slices)} slices have no position and orientation")
     return len(slices) == 1 or projections
-
-
-def _planes(slices: Sequence[Slice]) -> list[Plane]:
-    """Where slices lie that are no images of their own: all of them have a place then."""
-    return [one.plane for one in slices if one.plane is not None]
 
 
 def _image_grid(one: Slice) -> Grid:
@@ -245,66 +194,60 @@ def _dropped(copies: int) -> tuple[str, ...]:
     return (f"{copies} duplicate slice{'s' * (copies > 1)} dropped",) if copies else ()
 
 
-def _each_stack(slices: Sequence[Slice], read: Callable[[list[Slice]], list[T]]) -> tuple[list[T], list[str]]:
+def _each_stack(slices: Sequence[Slice], uneven: Uneven, read: Callable[[Stack], list[T]]) -> tuple[list[T], list[str]]:
     """What `read` makes of a series' stacks, and which it left out. ScanError of the largest if it can make none."""
-    planes = _planes(slices)
     found: list[T] = []
-    left_out: list[tuple[list[int], str]] = []
-    every = stacks(planes)
+    left_out: list[tuple[Sequence[Slice], str]] = []
+    every = stacks_of(slices, uneven)
     main = None
     for stack in every:
         try:
-            found += read([slices[index] for index in stack])
-            main = main or planes[stack[0]]
+            found += read(stack)
+            main = main or stack.slices[0]
+        except LargeScanError:
+            raise
         except ScanError as error:
-            left_out.append((stack, str(error)))
+            left_out.append((stack.slices, str(error)))
     if main is None:
-        if len(every) > 1 and len(every[0]) < MIN_SLICES:
-            apart = {difference(planes[every[0][0]], planes[stack[0]]) for stack in every[1:]}
+        if len(every) > 1 and len(every[0].slices) < MIN_SLICES:
+            apart = {unlike(every[0].slices[0], stack.slices[0]) for stack in every[1:]}
             kinds = f"{apart.pop()}s" if len(apart) == 1 else "orientations, matrix sizes and pixel spacings"
             raise ScanError(f"{len(slices)} slices in {len(every)} {kinds} are not a volume")
         raise ScanError(left_out[0][1])
     notes = []
-    for stack, reason in left_out:
-        why = f": {reason}" if len(stack) >= MIN_SLICES else ""
-        many = f"{len(stack)} slice{'s' * (len(stack) > 1)}"
-        notes.append(f"{many} of another {difference(main, planes[stack[0]])} left out{why}")
+    for members, reason in left_out:
+        why = f": {reason}" if len(members) >= MIN_SLICES else ""
+        many = f"{len(members)} slice{'s' * (len(members) > 1)}"
+        notes.append(f"{many} of another {unlike(main, members[0]) or 'file'} left out{why}")
     return found, notes
 
 
-def _places(stack: Sequence[Slice]) -> list[list[Slice]]:
-    """One stack's slices by position along the normal. Raises ScanError if the positions are too few for a volume."""
-    places = [[stack[index] for index in place] for place in positions(_planes(stack))]
-    if len(places) < MIN_SLICES:
-        at = f" at {len(places)} position{'s' * (len(places) > 1)}" if len(places) < len(stack) else ""
-        raise ScanError(f"{len(stack)} slices{at} are not a volume: expected {MIN_SLICES} positions or more")
-    return places
-
-
-def _volumes(stack: Sequence[Slice], fourth_axis: FourthAxis) -> list[Volume]:
+def _volumes(stack: Stack, wanted: _Wanted) -> list[Volume]:
     """One stack as a volume, or a volume or channel for each of its time points and echoes."""
-    places = _places(stack)
+    places = places_of(stack.slices, wanted.uneven)
     distinct = [_distinct(place) for place in places]
     # Time points may be alike in places, beyond the patient say: those are no copies.
-    if _uneven(places) or not _uneven(distinct):
+    if _is_ragged(places) or not _is_ragged(distinct):
         places = distinct
-    notes = _dropped(len(stack) - sum(map(len, places)))
+    dropped, notes = _dropped(len(stack.slices) - sum(map(len, places))), stack.notes
     fewest, most = min(map(len, places)), max(map(len, places))
-    if most > 1 and fourth_axis == "refuse":
-        many = f"{most}" if fewest == most else f"{fewest} to {most}"
-        raise ScanError(
-            f"{many} different slices lie at each of {len(places)} positions (time points or echoes): "
-            "archive.fourth_axis=split makes a scan of each"
-        )
-    if fewest < most:
-        raise ScanError(f"time points or echoes are incomplete: {fewest} to {most} slices lie at one position")
     if most > 1:
-        places = [sorted(place, key=_time) for place in places]
+        places, words, assumed = in_order_of_time(places)
+        notes = (*notes, *assumed)
+        if wanted.fourth_axis == "refuse":
+            many = f"{most}" if fewest == most else f"{fewest} to {most}"
+            raise ScanError(
+                f"{many} different slices lie at each of {len(places)} positions ({words}): "
+                "archive.fourth_axis=split makes a scan of each"
+            )
+        if fewest < most:
+            raise ScanError(f"its {words} are incomplete: {fewest} to {most} slices lie at one position")
     times = [list(time) for time in zip(*places, strict=True)]
-    return [_volume(part, notes) for part in ([times] if fourth_axis == "channels" else [[time] for time in times])]
+    parts = [times] if wanted.fourth_axis == "channels" else [[time] for time in times]
+    return [_volume(part, dropped, notes, wanted) for part in parts]
 
 
-def _uneven(places: Sequence[Sequence[Slice]]) -> bool:
+def _is_ragged(places: Sequence[Sequence[Slice]]) -> bool:
     return len(set(map(len, places))) > 1
 
 
@@ -317,25 +260,23 @@ def _distinct(place: Sequence[Slice]) -> list[Slice]:
     return kept
 
 
-def _time(one: Slice) -> tuple[float, ...]:
-    with guarded("the header is damaged"):
-        return (*(float(first_value(one.groups, *names) or 0) for names in TIME_ORDER), one.identity[1])
-
-
-def _volume(channels: Sequence[Sequence[Slice]], notes: tuple[str, ...]) -> Volume:
+def _volume(
+    channels: Sequence[Sequence[Slice]], dropped: tuple[str, ...], notes: tuple[str, ...], wanted: _Wanted
+) -> Volume:
     """One volume of one or several time points, each with a slice at every position."""
     slices = [one for channel in channels for one in channel]
-    grid = lay_out(_planes(channels[0]))
+    grid = lay_out(planes_of(channels[0]), wanted.uneven)
     rescale = slices[0].rescale
-    pixels = [one.pixels for one in slices]
+    pixels, words = of_one_type([one.pixels for one in slices])
     if len({one.ndim for one in pixels}) > 1 or (pixels[0].ndim > 2 and len(channels) > 1):
         raise ScanError("colour and grey slices, or colour and time points, cannot share one volume")
     if any(one.rescale != rescale for one in slices):
-        rescale = (1.0, 0.0)
         pixels = [one.pixels.astype(np.float32) * one.rescale[0] + one.rescale[1] for one in slices]
-        notes = (*notes, "rescaling that differs between slices was applied: voxels are real values")
+        rescale, words = (1.0, 0.0), ("rescaling that differs between slices was applied: voxels are real values",)
+    # A finer step, or a tilt, makes more voxels than the files have.
+    check_size(math.prod(grid.shape) * len(channels) * pixels[0][0, 0].nbytes, wanted.max_bytes)
     num = len(channels[0])
-    pixels, valid, words = _without_padding(pixels, slices, rescale[0])
+    pixels, valid, padded = _without_padding(pixels, slices, rescale[0])
     starts = range(0, len(pixels), num)
     filled = [fill(grid, pixels[start : start + num]) for start in starts]
     inside = None
@@ -343,19 +284,31 @@ def _volume(channels: Sequence[Sequence[Slice]], notes: tuple[str, ...]) -> Volu
         wide = [where.astype(np.uint8) for where in valid or [np.ones(one.shape, bool) for one in slices]]
         inside = np.all([fill(grid, wide[start : start + num], 0) for start in starts], axis=0).swapaxes(0, 2)
     xyz = np.stack(filled).transpose(3, 2, 1, 0) if len(filled) > 1 else np.swapaxes(filled[0], 0, 2)
-    corrections = (*grid.corrections, *notes, *words)
-    return _described(xyz, inside, Grid(grid.shape[::-1], grid.affine, corrections=corrections), slices, rescale)
+    corrections = (*grid.corrections, *dropped, *words, *padded, *_joined(slices))
+    placed = Grid(grid.shape[::-1], grid.affine, corrections=corrections, notes=notes)
+    return _described(xyz, inside, placed, slices, rescale)
+
+
+def _joined(slices: Sequence[Slice]) -> tuple[str, ...]:
+    """Words for slices that have no series UID in common (`are_slices_of_a_stack`)."""
+    count = len({one.source.series for one in slices})
+    words = f"slices of {count} series UIDs joined, which are of one study and series number and at even distances"
+    return (words,) if count > 1 else ()
 
 
 def _described(
     xyz: NDArray[Any], valid: NDArray[np.bool_] | None, grid: Grid, slices: Sequence[Slice],
     rescale: tuple[float, float],
 ) -> Volume:  # fmt: skip
-    """A Volume from voxels [x, y, z] or [x, y, z, channels] and which are valid, with the tags of its first slice."""
+    """A Volume from voxels [x, y, z] or [x, y, z, channels] and which are valid, with the tags of its first slice.
+
+    What was done to any of its slices is said once.
+    """
     voxels, affine = grid.turned(xyz)
-    tags, corrections = tags_of(slices[0].groups), (*grid.corrections, *slices[0].corrections)
-    if slices[0].inverted:
-        corrections += ("MONOCHROME1: grey values inverted",)
+    tags = tags_of(slices[0].groups)
+    inverted = ("MONOCHROME1: grey values inverted",) if any(one.inverted for one in slices) else ()
+    done = dict.fromkeys(words for one in slices for words in one.corrections)
+    assumed = dict.fromkeys(words for one in slices for words in one.notes)
     return Volume(
         voxels,
         affine,
@@ -363,7 +316,7 @@ def _described(
         grid.ndim,
         tags.get("Modality", ""),
         tags,
-        corrections,
-        grid.notes,
+        (*grid.corrections, *done, *inverted),
+        (*grid.notes, *assumed),
         None if valid is None else grid.turned(valid)[0],
     )

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
-import re
-import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, dcmread
-from pydicom.config import disable_value_validation
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.filereader import read_dataset as parse_dataset
-from pydicom.pixels import get_decoder
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGExtended12Bit,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
-    RLELossless,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from raygenesis.archive.formats.dicom_elements import MEASURED, first_value, floats, guarded
+from raygenesis.archive.formats.dicom_pixels import (
+    PADDING_NAMES,
+    PIXEL_NAMES,
+    PixelFormat,
+    decode_pixels,
+    padding,
+    pixel_format,
+)
+from raygenesis.archive.formats.dicom_tags import CODES, NUMBERS, WORDS
 from raygenesis.archive.formats.dicom_values import ValueTable, unit_words, valid_pixels, value_table
 from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.slices import Plane
-from raygenesis.archive.volume import MAX_COMPRESSION, is_transient
+from raygenesis.archive.volume import is_transient
 from raygenesis.errors import ScanError
-
-# What pydicom logs quotes values of the file.
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 HEAD_BYTES = 132
 
@@ -51,85 +42,62 @@ HEAD_BYTES = 132
 MAX_HEADER_BYTES = 2**24
 PIXEL_GROUP = 0x7FE0
 
-JPEG = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
-
-# Stored values of these are measurements, whatever way round they are displayed.
-MEASURED = {"CT", "PT"}
-
-NUMBERS = (
-    "MagneticFieldStrength", "KVP", "SliceThickness", "SpacingBetweenSlices", "EchoTime", "RepetitionTime",
-    "InversionTime", "FlipAngle", "BitsStored",
-)  # fmt: skip
-CODES = (
-    "Modality", "ScanningSequence", "SequenceVariant", "MRAcquisitionType", "BodyPartExamined", "ViewPosition",
-    "PhotometricInterpretation",
-)  # fmt: skip
-WORDS = ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel")
-CODE = re.compile(r"[A-Z0-9 _]{1,16}")
-WORD = re.compile(r"[A-Za-z0-9 \-_.()/]+")
-LONGEST_TAG = 64
-ENHANCED_NAMES = {"EchoTime": "EffectiveEchoTime"}
-
-# What tells time points and echoes at one position apart; an enhanced file has other names for the first three.
-TIME_ORDER = (
-    ("TemporalPositionIdentifier", "TemporalPositionIndex"), ("EchoTime", "EffectiveEchoTime"),
-    ("AcquisitionNumber", "FrameAcquisitionNumber"), ("InstanceNumber",),
-)  # fmt: skip
+# What may tell slices at one place apart, in the order of the volumes; enhanced files have names of their own for some.
+DISTINCTIONS = {
+    "time point": ("TemporalPositionIdentifier", "TemporalPositionIndex"),
+    "echo time": ("EchoTime", "EffectiveEchoTime"),
+    "acquisition": ("AcquisitionNumber", "FrameAcquisitionNumber"),
+    "trigger delay": ("TriggerTime", "NominalCardiacTriggerDelayTime"),
+    "inversion time": ("InversionTime", "InversionTimes"),
+    "b-value": ("DiffusionBValue",),
+    "frame time": ("FrameReferenceTime",),
+    "image type": ("ImageType", "FrameType"),
+}
+DISTINCTION_TAGS = {word: [Tag(name) for name in names] for word, names in DISTINCTIONS.items()}
+WORD_DISTINCTIONS = ("image type",)
 
 # Pixel spacing, from the best to the last resort: in the patient, at the detector, of the scanned film.
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 SLICE_NAMES = (
-    *NUMBERS, *CODES, *WORDS, *SPACINGS, *(name for names in TIME_ORDER for name in names), "SOPInstanceUID",
-    "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
-    "PlanarConfiguration", "BitsAllocated", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData", "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths", "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence",
-    "RealWorldValueMappingSequence",
+    *NUMBERS, *CODES, *WORDS, *SPACINGS, *(name for names in DISTINCTIONS.values() for name in names), "InstanceNumber",
+    "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient",
+    "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
+    "BitsAllocated", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "FrameIncrementPointer",
+    "SliceVector", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    *PIXEL_NAMES, "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    *(name for names in PADDING_NAMES.values() for name in names), "ModalityLUTSequence",
+    "RealWorldValueMappingSequence", "DetectorInformationSequence",
 )  # fmt: skip
 SLICE_TAGS = [Tag(name) for name in SLICE_NAMES]
+
+# Sequences whose first item describes all frames of a file, whatever its kind; the second one says where nuclear
+# medicine looked from.
+TOP_SEQUENCES = ("RealWorldValueMappingSequence", "DetectorInformationSequence")
 
 # Where an enhanced multi-frame file keeps what a classic one has at its top.
 FUNCTIONAL_GROUPS = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
     "FrameContentSequence", "MREchoSequence", "MRTimingAndRelatedParametersSequence", "CTReconstructionSequence",
-    "CTXRayDetailsSequence", "RealWorldValueMappingSequence",
+    "CTXRayDetailsSequence", "RealWorldValueMappingSequence", "CardiacSynchronizationSequence", "MRDiffusionSequence",
+    "MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence", "MRModifierSequence",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _PixelFormat:
-    """How a file stores its pixels."""
-
-    frames: int
-    rows: int
-    columns: int
-    samples: int
-    allocated: int
-    stored: int
-    high: int
-    signed: bool
-    inverted: bool
-    syntax: UID
-    little_endian: bool
-
-    @property
-    def num_bytes(self) -> int:
-        return self.frames * self.rows * self.columns * self.samples * self.allocated // 8
 
 
 @dataclass(frozen=True)
 class Frames:
     """The frames of one file: its data set, how it stores pixels, and the data sets that describe each frame.
 
-    path: of the file. table: of values, where its pixels are numbers in one.
+    path: of the file. table: of values, where its pixels are numbers in one. offsets_mm: of each frame along the normal
+    of the first, where the frames have no places of their own.
     """
 
     dataset: FileDataset
-    stored: _PixelFormat
+    stored: PixelFormat
     groups: Sequence[tuple[Dataset, ...]]
     path: Path
     table: ValueTable | None
+    offsets_mm: Sequence[float] | None
 
     @property
     def num_bytes(self) -> int:
@@ -138,12 +106,25 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class SliceSource:
+    """Which UIDs a slice's file is under, and which file it is."""
+
+    series: str
+    study: str
+    frame_of_reference: str
+    path: Path
+
+
+@dataclass(frozen=True)
 class Slice:
     """One frame. `groups` are the data sets that describe it, most specific first; `plane` is None without a place.
 
     valid: which pixels are image rather than padding; None where all are, or they are not read. corrections: what was
-    done to its values, in words.
+    done to its values, in words. notes: what was assumed of its place, in words. distinctions: its values of
+    `DISTINCTIONS`, each a number, or words of those that are; 0 and none where the tag is missing or damaged.
     """
+
+    source: SliceSource
 
     groups: tuple[Dataset, ...]
     identity: tuple[str, int]
@@ -154,6 +135,8 @@ class Slice:
     pixels: Any  # NDArray [rows, columns, ...], None where they are not read
     valid: NDArray[np.bool_] | None
     corrections: tuple[str, ...]
+    notes: tuple[str, ...]
+    distinctions: Mapping[str, float | tuple[str, ...]]
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -166,24 +149,6 @@ def looks_like_dicom(head: bytes) -> bool:
         return False
     explicit = head[4:6].isalpha() and head[4:6].isupper()
     return explicit or (order == "little" and int.from_bytes(head[4:8], order) <= 256)
-
-
-@contextmanager
-def guarded(fault: str) -> Iterator[None]:
-    """Keep pydicom from warning, and turn what it raises (anything) into a ScanError that quotes no value.
-
-    What may pass is raised as it is.
-    """
-    with warnings.catch_warnings(), disable_value_validation():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except ScanError:
-            raise
-        except Exception as error:
-            if is_transient(error):
-                raise
-            raise ScanError(f"{fault} ({type(error).__name__})") from None
 
 
 def read_dataset(path: Path, tags: Sequence[BaseTag], *, pixels: bool) -> FileDataset:
@@ -223,26 +188,6 @@ def _inflated(file: BinaryIO, tags: Sequence[BaseTag], max_bytes: int, *, pixels
     return found
 
 
-def first_value(groups: Sequence[Dataset], *names: str) -> Any:
-    """The first value under any of the names, None if all are missing or empty."""
-    for group in groups:
-        for name in names:
-            value = group.get(name)
-            if value is not None and value != "":
-                return value
-    return None
-
-
-def floats(groups: Sequence[Dataset], name: str, count: int) -> tuple[float, ...] | None:
-    value = first_value(groups, name)
-    if value is None:
-        return None
-    numbers = tuple(map(float, [value] if count == 1 else value))
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise ScanError(f"{name} is not {count} finite number{'s' * (count > 1)}")
-    return numbers
-
-
 def read_slices(path: Path) -> list[Slice]:
     """The frames of one file, without their pixels."""
     frames = read_frames(path, pixels=False)
@@ -253,15 +198,39 @@ def read_frames(path: Path, *, pixels: bool) -> Frames:
     """What a file holds, its pixels not decoded yet, and those of a deflated file not unpacked either."""
     dataset = read_dataset(path, SLICE_TAGS, pixels=pixels)
     with guarded("the header is damaged"):
-        stored = _format(dataset, path.stat().st_size)
+        stored = pixel_format(dataset, path.stat().st_size)
         per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or ()
-        if stored.frames > 1 and len(per_frame) != stored.frames:
-            raise ScanError(f"its {stored.frames:,} frames do not all say where they lie")
+        items = (dataset.get(name) or () for name in TOP_SEQUENCES)
+        top = (*(item for sequence in items for item in sequence[:1]), dataset)
         shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
-        top = (*(dataset.get("RealWorldValueMappingSequence") or ())[:1], dataset)
-        chains = [(*_functional_groups((frame, *shared)), *top) for frame in per_frame] or [top]
-        table = value_table(dataset, stored.signed, stored.little_endian) if stored.samples == 1 else None
-    return Frames(dataset, stored, chains, path, table)
+        offsets_mm = None
+        if stored.frames > 1 and not per_frame:
+            top = (*_functional_groups(shared), *top)
+            offsets_mm = _offsets_mm(top, stored.frames)
+            chains = [top] * stored.frames
+        elif stored.frames > 1 and len(per_frame) != stored.frames:
+            raise ScanError(f"its {stored.frames:,} frames do not all say where they lie")
+        else:
+            chains = [(*_functional_groups((frame, *shared)), *top) for frame in per_frame] or [top]
+        table = value_table(dataset, stored.kind == "i", stored.little_endian) if stored.samples == 1 else None
+    return Frames(dataset, stored, chains, path, table, offsets_mm)
+
+
+def _offsets_mm(top: Sequence[Dataset], num_frames: int) -> Sequence[float]:
+    """Where frames lie along the normal of the first that have no places of their own, by what they follow each other.
+
+    Raises ScanError where that is time, or another view, or where nothing says how far they are apart.
+    """
+    pointer = first_value(top, "FrameIncrementPointer")
+    pointers = () if pointer is None else (pointer,) if isinstance(pointer, int) else tuple(pointer)
+    unplaced = ScanError(f"its {num_frames:,} frames do not all say where they lie")
+    step = floats(top, "SpacingBetweenSlices", 1)
+    if not step or step[0] == 0 or pointers not in ((), (Tag("SliceVector"),)):
+        raise unplaced
+    numbers = floats(top, "SliceVector", num_frames) if pointers else tuple(map(float, range(num_frames)))
+    if numbers is None:
+        raise unplaced
+    return [(number - numbers[0]) * step[0] for number in numbers]
 
 
 def decode(frames: Frames) -> list[Slice]:
@@ -270,9 +239,9 @@ def decode(frames: Frames) -> list[Slice]:
     if frames.stored.syntax == DeflatedExplicitVRLittleEndian:
         with guarded("the pixel data is cut short or damaged"), frames.path.open("rb") as file:
             dataset = _inflated(file, SLICE_TAGS, frames.num_bytes + MAX_HEADER_BYTES, pixels=True)
-    pixels = _decode(dataset, frames.stored)
+    pixels = decode_pixels(dataset, frames.stored)
     with guarded("the header is damaged"):
-        valid = valid_pixels(pixels, _padding(frames.dataset, frames.stored))
+        valid = valid_pixels(pixels, padding(frames.dataset, frames.stored))
     return _slices(frames, list(pixels if frames.table is None else frames.table.apply(pixels)), valid)
 
 
@@ -280,100 +249,44 @@ def _slices(frames: Frames, pixels: Sequence[Any], valid: NDArray[np.bool_] | No
     stored = frames.stored
     found = []
     with guarded("the header is damaged"):
-        uid, shape = str(frames.dataset.get("SOPInstanceUID", "")), (stored.rows, stored.columns)
+        names = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
+        uid, series, study, frame_of_reference = (str(frames.dataset.get(name) or "") for name in names)
+        source, shape = SliceSource(series, study, frame_of_reference, frames.path), (stored.rows, stored.columns)
         for number, (groups, one) in enumerate(zip(frames.groups, pixels, strict=True)):
             inside = None if valid is None else valid[number]
             plane, (rescale, words) = _plane(groups, shape), _rescale(groups, frames)
-            found.append(Slice(groups, (uid, number), shape, plane, rescale, stored.inverted, one, inside, words))
+            notes: tuple[str, ...] = ()
+            if plane is not None and frames.offsets_mm is not None:
+                moved = np.array(plane.position) + frames.offsets_mm[number] * plane.axes[2]
+                plane = replace(plane, position=tuple(moved.tolist()))
+                step = abs(frames.offsets_mm[1] - frames.offsets_mm[0])
+                notes = (f"frames without places of their own laid along the slice normal, {step:.4g} mm apart",)
+            distinctions = {word: _distinction(groups, word) for word in DISTINCTIONS}
+            one_slice = Slice(
+                source, groups, (uid, number), shape, plane, rescale, stored.inverted, one, inside, words, notes,
+                distinctions,
+            )  # fmt: skip
+            found.append(one_slice)
     return found
+
+
+def _distinction(groups: Sequence[Dataset], word: str) -> float | tuple[str, ...]:
+    tags = DISTINCTION_TAGS[word]
+    try:
+        value = next((group[tag].value for group in groups for tag in tags if tag in group), None)
+        if word in WORD_DISTINCTIONS:
+            return () if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))
+        number = float(value[0] if isinstance(value, MultiValue) else value or 0)
+    except Exception as error:  # a series must not fail for a tag that few need
+        if is_transient(error):
+            raise
+        return () if word in WORD_DISTINCTIONS else 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _functional_groups(containers: Sequence[Dataset]) -> list[Dataset]:
     found = [container.get(name) for container in containers for name in FUNCTIONAL_GROUPS]
     return [sequence[0] for sequence in found if sequence]
-
-
-def _format(dataset: FileDataset, file_size: int) -> _PixelFormat:
-    """How the pixels are stored; ScanError if that is impossible, or more than the file can hold."""
-    names = ("Rows", "Columns", "BitsAllocated")
-    if any(first_value((dataset,), name) is None for name in names):
-        raise ScanError("the file is cut short or damaged: its header describes no image")
-    rows, columns, allocated = (int(first_value((dataset,), name) or 0) for name in names)
-    frames, samples = (int(first_value((dataset,), name) or 1) for name in ("NumberOfFrames", "SamplesPerPixel"))
-    stored = int(first_value((dataset,), "BitsStored") or allocated)
-    high = dataset.get("HighBit")
-    high = stored - 1 if high is None else int(high)
-    if not (0 < rows <= 2**16 and 0 < columns <= 2**16 and frames > 0):
-        raise ScanError(f"an image of {frames} × {rows} × {columns} pixels is impossible")
-    if allocated not in (8, 16, 32) or not 0 < stored <= high + 1 <= allocated:
-        raise ScanError(f"pixels of {stored} in {allocated} bits are not supported: expected up to 8, 16 or 32 bits")
-    photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
-    if not photometric.startswith({1: ("MONOCHROME",), 3: ("RGB", "YBR")}.get(samples, ("none",))):
-        raise ScanError("the image is neither grey nor RGB: its photometric interpretation is not supported")
-    inverted = photometric == "MONOCHROME1" and first_value((dataset,), "Modality") not in MEASURED
-    implicit, little = dataset.original_encoding
-    guess = (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian
-    syntax = dataset.file_meta.get("TransferSyntaxUID") or guess
-    signed = bool(dataset.get("PixelRepresentation"))
-    found = _PixelFormat(
-        frames, rows, columns, samples, allocated, stored, high, signed, inverted, UID(syntax), bool(little)
-    )  # fmt: skip
-    packed = found.syntax.is_encapsulated or found.syntax.is_deflated
-    if found.num_bytes > file_size * (MAX_COMPRESSION if packed else 1):
-        raise ScanError(f"the header claims {found.num_bytes:,} bytes of pixels, more than the file can hold")
-    return found
-
-
-def _decode(dataset: Dataset, stored: _PixelFormat) -> NDArray[Any]:
-    """Stored values [frames, rows, columns], or [frames, rows, columns, 3] as RGB, in native byte order."""
-    shape = (stored.frames, stored.rows, stored.columns, *([stored.samples] * (stored.samples > 1)))
-    with guarded("the pixel data is cut short or damaged"):
-        data = dataset.get("PixelData")
-        if not data:
-            raise ScanError("the pixel data is missing or cut short")
-        if stored.syntax.is_encapsulated or stored.samples > 1 or not (stored.little_endian or stored.allocated > 8):
-            pixels, _ = get_decoder(stored.syntax).as_array(dataset, decoding_plugin=_decoder(stored))
-            return pixels.reshape(shape)
-        if len(data) < stored.num_bytes:
-            raise ScanError(f"the pixel data is cut short: {len(data):,} of {stored.num_bytes:,} bytes")
-        kind = f"{'<' if stored.little_endian else '>'}{'i' if stored.signed else 'u'}{stored.allocated // 8}"
-        pixels = np.frombuffer(data, kind, math.prod(shape)).reshape(shape)
-    pixels = _used_bits(pixels, stored)
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-
-
-def _used_bits(pixels: NDArray[Any], stored: _PixelFormat) -> NDArray[Any]:
-    """Up to the highest bit and down again: unused bits go, and the sign is extended."""
-    if stored.stored == stored.allocated:
-        return pixels
-    return (pixels << (stored.allocated - 1 - stored.high)) >> (stored.allocated - stored.stored)
-
-
-def _padding(dataset: Dataset, stored: _PixelFormat) -> NDArray[Any] | None:
-    """The stored values [least, most], in any order, of pixels that are no image; None where the file has no such."""
-    value = first_value((dataset,), "PixelPaddingValue")
-    if value is None or stored.samples > 1:
-        return None
-    limit = first_value((dataset,), "PixelPaddingRangeLimit")
-    kind = f"{'i' if stored.signed else 'u'}{stored.allocated // 8}"
-    # Its type is often the other one, of the same bits.
-    bits = [int(number) % 2**stored.allocated for number in (value, value if limit is None else limit)]
-    return _used_bits(np.array(bits, f"u{stored.allocated // 8}").view(kind), stored)
-
-
-def _decoder(stored: _PixelFormat) -> str:
-    """pydicom's name of the decoder to use (any that it finds could carry a licence that forbids much)."""
-    if not stored.syntax.is_encapsulated:
-        return ""
-    if stored.syntax == RLELossless:
-        return "pydicom"
-    if stored.syntax not in JPEG or (stored.syntax == JPEGExtended12Bit and stored.stored > 8):
-        raise ScanError("its compression is not supported: expected RLE, JPEG (not 12-bit), JPEG-LS or JPEG 2000")
-    import gdcm
-
-    for silence in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
-        silence()
-    return "gdcm"
 
 
 def _plane(groups: Sequence[Dataset], shape: tuple[int, int]) -> Plane | None:
@@ -403,7 +316,7 @@ def _rescale(groups: Sequence[Dataset], frames: Frames) -> tuple[tuple[float, fl
     if slope == 0:
         raise ScanError("a rescale slope of 0 gives no values")
     if stored.inverted:
-        bits, signed = (table.bits, False) if table else (stored.stored, stored.signed)
+        bits, signed = (table.bits, False) if table else (stored.stored, stored.kind == "i")
         return (-slope, intercept + slope * (-1 if signed else 2**bits - 1)), words
     return (slope, intercept), words
 
@@ -413,29 +326,3 @@ def _mapping(groups: Sequence[Dataset]) -> Dataset | None:
     if first_value(groups, "Modality") in MEASURED:
         return None
     return next((group for group in groups if first_value((group,), "RealWorldValueSlope") is not None), None)
-
-
-def tags_of(groups: Sequence[Dataset]) -> Mapping[str, str]:
-    """The acquisition facts that identify nobody, as far as they are what they ought to be."""
-    found = {}
-    for name in (*NUMBERS, *CODES, *WORDS):
-        with guarded("the header is damaged"):
-            text = _plain_text(name, first_value(groups, name, ENHANCED_NAMES.get(name, name)))
-        if text and len(text) <= LONGEST_TAG:
-            found[name] = text
-    return found
-
-
-def _plain_text(name: str, value: Any) -> str:
-    """A tag's value as text; empty if it is missing or not what the tag ought to hold."""
-    if value is None:
-        return ""
-    if name in NUMBERS:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            return ""
-        return f"{number:g}" if math.isfinite(number) else ""
-    parts = [value] if isinstance(value, str) else list(map(str, value))
-    pattern = CODE if name in CODES else WORD
-    return "\\".join(parts) if all(pattern.fullmatch(part) for part in parts) else ""

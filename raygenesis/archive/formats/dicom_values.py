@@ -57,9 +57,9 @@ def unit_words(dataset: Dataset) -> str:
 
 
 def valid_pixels(pixels: NDArray[Any], padding: NDArray[Any] | None) -> NDArray[np.bool_] | None:
-    """Which pixels are part of the image; None where all are. padding: least and largest value of the others."""
+    """Which pixels are part of the image; None where all are. padding: the others' least and largest value, or NaN."""
     if padding is None:
         return None
-    least, most = sorted(int(value) for value in padding)
-    is_padding = (pixels >= least) & (pixels <= most)
+    least, most = sorted(padding.tolist())
+    is_padding = np.isnan(pixels) if least != least else (pixels >= least) & (pixels <= most)
     return ~is_padding if is_padding.any() else None

@@ -13,6 +13,7 @@ from raygenesis.archive.formats.numpy_array import NumpyArray
 from raygenesis.archive.formats.png_jpeg import PngJpeg
 from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.scan_format import HEAD_BYTES, FourthAxis, ScanFormat
+from raygenesis.archive.formats.slices import Uneven
 from raygenesis.archive.grid import Geometry
 from raygenesis.archive.volume import MAX_BYTES, Volume, straightened, validate, without_equal_colours
 
@@ -44,7 +45,7 @@ def format_of(path: Path) -> ScanFormat | None:
 
 def read_scan(
     paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", max_bytes: int = MAX_BYTES,
-    fill_nan: float | None = None, is_label_map: bool = False,
+    fill_nan: float | None = None, uneven: Uneven = None, is_label_map: bool = False,
 ) -> list[Volume]:  # fmt: skip
     """Decode a scan into canonical, perpendicular axes.
 
@@ -53,16 +54,24 @@ def read_scan(
         fourth_axis: what becomes of a fourth axis (`archive.fourth_axis`).
         max_bytes: how many bytes of voxels the scan may have at the most.
         fill_nan: takes the place of values that are not finite, which are a fault where it is None.
+        uneven: what becomes of slices that lie too unevenly (`archive.uneven`).
         is_label_map: accept a volume of a single value, and never mix values of neighbouring voxels.
 
     Returns one volume, or several where `fourth_axis` is "split". Raises ScanError saying what is wrong.
     """
-    # What no format recognises is given to DICOM, which says what it misses.
-    volumes = (format_of(paths[0]) or DICOM).read(paths, fourth_axis, max_bytes)
+    volumes = _reader(paths, uneven).read(paths, fourth_axis, max_bytes)
     valid = (validate(volume, fill_nan, is_label_map) for volume in volumes)
     return [straightened(without_equal_colours(volume), is_label_map) for volume in valid]
 
 
-def read_scan_geometry(paths: Sequence[Path], fourth_axis: FourthAxis = "refuse") -> list[Geometry]:
+def read_scan_geometry(
+    paths: Sequence[Path], fourth_axis: FourthAxis = "refuse", uneven: Uneven = None
+) -> list[Geometry]:
     """Shape in voxels and spacing in mm of each volume that `read_scan` gives, without reading voxels."""
-    return (format_of(paths[0]) or DICOM).read_geometry(paths, fourth_axis)
+    return _reader(paths, uneven).read_geometry(paths, fourth_axis)
+
+
+def _reader(paths: Sequence[Path], uneven: Uneven) -> ScanFormat:
+    """The format of a scan. What no format recognises is given to DICOM, which says what it misses."""
+    known = format_of(paths[0]) or DICOM
+    return Dicom(uneven) if known is DICOM else known

@@ -1,4 +1,4 @@
-"""Stacks of parallel slices: which slices belong together, in what order, and on which regular grid they lie.
+"""Parallel slices: which can lie in one stack, in what order, and which regular grid of one type they fill.
 
 Positions and directions come as DICOM has them (LPS: they rise towards left, posterior, superior), in mm. Affines are
 RAS+, as NIfTI has them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,13 @@ SAME_SPACING = 1e-3
 # Share of a pixel within which two slices lie at the same position.
 SAME_POSITION = 0.01
 
-# Steps between slices may differ from their mean by this factor and still be interpolated.
+# Steps between slices may differ from their mean by this factor and still be interpolated, and their largest from their
+# smallest by the other one where uneven slices are to be.
 LARGEST_UNEVENNESS = 1.5
+LARGEST_STEP_RATIO = 10
+
+# What becomes of slices that are too far from even (`archive.uneven`): a ScanError where it is None.
+Uneven = Literal["resample"] | None
 
 
 @dataclass(frozen=True)
@@ -95,18 +100,6 @@ def difference(one: Plane, other: Plane) -> str:
     return ""
 
 
-def stacks(planes: Sequence[Plane]) -> list[list[int]]:
-    """Indices of the slices that share matrix size, orientation and pixel spacing; the stack of most slices first."""
-    found: list[list[int]] = []
-    for index, plane in enumerate(planes):
-        stack = next((stack for stack in found if not difference(planes[stack[0]], plane)), None)
-        if stack is None:
-            found.append([index])
-        else:
-            stack.append(index)
-    return sorted(found, key=len, reverse=True)
-
-
 def positions(planes: Sequence[Plane]) -> list[list[int]]:
     """Indices of one stack's slices, those at the same position together, in order along the normal."""
     depths = _depths(planes)
@@ -137,16 +130,18 @@ def _affine(*columns: NDArray[np.float64]) -> NDArray[np.float64]:
     return affine
 
 
-def lay_out(planes: Sequence[Plane]) -> SliceGrid:
+def lay_out(planes: Sequence[Plane], uneven: Uneven = None) -> SliceGrid:
     """The grid of one stack's slices, in order along the normal, no two at one position.
 
+    uneven: what becomes of slices that lie too unevenly, or whose step changes (`archive.uneven`).
     Raises ScanError where slices are missing, lie too unevenly to interpolate, or are shifted against each other.
     """
     first = planes[0]
     axes, (row_mm, column_mm) = first.axes, first.spacing
     depths = _depths(planes) - _depths(planes[:1])
-    spacing = depths[-1] / (len(planes) - 1)
-    sources, corrections = _even(depths)
+    sources, corrections = _even(depths, uneven)
+    num_slices = len(planes) if sources is None else len(sources)
+    spacing = depths[-1] / (num_slices - 1)
     drift = _drift(planes, depths)
     angle = math.degrees(math.atan(float(np.linalg.norm(drift))))
     if angle > LARGEST_TILT_DEGREES:
@@ -166,7 +161,7 @@ def lay_out(planes: Sequence[Plane]) -> SliceGrid:
     across, down = axes[0] * column_mm, axes[1] * row_mm
     origin = np.array(first.position) + first_column * across + first_row * down
     affine = _affine(across, down, step * spacing, origin)
-    return SliceGrid((len(planes), rows, columns), affine, moves, sources, corrections)
+    return SliceGrid((num_slices, rows, columns), affine, moves, sources, corrections)
 
 
 def _drift(planes: Sequence[Plane], depths: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -180,30 +175,82 @@ def _drift(planes: Sequence[Plane], depths: NDArray[np.float64]) -> NDArray[np.f
     return drift
 
 
-def _even(depths: NDArray[np.float64]) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
-    """Where to take evenly spaced slices (None: where they are), and what that changes. ScanError if impossible.
+def _tolerance(usual: float) -> float:
+    """How far steps may be from the usual one: 1 % or 0.02 mm, whichever is more, but no more than 10 %."""
+    return min(max(0.01 * usual, 0.02), 0.1 * usual)
 
-    Steps may differ from their median by 1 % or 0.02 mm, whichever is more, but by no more than 10 %.
-    """
+
+def _times(steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """How many usual steps, that is medians, each step is; None where one is no whole number of them."""
+    usual = float(np.median(steps))
+    times = np.rint(steps / usual)
+    is_whole = times.min() >= 1 and (np.abs(steps - times * usual) <= _tolerance(usual) * np.maximum(times, 1)).all()
+    return times if is_whole else None
+
+
+def are_slices_of_a_stack(depths: Sequence[float]) -> bool:
+    """Whether places along a normal, in mm, are those of a stack: evenly spaced, though some may be missing."""
+    places = np.unique(depths)
+    return len(places) >= MIN_SLICES and _times(np.diff(places)) is not None
+
+
+def _even(depths: NDArray[np.float64], uneven: Uneven) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
+    """Where to take evenly spaced slices (None: where they are), and what that changes. ScanError if impossible."""
     steps = np.diff(depths)
     usual = float(np.median(steps))
-    tolerance = min(max(0.01 * usual, 0.02), 0.1 * usual)
-    if (np.abs(steps - usual) <= tolerance).all():
+    if (np.abs(steps - usual) <= _tolerance(usual)).all():
         return None, ()
-    times = np.rint(steps / usual)
-    if (np.abs(steps - times * usual) <= tolerance * np.maximum(times, 1)).all() and times.min() >= 1:
+    finest, is_wide = float(steps.min()), steps.max() > LARGEST_STEP_RATIO * steps.min()
+    change = _change_of_step(steps)
+    if change is not None:
+        words = (
+            f"the step between slices changes from {steps[change - 1]:.2f} to {steps[change]:.2f} mm after slice "
+            f"{change + 1} of {len(depths)}"
+        )
+    elif (times := _times(steps)) is not None:
         missing, gap = int(times.sum()) - len(times), int(np.argmax(times > 1))
         raise ScanError(
             f"{missing} slice{'s are' if missing > 1 else ' is'} missing: after slice {gap + 1} of {len(depths)} the "
             f"next is {steps[gap]:.2f} mm away, where {usual:.2f} mm is usual"
         )
-    between = f"the slices are {steps.min():.2f} to {steps.max():.2f} mm apart"
-    if steps.max() >= LARGEST_UNEVENNESS * usual or steps.min() <= usual / LARGEST_UNEVENNESS:
-        raise ScanError(f"{between}, too uneven to interpolate")
-    # The mean, not the median: as many slices as there were, and both ends stay where they are.
-    even = np.linspace(0, depths[-1], len(depths))
+    else:
+        words = f"the slices are {finest:.2f} to {steps.max():.2f} mm apart"
+    is_slight = steps.max() < LARGEST_UNEVENNESS * usual and finest > usual / LARGEST_UNEVENNESS
+    if not is_slight and (uneven is None or is_wide):
+        too_uneven = "" if change is not None else ", too uneven to interpolate"
+        remedy = "" if is_wide else f": archive.uneven=resample makes it even at {finest:.2f} mm"
+        raise ScanError(f"{words}{too_uneven}{remedy}")
+    # Slightly uneven: as many slices as there were. Both ends stay where they are.
+    num = len(depths) if is_slight else round(depths[-1] / finest) + 1
+    even = np.linspace(0, depths[-1], num)
     sources = np.interp(even, depths, np.arange(len(depths)))
-    return sources, (f"{between}: resampled linearly to {depths[-1] / len(steps):.2f} mm",)
+    return sources, (f"{words}: resampled linearly to {even[1]:.2f} mm",)
+
+
+def _change_of_step(steps: NDArray[np.float64]) -> int | None:
+    """The first step that is unlike the one before, where every run of like steps is of two or more; else None.
+
+    A slice that is missing makes one step larger, and not its neighbours.
+    """
+    starts = [0]
+    for index, step in enumerate(steps.tolist()):
+        first = float(steps[starts[-1]])
+        if abs(step - first) > _tolerance(first):
+            starts.append(index)
+    is_change = len(starts) > 1 and min(np.diff([*starts, len(steps)])) > 1
+    return starts[1] if is_change and steps.max() >= LARGEST_UNEVENNESS * steps.min() else None
+
+
+def of_one_type(slices: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], tuple[str, ...]]:
+    """Slices in one type that holds the values of all, one of theirs if possible, and words for that."""
+    types = sorted({pixels.dtype for pixels in slices}, key=lambda dtype: (dtype.itemsize, dtype.kind))
+    if len(types) == 1:
+        return list(slices), ()
+    least, most = min(pixels.min() for pixels in slices), max(pixels.max() for pixels in slices)
+    limits = {dtype: np.iinfo(dtype) for dtype in types if dtype.kind in "iu"}
+    fitting = [dtype for dtype, limit in limits.items() if limit.min <= least and most <= limit.max]
+    dtype = fitting[0] if fitting and len(limits) == len(types) else np.result_type(*types)
+    return [pixels.astype(dtype) for pixels in slices], (f"slices of {len(types)} types stored as {dtype.name}",)
 
 
 def fill(grid: SliceGrid, slices: Sequence[NDArray[Any]], outside: float | None = None) -> NDArray[Any]:

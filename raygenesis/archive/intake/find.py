@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from raygenesis.archive.formats.dicom import Header
+from raygenesis.archive.formats.dicom_header import Header
 from raygenesis.archive.intake.known_files import read_known_headers
 from raygenesis.archive.intake.survey import ScanFile, Survey, read_headers, survey
 from raygenesis.cluster import fan_out

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygenesis._version import __version__
-from raygenesis.archive.formats.dicom import Header
+from raygenesis.archive.formats.dicom_header import Header
 from raygenesis.archive.intake.survey import Scan, ScanFile
 from raygenesis.workspace.failures import FailureRow
 from raygenesis.workspace.files import Place, publish, read_table, write_table
@@ -38,6 +38,7 @@ HEADERS = pa.schema(
     [
         ("path", pa.string()), ("num_bytes", pa.int64()), ("mtime_ns", pa.int64()),
         ("series", pa.string()), ("patient", pa.string()), ("aside", pa.string()), ("is_projection", pa.bool_()),
+        ("stack", pa.string()), ("frame_of_reference", pa.string()), ("depth_mm", pa.float64()),
         ("version", pa.string()),  # of ours that looked: another may see more
     ]
 )  # fmt: skip
@@ -105,11 +106,11 @@ def write_known_files(folder: Place, files: Iterable[KnownFile]) -> None:
 
 def read_known_headers(folder: Place) -> dict[ScanFile, Header]:
     """What headers said of DICOM files that an earlier ingest of this version of ours looked into."""
+    names = [field.name for field in fields(Header)]
+    known = (pc.field("version") == __version__) & pc.field("stack").is_valid()
     return {
-        ScanFile(row["path"], row["num_bytes"], row["mtime_ns"]): Header(
-            row["series"], row["patient"], row["aside"], row["is_projection"]
-        )
-        for row in _rows(folder / "headers.parquet", HEADERS, filters=pc.field("version") == __version__)
+        ScanFile(row["path"], row["num_bytes"], row["mtime_ns"]): Header(*(row[name] for name in names))
+        for row in _rows(folder / "headers.parquet", HEADERS, filters=known)
     }
 
 

@@ -8,9 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from raygenesis.archive.formats.dicom import Header, read_header
+from raygenesis.archive.formats.dicom_header import Header, read_header
 from raygenesis.archive.formats.readers import DICOM, SUFFIXES, format_named, format_of
+from raygenesis.archive.formats.slices import are_slices_of_a_stack
 from raygenesis.errors import RaygenesisError, ScanError
 from raygenesis.text.names import MAX_PATH, inner_path, printable
 from raygenesis.workspace.fingerprint import digest
@@ -44,7 +46,8 @@ class ScanFile:
 class Scan:
     """What is decoded at once: a file and its companions, or the files of a DICOM series.
 
-    patient: DICOM's patient id. series: DICOM's series; it may grow by a file that comes first.
+    patient: DICOM's patient id. series: DICOM's series, or what names one of several; it may grow by a file that comes
+    first.
     """
 
     files: tuple[ScanFile, ...]
@@ -233,6 +236,7 @@ def _series(headers: Mapping[ScanFile, Header | str]) -> tuple[list[Scan], list[
     """Files by series; projections each for itself; what is no image set aside, one row a series and reason."""
     scans, aside = [], []
     groups: dict[tuple[str, str], list[ScanFile]] = defaultdict(list)
+    lone: dict[ScanFile, Header] = {}
     no_images: dict[tuple[str, str], list[ScanFile]] = defaultdict(list)
     for file, header in headers.items():
         if isinstance(header, str):
@@ -246,5 +250,48 @@ def _series(headers: Mapping[ScanFile, Header | str]) -> tuple[list[Scan], list[
     for (_, reason), members in no_images.items():
         more = f" (and {len(members) - 1} more files of its series)" if len(members) > 1 else ""
         aside.append(SetAside(members[0].path, f"{reason}{more}"))
-    scans += [Scan(tuple(members), patient, series) for (series, patient), members in groups.items()]
-    return scans, aside
+    for (series, patient), members in groups.items():
+        header = headers[members[0]]
+        if len(members) == 1 and isinstance(header, Header) and header.stack:
+            lone[members[0]] = header
+        else:
+            scans.append(Scan(tuple(members), patient, series))
+    return scans + _joined(lone), aside
+
+
+def _joined(lone: Mapping[ScanFile, Header]) -> list[Scan]:
+    """Slices whose series UID is theirs alone: those of one stack as one scan, as some anonymisers tear it up.
+
+    Those of a stack share a patient, all that `Header.stack` is of and, unless each has its own, a frame of reference;
+    where two stacks share even these, a folder.
+    """
+    scans = []
+    for (patient, stack), members in _by(lone, lambda file: (lone[file].patient, lone[file].stack)).items():
+        frames = _by(members, lambda file: lone[file].frame_of_reference)
+        for group in [members] if len(frames) == len(members) else frames.values():
+            whole = [group] if _is_stack(group, lone, num_each=1) else _by(group, _folder).values()
+            for part in whole:
+                if len(part) > 1 and _is_stack(part, lone):
+                    name = f"{stack} {lone[part[0]].frame_of_reference} {_folder(part[0])}"
+                    scans.append(Scan(tuple(part), patient, name))
+                else:
+                    scans += [Scan((file,), patient, lone[file].series) for file in part]
+    return scans
+
+
+def _by(files: Iterable[ScanFile], key: Callable[[ScanFile], Any]) -> dict[Any, list[ScanFile]]:
+    groups: dict[Any, list[ScanFile]] = {}
+    for file in files:
+        groups.setdefault(key(file), []).append(file)
+    return groups
+
+
+def _is_stack(files: Sequence[ScanFile], headers: Mapping[ScanFile, Header], num_each: int | None = None) -> bool:
+    """Whether slices lie as those of a stack do, at each place `num_each` where that is given."""
+    depths = [headers[file].depth_mm for file in files]
+    is_each = num_each is None or len(set(depths)) * num_each == len(depths)
+    return is_each and are_slices_of_a_stack(depths)
+
+
+def _folder(file: ScanFile) -> str:
+    return file.path.rpartition("/")[0]

@@ -129,7 +129,7 @@ def _store(
     paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings, room: int | None
 ) -> tuple[StoredRecord, ...]:
     most = _max_bytes(settings) if room is None else min(room, _max_bytes(settings))
-    decoded = read_scan(paths, settings.fourth_axis, most, settings.fill_nan)
+    decoded = read_scan(paths, settings.fourth_axis, most, settings.fill_nan, settings.uneven)
     records: list[StoredRecord] = []
     for number, volume in enumerate(decoded):
         volume_id = scan_id if len(decoded) == 1 else f"{scan_id}-{number:04d}"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis.archive.formats.dicom import read_header
 from raygenesis.archive.formats.dicom_file import read_slices
+from raygenesis.archive.formats.dicom_header import read_header
 from raygenesis.archive.formats.slices import Plane
 from raygenesis.archive.grid import LPS_TO_RAS
 from raygenesis.archive.volume import Volume

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raygenesis.archive.formats.dicom import read_header
+from raygenesis.archive.formats.dicom_header import read_header
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target, times

@@ -23,8 +23,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from raygenesis.archive.formats import dicom
-from raygenesis.archive.formats.dicom import looks_like_dicom, read_header, read_series, read_series_geometry
+from raygenesis.archive.formats.dicom import looks_like_dicom, read_series, read_series_geometry
+from raygenesis.archive.formats.dicom_header import read_header
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.intake.survey import survey
 from raygenesis.errors import ScanError
@@ -143,8 +143,11 @@ def assert_as_written(paths: Sequence[Path]) -> None:
         "PhotometricInterpretation": "MONOCHROME2", "Manufacturer": "Ray (Works) 2.0",
     }  # fmt: skip
     assert_geometry(paths, [volume])
-    headers = {read_header(path) for path in paths}
-    assert headers == {dicom.Header(f"{STUDY}.1", "CANARY-1", "", False)}
+    headers = [read_header(path) for path in paths]
+    assert {(one.series, one.patient, one.aside, one.is_projection) for one in headers} == {
+        (f"{STUDY}.1", "CANARY-1", "", False)
+    }
+    assert len({one.stack for one in headers}) == 1 and {one.depth_mm for one in headers} == {0, 2, 4, 6, 8}
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])

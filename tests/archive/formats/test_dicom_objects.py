@@ -12,8 +12,8 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import JPEGExtended12Bit
 
-from raygenesis.archive.formats import dicom
-from raygenesis.archive.formats.dicom import read_header, read_series, read_series_geometry
+from raygenesis.archive.formats.dicom import read_series, read_series_geometry
+from raygenesis.archive.formats.dicom_header import Header, read_header
 from raygenesis.errors import ScanError
 from tests.support.dicom_series import (
     SECRETS,
@@ -98,7 +98,7 @@ def projection(**tags: object) -> Dataset:
 def test_a_projection_stands_as_it_is_displayed(tmp_path: Path) -> None:
     data = projection(ImagerPixelSpacing=[0.2, 0.3], PhotometricInterpretation="MONOCHROME1", ViewPosition="PA")
     path = write(tmp_path / "a", data)
-    assert read_header(path) == dicom.Header(f"{STUDY}.1", "CANARY-1", "", True)
+    assert read_header(path) == Header(f"{STUDY}.1", "CANARY-1", "", True)
     volume = only(read_series([path]))
     assert volume.ndim == 2 and volume.spacing_mm == pytest.approx((0.2, 0.3))
     assert np.array_equal(volume.voxels, grey()[0][::-1, ::-1])  # up and right of the patient, not of the viewer
@@ -232,7 +232,7 @@ def test_any_damage_is_read_or_refused_without_a_word(tmp_path: Path, capfd: pyt
 
 def test_compression_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     paths = write_all(tmp_path, run_length_encoded(), JPEGExtended12Bit)
-    assert "compression is not supported" in refusal(paths)
+    assert "its compression, 12-bit JPEG, is not supported: expected none, RLE" in refusal(paths)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom knows that they are wrong

@@ -13,7 +13,7 @@ from tests.support.data import SHARED
 from tests.support.mutations import FORMATS, NEED_REAL
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-QUICK, THOROUGH = 40, 1200  # damaged inputs of each of 19 formats
+QUICK, THOROUGH = 40, 1200  # damaged inputs of each of 21 formats
 MOST_MIB = 1024
 
 

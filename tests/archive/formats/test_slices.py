@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raygenesis.archive.formats.slices import Plane, SliceGrid, difference, fill, lay_out, positions, stacks
+from raygenesis.archive.formats.slices import Plane, SliceGrid, difference, fill, lay_out, positions
 from raygenesis.errors import ScanError
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -44,7 +44,6 @@ def test_slices_of_one_size_orientation_and_spacing_are_one_stack() -> None:
         plane(3.0, orientation=(1.0, 0.00004, 0.0, -0.00004, 1.0, 0.0), spacing=(0.50001, 0.8)),
     ]  # fmt: skip
     assert [difference(plane(), other) for other in others] == ["orientation", "pixel spacing", "matrix size", ""]
-    assert stacks([others[0], plane(), others[1], others[3], plane(9.0)]) == [[1, 3, 4], [0], [2]]
 
 
 def test_slices_are_in_order_along_their_normal() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raygenesis.archive.formats.dicom import Header
+from raygenesis.archive.formats.dicom_header import Header
 from raygenesis.archive.intake import known_files
 from raygenesis.archive.intake.known_files import read_known_headers, write_headers
 from raygenesis.archive.intake.survey import ScanFile
@@ -24,5 +24,15 @@ def test_another_version_looks_into_headers_again(tmp_path: Path, monkeypatch: p
         known_files, "HEADERS", known_files.HEADERS.remove(known_files.HEADERS.get_field_index("version"))
     )
     write_headers(tmp_path, known)  # as a version did that did not write which it was
+    monkeypatch.undo()
+    assert read_known_headers(tmp_path) == {}
+
+
+def test_headers_that_do_not_say_which_stack_they_are_of_are_looked_into_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = known_files.HEADERS.get_field_index("stack")
+    monkeypatch.setattr(known_files, "HEADERS", known_files.HEADERS.remove(index))
+    write_headers(tmp_path, {ScanFile("a/1.dcm", 500, 7): Header("1.2.3", "Jane", "", False)})
     monkeypatch.undo()
     assert read_known_headers(tmp_path) == {}

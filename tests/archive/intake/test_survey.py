@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydicom import Dataset
 
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.intake.survey import SetAside, survey
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
+from tests.support.dicom_series import ct8, ct8_voxels, shown, write_all
 from tests.support.nifti import grey, nifti_bytes, write_nifti
 
 
@@ -129,3 +133,78 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert survey(tmp_path).aside == (SetAside("locked", "a folder that cannot be read (Permission denied)"),)
+
+
+# Series that an anonymiser tore up.
+
+
+def torn(**tags: object) -> list[Dataset]:
+    """Slices of one stack, each under a series UID of its own."""
+    slices = ct8(**tags)
+    for number, one in enumerate(slices):
+        one.SeriesInstanceUID = f"1.2.3.{number}"
+    return slices
+
+
+def read_found(folder: Path) -> list[list[Volume]]:
+    return [read_scan([folder / file.path for file in scan.files]) for scan in survey(folder).scans]
+
+
+def test_slices_of_a_series_uid_each_are_one_scan(tmp_path: Path) -> None:
+    write_all(tmp_path, torn())
+    ((volume,),) = read_found(tmp_path)
+    assert np.array_equal(shown(volume.voxels), ct8_voxels())
+    words = "slices of 8 series UIDs joined, which are of one study and series number and at even distances"
+    assert volume.corrections == (words,)
+
+
+def test_they_are_one_scan_whatever_lies_beside_them(tmp_path: Path) -> None:
+    """A frame of reference each, a folder each, and single slices of another number, orientation or place."""
+    slices = torn()
+    for number, one in enumerate(slices):
+        one.FrameOfReferenceUID = f"1.2.4.{number}"
+        write_all(tmp_path / str(number), [one])
+    sagittal = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1], "SeriesInstanceUID": "1.2.3.20"}
+    alone = [ct8(SeriesNumber=9, SeriesInstanceUID="1.2.3.21")[2], ct8(**sagittal)[1]]
+    write_all(tmp_path / "alone", alone)
+    assert sorted(volumes[0].ndim for volumes in read_found(tmp_path)) == [2, 2, 3]
+
+
+def test_two_such_scans_of_one_study_and_number_are_told_by_their_folders(tmp_path: Path) -> None:
+    write_all(tmp_path / "a", torn())
+    second = torn(SOPInstanceUID="1.2.5", ImagePositionPatient=None)
+    for number, one in enumerate(second):
+        one.SeriesInstanceUID, one.ImagePositionPatient = f"1.2.3.9.{number}", [0, 0, 2.5 * number + 0.9]
+        one.SOPInstanceUID = f"1.2.5.{number}"
+    write_all(tmp_path / "b", second)
+    found = survey(tmp_path)
+    assert [[file.path[0] for file in scan.files] for scan in found.scans] == [["a"] * 8, ["b"] * 8]
+    assert len({scan.name for scan in found.scans}) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda number: {"StudyInstanceUID": f"1.2.6.{number}"},
+        lambda number: {"PatientID": f"someone {number}"},
+        lambda number: {"SeriesNumber": number},
+        lambda number: {"ImagePositionPatient": [0, 0, 2.5 * number**1.5]},
+        lambda number: {"ImageOrientationPatient": [1, 0, 0, 0, f"{np.cos(number):.9f}", f"{np.sin(number):.9f}"]},
+        lambda number: {"PixelSpacing": [0.7 + number / 50, 0.8]},
+    ],
+)  # fmt: skip
+def test_single_slices_that_are_no_stack_stay_images(tmp_path: Path, change: Callable[[int], dict]) -> None:
+    slices = torn()
+    for number, one in enumerate(slices):
+        for name, value in change(number).items():
+            setattr(one, name, value)
+    write_all(tmp_path, slices)
+    assert [volume.ndim for (volume,) in read_found(tmp_path)] == [2] * 8
+    assert {scan.series for scan in survey(tmp_path).scans} == {f"1.2.3.{number}" for number in range(8)}
+
+
+def test_a_torn_scan_that_lacks_a_slice_says_so(tmp_path: Path) -> None:
+    slices = torn()
+    write_all(tmp_path, slices[:3] + slices[4:])
+    with pytest.raises(ScanError, match="1 slice is missing: after slice 3 of 7"):
+        read_found(tmp_path)

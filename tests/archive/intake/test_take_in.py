@@ -152,3 +152,16 @@ def test_the_unexpected_in_a_decoder_is_a_failure_too(tmp_path: Path, monkeypatc
     outcome = take_in([path], tmp_path / "archive" / "volumes", ArchiveSettings())
     assert outcome.reason == "cannot be decoded (unexpected ZeroDivisionError)"
     assert not list((tmp_path / "archive" / "attempts").iterdir())
+
+
+def test_slices_whose_step_changes_are_refused_or_resampled_as_the_settings_say(tmp_path: Path) -> None:
+    slices = dicom_series.ct8()
+    for one, height in zip(slices, (0, 2, 4, 6, 8, 12, 16, 20), strict=True):
+        one.ImagePositionPatient = [0, 0, height]
+    paths = dicom_series.write_all(tmp_path / "scans", slices)
+    refused = take_in(paths, tmp_path / "refused/volumes", ArchiveSettings())
+    assert refused.reason.startswith("the step between slices changes from 2.00 to 4.00 mm after slice 5 of 8")
+    taken = take_in(paths, tmp_path / "archive/volumes", ArchiveSettings(uneven="resample"))
+    (record,) = taken.records
+    assert record["shape"] == [11, 16, 20] and record["spacing_mm"] == pytest.approx([2, 0.7, 0.8])
+    assert record["corrections"][0].endswith("after slice 5 of 8: resampled linearly to 2.00 mm")
