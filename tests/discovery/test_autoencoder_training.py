@@ -61,7 +61,8 @@ def test_loss_and_error_are_the_mean_squared_difference():
 
 
 def test_training_lowers_the_error_on_scans_held_out():
-    experiment = IdentityMapping(SMALL.model_copy(update={"num_epochs": 8, "learning_rate": 1e-2}), seed=0)
+    longer = SMALL.model_copy(update={"num_epochs": 8, "learning_rate": 1e-2})
+    experiment = IdentityMapping(longer, seed=0, sample_key="pattern_id")
     train = samples(pattern_table(16, (16, 16, 16)), (16, 16, 16))
     held_out = samples(pattern_table(8, (16, 16, 16), first=100), (16, 16, 16))
     history = run_epochs(experiment, train, held_out).history
