@@ -23,3 +23,8 @@ class WorkspaceError(RaygenesisError):
 
 class WeightsError(RaygenesisError):
     """A file of weights is of another format or network than it should be, or is damaged."""
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,12 +6,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from raygenesis.cluster import environment, joining
+from raygenesis.cluster import environment, fan_out, joining
 from raygenesis.cluster.progress import say
 from raygenesis.errors import SettingsError
 from raygenesis.text.amounts import GIB
@@ -47,9 +47,7 @@ def num_concurrent(num_cpus: float, num_gpus: float) -> int:
 def on_gpu(key: str, question: Callable[[], T]) -> T:
     """What a function returns on one of the cluster's GPUs. Raises SettingsError, naming `key`, if there is none."""
     require(key, num_gpus=1)
-    task: Any = ray.remote(num_gpus=GPU_SHARE)(question)
-    answer: T = ray.get(task.remote())
-    return answer
+    return fan_out.in_a_task(lambda asked: asked(), question, options=fan_out.TaskOptions(num_gpus=GPU_SHARE))
 
 
 def _room(nodes: Iterable[tuple[float, float]], num_cpus: float, num_gpus: float) -> int:

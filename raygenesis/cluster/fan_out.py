@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raygenesis.cluster.joining import connect
-from raygenesis.errors import ClusterError, RaygenesisError
+from raygenesis.errors import ClusterError, RaygenesisError, reason_of
 
 MAX_RETRIES = 20  # of a task's worker or node, before the task is given up
 TASKS_PER_CPU = 4  # running or waiting
@@ -75,8 +75,9 @@ def is_lost(node_id: str) -> bool:
 
 def gave_up(error: RayError, task: str, num_retries: int) -> ClusterError:
     """What to raise for a task that was lost more often than it is run again."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ClusterError(f"the cluster lost {task} more than {num_retries} times ({reason}): run the same command again")
+    return ClusterError(
+        f"the cluster lost {task} more than {num_retries} times ({reason_of(error)}): run the same command again"
+    )
 
 
 def _result_of(reference: ray.ObjectRef[Any]) -> Any:
@@ -103,9 +104,9 @@ def each(
             yield outcome.result()
 
 
-def in_a_task(function: Callable[..., Result], item: Any, *shared: Any) -> Result:
+def in_a_task(function: Callable[..., Result], item: Any, *shared: Any, options: TaskOptions = TaskOptions()) -> Result:
     """Call `function(item, *shared)` in a task, such as one that parses what strangers wrote; errors as of `each`."""
-    (result,) = each(function, [item], *shared)
+    (result,) = each(function, [item], *shared, options=options)
     return result
 
 

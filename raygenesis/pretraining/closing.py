@@ -48,8 +48,7 @@ def measure(
 ) -> ClosingMeasures:
     """Measure weights of a task's network, in a Ray task where patterns and a GPU, if one is used, are at hand."""
     options = fan_out.TaskOptions(num_gpus=float(use_gpu))
-    (found,) = fan_out.each(_measured, [task], dict(weights), data, "cuda" if use_gpu else "cpu", options=options)
-    return found
+    return fan_out.in_a_task(_measured, task, dict(weights), data, "cuda" if use_gpu else "cpu", options=options)
 
 
 def _measured(
@@ -78,7 +77,8 @@ def _sampled(task: PretextTask, patterns: StoredPatterns) -> Samples:
     samples = patterns.open(task.sample_key, task.sample_shape)
     if len(samples) <= MOST_PATTERNS:
         return samples
-    groups, counts = np.unique(samples.layout.groups, return_counts=True)
+    own = samples.layout.groups
+    groups, counts = np.unique(own, return_counts=True)
     drawn = MEASURED_PATTERNS.generator(0).permutation(len(groups))
     kept = groups[drawn[np.cumsum(counts[drawn]) <= MOST_PATTERNS]]
-    return samples.select(np.isin(samples.layout.groups, kept))
+    return samples.select(np.isin(own, kept))

@@ -104,8 +104,8 @@ def pretrain_work(
         load += of_epoch * (learnt * share + FORWARD * held_out)
     cube_mib = math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / MIB
     in_memory = learnt * cube_mib / 1024 <= settings.memory_gib
-    held_gib = held_patterns_gib(settings, discovery, learnt)
-    workers, step_gib = settings.most_workers, pretraining_gib(settings, discovery)
+    held_gib = _held_gib(settings, discovery, learnt)
+    workers, step_gib = settings.most_workers, _step_gib(settings, discovery)
     return Work(
         "pretrain", start_s=START_S, what=f"{learnt:,} {task.pretext.store.name} × {len(epochs)} epochs"
         + f", each of one of {len(task.stages)} scales" * bool(task.stages),
@@ -119,7 +119,7 @@ def pretrain_work(
     )  # fmt: skip
 
 
-def held_patterns_gib(settings: PretrainingSettings, discovery: DiscoverySettings, learnt: float) -> float:
+def _held_gib(settings: PretrainingSettings, discovery: DiscoverySettings, learnt: float) -> float:
     """GiB of encoded patterns that a worker holds: all that it learns from, or a window of them."""
     cube_gib = math.prod(discovery.cube_shape) * DTYPE.itemsize * STORED_OF_CUBES / GIB
     window = ROWS_PER_GROUP * (settings.window_groups or usual_window(discovery.cube_shape))
@@ -156,7 +156,7 @@ def _pretraining_loads(task: PretextTask) -> tuple[Load, Load, int]:
     return encoding, restoring, num_parameters(model)
 
 
-def pretraining_gib(settings: PretrainingSettings, discovery: DiscoverySettings) -> float:
+def _step_gib(settings: PretrainingSettings, discovery: DiscoverySettings) -> float:
     """GiB that a step of training takes of a worker's device; `precision=auto` is bf16 on a GPU."""
     if settings.use_gpu and settings.precision == AUTO:
         settings = settings.model_copy(update={"precision": "bf16"})

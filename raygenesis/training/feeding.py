@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from raygenesis.patterns.cells import DTYPE, STEPS, decode_steps
+from raygenesis.training.devices import send
 from raygenesis.training.order import Layout, Rows
 
 PREFETCHED_BATCHES = 2
@@ -56,8 +57,7 @@ class StoredBatch:
     def send(self, stream: torch.cuda.Stream) -> StoredBatch:
         """The batch on a GPU, or on its way there by a stream of its own: the GPU computes meanwhile."""
         with torch.cuda.stream(stream):
-            steps = self.steps.pin_memory().to(stream.device, non_blocking=True)
-            return StoredBatch(steps, self.columns, stream.record_event())
+            return StoredBatch(send(self.steps, stream.device), self.columns, stream.record_event())
 
 
 Stream = Generator[StoredBatch, None, None]

@@ -22,7 +22,7 @@ from raygenesis.cluster.capacity import threads_per_worker
 from raygenesis.cluster.fan_out import TRAINING_ENVIRONMENT
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import progress, say
-from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError
+from raygenesis.errors import RaygenesisError, SettingsError, WorkspaceError, reason_of
 from raygenesis.training.checkpoints import newest_checkpoint, newest_step
 from raygenesis.training.experiment import Experiment, TrainingError
 from raygenesis.training.feeding import Samples
@@ -157,10 +157,9 @@ def _fit_to_the_end(job: _Job, datasets: Mapping[str, Dataset]) -> None:
                 f"{MAX_WAITS} min: run the same command again when the cluster has it"
             ) from error
         except RayActorError as error:  # its workers may still be there: nothing is started beside them
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise TrainingError(
-                f"{job.experiment.name}: Ray lost the process that watches over the workers ({reason}): run the same "
-                f"command again, which goes on from step {newest_step(job.folder / CHECKPOINTS) or 0}"
+                f"{job.experiment.name}: Ray lost the process that watches over the workers ({reason_of(error)}): run "
+                f"the same command again, which goes on from step {newest_step(job.folder / CHECKPOINTS) or 0}"
             ) from error
         except TrainingFailedError as error:
             newest = newest_step(job.folder / CHECKPOINTS) or 0
@@ -247,9 +246,8 @@ def _trackers(job: _Job, step: int) -> list[Tracker]:
         try:
             trackers.append(TRACKERS[name](job.folder, job.folder.name, job.resources.config, step))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SettingsError(
-                f"pretraining.trackers: {name} cannot be started ({reason}): put that right, or leave it out"
+                f"pretraining.trackers: {name} cannot be started ({reason_of(error)}): put that right, or leave it out"
             ) from error
     return trackers
 

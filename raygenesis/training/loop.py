@@ -280,14 +280,15 @@ def _extent(run: _Run, train: Samples, epoch: int) -> tuple[int, int]:
     """The batches of an epoch, and the cubes of each over all workers; the feed puts them together."""
     experiment, num_shares = run.experiment, run.workers.world_size * run.experiment.tuning.num_pieces
     keep = experiment.learns_from(train.columns, epoch)
-    pairs = experiment.pairs((train if keep is None else train.select(keep)).columns, epoch)
+    chosen = train if keep is None else train.select(keep)
+    pairs = experiment.pairs(chosen.columns, epoch)
     if pairs is not None and len(pairs) < num_shares:
         raise TrainingError(
             f"{experiment.name}: {len(pairs)} pairs of samples of one class from two patients are too few for "
             f"{run.workers.world_size} worker(s) and batches in {experiment.tuning.num_pieces} piece(s): add scans, or "
             "lower these numbers"
         )
-    number = _num_samples(experiment, train, epoch) if pairs is None else pairs.size
+    number = len(chosen) if pairs is None else pairs.size
     of_batch, of_epoch = cubes_of_epoch(number, experiment.batch_size)
     return of_epoch // of_batch, of_batch
 
