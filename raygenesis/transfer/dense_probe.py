@@ -18,7 +18,7 @@ from raygenesis.networks.network import UNet
 from raygenesis.settings.streams import PROBED_VOXELS
 from raygenesis.training.precision import autocast
 from raygenesis.transfer.cases import Case
-from raygenesis.transfer.learning import to_device
+from raygenesis.transfer.learning import MEMORY_FORMAT, to_device
 from raygenesis.transfer.setup import TrialSetup
 
 NUM_VOXELS = 20_000  # that the linear map is fitted to, over all labelled cases
@@ -66,7 +66,11 @@ class DenseProbe(nn.Module):
             own = self.weights[:, first : first + level.shape[1]]
             with torch.autocast(images.device.type, enabled=False):  # differences of logits drown in 8 bits
                 mapped = torch.einsum("kc,nc...->nk...", own, level.float())
-            logits = logits + functional.interpolate(mapped, shape, mode=INTERPOLATIONS[len(shape)])
+            if mapped.shape[2:] != shape:
+                # Over twice as fast with the classes beside each other in memory.
+                mapped = mapped.contiguous(memory_format=MEMORY_FORMAT[mapped.ndim])
+                mapped = functional.interpolate(mapped, shape, mode=INTERPOLATIONS[len(shape)])
+            logits = logits + mapped
             first += level.shape[1]
         return logits
 
