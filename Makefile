@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKSPACE ?= demo-workspace
 POPULATION := $(WORKSPACE)/population
 
-.PHONY: demo test test-all bench lint docs audit install
+.PHONY: demo test test-all bench bench-gpu lint docs audit install
 
 install: $(VENV)/installed
 
@@ -64,4 +64,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.feeding
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.corruptions
-	$(BIN)/python -m tests.benchmarks.step
+	$(BIN)/python -m tests.benchmarks.device --device cpu
+
+bench-gpu: install
+	$(BIN)/python -m tests.benchmarks.device

@@ -1,4 +1,4 @@
-"""The learning rate over training: the paper's steps (section 3), or a cosine; with a warm-up, and by phase."""
+"""The learning rate over training: the paper's steps (section 3), or a cosine; with a warm-up, by phase and batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def learning_rate(settings: PretrainingSettings, epoch: int, share: float, alone
     """Learning rate of a step.
 
     Args:
-        settings: Schedule, rates and number of epochs.
+        settings: Schedule, rates, number of epochs, and the batch size that the rates are scaled by.
         epoch: Epoch of the step, from 0.
         share: Share of the epoch, in (0, 1], that is done after the step.
         alone: Whether classification is learnt alone, which may have a rate of its own.
@@ -19,6 +19,8 @@ def learning_rate(settings: PretrainingSettings, epoch: int, share: float, alone
     base = settings.learning_rate
     if alone and settings.classification_learning_rate is not None:
         base = settings.classification_learning_rate
+    if settings.scale_learning_rate is not None:
+        base *= settings.batch_size / settings.scale_learning_rate
     done, warm_up = epoch + share, settings.warmup_epochs
     if done < warm_up:
         return base * done / warm_up

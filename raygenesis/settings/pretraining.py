@@ -104,6 +104,12 @@ class PretrainingSettings(Section):
     classification_learning_rate: Positive | None = Field(
         None, description="Learning rate of the phase of classification alone. When null, `learning_rate`."
     )
+    scale_learning_rate: Count | None = Field(
+        None,
+        description="Batch size that the learning rates were chosen for, such as 64: another `batch_size` multiplies "
+        "them by its ratio to this one (Goyal et al. 2017); a larger one wants `warmup_epochs`. When null, the rates "
+        "are used as they are.",
+    )
     joint_encoder_rate: Positive | None = Field(
         None,
         description="Factor, such as 0.1, of the encoder's learning rate in the joint phase: classification has taught "
@@ -220,5 +226,11 @@ class PretrainingSettings(Section):
             raise ValueError(
                 f"pretraining.warmup_epochs={self.warmup_epochs:g} must be less than the "
                 f"{self.num_classification_epochs + self.num_joint_epochs} epochs of training"
+            )
+        if self.scale_learning_rate and self.batch_size > self.scale_learning_rate and not self.warmup_epochs:
+            raise ValueError(
+                f"pretraining.scale_learning_rate={self.scale_learning_rate} raises the learning rate for batches of "
+                f"{self.batch_size}, at which training diverges from the start: give pretraining.warmup_epochs, such "
+                "as 1"
             )
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def main(folder: Path, num_epochs: int) -> None:
         for name, window in (("permutation", groups + 1), ("window", max(round(SHARE * groups), 1))):
             key = f"{name} {window} {num_epochs} {seed}"
             if key not in found:
-                found[key] = _curve(folder, num_epochs, seed, window)
+                found[key] = learning_curve(folder, num_epochs, seed, window)
                 kept.write_text(json.dumps(found))
     print(f"{groups} row groups, {num_epochs} epochs, {SEEDS} seeds: mean ± s.d. over seeds of the held-out figures")
     for epoch in range(num_epochs):
@@ -46,9 +47,12 @@ def main(folder: Path, num_epochs: int) -> None:
             print(f"epoch {epoch + 1} {figure[4:]:16} permutation {next(words)}   window {next(words)}")
 
 
-def _curve(folder: Path, num_epochs: int, seed: int, window: int) -> list[dict[str, float]]:
-    given = ["pretraining.num_classification_epochs=0", f"pretraining.num_joint_epochs={num_epochs}"]
-    settings = load_settings("cpu-small", [*given, "pretraining.lambda_cls=1"]).pretraining
+def learning_curve(
+    folder: Path, num_epochs: int, seed: int, window: int | None = None, given: Sequence[str] = ()
+) -> list[dict[str, float]]:
+    """Held-out figures after each epoch of Semantic Genesis by `cpu-small`, both tasks at once, and other settings."""
+    epochs = ["pretraining.num_classification_epochs=0", f"pretraining.num_joint_epochs={num_epochs}"]
+    settings = load_settings("cpu-small", [*epochs, "pretraining.lambda_cls=1", *given]).pretraining
     task = pretext_task(settings, seed, store_manifest(folder))
     train, validation = (
         StoredPatterns(folder, split, memory_gib=4, window=window).open(task.sample_key, task.sample_shape)

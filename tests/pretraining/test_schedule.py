@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from raygenesis.pretraining.schedule import learning_rate
@@ -37,3 +38,14 @@ def test_classification_alone_may_have_a_rate_of_its_own():
     assert rates([(3, 1.0), (45, 1.0)], alone=True, **chosen) == [0.1, 0.05]
     assert rates([(3, 1.0)], alone=False, **chosen) == [1.0]
     assert rates([(3, 1.0)], alone=True) == [1.0]
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_rates_grow_in_proportion_to_the_batch_they_were_chosen_for(schedule):
+    points = [(0, 0.5), (1, 0.5), (50, 0.5)]
+    alone = {"classification_learning_rate": 0.1}
+    for is_alone in (False, True):
+        plain = rates(points, is_alone, schedule=schedule, warmup_epochs=1, **alone)
+        for batch_size, factor in ((16, 0.25), (64, 1.0), (256, 4.0)):
+            given = {"batch_size": batch_size, "scale_learning_rate": 64, "warmup_epochs": 1, **alone}
+            assert rates(points, is_alone, schedule=schedule, **given) == pytest.approx(np.multiply(plain, factor))

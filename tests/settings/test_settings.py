@@ -309,6 +309,10 @@ def test_a_value_that_no_setting_takes_is_named(override: str, sentence: str) ->
         (["pretraining.num_pieces=9", "pretraining.num_workers=[1,2]"], ["batch_size=16", "9 piece(s)", "2 worker(s)"]),
         (["pretraining.num_workers=[4, 2]"], ["pretraining.num_workers=[4, 2]", "the fewest first"]),
         (["pretraining.warmup_epochs=25"], ["pretraining.warmup_epochs=25", "25 epochs"]),
+        (
+            ["pretraining.scale_learning_rate=8"],
+            ["pretraining.scale_learning_rate=8", "batches of 16", "warmup_epochs"],
+        ),
         (["autoencoder.input_shape=[64, 64]"], ["autoencoder.input_shape=[64, 64]", "discovery.cube_shape"]),
         (["discovery.cube_shape=[32, 30, 32]"], ["discovery.cube_shape=[32, 30, 32]", "multiple of 8"]),
         (["autoencoder.input_shape=[32, 30, 32]"], ["autoencoder.input_shape=[32, 30, 32]", "multiple of 8"]),
