@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from raygenesis.text.amounts import several
+from raygenesis.text.amounts import GIB, MIB, several
+from raygenesis.workspace import control_groups
 
-CGROUP = Path("/sys/fs/cgroup")
+SLURM_CORES, SLURM_MIB = "SLURM_CPUS_ON_NODE", "SLURM_MEM_PER_NODE"  # of a job; 0 MiB is no limit
 MIB_PER_S = 500.0  # that a node is supposed to read from and write to a workspace
 
 
@@ -33,18 +34,12 @@ class Hardware:
 
 
 def num_cores() -> int:
-    """Cores that this process may use: a container's share, or fewer than the machine has."""
+    """Cores that this process may use: those it is bound to, a share by control groups, or what Slurm has given."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _limit("cpu.max").partition(" ")
-    return min(cores, max(1, round(int(quota) / int(period)))) if quota.isdigit() else cores
-
-
-def _limit(name: str) -> str:
-    """A limit of the container's control group; empty without any."""
-    try:
-        return (CGROUP / name).read_text().strip()
-    except OSError:
-        return ""
+    limit, given = control_groups.cpu_limit(), os.environ.get(SLURM_CORES, "")
+    if limit is not None:
+        cores = min(cores, max(1, round(limit)))
+    return min(cores, max(1, int(given))) if given.isdigit() else cores
 
 
 _joined: list[Hardware] = []
@@ -72,13 +67,14 @@ def processor() -> str:
 
 
 def memory_gib() -> float:
-    """Memory of this machine, or the container's share of it, in GiB."""
+    """Memory of this machine, or the share of it by control groups or Slurm, in GiB."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _limit("memory.max")
-    return (min(there, int(limit)) if limit.isdigit() else there) / 2**30
+    limit, given = control_groups.memory_limit(), os.environ.get(SLURM_MIB, "")
+    there = there if limit is None else min(there, limit)
+    return (min(there, int(given) * MIB) if given.isdigit() and int(given) else there) / GIB
 
 
 def peak_memory_gib() -> float:
     """The most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
+    return peak * (1 if sys.platform == "darwin" else 1024) / GIB

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raygenesis.workspace import hardware
+from raygenesis.workspace import control_groups, hardware
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,9 @@ from raygenesis.workspace import hardware
 def test_a_share_of_the_cores_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int | None
 ) -> None:
-    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    monkeypatch.setattr(control_groups, "MOUNTS", tmp_path)
+    monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/")
     there = len(os.sched_getaffinity(0))
     assert hardware.num_cores() == there  # no limit
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
@@ -24,7 +26,9 @@ def test_a_share_of_the_cores_counts(
 
 
 def test_a_share_of_the_memory_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    monkeypatch.setattr(control_groups, "MOUNTS", tmp_path)
+    monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/")
     whole = hardware.memory_gib()
     assert whole > 0.5
     for limit, expected in (("max", whole), (str(2**28), 0.25), (str(2**60), whole)):
