@@ -20,7 +20,7 @@ ORDER = (
 
 IMPORT_RAY = {
     "archive/intake/parallel.py", "archive/source.py", "cluster/capacity.py", "cluster/fan_out.py", "cluster/gauges.py",
-    "cluster/joining.py", "cluster/streams.py", "discovery/embed.py", "discovery/encoders.py",
+    "cluster/head.py", "cluster/joining.py", "cluster/streams.py", "discovery/embed.py", "discovery/encoders.py",
     "sweeps/trial.py", "sweeps/trials.py", "training/fit.py", "training/trackers.py",
     "transfer/stored_cases.py",
 }  # fmt: skip

@@ -7,35 +7,79 @@ import warnings
 
 import ray
 import ray.data
+from ray._private.worker import BaseContext
+from ray.exceptions import AuthenticationError
 
-from raygenesis.cluster import environment
-from raygenesis.workspace.hardware import Hardware, note_cluster, num_cores, processor
+from raygenesis.cluster import environment, machine
+from raygenesis.cluster.head import reachable
+from raygenesis.errors import ClusterError, reason_of
+from raygenesis.text.amounts import GIB
+from raygenesis.workspace.hardware import Hardware, memory_gib, note_cluster, num_cores, processor, whole_memory_bytes
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
 # a pipeline of several operators waits for ever.
 MIN_LOGICAL_CPUS = 4
+OBJECT_STORE_SHARE, LEAST_OBJECT_STORE = 0.3, GIB  # of the memory, as Ray's own
 
 
 def connect() -> None:
     """Join the cluster that `RAY_ADDRESS` names (set inside `ray job submit`), else start Ray on this machine.
 
-    Workers' output stays in Ray's own logs: stages say what users need to know.
+    Workers' output stays in Ray's own logs: stages say what users need to know. Raises ClusterError if there is no such
+    cluster, if it is of other versions, or if this machine cannot run a Ray.
     """
     if ray.is_initialized():
         return
-    if environment.is_joined():
-        context = ray.init(logging_level=logging.WARNING, log_to_driver=False)
-    else:
-        context = ray.init(
+    address = environment.address()
+    context = _start() if address is None else _join(address)
+    _dashboards[:] = [context.dashboard_url or ""]
+    note_hardware()
+    _quieten_ray_data()
+
+
+def _join(address: str) -> BaseContext:
+    try:
+        return ray.init(reachable(address), logging_level=logging.WARNING, log_to_driver=False)
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: the cluster refuses this job's token ({reason_of(error)}): set RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH, as on its head"
+        ) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterError(f"RAY_ADDRESS={address}: the cluster cannot be joined: {_in_a_line(error)}") from error
+
+
+def _start() -> BaseContext:
+    machine.raise_open_files()
+    folder = machine.ray_folder()
+    try:
+        return ray.init(
             address="local",
             num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
+            _temp_dir=str(folder),
+            **_memory(),
         )
-    _dashboards[:] = [context.dashboard_url or ""]
-    note_hardware()
-    _quieten_ray_data()
+    except Exception as error:  # of several kinds, one of them plain `Exception`
+        raise ClusterError(
+            f"Ray did not start on this machine: {_in_a_line(error)}; `raygenesis doctor` looks for the reason, and "
+            f"Ray's logs are in {folder}/session_latest/logs"
+        ) from error
+
+
+def _memory() -> dict[str, int]:
+    """What Ray is told of the memory where it may take less than the machine has: it sees a container's limit alone."""
+    there = int(memory_gib() * GIB)
+    if there >= whole_memory_bytes():
+        return {}
+    objects = min(int(OBJECT_STORE_SHARE * there), max(machine.shared_memory_bytes(), LEAST_OBJECT_STORE))
+    return {"object_store_memory": objects, "_memory": there - objects}
+
+
+def _in_a_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 _dashboards: list[str] = []

@@ -66,9 +66,14 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def whole_memory_bytes() -> int:
+    """Memory of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def memory_gib() -> float:
     """Memory of this machine, or the share of it by control groups or Slurm, in GiB."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = whole_memory_bytes()
     limit, given = control_groups.memory_limit(), os.environ.get(SLURM_MIB, "")
     there = there if limit is None else min(there, limit)
     return (min(there, int(given) * MIB) if given.isdigit() and int(given) else there) / GIB
