@@ -374,6 +374,20 @@ def status_command(
         typer.echo(line)
 
 
+@app.command("doctor")
+def doctor_command(
+    workspace: Annotated[str | None, typer.Option(help="A workspace to be written, made if it is not there.")] = None,
+) -> None:
+    """What stands in the way of a job on this machine, or the cluster of RAY_ADDRESS, and the remedy; exit code 2."""
+    from raygenesis.cluster.doctor import examine, page
+
+    findings = examine(workspace)
+    for line in page(findings):
+        typer.echo(printable(line))
+    if any(one.verdict == "fault" for one in findings):
+        raise typer.Exit(2)
+
+
 @app.command("config")
 def config_command(
     overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,

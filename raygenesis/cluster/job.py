@@ -22,18 +22,23 @@ from raygenesis.cluster import progress
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.job_record import FAILED, RUNNING, STOPPED, SUCCEEDED, JobRecord, jobs_folder, write_job
 from raygenesis.cluster.stream_statistics import kept_statistics
-from raygenesis.errors import RaygenesisError
+from raygenesis.errors import ClusterError, RaygenesisError
 from raygenesis.workspace import hardware
 from raygenesis.workspace.workspace import Workspace
 
 BEAT_SECONDS, REMOTE_BEAT_SECONDS = 2.0, 15.0  # on a disk; in an object store, where each costs a request
 MAX_LINES = 20
+CODE_PREFIX = "_ray_pkg_"  # in the path of a folder that `ray job submit --working-dir` sent
 TERMINATED = 128 + signal.SIGTERM
 
 
 @contextmanager
 def recorded(verb: str, workspace: Workspace) -> Iterator[None]:
-    """Keep the record of the job that the block runs, and end the block in order when the job is asked to stop."""
+    """Keep the record of the job that the block runs, and end the block in order when the job is asked to stop.
+
+    Raises ClusterError where a workspace's key came along with the job's code.
+    """
+    _check_what_came_along()
     job = _Job(verb, workspace)
     earlier = _on_termination(job)
     beating = threading.Thread(target=job.beat, daemon=True)
@@ -58,6 +63,20 @@ def recorded(verb: str, workspace: Workspace) -> Iterator[None]:
         job.end(state, failure)
         if earlier is not None:
             signal.signal(signal.SIGTERM, earlier)
+
+
+def _check_what_came_along() -> None:
+    """A submitted job runs in a copy of the folder that was given: on machines, and in Ray's storage, of others."""
+    copied = Path.cwd()
+    if _submission() is None or CODE_PREFIX not in str(copied):
+        return
+    for folder, names, _ in os.walk(copied):
+        if "private" in names and (Path(folder) / "private" / "key").is_file():
+            raise ClusterError(
+                f"a workspace came along with this job's code, and its private/key with it ({folder}): anyone on the "
+                "cluster could read it. Submit from a folder without workspaces, and make the workspace's subjects "
+                "anew where the cluster is not yours alone"
+            )
 
 
 def _on_termination(job: _Job) -> Any:

@@ -25,6 +25,9 @@ from raygenesis.workspace.artifacts import (
 )
 from raygenesis.workspace.files import Place, as_place
 
+# Nothing of a workspace goes with a job's code (`ray job submit --working-dir`), or into a repository.
+IGNORE_FILES = (".gitignore", ".rayignore")
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -44,6 +47,8 @@ class Workspace:
             root.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"")
             probe.unlink()
+            if isinstance(root, Path):
+                _keep_here(root)
         except OSError as error:
             raise WorkspaceError(
                 f"workspace {root} cannot be written ({error.strerror}): choose a folder that you may write"
@@ -59,7 +64,7 @@ class Workspace:
                 f"workspace {location} does not exist: make one with `raygenesis run` or `ingest`, or wait until the "
                 "job that does has begun"
             )
-        if not any(root.iterdir()):
+        if all(path.name in IGNORE_FILES for path in root.iterdir()):
             raise WorkspaceError(f"workspace {location} is empty: run `raygenesis run` or `raygenesis ingest` first")
         return cls(root)
 
@@ -146,6 +151,12 @@ def make_private(folder: Place) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(folder, Path):
         folder.chmod(0o700)
+
+
+def _keep_here(root: Path) -> None:
+    for name in IGNORE_FILES:
+        if not (root / name).exists():
+            (root / name).write_text("*\n")
 
 
 def _checked_name(name: str) -> str:

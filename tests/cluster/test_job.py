@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from raygenesis.cluster.job import recorded
 from raygenesis.cluster.job_record import jobs_folder
 from raygenesis.cluster.progress import progress, say
 from raygenesis.cluster.status import status
-from raygenesis.errors import SettingsError, WorkspaceError
+from raygenesis.errors import ClusterError, SettingsError, WorkspaceError
 from raygenesis.settings import PriceSettings
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import write_table
@@ -198,3 +199,34 @@ def test_gauges_are_set_where_there_is_a_ray(monkeypatch: pytest.MonkeyPatch, is
         set_gauge(name, 2.0, **dict.fromkeys(tags, "x"))
     _gauge.cache_clear()
     assert [name for name, *_ in told] == (list(GAUGES) if is_joined else [])
+
+
+def test_a_job_with_whose_code_a_key_came_along_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "_ray_pkg_0123" / "project"
+    (code / "made" / "private").mkdir(parents=True)
+    monkeypatch.chdir(code)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "one"}}))
+    place = Workspace.open(tmp_path / "workspace")
+    with recorded("ingest", place):
+        pass
+    (code / "made" / "private" / "key").write_bytes(b"0")
+    with pytest.raises(ClusterError, match=rf"private/key with it \({code}/made\)"), recorded("ingest", place):
+        raise AssertionError("it has begun")
+    monkeypatch.chdir(tmp_path)  # on one's own machine it lies where it belongs
+    with recorded("ingest", place):
+        pass
+
+
+def test_nothing_of_a_workspace_goes_with_a_jobs_code(tmp_path: Path) -> None:
+    """As Ray itself packs a working directory."""
+    from ray._private.runtime_env.packaging import create_package
+
+    for folder in ("code", "code/made"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "code" / "job.py").write_text("pass")
+    workspace = Workspace.open(tmp_path / "code" / "made")
+    workspace.private.mkdir()
+    (workspace.private / "key").write_bytes(b"0")
+    package = tmp_path / "package.zip"
+    create_package(str(tmp_path / "code"), package, include_gitignore=False)
+    assert zipfile.ZipFile(package).namelist() == ["job.py"]

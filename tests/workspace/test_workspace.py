@@ -61,9 +61,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_opening_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:
+def test_opening_makes_the_folder_and_leaves_in_it_only_that_nothing_of_it_is_sent(tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "a" / "b")
-    assert workspace.root == tmp_path / "a" / "b" and names(workspace.root) == []
+    assert workspace.root == tmp_path / "a" / "b" and names(workspace.root) == [".gitignore", ".rayignore"]
     assert Workspace.open(str(workspace.root)) == workspace
     with pytest.raises(WorkspaceError, match="is empty: run `raygenesis run`"):
         Workspace.existing(workspace.root)
