@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import ray
 import ray.data
@@ -69,7 +70,7 @@ def _start() -> BaseContext:
         ) from error
 
 
-def _memory() -> dict[str, int]:
+def _memory() -> dict[str, Any]:
     """What Ray is told of the memory where it may take less than the machine has: it sees a container's limit alone."""
     there = int(memory_gib() * GIB)
     if there >= whole_memory_bytes():

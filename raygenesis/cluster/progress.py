@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raygenesis.text.names import printable
 
-PLAIN_INTERVAL_S = 5.0
+PLAIN_INTERVAL_S, TENTH_INTERVAL_S = 60.0, 15.0  # between the lines of a job log
 MAX_KEPT = 100  # stages, and lines, for a job's record
 
 
@@ -66,11 +66,19 @@ class Ticker:
         speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s for one of the {self.unit}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, note=f"{speed} {escape(note)}")
-        elif now - self._shown >= PLAIN_INTERVAL_S or self._done == self.total:
+        elif self._is_due(now, count):
             self._shown = now
             left = (self.total - self._done) / max(rate, 1e-9)
             done = self._done if isinstance(self._done, int) else f"{self._done:.1f}"
             print(f"{self.title}: {done}/{self.total}, {speed}, {left:.0f} s left {note}".rstrip(), flush=True)
+
+    def _is_due(self, now: float, count: float) -> bool:
+        """Whether a plain line is: at the end, at a tenth soon after the one before, else after a minute."""
+        if self._done == self.total:
+            return True
+        total = max(self.total, 1)
+        is_tenth = self._done * 10 // total > (self._done - count) * 10 // total
+        return now - self._shown >= (TENTH_INTERVAL_S if is_tenth else PLAIN_INTERVAL_S)
 
     def progress(self) -> StageProgress:
         return StageProgress(
