@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -20,6 +24,7 @@ from raygenesis.workspace.hardware import Hardware, memory_gib, note_cluster, nu
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
 # a pipeline of several operators waits for ever.
 MIN_LOGICAL_CPUS = 4
+STDERR = 2
 OBJECT_STORE_SHARE, LEAST_OBJECT_STORE = 0.3, GIB  # of the memory, as Ray's own
 
 
@@ -32,10 +37,26 @@ def connect() -> None:
     if ray.is_initialized():
         return
     address = environment.address()
-    context = _start() if address is None else _join(address)
+    with _without_rays_own_words():
+        context = _start() if address is None else _join(address)
     _dashboards[:] = [context.dashboard_url or ""]
     note_hardware()
     _quieten_ray_data()
+
+
+@contextmanager
+def _without_rays_own_words() -> Iterator[None]:
+    """Ray's compiled part and its children write to this process's error output as it starts; we say what matters."""
+    sys.stderr.flush()
+    kept = os.dup(STDERR)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, STDERR)
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _join(address: str) -> BaseContext:

@@ -26,7 +26,7 @@ def main_job(tmp_path_factory: pytest.TempPathFactory) -> MainJob:
     _write_bad_scans(scans, heads[0])
     done = raygenesis("run", "--scans", scans, "--workspace", root / "workspace", *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
-    return MainJob(scans, root / "workspace", done.stdout)
+    return MainJob(scans, root / "workspace", done.stdout, done.stderr)
 
 
 def _write_bad_scans(folder: Path, good: Path) -> None:

@@ -103,6 +103,11 @@ def test_the_pretrained_network_is_the_best_epochs(main_job: MainJob) -> None:
     assert all(torch.isfinite(value).all() for value in package.load_network(run).state_dict().values())
 
 
+def test_rays_own_words_do_not_reach_the_user(main_job: MainJob) -> None:
+    words = ("logging.cc", "worker.py", "services.py", "authentication_token", "RAY_")
+    assert not [line for line in main_job.errors.splitlines() if any(word in line for word in words)]
+
+
 @pytest.mark.slow
 def test_a_second_run_does_nothing_and_says_so(main_job: MainJob) -> None:
     before = snapshot(main_job.workspace)

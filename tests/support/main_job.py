@@ -32,11 +32,12 @@ def raygenesis(*arguments: str, environment: dict[str, str] | None = None) -> su
 
 @dataclass(frozen=True)
 class MainJob:
-    """What the main job left: its scans, workspace and output."""
+    """What the main job left: its scans, workspace, output and error output."""
 
     scans: Path
     workspace: Path
     output: str
+    errors: str
 
 
 BAD_SCANS = {
