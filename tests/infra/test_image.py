@@ -43,10 +43,14 @@ def test_what_is_copied_is_there_and_let_through() -> None:
 
 def test_versions_are_those_of_constraints_and_no_index_is_named() -> None:
     assert "--constraint constraints.txt" in TEXT and "HNSWLIB_NO_NATIVE=1" in TEXT
-    assert "g++" not in LAST_STAGE
     assert "://" not in TEXT
     lowest = re.search(r'requires-python = ">=([\d.]+)"', (CHECKOUT / "pyproject.toml").read_text())[1]
     assert f"ARG PYTHON={lowest}-" in TEXT  # whose versions the constraints are
+
+
+def test_it_has_the_compiler_that_torch_compiles_networks_by() -> None:
+    (installed,) = re.findall(r"apt-get install --yes --no-install-recommends ([^&]*)&&", LAST_STAGE)
+    assert "g++" in installed.split()
 
 
 def test_all_that_is_written_is_on_volumes() -> None:

@@ -126,17 +126,17 @@ def test_the_head_runs_no_tasks_and_only_training_has_gpus(overlay: str) -> None
         name: "nvidia.com/gpu" in group["template"]["spec"]["containers"][0]["resources"]["limits"]
         for name, group in groups.items()
     }
-    assert gpus == {"head": False, "cpu": False, "gpu": True}
+    assert gpus == {"head": False, "cpu": False, "gpu": True, "gpu8": True}
     spot = {name for name, group in groups.items() if "spot" in str(group["template"]["spec"].get("tolerations"))}
     assert spot == {"cpu"}
-    for name in ("cpu", "gpu"):
+    for name in ("cpu", "gpu", "gpu8"):
         assert 0 <= groups[name]["minReplicas"] <= groups[name]["replicas"] <= groups[name]["maxReplicas"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_images_are_of_this_version_and_of_their_machine(overlay: str) -> None:
     for name, group in groups_of(cluster_of(rendered(overlay))):
-        device = "cuda" if name == "gpu" else "cpu"
+        device = "cuda" if name.startswith("gpu") else "cpu"
         assert group["template"]["spec"]["containers"][0]["image"] == f"raygenesis:{raygenesis.__version__}-{device}"
 
 

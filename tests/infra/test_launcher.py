@@ -40,10 +40,11 @@ def test_ray_takes_the_file_and_refuses_a_misspelt_key(path: Path) -> None:
 @launchers
 def test_only_cpu_workers_are_spot_machines(path: Path) -> None:
     types = launcher_of(path)["available_node_types"]
-    assert types.keys() == {"head", "cpu", "gpu"}
+    assert types.keys() == {"head", "cpu", "gpu", "gpu8"}
     assert {name for name, machine in types.items() if "spot" in str(machine["node_config"]).lower()} == {"cpu"}
     assert {name: machine["resources"] for name, machine in types.items()} == {
         "head": {"CPU": 0}, "cpu": {"CPU": 8}, "gpu": {"CPU": 8, "GPU": 1},
+        "gpu8": {"CPU": 96, "GPU": 8},
     }  # fmt: skip
 
 
