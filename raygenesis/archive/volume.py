@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -160,13 +159,6 @@ def check_size(claimed: int, max_bytes: int, what: str = "voxels") -> None:
     if claimed > max_bytes:
         limit = f"archive.max_scan_gib={max_bytes / 2**30:g}"
         raise LargeScanError(f"{claimed:,} bytes of {what} are more than {limit}", claimed)
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether an error is the machine's and not the file's, such as a lost file server or too little memory."""
-    # A damaged file may have its reader look at a place that cannot be: the system says EINVAL.
-    lost = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-    return lost or isinstance(error, MemoryError)
 
 
 def first_line(error: Exception) -> str:

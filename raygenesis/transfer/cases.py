@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 from raygenesis.settings import IntensitySettings
 from raygenesis.transfer.examples import SEGMENTATION, Example, Problem, Target, Value
+from raygenesis.workspace.faults import lasting_reason, patiently
+
+IMAGES = "the target's images"  # what cannot be reached, where it may pass
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,13 @@ def form_of(
 def read_cases(examples: Sequence[Example], form: Form) -> list[Case | Problem]:
     """The cases of examples of one image, which is decoded once; a Problem in place of what cannot be a case."""
     try:
-        volume = examples[0].image.read()
+        volume = patiently(examples[0].image.read, IMAGES)
         if volume.ndim != form.ndim:
             kinds = {2: "a single slice", 3: "a volume"}
             raise ScanError(f"it is {kinds[volume.ndim]}, and the target's images are to be {form.ndim}D")
         image = _in_unit_range(volume, form.intensity)
     except (ScanError, OSError) as error:
-        return [Problem(example.name, _reason(error)) for example in examples]
+        return [Problem(example.name, lasting_reason(error, IMAGES)) for example in examples]
     return [_case(example, volume, image, form) for example in examples]
 
 
@@ -108,12 +112,12 @@ def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Fo
     try:
         label = None
         if form.is_segmentation and example.label is not None:
-            label = example.label.read(volume)
+            label = patiently(partial(example.label.read, volume), IMAGES)
         if label is not None:
             _check_label(label, form)
         origin, extent = _box(example, volume)
     except (ScanError, OSError) as error:
-        return Problem(example.name, _reason(error))
+        return Problem(example.name, lasting_reason(error, IMAGES))
     shape = form.input_shape
     if form.spacing_mm is not None:
         sides = zip(volume.shape, volume.spacing_mm, form.spacing_mm, strict=True)
@@ -192,7 +196,3 @@ def _labels_lost(form: Form) -> str:
         return f"its region shows none of its labels at finetune.input_shape={list(form.input_shape)}"
     spacing = [round(step, 3) for step in form.spacing_mm]
     return f"all of its labels are lost at finetune.spacing_mm={spacing}: give a finer one"
-
-
-def _reason(error: ScanError | OSError) -> str:
-    return str(error) if isinstance(error, ScanError) else f"cannot be read ({error.strerror or error})"

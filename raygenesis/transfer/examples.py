@@ -15,6 +15,7 @@ from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
 from raygenesis.text.names import MAX_NAME, inner_path, printable
+from raygenesis.workspace.faults import is_passing, lasting_reason
 
 SEGMENTATION, CLASSIFICATION, MULTILABEL, REGRESSION = "segmentation", "classification", "multilabel", "regression"
 
@@ -133,7 +134,9 @@ class LabelFile:
         try:
             volumes = read_scan([self.path], is_label_map=True)
         except (ScanError, OSError) as error:  # an example has two files: say which it is
-            raise ScanError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+            if is_passing(error):
+                raise
+            raise ScanError(f"{self.path}: {lasting_reason(error)}") from None
         label = _grey(volumes, self.path)
         check_aligned(self.path, label, image)
         return self.classes_of(label)

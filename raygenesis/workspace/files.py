@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -22,8 +23,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import xxhash
 
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import PassingError, WorkspaceError
 from raygenesis.text.names import inner_path
+from raygenesis.workspace.faults import patiently, raise_passing
 from raygenesis.workspace.object_store import RemotePath, remote
 
 Place = Path | RemotePath
@@ -46,7 +48,7 @@ def below(folder: Place, name: str) -> Place:
 def read_json(path: Place) -> dict[str, Any] | None:
     """The JSON object in a file, or None when there is no such file."""
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(patiently(path.read_text, path))
     except FileNotFoundError:
         return None
     except ValueError:  # not JSON, or not even text
@@ -68,7 +70,7 @@ def read_table(path: Place, **options: Any) -> pa.Table:
     Raises FileNotFoundError if it is not there.
     """
     if not isinstance(path, RemotePath):
-        return pq.read_table(path, **options)
+        return patiently(lambda: pq.read_table(path, **options), path)
     if not options.keys() & {"columns", "filters"}:  # at once: it may be replaced meanwhile
         return pq.read_table(io.BytesIO(path.read_bytes()), **options)
     try:
@@ -85,7 +87,7 @@ def parquet_file(path: Place, **options: Any) -> pq.ParquetFile:
     """A Parquet file of which only what is asked for is read."""
     if isinstance(path, RemotePath):
         return pq.ParquetFile(path.key, filesystem=path.filesystem, **options)
-    return pq.ParquetFile(path, **options)
+    return patiently(lambda: pq.ParquetFile(path, **options), path)
 
 
 def parquet_dataset(paths: Sequence[Place], schema: pa.Schema | None = None) -> ds.Dataset:
@@ -98,8 +100,14 @@ def parquet_dataset(paths: Sequence[Place], schema: pa.Schema | None = None) -> 
 
 
 def store_fault(path: Place, error: Exception) -> WorkspaceError | None:
-    """What an object store failed in when pyarrow read by itself; None if something else is at fault."""
-    return path.fault_of(error) if isinstance(path, RemotePath) else None
+    """What a store or a disk failed in when pyarrow read by itself; None if something else is at fault."""
+    if isinstance(path, RemotePath):
+        return path.fault_of(error)
+    try:
+        raise_passing(error, path)
+    except PassingError as passing:
+        return passing
+    return None
 
 
 @contextmanager
@@ -206,6 +214,15 @@ def folder_bytes(folder: Place) -> int:
     if isinstance(folder, RemotePath):
         return folder.folder_bytes()
     return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+
+
+def blake2b_of(path: Place) -> str:
+    """Identity of a file's content, which nobody can give another file: blake2b of 16 bytes, 32 hex digits."""
+    content = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            content.update(block)
+    return content.hexdigest()
 
 
 def xxh3_of(path: Path) -> str:

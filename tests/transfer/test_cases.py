@@ -320,7 +320,10 @@ def test_a_file_that_cannot_be_read_says_so_and_of_a_label_map_its_name(tmp_path
     said = reason_of(example)
     assert "cut short or damaged" in said and said.startswith(f"{path}: ") == (kind == "label")
     path.unlink()
-    missing = {"image": "cannot be read (No such file or directory)", "label": f"{path}: No such file or directory"}
+    missing = {
+        "image": "cannot be read (No such file or directory)",
+        "label": f"{path}: cannot be read (No such file or directory)",
+    }
     assert reason_of(example) == missing[kind]
 
 

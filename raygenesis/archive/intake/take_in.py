@@ -17,8 +17,10 @@ from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
 from raygenesis.archive.store import StoredRecord, level_factors, read_record, volume_folder, write_volume
 from raygenesis.archive.volume import LargeScanError, Volume
+from raygenesis.cluster import environment
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
+from raygenesis.workspace.faults import lasting_reason, patiently
 from raygenesis.workspace.files import Place
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
@@ -43,10 +45,12 @@ def take_in(
         room: how many bytes of voxels may be decoded here; a scan that claims more is put off before anything is
             decoded (`claimed_bytes` of its outcome), unless the settings forbid it. None for as many as they allow.
 
-    Raises WorkspaceError if no scan can be stored there.
+    Raises WorkspaceError if no scan can be stored there, PassingError where the files cannot be reached for long.
     """
     try:
-        scan_id = scan_fingerprint(paths)
+        # Others may read the logs of a cluster.
+        name = f"a scan of {len(paths)} files" if environment.is_joined() else paths[0]
+        scan_id = patiently(lambda: scan_fingerprint(paths), name)
         stored = _stored_records(volumes, scan_id)
         if stored:
             return IntakeOutcome(stored)
@@ -59,7 +63,7 @@ def take_in(
             )
         _write_note(attempt, f"{earlier}{os.getpid()} {node}\n")
         try:
-            return IntakeOutcome(_store(paths, volumes, scan_id, settings, room))
+            return IntakeOutcome(patiently(lambda: _store(paths, volumes, scan_id, settings, room), name))
         finally:
             attempt.unlink(missing_ok=True)
     except LargeScanError as error:
@@ -73,7 +77,7 @@ def take_in(
     except MemoryError:
         return IntakeOutcome(reason="its voxels do not fit in memory", is_lasting=False)
     except OSError as error:
-        return IntakeOutcome(reason=f"cannot be read ({error.strerror or type(error).__name__})", is_lasting=False)
+        return IntakeOutcome(reason=lasting_reason(error), is_lasting=False)
     except Exception as error:  # a decoder's own bug must not end the ingest of ten thousand other scans
         return IntakeOutcome(reason=f"cannot be decoded (unexpected {type(error).__name__})")
 
