@@ -12,6 +12,7 @@ import numpy as np
 
 from raygenesis.archive.formats.readers import read_scan_geometry
 from raygenesis.cluster import fan_out
+from raygenesis.cluster.progress import say
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.settings import AutoencoderSettings, DiscoverySettings, FinetuneSettings, IntensitySettings, Settings
 from raygenesis.transfer.cases import Form, form_of
@@ -19,10 +20,14 @@ from raygenesis.transfer.description import Description, read_target, settings_f
 from raygenesis.transfer.examples import SEGMENTATION, ImageFile, Target
 from raygenesis.transfer.leakage import archive_settings
 from raygenesis.transfer.runs import Run, as_pretrained
+from raygenesis.transfer.target_files import digest_of_content
 from raygenesis.workspace.files import xxh3_of
 from raygenesis.workspace.fingerprint import digest
+from raygenesis.workspace.manifest import Manifest
+from raygenesis.workspace.manifest_files import Started
 from raygenesis.workspace.workspace import Workspace
 
+FILES = "target files"  # the input that is the bytes of a target's files
 MAX_HEADERS = 200  # that are read for the median voxel size
 MAX_HASHED_BYTES = 2**26  # of a larger label map the size must do
 
@@ -137,8 +142,21 @@ def common_spacing(target: Target) -> tuple[float, ...]:
     return tuple(np.median(spacings, axis=0).tolist())
 
 
+def target_inputs(target: Target, begun: Manifest | Started | None, workspace: Workspace) -> dict[str, str]:
+    """What a stage records of the target that it learns: its examples, and the bytes of its files.
+
+    begun: the record of what is there, if anything is: an earlier version told images by their sizes alone, and what it
+    began goes on so, with a line in the log.
+    """
+    inputs = {"target": digest_of(target)}
+    if begun is None or FILES in begun.inputs:
+        return inputs | {FILES: digest_of_content(target, workspace)}
+    say("finetune", "an earlier version began this and told images by their sizes: see to it that none was replaced")
+    return inputs
+
+
 def digest_of(target: Target) -> str:
-    """Identity of a target: its examples, the sizes of their images' files and the content of their labels'."""
+    """Identity of a target's examples, with the sizes of their images' files and the content of their labels'."""
     known: dict[Path, Any] = {}
 
     def of_file(path: Path, content: bool) -> Any:
