@@ -144,6 +144,11 @@ def validate(volume: Volume, fill_nan: float | None = None, is_label_map: bool =
     )  # fmt: skip
 
 
+def valid_voxels(volume: Volume, channel: NDArray[Any]) -> NDArray[Any]:
+    """Of one channel of a volume the voxels that show the scan, by which its range of values is measured."""
+    return channel if volume.valid is None or not volume.valid.any() else channel[volume.valid]
+
+
 def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
     """Refuse a header whose voxels the file cannot hold, or that would not fit where a scan should."""
     if claimed > path.stat().st_size * (MAX_COMPRESSION if packed else 1):

@@ -38,7 +38,7 @@ from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
 from raygenesis.settings import AutoencoderSettings, EmbeddingSettings, Settings, adopt, settings_of_run
-from raygenesis.text.amounts import size
+from raygenesis.text.amounts import several, size
 from raygenesis.training.devices import prefer_speed, send
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
@@ -141,7 +141,7 @@ def _say_made_anew(folder: Place, starts: Sequence[int]) -> None:
     """Say which parts are there and made again all the same."""
     anew = [path.name for start in starts if (path := part_path(folder, start)).is_file()]
     if anew:
-        say("embed", f"{len(anew)} parts are damaged, or of other voxels, and made anew, the first {anew[0]}")
+        say("embed", f"{several(len(anew), 'parts')} made anew, damaged or of other voxels, the first {anew[0]}")
 
 
 def _failures(folder: Place, known: pa.Table) -> pa.Table:

@@ -30,7 +30,7 @@ from raygenesis.transfer.predictions import join_examples
 from raygenesis.transfer.prepared import Prepared, prepare
 from raygenesis.transfer.resolved import ResolvedTarget, resolve_target, target_inputs
 from raygenesis.transfer.results import Results, TrialResult
-from raygenesis.transfer.runs import runs_of
+from raygenesis.transfer.runs import PREPARATION, runs_of
 from raygenesis.transfer.statistics import Comparison, compare_initialisations
 from raygenesis.transfer.table import LEGEND, readable
 from raygenesis.transfer.tuning import Rates, choose_rates
@@ -183,6 +183,7 @@ def _deciding(finetune: FinetuneSettings, form: Form, seed: int, validation_frac
         "seed": seed, "validation_fraction": validation_fraction, "symmetric_axes": list(form.symmetric_axes) or None,
         "finetune": finetune.model_dump(mode="json", exclude=EXECUTION | EXTENT) | shapes,
         "intensity": form.intensity.model_dump(mode="json"),
+        **({"archive": form.preparation.model_dump(mode="json", include=PREPARATION)} if form.preparation else {}),
     }  # fmt: skip
 
 

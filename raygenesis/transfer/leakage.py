@@ -16,19 +16,11 @@ from raygenesis.archive.intake.take_in import scan_fingerprint
 from raygenesis.cluster.progress import say
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.settings import ArchiveSettings
 from raygenesis.transfer.examples import Example
-from raygenesis.transfer.runs import Run
-from raygenesis.workspace.artifacts import ARCHIVE
+from raygenesis.transfer.runs import Run, archive_settings
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest_files import MANIFEST
 from raygenesis.workspace.workspace import Workspace
-
-
-def archive_settings(workspace: Workspace) -> ArchiveSettings | None:
-    """The settings that the workspace's archive was made with; None where there is no finished archive."""
-    manifest = ARCHIVE.read(workspace.archive)
-    return None if manifest is None else ArchiveSettings.model_validate(manifest.settings["archive"])
 
 
 @dataclass(frozen=True)

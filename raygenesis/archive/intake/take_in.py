@@ -16,7 +16,7 @@ from raygenesis.archive.intake.outcomes import IntakeOutcome
 from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
 from raygenesis.archive.store import StoredRecord, level_factors, read_record, volume_folder, write_volume
-from raygenesis.archive.volume import LargeScanError, Volume
+from raygenesis.archive.volume import LargeScanError, Volume, valid_voxels
 from raygenesis.cluster import environment
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
@@ -153,8 +153,7 @@ def describe(volume: Volume, volume_id: str, num_siblings: int, coarse_size: int
     num_siblings: how many volumes its scan has. coarse_size: the longest side of the coarsest pyramid level, in voxels.
     """
     voxels = volume.voxels
-    every = ... if volume.valid is None or not volume.valid.any() else volume.valid
-    limits = [percentiles(channel[every]) for channel in voxels.reshape(-1, *volume.shape)]
+    limits = [percentiles(valid_voxels(volume, channel)) for channel in voxels.reshape(-1, *volume.shape)]
     return {
         "modality": volume.modality,
         "shape": list(volume.shape),
