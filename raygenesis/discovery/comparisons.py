@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.discovery.comparer import Comparer
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace.files import Place, parquet_dataset, write_table
+from raygenesis.workspace.files import Place, make_folder, parquet_dataset, write_table
 
 PAIRS_PER_PART = 512
 
@@ -97,7 +97,7 @@ class Comparisons:
 
     def _compare(self, pairs: NDArray[np.int64], least: float, stage: str) -> None:
         """Compare pairs, and add what is found to the table."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         there = self._parts()
         first = int(there[-1].name.removeprefix("part-").removesuffix(".parquet")) + 1 if there else 0
         parts = []

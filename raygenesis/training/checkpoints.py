@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from raygenesis.errors import PassingError
 from raygenesis.training.records import TrainingState
 from raygenesis.workspace.faults import patiently
-from raygenesis.workspace.files import Place, on_disk, publish, read_json, write_json, xxh3_of
+from raygenesis.workspace.files import Place, make_folder, on_disk, publish, read_json, write_json, xxh3_of
 
 NUM_KEPT = 2
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def save_checkpoint(folder: Place, step: int, state: TrainingState) -> None:
 
     Later ones are removed too: they are damaged, or training would have gone on from there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = _path(folder, step)
     record: dict[str, int | str] = {"step": step}
     path.with_suffix(".json").unlink(missing_ok=True)  # of the same step before a damage further back

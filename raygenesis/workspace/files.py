@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -127,19 +128,53 @@ def on_disk(path: Place) -> Iterator[Path]:
 def publish(path: Place, write: Callable[[Path], object], keep: bool = False) -> None:
     """Call `write` with a name aside, then rename: readers see the whole file or none. Failure leaves nothing.
 
-    keep: a file that is there by then stays, where the file system can tell. To a remote place `write` writes on this
-    machine, and the result is uploaded, a folder's `zarr.json` last.
+    What is there is there to stay: files and folders are on the disk before the name is, and the name before this
+    returns. keep: a file that is there by then stays, where the file system can tell. To a remote place `write` writes
+    on this machine, and the result is uploaded, a folder's `zarr.json` last.
     """
     with _aside(path) as aside:
         try:
             write(aside)
             if isinstance(path, RemotePath):
                 path.upload(aside)
-            elif not (keep and _link(aside, path)):
+                return
+            sync_tree(aside)
+            if not (keep and _link(aside, path)):
                 os.replace(aside, path)
+            sync(path.parent)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             raise WorkspaceError(f"{path} cannot be written: {reason}") from error
+
+
+def make_folder(folder: Place) -> None:
+    """Make a folder, with those above it, that is there to stay; it may be there already. Raises OSError."""
+    if isinstance(folder, RemotePath):
+        return
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync(each.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Have a file, or a folder with all that is in it, be on the disk. Raises OSError."""
+    if path.is_dir():
+        for below in path.iterdir():
+            sync_tree(below)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, be on the disk, where the file system can. Raises OSError."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # such as of folders on some network file systems
+            raise
+    finally:
+        os.close(number)
 
 
 def _link(aside: Path, path: Path) -> bool:

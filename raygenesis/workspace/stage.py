@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Generic
 
 from raygenesis._version import __version__
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace.artifacts import Artifact
-from raygenesis.workspace.files import Place, blake2b_of, folder_bytes, locked, remove_tree
+from raygenesis.workspace.files import Place, blake2b_of, folder_bytes, locked, make_folder, remove_tree, sync
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.hardware import Hardware, available
 from raygenesis.workspace.manifest import M, Manifest, Tree
@@ -66,7 +67,7 @@ class Stage(Generic[M]):
         Raises WorkspaceError if another job holds it.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise WorkspaceError(f"{self.folder} cannot be made: {error.strerror}") from None
         with locked(self.folder):
@@ -82,6 +83,8 @@ class Stage(Generic[M]):
             write_started(self.folder, started)
             # From here on the artifact is being changed: nothing may be built on it until it is whole again.
             (self.folder / MANIFEST).unlink(missing_ok=True)
+            if isinstance(self.folder, Path):
+                sync(self.folder)
             yield
 
     def finish(self, manifest: M, content: Any = None) -> M:
