@@ -184,6 +184,21 @@ def test_a_scan_that_was_being_taken_in_is_stored_whole_at_the_next_attempt(disk
     assert len(whole) > 3 and all(whole.values())
 
 
+def test_a_volume_of_which_a_file_is_cut_short_is_made_again(tmp_path: Path) -> None:
+    """As a power cut left it before files were synced."""
+    voxels = np.random.default_rng(0).integers(0, 900, (12, 10, 8)).astype(np.int16)
+    scan, volumes = write_nifti(tmp_path / "a.nii", voxels), tmp_path / "archive" / "volumes"
+    volumes.mkdir(parents=True)
+    (record,) = take_in([scan], volumes, ArchiveSettings(coarse_size=8)).records
+    (shard,) = (volumes / f"{record['volume_id']}.ome.zarr" / "0").glob("c.*")
+    content, made = shard.read_bytes(), shard.stat().st_mtime_ns
+    take_in([scan], volumes, ArchiveSettings(coarse_size=8))
+    assert shard.stat().st_mtime_ns == made
+    shard.write_bytes(b"")
+    (again,) = take_in([scan], volumes, ArchiveSettings(coarse_size=8)).records
+    assert shard.read_bytes() == content and again == record
+
+
 def test_a_part_and_its_record_are_made_again_to_the_same_bytes(disk: Disk) -> None:
     rows = pa.Table.from_pylist(StorePlan().rows(TRAINING, range(2)), PATTERN)
     expected = b""

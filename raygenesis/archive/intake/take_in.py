@@ -15,7 +15,7 @@ from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.intake.outcomes import IntakeOutcome
 from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
-from raygenesis.archive.store import StoredRecord, level_factors, read_record, volume_folder, write_volume
+from raygenesis.archive.store import StoredRecord, level_factors, read_whole_record, volume_folder, write_volume
 from raygenesis.archive.volume import LargeScanError, Volume, valid_voxels
 from raygenesis.cluster import environment
 from raygenesis.errors import ScanError, WorkspaceError
@@ -112,13 +112,15 @@ def file_fingerprint(path: Path) -> str:
 
 
 def _stored_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
-    """Records of a scan whose volumes are all stored."""
-    first = read_record(volume_folder(volumes, scan_id)) or read_record(volume_folder(volumes, f"{scan_id}-0000"))
+    """Records of a scan whose volumes are all stored; one of which a file is cut short is not, and is made again."""
+    first = read_whole_record(volume_folder(volumes, scan_id)) or read_whole_record(
+        volume_folder(volumes, f"{scan_id}-0000")
+    )
     if first is None:
         return ()
     records = [first]
     for number in range(1, first["num_siblings"]):
-        record = read_record(volume_folder(volumes, f"{scan_id}-{number:04d}"))
+        record = read_whole_record(volume_folder(volumes, f"{scan_id}-{number:04d}"))
         if record is None:
             return ()
         records.append(record)
