@@ -18,10 +18,11 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from raygenesis.errors import ScanError
-from raygenesis.workspace.faults import MAX_WAIT_SECONDS, is_passing, patiently
+from raygenesis.workspace.conditional import ERRORS, location, store_resources
+from raygenesis.workspace.faults import is_passing, patiently
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.hardware import num_cores
-from raygenesis.workspace.object_store import STALL_SECONDS, RemotePath, StoreSettings, store_settings
+from raygenesis.workspace.object_store import RemotePath, StoreSettings, store_settings
 
 # Unpacked chunks that a process keeps for the next region: those that crops share. Ray runs a process a core.
 CACHE_BYTES = 32 * 2**20
@@ -39,9 +40,6 @@ FAULTS = {
     "Digest mismatch": "a checksum in {shard} does not agree",
     "[Bb]losc": "a chunk in {shard} cannot be unpacked",
 }
-
-# tensorstore gives its errors the Python types of their codes.
-ERRORS = (ValueError, IndexError, NotImplementedError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def begin_opening(folder: Place) -> Callable[[], Array]:
         folder.require_bucket()  # tensorstore takes a bucket that is not there for an empty one
     spec = {
         "driver": "zarr3",
-        "kvstore": _location(folder),
+        "kvstore": location(folder),
         "metadata": CHECKED,
         "fill_missing_data_reads": False,  # a lost shard would be read as zeros
         # What the cache has is looked up anew for each opening, and not for each of its chunks.
@@ -161,18 +159,6 @@ def as_os_error(error: Exception) -> OSError:
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
-def _location(folder: Place) -> dict[str, Any]:
-    """Where an array lies, as tensorstore is told."""
-    if isinstance(folder, Path):
-        return {"driver": "file", "path": f"{folder}/"}
-    where = {"bucket": folder.bucket, "path": "".join(f"{part}/" for part in folder.parts)}
-    if folder.scheme == "gs":
-        return {"driver": "gcs", **where}
-    _, endpoint, region, *_ = store_settings(folder.scheme)
-    chosen = {"endpoint": endpoint, "aws_region": region}
-    return {"driver": "s3", **where, **{name: value for name, value in chosen.items() if value}}
-
-
 def _settings_for(folder: Place) -> StoreSettings | int:
     """What a context is made for: a store, or this process's files."""
     return os.getpid() if isinstance(folder, Path) else store_settings(folder.scheme)
@@ -187,25 +173,9 @@ def _context(made_for: StoreSettings | int, num_threads: int) -> ts.Context:
         "file_io_concurrency": {"limit": FILES_AT_ONCE * num_threads},
     }
     if isinstance(made_for, StoreSettings):
-        # A server that hangs is given up, as by pyarrow.
-        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALL_SECONDS))
-        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
         kind = "gcs" if made_for.scheme == "gs" else "s3"
-        resources[f"{kind}_request_concurrency"] = {"limit": OBJECTS_AT_ONCE}
-        resources[f"{kind}_request_retries"] = {
-            "max_retries": made_for.attempts, "initial_delay": "1s", "max_delay": f"{MAX_WAIT_SECONDS}s"
-        }  # fmt: skip
-        if kind == "s3":
-            resources["aws_credentials"] = _credentials()
+        resources |= {f"{kind}_request_concurrency": {"limit": OBJECTS_AT_ONCE}, **store_resources(made_for)}
     return ts.Context(resources)
-
-
-def _credentials() -> dict[str, str]:
-    """Where tensorstore finds the keys; they are in nothing that it could print."""
-    if os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"):
-        return {"type": "environment"}
-    profile = os.environ.get("AWS_PROFILE")
-    return {"type": "default", "profile": profile} if profile else {"type": "default"}
 
 
 def _num_threads() -> int:

@@ -26,7 +26,9 @@ import xxhash
 
 from raygenesis.errors import PassingError, WorkspaceError
 from raygenesis.text.names import inner_path
+from raygenesis.workspace.conditional import create
 from raygenesis.workspace.faults import patiently, raise_passing
+from raygenesis.workspace.lease import leased
 from raygenesis.workspace.object_store import RemotePath, remote
 
 Place = Path | RemotePath
@@ -129,14 +131,14 @@ def publish(path: Place, write: Callable[[Path], object], keep: bool = False) ->
     """Call `write` with a name aside, then rename: readers see the whole file or none. Failure leaves nothing.
 
     What is there is there to stay: files and folders are on the disk before the name is, and the name before this
-    returns. keep: a file that is there by then stays, where the file system can tell. To a remote place `write` writes
-    on this machine, and the result is uploaded, a folder's `zarr.json` last.
+    returns. keep: a file that is there by then stays, where the file system or store can tell. To a remote place
+    `write` writes on this machine, and the result is uploaded, a folder's `zarr.json` last.
     """
     with _aside(path) as aside:
         try:
             write(aside)
             if isinstance(path, RemotePath):
-                path.upload(aside)
+                create(path, aside.read_bytes()) if keep else path.upload(aside)
                 return
             sync_tree(aside)
             if not (keep and _link(aside, path)):
@@ -204,9 +206,13 @@ def _aside(path: Place) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Place) -> Iterator[None]:
-    """Hold a folder's lock, a file beside it; the operating system gives it back however the process ends."""
-    if isinstance(folder, RemotePath):  # object stores have no locks
-        yield
+    """Hold a folder's lock, a file beside it; the operating system gives it back however the process ends.
+
+    Of a remote folder it is a lease (`lease.py`). Raises WorkspaceError if another job holds it.
+    """
+    if isinstance(folder, RemotePath):
+        with leased(folder):
+            yield
         return
     path = folder.with_name(f".{folder.name}.lock")
     try:
