@@ -27,6 +27,7 @@ from raygenesis.discovery.store_writer import (
     StoreTask,
     finish_store,
     manifest_of_parts,
+    most_in_memory,
     too_small,
     write_store,
 )
@@ -74,7 +75,7 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
         {TRAINING: patients.names(one.training), VALIDATION: patients.names(one.validation)} for one in neighbourhoods
     ]
     per_visit = discovery.num_coordinates * len(discovery.scales)
-    plan = plan_visits(names, per_visit, discovery.patterns_per_part)
+    plan = plan_visits(names, per_visit, discovery.patterns_per_part, most_in_memory(discovery.cube_shape))
     references = [one.reference for one in neighbourhoods]
     plan_patterns = PatternPlanner(workspace.volumes, references, discovery, intensity, seed)
     store = StoreTask(workspace.patterns, workspace, discovery.cube_shape, intensity, per_visit, plan_patterns)
