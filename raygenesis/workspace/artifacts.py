@@ -63,7 +63,7 @@ class Artifact(Generic[M]):
         return manifest
 
 
-ARCHIVE = Artifact("archive", "ingest", (), ArchiveManifest, has_failures=True)
+ARCHIVE = Artifact("archive", "ingest", (), ArchiveManifest, has_failures=True, format=2)
 WEIGHTS, PARTS = ("*.safetensors",), ("part-*.parquet",)
 PART_RECORDS = ("part-*.json",)  # of stores whose parts are too large to be read again: each has its part's checksum
 

@@ -21,7 +21,7 @@ from raygenesis.cluster import environment
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.faults import lasting_reason, patiently
-from raygenesis.workspace.files import Place
+from raygenesis.workspace.files import Place, blake2b_of, xxh3_of
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
 MAX_CRASHES = 2
@@ -100,15 +100,22 @@ def _write_note(attempt: Place, processes: str) -> None:
 
 
 def scan_fingerprint(paths: Sequence[Path]) -> str:
-    """Hash of a scan's files' bytes, whatever their names and order."""
+    """Identity of a scan: of its files' bytes, whatever their names and order, 32 hex digits."""
     hashes = sorted(file_fingerprint(path) for path in paths)
-    return hashes[0] if len(hashes) == 1 else xxhash.xxh3_64_hexdigest("".join(hashes).encode())
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
 
 
 def file_fingerprint(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+    """Identity of a file's bytes, which nobody can give another file."""
+    return blake2b_of(path)
+
+
+def earlier_fingerprint(paths: Sequence[Path]) -> str:
+    """What format 1 of the archive called a scan, 16 hex digits: weights may have learnt from such an archive."""
+    hashes = sorted(map(xxh3_of, paths))
+    return hashes[0] if len(hashes) == 1 else xxhash.xxh3_64_hexdigest("".join(hashes).encode())
 
 
 def _stored_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
