@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from raygenesis.errors import PassingError, ScanError
+from raygenesis.text.names import reason_text
 
 ATTEMPTS = 7  # waits of up to 1, 2, 4, 8, 16 and 20 s lie between them: about half a minute until a fault is lasting
 MAX_WAIT_SECONDS = 20
@@ -82,7 +83,7 @@ def raise_passing(error: BaseException, what: object, attempts: int = 1) -> None
 def lasting_reason(error: ScanError | OSError, what: object = "a file") -> str:
     """Why a file cannot be used, for a table of failures. Raises PassingError, naming `what`, where it may pass."""
     raise_passing(error, what)
-    return str(error) if isinstance(error, ScanError) else f"cannot be read ({_said(error)})"
+    return reason_text(str(error) if isinstance(error, ScanError) else f"cannot be read ({_said(error)})")
 
 
 def _said(error: BaseException) -> str:

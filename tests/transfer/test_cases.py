@@ -329,7 +329,7 @@ def test_a_class_beyond_those_named_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.5, -1, 300])
 def test_what_is_no_label_map_is_named(tmp_path: Path, value: float) -> None:
     example = write_pair(tmp_path, ball()[0], np.where(ball()[1], value, 0).astype(np.float32))
-    assert reason_of(example).startswith(f"{tmp_path}/labels/a.nii.gz holds other values than whole numbers from 0")
+    assert reason_of(example).startswith("a.nii.gz holds other values than whole numbers from 0")
 
 
 def test_values_of_a_file_become_classes(tmp_path: Path) -> None:
@@ -380,11 +380,11 @@ def test_a_file_that_cannot_be_read_says_so_and_of_a_label_map_its_name(tmp_path
     path = tmp_path / f"{kind}s" / "a.nii.gz"
     path.write_bytes(path.read_bytes()[:60])
     said = reason_of(example)
-    assert "cut short or damaged" in said and said.startswith(f"{path}: ") == (kind == "label")
+    assert "cut short or damaged" in said and said.startswith("a.nii.gz: ") == (kind == "label")
     path.unlink()
     missing = {
         "image": "cannot be read (No such file or directory)",
-        "label": f"{path}: cannot be read (No such file or directory)",
+        "label": "a.nii.gz: cannot be read (No such file or directory)",
     }
     assert reason_of(example) == missing[kind]
 
@@ -394,7 +394,7 @@ def test_colours_are_refused(tmp_path: Path) -> None:
     Image.fromarray(colours).save(tmp_path / "a.png")
     example = Example("a", "a", ImageFile((tmp_path / "a.png",)), value=1)
     said = reason_of(example, is_segmentation=False, input_shape=(8, 8))
-    assert said == f"{tmp_path}/a.png holds 3 images: expected one, of grey values"
+    assert said == "a.png holds 3 images: expected one, of grey values"
 
 
 @needs_hippocampi

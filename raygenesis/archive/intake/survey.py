@@ -15,7 +15,7 @@ from raygenesis.archive.formats.dicom_header import Header, read_header
 from raygenesis.archive.formats.readers import DICOM, SUFFIXES, format_named, format_of
 from raygenesis.archive.formats.slices import are_slices_of_a_stack
 from raygenesis.errors import RaygenesisError, ScanError
-from raygenesis.text.names import MAX_PATH, inner_path, printable
+from raygenesis.text.names import MAX_PATH, inner_path, printable, reason_text
 from raygenesis.workspace.faults import lasting_reason, patiently
 from raygenesis.workspace.fingerprint import digest
 
@@ -77,6 +77,9 @@ class SetAside:
 
     source: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", reason_text(self.reason))
 
 
 @dataclass(frozen=True)
