@@ -31,6 +31,7 @@ app.add_typer(weights_app, name="weights")
 Scans = Annotated[Path, typer.Option(help="Folder of scans (DICOM, NIfTI, …), searched through.")]
 WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder or s3://bucket/prefix of what is made.")]
 KeepIds = Annotated[bool, typer.Option("--keep-ids", help="Keep subjects' names and paths instead of keyed hashes.")]
+Rehash = Annotated[bool, typer.Option("--rehash", help="Read every file of a target again, whatever its times.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a YAML file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.path=value]...", help="Settings to change.")]
 Name = Annotated[str, typer.Option(help="Name of the pretraining run.")]
@@ -269,13 +270,13 @@ def sweep_command(
     space: Annotated[
         Path | None, typer.Option(help="YAML file: settings of the pretraining, each with its values or range.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of the sweep.")] = "default",
+    name: Annotated[str, typer.Option(help="Name of the sweep.")] = "default", rehash: Rehash = False,
 ) -> None:  # fmt: skip
     """Rank settings of the pretraining (λ, K, C, …) on one pattern store. Run it again to continue."""
     from raygenesis.pipeline import job
     from raygenesis.sweeps.sweep import sweep
 
-    settings, place = _settings(preset, overrides), _existing(workspace)
+    settings, place = _settings(preset, overrides), _with_digests(workspace, rehash)
     with job("sweep", place, settings) as announce:
         sweep(place, settings, name, space, announce)
 
@@ -294,14 +295,14 @@ def finetune_command(
             "seed; repeat it. Without: random and default.",
         ),
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of the target.")] = "default",
+    name: Annotated[str, typer.Option(help="Name of the target.")] = "default", rehash: Rehash = False,
 ) -> None:  # fmt: skip
     """Learn a target task from few labels, from random weights and from pretrained ones. Run it again to continue."""
     from raygenesis.pipeline import job
     from raygenesis.transfer.description import description_of
     from raygenesis.transfer.finetune import DEFAULT_SOURCES, FinetuneRequest, finetune
 
-    settings, place = _settings(preset, overrides), _existing(workspace)
+    settings, place = _settings(preset, overrides), _with_digests(workspace, rehash)
     description = description_of(target, images, labels, settings.ndim)
     request = FinetuneRequest(name, tuple(starts or DEFAULT_SOURCES))
     with job("finetune", place, settings) as announce:
@@ -311,13 +312,13 @@ def finetune_command(
 @app.command("compare")
 def compare_command(
     plan: Annotated[Path, typer.Argument(help="YAML file: initialisations and targets.")],
-    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
+    workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET, rehash: Rehash = False,
 ) -> None:  # fmt: skip
     """Pretrain every initialisation of a plan alike, and compare them on its targets. Run it again to continue."""
     from raygenesis.pipeline import job
     from raygenesis.studies.compare import compare
 
-    settings, place = _settings(preset, overrides), _existing(workspace)
+    settings, place = _settings(preset, overrides), _with_digests(workspace, rehash)
     with job("compare", place, settings) as announce:
         compare(plan, place, settings, announce)
 
@@ -436,3 +437,13 @@ def _existing(location: str) -> Workspace:
     from raygenesis.workspace.workspace import Workspace
 
     return Workspace.existing(location)
+
+
+def _with_digests(workspace: str, rehash: bool) -> Workspace:
+    """The workspace, with what it knows of the files of targets, unless they are all to be read again."""
+    from raygenesis.transfer.target_files import forget_digests
+
+    place = _existing(workspace)
+    if rehash:
+        forget_digests(place)
+    return place

@@ -21,6 +21,10 @@ class WorkspaceError(RaygenesisError):
     """A workspace is missing something, cannot be written, or was made by other settings."""
 
 
+class PassingError(WorkspaceError):
+    """A disk, a network or a server failed for longer than was waited for: nothing is known of what it holds."""
+
+
 class WeightsError(RaygenesisError):
     """A file of weights is of another format or network than it should be, or is damaged."""
 

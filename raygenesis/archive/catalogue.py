@@ -21,7 +21,7 @@ from raygenesis.workspace.files import Place, read_table, write_table
 
 CATALOGUE = pa.schema(
     [
-        ("volume_id", pa.string()),  # hash of the source files' bytes; names the volume's folder
+        ("volume_id", pa.string()),  # blake2b of the source files' bytes; names its folder
         ("subject_id", pa.string()),  # keyed hash, or the name itself with archive.keep_ids
         ("source", pa.string()),  # of the scan's path, likewise
         ("source_bytes", pa.int64()),

@@ -23,6 +23,7 @@ from raygenesis.archive.intake.known_files import write_private
 from raygenesis.archive.intake.outcomes import IntakeOutcome
 from raygenesis.archive.intake.parallel import forget_outcomes, take_in_all
 from raygenesis.archive.intake.survey import Scan, Survey
+from raygenesis.archive.volume_identity import volume_fingerprint
 from raygenesis.archive.work import COMPRESSED, ingest_work
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
@@ -157,7 +158,7 @@ def _finish(
         bytes=stored,  # the tables beside the volumes are small, and looking takes long
     )  # fmt: skip
     return stage.finish(
-        manifest, [[row["volume_id"], row["voxel_fingerprint"], first[row["subject_id"]]] for row in rows]
+        manifest, [[row["volume_id"], volume_fingerprint(row), first[row["subject_id"]]] for row in rows]
     )
 
 

@@ -18,9 +18,11 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from raygenesis.errors import ScanError
+from raygenesis.workspace.conditional import ERRORS, location, store_resources
+from raygenesis.workspace.faults import is_passing, patiently
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.hardware import num_cores
-from raygenesis.workspace.object_store import MAX_WAIT_SECONDS, STALL_SECONDS, RemotePath, StoreSettings, store_settings
+from raygenesis.workspace.object_store import RemotePath, StoreSettings, store_settings
 
 # Unpacked chunks that a process keeps for the next region: those that crops share. Ray runs a process a core.
 CACHE_BYTES = 32 * 2**20
@@ -38,9 +40,6 @@ FAULTS = {
     "Digest mismatch": "a checksum in {shard} does not agree",
     "[Bb]losc": "a chunk in {shard} cannot be unpacked",
 }
-
-# tensorstore gives its errors the Python types of their codes.
-ERRORS = (ValueError, IndexError, NotImplementedError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ class Array:
         """Begin to read regions (slices without steps), all of the array where None; the result waits for them.
 
         Regions may overlap: what they share is read and unpacked once. The result raises ScanError if a shard is
-        missing, cut short, or not what its checksums say, WorkspaceError if a store fails.
+        missing, cut short, or not what its checksums say, WorkspaceError if a store fails, or a disk for longer than is
+        waited for.
         """
         boxes = [
             tuple(
@@ -75,9 +75,14 @@ class Array:
             )
             for region in (region or [slice(None)] * self.ndim for region in regions)
         ]
+        begun = [self._reads(boxes)]
+        return functools.partial(
+            patiently, lambda: self._wait(begun.pop() if begun else self._reads(boxes)), self.folder
+        )
+
+    def _reads(self, boxes: Sequence[tuple[slice, ...]]) -> list[ts.Future[NDArray[Any]]]:
         with ts.Batch() as batch:  # chunks that lie side by side in a shard come in one request
-            reads = [self.store[box].read(batch=batch) for box in boxes]
-        return functools.partial(self._wait, reads)
+            return [self.store[box].read(batch=batch) for box in boxes]
 
     def read(self, region: Sequence[slice] | None = None) -> NDArray[Any]:
         """The voxels of one region, as in `begin_reading`."""
@@ -87,7 +92,7 @@ class Array:
         try:
             return [read.result() for read in reads]
         except ERRORS as error:
-            _raise_store_fault(self.folder, error)
+            _raise_fault(self.folder, error)
             shard = re.search(r'/?(c(\.\d+)+)"', str(error))
             name = f"shard {shard[1]}" if shard else "a shard"
             found = (words for said, words in FAULTS.items() if re.search(said, str(error)))
@@ -102,19 +107,21 @@ def begin_opening(folder: Place) -> Callable[[], Array]:
     """
     if isinstance(folder, RemotePath):
         folder.require_bucket()  # tensorstore takes a bucket that is not there for an empty one
-    opening = ts.open(
-        {
-            "driver": "zarr3",
-            "kvstore": _location(folder),
-            "metadata": CHECKED,
-            "fill_missing_data_reads": False,  # a lost shard would be read as zeros
-            # What the cache has is looked up anew for each opening, and not for each of its chunks.
-            "recheck_cached_metadata": "open",
-            "recheck_cached_data": "open",
-        },
-        read=True, open=True, context=_context(_settings_for(folder), _num_threads()),
-    )  # fmt: skip
-    return functools.partial(_opened, folder, opening)
+    spec = {
+        "driver": "zarr3",
+        "kvstore": location(folder),
+        "metadata": CHECKED,
+        "fill_missing_data_reads": False,  # a lost shard would be read as zeros
+        # What the cache has is looked up anew for each opening, and not for each of its chunks.
+        "recheck_cached_metadata": "open",
+        "recheck_cached_data": "open",
+    }
+
+    def begin() -> ts.Future[ts.TensorStore]:
+        return ts.open(spec, read=True, open=True, context=_context(_settings_for(folder), _num_threads()))
+
+    begun = [begin()]
+    return functools.partial(patiently, lambda: _opened(folder, begun.pop() if begun else begin()), folder)
 
 
 def open_array(folder: Place) -> Array:
@@ -129,7 +136,7 @@ def _opened(folder: Place, opening: ts.Future[ts.TensorStore]) -> Array:
             return array
         reason = "its zarr.json describes another kind of array"
     except ERRORS as error:
-        _raise_store_fault(folder, error)
+        _raise_fault(folder, error)
         message = str(error)
         reason = "its zarr.json is damaged, or describes another kind of array"
         if message.startswith("NOT_FOUND"):
@@ -137,23 +144,19 @@ def _opened(folder: Place, opening: ts.Future[ts.TensorStore]) -> Array:
     raise ScanError(reason)
 
 
-def _raise_store_fault(folder: Place, error: Exception) -> None:
-    """Raise WorkspaceError where it is the store that failed, and not the array."""
+def _raise_fault(folder: Place, error: Exception) -> None:
+    """Raise WorkspaceError where it is the store that failed, and not the array, and OSError where a disk may pass."""
     fault = folder.fault_of(error) if isinstance(folder, RemotePath) else None
     if fault is not None:
         raise fault from None
+    if is_passing(as_os_error(error)):
+        raise as_os_error(error) from None
 
 
-def _location(folder: Place) -> dict[str, Any]:
-    """Where an array lies, as tensorstore is told."""
-    if isinstance(folder, Path):
-        return {"driver": "file", "path": f"{folder}/"}
-    where = {"bucket": folder.bucket, "path": "".join(f"{part}/" for part in folder.parts)}
-    if folder.scheme == "gs":
-        return {"driver": "gcs", **where}
-    _, endpoint, region, *_ = store_settings(folder.scheme)
-    chosen = {"endpoint": endpoint, "aws_region": region}
-    return {"driver": "s3", **where, **{name: value for name, value in chosen.items() if value}}
+def as_os_error(error: Exception) -> OSError:
+    """An error of tensorstore as Python has it: with the system's number, where it has one, else with all its words."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def _settings_for(folder: Place) -> StoreSettings | int:
@@ -170,25 +173,9 @@ def _context(made_for: StoreSettings | int, num_threads: int) -> ts.Context:
         "file_io_concurrency": {"limit": FILES_AT_ONCE * num_threads},
     }
     if isinstance(made_for, StoreSettings):
-        # A server that hangs is given up, as by pyarrow.
-        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALL_SECONDS))
-        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
         kind = "gcs" if made_for.scheme == "gs" else "s3"
-        resources[f"{kind}_request_concurrency"] = {"limit": OBJECTS_AT_ONCE}
-        resources[f"{kind}_request_retries"] = {
-            "max_retries": made_for.attempts, "initial_delay": "1s", "max_delay": f"{MAX_WAIT_SECONDS}s"
-        }  # fmt: skip
-        if kind == "s3":
-            resources["aws_credentials"] = _credentials()
+        resources |= {f"{kind}_request_concurrency": {"limit": OBJECTS_AT_ONCE}, **store_resources(made_for)}
     return ts.Context(resources)
-
-
-def _credentials() -> dict[str, str]:
-    """Where tensorstore finds the keys; they are in nothing that it could print."""
-    if os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"):
-        return {"type": "environment"}
-    profile = os.environ.get("AWS_PROFILE")
-    return {"type": "default", "profile": profile} if profile else {"type": "default"}
 
 
 def _num_threads() -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import CATALOGUE, CatalogueRow, CatalogueRows, read_columns
 from raygenesis.archive.store import level_shape, open_level, read_array, volume_folder
+from raygenesis.archive.volume_identity import volume_fingerprint
 from raygenesis.cluster.streams import PartSource, SourcePart, read_parts
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.workspace.files import Place
@@ -34,7 +35,8 @@ def parts_of(rows: Sequence[Item], rows_per_part: int) -> list[tuple[int, Sequen
     return [(start, rows[start : start + rows_per_part]) for start in range(0, len(rows), rows_per_part)]
 
 
-# Catalogue rows → for each, in order, the columns of a schema beside `number`, `volume_id` and `failure`, or why not.
+# Catalogue rows → for each, in order, the columns of a schema, or why not; beside `number`, `volume_id`, `failure` and
+# the volume's `fingerprint`, where the schema has one.
 ReadRows = Callable[[Sequence[CatalogueRow]], Iterable[dict[str, Any] | ScanError]]
 
 
@@ -55,7 +57,7 @@ def catalogue_source(parts: Sequence[Part], sizes: Sequence[int], schema: pa.Sch
 def _read_part(start: int, rows: Iterable[CatalogueRow], schema: pa.Schema, read_rows: ReadRows) -> pa.Table:
     there, out = list(rows), []
     for number, (row, found) in enumerate(zip(there, read_rows(there), strict=True), start):
-        names = {"number": number, "volume_id": row["volume_id"]}
+        names = {"number": number, "volume_id": row["volume_id"], "fingerprint": volume_fingerprint(row)}
         if isinstance(found, ScanError):
             out.append(dict.fromkeys(schema.names) | names | {"failure": str(found)})
         else:

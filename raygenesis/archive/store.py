@@ -29,6 +29,7 @@ AXES = ("z", "y", "x")
 # Where a scan's indices rise to, in the words of NGFF's RFC-4. Of a single image nobody knows the plane.
 ORIENTATIONS = {"z": "inferior-to-superior", "y": "posterior-to-anterior", "x": "left-to-right"}
 ATTRIBUTES = "raygenesis"
+GROUP_FILE = "zarr.json"
 
 # Levels that are opened and read at once where many are asked for.
 LEVELS_AT_ONCE = 16
@@ -109,12 +110,12 @@ def write_volume(folder: Place, volume: Volume, record: StoredRecord, settings: 
     A whole volume that is there already stays: folders are named by content. Raises WorkspaceError if it cannot be
     written.
     """
-    if folder.exists() and read_record(folder) is None:
+    if folder.exists() and read_whole_record(folder) is None:
         remove_tree(folder)
     try:
         publish(folder, lambda aside: _write(aside, volume, record, settings))
     except WorkspaceError:
-        if read_record(folder) is None:
+        if read_whole_record(folder) is None:
             raise  # otherwise another task has stored a copy of the same scan meanwhile
     stored = read_record(folder)
     assert stored is not None
@@ -176,13 +177,21 @@ def _multiscale(volume: Volume, factors: list[tuple[int, ...]]) -> dict[str, Any
 def read_record(folder: Place) -> StoredRecord | None:
     """The record in a volume's attributes, or None where there is no whole volume."""
     try:
-        text = (folder / "zarr.json").read_bytes()
+        text = (folder / GROUP_FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         return json.loads(text)["attributes"][ATTRIBUTES]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def read_whole_record(folder: Place) -> StoredRecord | None:
+    """As `read_record`, of a volume whose files have as many bytes as were written."""
+    record = read_record(folder)
+    if record is None or folder_bytes(folder) - (folder / GROUP_FILE).stat().st_size != record["stored_bytes"]:
+        return None
+    return record
 
 
 def open_level(folder: Place, level: int) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,6 +144,11 @@ def validate(volume: Volume, fill_nan: float | None = None, is_label_map: bool =
     )  # fmt: skip
 
 
+def valid_voxels(volume: Volume, channel: NDArray[Any]) -> NDArray[Any]:
+    """Of one channel of a volume the voxels that show the scan, by which its range of values is measured."""
+    return channel if volume.valid is None or not volume.valid.any() else channel[volume.valid]
+
+
 def check_claim(claimed: int, path: Path, max_bytes: int, packed: bool) -> None:
     """Refuse a header whose voxels the file cannot hold, or that would not fit where a scan should."""
     if claimed > path.stat().st_size * (MAX_COMPRESSION if packed else 1):
@@ -160,13 +164,6 @@ def check_size(claimed: int, max_bytes: int, what: str = "voxels") -> None:
     if claimed > max_bytes:
         limit = f"archive.max_scan_gib={max_bytes / 2**30:g}"
         raise LargeScanError(f"{claimed:,} bytes of {what} are more than {limit}", claimed)
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether an error is the machine's and not the file's, such as a lost file server or too little memory."""
-    # A damaged file may have its reader look at a place that cannot be: the system says EINVAL.
-    lost = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-    return lost or isinstance(error, MemoryError)
 
 
 def first_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import tensorstore as ts
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
+
+from raygenesis.archive.reading import as_os_error
 
 # Shards lie side by side in an array's folder: for a million small volumes folders are what costs.
 SEPARATOR = "."
@@ -52,8 +53,7 @@ def write_array(
             )
             store[box].write(voxels[box]).result()
     except (ValueError, RuntimeError) as error:
-        number = re.search(r"os_error_code='(\d+)'", str(error))
-        raise OSError(*((int(number[1]), os.strerror(int(number[1]))) if number else (str(error),))) from None
+        raise as_os_error(error) from None
 
 
 @functools.cache

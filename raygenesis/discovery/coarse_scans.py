@@ -18,7 +18,13 @@ from raygenesis.settings import IntensitySettings
 from raygenesis.workspace.files import Place
 
 COARSE_SCHEMA = pa.schema(
-    [("number", pa.int64()), ("volume_id", pa.string()), ("cube", pa.binary()), ("failure", pa.string())]
+    [
+        ("number", pa.int64()),
+        ("volume_id", pa.string()),
+        ("fingerprint", pa.string()),  # of the volume (`archive/volume_identity.py`)
+        ("cube", pa.binary()),
+        ("failure", pa.string()),
+    ]
 )
 
 

@@ -34,13 +34,14 @@ class Comparer:
     least: float
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
-        """The pairs (columns one, other) with their likeness: rough and fine, null where it was not looked for.
+        """The pairs (columns one, other: keys of volumes) with their likeness: rough and fine.
 
-        Both are null where a scan is damaged.
+        Null where it was not looked for; both are null where a scan is damaged.
         """
         ones, others = pairs["one"].to_pylist(), pairs["other"].to_pylist()
-        rows = {row["volume_id"]: row for row in read_catalogue(self.catalog, {*ones, *others})}
-        read = functools.lru_cache(SCANS_IN_MEMORY)(lambda name: self._read(rows[name]))
+        id_of = {key: key.partition("/")[0] for key in {*ones, *others}}
+        rows = {row["volume_id"]: row for row in read_catalogue(self.catalog, set(id_of.values()))}
+        read = functools.lru_cache(SCANS_IN_MEMORY)(lambda key: self._read(rows[id_of[key]]))
         alike = np.array([self._compared(read(one), read(other)) for one, other in zip(ones, others, strict=True)])
         for name, values in zip(("rough", "fine"), alike.T, strict=True):
             pairs = pairs.append_column(name, pa.array(values, from_pandas=True))

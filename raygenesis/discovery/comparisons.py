@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.discovery.comparer import Comparer
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace.files import Place, parquet_dataset, write_table
+from raygenesis.workspace.files import Place, make_folder, parquet_dataset, write_table
 
 PAIRS_PER_PART = 512
 
+# Pairs of volumes by their keys (`keys_of`).
 PAIRS = pa.schema([("one", pa.string()), ("other", pa.string()), ("part", pa.int64())])
 COMPARISONS = pa.schema(
     [
@@ -32,14 +33,15 @@ COMPARISONS = pa.schema(
 class Comparisons:
     """What is known of pairs of scans, and compares more.
 
-    folder: of the table's parts, of one archive's settings: a volume's voxels follow from its id and from these.
-    volumes, catalog: of the archive. ids: volume ids by number.
+    folder: of the table's parts. volumes, catalog: of the archive. ids, keys: by number, of the volumes and of what
+    they were when they were embedded (`keys_of`).
     """
 
     folder: Place
     volumes: Place
     catalog: Place
     ids: pa.StringArray
+    keys: pa.StringArray
 
     def of(self, pairs: NDArray[np.int64], least: float, stage: str) -> NDArray[np.float64]:
         """The likeness of pairs of numbers [p, 2], in a stream that `stage` names.
@@ -77,7 +79,7 @@ class Comparisons:
                 f"a part of {self.folder} is damaged ({str(error).splitlines()[0]}): remove that folder, then run "
                 "`raygenesis neighbours`"
             ) from None
-        one, other = (pc.index_in(table[name], value_set=self.ids).combine_chunks() for name in ("one", "other"))
+        one, other = (pc.index_in(table[name], value_set=self.keys).combine_chunks() for name in ("one", "other"))
         is_known = pc.and_(pc.is_valid(one), pc.is_valid(other))
         keys = self._keys(*(column.filter(is_known).to_numpy() for column in (one, other)))
         values = [table[name].filter(is_known).to_numpy() for name in ("rough", "fine")]
@@ -95,13 +97,13 @@ class Comparisons:
 
     def _compare(self, pairs: NDArray[np.int64], least: float, stage: str) -> None:
         """Compare pairs, and add what is found to the table."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         there = self._parts()
         first = int(there[-1].name.removeprefix("part-").removesuffix(".parquet")) + 1 if there else 0
         parts = []
         for number, start in enumerate(range(0, len(pairs), PAIRS_PER_PART), first):
             some = pairs[start : start + PAIRS_PER_PART]
-            names = [self.ids.take(pa.array(column)) for column in some.T]
+            names = [self.keys.take(pa.array(column)) for column in some.T]
             table = pa.table([*names, pa.array(np.full(len(some), number))], schema=PAIRS)
             parts.append(SourcePart(partial(_itself, table), len(table), table.nbytes))
         source, comparer = PartSource(parts, PAIRS), Comparer(self.volumes, self.catalog, least)

@@ -23,6 +23,7 @@ from raygenesis.discovery.store_writer import (
     StoreTask,
     finish_store,
     manifest_of_parts,
+    most_in_memory,
     too_small,
     write_store,
 )
@@ -64,7 +65,7 @@ def crop(workspace: Workspace, settings: Settings, announce: Announce = unannoun
         say("crop", f"nothing to do: crops are in {workspace.crops}")
         return made
     announce([crop_work(discovery, len(names[TRAINING]), len(names[VALIDATION]))])
-    plan = plan_visits([names], num_crops, discovery.patterns_per_part)
+    plan = plan_visits([names], num_crops, discovery.patterns_per_part, most_in_memory(discovery.cube_shape))
     unlabelled = pa.array(np.full(plan.num_rows, UNLABELLED, np.int32))
     plan = plan.set_column(plan.column_names.index("reference"), "reference", unlabelled)
     plan_crops = CropPlanner(workspace.volumes, discovery, settings.intensity, settings.seed)

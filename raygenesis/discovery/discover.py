@@ -13,7 +13,7 @@ from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.discovery.alignment import AlignmentError
 from raygenesis.discovery.coordinates import CoordinateError
-from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.embeddings import Embeddings, present_embeddings
 from raygenesis.discovery.find_neighbours import find_neighbours
 from raygenesis.discovery.group_shares import group_numbers, references_by_group
 from raygenesis.discovery.neighbours import NeighbourFinder, Search, searcher, typical_distance
@@ -27,6 +27,7 @@ from raygenesis.discovery.store_writer import (
     StoreTask,
     finish_store,
     manifest_of_parts,
+    most_in_memory,
     too_small,
     write_store,
 )
@@ -35,7 +36,7 @@ from raygenesis.discovery.work import discover_work
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION, PlannedPattern
 from raygenesis.settings import DiscoverySettings, IntensitySettings, Settings
-from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX, NEIGHBOURS, PATTERNS
+from raygenesis.workspace.artifacts import ARCHIVE, INDEX, NEIGHBOURS, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import PatternsManifest, ReferenceRecord
 from raygenesis.workspace.stage import Stage
@@ -47,14 +48,14 @@ SPARE_REFERENCES = 32
 
 def discover(workspace: Workspace, settings: Settings, announce: Announce = unannounced) -> PatternsManifest:
     """Plan and write the pattern store; returns its manifest. Parts that are there already are not cropped again."""
-    embedded = EMBEDDINGS.require(workspace.embeddings)
+    embedded = present_embeddings(workspace)
     discovery, intensity, seed = settings.discovery, settings.intensity, settings.seed
     included = {"discovery", "intensity", "seed", "validation_fraction"}
     chosen = settings.model_dump(mode="json", include=included, exclude={"discovery": {"num_crops"}})
-    inputs = {"embeddings": embedded.fingerprint}
+    inputs = {"embeddings": embedded.fingerprint, "archive": ARCHIVE.require(workspace.archive).fingerprint}
     if (near := NEIGHBOURS.read(workspace.neighbours)) is not None:
         inputs["neighbours"] = near.fingerprint
-    later = frozenset({"neighbours"})
+    later = frozenset({"neighbours", "archive"})
     stage = Stage(PATTERNS, workspace.patterns, {**chosen, "method": settings.index.method}, inputs, later=later)
     if (made := stage.finished()) is not None:
         say("discover", f"nothing to do: patterns are in {workspace.patterns}")
@@ -74,7 +75,7 @@ def discover(workspace: Workspace, settings: Settings, announce: Announce = unan
         {TRAINING: patients.names(one.training), VALIDATION: patients.names(one.validation)} for one in neighbourhoods
     ]
     per_visit = discovery.num_coordinates * len(discovery.scales)
-    plan = plan_visits(names, per_visit, discovery.patterns_per_part)
+    plan = plan_visits(names, per_visit, discovery.patterns_per_part, most_in_memory(discovery.cube_shape))
     references = [one.reference for one in neighbourhoods]
     plan_patterns = PatternPlanner(workspace.volumes, references, discovery, intensity, seed)
     store = StoreTask(workspace.patterns, workspace, discovery.cube_shape, intensity, per_visit, plan_patterns)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +13,7 @@ import ray.data
 import torch
 
 from raygenesis.archive.catalogue import CatalogueRows, read_columns
+from raygenesis.archive.volume_identity import volume_fingerprints
 from raygenesis.archive.work import archive_size
 from raygenesis.cluster import capacity, environment
 from raygenesis.cluster.gauges import set_gauge
@@ -22,6 +21,15 @@ from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.streams import RETRIED, PartSource, StreamProgress, read_parts, write_parts
 from raygenesis.cluster.work import Announce, Work, unannounced
 from raygenesis.discovery.coarse_scans import coarse_cubes
+from raygenesis.discovery.embedding_parts import (
+    LISTING_FILE,
+    are_readable,
+    digest_of_listing,
+    extended,
+    missing_parts,
+    part_path,
+    read_listing,
+)
 from raygenesis.discovery.embeddings import Embeddings
 from raygenesis.discovery.encoders import encoder_work, ready_encoder
 from raygenesis.discovery.work import embed_work
@@ -30,21 +38,16 @@ from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.scan_encoders import load_scan_encoder
 from raygenesis.patterns.cells import decode
 from raygenesis.settings import AutoencoderSettings, EmbeddingSettings, Settings, adopt, settings_of_run
-from raygenesis.text.amounts import size
+from raygenesis.text.amounts import several, size
 from raygenesis.training.devices import prefer_speed, send
 from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.failures import FAILURES
-from raygenesis.workspace.files import Place, as_place, parquet_dataset, read_table, write_table
-from raygenesis.workspace.fingerprint import digest_of_text
+from raygenesis.workspace.files import Place, as_place, parquet_dataset, write_table
 from raygenesis.workspace.manifest import ArchiveManifest, EmbeddingsCounts, EmbeddingsManifest, Tree
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
 VOLUMES_PER_BATCH = 16
-
-# Which part a volume is in, by the part's first number.
-LISTING_FILE = "listing.parquet"
-LISTING = pa.schema([("volume_id", pa.string()), ("start", pa.int64())])
 
 
 def embed(
@@ -52,14 +55,15 @@ def embed(
 ) -> EmbeddingsManifest:
     """Embed every volume of the archive into `embeddings/part-*.parquet`, or `output`; returns the manifest.
 
-    A part that is there is not made again, and volumes that came after it get parts of their own.
+    A part that is there is not made again unless it is damaged or a volume of it is no longer as it was, and volumes
+    that came after it get parts of their own.
     """
     settings = adopt(settings, _intensity_of_run(settings.embedding.encoder))
     archive = ARCHIVE.require(workspace.archive)
     folder = as_place(output) if output else workspace.embeddings
     known = read_columns(workspace.catalog, ["volume_id", "source"], ndim=settings.ndim)
     training = encoder_work(workspace, settings, archive_size(archive))
-    embedding = _work(folder, archive, known["volume_id"], settings.embedding, settings.autoencoder)
+    embedding = _work(folder, archive, workspace.catalog, known["volume_id"], settings.embedding, settings.autoencoder)
     if training and output is None:
         announce([*training, *embedding])
     weights, identity = ready_encoder(workspace, settings)
@@ -70,19 +74,20 @@ def embed(
     command = () if encoder == "autoencoder" else ("embed", "--encoder", encoder)
     stage = Stage(EMBEDDINGS, folder, chosen, {"encoder": identity}, command=command)
     earlier = stage.finished()
-    if earlier is not None and earlier.archive == archive.fingerprint:
+    is_made = earlier is not None and earlier.archive == archive.fingerprint
+    if earlier is not None and is_made and are_readable(folder, earlier.counts.parts):
         say("embed", f"nothing to do: embeddings are in {folder}")
         return earlier
     watch = Stopwatch()
     if embedding and not training and output is None:
         announce(embedding)
     with stage.claimed():
-        listed = _read_listing(folder)
-        listing = _extended(listed, known["volume_id"], settings.embedding.volumes_per_part)
+        listed = read_listing(folder)
+        listing = extended(listed, known["volume_id"], settings.embedding.volumes_per_part)
         if len(listing) > len(listed):
             write_table(folder / LISTING_FILE, listing)
-        num_made = len(_names_of_parts(folder))
-        missing = _missing_parts(folder, listing, known["volume_id"])
+        missing = missing_parts(folder, listing, volume_fingerprints(workspace.catalog, ndim=settings.ndim))
+        _say_made_anew(folder, [start for start, _ in missing])
         parts = [(start, CatalogueRows(workspace.catalog, ids.to_pylist())) for start, ids in missing]
         num_new = sum(len(rows) for _, rows in parts)
         if parts:
@@ -94,12 +99,12 @@ def embed(
             shown = StreamProgress("embed", "volumes", source.num_rows, source.num_parts)
             write_parts(stream, functools.partial(publish_part, folder=folder), shown, after_actors=bool(num_gpus))
         failed = _failures(folder, known)
-        num_parts = num_made + len(parts)
+        num_parts = sum(1 for _ in folder.glob("part-*.parquet"))
         counts = EmbeddingsCounts(volumes=len(known) - len(failed), new=num_new, failures=len(failed), parts=num_parts)
         manifest = EmbeddingsManifest(
             counts=counts, seconds=watch.seconds, archive=archive.fingerprint, size=Embeddings(folder).size
         )
-        manifest = stage.finish(manifest, content=[archive.fingerprint, _digest(listing)])
+        manifest = stage.finish(manifest, content=[archive.fingerprint, digest_of_listing(listing)])
     set_gauge("raygenesis_failures", len(failed), stage=EMBEDDINGS.name)
     rate = num_new / max(watch.seconds, 1e-9)
     say(
@@ -118,57 +123,25 @@ def _intensity_of_run(encoder: str) -> Tree:
 
 
 def _work(
-    folder: Place, archive: ArchiveManifest, ids: pa.ChunkedArray, settings: EmbeddingSettings,
+    folder: Place, archive: ArchiveManifest, catalog: Place, ids: pa.ChunkedArray, settings: EmbeddingSettings,
     autoencoder: AutoencoderSettings,
 ) -> list[Work]:  # fmt: skip
     """The work to embed the volumes of the archive that have no embedding in the folder, if there are any."""
     made = EMBEDDINGS.read(folder)
-    if made is not None and made.archive == archive.fingerprint:
+    if made is not None and made.archive == archive.fingerprint and are_readable(folder, made.counts.parts):
         return []
-    listing = _extended(_read_listing(folder), ids, settings.volumes_per_part)
-    number = sum(len(missing) for _, missing in _missing_parts(folder, listing, ids))
+    listing = extended(read_listing(folder), ids, settings.volumes_per_part)
+    missing = missing_parts(folder, listing, volume_fingerprints(catalog, ids))
+    number = sum(len(volumes) for _, volumes in missing)
     scans = replace(archive_size(archive), num_scans=number)
     return [embed_work(scans, settings, autoencoder)] if number else []
 
 
-def _read_listing(folder: Place) -> pa.Table:
-    """Rows (schema LISTING) of all parts in order; none where nothing has been embedded."""
-    path = folder / LISTING_FILE
-    return read_table(path, schema=LISTING) if path.is_file() else LISTING.empty_table()
-
-
-def _extended(listing: pa.Table, ids: pa.ChunkedArray, volumes_per_part: int) -> pa.Table:
-    """The listing, with the volumes that are new in parts of their own, for good."""
-    new = ids.filter(pc.invert(pc.is_in(ids, value_set=listing["volume_id"])))
-    if len(new):
-        begin = listing["start"][-1].as_py() + volumes_per_part if len(listing) else 0
-        starts = begin + np.arange(len(new)) // volumes_per_part * volumes_per_part
-        listing = pa.concat_tables([listing, pa.table([new, pa.array(starts)], schema=LISTING)]).combine_chunks()
-    return listing
-
-
-def _missing_parts(folder: Place, listing: pa.Table, ids: pa.ChunkedArray) -> list[tuple[int, pa.ChunkedArray]]:
-    """The first number and the volumes of each part that is not there; only of volumes with these ids."""
-    made = _names_of_parts(folder)
-    there = listing.filter(pc.is_in(listing["volume_id"], value_set=ids))
-    return [(start, volumes) for start, volumes in _parts(there) if _part_path(folder, start).name not in made]
-
-
-def _names_of_parts(folder: Place) -> set[str]:
-    return {path.name for path in folder.glob("part-*.parquet")}
-
-
-def _parts(listing: pa.Table) -> Iterator[tuple[int, pa.ChunkedArray]]:
-    """The first number of each part and the ids of its volumes."""
-    starts, begins = np.unique(listing["start"].to_numpy(), return_index=True)
-    for start, begin, end in zip(starts.tolist(), begins, [*begins[1:], len(listing)], strict=True):
-        yield start, listing["volume_id"][begin:end]
-
-
-def _digest(listing: pa.Table) -> str:
-    """The digest of the tree of parts: start → volume ids."""
-    texts = (f'"{start}": {json.dumps(ids.to_pylist())}' for start, ids in _parts(listing))
-    return digest_of_text(itertools.chain("{", (", " * (number > 0) + text for number, text in enumerate(texts)), "}"))
+def _say_made_anew(folder: Place, starts: Sequence[int]) -> None:
+    """Say which parts are there and made again all the same."""
+    anew = [path.name for start in starts if (path := part_path(folder, start)).is_file()]
+    if anew:
+        say("embed", f"{several(len(anew), 'parts')} made anew, damaged or of other voxels, the first {anew[0]}")
 
 
 def _failures(folder: Place, known: pa.Table) -> pa.Table:
@@ -198,7 +171,7 @@ class Embedder:
     device: str
 
     def __call__(self, part: pa.Table) -> pa.Table:
-        """Rows of a `coarse_cubes` part (schema COARSE_SCHEMA) → number, volume_id, embedding, failure of each."""
+        """Rows of a `coarse_cubes` part (schema COARSE_SCHEMA) → number, volume_id, fingerprint, embedding, failure."""
         latent = self.encode(part["cube"].to_pylist()).cpu().numpy()  # once a part: a GPU is not waited for in between
         failures = [
             reason or ("" if np.isfinite(vector).all() else "its embedding is not finite")
@@ -208,6 +181,7 @@ class Embedder:
             {
                 "number": part["number"],
                 "volume_id": part["volume_id"],
+                "fingerprint": part["fingerprint"],
                 "embedding": pa.FixedSizeListArray.from_arrays(latent.ravel(), latent.shape[1]),
                 "failure": failures,
             }
@@ -262,8 +236,4 @@ def embed_stream(source: PartSource, embedder: Embedder, settings: EmbeddingSett
 
 def publish_part(part: pa.Table, folder: Place) -> None:
     """Write the embeddings of one part under the number of its first volume. Raises WorkspaceError."""
-    write_table(_part_path(folder, part["number"][0].as_py()), part.drop_columns("number"))
-
-
-def _part_path(folder: Place, start: int) -> Place:
-    return folder / f"part-{start:09d}.parquet"
+    write_table(part_path(folder, part["number"][0].as_py()), part.drop_columns("number"))

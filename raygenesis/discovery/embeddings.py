@@ -17,11 +17,26 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from raygenesis.archive.volume_identity import keys_of
 from raygenesis.discovery.exact import check_finite
 from raygenesis.errors import WorkspaceError
+from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS
 from raygenesis.workspace.files import Place, parquet_dataset, parquet_file, store_fault
+from raygenesis.workspace.manifest import EmbeddingsManifest
+from raygenesis.workspace.workspace import Workspace
 
 BLOCK_ROWS = 8192
+
+
+def present_embeddings(workspace: Workspace) -> EmbeddingsManifest:
+    """The manifest of the embeddings. Raises WorkspaceError where there are none, or none of the archive as it is."""
+    embedded, archive = EMBEDDINGS.require(workspace.embeddings), ARCHIVE.read(workspace.archive)
+    if archive is not None and embedded.archive and embedded.archive != archive.fingerprint:
+        raise WorkspaceError(
+            f"{workspace.embeddings} is of another state of {workspace.archive}: run `raygenesis embed`, which brings "
+            "it up to date"
+        )
+    return embedded
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,15 @@ class Embeddings:
         with self._naming_damage():
             table = self._dataset().to_table(columns=["volume_id"], filter=pc.field("failure") == "")
         return table["volume_id"].combine_chunks()
+
+    def keys(self) -> pa.StringArray:
+        """By number what identifies a volume as it was embedded (`keys_of`); its id alone of an earlier version."""
+        with self._naming_damage():
+            dataset = self._dataset()
+            names = [name for name in ("volume_id", "fingerprint") if name in dataset.schema.names]
+            table = dataset.to_table(columns=names, filter=pc.field("failure") == "")
+        key = keys_of(*table.columns) if len(names) == 2 else table["volume_id"]
+        return key.combine_chunks()
 
     @property
     def size(self) -> int:
@@ -139,9 +163,7 @@ class Embeddings:
             if (fault := store_fault(self.folder, error)) is not None:
                 raise fault from error
             damaged = next((path for path in self._paths() if not _opens(path)), self.folder)
-            raise WorkspaceError(
-                f"{damaged} is damaged: remove it and manifest.json beside it, then run `raygenesis embed`"
-            ) from None
+            raise WorkspaceError(f"{damaged} is damaged: run `raygenesis embed`, which makes it anew") from None
 
     def _paths(self) -> list[Place]:
         return sorted(self.folder.glob("part-*.parquet"))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import ray.data
-import xxhash
 
 from raygenesis.archive.catalogue import CatalogueRows, is_held_out, read_columns
 from raygenesis.archive.source import parts_of
@@ -32,7 +31,7 @@ from raygenesis.settings.streams import ENCODER_SCANS
 from raygenesis.training.chosen_precision import with_precision
 from raygenesis.training.fit import fit_with_ray, samples_from
 from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, PCA_COMMAND
-from raygenesis.workspace.files import Place, as_place
+from raygenesis.workspace.files import Place, as_place, blake2b_of
 from raygenesis.workspace.manifest import (
     ArchiveManifest,
     AutoencoderCounts,
@@ -68,7 +67,7 @@ def ready_encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]
             f"embedding.encoder={chosen} takes {len(model.input_shape)}D scans and discovery.cube_shape asks for "
             f"{settings.ndim}D"
         )
-    return file, xxhash.xxh3_64_hexdigest(file.read_bytes())
+    return file, blake2b_of(file)
 
 
 def encoder_work(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> list[Work]:
@@ -93,6 +92,8 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> AutoencoderMa
         return made
     watch = Stopwatch()
     training, validation = _split(workspace, settings.ndim, settings.validation_fraction, settings.seed)
+    if stage.begins_anew():
+        say("auto-encoder", "it was begun with another state of the archive, and begins anew")
     with stage.claimed():
         joining.connect()
         drawn = [_sample(ids, settings.autoencoder.max_volumes, settings.seed) for ids in (training, validation)]
@@ -110,7 +111,7 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> AutoencoderMa
         best = min(row["val_mse"] for row in state["history"])
         counts = AutoencoderCounts(training=len(drawn[0]), validation=len(drawn[1]), epochs=len(state["history"]))
         manifest = AutoencoderManifest(counts=counts, seconds=watch.seconds, archive=archive.fingerprint, val_mse=best)
-        manifest = stage.finish(manifest, content=archive.fingerprint)
+        manifest = stage.finish(manifest)
     say("auto-encoder", f"{num_epochs} epochs, held-out error {best:.5f}, {watch.seconds:.1f} s → {stage.folder}")
     return manifest
 
@@ -122,7 +123,8 @@ def _autoencoder_stage(workspace: Workspace, settings: Settings) -> tuple[Stage[
     chosen = settings.model_dump(mode="json", include={"autoencoder", "intensity", "seed", "validation_fraction"})
     if begun is not None and "precision" not in begun["autoencoder"] and chosen["autoencoder"]["precision"] == "fp32":
         del chosen["autoencoder"]["precision"]  # as an earlier version recorded it
-    return Stage(AUTOENCODER, workspace.autoencoder, chosen, {}), settings
+    inputs = {"archive": ARCHIVE.require(workspace.archive).fingerprint}
+    return Stage(AUTOENCODER, workspace.autoencoder, chosen, inputs, growing=frozenset(inputs)), settings
 
 
 def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:
@@ -130,7 +132,8 @@ def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:
     archive = ARCHIVE.require(workspace.archive)
     chosen = settings.model_dump(mode="json", include={"intensity", "seed", "validation_fraction"})
     chosen["autoencoder"] = settings.autoencoder.model_dump(mode="json", include={"input_shape", "latent_size"})
-    stage = Stage(COMPONENTS, workspace.pca, chosen, {}, command=PCA_COMMAND)
+    inputs = {"archive": archive.fingerprint}
+    stage = Stage(COMPONENTS, workspace.pca, chosen, inputs, command=PCA_COMMAND, growing=frozenset(inputs))
     if (made := stage.finished()) is not None:
         _say_kept("pca", made, archive, workspace.pca)
         return made
@@ -150,7 +153,7 @@ def fit_pca(workspace: Workspace, settings: Settings) -> ComponentsManifest:
         error = float((model(held_out) - held_out).square().mean())
         counts = ComponentsCounts(components=model.latent_size, training=len(samples[0]), validation=len(held_out))
         manifest = ComponentsManifest(counts=counts, seconds=watch.seconds, archive=archive.fingerprint, val_mse=error)
-        manifest = stage.finish(manifest, content=archive.fingerprint)
+        manifest = stage.finish(manifest)
     say("pca", f"{model.latent_size} components, held-out error {error:.5f}, {watch.seconds:.1f} s → {stage.folder}")
     return manifest
 

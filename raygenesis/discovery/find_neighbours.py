@@ -16,11 +16,12 @@ from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.streams import RETRIED, StreamProgress, read_parts, write_parts
 from raygenesis.cluster.work import Announce, unannounced
 from raygenesis.discovery.comparisons import Comparisons
-from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.embeddings import Embeddings, present_embeddings
 from raygenesis.discovery.exact import Neighbours, exact_search, recall
 from raygenesis.discovery.neighbour_table import (
     NEIGHBOURS_SCHEMA,
     SCANS_PER_PART,
+    are_readable,
     digest_of_ids,
     num_searched,
     part_path,
@@ -38,7 +39,7 @@ from raygenesis.errors import WorkspaceError
 from raygenesis.settings import IndexSettings, Settings
 from raygenesis.settings.streams import RECALL_QUERIES
 from raygenesis.text.amounts import several, size
-from raygenesis.workspace.artifacts import ARCHIVE, EMBEDDINGS, NEIGHBOURS
+from raygenesis.workspace.artifacts import ARCHIVE, NEIGHBOURS
 from raygenesis.workspace.files import Place, remove_tree, write_table
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.manifest import NeighboursCounts, NeighboursManifest, Tree
@@ -53,7 +54,7 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
 
     What is there is kept: parts whose scans were searched for among all, and of others what is known already.
     """
-    embedded = EMBEDDINGS.require(workspace.embeddings)
+    embedded = present_embeddings(workspace)
     chosen = settings.model_dump(mode="json", include={"index", "seed"})
     stage = Stage(NEIGHBOURS, workspace.neighbours, chosen, {"encoder": encoder_of(embedded)})
     earlier = stage.finished()
@@ -65,26 +66,26 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
     watch = Stopwatch()
     # Though neighbours are there, the index may have been removed, or another K be asked of it.
     index = build_index(workspace, settings.index, settings.discovery, settings.seed)
-    if earlier is not None and is_made:
+    embeddings = Embeddings(workspace.embeddings)
+    if earlier is not None and is_made and are_readable(workspace.neighbours, embeddings.num_volumes):
         say("neighbours", f"nothing to do: they are in {workspace.neighbours}")
         return earlier
-    embeddings = Embeddings(workspace.embeddings)
-    ids = embeddings.ids()
+    ids, keys = embeddings.ids(), embeddings.keys()
     is_there = in_archive(workspace.catalog, ids)
     if not is_there.any():
         raise WorkspaceError(f"no scan in {workspace.archive} has an embedding: run `raygenesis embed` first")
     with stage.claimed():
         folder = workspace.neighbours
         search = RowSearch(folder, workspace.index, embeddings, ids, is_there, index.shards, index.ef, settings.index)
-        searched = num_searched(folder, ids, is_there)
-        num_new = _write_rows(search, searched)
+        searched = num_searched(folder, ids, keys, is_there)
+        num_new = _write_rows(search, keys, searched)
         found, share = _measured(search, settings.seed)
         if any(searched.values()) and _with_itself(share, settings.index) < settings.index.min_recall:
             say("neighbours", f"recall {share:.4f}, of rows that have grown, is too low: all scans are searched anew")
-            _write_rows(search, dict.fromkeys(searched, 0))
+            _write_rows(search, keys, dict.fromkeys(searched, 0))
             found, share = _measured(search, settings.seed)
         compared = _comparisons_folder(folder, {} if archive is None else archive.settings)
-        comparisons = Comparisons(compared, workspace.volumes, workspace.catalog, ids)
+        comparisons = Comparisons(compared, workspace.volumes, workspace.catalog, ids, keys)
         scans = scan_facts(comparisons, is_there, found, settings.seed)
         write_table(folder / SCANS_FILE, scans)
         sizes = np.bincount(scans["group"].filter(pc.greater_equal(scans["group"], 0)).to_numpy())
@@ -142,8 +143,11 @@ class PartSearch:
         return rows.append_column("number", part["number"])
 
 
-def _write_rows(search: RowSearch, searched: Mapping[int, int]) -> int:
-    """Write the parts that are not up to date, see `PartSearch`; returns the number of scans that had no row."""
+def _write_rows(search: RowSearch, keys: pa.StringArray, searched: Mapping[int, int]) -> int:
+    """Write the parts that are not up to date, see `PartSearch`; returns the number of scans that had no row.
+
+    keys: what identifies the volumes by number, as they were embedded.
+    """
     ids, folder = search.ids, search.folder
     spans = [(first, min(first + SCANS_PER_PART, len(ids))) for first, number in searched.items() if number < len(ids)]
     if spans:
@@ -152,7 +156,7 @@ def _write_rows(search: RowSearch, searched: Mapping[int, int]) -> int:
             PartSearch(search, searched), batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **RETRIED
         )
         shown = StreamProgress("neighbours", "scans", source.num_rows, source.num_parts)
-        write_parts(rows, partial(_publish, folder, len(ids), digest_of_ids(ids, search.is_there)), shown)
+        write_parts(rows, partial(_publish, folder, len(ids), digest_of_ids(keys, search.is_there)), shown)
     wanted = {part_path(folder, first).name for first in searched}
     for path in part_paths(folder):
         if path.name not in wanted:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raygenesis.archive.catalogue import strings
 from raygenesis.discovery.exact import Neighbours, nearest
 from raygenesis.errors import WorkspaceError
-from raygenesis.workspace.files import Place, read_table
+from raygenesis.workspace.files import Place, parquet_file, read_table
 from raygenesis.workspace.fingerprint import digest_of_text
 
 SCANS_PER_PART = 4096
@@ -29,7 +29,7 @@ NEIGHBOURS_SCHEMA = pa.schema(
     [("volume_id", pa.string()), ("neighbours", pa.list_(pa.string())), ("distances", pa.list_(pa.float32()))]
 )
 
-# In the metadata of a part: the number of scans that were searched, and the digest of their ids, "" of those gone.
+# In the metadata of a part: the number of scans that were searched, and the digest of their keys, "" of those gone.
 SEARCHED, DIGEST = b"searched", b"ids"
 
 
@@ -92,9 +92,19 @@ def read_part(path: Place, columns: Sequence[str] = NEIGHBOURS_SCHEMA.names) -> 
         return read_table(path, columns=list(columns))
     except (pa.ArrowInvalid, OSError) as error:
         fault = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise WorkspaceError(
-            f"{path} is {fault}: remove it and manifest.json beside it, then run `raygenesis neighbours`"
-        ) from None
+        raise WorkspaceError(f"{path} is {fault}: run `raygenesis neighbours`, which makes it anew") from None
+
+
+def are_readable(folder: Place, num_scans: int) -> bool:
+    """Whether the parts of so many scans are there, and none of them is damaged."""
+    return all(_is_readable(part_path(folder, first)) for first in range(0, num_scans, SCANS_PER_PART))
+
+
+def _is_readable(path: Place) -> bool:
+    try:
+        return parquet_file(path).metadata.num_rows > 0
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 def stamped(table: pa.Table, searched: int, digest: str) -> pa.Table:
@@ -102,18 +112,21 @@ def stamped(table: pa.Table, searched: int, digest: str) -> pa.Table:
     return table.replace_schema_metadata({SEARCHED: str(searched), DIGEST: digest})
 
 
-def num_searched(folder: Place, ids: pa.StringArray, is_there: NDArray[np.bool_]) -> dict[int, int]:
+def num_searched(
+    folder: Place, ids: pa.StringArray, keys: pa.StringArray, is_there: NDArray[np.bool_]
+) -> dict[int, int]:
     """By the first number of each part that there is to be: among how many scans it was searched for.
 
-    0 where there is none, or none that holds for the first so many of these ids, or others of them were there then.
+    keys: what identifies the volumes as they were embedded. 0 where there is no part, or it is damaged, or does not
+    hold for the first so many of these, or others of them were there then.
     """
-    digest = functools.cache(lambda number: digest_of_ids(ids[:number], is_there[:number]))
+    digest = functools.cache(lambda number: digest_of_ids(keys[:number], is_there[:number]))
     return {first: _num_searched(folder, first, ids, digest) for first in range(0, len(ids), SCANS_PER_PART)}
 
 
 def _num_searched(folder: Place, first: int, ids: pa.StringArray, digest: Callable[[int], str]) -> int:
     path = part_path(folder, first)
-    if not path.is_file():
+    if not _is_readable(path):
         return 0
     table = read_part(path, ["volume_id"])
     facts = table.schema.metadata or {}

@@ -15,7 +15,7 @@ from raygenesis.cluster import fan_out
 from raygenesis.cluster.gauges import set_gauge
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
-from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.embeddings import Embeddings, present_embeddings
 from raygenesis.discovery.exact import Neighbours, SearchError, exact_search, is_exact_cheaper, recall
 from raygenesis.discovery.index import (
     build_graph,
@@ -34,7 +34,7 @@ from raygenesis.patterns.schema import TRAINING
 from raygenesis.settings import DiscoverySettings, IndexSettings
 from raygenesis.settings.streams import RECALL_QUERIES, TYPICAL_DISTANCE
 from raygenesis.text.amounts import size
-from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX
+from raygenesis.workspace.artifacts import INDEX
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.manifest import EmbeddingsManifest, IndexCounts, IndexManifest, Shard
@@ -59,7 +59,7 @@ def build_index(
     An index that is there is grown by the volumes it lacks. `ef` is raised until the demanded recall is met. Raises
     WorkspaceError if no volume has an embedding.
     """
-    embedded = EMBEDDINGS.require(workspace.embeddings)
+    embedded = present_embeddings(workspace)
     decisive = settings.model_dump(mode="json", exclude={"num_neighbours"})
     stage = Stage(INDEX, workspace.index, {"seed": seed, "index": decisive}, {})
     earlier = stage.finished()
@@ -71,11 +71,11 @@ def build_index(
     watch = Stopwatch()
     embeddings = Embeddings(workspace.embeddings)
     embeddings.check()
-    ids, encoder = embeddings.ids(), encoder_of(embedded)
-    num_volumes = len(ids)
+    keys, encoder = embeddings.keys(), encoder_of(embedded)
+    num_volumes = len(keys)
     if not num_volumes:
         raise WorkspaceError(f"no scan has an embedding: see {workspace.embeddings / 'failures.parquet'}")
-    shards = _shards_there(workspace.index, earlier, encoder, ids)
+    shards = _shards_there(workspace.index, earlier, encoder, keys)
     num_indexed = sum(shard.count for shard in shards)
     method = settings.method
     if method == "auto":
@@ -86,7 +86,7 @@ def build_index(
         # Graphs that are there stay, searched or not.
         ef, found = None, 1.0
         if method == "hnsw":
-            volumes_of = partial(_volumes_of, encoder, ids)
+            volumes_of = partial(_volumes_of, encoder, keys)
             shards = _grow(workspace.index, embeddings, volumes_of, shards, settings, seed)
             k = min(asked[0], num_volumes)
             drawn = RECALL_QUERIES.generator(seed).permutation(num_volumes)[:NUM_QUERIES]
@@ -94,25 +94,25 @@ def build_index(
         manifest = IndexManifest(
             counts=IndexCounts(volumes=num_volumes, shards=len(shards), indexed_before=num_indexed),
             seconds=watch.seconds, method=method, embeddings=embedded.fingerprint, encoder=encoder,
-            ids=digest_of_ids(ids), asked=asked, shards=tuple(shards), ef=ef, recall=found,
+            ids=digest_of_ids(keys), asked=asked, shards=tuple(shards), ef=ef, recall=found,
         )  # fmt: skip
         manifest = stage.finish(manifest, content=[embedded.fingerprint, method])
     _summarise(manifest, workspace.index)
     return manifest
 
 
-def _shards_there(folder: Place, earlier: IndexManifest | None, encoder: str, ids: pa.StringArray) -> list[Shard]:
+def _shards_there(folder: Place, earlier: IndexManifest | None, encoder: str, keys: pa.StringArray) -> list[Shard]:
     """The shards that hold these volumes as this encoder embeds them: of the manifest, or of a job that was cut off."""
     if earlier is not None:
         num_indexed = sum(shard.count for shard in earlier.shards)
-        if (earlier.encoder, earlier.ids) == (encoder, digest_of_ids(ids[:num_indexed])):
+        if (earlier.encoder, earlier.ids) == (encoder, digest_of_ids(keys[:num_indexed])):
             return list(earlier.shards)
-    return recorded_shards(folder, partial(_volumes_of, encoder, ids))
+    return recorded_shards(folder, partial(_volumes_of, encoder, keys))
 
 
-def _volumes_of(encoder: str, ids: pa.StringArray, first: int, last: int) -> str:
+def _volumes_of(encoder: str, keys: pa.StringArray, first: int, last: int) -> str:
     """What identifies the vectors of the volumes numbered first to last - 1."""
-    return digest([encoder, digest_of_ids(ids[first:last])])
+    return digest([encoder, digest_of_ids(keys[first:last])])
 
 
 def encoder_of(embedded: EmbeddingsManifest) -> str:

@@ -36,6 +36,9 @@ from raygenesis.workspace.workspace import Workspace
 # Cubes of one scan made at a time, so that many references do not fill the memory.
 MOST_BOXES = 256
 
+# Bytes of cubes, before they are packed, of a part that is made at once.
+MOST_PART_BYTES = 2**31
+
 # Small enough that who asks for one part reads little else of the plan.
 VISITS_PER_GROUP = 4096
 
@@ -74,6 +77,11 @@ class StoreSizes:
 
 # What cropping makes of a part: its patterns in the store's order, then what left none, with the reason.
 CROPPED = pa.schema([*PATTERN, ("part", pa.int32()), ("source", pa.string()), ("failure", pa.string())])
+
+
+def most_in_memory(cube_shape: Sequence[int]) -> int:
+    """How many cubes the task that makes a part may hold."""
+    return max(1, MOST_PART_BYTES // (int(np.prod(cube_shape)) * DTYPE.itemsize))
 
 
 def write_store(store: StoreTask, plan: pa.Table, failures: pa.Table) -> tuple[list[PartRecord], pa.Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -37,13 +38,15 @@ class Visit(TypedDict):
 
 
 def plan_visits(
-    neighbours: Sequence[Mapping[str, Sequence[str] | pa.StringArray]], patterns_per_visit: int, patterns_per_part: int
-) -> pa.Table:
+    neighbours: Sequence[Mapping[str, Sequence[str] | pa.StringArray]], patterns_per_visit: int, patterns_per_part: int,
+    most_in_memory: int = sys.maxsize,
+) -> pa.Table:  # fmt: skip
     """Every visit, in the order in which it is stored (schema VISIT).
 
     neighbours: for each reference volume ids by split, nearest first, the reference itself the first of the training
     ones. patterns_per_visit: of a scan for one reference. patterns_per_part: at most, unless one scan has more.
-    Every volume falls in one part, nearest volumes first; splits never share a part.
+    most_in_memory: so many patterns fit in the memory of who makes a part. Every volume falls in one part, nearest
+    volumes first, but for one of more patterns than that, which has several; splits never share a part.
     """
     groups = [_texts(found[split]) for found in neighbours for split in SPLITS]
     sizes, ids = [len(group) for group in groups], pa.concat_arrays(groups)
@@ -53,20 +56,33 @@ def plan_visits(
     rank = np.concatenate([number % 2 + np.arange(size) for number, size in enumerate(sizes)])
     # Each volume of a split is one scan, whose visits stay together; `scans` are in order of split and id.
     order_of_id = pc.rank(ids, tiebreaker="dense").to_numpy().astype(np.int64)
-    scans, scan = np.unique(split * (len(ids) + 1) + order_of_id, return_inverse=True)
-    split_of_scan = scans // (len(ids) + 1)
+    scan = split * (len(ids) + 1) + order_of_id
+    piece = _pieces(scan, reference, rank, max(1, most_in_memory // patterns_per_visit))
+    scans, first, scan = np.unique(scan * (len(ids) + 1) + piece, return_index=True, return_inverse=True)
+    split_of_scan = split[first]
     first_rank = np.full(len(scans), len(ids))
     np.minimum.at(first_rank, scan, rank)
     order = np.lexsort((scans, first_rank, split_of_scan))
     num_patterns = np.bincount(scan) * patterns_per_visit
     part = np.empty(len(scans), np.int32)
-    part[order] = _part_of_each(split_of_scan[order], num_patterns[order], patterns_per_part)
+    part[order] = _part_of_each(split_of_scan[order], num_patterns[order], min(patterns_per_part, most_in_memory))
     rows = np.lexsort((reference, rank, part[scan]))
     plan = {
         "part": part[scan[rows]], "split": pa.array(SPLITS).take(pa.array(split[rows])),
         "reference": reference[rows], "rank": rank[rows], "volume_id": ids.take(pa.array(rows)),
     }  # fmt: skip
     return pa.table(plan).cast(VISIT)
+
+
+def _pieces(
+    scan: NDArray[np.int64], reference: NDArray[np.int64], rank: NDArray[np.int64], visits_per_piece: int
+) -> NDArray[np.int64]:
+    """Which piece of its scan each visit is of: 0 of all, unless a scan has more visits than a piece may."""
+    order = np.lexsort((reference, rank, scan))
+    _, begins, counts = np.unique(scan[order], return_index=True, return_counts=True)
+    piece = np.empty(len(scan), np.int64)
+    piece[order] = (np.arange(len(scan)) - np.repeat(begins, counts)) // visits_per_piece
+    return piece
 
 
 def _texts(texts: Sequence[str] | pa.StringArray) -> pa.StringArray:

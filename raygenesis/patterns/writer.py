@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import PassingError, WorkspaceError
 from raygenesis.patterns.schema import PATTERN, ROWS_PER_GROUP, VALIDATION
+from raygenesis.workspace.faults import patiently
 from raygenesis.workspace.files import Place, on_disk, publish, write_json, xxh3_of
 from raygenesis.workspace.manifest import Checksum
 from raygenesis.workspace.records import adapter, read_record
@@ -70,6 +72,8 @@ def read_part_record(path: Place) -> PartRecord | None:
     """The record beside a part, which may itself be damaged; None where there is none, or something else."""
     try:
         return read_record(_record_path(path), PartRecord)
+    except PassingError:
+        raise
     except WorkspaceError:
         return None
 
@@ -80,7 +84,7 @@ def read_whole_part(path: Place) -> PartRecord | None:
     if record is None or not path.is_file():
         return None
     with on_disk(path) as local:
-        return record if record.checksum == checksum(local) else None
+        return record if record.checksum == patiently(partial(checksum, local), path) else None
 
 
 def _record_path(path: Place) -> Place:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,11 @@ from raygenesis.training.feeding import Batch
 from raygenesis.transfer.description import read_description
 from raygenesis.transfer.examples import SEGMENTATION
 from raygenesis.transfer.initialisations import RANDOM, check_fits, find_initialisations
-from raygenesis.transfer.resolved import ResolvedTarget, digest_of, resolve_target
+from raygenesis.transfer.resolved import ResolvedTarget, resolve_target, target_inputs
 from raygenesis.workspace.artifacts import PATTERNS, SWEEPS
 from raygenesis.workspace.files import Place, publish, read_json, write_json
 from raygenesis.workspace.manifest import PatternsManifest, SweepCounts, SweepManifest
-from raygenesis.workspace.stage import Stage, settings_of
+from raygenesis.workspace.stage import Stage, begun_in, settings_of
 from raygenesis.workspace.workspace import Workspace
 
 
@@ -72,7 +72,10 @@ def sweep(
         settings = with_precision(settings, "finetune", device, begun)
     settings, target = _with_target(settings, space, workspace)
     command = ("sweep", "--name", name, *(("--space", "SPACE.yaml") if space_file else ()))
-    stage = _stage(folder, settings, space, patterns, target, command)
+    inputs = {"patterns": patterns.fingerprint}
+    if target:
+        inputs |= target_inputs(target.target, begun_in(SWEEPS, folder), workspace)
+    stage = _stage(folder, settings, space, inputs, command)
     if (finished := stage.finished()) is not None:
         if not finished.counts.failures:
             say("sweep", f"nothing to do: the table is in {folder}")
@@ -170,14 +173,17 @@ def _with_target(settings: Settings, space: Space, workspace: Workspace) -> tupl
 
 
 def _stage(
-    folder: Place, settings: Settings, space: Space, patterns: PatternsManifest, target: ResolvedTarget | None,
-    command: tuple[str, ...],
-) -> Stage[SweepManifest]:  # fmt: skip
+    folder: Place, settings: Settings, space: Space, inputs: Mapping[str, str], command: tuple[str, ...]
+) -> Stage[SweepManifest]:
     """The stage of a sweep, whose settings are those that decide the results: how many trials run at once does not."""
-    included = {"pretraining", "sweep", "seed", *({"finetune", "intensity", "validation_fraction"} if target else ())}
+    included = {
+        "pretraining",
+        "sweep",
+        "seed",
+        *({"finetune", "intensity", "validation_fraction"} if "target" in inputs else ()),
+    }
     left_out = {"sweep": {"max_concurrent_trials", "num_gpus"}, "pretraining": EXECUTION_SETTINGS}
     chosen = settings.model_dump(mode="json", include=included, exclude=left_out)
-    inputs = {"patterns": patterns.fingerprint, **({"target": digest_of(target.target)} if target else {})}
     return Stage(SWEEPS, folder, {**chosen, "space": space.tree}, inputs, command=command)
 
 

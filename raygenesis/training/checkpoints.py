@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch.utils._pytree import tree_map_only
 
+from raygenesis.errors import PassingError
 from raygenesis.training.records import TrainingState
-from raygenesis.workspace.files import Place, on_disk, publish, read_json, write_json, xxh3_of
+from raygenesis.workspace.faults import patiently
+from raygenesis.workspace.files import Place, make_folder, on_disk, publish, read_json, write_json, xxh3_of
 
 NUM_KEPT = 2
 T = TypeVar("T")
@@ -34,7 +37,7 @@ def save_checkpoint(folder: Place, step: int, state: TrainingState) -> None:
 
     Later ones are removed too: they are damaged, or training would have gone on from there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = _path(folder, step)
     record: dict[str, int | str] = {"step": step}
     path.with_suffix(".json").unlink(missing_ok=True)  # of the same step before a damage further back
@@ -73,9 +76,11 @@ def _newest(folder: Place, warn: Callable[[str], None], read: Callable[[Path], T
             if not path.is_file():
                 raise ValueError("its weights are missing")
             with on_disk(path) as local:
-                if xxh3_of(local) != record.get("xxh3"):
+                if patiently(partial(xxh3_of, local), path) != record.get("xxh3"):
                     raise ValueError("its bytes are not those that were written")
                 return step, read(local)
+        except PassingError:
+            raise
         except (OSError, ValueError) as error:
             warn(f"checkpoint {path} is damaged ({error}): going on from the one before")
     return None

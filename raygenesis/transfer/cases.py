@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raygenesis.archive.geometry import axis_weights, resample
+from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import ValueRange, limits, normalise, percentiles
-from raygenesis.archive.volume import Volume
+from raygenesis.archive.volume import Volume, valid_voxels
 from raygenesis.errors import ScanError
-from raygenesis.settings import IntensitySettings
+from raygenesis.settings import ArchiveSettings, IntensitySettings
 from raygenesis.transfer.examples import SEGMENTATION, Example, Problem, Target, Value
+from raygenesis.workspace.faults import lasting_reason, patiently
+
+IMAGES = "the target's images"  # what cannot be reached, where it may pass
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Form:
 
     input_shape: its voxels, z y x (2D: y x); whole scans to be segmented are resampled to `spacing_mm` instead and
     padded to at least `input_shape`. num_classes: of label maps, background included; None where it is known from the
-    maps alone. keeps_empty: whether a label map may be empty. symmetric_axes: as `Target` has them.
+    maps alone. keeps_empty: whether a label map may be empty. symmetric_axes: as `Target` has them. preparation: what
+    is done to an image first, as to the scans of the archive that was learnt from; None where nothing is.
     """
 
     is_segmentation: bool
@@ -33,6 +39,7 @@ class Form:
     num_classes: int | None = None
     keeps_empty: bool = False
     symmetric_axes: tuple[str, ...] = ()
+    preparation: ArchiveSettings | None = None
 
     @property
     def ndim(self) -> int:
@@ -43,13 +50,16 @@ class Form:
 class CaseGrid:
     """The voxels on which a prediction is written: shape z y x (2D: y x), and affine as a Volume has it.
 
-    within: the part of a case's voxels that shows them; the rest is padding. source: the whole scan's file.
+    within: the part of a case's voxels that shows them; the rest is padding. source: the whole scan's file. origin,
+    extent: in these voxels from their corner, z y x, what is shown: all of them where None, as nothing was cut off.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     within: tuple[slice, ...]
     source: Path | None = None
+    origin: tuple[float, ...] | None = None
+    extent: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,42 +88,50 @@ class TrialCases:
 
 
 def form_of(
-    target: Target, input_shape: Sequence[int], spacing_mm: Sequence[float] | None, intensity: IntensitySettings
-) -> Form:
-    """The form of a target's cases; a target's own window of intensities takes precedence over the settings'."""
+    target: Target, input_shape: Sequence[int], spacing_mm: Sequence[float] | None, intensity: IntensitySettings,
+    archive: ArchiveSettings | None = None,
+) -> Form:  # fmt: skip
+    """The form of a target's cases; a target's own window of intensities takes precedence over the settings'.
+
+    archive: of the scans that were learnt from, `crop_to_body` and `spacing_mm` count.
+    """
     if target.window is not None:
         intensity = intensity.model_copy(update={"window": target.window})
     num_classes = len(target.classes) + 1 if target.classes else None
     is_segmentation = target.task == SEGMENTATION
     spacing = tuple(spacing_mm) if spacing_mm is not None else None
+    is_prepared = archive is not None and (archive.crop_to_body or archive.spacing_mm is not None)
     return Form(
-        is_segmentation, tuple(input_shape), spacing, intensity, num_classes, target.keeps_empty, target.symmetric_axes
-    )
+        is_segmentation, tuple(input_shape), spacing, intensity, num_classes, target.keeps_empty, target.symmetric_axes,
+        archive if is_prepared else None,
+    )  # fmt: skip
 
 
 def read_cases(examples: Sequence[Example], form: Form) -> list[Case | Problem]:
     """The cases of examples of one image, which is decoded once; a Problem in place of what cannot be a case."""
     try:
-        volume = examples[0].image.read()
+        volume = patiently(examples[0].image.read, IMAGES)
         if volume.ndim != form.ndim:
             kinds = {2: "a single slice", 3: "a volume"}
             raise ScanError(f"it is {kinds[volume.ndim]}, and the target's images are to be {form.ndim}D")
-        image = _in_unit_range(volume, form.intensity)
+        prepared = volume if form.preparation is None else prepare(volume, form.preparation)
+        image = _in_unit_range(prepared, form.intensity)
     except (ScanError, OSError) as error:
-        return [Problem(example.name, _reason(error)) for example in examples]
-    return [_case(example, volume, image, form) for example in examples]
+        return [Problem(example.name, lasting_reason(error, IMAGES)) for example in examples]
+    return [_case(example, volume, prepared, image, form) for example in examples]
 
 
-def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Form) -> Case | Problem:
+def _case(example: Example, scan: Volume, volume: Volume, image: NDArray[np.float32], form: Form) -> Case | Problem:
+    """scan: as its file has it, on whose voxels labels are; volume: prepared, of which `image` is in [0, 1]."""
     try:
         label = None
         if form.is_segmentation and example.label is not None:
-            label = example.label.read(volume)
+            label = patiently(partial(example.label.read, scan), IMAGES)
         if label is not None:
             _check_label(label, form)
         origin, extent = _box(example, volume)
     except (ScanError, OSError) as error:
-        return Problem(example.name, _reason(error))
+        return Problem(example.name, lasting_reason(error, IMAGES))
     shape = form.input_shape
     if form.spacing_mm is not None:
         sides = zip(volume.shape, volume.spacing_mm, form.spacing_mm, strict=True)
@@ -124,15 +142,16 @@ def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Fo
     voxels = resample(image[tuple(part for part, _ in taken)], [weights for _, weights in taken])
     if label is not None:
         was_empty = not label.any()
-        label = np.pad(label[np.ix_(*nearest(volume.shape, shape, origin, extent))], padding)
+        label = np.pad(label[np.ix_(*nearest(scan.shape, shape, *_box_in(scan, volume, origin, extent)))], padding)
         if not (was_empty or label.any()):
             return Problem(example.name, _labels_lost(form))
     within = tuple(slice(before, before + side) for (before, _), side in zip(padding, shape, strict=True))
     grid = None
     if form.is_segmentation:
-        whole = example.region is None
-        affine = volume.affine if whole else _affine_of(volume, shape, origin, extent)
-        grid = CaseGrid(volume.shape if whole else shape, affine, within, example.image.paths[0] if whole else None)
+        grid = CaseGrid(shape, _affine_of(volume, shape, origin, extent), within)
+        if example.region is None:
+            shown = (None, None) if volume is scan else _box_in(scan, volume, origin, extent)
+            grid = CaseGrid(scan.shape, scan.affine, within, example.image.paths[0], *shown)
     return Case(
         example.name, example.subject, np.pad(voxels, padding).astype(np.float16), label,
         None if form.is_segmentation else example.value, grid,
@@ -140,9 +159,21 @@ def _case(example: Example, volume: Volume, image: NDArray[np.float32], form: Fo
 
 
 def _in_unit_range(volume: Volume, intensity: IntensitySettings) -> NDArray[np.float32]:
-    low, high = percentiles(volume.voxels)
+    low, high = percentiles(valid_voxels(volume, volume.voxels))
     row: ValueRange = {"low": [low], "high": [high], "slope": volume.slope, "intercept": volume.intercept}
     return normalise(volume.voxels, *limits(row, intensity))
+
+
+def _box_in(
+    scan: Volume, volume: Volume, origin: Sequence[float], extent: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A box in the voxels of a scan, of one in those of what it was prepared to: cut and resampled along its axes."""
+    if volume is scan:
+        return tuple(origin), tuple(extent)
+    change = np.linalg.inv(scan.affine) @ volume.affine
+    steps = np.diag(change)[: scan.ndim][::-1]
+    corner = change[: scan.ndim, 3][::-1] + 0.5 - 0.5 * steps
+    return tuple((corner + steps * origin).tolist()), tuple((steps * extent).tolist())
 
 
 def _box(example: Example, volume: Volume) -> tuple[list[float], list[float]]:
@@ -192,7 +223,3 @@ def _labels_lost(form: Form) -> str:
         return f"its region shows none of its labels at finetune.input_shape={list(form.input_shape)}"
     spacing = [round(step, 3) for step in form.spacing_mm]
     return f"all of its labels are lost at finetune.spacing_mm={spacing}: give a finer one"
-
-
-def _reason(error: ScanError | OSError) -> str:
-    return str(error) if isinstance(error, ScanError) else f"cannot be read ({error.strerror or error})"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
-from raygenesis.text.names import MAX_NAME, inner_path, printable
+from raygenesis.text.names import MAX_NAME, inner_path, printable, reason_text
+from raygenesis.workspace.faults import is_passing, lasting_reason
 
 SEGMENTATION, CLASSIFICATION, MULTILABEL, REGRESSION = "segmentation", "classification", "multilabel", "regression"
 
@@ -84,7 +85,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", printable(self.name, MAX_NAME))
-        object.__setattr__(self, "reason", printable(self.reason))
+        object.__setattr__(self, "reason", reason_text(self.reason))
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ class LabelFile:
         try:
             volumes = read_scan([self.path], is_label_map=True)
         except (ScanError, OSError) as error:  # an example has two files: say which it is
-            raise ScanError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+            if is_passing(error):
+                raise
+            raise ScanError(f"{self.path}: {lasting_reason(error)}") from None
         label = _grey(volumes, self.path)
         check_aligned(self.path, label, image)
         return self.classes_of(label)

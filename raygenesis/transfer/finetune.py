@@ -28,9 +28,9 @@ from raygenesis.transfer.initialisations import (
 from raygenesis.transfer.planned import PlannedTrial, run_trials, trials_failed
 from raygenesis.transfer.predictions import join_examples
 from raygenesis.transfer.prepared import Prepared, prepare
-from raygenesis.transfer.resolved import ResolvedTarget, digest_of, resolve_target
+from raygenesis.transfer.resolved import ResolvedTarget, resolve_target, target_inputs
 from raygenesis.transfer.results import Results, TrialResult
-from raygenesis.transfer.runs import runs_of
+from raygenesis.transfer.runs import PREPARATION, runs_of
 from raygenesis.transfer.statistics import Comparison, compare_initialisations
 from raygenesis.transfer.table import LEGEND, readable
 from raygenesis.transfer.tuning import Rates, choose_rates
@@ -39,7 +39,7 @@ from raygenesis.workspace.artifacts import RUNS, TRANSFER
 from raygenesis.workspace.files import Place, publish
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.manifest import Extent, TransferCounts, TransferManifest, Tree
-from raygenesis.workspace.stage import Stage, settings_of
+from raygenesis.workspace.stage import Stage, begun_in, settings_of
 from raygenesis.workspace.workspace import Workspace
 
 # The sources of initialisations that are compared by default.
@@ -83,10 +83,10 @@ def finetune(
         check_all_used(initialisation.name, len(initialisation.sources), settings.finetune.num_trials)
     deciding = _deciding(settings.finetune, resolved.form, settings.seed, settings.validation_fraction)
     own = ("finetune", "--target", "TARGET.yaml", *(word for source in request.sources for word in ("--from", source)))
-    stage = Stage(
-        TRANSFER, workspace.transfer(request.name), deciding, {"target": digest_of(target)},
-        command=request.command or (*own, "--name", request.name),
-    )  # fmt: skip
+    folder = workspace.transfer(request.name)
+    inputs = target_inputs(target, begun_in(TRANSFER, folder), workspace)
+    command = request.command or (*own, "--name", request.name)
+    stage = Stage(TRANSFER, folder, deciding, inputs, command=command)
     extent = _extent(initialisations, settings.finetune)
     present = stage.finished()
     if present is not None and present.extent == extent:
@@ -183,6 +183,7 @@ def _deciding(finetune: FinetuneSettings, form: Form, seed: int, validation_frac
         "seed": seed, "validation_fraction": validation_fraction, "symmetric_axes": list(form.symmetric_axes) or None,
         "finetune": finetune.model_dump(mode="json", exclude=EXECUTION | EXTENT) | shapes,
         "intensity": form.intensity.model_dump(mode="json"),
+        **({"archive": form.preparation.model_dump(mode="json", include=PREPARATION)} if form.preparation else {}),
     }  # fmt: skip
 
 

@@ -12,23 +12,15 @@ import pyarrow.compute as pc
 
 from raygenesis.archive.catalogue import is_held_out, read_columns
 from raygenesis.archive.intake.identity import Identity, open_identity
-from raygenesis.archive.intake.take_in import scan_fingerprint
+from raygenesis.archive.intake.take_in import earlier_fingerprint, scan_fingerprint
 from raygenesis.cluster.progress import say
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
-from raygenesis.settings import ArchiveSettings
 from raygenesis.transfer.examples import Example
-from raygenesis.transfer.runs import Run
-from raygenesis.workspace.artifacts import ARCHIVE
+from raygenesis.transfer.runs import Run, archive_settings
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest_files import MANIFEST
 from raygenesis.workspace.workspace import Workspace
-
-
-def archive_settings(workspace: Workspace) -> ArchiveSettings | None:
-    """The settings that the workspace's archive was made with; None where there is no finished archive."""
-    manifest = ARCHIVE.read(workspace.archive)
-    return None if manifest is None else ArchiveSettings.model_validate(manifest.settings["archive"])
 
 
 @dataclass(frozen=True)
@@ -68,16 +60,16 @@ def seen_subjects(examples: Sequence[Example], own: Origin, runs: Sequence[Run] 
                 f"warning: whom {run.name} was pretrained on cannot be checked, as there is no archive with the "
                 "weights: see to it that nobody of them is tested on",
             )
-    fingerprint = functools.cache(scan_fingerprint)
+    known_as = functools.cache(_names_of)
     seen = set()
     distinct = {(each.workspace, each.validation_fraction, each.seed): each for each in origins}
     for origin in distinct.values():
-        seen |= _seen_in(origin, origin.workspace == own.workspace, examples, fingerprint)
+        seen |= _seen_in(origin, origin.workspace == own.workspace, examples, known_as)
     return seen
 
 
 def _seen_in(
-    origin: Origin, is_own: bool, examples: Sequence[Example], fingerprint: Callable[[tuple[Path, ...]], str]
+    origin: Origin, is_own: bool, examples: Sequence[Example], known_as: Callable[[tuple[Path, ...]], frozenset[str]]
 ) -> set[str]:
     workspace = origin.workspace
     seen: set[str] = set()
@@ -106,9 +98,14 @@ def _seen_in(
             return True
         paths = example.image.paths
         may_be_known = bool(scans) and (sizes is None or sum(path.stat().st_size for path in paths) in sizes)
-        return may_be_known and fingerprint(paths) in scans
+        return may_be_known and not known_as(paths).isdisjoint(scans)
 
     return {example.subject for example in examples if is_seen(example)}
+
+
+def _names_of(paths: tuple[Path, ...]) -> frozenset[str]:
+    """What archives of any format call the scan of these files."""
+    return frozenset((scan_fingerprint(paths), earlier_fingerprint(paths)))
 
 
 def _stores(workspace: Workspace) -> list[Place]:

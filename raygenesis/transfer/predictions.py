@@ -13,7 +13,7 @@ from nibabel.orientations import io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from raygenesis.archive.intake.survey import without_ending
-from raygenesis.transfer.cases import Case, nearest
+from raygenesis.transfer.cases import Case, CaseGrid, nearest
 from raygenesis.transfer.results import in_file_name
 from raygenesis.workspace.files import Place, below, on_disk, publish
 
@@ -27,9 +27,7 @@ def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) ->
     """
     grid = case.grid
     assert grid is not None
-    inside = predicted[grid.within]
-    at = nearest(inside.shape, grid.shape, [0.0] * inside.ndim, inside.shape)
-    classes = inside[np.ix_(*at)].T  # x y z
+    classes = on_grid(predicted[grid.within], grid).T  # x y z
     path = below(folder, f"{without_ending(case.name)}.nii.gz")
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(np.atleast_3d(classes), grid.affine)
@@ -39,6 +37,19 @@ def write_prediction(folder: Place, case: Case, predicted: NDArray[np.uint8]) ->
         image = image.as_reoriented(ornt_transform(io_orientation(image.affine), io_orientation(scan.affine)))
     publish(path, lambda aside: aside.write_bytes(_gzipped(image)))
     return path
+
+
+def on_grid(inside: NDArray[np.uint8], grid: CaseGrid) -> NDArray[np.uint8]:
+    """The classes of a grid's voxels, by the nearest voxel that was predicted; background where none shows them."""
+    sides = np.array(inside.shape, float)
+    origin, extent = grid.origin or [0.0] * inside.ndim, grid.extent or grid.shape
+    first, length = -np.array(origin) / extent * sides, np.array(grid.shape) / extent * sides
+    classes = inside[np.ix_(*nearest(inside.shape, grid.shape, first.tolist(), length.tolist()))]
+    for axis, (side, begin, span) in enumerate(zip(grid.shape, origin, extent, strict=True)):
+        centres = np.arange(side) + 0.5
+        is_outside = (centres < begin) | (centres > begin + span)
+        classes[(slice(None),) * axis + (is_outside,)] = 0
+    return classes
 
 
 def write_example(

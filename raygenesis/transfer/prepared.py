@@ -14,8 +14,9 @@ from raygenesis.cluster.progress import progress, say
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.transfer.cases import Case, Form, read_cases
 from raygenesis.transfer.examples import SEGMENTATION, Example, Image, Problem, Target
-from raygenesis.transfer.leakage import Origin, archive_settings, seen_subjects
+from raygenesis.transfer.leakage import Origin, seen_subjects
 from raygenesis.transfer.resolved import ResolvedTarget
+from raygenesis.transfer.runs import archive_settings
 from raygenesis.transfer.setup import TrialSetup
 from raygenesis.transfer.split import Split, Trial, split_examples
 from raygenesis.transfer.stored_cases import StoredCases, StoredTrialCases

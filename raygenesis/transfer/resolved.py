@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,28 @@ import numpy as np
 
 from raygenesis.archive.formats.readers import read_scan_geometry
 from raygenesis.cluster import fan_out
+from raygenesis.cluster.progress import say
 from raygenesis.errors import ScanError, SettingsError
-from raygenesis.settings import AutoencoderSettings, DiscoverySettings, FinetuneSettings, IntensitySettings, Settings
+from raygenesis.settings import (
+    ArchiveSettings,
+    AutoencoderSettings,
+    DiscoverySettings,
+    FinetuneSettings,
+    IntensitySettings,
+    Settings,
+)
 from raygenesis.transfer.cases import Form, form_of
 from raygenesis.transfer.description import Description, read_target, settings_for
 from raygenesis.transfer.examples import SEGMENTATION, ImageFile, Target
-from raygenesis.transfer.leakage import archive_settings
-from raygenesis.transfer.runs import Run, as_pretrained
+from raygenesis.transfer.runs import PREPARATION, Run, archive_settings, as_pretrained
+from raygenesis.transfer.target_files import digest_of_content
 from raygenesis.workspace.files import xxh3_of
 from raygenesis.workspace.fingerprint import digest
+from raygenesis.workspace.manifest import Manifest
+from raygenesis.workspace.manifest_files import Started
 from raygenesis.workspace.workspace import Workspace
 
+FILES = "target files"  # the input that is the bytes of a target's files
 MAX_HEADERS = 200  # that are read for the median voxel size
 MAX_HASHED_BYTES = 2**26  # of a larger label map the size must do
 
@@ -55,7 +67,7 @@ def resolve_target(
     target = listed_target(description, pattern)
     _check_alike(target, by_run)
     shape = _shape_for(target, settings.finetune, settings.discovery, settings.autoencoder)
-    form = form_for(target, settings.finetune, settings.intensity, shape)
+    form = form_for(target, settings.finetune, settings.intensity, shape, settings.archive)
     return ResolvedTarget(target, form, settings, tuple(runs))
 
 
@@ -64,10 +76,13 @@ def listed_target(description: Description, subject_pattern: str | None) -> Targ
     return fan_out.in_a_task(read_target, description, subject_pattern)
 
 
-def form_for(target: Target, settings: FinetuneSettings, intensity: IntensitySettings, shape: tuple[int, ...]) -> Form:
+def form_for(
+    target: Target, settings: FinetuneSettings, intensity: IntensitySettings, shape: tuple[int, ...],
+    archive: ArchiveSettings | None = None,
+) -> Form:  # fmt: skip
     """The form of a target's cases. Raises SettingsError where they have other dimensions.
 
-    shape: voxels that a network sees at once.
+    shape: voxels that a network sees at once. archive: of the scans that were learnt from.
     """
     to_segment = target.task == SEGMENTATION
     if to_segment and settings.mode == "knn":
@@ -83,7 +98,7 @@ def form_for(target: Target, settings: FinetuneSettings, intensity: IntensitySet
                 f"finetune.{key}={list(sides)} has {len(sides)} sides and the target's images are {target.ndim}D: give "
                 f"finetune.{key} with {target.ndim}"
             )
-    return form_of(target, shape, spacing, intensity)
+    return form_of(target, shape, spacing, intensity, archive)
 
 
 def _shape_for(
@@ -108,6 +123,7 @@ def _check_alike(target: Target, by_run: Mapping[str, Settings]) -> None:
         "finetune.input_shape": lambda settings: _shape_for(
             target, settings.finetune, settings.discovery, settings.autoencoder
         ),
+        **{f"archive.{key}": partial(_of_archive, key) for key in sorted(PREPARATION)},
     }
     for key, value_in in deciding.items():
         values = {name: value_in(settings) for name, settings in by_run.items()}
@@ -119,6 +135,10 @@ def _check_alike(target: Target, by_run: Mapping[str, Settings]) -> None:
                     f"was, but all are given the same images: give {key} on the command line, or compare them one by "
                     "one"
                 )
+
+
+def _of_archive(key: str, settings: Settings) -> Any:
+    return getattr(settings.archive, key)
 
 
 def common_spacing(target: Target) -> tuple[float, ...]:
@@ -137,8 +157,21 @@ def common_spacing(target: Target) -> tuple[float, ...]:
     return tuple(np.median(spacings, axis=0).tolist())
 
 
+def target_inputs(target: Target, begun: Manifest | Started | None, workspace: Workspace) -> dict[str, str]:
+    """What a stage records of the target that it learns: its examples, and the bytes of its files.
+
+    begun: the record of what is there, if anything is: an earlier version told images by their sizes alone, and what it
+    began goes on so, with a line in the log.
+    """
+    inputs = {"target": digest_of(target)}
+    if begun is None or FILES in begun.inputs:
+        return inputs | {FILES: digest_of_content(target, workspace)}
+    say("finetune", "an earlier version began this and told images by their sizes: see to it that none was replaced")
+    return inputs
+
+
 def digest_of(target: Target) -> str:
-    """Identity of a target: its examples, the sizes of their images' files and the content of their labels'."""
+    """Identity of a target's examples, with the sizes of their images' files and the content of their labels'."""
     known: dict[Path, Any] = {}
 
     def of_file(path: Path, content: bool) -> Any:

@@ -26,7 +26,7 @@ class FailureRow(TypedDict):
 
 
 # What differs between failures, or corrections, of one cause: hashes and numbers.
-NUMBER = re.compile(r"\b[0-9a-f]{16}\b|\d[\d,.]*")
+NUMBER = re.compile(r"\b(?:[0-9a-f]{16}){1,2}\b|\d[\d,.]*")
 
 
 def read_failures(folder: Place) -> list[FailureRow]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -22,8 +24,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import xxhash
 
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import PassingError, WorkspaceError
 from raygenesis.text.names import inner_path
+from raygenesis.workspace.conditional import create
+from raygenesis.workspace.faults import patiently, raise_passing
+from raygenesis.workspace.lease import leased
 from raygenesis.workspace.object_store import RemotePath, remote
 
 Place = Path | RemotePath
@@ -46,7 +51,7 @@ def below(folder: Place, name: str) -> Place:
 def read_json(path: Place) -> dict[str, Any] | None:
     """The JSON object in a file, or None when there is no such file."""
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(patiently(path.read_text, path))
     except FileNotFoundError:
         return None
     except ValueError:  # not JSON, or not even text
@@ -68,7 +73,7 @@ def read_table(path: Place, **options: Any) -> pa.Table:
     Raises FileNotFoundError if it is not there.
     """
     if not isinstance(path, RemotePath):
-        return pq.read_table(path, **options)
+        return patiently(lambda: pq.read_table(path, **options), path)
     if not options.keys() & {"columns", "filters"}:  # at once: it may be replaced meanwhile
         return pq.read_table(io.BytesIO(path.read_bytes()), **options)
     try:
@@ -85,7 +90,7 @@ def parquet_file(path: Place, **options: Any) -> pq.ParquetFile:
     """A Parquet file of which only what is asked for is read."""
     if isinstance(path, RemotePath):
         return pq.ParquetFile(path.key, filesystem=path.filesystem, **options)
-    return pq.ParquetFile(path, **options)
+    return patiently(lambda: pq.ParquetFile(path, **options), path)
 
 
 def parquet_dataset(paths: Sequence[Place], schema: pa.Schema | None = None) -> ds.Dataset:
@@ -98,8 +103,14 @@ def parquet_dataset(paths: Sequence[Place], schema: pa.Schema | None = None) -> 
 
 
 def store_fault(path: Place, error: Exception) -> WorkspaceError | None:
-    """What an object store failed in when pyarrow read by itself; None if something else is at fault."""
-    return path.fault_of(error) if isinstance(path, RemotePath) else None
+    """What a store or a disk failed in when pyarrow read by itself; None if something else is at fault."""
+    if isinstance(path, RemotePath):
+        return path.fault_of(error)
+    try:
+        raise_passing(error, path)
+    except PassingError as passing:
+        return passing
+    return None
 
 
 @contextmanager
@@ -119,19 +130,53 @@ def on_disk(path: Place) -> Iterator[Path]:
 def publish(path: Place, write: Callable[[Path], object], keep: bool = False) -> None:
     """Call `write` with a name aside, then rename: readers see the whole file or none. Failure leaves nothing.
 
-    keep: a file that is there by then stays, where the file system can tell. To a remote place `write` writes on this
-    machine, and the result is uploaded, a folder's `zarr.json` last.
+    What is there is there to stay: files and folders are on the disk before the name is, and the name before this
+    returns. keep: a file that is there by then stays, where the file system or store can tell. To a remote place
+    `write` writes on this machine, and the result is uploaded, a folder's `zarr.json` last.
     """
     with _aside(path) as aside:
         try:
             write(aside)
             if isinstance(path, RemotePath):
-                path.upload(aside)
-            elif not (keep and _link(aside, path)):
+                create(path, aside.read_bytes()) if keep else path.upload(aside)
+                return
+            sync_tree(aside)
+            if not (keep and _link(aside, path)):
                 os.replace(aside, path)
+            sync(path.parent)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             raise WorkspaceError(f"{path} cannot be written: {reason}") from error
+
+
+def make_folder(folder: Place) -> None:
+    """Make a folder, with those above it, that is there to stay; it may be there already. Raises OSError."""
+    if isinstance(folder, RemotePath):
+        return
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync(each.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Have a file, or a folder with all that is in it, be on the disk. Raises OSError."""
+    if path.is_dir():
+        for below in path.iterdir():
+            sync_tree(below)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, be on the disk, where the file system can. Raises OSError."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # such as of folders on some network file systems
+            raise
+    finally:
+        os.close(number)
 
 
 def _link(aside: Path, path: Path) -> bool:
@@ -161,9 +206,13 @@ def _aside(path: Place) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Place) -> Iterator[None]:
-    """Hold a folder's lock, a file beside it; the operating system gives it back however the process ends."""
-    if isinstance(folder, RemotePath):  # object stores have no locks
-        yield
+    """Hold a folder's lock, a file beside it; the operating system gives it back however the process ends.
+
+    Of a remote folder it is a lease (`lease.py`). Raises WorkspaceError if another job holds it.
+    """
+    if isinstance(folder, RemotePath):
+        with leased(folder):
+            yield
         return
     path = folder.with_name(f".{folder.name}.lock")
     try:
@@ -206,6 +255,15 @@ def folder_bytes(folder: Place) -> int:
     if isinstance(folder, RemotePath):
         return folder.folder_bytes()
     return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+
+
+def blake2b_of(path: Place) -> str:
+    """Identity of a file's content, which nobody can give another file: blake2b of 16 bytes, 32 hex digits."""
+    content = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            content.update(block)
+    return content.hexdigest()
 
 
 def xxh3_of(path: Path) -> str:

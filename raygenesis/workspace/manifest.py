@@ -28,7 +28,7 @@ class Manifest:
     settings: the sections that decided it; inputs: fingerprints of what it was made from, by name; counts: each kind
     has its own; seconds: of the last call; bytes: of all its files; finished: time in UTC; command: words after
     `raygenesis` that make it again, where these are not its verb and name alone; hardware: what it was made on, if that
-    was the same from beginning to end.
+    was the same from beginning to end; format: that of its stage then (`Artifact.format`).
     """
 
     settings: Tree = field(default_factory=dict)
@@ -41,6 +41,7 @@ class Manifest:
     version: str = ""
     command: tuple[str, ...] | None = None
     hardware: Hardware | None = None
+    format: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexManifest(Manifest):
-    """method: `exact` or `hnsw`; asked: for how many neighbours ef was measured; ids: digest of the volumes' ids.
+    """method: `exact` or `hnsw`; asked: for how many neighbours ef was measured; ids: digest of the volumes' keys.
 
     ef, recall: of the graphs, measured against exact search.
     """

@@ -19,12 +19,13 @@ REQUIRED = ("settings", "inputs", "fingerprint")
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """What an artifact was begun with: settings and inputs, the command (see `Manifest`), and the hardware."""
+    """What an artifact was begun with: settings and inputs, and command, hardware and format (see `Manifest`)."""
 
     settings: Tree
     inputs: Mapping[str, str]
     command: tuple[str, ...] | None = None
     hardware: Hardware | None = None
+    format: int = 1
 
 
 def read_manifest(folder: Place, kind: type[M]) -> M | None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,10 +21,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import PassingError, WorkspaceError
+from raygenesis.workspace.faults import ATTEMPTS, wait
 
-ATTEMPTS = 7  # waits of up to 1, 2, 4, 8, 16 and 20 s lie between them: about half a minute until a fault is lasting
-MAX_WAIT_SECONDS = 20
 CONNECT_SECONDS, STALL_SECONDS = 2, 10  # of one attempt: to reach the server, and without a byte from or to it
 MARKER = "zarr.json"  # a folder without it is not a volume
 UPLOADS = 8  # files of a folder at a time
@@ -106,12 +103,20 @@ class RemotePath:
         return sum(info.size or 0 for info in self._below(recursive=True))
 
     def read_bytes(self) -> bytes:
-        """The whole content, never a piece of a longer one that has taken its place meanwhile."""
-        while True:
+        """The whole content, never a piece of a longer one that has taken its place meanwhile.
+
+        Raises PassingError where the object keeps changing, or its length and its content disagree.
+        """
+        for number in range(ATTEMPTS):
             with self.open() as file:  # pyarrow asks for the size, and then for so many bytes
                 content = file.read()
             if len(content) == self.stat().st_size:
                 return content
+            wait(number)
+        raise PassingError(
+            f"{self} gave another number of bytes than it has in {ATTEMPTS} attempts: see to the store, then run the "
+            "same command again"
+        )
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -251,7 +256,7 @@ class _PatientFile:
             except OSError as error:
                 if "Failed to flush response stream" not in str(error):
                     raise
-            time.sleep(random.uniform(0, min(2**number, MAX_WAIT_SECONDS)))
+            wait(number)
         return read()
 
 
@@ -277,13 +282,15 @@ def _store_fault(path: RemotePath, error: Exception) -> WorkspaceError | None:
     for said, fault in _FAULTS.items():
         if re.search(said, message):
             store = store_settings(path.scheme).endpoint or "the store"
-            return WorkspaceError(
+            kind = PassingError if fault == _NO_ANSWER else WorkspaceError
+            return kind(
                 f"{path}: "
                 + fault.format(store=store, bucket=path.bucket, tries=ATTEMPTS, message=message.split(" [")[0])
             )
     return None
 
 
+_NO_ANSWER = "{store} did not answer properly in {tries} attempts: check AWS_ENDPOINT_URL, the network and the server"
 _FAULTS = {
     r"AWS Error NO_SUCH_BUCKET|: NoSuchBucket": (
         "{store} has no bucket {bucket}: make it, or correct the URL or AWS_ENDPOINT_URL"
@@ -294,9 +301,7 @@ _FAULTS = {
         "GOOGLE_APPLICATION_CREDENTIALS), to those of an account that may read and write there"
     ),
     r"AWS Error (NETWORK|SERVICE_UNAVAILABLE|SLOW_DOWN|INTERNAL_FAILURE|REQUEST_TIMEOUT|\w+ \(HTTP status 5)|"
-    r"retry attempts failed: |Failed to flush response stream|\b(UNAVAILABLE|DEADLINE_EXCEEDED): ": (
-        "{store} did not answer properly in {tries} attempts: check AWS_ENDPOINT_URL, the network and the server"
-    ),
+    r"retry attempts failed: |Failed to flush response stream|\b(UNAVAILABLE|DEADLINE_EXCEEDED): ": _NO_ANSWER,
     r"AWS Error|google::cloud|\[(http_response|curl)_code=": (
         "{message}: check the URL, AWS_ENDPOINT_URL and AWS_REGION"
     ),

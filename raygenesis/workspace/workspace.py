@@ -23,7 +23,7 @@ from raygenesis.workspace.artifacts import (
     TRANSFER,
     Artifact,
 )
-from raygenesis.workspace.files import Place, as_place
+from raygenesis.workspace.files import Place, as_place, make_folder
 
 # Nothing of a workspace goes with a job's code (`ray job submit --working-dir`), or into a repository.
 IGNORE_FILES = (".gitignore", ".rayignore")
@@ -148,7 +148,7 @@ class Workspace:
 
 def make_private(folder: Place) -> None:
     """Make a folder that, on a disk, nobody but its owner may look into."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if isinstance(folder, Path):
         folder.chmod(0o700)
 

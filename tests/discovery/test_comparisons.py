@@ -46,7 +46,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def comparisons(archive: Path, folder: Path, ids: list[str] | None = None) -> Comparisons:
     names = [f"s{number}" for number in range(NUM)] if ids is None else ids
-    return Comparisons(folder, archive / "volumes", archive / "catalog.parquet", pa.array(names))
+    return Comparisons(folder, archive / "volumes", archive / "catalog.parquet", pa.array(names), pa.array(names))
 
 
 def by_hand(archive: Path, pairs: np.ndarray, least: float) -> np.ndarray:

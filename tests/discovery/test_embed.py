@@ -288,13 +288,51 @@ def test_volumes_that_leave_the_archive_keep_their_numbers(embedded, weights, tm
     assert parts(made.embeddings) == before and Embeddings(made.embeddings).ids().to_pylist() == numbers
 
 
+def test_a_volume_that_was_ingested_otherwise_is_embedded_anew_and_its_part_alone(embedded, weights, tmp_path, capsys):
+    made, name = copy_of(embedded, tmp_path), FIRST[0]
+    first_index, before = build_index(made, settings(weights)), parts(made.embeddings)
+    shutil.rmtree(made.volumes / f"{name}.ome.zarr")
+    voxels = np.random.default_rng(9).random((20, 22, 24), np.float32)
+    other = archived(made.volumes, name, voxels, (1.0, 1.0, 1.0), coarse_size=32, voxel_fingerprint="other")
+    rows = [other if row["volume_id"] == name else row for row in pq.read_table(made.catalog).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, CATALOGUE), made.catalog)
+    finish_archive(made, "otherwise", len(rows))
+    with pytest.raises(WorkspaceError, match=r"of another state of .*: run `raygenesis embed`, which brings it up to"):
+        build_index(made, settings(weights))
+    told = embed(made, settings(weights))
+    assert told.counts.new == 4 and "1 part made anew, damaged or of other voxels" in capsys.readouterr().out
+    after = parts(made.embeddings)
+    assert {key for key in before if after[key] != before[key]} == {"part-000000000.parquet"} and len(after) == 3
+    check(made.embeddings, by_itself(made, weights))
+    index = build_index(made, settings(weights))
+    assert index.counts.indexed_before == 2 and index.fingerprint != first_index.fingerprint  # none of its shard
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no more"])
+def test_a_damaged_part_is_made_again_by_itself(embedded, weights, tmp_path, content):
+    made = copy_of(embedded, tmp_path)
+    before = parts(made.embeddings)
+    (made.embeddings / "part-000000004.parquet").write_bytes(content)
+    assert embed(made, settings(weights)).counts.new == 4 and parts(made.embeddings) == before
+
+
+def test_what_an_earlier_version_embedded_is_refused(embedded, weights, tmp_path):
+    made = copy_of(embedded, tmp_path)
+    told = json.loads((made.embeddings / "manifest.json").read_text())
+    write_json(made.embeddings / "manifest.json", {key: value for key, value in told.items() if key != "format"})
+    with pytest.raises(WorkspaceError, match="an earlier version, in format 1 where this one writes 2: remove that"):
+        embed(made, settings(weights))
+
+
 # --- again, after a kill, and elsewhere -----------------------------------------------------------
 
 
 def killed(workspace: Workspace, *missing: str) -> None:
     """As a kill leaves it while some parts were not written yet."""
     told = json.loads((workspace.embeddings / "manifest.json").read_text())
-    write_json(workspace.embeddings / "started.json", {"settings": told["settings"], "inputs": told["inputs"]})
+    write_json(
+        workspace.embeddings / "started.json", {"settings": told["settings"], "inputs": told["inputs"], "format": 2}
+    )
     (workspace.embeddings / "manifest.json").unlink()
     for name in missing:
         (workspace.embeddings / name).unlink()

@@ -1,6 +1,7 @@
 """The plan: every pattern once, numbered for good, each scan in one part, and nothing left to chance."""
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from raygenesis.discovery.coordinates import Frame, corresponding
@@ -230,3 +231,20 @@ def test_jitter_follows_from_the_seed_alone_not_from_the_global_generators():
         random.seed(seed)
         found.append(planned())
     assert found[0] == found[1]
+
+
+def test_a_scan_of_more_patterns_than_fit_in_memory_has_several_parts():
+    """Many references, coordinates and scales ask for tens of GB of cubes of a scan that they all share."""
+    everyone = [f"s{number}" for number in range(5)]
+    neighbours = [{TRAINING: [*everyone[n:], *everyone[:n]], VALIDATION: ["v"]} for n in range(5)]
+    whole = plan_visits(neighbours, 10, 50)
+    assert plan_visits(neighbours, 10, 50, most_in_memory=50).equals(whole)  # a scan of five visits is one part
+    plan = plan_visits(neighbours, 10, 50, most_in_memory=20)
+    assert np.bincount(whole["part"]).tolist() == [5] * 6
+    assert np.bincount(plan["part"]).max() == 2  # visits of ten patterns
+    without_part = ["split", "reference", "rank", "volume_id"]
+    order = [(name, "ascending") for name in without_part]
+    assert plan.select(without_part).sort_by(order).equals(whole.select(without_part).sort_by(order))
+    assert {len(set(plan.filter(pc.equal(plan["volume_id"], name))["part"].to_pylist())) for name in everyone} == {3}
+    single = plan_visits(neighbours, 10, 50, most_in_memory=3)
+    assert np.bincount(single["part"]).tolist() == [1] * 30  # no visit is divided

@@ -230,7 +230,7 @@ def test_what_embeddings_and_metrics_are_needed_for_says_which_file_and_what_hel
     for path in files[1:3]:
         assert f"{path} {fault}: restore it from a copy, or remove {path.parent} to make it anew" in told
     damaged = files[0] if what == "garbage" else workspace.embeddings
-    assert f"{damaged} is damaged: remove it and manifest.json beside it, then run `raygenesis embed`" in told
+    assert f"{damaged} is damaged: run `raygenesis embed`, which makes it anew" in told
     assert not re.search("Parquet|Errno|FieldRef", page.text)
     # What does not need them is there.
     assert (

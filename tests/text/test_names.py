@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raygenesis.cluster.progress import lines, say
 from raygenesis.errors import RaygenesisError
-from raygenesis.text.names import inner_path, printable
+from raygenesis.text.names import inner_path, printable, reason_text
 from raygenesis.text.tables import aligned
 from raygenesis.transfer.examples import Example, ImageFile, Problem
 
@@ -71,3 +71,17 @@ def test_an_inner_path_stays_inside(name: str) -> None:
     except RaygenesisError:
         return
     assert path.resolve().is_relative_to("/folder") and path.resolve() != Path("/folder")
+
+
+@pytest.mark.parametrize(("said", "shown"), [
+    ("cut short", "cut short"),
+    ("/data/jane_doe/a.nii.gz: cut short", "a.nii.gz: cut short"),
+    ("No such file: '/data/jane_doe/a.nii'", "No such file: 'a.nii'"),
+    ('open("/data/x/y/z.dcm") failed (/tmp/q/r)', 'open("z.dcm") failed (r)'),
+    ("sub-01/anat/a.nii is not there", "sub-01/anat/a.nii is not there"),
+    ("0.5 mm/voxel, 3/4 of them, and/or 10/12/2020", "0.5 mm/voxel, 3/4 of them, and/or 10/12/2020"),
+    ("s3://bucket/jane/a.nii", "s3://bucket/jane/a.nii"),
+    ("/one", "/one"), ("a line\nbreak", r"a line\nbreak"),
+])  # fmt: skip
+def test_a_reason_names_files_without_their_folders(said: str, shown: str) -> None:
+    assert reason_text(said) == shown == reason_text(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ from nibabel.orientations import io_orientation, ornt_transform
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
+from raygenesis.archive.coarse import read_coarse
+from raygenesis.archive.intake.preparation import prepare
+from raygenesis.archive.intake.take_in import describe
+from raygenesis.archive.store import write_volume
 from raygenesis.archive.volume import Volume
 from raygenesis.errors import ScanError
-from raygenesis.settings import IntensitySettings
+from raygenesis.settings import ArchiveSettings, IntensitySettings
 from raygenesis.transfer.cases import Case, form_of, read_cases
 from raygenesis.transfer.examples import Example, ImageFile, LabelFile, Problem, Region, Target, check_aligned
+from raygenesis.transfer.predictions import on_grid
 from tests.support.cases import InMemory, form, write_nifti
 from tests.support.data import HIPPOCAMPI, needs_hippocampi
 
@@ -133,6 +139,62 @@ def test_what_is_not_segmented_fills_the_input_whole() -> None:
 
 SIDES = (20, 24, 28)
 BOXES = st.tuples(*[st.tuples(st.floats(0.2, 0.8), st.floats(0.05, 0.6)) for _ in SIDES])
+
+
+def body_in_air() -> tuple[np.ndarray, np.ndarray]:
+    """A bright body with structure in it, off the centre of dark air, and a label in the body; z y x."""
+    voxels = np.random.default_rng(0).integers(0, 20, (40, 44, 48)).astype(np.int16)
+    voxels[10:30, 14:34, 20:44] += np.random.default_rng(1).integers(400, 900, (20, 20, 24)).astype(np.int16)
+    label = np.zeros(voxels.shape, np.uint8)
+    label[16:24, 18:26, 26:36] = 1
+    return voxels, label
+
+
+PREPARATIONS = [
+    {"crop_to_body": True},
+    {"spacing_mm": (2.0, 2.0, 2.0)},
+    {"crop_to_body": True, "spacing_mm": (2, 1, 3)},
+]
+
+
+@pytest.mark.parametrize("preparation", PREPARATIONS)
+def test_a_whole_image_is_shown_as_the_archive_shows_the_same_scan(tmp_path: Path, preparation: Any) -> None:
+    archive = ArchiveSettings(**preparation)
+    voxels, _ = body_in_air()
+    stored = prepare(Volume(voxels, np.eye(4)), archive)
+    record = describe(stored, "0", 1, coarse_size=64)
+    write_volume(tmp_path / "0.ome.zarr", stored, record, archive)
+    intensity = IntensitySettings()
+    expected = read_coarse(tmp_path, record, (16, 16, 16), intensity)
+    target = Target("classification", 3, ("a", "b"), ())
+    changed = form_of(target, (16, 16, 16), None, intensity, archive)
+    plain = form_of(target, (16, 16, 16), None, intensity)
+    (case,), (other,) = (read_cases([in_memory(voxels, value=1)], chosen) for chosen in (changed, plain))
+    np.testing.assert_allclose(case.image, expected, atol=1e-3)
+    assert np.abs(other.image - case.image).max() > 0.1
+
+
+@pytest.mark.parametrize("preparation", PREPARATIONS)
+def test_labels_lie_on_a_prepared_image_and_predictions_on_the_scan(tmp_path: Path, preparation: Any) -> None:
+    voxels, label = body_in_air()
+    affine = np.array([[0, 0, 1.0, 5], [1.5, 0, 0, -7], [0, 2.0, 0, 9], [0, 0, 0, 1]])
+    scan = Volume(voxels, affine)
+    (case,) = read_cases(
+        [Example("a", "a", InMemory(scan), InMemory(label))],
+        replace(form(spacing_mm=scan.spacing_mm), preparation=ArchiveSettings(**preparation)),
+    )
+    assert case.label.shape == case.image.shape
+    inside, outside = case.image[case.label == 1].astype(float), case.image[case.label == 0].astype(float)
+    assert inside.min() > 0.25 and outside.min() < 0.05  # the label is where the body is
+    found = on_grid(case.label[case.grid.within], case.grid)
+    assert found.shape == label.shape
+    if "spacing_mm" in preparation:
+        overlap = 2 * (found & label).sum() / (found.sum() + label.sum())
+        assert overlap > 0.85
+    else:
+        assert np.array_equal(found, label)
+    everything = on_grid(np.ones_like(case.label[case.grid.within]), case.grid)
+    assert everything[10:30, 14:34, 20:44].all() and everything.all() == ("crop_to_body" not in preparation)
 
 
 def placed(box: Any, affine: np.ndarray) -> tuple[Region, list[np.ndarray]]:
@@ -267,7 +329,7 @@ def test_a_class_beyond_those_named_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.5, -1, 300])
 def test_what_is_no_label_map_is_named(tmp_path: Path, value: float) -> None:
     example = write_pair(tmp_path, ball()[0], np.where(ball()[1], value, 0).astype(np.float32))
-    assert reason_of(example).startswith(f"{tmp_path}/labels/a.nii.gz holds other values than whole numbers from 0")
+    assert reason_of(example).startswith("a.nii.gz holds other values than whole numbers from 0")
 
 
 def test_values_of_a_file_become_classes(tmp_path: Path) -> None:
@@ -318,9 +380,12 @@ def test_a_file_that_cannot_be_read_says_so_and_of_a_label_map_its_name(tmp_path
     path = tmp_path / f"{kind}s" / "a.nii.gz"
     path.write_bytes(path.read_bytes()[:60])
     said = reason_of(example)
-    assert "cut short or damaged" in said and said.startswith(f"{path}: ") == (kind == "label")
+    assert "cut short or damaged" in said and said.startswith("a.nii.gz: ") == (kind == "label")
     path.unlink()
-    missing = {"image": "cannot be read (No such file or directory)", "label": f"{path}: No such file or directory"}
+    missing = {
+        "image": "cannot be read (No such file or directory)",
+        "label": "a.nii.gz: cannot be read (No such file or directory)",
+    }
     assert reason_of(example) == missing[kind]
 
 
@@ -329,7 +394,7 @@ def test_colours_are_refused(tmp_path: Path) -> None:
     Image.fromarray(colours).save(tmp_path / "a.png")
     example = Example("a", "a", ImageFile((tmp_path / "a.png",)), value=1)
     said = reason_of(example, is_segmentation=False, input_shape=(8, 8))
-    assert said == f"{tmp_path}/a.png holds 3 images: expected one, of grey values"
+    assert said == "a.png holds 3 images: expected one, of grey values"
 
 
 @needs_hippocampi

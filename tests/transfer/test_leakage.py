@@ -11,7 +11,7 @@ import pytest
 
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue
 from raygenesis.archive.intake.identity import open_identity
-from raygenesis.archive.intake.take_in import file_fingerprint, scan_fingerprint
+from raygenesis.archive.intake.take_in import earlier_fingerprint, file_fingerprint, scan_fingerprint
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN
 from raygenesis.patterns.writer import part_path
@@ -80,6 +80,17 @@ def test_files_of_the_archives_training_split_are_recognised_by_their_bytes(arch
     expected = {subject.removeprefix("sub-") for subject in learnt_from(workspace)}
     assert len(expected) == 6
     assert seen_subjects(examples, origin(workspace)) == expected
+
+
+def test_so_are_those_of_an_archive_that_named_scans_otherwise(archive: Any) -> None:
+    """Weights outlive formats: what they learnt from must not be tested on."""
+    workspace, examples = archive
+    names = {file_fingerprint(path): earlier_fingerprint([path]) for each in examples for path in each.image.paths}
+    rows = [{**row, "volume_id": names[row["volume_id"]]} for row in read_catalogue(workspace.catalog)]
+    keep(workspace, sorted(rows, key=lambda row: row["volume_id"]))
+    assert all(len(row["volume_id"]) == 16 for row in rows)
+    seen = seen_subjects(examples, origin(workspace))
+    assert {f"sub-{subject}" for subject in seen} == learnt_from(workspace) and seen
 
 
 def test_of_a_size_that_the_archive_does_not_have_nothing_is_hashed(

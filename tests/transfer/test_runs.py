@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from raygenesis.errors import SettingsError
-from raygenesis.settings import Settings, as_yaml, load_settings, settings_from
+from raygenesis.settings import ArchiveSettings, Settings, as_yaml, load_settings, settings_from
 from raygenesis.transfer.description import parse_description
 from raygenesis.transfer.resolved import ResolvedTarget, resolve_target
 from raygenesis.transfer.runs import Run, as_pretrained, runs_of
+from raygenesis.workspace.artifacts import ARCHIVE
+from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest
+from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 from tests.support.targets import write_sizes
 
@@ -66,6 +69,27 @@ def test_runs_are_found_by_name_by_path_and_by_their_file(workspace: Workspace, 
         Run("mine", workspace, ours), Run("default", other, theirs), Run("x", other, theirs), Run("bare", other),
         Run("genesis"),
     ]  # fmt: skip
+
+
+def test_a_target_is_prepared_as_the_run_s_archive_was_whatever_its_own_settings_say(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    write_config(workspace.run("mine"))
+    other = Workspace.open(tmp_path / "other")
+    write_config(other.run("theirs"))
+    archive = ArchiveSettings(crop_to_body=True, spacing_mm=(2.0, 2.0, 2.0))
+    manifest = ArchiveManifest(counts=ArchiveCounts(scans=1, volumes=1, subjects=1, failures=0), source_bytes=1)
+    stage = Stage(ARCHIVE, other.archive, {"archive": archive.model_dump(mode="json")}, {})
+    with stage.claimed():
+        stage.finish(manifest)
+    (mine,), (theirs,) = (runs_of([source], workspace) for source in ("mine", f"theirs={other.run('theirs')}"))
+    preparation = resolved(workspace, [theirs]).form.preparation
+    assert (preparation.crop_to_body, preparation.spacing_mm) == (True, (2.0, 2.0, 2.0))
+    assert resolved(workspace, [mine]).form.preparation is None
+    with pytest.raises(SettingsError, match=r"archive\.crop_to_body would be true as theirs .* and false as mine was"):
+        resolved(workspace, [theirs, mine])
+    given = ("archive.crop_to_body=false", "archive.spacing_mm=null")
+    assert resolved(workspace, [theirs, mine], given).form.preparation is None
 
 
 def test_each_of_several_pretrainings_is_a_run(workspace: Workspace) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.config import disable_value_validation
 
-from raygenesis.archive.volume import is_transient
 from raygenesis.errors import ScanError
+from raygenesis.workspace.faults import is_of_machine
 
 # What pydicom logs quotes values of the file.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -35,7 +35,7 @@ def guarded(fault: str) -> Iterator[None]:
         except ScanError:
             raise
         except Exception as error:
-            if is_transient(error):
+            if is_of_machine(error):
                 raise
             raise ScanError(f"{fault} ({type(error).__name__})") from None
 

@@ -33,8 +33,8 @@ from raygenesis.archive.formats.dicom_tags import CODES, NUMBERS, WORDS
 from raygenesis.archive.formats.dicom_values import ValueTable, unit_words, valid_pixels, value_table
 from raygenesis.archive.formats.regular_files import require_regular
 from raygenesis.archive.formats.slices import Plane
-from raygenesis.archive.volume import is_transient
 from raygenesis.errors import ScanError
+from raygenesis.workspace.faults import is_of_machine
 
 HEAD_BYTES = 132
 
@@ -278,7 +278,7 @@ def _distinction(groups: Sequence[Dataset], word: str) -> float | tuple[str, ...
             return () if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))
         number = float(value[0] if isinstance(value, MultiValue) else value or 0)
     except Exception as error:  # a series must not fail for a tag that few need
-        if is_transient(error):
+        if is_of_machine(error):
             raise
         return () if word in WORD_DISTINCTIONS else 0.0
     return number if math.isfinite(number) else 0.0

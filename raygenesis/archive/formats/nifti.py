@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from raygenesis.archive.formats.nifti_grid import grid_of
 from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
 from raygenesis.archive.grid import Geometry
-from raygenesis.archive.volume import MAX_COMPRESSION, Volume, check_claim, first_line, is_transient
+from raygenesis.archive.volume import MAX_COMPRESSION, Volume, check_claim, first_line
 from raygenesis.errors import ScanError
+from raygenesis.workspace.faults import is_of_machine
 
 # What nibabel, NumPy and zlib raise on damaged bytes.
 DAMAGE: tuple[Any, ...] = (  # isal says of its exception that it is an instance
@@ -79,7 +80,7 @@ def _read_header(file: BinaryIO) -> Any:
     try:
         begin = file.read(540)
     except DAMAGE as error:
-        if is_transient(error):
+        if is_of_machine(error):
             raise
         raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
     try:
@@ -166,7 +167,7 @@ def _read_voxels(path: Path, file: BinaryIO, header: Any, offset: float, max_byt
         while there < len(view) and (got := file.readinto(view[there:])):
             there += got
     except DAMAGE as error:
-        if is_transient(error):
+        if is_of_machine(error):
             raise
         raise ScanError(f"the file is cut short or damaged ({first_line(error)})") from None
     if there < len(view):

@@ -18,8 +18,9 @@ from numpy.lib import format as npy
 from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
 from raygenesis.archive.formats.side_car import SideCar, read_side_car, side_car_of
 from raygenesis.archive.grid import Geometry, Grid, grid_of_steps
-from raygenesis.archive.volume import Volume, check_claim, first_line, is_transient
+from raygenesis.archive.volume import Volume, check_claim, first_line
 from raygenesis.errors import ScanError
+from raygenesis.workspace.faults import is_of_machine
 
 # What NumPy and zipfile raise on damaged bytes.
 DAMAGE = (
@@ -94,7 +95,7 @@ def _opened(path: Path, side_car: SideCar) -> Iterator[IO[bytes]]:
                 with packed.open(f"{name}.npy") as file:
                     yield file
     except DAMAGE as error:
-        if isinstance(error, ScanError) or is_transient(error):
+        if isinstance(error, ScanError) or is_of_machine(error):
             raise
         raise ScanError(f"the file is cut short or damaged, or holds Python objects ({first_line(error)})") from None
 

@@ -19,8 +19,9 @@ from raygenesis.archive.formats.deep_png import read_deep_png
 from raygenesis.archive.formats.scan_format import FourthAxis, ScanFormat
 from raygenesis.archive.formats.side_car import read_side_car, side_car_of
 from raygenesis.archive.grid import Geometry, Grid, grid_of_steps
-from raygenesis.archive.volume import Volume, check_claim, is_transient
+from raygenesis.archive.volume import Volume, check_claim
 from raygenesis.errors import ScanError
+from raygenesis.workspace.faults import is_of_machine
 
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError)
 
@@ -86,14 +87,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ScanError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except DAMAGE as error:
-        if is_transient(error):
+        if is_of_machine(error):
             raise
         raise ScanError(f"not readable as a PNG or JPEG picture ({type(error).__name__})") from None
     with picture:
         try:
             yield picture
         except DAMAGE as error:
-            if isinstance(error, ScanError) or is_transient(error):
+            if isinstance(error, ScanError) or is_of_machine(error):
                 raise
             raise ScanError(f"the picture is cut short or damaged ({type(error).__name__})") from None
 

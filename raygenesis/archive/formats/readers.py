@@ -11,11 +11,12 @@ from raygenesis.archive.formats.nifti import Nifti
 from raygenesis.archive.formats.nrrd import Nrrd
 from raygenesis.archive.formats.numpy_array import NumpyArray
 from raygenesis.archive.formats.png_jpeg import PngJpeg
-from raygenesis.archive.formats.regular_files import require_regular
+from raygenesis.archive.formats.regular_files import read_through, require_regular
 from raygenesis.archive.formats.scan_format import HEAD_BYTES, FourthAxis, ScanFormat
 from raygenesis.archive.formats.slices import Uneven
 from raygenesis.archive.grid import Geometry
-from raygenesis.archive.volume import MAX_BYTES, Volume, straightened, validate, without_equal_colours
+from raygenesis.archive.volume import MAX_BYTES, LargeScanError, Volume, straightened, validate, without_equal_colours
+from raygenesis.errors import ScanError
 
 DICOM = Dicom()
 
@@ -57,11 +58,19 @@ def read_scan(
         uneven: what becomes of slices that lie too unevenly (`archive.uneven`).
         is_label_map: accept a volume of a single value, and never mix values of neighbouring voxels.
 
-    Returns one volume, or several where `fourth_axis` is "split". Raises ScanError saying what is wrong.
+    Returns one volume, or several where `fourth_axis` is "split". Raises ScanError saying what is wrong with the scan,
+    OSError where its files cannot be read, whatever its reader made of that.
     """
-    volumes = _reader(paths, uneven).read(paths, fourth_axis, max_bytes)
-    valid = (validate(volume, fill_nan, is_label_map) for volume in volumes)
-    return [straightened(without_equal_colours(volume), is_label_map) for volume in valid]
+    try:
+        volumes = _reader(paths, uneven).read(paths, fourth_axis, max_bytes)
+        valid = (validate(volume, fill_nan, is_label_map) for volume in volumes)
+        return [straightened(without_equal_colours(volume), is_label_map) for volume in valid]
+    except LargeScanError:
+        raise
+    except ScanError:
+        for path in paths:
+            read_through(path)
+        raise
 
 
 def read_scan_geometry(

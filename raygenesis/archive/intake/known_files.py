@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from raygenesis._version import __version__
 from raygenesis.archive.formats.dicom_header import Header
 from raygenesis.archive.intake.survey import Scan, ScanFile
+from raygenesis.cluster.progress import say
+from raygenesis.errors import PassingError, WorkspaceError
 from raygenesis.workspace.failures import FailureRow
 from raygenesis.workspace.files import Place, publish, read_table, write_table
 from raygenesis.workspace.fingerprint import digest
@@ -43,6 +45,8 @@ HEADERS = pa.schema(
     ]
 )  # fmt: skip
 
+SOURCES_TABLE, HEADERS_TABLE = "sources.parquet", "headers.parquet"
+
 # Says which folder the archive was made from.
 FOLDER_NOTE = "scans-folder"
 
@@ -68,18 +72,21 @@ def stamp_of(scan: Scan) -> str:
 
 
 def read_known_files(folder: Place) -> dict[str, KnownFile]:
-    """Rows of the table of sources by path; none where there is no table."""
-    return {row["path"]: row for row in _rows(folder / "sources.parquet", SOURCES)}
+    """Rows of the table of sources by path; none where there is no table. Raises WorkspaceError if it is damaged."""
+    return {row["path"]: row for row in _rows(folder / SOURCES_TABLE, SOURCES)}
 
 
 def paths_of(folder: Place, failures: Iterable[FailureRow]) -> dict[str, str]:
-    """Paths of the sources that failures name, in their reasons too, where the table knows them."""
+    """Paths of the sources that failures name, in their reasons too, where the table knows them.
+
+    Raises WorkspaceError if the table is damaged.
+    """
     named = {name for failure in failures for name in (failure["source"], *SOURCE.findall(failure["reason"]))}
     if not named:
         return {}
     wanted = pc.field("source").isin(pa.array(named, pa.string()))
     paths: dict[str, str] = {}
-    for row in _rows(folder / "sources.parquet", SOURCES, columns=["source", "path"], filters=wanted):
+    for row in _rows(folder / SOURCES_TABLE, SOURCES, columns=["source", "path"], filters=wanted):
         paths.setdefault(row["source"], row["path"])
     return paths
 
@@ -101,27 +108,36 @@ def write_private(folder: Place, scans: Path, files: Iterable[KnownFile], header
 def write_known_files(folder: Place, files: Iterable[KnownFile]) -> None:
     """Replace the table of sources."""
     ordered = sorted(files, key=lambda file: file["path"])
-    write_table(folder / "sources.parquet", pa.Table.from_pylist(ordered, SOURCES))
+    write_table(folder / SOURCES_TABLE, pa.Table.from_pylist(ordered, SOURCES))
 
 
 def read_known_headers(folder: Place) -> dict[ScanFile, Header]:
     """What headers said of DICOM files that an earlier ingest of this version of ours looked into."""
     names = [field.name for field in fields(Header)]
     known = (pc.field("version") == __version__) & pc.field("stack").is_valid()
+    try:
+        rows = _rows(folder / HEADERS_TABLE, HEADERS, filters=known)
+    except PassingError:
+        raise
+    except WorkspaceError:
+        say("ingest", f"{folder / HEADERS_TABLE} is damaged: all headers are read again")
+        rows = []
     return {
-        ScanFile(row["path"], row["num_bytes"], row["mtime_ns"]): Header(*(row[name] for name in names))
-        for row in _rows(folder / "headers.parquet", HEADERS, filters=known)
+        ScanFile(row["path"], row["num_bytes"], row["mtime_ns"]): Header(*(row[name] for name in names)) for row in rows
     }
 
 
 def write_headers(folder: Place, headers: Mapping[ScanFile, Header]) -> None:
     """Replace the table of headers."""
     rows = [asdict(file) | asdict(header) | {"version": __version__} for file, header in headers.items()]
-    write_table(folder / "headers.parquet", pa.Table.from_pylist(rows, HEADERS))
+    write_table(folder / HEADERS_TABLE, pa.Table.from_pylist(rows, HEADERS))
 
 
 def _rows(path: Place, schema: pa.Schema, **options: Any) -> list[Any]:
     try:
-        return read_table(path, schema=schema, **options).to_pylist()
+        return read_table(path, schema=schema, **options).to_pylist() if path.is_file() else []
     except (OSError, UnicodeDecodeError, pa.ArrowException):
-        return []  # it only spares work: without it everything is looked at again
+        raise WorkspaceError(
+            f"{path} is damaged: put back a copy of it, or remove it, and the next `raygenesis ingest` looks at every "
+            "file again; of volumes whose files are gone nobody knows then which files these were"
+        ) from None

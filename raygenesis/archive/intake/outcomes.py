@@ -12,6 +12,7 @@ from raygenesis.archive.catalogue import CATALOGUE, VolumeRecord
 from raygenesis.archive.intake.known_files import stamp_of
 from raygenesis.archive.intake.survey import Scan
 from raygenesis.archive.store import volume_folder
+from raygenesis.text.names import reason_text
 from raygenesis.workspace.files import Place, read_table, write_table
 from raygenesis.workspace.fingerprint import digest
 
@@ -39,6 +40,9 @@ class IntakeOutcome:
     reason: str = ""
     is_lasting: bool = True
     claimed_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", reason_text(self.reason))
 
 
 def outcome_table(stamps: Sequence[str], outcomes: Sequence[IntakeOutcome]) -> pa.Table:

@@ -24,7 +24,7 @@ from raygenesis.cluster import fan_out, joining
 from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import ArchiveSettings
-from raygenesis.workspace.files import Place, remove_tree
+from raygenesis.workspace.files import Place, make_folder, remove_tree
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.workspace import Workspace, make_private
 
@@ -53,7 +53,7 @@ def take_in_all(
         return {}
     joining.connect()
     try:
-        workspace.volumes.mkdir(parents=True, exist_ok=True)
+        make_folder(workspace.volumes)
     except OSError as error:
         raise WorkspaceError(f"{workspace.volumes} cannot be made: {error.strerror}") from None
     remove_tree(workspace.archive / "attempts")
@@ -61,7 +61,7 @@ def take_in_all(
         remove_tree(half_written)
     make_private(workspace.private)
     folder = _outcomes_folder(workspace) / digest(settings.model_dump(mode="json"))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     there = settled(outcomes_in(read_parts_of_outcomes(folder), scans), workspace.volumes)
     left = [scan for scan in scans if scan.source not in there]
     publish = functools.partial(publish_outcomes, folder=folder)

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from raygenesis.archive.formats.dicom_header import Header, read_header
 from raygenesis.archive.formats.readers import DICOM, SUFFIXES, format_named, format_of
 from raygenesis.archive.formats.slices import are_slices_of_a_stack
 from raygenesis.errors import RaygenesisError, ScanError
-from raygenesis.text.names import MAX_PATH, inner_path, printable
+from raygenesis.text.names import MAX_PATH, inner_path, printable, reason_text
+from raygenesis.workspace.faults import lasting_reason, patiently
 from raygenesis.workspace.fingerprint import digest
 
 # Ends of names that are no scans where no format claims them, so that nobody opens a million files to see.
@@ -76,6 +78,9 @@ class SetAside:
     source: str
     reason: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", reason_text(self.reason))
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -114,11 +119,9 @@ def read_headers(root: Path, files: Sequence[ScanFile]) -> Iterator[Header | str
     """The header of each DICOM file, or the reason why it cannot be read."""
     for file in files:
         try:
-            yield read_header(root / file.path)
-        except ScanError as error:
-            yield str(error)
-        except OSError as error:
-            yield f"cannot be read ({error.strerror or error})"
+            yield patiently(partial(read_header, root / file.path), f"a file in {root}")
+        except (ScanError, OSError) as error:
+            yield lasting_reason(error)
         except MemoryError:
             yield "its header does not fit in memory"
 
@@ -170,7 +173,7 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
     if reason is not None:
         return SetAside(_shown(source), reason)
     try:
-        known = known or format_of(path)
+        known = known or patiently(partial(format_of, path), f"a file in {root}")
         if known is None:
             is_misnamed = lower.endswith(DICOM_SUFFIXES)
             return SetAside(source, "not DICOM, whatever its name says") if is_misnamed else None
@@ -180,16 +183,14 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
         if reason := next(filter(None, (_refusal(part, root) for part in companions)), None):
             return SetAside(source, reason)
         return Scan(tuple(_file(part, root) for part in (path, *companions)))
-    except ScanError as error:
-        return SetAside(source, str(error))
-    except OSError as error:
-        return SetAside(source, f"cannot be read ({error.strerror or error})")
+    except (ScanError, OSError) as error:
+        return SetAside(source, lasting_reason(error, f"a file in {root}"))
 
 
 def _files(root: Path, aside: list[SetAside]) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         below = os.path.relpath(error.filename or root, root)
-        aside.append(SetAside(_shown(below), f"a folder that cannot be read ({error.strerror})"))
+        aside.append(SetAside(_shown(below), f"a folder that {lasting_reason(error, root)}"))
 
     for folder, below, names in os.walk(root, onerror=unreadable):
         linked = [name for name in below if Path(folder, name).is_symlink() and not name.startswith(".")]

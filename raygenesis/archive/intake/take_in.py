@@ -15,11 +15,13 @@ from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.intake.outcomes import IntakeOutcome
 from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
-from raygenesis.archive.store import StoredRecord, level_factors, read_record, volume_folder, write_volume
-from raygenesis.archive.volume import LargeScanError, Volume
+from raygenesis.archive.store import StoredRecord, level_factors, read_whole_record, volume_folder, write_volume
+from raygenesis.archive.volume import LargeScanError, Volume, valid_voxels
+from raygenesis.cluster import environment
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
-from raygenesis.workspace.files import Place
+from raygenesis.workspace.faults import lasting_reason, patiently
+from raygenesis.workspace.files import Place, blake2b_of, xxh3_of
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
 MAX_CRASHES = 2
@@ -43,10 +45,12 @@ def take_in(
         room: how many bytes of voxels may be decoded here; a scan that claims more is put off before anything is
             decoded (`claimed_bytes` of its outcome), unless the settings forbid it. None for as many as they allow.
 
-    Raises WorkspaceError if no scan can be stored there.
+    Raises WorkspaceError if no scan can be stored there, PassingError where the files cannot be reached for long.
     """
     try:
-        scan_id = scan_fingerprint(paths)
+        # Others may read the logs of a cluster.
+        name = f"a scan of {len(paths)} files" if environment.is_joined() else paths[0]
+        scan_id = patiently(lambda: scan_fingerprint(paths), name)
         stored = _stored_records(volumes, scan_id)
         if stored:
             return IntakeOutcome(stored)
@@ -59,7 +63,7 @@ def take_in(
             )
         _write_note(attempt, f"{earlier}{os.getpid()} {node}\n")
         try:
-            return IntakeOutcome(_store(paths, volumes, scan_id, settings, room))
+            return IntakeOutcome(patiently(lambda: _store(paths, volumes, scan_id, settings, room), name))
         finally:
             attempt.unlink(missing_ok=True)
     except LargeScanError as error:
@@ -73,7 +77,7 @@ def take_in(
     except MemoryError:
         return IntakeOutcome(reason="its voxels do not fit in memory", is_lasting=False)
     except OSError as error:
-        return IntakeOutcome(reason=f"cannot be read ({error.strerror or type(error).__name__})", is_lasting=False)
+        return IntakeOutcome(reason=lasting_reason(error), is_lasting=False)
     except Exception as error:  # a decoder's own bug must not end the ingest of ten thousand other scans
         return IntakeOutcome(reason=f"cannot be decoded (unexpected {type(error).__name__})")
 
@@ -96,25 +100,34 @@ def _write_note(attempt: Place, processes: str) -> None:
 
 
 def scan_fingerprint(paths: Sequence[Path]) -> str:
-    """Hash of a scan's files' bytes, whatever their names and order."""
+    """Identity of a scan: of its files' bytes, whatever their names and order, 32 hex digits."""
     hashes = sorted(file_fingerprint(path) for path in paths)
-    return hashes[0] if len(hashes) == 1 else xxhash.xxh3_64_hexdigest("".join(hashes).encode())
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
 
 
 def file_fingerprint(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+    """Identity of a file's bytes, which nobody can give another file."""
+    return blake2b_of(path)
+
+
+def earlier_fingerprint(paths: Sequence[Path]) -> str:
+    """What format 1 of the archive called a scan, 16 hex digits: weights may have learnt from such an archive."""
+    hashes = sorted(map(xxh3_of, paths))
+    return hashes[0] if len(hashes) == 1 else xxhash.xxh3_64_hexdigest("".join(hashes).encode())
 
 
 def _stored_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
-    """Records of a scan whose volumes are all stored."""
-    first = read_record(volume_folder(volumes, scan_id)) or read_record(volume_folder(volumes, f"{scan_id}-0000"))
+    """Records of a scan whose volumes are all stored; one of which a file is cut short is not, and is made again."""
+    first = read_whole_record(volume_folder(volumes, scan_id)) or read_whole_record(
+        volume_folder(volumes, f"{scan_id}-0000")
+    )
     if first is None:
         return ()
     records = [first]
     for number in range(1, first["num_siblings"]):
-        record = read_record(volume_folder(volumes, f"{scan_id}-{number:04d}"))
+        record = read_whole_record(volume_folder(volumes, f"{scan_id}-{number:04d}"))
         if record is None:
             return ()
         records.append(record)
@@ -149,8 +162,7 @@ def describe(volume: Volume, volume_id: str, num_siblings: int, coarse_size: int
     num_siblings: how many volumes its scan has. coarse_size: the longest side of the coarsest pyramid level, in voxels.
     """
     voxels = volume.voxels
-    every = ... if volume.valid is None or not volume.valid.any() else volume.valid
-    limits = [percentiles(channel[every]) for channel in voxels.reshape(-1, *volume.shape)]
+    limits = [percentiles(valid_voxels(volume, channel)) for channel in voxels.reshape(-1, *volume.shape)]
     return {
         "modality": volume.modality,
         "shape": list(volume.shape),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import MULTILABEL, TEST, TRAIN, Example, ImageFile, Problem, Target
 from raygenesis.transfer.targets.csv_tables import rows
 from raygenesis.transfer.targets.listing import by_name, files_below, require_examples
+from raygenesis.workspace.faults import patiently
 
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
@@ -73,7 +75,7 @@ def _splits(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for split, table in LISTS.items():
         try:
-            names = (folder / table).read_text(encoding="utf-8").split()
+            names = patiently(partial((folder / table).read_text, encoding="utf-8"), folder).split()
         except (OSError, UnicodeDecodeError):
             raise ScanError(f"{folder / table} does not exist or is no list: put the owners' list there") from None
         twice = [name for name in names if found.get(name, split) != split]

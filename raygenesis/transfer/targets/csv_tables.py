@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from raygenesis.errors import ScanError
+from raygenesis.workspace.faults import raise_passing
 
 # Run lengths make fields longer than the 128 KiB that csv takes by itself.
 LARGEST_FIELD = 2**24
@@ -33,6 +34,7 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     except FileNotFoundError:
         raise ScanError(f"{path} does not exist: put the table there") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise_passing(error, path)
         raise ScanError(f"{path} cannot be read as a table ({error}): give a CSV file") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from raygenesis.text.names import MAX_NAME, printable
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Region, Target
 from raygenesis.transfer.targets.lidc_outlines import Reading, consensus, places, read_reading, same_nodule
 from raygenesis.transfer.targets.listing import SAFE, files_below, require_examples
+from raygenesis.workspace.faults import lasting_reason, patiently
 
 # A slice may lie beside the place in the document by so much.
 MAX_DIFFERENCE_MM = 0.5
@@ -116,7 +118,8 @@ def _scans(folder: Path) -> tuple[dict[str, Series], list[Problem]]:
     problems = []
     for files in folders.values():
         try:
-            header, plane = read_header(files[0]), read_slices(files[0])[0].plane
+            header = patiently(partial(read_header, files[0]), folder)
+            plane = patiently(partial(read_slices, files[0]), folder)[0].plane
             reason = header.aside or ("a film and no CT" if header.is_projection else "")
             if not reason and (plane is None or abs(plane.axes[2, 2]) < MIN_AXIAL):
                 reason = "its slices are not axial, or have no place"
@@ -127,7 +130,7 @@ def _scans(folder: Path) -> tuple[dict[str, Series], list[Problem]]:
             if not reason and header.series in scans:
                 reason = f"its series lies in {_source(folder, scans[header.series].files[0])} too"
         except (ScanError, OSError) as error:
-            reason = str(error)
+            reason = lasting_reason(error, folder)
         if reason:
             problems.append(Problem(_source(folder, files[0]), reason))
         elif plane is not None:

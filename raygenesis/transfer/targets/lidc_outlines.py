@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from raygenesis.errors import ScanError
+from raygenesis.errors import PassingError, ScanError
+from raygenesis.workspace.faults import patiently
 
 # What a document may have: those that were published have 2 MB, some dozens of marks and far fewer voxels.
 MAX_BYTES, MAX_MARKS, MAX_VOXELS = 2**25, 1000, 2**24
@@ -49,9 +50,9 @@ def read_reading(path: Path, matrix_of: Callable[[str], tuple[int, int] | None])
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ScanError(f"not the readers' document of a CT (it has more than {MAX_BYTES:,} bytes)")
-        root = ElementTree.parse(path).getroot()
+        root = patiently(lambda: ElementTree.parse(path), path.name).getroot()
     except (ElementTree.ParseError, OSError, ValueError) as error:
-        if isinstance(error, ScanError):
+        if isinstance(error, ScanError | PassingError):
             raise
         raise ScanError(f"not readable as XML ({error})") from None
     series = root.findtext(".//{*}SeriesInstanceUid", "").strip()

@@ -68,7 +68,7 @@ def read_label_maps(files: OwnFiles) -> Target:
     for label in maps:
         found = sources.get(without_ending(label), ())
         if len(found) != 1 or found[0] in used:
-            alone = f"a label map without an image: {files.images / label} is not there"
+            alone = f"a label map without an image: {files.images.name}/{label} is not there"
             reason = "another label map is of the same image" if len(found) == 1 else _several(found) or alone
             problems.append(Problem(label, reasons.get(without_ending(label), reason)))
             continue
@@ -239,7 +239,7 @@ def _listed(
         raise ScanError(f"{split} names none of the subjects, such as {examples[0].subject!r}: it names {known}")
     problems = [
         *problems,
-        *(Problem(example.name, f"subject {example.subject} is not in {split}") for example in unnamed),
+        *(Problem(example.name, f"its subject is not in {split.name}") for example in unnamed),
     ]
     counts = Counter(splits[example.subject] for example in examples if example.subject in splits)
     if not (counts[TRAIN] and counts[TEST]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from raygenesis.errors import ScanError
 from raygenesis.transfer.examples import SEGMENTATION, Example, ImageFile, Problem, Target, times
 from raygenesis.transfer.targets.csv_tables import rows
 from raygenesis.transfer.targets.listing import by_name, files_below, require_examples
+from raygenesis.workspace.faults import lasting_reason, patiently
 
 TABLE = "train-rle.csv"
 COLUMNS = ("ImageId", "EncodedPixels")
@@ -76,9 +78,9 @@ def read(folder: Path, *, keep_empty: bool = True) -> Target:
             problems.append(Problem(name, f"{TABLE}: {reason}"))
         elif NONE not in masks[name] or keep_empty:
             try:
-                subject = _patient(path) or name
+                subject = patiently(partial(_patient, path), folder) or name
             except (ScanError, OSError) as error:
-                problems.append(Problem(source, str(error)))
+                problems.append(Problem(source, lasting_reason(error, folder)))
                 continue
             label = RunLengths(tuple(mask for mask in masks[name] if mask != NONE))
             examples.append(Example(name, subject, ImageFile((path,)), label))

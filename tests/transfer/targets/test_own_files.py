@@ -85,7 +85,7 @@ def test_what_has_no_partner_is_left_out_and_named(folder: Path) -> None:
     target = maps(folder)
     assert [example.name for example in target.examples] == ["a.nii"]
     assert reasons(target)["b.nii"] == "an image without a label map"
-    assert reasons(target)["c.nii"] == f"a label map without an image: {folder}/images/c.nii is not there"
+    assert reasons(target)["c.nii"] == "a label map without an image: images/c.nii is not there"
 
 
 def test_files_that_are_not_followed_say_why(folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_every_row_and_image_that_is_no_example_says_why(folder: Path) -> None:
         "c": "the unknown class 'maybe': known are no, yes", "d": "it has no value", "f": "a label without an image",
         "(no name)": "a label without an image", "a.nii": "named twice", "b": "named twice",
         "h": "its name fits 2 images, h.nii and x/h.nii among them", "short": "a label without an image",
-        **{f"{name}.nii": f"an image without a row in {folder}/labels.csv" for name in ("c", "d", "e", "g", "h", "x/h")}
+        **{f"{name}.nii": "an image without a row in labels.csv" for name in ("c", "d", "e", "g", "h", "x/h")}
     }  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def test_a_list_says_who_learns_and_who_tests(folder: Path) -> None:
     assert {example.name: example.split for example in target.examples} == {
         "a.nii": "train", "b.nii": "test", "c.nii": "validation",
     }  # fmt: skip
-    assert reasons(target) == {"d.nii": f"subject d is not in {split}"}
+    assert reasons(target) == {"d.nii": "its subject is not in split.csv"}
     assert [e.split for e in table(folder, "image,value\na,0\nb,1\n", split=split).examples] == ["train", "test"]
 
 
