@@ -30,6 +30,17 @@ def memory_limit() -> int | None:
     return min((int(value) for value in values), default=None)
 
 
+def memory_kills() -> int:
+    """How many processes of these groups the system has killed for want of memory so far."""
+    counts = [0]
+    for folder in _folders("memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            words = dict(line.split(" ", 1) for line in _read(folder / name).splitlines() if " " in line)
+            if (count := words.get("oom_kill", "")).isdigit():
+                counts.append(int(count))
+    return max(counts)
+
+
 def _folders(controller: str) -> Iterator[Path]:
     """The groups of a controller that this process is in, each before the one that it lies in."""
     for line in _read(OWN).splitlines():

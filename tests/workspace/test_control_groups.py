@@ -76,6 +76,17 @@ def test_what_slurm_has_given_counts(kernel: Path, monkeypatch: pytest.MonkeyPat
         assert hardware.num_cores() == 1 and hardware.memory_gib() == expected
 
 
+def test_kills_for_memory_are_counted_in_both_versions(kernel: Path) -> None:
+    assert control_groups.memory_kills() == 0
+    write(kernel, "0::/job\n5:memory:/job", job__cpu_max="max 100000")
+    (kernel / "cgroup" / "job" / "memory.events").write_text("low 0\nhigh 3\noom 2\noom_kill 2\noom_group_kill 0\n")
+    assert control_groups.memory_kills() == 2
+    control = kernel / "cgroup" / "memory" / "job" / "memory.oom_control"
+    control.parent.mkdir(parents=True)
+    control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n")
+    assert control_groups.memory_kills() == 7
+
+
 def test_a_real_group_of_version_1_limits_a_process_in_a_group_within_it() -> None:
     parent = Path("/sys/fs/cgroup/memory") / f"raygenesis-test-{os.getpid()}"
     child = parent / "within"

@@ -20,11 +20,15 @@ from raygenesis.archive.volume import LargeScanError, Volume, valid_voxels
 from raygenesis.cluster import environment
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
+from raygenesis.workspace.control_groups import memory_kills
 from raygenesis.workspace.faults import lasting_reason, patiently
 from raygenesis.workspace.files import Place, blake2b_of, xxh3_of
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
 MAX_CRASHES = 2
+# Bytes: a scan that claims so many is decoded with nothing beside it. So is one at which a worker ended: it may have
+# been killed for the memory that others took.
+ALONE = 2**60
 
 
 def take_in(
@@ -56,12 +60,12 @@ def take_in(
             return IntakeOutcome(stored)
         attempt = attempt_note(volumes, paths)
         earlier = attempt.read_text() if attempt.exists() else ""
-        num_crashes = sum(not is_lost(line.split()[-1]) for line in earlier.splitlines())
-        if num_crashes >= MAX_CRASHES:
-            return IntakeOutcome(
-                reason=f"decoding it crashed or ran out of memory {num_crashes} times", is_lasting=False
-            )
-        _write_note(attempt, f"{earlier}{os.getpid()} {node}\n")
+        ended = [line.split() for line in earlier.splitlines() if not is_lost(line.split()[-1])]
+        if len(ended) >= MAX_CRASHES:
+            return IntakeOutcome(reason=_why_it_ended(ended, node), is_lasting=False)
+        if ended and room is not None and room < ALONE:
+            return IntakeOutcome(reason="put off", is_lasting=False, claimed_bytes=ALONE)
+        _write_note(attempt, f"{earlier}{os.getpid()} {memory_kills()} {node}\n")
         try:
             return IntakeOutcome(patiently(lambda: _store(paths, volumes, scan_id, settings, room), name))
         finally:
@@ -82,13 +86,20 @@ def take_in(
         return IntakeOutcome(reason=f"cannot be decoded (unexpected {type(error).__name__})")
 
 
+def _why_it_ended(attempts: Sequence[Sequence[str]], node: str) -> str:
+    """Why workers ended at a scan. attempts: of each its process, the kills for memory before it, and its node."""
+    if any(where == node and memory_kills() > int(kills) for _, kills, where in attempts):
+        return f"memory ran out {len(attempts)} times while it was decoded, the last time with nothing beside it"
+    return f"decoding it crashed {len(attempts)} times, the last time with nothing beside it"
+
+
 def attempt_note(volumes: Place, paths: Sequence[Path]) -> Place:
     """The file that counts the attempts at a scan: of these very paths, as a copy may be decoded at the same time."""
     return volumes.parent / "attempts" / xxhash.xxh3_64_hexdigest("\n".join(map(str, paths)).encode())
 
 
 def _write_note(attempt: Place, processes: str) -> None:
-    """Leave a note, of processes and their nodes, that outlives a crash.
+    """Leave a note of attempts (as `_why_it_ended` has them) that outlives a crash.
 
     Raises WorkspaceError: a full disk is not the scan's fault.
     """

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from raygenesis.archive.intake import take_in as module
 from raygenesis.archive.intake.outcomes import IntakeOutcome
 from raygenesis.archive.intake.take_in import (
+    ALONE,
     MAX_CRASHES,
     attempt_note,
     file_fingerprint,
@@ -97,7 +98,8 @@ for _ in range({MAX_CRASHES}):
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
     outcome = take_in([path], volumes, ArchiveSettings())
-    assert "crashed or ran out of memory 2 times" in outcome.reason and not outcome.is_lasting
+    assert outcome.reason == "decoding it crashed 2 times, the last time with nothing beside it"
+    assert not outcome.is_lasting
     shutil.rmtree(tmp_path / "archive/attempts")
     assert take_in([path], volumes, ArchiveSettings()).records and not any((tmp_path / "archive/attempts").iterdir())
 
@@ -106,10 +108,35 @@ def test_attempts_that_ended_with_their_node_say_nothing_of_the_scan(scans: Path
     path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
     note = attempt_note(volumes, [path])
     note.parent.mkdir(parents=True)
-    note.write_text("4711 gone\n" * MAX_CRASHES)
+    note.write_text("4711 0 gone\n" * MAX_CRASHES)
     asked = ([path], volumes, ArchiveSettings(), "here")
     assert "crashed" in take_in(*asked, lambda node: node == "another").reason
     assert take_in(*asked, lambda node: node == "gone").records
+
+
+def test_a_scan_at_which_a_worker_ended_is_tried_again_with_nothing_beside_it(scans: Path, tmp_path: Path) -> None:
+    """It may have been killed for the memory that others took."""
+    path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
+    note = attempt_note(volumes, [path])
+    note.parent.mkdir(parents=True)
+    note.write_text("4711 0 here\n")
+    outcome = take_in([path], volumes, ArchiveSettings(), "here", room=2**30)
+    assert outcome.reason == "put off" and outcome.claimed_bytes == ALONE and not outcome.is_lasting
+    assert note.read_text() == "4711 0 here\n" and not volumes.exists()
+    assert take_in([path], volumes, ArchiveSettings(), "here", room=ALONE).records
+
+
+def test_a_kill_for_memory_is_said_to_be_one(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
+    note = attempt_note(volumes, [path])
+    note.parent.mkdir(parents=True)
+    note.write_text("4711 3 here\n4712 4 here\n")
+    monkeypatch.setattr("raygenesis.archive.intake.take_in.memory_kills", lambda: 5)
+    for node, words in (
+        ("here", "memory ran out 2 times while it was decoded"),
+        ("there", "decoding it crashed 2 times"),
+    ):
+        assert take_in([path], volumes, ArchiveSettings(), node).reason.startswith(words)
 
 
 def test_a_refused_scan_leaves_no_note_of_a_crash(tmp_path: Path) -> None:
