@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import warnings
+from contextlib import suppress
+from pathlib import Path
 
 import ray
 import ray.data
 
 from raygenesis.cluster import environment
+from raygenesis.errors import ClusterError
 from raygenesis.workspace.hardware import Hardware, note_cluster, num_cores, processor
 
 # Every live Ray Data operator, actor pool and train worker holds a logical CPU of its own; with fewer than this
@@ -28,6 +33,7 @@ def connect() -> None:
     else:
         context = ray.init(
             address="local",
+            _temp_dir=None if "RAY_TMPDIR" in os.environ else str(own_folder() / "ray"),
             num_cpus=max(MIN_LOGICAL_CPUS, num_cores()),
             include_dashboard=False,
             logging_level=logging.WARNING,
@@ -36,6 +42,24 @@ def connect() -> None:
     _dashboards[:] = [context.dashboard_url or ""]
     note_hardware()
     _quieten_ray_data()
+
+
+def own_folder() -> Path:
+    """Where a Ray of this machine keeps its sockets, logs and what memory does not hold: nobody else may look in there.
+
+    Its path is short, as sockets lie in it; Ray's own folder is inside of it, as Ray lets everybody into that. Raises
+    ClusterError if somebody else has made it.
+    """
+    folder = Path(f"/tmp/rg-{os.getuid()}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+        raise ClusterError(
+            f"{folder} is not a folder that is yours alone, and Ray would keep patients' data in it: remove it, or "
+            "name another one in RAY_TMPDIR"
+        )
+    return folder
 
 
 _dashboards: list[str] = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from raygenesis.cluster import capacity, fan_out
+from raygenesis.cluster import capacity, fan_out, joining
 from raygenesis.errors import ClusterError, SettingsError
 
 
@@ -171,3 +171,44 @@ def test_what_the_cluster_never_has_is_refused_naming_setting_and_resource(
     said = rf"^pretraining\.use_gpu=true needs .* will never have the {lacks}s: it has"
     with pytest.raises(SettingsError, match=said):
         capacity.require("pretraining.use_gpu=true", num_tasks, num_cpus, num_gpus)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Ray's folder is to be, in place of /tmp."""
+    monkeypatch.setattr(joining, "Path", lambda path: tmp_path / Path(path).name)
+    return tmp_path / f"rg-{joining.os.getuid()}"
+
+
+def test_a_local_ray_has_a_folder_that_is_its_owner_s_alone(folder: Path) -> None:
+    mask = joining.os.umask(0)
+    try:
+        assert joining.own_folder() == folder == joining.own_folder()
+    finally:
+        joining.os.umask(mask)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_folder_that_others_may_have_prepared_is_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "open":
+        folder.mkdir()
+        folder.chmod(0o777)
+    elif kind == "link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "theirs")
+    else:
+        folder.write_text("")
+    with pytest.raises(
+        ClusterError, match=r"is not a folder that is yours alone, .*: remove it, or name another one in"
+    ):
+        joining.own_folder()
+
+
+def test_a_folder_of_somebody_else_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joining.own_folder()
+    found = folder.lstat()
+    theirs = joining.os.stat_result((found.st_mode, *found[1:4], found.st_uid + 1, *found[5:]))
+    monkeypatch.setattr(type(folder), "lstat", lambda path: theirs)
+    with pytest.raises(ClusterError, match="yours alone"):
+        joining.own_folder()
