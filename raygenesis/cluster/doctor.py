@@ -111,7 +111,7 @@ def _temporary() -> Finding:
         folder = machine.ray_folder()
     except RaygenesisError as error:
         return Finding("Ray's files", str(machine.temporary_base()), "fault", str(error))
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder.parent).free
     found = f"{folder}, {size(free)} free"
     if free >= LEAST_FREE_GIB * GIB:
         return Finding("Ray's files", found)

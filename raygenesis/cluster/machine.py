@@ -14,15 +14,15 @@ from raygenesis.errors import ClusterError
 LEAST_FILES, WANTED_FILES = 1024, 8192  # open at once
 SOCKET_PATH = 107  # bytes that the path of a socket may have on Linux
 # What Ray adds to its folder's path.
-LONGEST_SOCKET = "/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+LONGEST_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 SHARED_MEMORY = Path("/dev/shm")
 FALLBACK = Path("/tmp")
 
 
 def ray_folder() -> Path:
-    """A folder for Ray's sockets, logs and spilled objects that nobody else reads: Ray's own are open to all.
+    """A folder for Ray's sockets, logs and spilled objects, in one that nobody else may enter: Ray's are open to all.
 
-    It lies in RAY_TMPDIR or TMPDIR, unless their paths are too long for sockets. Raises ClusterError if it cannot be
+    That lies in RAY_TMPDIR or TMPDIR, unless their paths are too long for sockets. Raises ClusterError if it cannot be
     made.
     """
     base = temporary_base()
@@ -31,14 +31,14 @@ def ray_folder() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():  # somebody else's
-            return Path(tempfile.mkdtemp(prefix="rg-", dir=base))
+            return Path(tempfile.mkdtemp(prefix="rg-", dir=base)) / "ray"
         folder.chmod(0o700)
     except OSError as error:
         raise ClusterError(
             f"{folder}: Ray's files cannot be kept there ({error.strerror or error}): make room in {base}, or set "
             "RAY_TMPDIR to a folder that can be written"
         ) from None
-    return folder
+    return folder / "ray"
 
 
 def temporary_base() -> Path:

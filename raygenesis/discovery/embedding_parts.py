@@ -70,7 +70,7 @@ def whole_parts(folder: Place, known: pa.Table) -> set[str]:
 
 def are_readable(folder: Place, number: int) -> bool:
     """Whether there are so many parts, and none of them is damaged."""
-    paths = list(folder.glob("part-*.parquet"))
+    paths: list[Place] = list(folder.glob("part-*.parquet"))
     return len(paths) == number and all(_keys_in(path) is not None for path in paths)
 
 

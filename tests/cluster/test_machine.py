@@ -21,21 +21,27 @@ def _base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "FALLBACK", tmp_path)
 
 
-def test_nobody_else_reads_rays_folder(tmp_path: Path) -> None:
-    folder = machine.ray_folder()
-    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o777)
-    assert machine.ray_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
+def test_nobody_else_enters_where_rays_folder_is(tmp_path: Path) -> None:
+    own = machine.ray_folder().parent
+    assert own.parent == tmp_path and own.stat().st_mode & 0o777 == 0o700
+    own.chmod(0o777)
+    assert machine.ray_folder().parent == own and own.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_somebody_else_made_is_not_used(tmp_path: Path) -> None:
+def test_a_folder_that_somebody_else_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     expected = tmp_path / f"raygenesis-{os.getuid()}"
     expected.symlink_to(elsewhere)
-    folder = machine.ray_folder()
-    assert folder.parent == tmp_path and folder != expected and not folder.is_symlink()
-    assert folder.stat().st_mode & 0o777 == 0o700 and not list(elsewhere.iterdir())
+    first = machine.ray_folder().parent
+    expected.unlink()
+    expected.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    expected.rename(tmp_path / f"raygenesis-{os.getuid()}")
+    second = machine.ray_folder().parent
+    for own in (first, second):
+        assert own.parent == tmp_path and own.name.startswith("rg-") and own.stat().st_mode & 0o777 == 0o700
+    assert first != second and not list(elsewhere.iterdir())
 
 
 def test_the_paths_of_sockets_are_short_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
