@@ -10,7 +10,7 @@ import ray.data
 
 from raygenesis.archive.catalogue import CatalogueRows, is_held_out, read_columns
 from raygenesis.archive.source import parts_of
-from raygenesis.cluster import joining
+from raygenesis.cluster import capacity, joining
 from raygenesis.cluster.progress import Stopwatch, say
 from raygenesis.cluster.streams import read_parts
 from raygenesis.cluster.work import ArchiveSize, Work
@@ -26,10 +26,10 @@ from raygenesis.networks.weights.scan_encoders import (
     load_scan_encoder,
     save_scan_encoder,
 )
-from raygenesis.settings import IntensitySettings, Settings
+from raygenesis.settings import AutoencoderSettings, IntensitySettings, Settings
 from raygenesis.settings.streams import ENCODER_SCANS
 from raygenesis.training.chosen_precision import with_precision
-from raygenesis.training.fit import fit_with_ray, samples_from
+from raygenesis.training.fit import Resources, fit_with_ray, samples_from
 from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, PCA_COMMAND
 from raygenesis.workspace.files import Place, as_place, blake2b_of
 from raygenesis.workspace.manifest import (
@@ -96,6 +96,7 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> AutoencoderMa
         say("auto-encoder", "it was begun with another state of the archive, and begins anew")
     with stage.claimed():
         joining.connect()
+        _check_resources(settings.autoencoder)
         drawn = [_sample(ids, settings.autoencoder.max_volumes, settings.seed) for ids in (training, validation)]
         shape, intensity = settings.autoencoder.input_shape, settings.intensity
         datasets = [_coarse_dataset(workspace, ids, shape, intensity) for ids in drawn]
@@ -105,7 +106,7 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> AutoencoderMa
         )
         experiment = IdentityMapping(settings.autoencoder, settings.seed)
         named = dict(zip(("train", "validation"), datasets, strict=True))
-        state, num_epochs = fit_with_ray(experiment, named, workspace.autoencoder)
+        state, num_epochs = fit_with_ray(experiment, named, workspace.autoencoder, _resources(settings.autoencoder))
         network = settings.autoencoder.model_dump(mode="json", include={"input_shape", "base_width", "latent_size"})
         save_scan_encoder(workspace.autoencoder / AUTOENCODER_FILE, "autoencoder", state["best"], network)
         best = min(row["val_mse"] for row in state["history"])
@@ -116,11 +117,23 @@ def train_autoencoder(workspace: Workspace, settings: Settings) -> AutoencoderMa
     return manifest
 
 
+def _check_resources(settings: AutoencoderSettings) -> None:
+    key = f"autoencoder.num_workers={settings.num_workers}" + " with autoencoder.use_gpu=true" * settings.use_gpu
+    capacity.require(key, settings.num_workers, num_gpus=float(settings.use_gpu))
+
+
+def _resources(settings: AutoencoderSettings) -> Resources:
+    return Resources(num_workers=settings.num_workers, use_gpu=settings.use_gpu)
+
+
 def _autoencoder_stage(workspace: Workspace, settings: Settings) -> tuple[Stage[AutoencoderManifest], Settings]:
     """The stage, and the settings with the precision that it computes in."""
     begun = settings_of(AUTOENCODER, workspace.autoencoder)
-    settings = with_precision(settings, "autoencoder", "cpu", begun)
-    chosen = settings.model_dump(mode="json", include={"autoencoder", "intensity", "seed", "validation_fraction"})
+    settings = with_precision(settings, "autoencoder", "cuda" if settings.autoencoder.use_gpu else "cpu", begun)
+    chosen = settings.model_dump(
+        mode="json", include={"autoencoder", "intensity", "seed", "validation_fraction"},
+        exclude={"autoencoder": {"num_workers", "use_gpu"}},
+    )  # fmt: skip
     if begun is not None and "precision" not in begun["autoencoder"] and chosen["autoencoder"]["precision"] == "fp32":
         del chosen["autoencoder"]["precision"]  # as an earlier version recorded it
     inputs = {"archive": ARCHIVE.require(workspace.archive).fingerprint}

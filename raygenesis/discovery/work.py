@@ -42,17 +42,18 @@ AUTOENCODER_START_S, EMBED_START_S, CROP_START_S = 12.0, 5.0, 4.0
 def autoencoder_work(
     scans: ArchiveSize, settings: AutoencoderSettings, validation_fraction: float, num_epochs: int | None = None
 ) -> Work:
-    """One worker, which has the cores of its node, trains for so many epochs, or as many as the settings allow."""
+    """Workers, one of which has the cores of its node, train for so many epochs, or as many as the settings allow."""
     training = min(scans.num_scans * (1 - validation_fraction), settings.max_volumes)
     validation = min(scans.num_scans * validation_fraction, settings.max_volumes)
     epochs = settings.num_epochs if num_epochs is None else num_epochs
     coarse = math.prod(settings.input_shape) * DTYPE.itemsize
     load, weights = _autoencoder_load(settings)
+    scans_seen, workers = (training + FORWARD * validation) * epochs * AUTOENCODER, settings.num_workers
     return Work(
         "auto-encoder", start_s=AUTOENCODER_START_S, what=f"{training:,.0f} scans × {epochs} epochs",
-        core_s=(training + FORWARD * validation) * epochs * AUTOENCODER * core_s(load)
-        + (training + validation) * COARSE_S_PER_SCAN,
-        most_cores=ONE_NODE,
+        core_s=(0.0 if settings.use_gpu else scans_seen * core_s(load)) + (training + validation) * COARSE_S_PER_SCAN,
+        most_cores=workers if workers > 1 else ONE_NODE,
+        gpu_s=scans_seen * gpu_s(load) if settings.use_gpu else 0.0, most_gpus=workers,
         read_mib=(training + validation) * coarse / MIB,
         stored_mib=CHECKPOINTS * weights * 4 / MIB,
         memory_gib=2 * WORKER_GIB + (training + validation) * coarse / GIB + training_gib(load, settings.batch_size),

@@ -31,6 +31,19 @@ class AutoencoderSettings(Section):
     max_volumes: Count = Field(
         10_000, description="Maximum number of scans to train on; a seeded sample is drawn from a larger archive."
     )
+    num_workers: Count = Field(
+        1, description="Number of Ray Train workers, which share each batch. The result does not depend on it."
+    )
+    use_gpu: bool = Field(False, description="Train on one GPU per worker instead of CPUs.")
+
+    @model_validator(mode="after")
+    def _workers_have_something_to_do(self) -> AutoencoderSettings:
+        if self.num_workers > self.batch_size:
+            raise ValueError(
+                f"autoencoder.num_workers={self.num_workers} is more than autoencoder.batch_size={self.batch_size}: "
+                "each worker needs at least one scan of a batch"
+            )
+        return self
 
 
 class EmbeddingSettings(Section):

@@ -186,7 +186,7 @@ def test_principal_components_of_the_training_scans_embed(archive, ray_cluster, 
 def test_the_auto_encoder_is_trained_where_it_is_to_embed_and_there_is_none(
     archive, ray_cluster, tmp_path, capsys, monkeypatch
 ):
-    def fit(experiment, datasets, folder):  # in this process, for Ray Train takes longest to begin
+    def fit(experiment, datasets, folder, resources):  # in this process, for Ray Train takes longest to begin
         kinds = [samples_from(datasets[kind], experiment) for kind in ("train", "validation")]
         return run_epochs(experiment, *kinds).state(), 1
 
@@ -203,6 +203,23 @@ def test_the_auto_encoder_is_trained_where_it_is_to_embed_and_there_is_none(
     assert "auto-encoder: kept from " in capsys.readouterr().out
     assert (made.autoencoder / AUTOENCODER_FILE).read_bytes() == before
     check(made.embeddings, by_itself(made, made.autoencoder / AUTOENCODER_FILE))
+
+
+def test_two_workers_train_the_auto_encoder_that_one_trains(archive, ray_cluster, tmp_path, capsys):
+    found = []
+    for num_workers in (1, 2):
+        workspace, chosen = copy_of(archive, tmp_path / str(num_workers)), settings()
+        shared = chosen.autoencoder.model_copy(update={"num_workers": num_workers, "precision": "fp32"})
+        found.append(module.train_autoencoder(workspace, chosen.model_copy(update={"autoencoder": shared})).val_mse)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    capsys.readouterr()
+    assert module.train_autoencoder(workspace, settings()).val_mse == found[1]  # how it is executed decides nothing
+    assert "auto-encoder: nothing to do" in capsys.readouterr().out
+    chosen = chosen.model_copy(update={"autoencoder": shared.model_copy(update={"num_workers": 1, "use_gpu": True})})
+    shutil.rmtree(workspace.autoencoder)
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="autoencoder.num_workers=1 with autoencoder.use_gpu=true needs 1 × 1 "):
+            module.train_autoencoder(workspace, chosen)
 
 
 def test_what_is_no_encoder_is_one_sentence_before_any_work(archive, weights, tmp_path):
@@ -410,15 +427,15 @@ def test_embedding_waits_for_no_device_and_leaves_nothing_on_the_cpu(kind: str, 
 
 
 def test_an_auto_encoder_of_a_version_without_precisions_counts_as_made_in_fp32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "fastest_precision", lambda device: "bf16")
-    made = Workspace(tmp_path)
+    made = copy_of(archive, tmp_path)
     new, resolved = module._autoencoder_stage(made, settings())
     assert resolved.autoencoder.precision == new.settings["autoencoder"]["precision"] == "bf16"
     before = {key: value for key, value in new.settings["autoencoder"].items() if key != "precision"}
     made.autoencoder.mkdir()
-    write_started(made.autoencoder, Started(settings={**new.settings, "autoencoder": before}, inputs={}))
+    write_started(made.autoencoder, Started(settings={**new.settings, "autoencoder": before}, inputs=dict(new.inputs)))
     for asked, expected in (("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")):
         chosen = settings()
         chosen = chosen.model_copy(update={"autoencoder": chosen.autoencoder.model_copy(update={"precision": asked})})
