@@ -202,7 +202,9 @@ def show(workspace: Workspace, path: Path, num_volumes: int = 64) -> int:
             sheet.paste(shown, (corner[0] + (TILE_PIXELS - shown.width) // 2, corner[1]))
         except ScanError:
             draw.text((corner[0] + 2, corner[1] + 2), "not shown", fill=255)
-        draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), f"{row['volume_id']} {row['modality']}", fill=200)
+        digits, dash, part = row["volume_id"].partition("-")  # half of the digits tell volumes apart
+        caption = f"{digits[:16]}{dash}{part} {row['modality']}"
+        draw.text((corner[0] + 2, corner[1] + TILE_PIXELS), caption, fill=200)
     write_sheet(sheet, path)
     say("show", f"{len(chosen)} of {len(ids)} volumes → {path}")
     return len(chosen)

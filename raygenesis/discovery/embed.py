@@ -106,13 +106,18 @@ def embed(
         )
         manifest = stage.finish(manifest, content=[archive.fingerprint, digest_of_listing(listing)])
     set_gauge("raygenesis_failures", len(failed), stage=EMBEDDINGS.name)
-    rate = num_new / max(watch.seconds, 1e-9)
+    _say_embedded(manifest, folder)
+    return manifest
+
+
+def _say_embedded(manifest: EmbeddingsManifest, folder: Place) -> None:
+    counts = manifest.counts
+    rate = counts.new / max(manifest.seconds, 1e-9)
     say(
         "embed",
-        f"{counts.volumes} volumes × {manifest.size} numbers ({num_new} new, {rate:.1f} volumes/s), "
-        f"{len(failed)} failures, {size(manifest.bytes)}, {watch.seconds:.1f} s → {folder}",
+        f"{counts.volumes} volumes × {manifest.size} numbers ({counts.new} new, {rate:.1f} volumes/s), "
+        f"{counts.failures} failures, {size(manifest.bytes)}, {manifest.seconds:.1f} s → {folder}",
     )
-    return manifest
 
 
 def _intensity_of_run(encoder: str) -> Tree:

@@ -372,9 +372,9 @@ def test_a_user_s_mistake_is_told_apart_from_a_bug() -> None:
 def test_a_folder_that_another_job_writes_is_refused_and_free_again_when_it_ends(tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
     hold = (
-        "import sys; from pathlib import Path; from raygenesis.workspace.artifacts import ARCHIVE\n"
+        "import sys; from pathlib import Path; from raygenesis.workspace.artifacts import CROPS\n"
         "from raygenesis.workspace.stage import Stage\n"
-        "with Stage(ARCHIVE, Path(sys.argv[1]), {}, {}).claimed(): print('held', flush=True); sys.stdin.read()"
+        "with Stage(CROPS, Path(sys.argv[1]), {}, {}).claimed(): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
