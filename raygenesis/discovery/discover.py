@@ -35,6 +35,7 @@ from raygenesis.discovery.work import discover_work
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION, PlannedPattern
 from raygenesis.settings import DiscoverySettings, IntensitySettings, Settings
+from raygenesis.text.amounts import several
 from raygenesis.workspace.artifacts import EMBEDDINGS, INDEX, NEIGHBOURS, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import PatternsManifest, ReferenceRecord
@@ -179,9 +180,9 @@ def _check_members(
     else:
         key, value = f"num_validation_neighbours={wanted}", f"num_validation_neighbours={found}"
     raise SettingsError(
-        f"{found} distinct {split} neighbours found, {wanted} needed (discovery.{key}). {num_patients - found} other "
-        "patients were dropped as near-duplicates: if they are different patients, lower discovery.duplicate_distance "
-        f"({discovery.duplicate_distance:g}); otherwise give discovery.{value}"
+        f"{found} distinct {split} neighbours found, {wanted} needed (discovery.{key}). Dropped as near-duplicates: "
+        f"{several(num_patients - found, 'patients')}. If they are different patients, lower "
+        f"discovery.duplicate_distance ({discovery.duplicate_distance:g}); otherwise give discovery.{value}"
     )
 
 

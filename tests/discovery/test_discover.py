@@ -474,8 +474,8 @@ def test_near_duplicates_that_leave_too_few_are_refused_naming_the_keys(ray_clus
         discover(make_workspace(tmp_path), settings)
     found = re.fullmatch(
         r"(\d) distinct training neighbours found, 8 needed \(discovery\.num_neighbours=9 includes the reference\)\. "
-        r"(\d+) other patients were dropped .* lower discovery\.duplicate_distance \(0\.99\); otherwise give "
-        r"discovery\.num_neighbours=(\d)",
+        r"Dropped as near-duplicates: (\d+) patients?\. .* lower discovery\.duplicate_distance \(0\.99\); "
+        r"otherwise give discovery\.num_neighbours=(\d)",
         str(refused.value),
     )
     assert found and int(found[2]) > 0 and int(found[3]) == int(found[1]) + 1

@@ -11,7 +11,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == reference(), "write it anew: raygenesis config --reference > docs/settings.md"
+    assert PAGE.read_text() == reference(), "write it again: raygenesis config --reference > docs/settings.md"
 
 
 def leaves(tree: object, prefix: str = "") -> list[str]:
