@@ -1,6 +1,6 @@
 # make demo    install, pretrain on the embedded population (or SCANS=DIR), write a report
 # make test    install, run the quick tests
-# make docs    the Python API, from the code's own descriptions, into docs/
+# make docs    the documentation as a site, into site/
 # make audit   known vulnerabilities of the pinned versions
 PYTHON ?= python3
 VENV ?= .venv
@@ -41,7 +41,7 @@ test-all: install lint
 
 lint: install
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet raygenesis jobs tests infra
+	$(BIN)/ruff format --check --quiet raygenesis jobs tests infra docs
 	$(BIN)/mypy
 
 # Of a package index that has no such data, pip-audit says that it found nothing and lists every package as left out.
@@ -50,8 +50,9 @@ audit: install
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 docs: install
-	$(BIN)/pdoc --docformat markdown --output-directory docs $(addprefix raygenesis.,text workspace settings cluster archive \
-	  patterns networks training discovery pretraining transfer sweeps studies planning report pipeline errors)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: open $(abspath site/index.html); to search in it: python3 -m http.server --bind 127.0.0.1 --directory site"
 
 bench: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

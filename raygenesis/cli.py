@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELP = "Self-supervised pretraining of medical-image encoders by Semantic Genesis, on Ray."
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 archive_app = typer.Typer(no_args_is_help=True, help="Look into an archive.")
 app.add_typer(archive_app, name="archive")
 patterns_app = typer.Typer(no_args_is_help=True, help="Look into a pattern store.")
@@ -28,12 +28,31 @@ app.add_typer(patterns_app, name="patterns")
 weights_app = typer.Typer(no_args_is_help=True, help="Look into weights, or write them for other code.")
 app.add_typer(weights_app, name="weights")
 
+OVERRIDES_HELP = "Override settings, e.g. pretraining.num_workers=2. List: `raygenesis config --reference`."
+
 Scans = Annotated[Path, typer.Option(help="Folder of scans (DICOM, NIfTI, …), searched through.")]
-WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder or s3://bucket/prefix of what is made.")]
+WorkspaceOption = Annotated[str, typer.Option("--workspace", help="Folder, or s3://bucket/prefix, of all results.")]
 KeepIds = Annotated[bool, typer.Option("--keep-ids", help="Keep subjects' names and paths instead of keyed hashes.")]
 Rehash = Annotated[bool, typer.Option("--rehash", help="Read every file of a target again, whatever its times.")]
-Preset = Annotated[str, typer.Option(help="Name of a preset, or a YAML file of settings.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.path=value]...", help="Settings to change.")]
+
+
+def _presets(incomplete: str) -> list[str]:
+    from raygenesis.settings.completion import complete_preset
+
+    return complete_preset(incomplete)
+
+
+def _keys(incomplete: str) -> list[str]:
+    from raygenesis.settings.completion import complete_setting
+
+    return complete_setting(incomplete)
+
+
+Preset = Annotated[str, typer.Option(help="Name of a preset, or a YAML file of settings.", autocompletion=_presets)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key.path=value]...", help=OVERRIDES_HELP, autocompletion=_keys)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 Name = Annotated[str, typer.Option(help="Name of the pretraining run.")]
 
 WeightsFile = Annotated[str, typer.Argument(help="A run's folder, its encoder.safetensors, or a published .pt file.")]
@@ -52,7 +71,7 @@ def run_command(
     """The main job: scans in, pretrained encoder and report out. Run it again to continue."""
     from raygenesis.pipeline import Extras, job, run
 
-    settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
+    settings, place = _settings(preset, overrides, keep_ids), _open(workspace, scans)
     with job("run", place, settings) as announce:
         run(scans, place, settings, name, Extras(sweeps, target), announce)
 
@@ -67,7 +86,7 @@ def ingest_command(
     from raygenesis.archive.ingest import ingest
     from raygenesis.pipeline import job
 
-    settings, place = _settings(preset, overrides, keep_ids), _open(workspace)
+    settings, place = _settings(preset, overrides, keep_ids), _open(workspace, scans)
     with job("ingest", place, settings) as announce:
         ingest(scans, place, settings, prune, announce=announce)
 
@@ -78,8 +97,14 @@ def archive_info_command(
     failures: Annotated[
         bool, typer.Option("--failures", help="List every failure with its file, those of later stages too.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Counts, sizes, spacings, modalities, and failures by cause."""
+    if as_json:
+        from raygenesis.archive.facts import archive_facts
+
+        _print_json(archive_facts(_existing(workspace)))
+        return
     from raygenesis.archive.inspection import info
 
     for line in info(_existing(workspace), failures):
@@ -101,7 +126,7 @@ def archive_verify_command(workspace: WorkspaceOption) -> None:
 def archive_show_command(
     workspace: WorkspaceOption,
     output: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("archive.png"),
-    volumes: Annotated[int, typer.Option(min=1, help="At most so many volumes.")] = 64,
+    volumes: Annotated[int, typer.Option(min=1, help="Maximum number of volumes.")] = 64,
 ) -> None:
     """A contact sheet of mid-slices."""
     from raygenesis.archive.inspection import show
@@ -113,7 +138,7 @@ def archive_show_command(
 def embed_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
     encoder: Annotated[
-        str | None, typer.Option(help="autoencoder, pca, or the path of weights of ours; embedding.encoder.")
+        str | None, typer.Option(help="autoencoder, pca, or the path of raygenesis weights; embedding.encoder.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder for the embeddings instead of the workspace's.")] = None,
 ) -> None:  # fmt: skip
@@ -130,8 +155,8 @@ def embed_command(
 @app.command("neighbours")
 def neighbours_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
-    volume: Annotated[str | None, typer.Option(help="Show this scan's nearest instead; its id.")] = None,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="With --volume: how many; 10 unless given.")] = None,
+    volume: Annotated[str | None, typer.Option(help="Only show the nearest scans of this one; its id.")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="With --volume: how many of them; 10 by default.")] = None,
     output: Annotated[Path | None, typer.Option(help="With --volume: the HTML page to write.")] = None,
 ) -> None:  # fmt: skip
     """Embeddings → each scan's nearest, duplicates, outliers, groups. Run it again for an archive that has grown."""
@@ -172,11 +197,14 @@ def crop_command(workspace: WorkspaceOption, overrides: Overrides = None, preset
 
 
 @patterns_app.command("info")
-def patterns_info_command(workspace: WorkspaceOption, store: StoreOption = "patterns") -> None:
+def patterns_info_command(workspace: WorkspaceOption, store: StoreOption = "patterns", as_json: AsJson = False) -> None:
     """Counts, classes, scales, bytes, speed of writing, and failures by reason."""
-    from raygenesis.patterns.inspection import info
+    from raygenesis.patterns.inspection import info, store_facts
     from raygenesis.patterns.reader import STORES
 
+    if as_json:
+        _print_json(store_facts(_existing(workspace), STORES[store]))
+        return
     for line in info(_existing(workspace), STORES[store]):
         typer.echo(line)
 
@@ -197,7 +225,7 @@ def patterns_verify_command(workspace: WorkspaceOption, store: StoreOption = "pa
 def patterns_show_command(
     workspace: WorkspaceOption,
     output: Annotated[Path | None, typer.Option(help="The PNG to write; patterns.png or crops.png.")] = None,
-    classes: Annotated[int, typer.Option(min=1, help="At most so many classes; of random crops, scans.")] = 12,
+    classes: Annotated[int, typer.Option(min=1, help="Maximum number of classes; of random crops, of scans.")] = 12,
     store: StoreOption = "patterns",
 ) -> None:
     """A contact sheet: each class's reference and its nearest neighbours, or each scan's first random crops."""
@@ -224,7 +252,7 @@ def patterns_view_command(
 def pretrain_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET, name: Name = "default",
     extend: Annotated[
-        bool, typer.Option("--extend", help="Train a run on, for more pretraining.num_joint_epochs than it had.")
+        bool, typer.Option("--extend", help="Continue a finished run for more pretraining.num_joint_epochs.")
     ] = False,
 ) -> None:  # fmt: skip
     """Pattern store → pretrained encoder. Run it again to continue."""
@@ -285,7 +313,7 @@ def sweep_command(
 def finetune_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
     target: Annotated[Path | None, typer.Option(help="YAML file that describes the target task.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Or, to segment: folder of labelled scans.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Or, for a segmentation: folder of labelled scans.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of their label maps, under the same names.")] = None,
     starts: Annotated[
         list[str] | None,
@@ -314,7 +342,7 @@ def compare_command(
     plan: Annotated[Path, typer.Argument(help="YAML file: initialisations and targets.")],
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET, rehash: Rehash = False,
 ) -> None:  # fmt: skip
-    """Pretrain every initialisation of a plan alike, and compare them on its targets. Run it again to continue."""
+    """Pretrain a plan's initialisations with one budget, and compare them on its targets. Run it again to continue."""
     from raygenesis.pipeline import job
     from raygenesis.studies.compare import compare
 
@@ -338,39 +366,50 @@ def report_command(workspace: WorkspaceOption, overrides: Overrides = None, pres
 def plan_command(
     overrides: Overrides = None,
     preset: Annotated[
-        str | None, typer.Option(help="Name of a preset, or a YAML file of settings; else as the workspace was made.")
+        str | None, typer.Option(help="Preset, or YAML file of settings. Default: as the workspace was made.")
     ] = None,
-    volumes: Annotated[int | None, typer.Option(min=1, help="Scans; those of the workspace when left out.")] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="Cores of all nodes; this machine's when left out.")] = None,
+    volumes: Annotated[int | None, typer.Option(min=1, help="Number of scans. Default: the workspace's.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Cores of all nodes. Default: this machine's.")] = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of all nodes.")] = 0,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes that share them.")] = 1,
     workspace: Annotated[
         str | None, typer.Option(help="Take the scans' size, settings and stages' rates from what was run there.")
     ] = None,
-    scan_mib: Annotated[float | None, typer.Option(min=0.001, help="MiB of voxels of a scan, unpacked.")] = None,
+    scan_mib: Annotated[float | None, typer.Option(min=0.001, help="MiB of voxels of a scan, uncompressed.")] = None,
     mib_per_second: Annotated[
-        float, typer.Option(min=0.001, help="What a node reads from and writes to the workspace.")
+        float, typer.Option(min=0.001, help="MiB that a node reads from, and writes to, the workspace in a second.")
     ] = MIB_PER_S,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """What a pipeline takes: time, memory, storage, bytes moved, cost, and what limits each stage."""
+    from raygenesis.cluster.progress import say
     from raygenesis.planning.history import as_made
-    from raygenesis.planning.plan import plan
+    from raygenesis.planning.plan import lines_of, plan
     from raygenesis.workspace.hardware import Hardware, num_cores
 
     place = None if workspace is None else _existing(workspace)
     settings = _settings(preset or DEFAULT_PRESET, overrides)
     settings = as_made(place, settings) if place is not None and preset is None else settings
-    plan(volumes, Hardware(cpus or num_cores(), gpus, nodes), settings, place, scan_mib, mib_per_second)
+    made = plan(volumes, Hardware(cpus or num_cores(), gpus, nodes), settings, place, scan_mib, mib_per_second)
+    if as_json:
+        _print_json(made)
+        return
+    for line in lines_of(made):
+        say("plan", line)
 
 
 @app.command("status")
 def status_command(
     workspace: WorkspaceOption, overrides: Overrides = None, preset: Preset = DEFAULT_PRESET,
-    jobs: Annotated[int, typer.Option(min=1, help="At most so many jobs, the newest.")] = 10,
+    jobs: Annotated[int, typer.Option(min=1, help="Maximum number of jobs, the newest.")] = 10,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """What the jobs of a workspace are doing, or did: stage, rate, time left, failures, cost so far."""
-    from raygenesis.cluster.status import status
+    from raygenesis.cluster.status import job_records, status
 
+    if as_json:
+        _print_json(job_records(_existing(workspace), jobs))
+        return
     for line in status(_existing(workspace), _settings(preset, overrides).prices, jobs):
         typer.echo(line)
 
@@ -421,15 +460,24 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+def _print_json(records: Any) -> None:
+    from raygenesis.workspace.records import as_json
+
+    typer.echo(as_json(records))
+
+
 def _settings(preset: str, overrides: list[str] | None, keep_ids: bool = False) -> Settings:
     from raygenesis.settings import load_settings
 
     return load_settings(preset, [*(overrides or []), *(["archive.keep_ids=true"] if keep_ids else [])])
 
 
-def _open(location: str) -> Workspace:
+def _open(location: str, scans: Path) -> Workspace:
+    """The workspace, made where there is none; nothing is made for a folder of scans that is not there."""
+    from raygenesis.archive.intake.survey import require_folder
     from raygenesis.workspace.workspace import Workspace
 
+    require_folder(scans)
     return Workspace.open(location)
 
 

@@ -139,5 +139,5 @@ def _check_same_scans(found: Survey, scans: Path, workspace: Workspace) -> None:
     if archive is not None and built and archive.listing != found.listing:
         raise WorkspaceError(
             f"the scans in {scans} are not those that {workspace.root} was made from: choose another workspace, or, to "
-            f"make everything after the archive anew, remove {', '.join(built)} from it first"
+            f"make everything after the archive again, remove {', '.join(built)} from it first"
         )

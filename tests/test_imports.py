@@ -28,6 +28,7 @@ IMPORT_RAY = {
 # What reads results, and readers of scans, reach no Ray.
 WITHOUT_RAY = (
     "report.report", "archive.inspection", "networks.weights.loading", "transfer.statistics", "archive.formats.readers",
+    "discovery.retrieval",
 )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def read_columns(
     except (pa.ArrowInvalid, OSError):
         raise WorkspaceError(
             f"{path} is damaged: remove it and manifest.json beside it and ingest again; volumes of files that are "
-            "still there are not decoded anew, and others are removed"
+            "still there are not decoded again, and others are removed"
         ) from None
     if "notes" in needed and table["notes"].null_count:
         notes = pc.coalesce(table["notes"], pa.scalar([], CATALOGUE.field("notes").type))

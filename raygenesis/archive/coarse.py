@@ -37,12 +37,13 @@ def read_coarse_scans(
     whole = [(slice(None),) * len(shape)]
     levels = [LevelRegions(volume_folder(volumes, row["volume_id"]), len(row["levels"]) - 1, whole) for row in rows]
     for row, found in zip(rows, read_levels(levels, intensity.channel), strict=True):
-        yield found if isinstance(found, ScanError) else _resampled(found[0], row, shape, intensity)
+        yield found if isinstance(found, ScanError) else whole_scan(found[0], row, shape, intensity)
 
 
-def _resampled(
+def whole_scan(
     voxels: NDArray[Any], row: VolumeRecord, shape: Sequence[int], intensity: IntensitySettings
 ) -> NDArray[np.float32]:
+    """The coarsest level [z, y, x] of a catalogue row's scan, as `read_coarse` returns it."""
     # A coarse voxel at an odd end reaches beyond the scan: the extent is the scan's own.
     extents = [side / factor for side, factor in zip(row["shape"], row["levels"][-1], strict=True)]
     weights = [

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -23,6 +21,7 @@ from raygenesis.archive.catalogue import (
     strings,
     voxel_bytes,
 )
+from raygenesis.archive.facts import Span, archive_facts
 from raygenesis.archive.intake.known_files import paths_of
 from raygenesis.archive.intake.take_in import voxel_fingerprint
 from raygenesis.archive.intensity import limits, normalise
@@ -32,14 +31,12 @@ from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.settings import IntensitySettings
 from raygenesis.text.amounts import size
 from raygenesis.workspace.artifacts import ARCHIVE
-from raygenesis.workspace.failures import NUMBER, FailureRow, alike, every_failure, grouped, read_failures
+from raygenesis.workspace.failures import NUMBER, FailureRow, every_failure, grouped, read_failures
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.workspace import Workspace
 
 VOLUMES_PER_BLOCK = 8
 TILE_PIXELS = 128
-# Columns that `info` counts.
-COUNTED = ("shape", "num_channels", "spacing_mm", "dtype", "modality", "corrections", "notes", "stored_bytes")
 # Room for the longest volume id and a modality below a tile, and for the line that they are in.
 CAPTION_WIDTH, CAPTION_HEIGHT = 144, 14
 
@@ -49,28 +46,25 @@ def info(workspace: Workspace, list_failures: bool = False) -> list[str]:
 
     list_failures: give each failure on its own, those of later stages too. Raises WorkspaceError without an archive.
     """
-    manifest = ARCHIVE.require(workspace.archive)
-    table = read_columns(workspace.catalog, COUNTED)
-    counts = manifest.counts
-    stored, voxels = pc.sum(table["stored_bytes"]).as_py() or 0, voxel_bytes(table)
+    facts = archive_facts(workspace)
     lines = [
-        f"{len(table)} volumes of {counts.subjects} subjects, {counts.failures} failures; "
-        f"{size(manifest.source_bytes)} of files, {size(voxels)} of voxels, {size(stored)} stored with pyramids",
+        f"{facts.num_volumes} volumes of {facts.num_subjects} subjects, {facts.num_failures} failures; "
+        f"{size(facts.source_bytes)} of files, {size(facts.voxel_bytes)} of voxels, {size(facts.stored_bytes)} stored "
+        "with pyramids",
     ]
-    for ndim in (3, 2):
-        members = _of(ndim, table)
-        if len(members):
-            lines.append(f"{ndim}D: {len(members)} volumes")
-            sides, steps = _sides(members["shape"]), _sides(members["spacing_mm"])
-            lines += [f"  {axis}: {_span(sides[:, n], steps[:, n])}" for n, axis in enumerate("zyx"[-ndim:])]
-    for title, key in (("modality", "modality"), ("type", "dtype"), ("channels", "num_channels")):
-        found = _counted(table[key])
-        lines.append(f"{title}: " + ", ".join(f"{value or 'not said'} {count}" for value, count in found.most_common()))
-    for title, key in (("corrected", "corrections"), ("assumed", "notes")):
-        kinds: Counter[str] = Counter()
-        for text, count in _counted(pc.list_flatten(table[key])).items():
-            kinds[alike(text)] += count
-        lines += [f"{title}: {count} × {text}" for text, count in kinds.most_common()]
+    for ndim, members in facts.dimensions.items():
+        lines.append(f"{ndim}D: {members.num_volumes} volumes")
+        lines += [
+            f"  {name}: {_text(axis.voxels)} voxels of {_text(axis.spacing_mm)} mm, {_text(axis.extent_mm)} mm"
+            for name, axis in members.axes.items()
+        ]
+    values: dict[str, Mapping[Any, int]] = {
+        "modality": facts.modalities, "type": facts.dtypes, "channels": facts.num_channels
+    }  # fmt: skip
+    for title, counts in values.items():
+        lines.append(f"{title}: " + ", ".join(f"{value or 'not said'} {count}" for value, count in counts.items()))
+    for title, kinds in {"corrected": facts.corrections, "assumed": facts.notes}.items():
+        lines += [f"{title}: {count} × {text}" for text, count in kinds.items()]
     if not list_failures:
         return lines + failure_lines(workspace, read_failures(workspace.archive))
     for stage, failures in every_failure(workspace).items():
@@ -79,26 +73,10 @@ def info(workspace: Workspace, list_failures: bool = False) -> list[str]:
     return lines
 
 
-def _counted(column: pa.ChunkedArray) -> Counter[Any]:
-    """How often each value comes, the first one first among equals."""
-    return Counter({item["values"]: item["counts"] for item in column.value_counts().to_pylist()})
-
-
-def _of(ndim: int, table: pa.Table) -> pa.Table:
-    return table.filter(pc.equal(pc.list_value_length(table["shape"]), ndim))
-
-
-def _sides(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Lists of one length each as an array [n, length]."""
-    return pc.list_flatten(column).to_numpy().reshape(len(column), -1)
-
-
-def _span(voxels: NDArray[Any], spacing: NDArray[Any]) -> str:
-    def text(values: NDArray[Any]) -> str:
-        least, median, most = values.min(), np.median(values), values.max()
-        return f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g} (median {median:.4g})"
-
-    return f"{text(voxels)} voxels of {text(spacing)} mm, {text(voxels * spacing)} mm"
+def _text(span: Span) -> str:
+    if span.least == span.most:
+        return f"{span.least:.4g}"
+    return f"{span.least:.4g} to {span.most:.4g} (median {span.median:.4g})"
 
 
 def failure_lines(

@@ -7,6 +7,7 @@ renamed; the group's own `zarr.json` is written last: a folder without it is not
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -104,6 +105,17 @@ def _block_means(voxels: NDArray[Any], steps: tuple[int, ...]) -> NDArray[Any]:
     return np.rint(means, out=means).astype(voxels.dtype) if is_integer else means.astype(voxels.dtype)
 
 
+def pyramid(volume: Volume, factors: Sequence[Sequence[int]]) -> Iterator[NDArray[Any]]:
+    """The levels of a volume's pyramid, the finest first; factors: of each level, as `level_factors` returns them."""
+    voxels = volume.voxels
+    channel = (1,) * (voxels.ndim - volume.ndim)
+    yield voxels
+    for before, now in itertools.pairwise(factors):
+        steps = tuple(each // earlier for each, earlier in zip(now, before, strict=True))
+        voxels = halve(voxels, channel + steps)
+        yield voxels
+
+
 def write_volume(folder: Place, volume: Volume, record: StoredRecord, settings: ArchiveSettings) -> int:
     """Write a volume and its pyramid, with `record` and its bytes on disk in its attributes; returns these bytes.
 
@@ -124,12 +136,7 @@ def write_volume(folder: Place, volume: Volume, record: StoredRecord, settings: 
 
 def _write(folder: Path, volume: Volume, record: StoredRecord, settings: ArchiveSettings) -> None:
     factors = level_factors(volume.shape, settings.coarse_size)
-    voxels = volume.voxels
-    channel = (1,) * (voxels.ndim - volume.ndim)
-    for level, factor in enumerate(factors):
-        if level:
-            steps = tuple(now // before for now, before in zip(factor, factors[level - 1], strict=True))
-            voxels = halve(voxels, channel + steps)
+    for level, voxels in enumerate(pyramid(volume, factors)):
         _write_level(folder / str(level), voxels, volume.ndim, settings)
     attributes = {
         "ome": {"version": "0.5", "multiscales": [_multiscale(volume, factors)]},

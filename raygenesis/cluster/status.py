@@ -16,6 +16,7 @@ from raygenesis.workspace.workspace import Workspace
 
 # A record of a running job that was not written for so long is of one that was killed.
 SILENT_S = 4 * REMOTE_BEAT_SECONDS
+NO_JOB = "no job has been run in {root} yet: start one, such as `raygenesis run`"
 MAX_STAGES = 6  # of a running job, the newest
 
 
@@ -26,13 +27,24 @@ def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Itera
     """
     jobs, num_jobs = read_jobs(workspace, most)
     if not jobs:
-        raise WorkspaceError(f"no job has been run in {workspace.root} yet: start one, such as `raygenesis run`")
+        raise WorkspaceError(NO_JOB.format(root=workspace.root))
     for job in jobs:
         yield from _job(job, prices)
     if num_jobs > len(jobs):
         yield f"earlier jobs: {num_jobs - len(jobs)} (--jobs {num_jobs} lists them)"
     failures = ", ".join(f"{stage} {len(rows)}" for stage, rows in every_failure(workspace).items() if rows)
     yield f"scans left out: {failures or 'none'}" + " (see `raygenesis archive info --failures`)" * bool(failures)
+
+
+def job_records(workspace: Workspace, most: int = 10) -> list[JobRecord]:
+    """The records of the newest `most` jobs, the newest first. Raises WorkspaceError for a damaged one, or none."""
+    jobs, _ = read_jobs(workspace, most)
+    if not jobs:
+        raise WorkspaceError(NO_JOB.format(root=workspace.root))
+    for job in jobs:
+        if isinstance(job, WorkspaceError):
+            raise job
+    return [job for job in jobs if isinstance(job, JobRecord)]
 
 
 def _job(job: JobRecord | WorkspaceError, prices: PriceSettings) -> Iterator[str]:

@@ -36,6 +36,7 @@ from raygenesis.discovery.work import discover_work
 from raygenesis.errors import ScanError, SettingsError
 from raygenesis.patterns.schema import TRAINING, VALIDATION, PlannedPattern
 from raygenesis.settings import DiscoverySettings, IntensitySettings, Settings
+from raygenesis.text.amounts import several
 from raygenesis.workspace.artifacts import ARCHIVE, INDEX, NEIGHBOURS, PATTERNS
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest import PatternsManifest, ReferenceRecord
@@ -157,24 +158,33 @@ def _members(
 ) -> list[tuple[list[int], list[int]]]:
     """Numbers of each reference's training neighbours, itself the first, and of its held-out ones."""
     others = finder.find(references, TRAINING, discovery.num_neighbours - 1, [[number] for number in references])
-    _check_members(others, discovery.num_neighbours - 1, TRAINING, "num_neighbours")
+    num_patients = finder.patients.num_subjects(TRAINING) - 1  # beside the reference
+    _check_members(others, discovery.num_neighbours - 1, TRAINING, num_patients, discovery)
     training = [[number, *members] for number, members in zip(references, others, strict=True)]
     # No held-out scan is a copy of one that is learnt from, for whichever reference.
     learnt_from = sorted({number for members in training for number in members})
     wanted = discovery.num_validation_neighbours
     validation = finder.find(references, VALIDATION, wanted, [learnt_from] * len(references))
-    _check_members(validation, wanted, VALIDATION, "num_validation_neighbours")
+    _check_members(validation, wanted, VALIDATION, finder.patients.num_subjects(VALIDATION), discovery)
     return list(zip(training, validation, strict=True))
 
 
-def _check_members(members: Sequence[Sequence[int]], wanted: int, split: str, key: str) -> None:
-    """Raise SettingsError if a reference has fewer neighbours than are wanted."""
-    lacking = [len(numbers) for numbers in members if len(numbers) < wanted]
-    if lacking:
-        raise SettingsError(
-            f"only {lacking[0]} of {wanted} {split} neighbours are left when near-duplicates are counted once: lower "
-            f"discovery.{key} or discovery.duplicate_distance"
-        )
+def _check_members(
+    members: Sequence[Sequence[int]], wanted: int, split: str, num_patients: int, discovery: DiscoverySettings
+) -> None:
+    """Raise SettingsError if a reference has fewer neighbours than are wanted of the patients of a split."""
+    found = min(map(len, members))
+    if found >= wanted:
+        return
+    if split == TRAINING:
+        key, value = f"num_neighbours={discovery.num_neighbours} includes the reference", f"num_neighbours={found + 1}"
+    else:
+        key, value = f"num_validation_neighbours={wanted}", f"num_validation_neighbours={found}"
+    raise SettingsError(
+        f"{found} distinct {split} neighbours found, {wanted} needed (discovery.{key}). Dropped as near-duplicates: "
+        f"{several(num_patients - found, 'patients')}. If they are different patients, lower "
+        f"discovery.duplicate_distance ({discovery.duplicate_distance:g}); otherwise give discovery.{value}"
+    )
 
 
 @dataclass(frozen=True)

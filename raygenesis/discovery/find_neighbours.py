@@ -81,7 +81,7 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
         num_new = _write_rows(search, keys, searched)
         found, share = _measured(search, settings.seed)
         if any(searched.values()) and _with_itself(share, settings.index) < settings.index.min_recall:
-            say("neighbours", f"recall {share:.4f}, of rows that have grown, is too low: all scans are searched anew")
+            say("neighbours", f"recall {share:.4f}, of rows that have grown, is too low: all scans are searched again")
             _write_rows(search, keys, dict.fromkeys(searched, 0))
             found, share = _measured(search, settings.seed)
         compared = _comparisons_folder(folder, {} if archive is None else archive.settings)

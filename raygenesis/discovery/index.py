@@ -161,4 +161,4 @@ def _load(graph: hnswlib.Index, folder: Place, shard: Shard, capacity: int) -> N
     except FileNotFoundError:
         fault = "missing"
     if fault:
-        raise SearchError(f"{path} is {fault}: remove {folder} and run `raygenesis neighbours` to build it anew")
+        raise SearchError(f"{path} is {fault}: remove {folder} and run `raygenesis neighbours` to build it again")

@@ -102,15 +102,15 @@ def _warning(quality: Quality) -> str | None:
         few = min(near.num_patients, random.num_patients)
         advice = "train the auto-encoder longer, lower discovery.num_neighbours or add scans"
         if few < FEW_PATIENTS:
-            advice = f"{few} patients may be too few to tell; otherwise {advice}"
+            advice = f"{few} patients may be too few to decide; otherwise {advice}"
         return (
-            f"neighbours cannot be told from random patients: their patterns of a class correlate with the reference's "
-            f"by {near.within:.3f}, random patients' by {random.within:.3f} "
-            f"(p = {quality.p_value:.2g}); {advice}"
+            "neighbours are not more similar than random patients: their patterns of a class correlate with the "
+            f"reference's by {near.within:.3f}, random patients' by {random.within:.3f} (p = {quality.p_value:.2g}); "
+            f"{advice}"
         )
     if near.within is not None and near.between is not None and near.within <= near.between:
         return (
-            f"places are not told apart: patterns of one class correlate by {near.within:.3f}, of different classes "
+            f"places are not distinguished: patterns of one class correlate by {near.within:.3f}, of different classes "
             f"by {near.between:.3f}; the scans may not show the same body part, or lie differently "
             "(discovery.alignment=rigid)"
         )

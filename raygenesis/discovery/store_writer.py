@@ -93,7 +93,7 @@ def write_store(store: StoreTask, plan: pa.Table, failures: pa.Table) -> tuple[l
     folder = store.folder
     path = folder / "plan.parquet"
     if path.is_file() and not read_table(path).equals(plan):  # a scan that failed then is another's neighbour now
-        say(verb_of(folder), f"the {folder.name} of another plan, which was interrupted, are made anew")
+        say(verb_of(folder), f"the {folder.name} of another plan, which was interrupted, are made again")
         for part in folder.glob("part-*"):
             remove_tree(part)
     write_table(path, plan, row_group_size=VISITS_PER_GROUP)

@@ -1,15 +1,47 @@
-"""What a pattern store holds, in lines for people."""
+"""What a pattern store holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from raygenesis.archive.inspection import failure_lines
 from raygenesis.patterns.reader import StoreArtifact, store_manifest
 from raygenesis.text.amounts import size
 from raygenesis.workspace.artifacts import PATTERNS
 from raygenesis.workspace.failures import read_failures
+from raygenesis.workspace.manifest import StoreCounts
 from raygenesis.workspace.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """What `patterns info` counts.
+
+    counts: of the manifest. extents_mm: of each scale. raw_bytes, stored_bytes: of the cubes, and of the files.
+    seconds: that writing took. failures: by reason, the most frequent first.
+    """
+
+    counts: StoreCounts
+    cube_shape: tuple[int, ...]
+    extents_mm: tuple[tuple[float, ...], ...]
+    raw_bytes: int
+    stored_bytes: int
+    seconds: float
+    failures: Mapping[str, int]
+
+
+def store_facts(workspace: Workspace, store: StoreArtifact = PATTERNS) -> StoreFacts:
+    """Count what a store holds; arguments and errors are those of `info`."""
+    folder = workspace.folder(store)
+    manifest = store_manifest(folder)
+    reasons = Counter(row["reason"] for row in read_failures(folder))
+    extents = tuple(tuple(scale["extent_mm"]) for scale in manifest.settings["discovery"]["scales"])
+    return StoreFacts(
+        manifest.counts, tuple(manifest.cube_shape), extents, manifest.raw_bytes, manifest.bytes, manifest.seconds,
+        dict(reasons.most_common()),
+    )  # fmt: skip
 
 
 def info(workspace: Workspace, store: StoreArtifact = PATTERNS) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from raygenesis.archive.catalogue import num_held_out
 from raygenesis.archive.work import COMPRESSED, archive_size
-from raygenesis.cluster.progress import say
 from raygenesis.cluster.work import GPU_OF, RATES_OF, ArchiveSize
 from raygenesis.discovery.patients import check_counts
 from raygenesis.errors import SettingsError
@@ -28,15 +27,29 @@ AFTER = (SWEEPS.verb, TRANSFER.verb)  # what `run` leaves out unless it is asked
 HEADER = ("stage", "work", "time", "on", "memory a node", "stored", "moved", "cost", "limited by", "rates")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a pipeline takes.
+
+    scans: how many, and their size. changes: of settings, by their keys below `pretraining`, for all GPUs to be used.
+    """
+
+    scans: ArchiveSize
+    hardware: Hardware
+    mib_per_s: float
+    changes: Mapping[str, int]
+    estimates: tuple[Estimate, ...]
+
+
 def plan(
     num_volumes: int | None, hardware: Hardware, settings: Settings, workspace: Workspace | None = None,
     scan_mib: float | None = None, mib_per_s: float = MIB_PER_S,
-) -> list[Estimate]:  # fmt: skip
-    """Print, and return, an estimate of each stage.
+) -> Plan:  # fmt: skip
+    """Estimate each stage.
 
     num_volumes: as many as the workspace holds when None. With a workspace, its scans' size and what its stages took
     correct the shipped rates. With GPUs, pretraining uses all of them unless the settings were given. scan_mib: of the
-    voxels of a scan. mib_per_s: what a node reads from and writes to the workspace.
+    voxels of a scan. mib_per_s: what a node reads from and writes to the workspace. Raises SettingsError.
     """
     archive = None if workspace is None else ARCHIVE.read(workspace.archive)
     scans = _scans(num_volumes, scan_mib, None if archive is None else archive_size(archive), settings.ndim)
@@ -49,21 +62,24 @@ def plan(
         where = f"of {scans.num_scans:,} scans, each of another subject"
         check_counts(scans.num_scans - held_out, held_out, where, settings.discovery)
     works = pipeline_work(scans, settings)
-    estimates = [estimate(work, hardware, settings.prices, factors, mib_per_s) for work in works]
-    say("plan", f"{scans.num_scans:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.amount}, "
-        f"{several(hardware.num_nodes, 'nodes')}, each reading and writing {mib_per_s:g} MiB/s")  # fmt: skip
-    for line in table(estimates):
-        say("plan", line)
-    if changes:
-        say(
-            "plan",
-            f"with {_assignments(changes)}, "
-            + ("for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"),
-        )
+    estimates = tuple(estimate(work, hardware, settings.prices, factors, mib_per_s) for work in works)
+    return Plan(scans, hardware, mib_per_s, changes, estimates)
+
+
+def lines_of(made: Plan) -> Iterator[str]:
+    """A plan for people: a table, and what its figures rest on."""
+    scans, hardware, estimates = made.scans, made.hardware, made.estimates
+    yield (
+        f"{scans.num_scans:,} scans of {scans.voxel_mib:.1f} MiB on {hardware.amount}, "
+        f"{several(hardware.num_nodes, 'nodes')}, each reading and writing {made.mib_per_s:g} MiB/s"
+    )
+    yield from table(estimates)
+    if made.changes:
+        why = "for pretraining on all GPUs" if hardware.num_gpus else "as there are no GPUs"
+        yield f"with {_assignments(made.changes)}, {why}"
     alone = [one for one in estimates if one.work.stage not in AFTER]
-    say("plan", f"`raygenesis run`, without {' and '.join(AFTER)}: {duration(sum(one.seconds for one in alone))}")
-    say("plan", _notes(estimates))
-    return estimates
+    yield f"`raygenesis run`, without {' and '.join(AFTER)}: {duration(sum(one.seconds for one in alone))}"
+    yield _notes(estimates)
 
 
 def _scans(number: int | None, scan_mib: float | None, archive: ArchiveSize | None, ndim: int) -> ArchiveSize:

@@ -116,7 +116,7 @@ def _not_contrasted(recent: Sequence[EpochRow]) -> str | None:
     loss, chance = min(known)
     return (
         f"nothing is learnt from contrast so far: in the last {several(len(recent), 'epochs')} the loss of training "
-        f"pairs was {loss:.3f} at best and embeddings that are all alike give {chance:.3f}; train longer, lower "
+        f"pairs was {loss:.3f} at best and embeddings that are all identical give {chance:.3f}; train longer, lower "
         "pretraining.learning_rate, or raise pretraining.batch_size"
     )
 

@@ -106,7 +106,7 @@ class PretextTask:
         if any(side % divisor for side in self.sample_shape):
             raise SettingsError(
                 f"pretraining.network={network} needs each side of a cube to be a multiple of {divisor}, and the "
-                f"store's are {self.sample_shape}: choose another network, or make the store anew with another "
+                f"store's are {self.sample_shape}: choose another network, or make the store again with another "
                 "discovery.cube_shape"
             )
 

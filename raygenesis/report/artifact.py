@@ -155,7 +155,7 @@ def history_of(artifact: ArtifactView[Any]) -> Sequence[EpochRow]:
     if artifact.manifest and not history:
         raise WorkspaceError(
             f"{artifact.folder / 'metrics.parquet'} is missing: restore it from a copy, or remove {artifact.folder} "
-            "to make it anew"
+            "to make it again"
         )
     return history
 

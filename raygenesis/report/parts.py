@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MEND_A_SCAN = "remove its folder below archive/volumes/ and ingest again"
-REMEDY = "restore it from a copy, or remove the artifact's folder and make it anew"
+REMEDY = "restore it from a copy, or remove the artifact's folder and make it again"
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class PretrainingSettings(Section):
         None,
         description="What classification makes of classes whose boxes overlap. `soft`: the target is a distribution "
         "over classes, by the share of the pattern's volume that lies in each box; `ignore`: other classes that share "
-        "more than half of it are left out of the softmax. When null, all classes are told apart.",
+        "more than half of it are left out of the softmax. When null, each class is distinguished from all others.",
     )
     num_neighbours: Count | None = Field(
         None,

@@ -16,7 +16,7 @@ All settings are one tree. The file of a preset lists what differs from these de
 command line overrides the preset. `raygenesis config` prints the resolved tree. Defaults are the paper's 3D numbers,
 but for the recipe of fine-tuning (`--preset paper-3d` has the paper's).
 
-<!-- Written by `raygenesis config --reference > SETTINGS.md`; a test compares. -->
+<!-- Written by `raygenesis config --reference > docs/settings.md`; a test compares. -->
 """
 
 

@@ -14,8 +14,8 @@ from raygenesis.workspace.manifest import Tree
 # What a reader must know of the gains.
 SEMANTICS_NOTE = (
     "A gain, and its p, are not of semantics alone. Tasks with semantics learn from patterns, cubes at some places in "
-    "the most alike patients; those without learn from random crops of all training scans. And of as many cubes, tasks "
-    "with semantics spend some on classification alone, which leaves fewer to restoration. Against "
+    "the most similar patients; those without learn from random crops of all training scans. And of as many cubes, "
+    "tasks with semantics spend some on classification alone, which leaves fewer to restoration. Against "
     "models-genesis-on-patterns, which restores the same patterns without their labels, where cubes come from is the "
     "same: that gain is of the labels, less what fewer cubes to restore cost; against models-genesis it is of the "
     "places, the labels, the fewer cubes to restore and, where semantic-genesis is compared with it, the flips, which "

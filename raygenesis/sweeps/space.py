@@ -144,7 +144,7 @@ def _name(key: Any) -> str:
         first = next(iter(model.model_fields))
         raise SettingsError(f"{key} is a section: name one of its settings, as in {key}.{first}")
     if key in ("seed", "pretraining.seed"):
-        raise SettingsError(f"{key}: sweep.num_seeds trains each point with several seeds and tells their spread")
+        raise SettingsError(f"{key}: sweep.num_seeds trains each point with several seeds and reports their spread")
     if parts[0] != SECTION:
         raise SettingsError(
             f"{key} cannot vary within a sweep: all points share one pattern store and one target, so only settings "

@@ -270,7 +270,7 @@ def _summarise(manifest: SweepManifest, failed: Sequence[TrialRecord], folder: P
         say(
             "sweep",
             f"warning: at {collapsed} of {len(manifest.table)} points the embedding has collapsed (effective rank "
-            f"below {LEAST_RANK}), and their order tells nothing: train longer (sweep.num_joint_epochs)",
+            f"below {LEAST_RANK}), and their order means nothing: train longer (sweep.num_joint_epochs)",
         )
     say("sweep", manifest.seeds_note)
     cost, counts = manifest.cost, manifest.counts

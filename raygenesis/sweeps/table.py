@@ -105,7 +105,7 @@ def seeds_note(spreads: Sequence[float | None], num_seeds: int) -> str:
     if num_seeds == 1:
         return (
             "Each point was trained with one seed: differences smaller than the spread between seeds, which is not "
-            "known here, tell nothing. sweep.num_seeds=3 measures it."
+            "known here, mean nothing. sweep.num_seeds=3 measures it."
         )
     known = [spread for spread in spreads if spread is not None]
     if not known:
@@ -114,7 +114,7 @@ def seeds_note(spreads: Sequence[float | None], num_seeds: int) -> str:
     return (
         f"Each point was trained with {num_seeds} seeds; the standard deviation between seeds is {typical:.3g}. "
         f"Differences between points of less than about {2 * typical * (2 / num_seeds) ** 0.5:.2g} (two standard "
-        "errors) tell nothing."
+        "errors) mean nothing."
     )
 
 

@@ -26,7 +26,9 @@ def read_metrics(folder: Place) -> list[EpochRow]:
     try:
         return pq.read_table(pa.BufferReader(content)).to_pylist()
     except pa.ArrowInvalid:
-        raise WorkspaceError(f"{path} is damaged: restore it from a copy, or remove {folder} to make it anew") from None
+        raise WorkspaceError(
+            f"{path} is damaged: restore it from a copy, or remove {folder} to make it again"
+        ) from None
 
 
 def write_metrics(folder: Place, history: Sequence[EpochRow]) -> None:

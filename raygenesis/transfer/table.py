@@ -9,15 +9,15 @@ from raygenesis.transfer.metrics import TITLES
 from raygenesis.transfer.statistics import Comparison, Difference
 
 LEGEND = (
-    "Mean ± s.d. over trials. **Best**; * cannot be told from the best at p < 0.05 (independent two-sample t-test over "
-    "trials, Welch). p over trials: the same test; p over subjects: paired permutation test on what trials say of each "
-    "test subject on average. All p but those of the marks are corrected by Holm. g: Hedges' effect size. Intervals "
-    "(of the mean over trials, Student's t) are cut to what the figure can be, and say little with two trials. p "
-    "seeds, where initialisations have several pretrainings: t-test on the mean of each pretraining's trials, each "
-    "trial of random weights a seed of its own; two or three pretrainings show large differences alone, and a high p "
-    "says nothing about smaller ones. Steps to 90 % of random's final: mean until a trial's validation score first "
-    "reaches 90 % of what random weights have at the end (an error: that divided by 0.9), over those trials that reach "
-    "it."
+    "Mean ± s.d. over trials. **Best**; n.s.: no significant difference from the best (p ≥ 0.05 in an independent "
+    "two-sample t-test over trials, Welch). p over trials: the same test; p over subjects: paired permutation test on "
+    "what trials say of each test subject on average. All p but those of n.s. are corrected by Holm. g: Hedges' effect "
+    "size. Intervals (of the mean over trials, Student's t) are cut to what the figure can be, and say little with two "
+    "trials. p seeds, where initialisations have several pretrainings: t-test on the mean of each pretraining's "
+    "trials, each trial of random weights a seed of its own; two or three pretrainings show large differences alone, "
+    "and a high p says nothing about smaller ones. Steps to 90 % of random's final: mean until a trial's validation "
+    "score first reaches 90 % of what random weights have at the end (an error: that divided by 0.9), over those "
+    "trials that reach it."
 )
 
 TO_RANDOM = "steps to 90 % of random's final"
@@ -49,11 +49,11 @@ def readable(table: Sequence[Comparison]) -> list[dict[str, str]]:
 
 
 def mean_and_deviation(row: Comparison, marked: bool = True) -> str:
-    """Mean ± standard deviation of the primary figure; marked: the best is bold, and what is like it has a star."""
+    """Mean ± s.d. of the primary figure; marked: the best is bold, and n.s. are those not significantly different."""
     text = f"{row.mean:.3f} ± {row.sd:.3f}"
     if not marked:
         return text
-    return f"**{text}**" if row.is_best else f"{text} *" if row.is_like_best else text
+    return f"**{text}**" if row.is_best else f"{text} n.s." if row.is_like_best else text
 
 
 def _steps_to_score(row: Comparison) -> str:

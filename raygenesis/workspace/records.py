@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -32,6 +33,14 @@ def read_record(path: Place, kind: type[R], required: Sequence[str] = ()) -> R |
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
         raise _damaged(path, f"{key}: {fault['msg'].lower()}") from None
+
+
+def as_json(records: Any) -> str:
+    """A record, or a list of records of one type, as JSON; numbers that are not finite are null."""
+    some = records if isinstance(records, list) else [records]
+    kind: Any = type(some[0]) if some else object
+    trees = [json.loads(adapter(kind).dump_json(each)) for each in some]
+    return json.dumps(trees if isinstance(records, list) else trees[0], indent=2, ensure_ascii=False)
 
 
 def _damaged(path: Place, reason: str) -> WorkspaceError:

@@ -140,7 +140,7 @@ class Stage(Generic[M]):
             extend = "add --extend to go on for longer, " if changed == longer else ""
             raise WorkspaceError(
                 f"{self.folder} was made with other settings ({listed}{more}): {extend}give the same settings, "
-                "choose another name or workspace, or remove that folder to make it anew"
+                "choose another name or workspace, or remove that folder to make it again"
             )
         compared = [name for name in self.inputs if name in record.inputs or name not in self.later]
         compared = [name for name in compared if name not in self.growing]
@@ -148,7 +148,7 @@ class Stage(Generic[M]):
         if stale:
             raise WorkspaceError(
                 f"{self.folder} was not made from the present {' and '.join(stale)}: remove that folder, and "
-                "those made from it, to make them anew, or choose another workspace"
+                "those made from it, to make them again, or choose another workspace"
             )
         return self.extends and bool(longer)
 

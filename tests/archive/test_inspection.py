@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from raygenesis.archive.inspection import fault_of, info, mid_slice, show, verif
 from raygenesis.archive.reading import open_array
 from raygenesis.archive.store import volume_folder
 from raygenesis.archive.writing import write_array
+from raygenesis.cli import main
 from raygenesis.errors import WorkspaceError
 from raygenesis.settings import load_settings
 from raygenesis.workspace.failures import FAILURES
@@ -48,6 +50,20 @@ def workspace(made: Workspace, tmp_path: Path) -> Workspace:
     """A copy to damage."""
     shutil.copytree(made.root, tmp_path / "ws")
     return Workspace.open(tmp_path / "ws")
+
+
+def test_info_as_json(made: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["archive", "info", "--workspace", str(made.root), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["num_volumes"], facts["num_subjects"], facts["num_failures"]) == (4, 4, 2)
+    axes = facts["dimensions"]["3"]["axes"]
+    assert axes["z"] == {
+        "voxels": {"least": 12, "median": 13, "most": 14},
+        "spacing_mm": {"least": 2, "median": 2, "most": 2},
+        "extent_mm": {"least": 24, "median": 26, "most": 28},
+    }
+    assert facts["dtypes"] == {"int16": 3, "uint8": 1} and sum(facts["num_channels"].values()) == 4
 
 
 def test_info_counts(made: Workspace) -> None:

@@ -51,7 +51,7 @@ def estimated(workspace: Workspace, settings: Settings, rates: Workspace | None)
     scans = archive_size(ARCHIVE.require(workspace.archive))
     nodes = hardware.available()
     found = plan(scans.num_scans, nodes, settings, rates, None if rates else scans.voxel_mib)
-    return {one.work.stage: one.seconds for one in found}
+    return {one.work.stage: one.seconds for one in found.estimates}
 
 
 def main(scans: Path, numbers: list[int], overrides: list[str]) -> None:

@@ -162,7 +162,7 @@ def test_rows_that_have_lost_too_many_are_searched_anew(ray_cluster, archive, tm
     workspace_of(tmp_path / "grown", archive, vectors())
     manifest = find_neighbours(workspace, settings())
     assert (manifest.recall, manifest.counts.added, manifest.counts.neighbours) == (1, 13, NUM * 8)
-    assert "of rows that have grown, is too low: all scans are searched anew" in capsys.readouterr().out
+    assert "of rows that have grown, is too low: all scans are searched again" in capsys.readouterr().out
 
 
 def test_scans_that_are_gone_from_the_archive_are_not_in_the_table(ray_cluster, archive, tmp_path):

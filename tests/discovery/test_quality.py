@@ -152,7 +152,7 @@ def test_patients_who_are_all_equally_alike_give_a_number():
 
 def test_neighbours_no_better_than_random_patients_are_warned_of_with_the_remedy():
     sentence = quality_of(visits(0.25, 0.3, references=1), 9).warning
-    assert sentence.startswith("neighbours cannot be told from random patients")
+    assert sentence.startswith("neighbours are not more similar than random patients")
     for part in ("by 0.2", "random patients' by 0.2", "(p = ", "train the auto-encoder longer", "num_neighbours"):
         assert part in sentence
     assert "\n" not in sentence
@@ -160,7 +160,7 @@ def test_neighbours_no_better_than_random_patients_are_warned_of_with_the_remedy
 
 def test_places_that_are_not_told_apart_are_told():
     sentence = quality_of(visits(0.3, 0.2, between=0.6), 9).warning
-    assert sentence.startswith("places are not told apart: patterns of one class correlate by 0.")
+    assert sentence.startswith("places are not distinguished: patterns of one class correlate by 0.")
     assert "different classes by 0.600" in sentence and "discovery.alignment=rigid" in sentence
 
 

@@ -1,4 +1,4 @@
-"""FORMATS.md, followed by a reader that is none of ours."""
+"""The page of formats, followed by a reader that is none of ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from safetensors import safe_open
 import raygenesis
 from tests.support.main_job import MainJob
 
-FORMATS = (Path(__file__).resolve().parents[2] / "FORMATS.md").read_text()
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+FORMATS = (DOCS / "formats.md").read_text()
 
 
 def manifest(folder: Path) -> dict:
@@ -94,4 +95,11 @@ def test_every_file_that_a_run_leaves_is_described(main_job: MainJob) -> None:
         if ".ome.zarr" in str(relative) or relative.parts[2:3] == ("tensorboard",) or relative.parts[1:2] == ("jobs",):
             continue
         stem = path.name.partition("-")[0] if relative.parts[0] != "archive" else path.name
-        assert stem in FORMATS, f"{relative} is not in FORMATS.md"
+        assert stem in FORMATS, f"{relative} is not in docs/formats.md"
+
+
+def test_every_private_file_is_on_the_page_of_privacy(main_job: MainJob) -> None:
+    page = (DOCS / "privacy.md").read_text()
+    named = {path.name for path in (main_job.workspace / "private").iterdir()}
+    assert {"key", "sources.parquet", "headers.parquet", "scans-folder", "jobs"} <= named
+    assert all(f"| `{name}" in page for name in named)

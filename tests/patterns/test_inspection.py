@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raygenesis.errors import WorkspaceError
-from raygenesis.patterns.inspection import info
+from raygenesis.patterns.inspection import info, store_facts
 from raygenesis.patterns.writer import part_path
 from raygenesis.workspace.artifacts import CROPS, PATTERNS
 from raygenesis.workspace.workspace import Workspace
@@ -32,6 +32,12 @@ def test_info_counts(workspace: Workspace) -> None:
         "failed: 2 × …×30×… mm is smaller than the largest crop, 60×60×60 mm (discovery.scales) [b, …]",
         "failed: 1 × damaged when it was cropped [a]",
     ]
+
+
+def test_facts_are_those_of_the_lines(workspace: Workspace) -> None:
+    facts = store_facts(workspace)
+    assert (facts.counts.patterns, facts.counts.validation, facts.cube_shape) == (128, 32, (4, 6, 8))
+    assert facts.extents_mm == ((4, 6, 8), (4, 6, 8)) and list(facts.failures.values()) == [1, 1, 1]
 
 
 def test_info_without_the_table_of_failures_says_so(workspace: Workspace) -> None:

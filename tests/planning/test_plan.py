@@ -12,8 +12,9 @@ from raygenesis.archive.work import archive_size, ingest_work
 from raygenesis.cluster.work import ArchiveSize
 from raygenesis.errors import SettingsError
 from raygenesis.planning.announce import announce
+from raygenesis.planning.estimate import Estimate
 from raygenesis.planning.history import as_made, factors_of
-from raygenesis.planning.plan import plan
+from raygenesis.planning.plan import Plan, lines_of, plan
 from raygenesis.settings import load_settings
 from raygenesis.workspace.artifacts import ARCHIVE
 from raygenesis.workspace.hardware import Hardware
@@ -33,6 +34,10 @@ def test_a_workspaces_scans_are_counted_and_measured(workspace: Workspace) -> No
     assert (scans.num_scans, scans.voxel_mib, scans.source_mib) == (1000, 2.0, 1.0)
 
 
+def by_stage(made: Plan) -> dict[str, Estimate]:
+    return {one.work.stage: one for one in made.estimates}
+
+
 def test_stages_that_took_twice_as_long_will_again(workspace: Workspace) -> None:
     factors = factors_of(workspace, SMALL)
     # A sweep, and fine-tuning, train the same network.
@@ -40,8 +45,8 @@ def test_stages_that_took_twice_as_long_will_again(workspace: Workspace) -> None
     for stage, factor in factors.items():
         assert factor.seconds == pytest.approx(2.0, rel=1e-6), stage
     assert factors["ingest"].stored == pytest.approx(10 / 1500)
-    told = {one.work.stage: one for one in plan(2000, Hardware(8), SMALL, workspace, mib_per_s=1e9)}
-    shipped = {one.work.stage: one for one in plan(2000, Hardware(8), SMALL, scan_mib=2.0, mib_per_s=1e9)}
+    told = by_stage(plan(2000, Hardware(8), SMALL, workspace, mib_per_s=1e9))
+    shipped = by_stage(plan(2000, Hardware(8), SMALL, scan_mib=2.0, mib_per_s=1e9))
     for stage in factors:
         start_s = shipped[stage].work.start_s
         variable = shipped[stage].seconds - start_s
@@ -80,19 +85,19 @@ def test_a_manifest_of_another_version_teaches_nothing_and_stops_nobody(workspac
     assert factors_of(workspace, SMALL).keys() == {"ingest", "discover", "pretrain", "sweep", "finetune"}
 
 
-def test_without_gpus_a_preset_that_wants_them_is_planned_on_cores(capsys: pytest.CaptureFixture[str]) -> None:
-    told = {one.work.stage: one for one in plan(1000, Hardware(64), load_settings("paper-3d"))}
-    assert told["pretrain"].num_gpus == 0 and told["pretrain"].limit == "64 cores"
-    assert "with pretraining.use_gpu=false pretraining.num_workers=1, as there are no GPUs" in capsys.readouterr().out
+def test_without_gpus_a_preset_that_wants_them_is_planned_on_cores() -> None:
+    made = plan(1000, Hardware(64), load_settings("paper-3d"))
+    pretraining = by_stage(made)["pretrain"]
+    assert pretraining.num_gpus == 0 and pretraining.limit == "64 cores"
+    assert "with pretraining.use_gpu=false pretraining.num_workers=1, as there are no GPUs" in list(lines_of(made))
 
 
-def test_pretraining_takes_all_gpus_unless_it_is_said_how_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    paper = load_settings("paper-3d")
-    told = {one.work.stage: one for one in plan(1000, Hardware(64, 8, 2), paper)}
-    assert told["pretrain"].num_gpus == 8
-    assert "with pretraining.use_gpu=true pretraining.num_workers=8" in capsys.readouterr().out
+def test_pretraining_takes_all_gpus_unless_it_is_said_how_it_runs() -> None:
+    made = plan(1000, Hardware(64, 8, 2), load_settings("paper-3d"))
+    assert by_stage(made)["pretrain"].num_gpus == 8
+    assert any("with pretraining.use_gpu=true pretraining.num_workers=8" in line for line in lines_of(made))
     given = load_settings("paper-3d", ["pretraining.use_gpu=true"])
-    told = {one.work.stage: one for one in plan(1000, Hardware(64, 8, 2), given)}
+    told = by_stage(plan(1000, Hardware(64, 8, 2), given))
     assert told["pretrain"].num_gpus == 1
 
 
@@ -134,6 +139,10 @@ def test_the_command_line(tmp_path: Path) -> None:
     for stage in ("ingest", "auto-encoder", "embed", "neighbours", "discover", "pretrain", "sweep", "finetune", "all"):
         assert f"plan: {stage} " in done.stdout
     assert "cost" in done.stdout and "assumed and not measured" in done.stdout
+    done = raygenesis("plan", "--volumes", "1000", "--json", "prices.cpu_hour=0.05")
+    made = json.loads(done.stdout)
+    assert made["scans"]["num_scans"] == 1000 and made["estimates"][0]["work"]["stage"] == "ingest"
+    assert all(one["seconds"] > 0 and one["cost"] >= 0 for one in made["estimates"])
     refused = raygenesis("plan", "--volumes", "0")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
 

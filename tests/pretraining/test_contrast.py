@@ -196,7 +196,8 @@ def test_contrast_that_learns_nothing_says_so() -> None:
     made = task(pretext="pattern-contrast")
     told = made.warnings([row] * 5)
     assert (
-        told.keys() == {"contrast"} and "2.390 at best and embeddings that are all alike give 2.400" in told["contrast"]
+        told.keys() == {"contrast"}
+        and "2.390 at best and embeddings that are all identical give 2.400" in told["contrast"]
     )
     assert made.warnings([row] * 4) == {} and made.warnings([row | {"train_contrast": 1.0}] * 5) == {}
     # A part that is not learnt yet is not judged.

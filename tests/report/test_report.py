@@ -228,7 +228,7 @@ def test_what_embeddings_and_metrics_are_needed_for_says_which_file_and_what_hel
     told = re.findall("This cannot be shown: (.*)", page.text)
     fault = "is damaged" if what == "garbage" else "is missing"
     for path in files[1:3]:
-        assert f"{path} {fault}: restore it from a copy, or remove {path.parent} to make it anew" in told
+        assert f"{path} {fault}: restore it from a copy, or remove {path.parent} to make it again" in told
     damaged = files[0] if what == "garbage" else workspace.embeddings
     assert f"{damaged} is damaged: run `raygenesis embed`, which makes it anew" in told
     assert not re.search("Parquet|Errno|FieldRef", page.text)
@@ -319,7 +319,9 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     assert "It restores with an error of 0.01: 0.03 of that of leaving the cube as it is" in page.text
 
     # It says what was learnt and what was not.
-    assert "warning: neighbours" not in page.text and "Neighbours cannot be told from random patients" in page.text
+    assert (
+        "warning: neighbours" not in page.text and "Neighbours are not more similar than random patients" in page.text
+    )
     assert "random patients by 0.225 (p = 0.8" in page.text and "They were searched exactly." in page.text
     assert (
         "Held-out scans' cubes correlate with the reference's of the same class by" in page.text
@@ -347,7 +349,9 @@ def test_the_whole_page(workspace: Workspace, ndim: int) -> None:
     # What each thing is of.
     assert re.search(r"held-out scans,\s*correlation with\s*the reference", page.text) or ndim == 2
     assert page.text.count("Coronal mid-slices of the cubes") == (3 if ndim == 3 else 0)  # classes, two runs
-    assert "Bold: best; * cannot be told" in page.text and "are cut to what the figure can be" in page.text
+    assert (
+        "Bold: best; n.s.: no significant difference" in page.text and "are cut to what the figure can be" in page.text
+    )
     assert "cubes in its store" in page.text and "of a scan lie, if it gave any" in page.text
     assert "The total leaves comparisons out" in page.text
     assert "class, answer" in page.text

@@ -1,4 +1,4 @@
-"""SETTINGS.md says what the code says."""
+"""The settings page says what the code says."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from raygenesis.settings import Settings, load_settings
 from raygenesis.settings.reference import reference
 
-PAGE = Path(__file__).resolve().parents[2] / "SETTINGS.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == reference(), "write it anew: raygenesis config --reference > SETTINGS.md"
+    assert PAGE.read_text() == reference(), "write it again: raygenesis config --reference > docs/settings.md"
 
 
 def leaves(tree: object, prefix: str = "") -> list[str]:

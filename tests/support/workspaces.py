@@ -246,7 +246,7 @@ def make_transfer(workspace: Workspace, ndim: int) -> None:
             trial = {"initialisation": start, "labelled": 5, "trial": number, "seconds": 1.0}
             trial["figures"] = {"dice": 0.5 + 0.1 * number + 0.05 * rank}
             write_json(folder / f"trial-{start}-5-{number}.json", trial)
-    dice = ("0.550 ± 0.071 *", "0.600 ± 0.071", "**0.650 ± 0.071**")
+    dice = ("0.550 ± 0.071 n.s.", "0.600 ± 0.071", "**0.650 ± 0.071**")
     against = {"to random": "+0.050", "g": "+0.7", "p trials": "–", "p subjects": "0.012", "to best": "-0.050"}
     against |= {"p best": "0.310", "epochs to converge": "120", "s/trial": "31.1"}
     shown = [

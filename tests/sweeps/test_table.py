@@ -85,7 +85,7 @@ def test_costs_count_every_trial_and_say_what_was_in_vain() -> None:
 
 def test_the_note_on_seeds_says_what_can_be_told_apart() -> None:
     one = [trial(2, retrieval=0.5)]
-    assert "one seed" in note(one, 1) and "tell nothing" in note(one, 1)
+    assert "one seed" in note(one, 1) and "mean nothing" in note(one, 1)
     two = [trial(2, seed, retrieval=value) for seed, value in enumerate((0.4, 0.6))]
     # s.d. of 0.4 and 0.6 is 0.141; of a difference of two such means of two it is as much, and twice that 0.28.
     assert "is 0.141" in note(two, 2) and "less than about 0.28" in note(two, 2)

@@ -17,7 +17,7 @@ def test_rows_as_people_read_them() -> None:
         "95 % interval": "0.400 to 0.600", "to random": "-0.200", "g": "-5.0", "p trials": "0.060",
         "p subjects": "0.040", "to best": "-0.300", "p best": "0.020", "epochs to converge": "12", "s/trial": "1.3",
     }  # fmt: skip
-    assert random["Dice"] == "0.500 ± 0.010 *" and ours["Dice"] == "**0.600 ± 0.010**"
+    assert random["Dice"] == "0.500 ± 0.010 n.s." and ours["Dice"] == "**0.600 ± 0.010**"
     assert random["to random"] == "–" and ours["p trials"] == "–"
 
 
@@ -40,7 +40,7 @@ def test_figures_are_written_as_people_write_them() -> None:
 def test_the_best_is_bold_and_its_likes_are_starred() -> None:
     like, far = ({"against_best": Difference(-0.1, -1.0, p, None)} for p in (0.2, 0.01))
     texts = [mean_and_deviation(compared("x", **what)) for what in ({"is_best": True}, like, far)]
-    assert texts == ["**0.500 ± 0.010**", "0.500 ± 0.010 *", "0.500 ± 0.010"]
+    assert texts == ["**0.500 ± 0.010**", "0.500 ± 0.010 n.s.", "0.500 ± 0.010"]
     assert mean_and_deviation(compared("x", is_best=True), marked=False) == "0.500 ± 0.010"
 
 

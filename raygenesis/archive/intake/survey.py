@@ -126,16 +126,23 @@ def read_headers(root: Path, files: Sequence[ScanFile]) -> Iterator[Header | str
             yield "its header does not fit in memory"
 
 
+def require_folder(folder: Path) -> None:
+    """Raise ScanError if a folder of scans is missing, or is a bucket's URL, of which a path has lost a slash."""
+    if url := re.match(r"([a-z0-9]+):/", str(folder)):
+        raise ScanError(
+            f"--scans {url[1]}://{str(folder)[url.end() :]} is not supported: mount the bucket or copy it first"
+        )
+    if not folder.is_dir():
+        raise ScanError(f"scans folder {folder} does not exist or is not a folder: give the one that holds the scans")
+
+
 def survey(folder: Path, read: ReadHeaders = read_headers) -> Survey:
     """Every scan below a folder. Raises ScanError if the folder is missing or holds none.
 
     Hidden files and folders are left out (DataLad keeps a second name of every scan below `.git`), and links that
     lead out of the folder are not followed. `read` reads the headers of many DICOM files, in their order.
     """
-    if re.match(r"[a-z0-9]+:/", str(folder)):
-        raise ScanError(f"scans folder {folder}: scans are read from a folder of a mounted file system")
-    if not folder.is_dir():
-        raise ScanError(f"scans folder {folder} does not exist or is not a folder: give the one that holds the scans")
+    require_folder(folder)
     root = folder.resolve()
     scans: list[Scan] = []
     aside: list[SetAside] = []

@@ -67,7 +67,7 @@ def _export_to_genesis(model: PretextNetwork, path: str | Place, output: Path) -
     known_as = "the published code of Models Genesis and Semantic Genesis: its `state_dict`"
     if architecture.norm == "batch":
         known_as += (
-            "; in evaluation that code normalises by each batch's own statistics and answers otherwise than here (a "
-            "network trained with pretraining.norm=batch-statistics answers alike)"
+            "; in evaluation that code normalises by each batch's own statistics and gives other answers than here (a "
+            "network trained with pretraining.norm=batch-statistics gives the same answers)"
         )
     return known_as
