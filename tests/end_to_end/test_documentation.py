@@ -32,7 +32,7 @@ FASTER = [
     "finetune.num_test=2",
     "finetune.num_trials=2",
 ]
-WITHOUT_SETTINGS = ("config", "archive", "patterns", "pretexts", "weights", "--volume")
+WITHOUT_SETTINGS = ("config", "doctor", "archive", "patterns", "pretexts", "weights", "--volume")
 
 
 def follow(*arguments: str) -> tuple[int, str]:
