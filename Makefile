@@ -51,7 +51,7 @@ audit: install
 
 docs: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet warnings would not count
 	@echo "docs: open $(abspath site/index.html); to search in it: python3 -m http.server --bind 127.0.0.1 --directory site"
 
 bench: install
