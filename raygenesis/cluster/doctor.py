@@ -6,6 +6,7 @@ import locale
 import platform
 import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +17,18 @@ from typing import Literal
 from raygenesis._version import __version__
 from raygenesis.cluster import environment, machine
 from raygenesis.cluster.head import reachable
-from raygenesis.errors import RaygenesisError, reason_of
+from raygenesis.errors import RaygenesisError
 from raygenesis.text.amounts import GIB, size
 from raygenesis.text.tables import aligned
 from raygenesis.workspace import hardware
-from raygenesis.workspace.workspace import Workspace
 
 Verdict = Literal["ok", "warning", "fault"]
 PACKAGES = ("ray", "torch", "numpy", "pyarrow", "zarr", "tensorstore", "hnswlib")
+IMPORTS = """
+import hnswlib, torch
+for number in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_name(number))
+"""
 LEAST_MEMORY_GIB, LEAST_SHARED_GIB, LEAST_FREE_GIB = 4, 1, 5
 
 
@@ -60,14 +65,13 @@ def _versions() -> Iterator[Finding]:
             missing.append(name)
     remedy = f"{', '.join(missing)} not installed: install raygenesis by pip, which brings them" if missing else ""
     yield Finding("packages", ", ".join(there), "fault" if missing else "ok", remedy)
-    try:
-        import hnswlib as hnswlib  # what is compiled for another processor shows only here
-        import torch
-    except ImportError as error:
-        yield Finding("compiled code", reason_of(error), "fault", "install raygenesis again on this machine")
+    # In a process of its own, which dies where something was compiled for another processor.
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip() or f"it ended by signal {-done.returncode}").splitlines()[-1]
+        yield Finding("compiled code", said, "fault", "install raygenesis again on this machine")
         return
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    yield Finding("GPUs", ", ".join(gpus) or "none that torch can use")
+    yield Finding("GPUs", ", ".join(done.stdout.splitlines()) or "none that torch can use")
 
 
 def _cluster() -> Finding:
@@ -128,6 +132,8 @@ def _encoding() -> Finding:
 
 
 def _workspace(location: str) -> Finding:
+    from raygenesis.workspace.workspace import Workspace  # which needs packages that may be missing
+
     try:
         root = Workspace.open(location).root
     except RaygenesisError as error:

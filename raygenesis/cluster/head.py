@@ -28,7 +28,8 @@ def reachable(address: str) -> str:
         raise ClusterError(f"{said}: {OTHER_SCHEMES.get(scheme, f'give the host:{PORT} of the head')}")
     found = _on_this_machine() if address == "auto" else address
     if re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", found) is None:
-        raise ClusterError(f"{said}: give host:port of the cluster's head, such as {found.split(':')[0]}:{PORT}")
+        host = f"[{found}]" if found.count(":") > 1 else found.split(":")[0]
+        raise ClusterError(f"{said}: give host:port of the cluster's head, such as {host}:{PORT}")
     if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):  # otherwise Ray alone has the certificates
         _ask(found, said)
     return found
@@ -51,7 +52,8 @@ def _on_this_machine() -> str:
 def _ask(address: str, said: str) -> None:
     import grpc
 
-    with grpc.insecure_channel(address) as channel:
+    # As Ray's own: a proxy for the web is not asked.
+    with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
         try:
             channel.unary_unary(HEALTH_CHECK)(b"", timeout=ANSWER_S)
         except grpc.RpcError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,27 +32,33 @@ def memory_limit() -> int | None:
 
 
 def memory_kills() -> int:
-    """How many processes of these groups the system has killed for want of memory so far."""
+    """How many processes of this one's own group the system has killed for want of memory so far."""
     counts = [0]
-    for folder in _folders("memory"):
+    for branch in _branches("memory"):
+        own = next((folder for folder in branch if folder.is_dir()), branch[-1])  # those above count others' too
         for name in ("memory.events", "memory.oom_control"):
-            words = dict(line.split(" ", 1) for line in _read(folder / name).splitlines() if " " in line)
+            words = dict(line.split(" ", 1) for line in _read(own / name).splitlines() if " " in line)
             if (count := words.get("oom_kill", "")).isdigit():
                 counts.append(int(count))
     return max(counts)
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The groups of a controller that this process is in, each before the one that it lies in."""
+    """The groups of a controller that this process is in."""
+    return itertools.chain.from_iterable(_branches(controller))
+
+
+def _branches(controller: str) -> Iterator[list[Path]]:
+    """The same of each place where the controller is mounted, each group before the one that it lies in."""
     for line in _read(OWN).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        for name in (controllers, controller) if controllers else ("", UNIFIED):
+        for name in dict.fromkeys((controllers, controller) if controllers else ("", UNIFIED)):
             mount = MOUNTS / name
             # In a container the path may be that of the machine, of which only the end is mounted.
             group = mount / path.lstrip("/")
-            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
+            yield [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
 
 
 def _read(path: Path) -> str:

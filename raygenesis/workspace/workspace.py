@@ -44,10 +44,11 @@ class Workspace:
         root = as_place(location)
         probe = root / f".write-test-{uuid.uuid4().hex}"
         try:
+            is_new = not root.is_dir() or not any(root.iterdir())
             root.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"")
             probe.unlink()
-            if isinstance(root, Path):
+            if isinstance(root, Path) and is_new:  # in a folder of something else all of that would be ignored too
                 _keep_here(root)
         except OSError as error:
             raise WorkspaceError(
@@ -155,8 +156,7 @@ def make_private(folder: Place) -> None:
 
 def _keep_here(root: Path) -> None:
     for name in IGNORE_FILES:
-        if not (root / name).exists():
-            (root / name).write_text("*\n")
+        (root / name).write_text("*\n")
 
 
 def _checked_name(name: str) -> str:

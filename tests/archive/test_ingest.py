@@ -20,14 +20,13 @@ from raygenesis.archive.intake.known_files import read_known_files
 from raygenesis.archive.intake.parallel import take_in_block
 from raygenesis.archive.intake.take_in import (
     MAX_CRASHES,
-    file_fingerprint,
     take_in,
 )
 from raygenesis.archive.store import read_region
 from raygenesis.errors import ScanError, SettingsError, WorkspaceError
 from raygenesis.settings import load_settings
 from raygenesis.workspace.failures import FAILURES
-from raygenesis.workspace.files import read_json, read_table
+from raygenesis.workspace.files import blake2b_of, read_json, read_table
 from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest
 from raygenesis.workspace.manifest_files import as_tree
 from raygenesis.workspace.workspace import Workspace
@@ -201,7 +200,7 @@ def test_a_scan_that_is_added_is_all_that_is_added(scans: Path, workspace: Works
     second = ingest(scans, workspace, SETTINGS)
     after = times(workspace.volumes)
     new = {name.split("/")[0] for name in after.keys() - before.keys()}
-    assert new == {f"{file_fingerprint(scans / 'sub-07/sub-07_T1w.nii.gz')}.ome.zarr"}
+    assert new == {f"{blake2b_of(scans / 'sub-07/sub-07_T1w.nii.gz')}.ome.zarr"}
     assert before.items() <= after.items()
     assert second.counts.known == 3
     assert [row for row in read_catalogue(workspace.catalog) if row["subject_id"] != "sub-07"] == rows
@@ -252,7 +251,7 @@ def test_what_is_known_is_not_read_again(scans: Path, workspace: Workspace, monk
     after = {row["source"]: row for row in read_catalogue(workspace.catalog)}
     assert after.keys() == before.keys()
     assert [source for source in after if after[source] != before[source]] == ["sub-01/sub-01_T1w.nii.gz"]
-    assert after["sub-01/sub-01_T1w.nii.gz"]["volume_id"] == file_fingerprint(changed)
+    assert after["sub-01/sub-01_T1w.nii.gz"]["volume_id"] == blake2b_of(changed)
     assert {path.name for path in workspace.volumes.iterdir()} == {f"{r['volume_id']}.ome.zarr" for r in after.values()}
     assert [row["source"] for row in read_failures(workspace)] == ["text.nii"]
 
@@ -290,9 +289,9 @@ def test_names_are_hashed_and_only_the_private_folder_leads_back(scans: Path, wo
     ]  # fmt: skip
     for path, source in sources.items():
         for volume_id in source["volume_ids"]:
-            assert volume_id == file_fingerprint(scans / path)
+            assert volume_id == blake2b_of(scans / path)
     assert (
-        rows[file_fingerprint(scans / "sub-00/sub-00_T1w.nii.gz")]["source"]
+        rows[blake2b_of(scans / "sub-00/sub-00_T1w.nii.gz")]["source"]
         == (sources["sub-00/sub-00_T1w.nii.gz"]["source"])
     )
     assert len({row["subject_id"] for row in rows.values()}) == 3
@@ -321,7 +320,7 @@ def test_a_fourth_axis_is_split_into_volumes_of_one_subject(tmp_path: Path, work
     chosen = load_settings("cpu-small", [*OVERRIDES, "archive.keep_ids=true", "archive.fourth_axis=split"])
     assert ingest(tmp_path / "scans", workspace, chosen).counts == counts(scans=1, volumes=3, subjects=1)
     rows = read_catalogue(workspace.catalog)
-    assert [row["volume_id"] for row in rows] == [f"{file_fingerprint(path)}-{n:04d}" for n in range(3)]
+    assert [row["volume_id"] for row in rows] == [f"{blake2b_of(path)}-{n:04d}" for n in range(3)]
     for number, row in enumerate(rows):
         stored = read_region(workspace.volumes / f"{row['volume_id']}.ome.zarr", 0, EVERYTHING)
         assert np.array_equal(stored.T, series[..., number])
@@ -374,7 +373,7 @@ def test_an_archive_that_cannot_be_written_stops_the_ingest(scans, workspace, mo
 
 def test_a_file_in_the_way_of_a_volume_is_replaced(scans: Path, workspace: Workspace) -> None:
     workspace.volumes.mkdir(parents=True)
-    in_the_way = workspace.volumes / f"{file_fingerprint(scans / 'sub-01/sub-01_T1w.nii.gz')}.ome.zarr"
+    in_the_way = workspace.volumes / f"{blake2b_of(scans / 'sub-01/sub-01_T1w.nii.gz')}.ome.zarr"
     in_the_way.write_bytes(b"")
     assert ingest(scans, workspace, SETTINGS).counts == counts(scans=3, volumes=3, subjects=3)
     assert in_the_way.is_dir()

@@ -51,6 +51,12 @@ def test_a_fault_has_its_remedy_and_ends_with_2(
     assert f"fault: {subject}: {finding.remedy}" in found.output.splitlines()
 
 
+def test_code_for_another_processor_is_a_fault_and_not_the_doctors_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "IMPORTS", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    finding = verdicts()["compiled code"]
+    assert finding.verdict == "fault" and finding.found == "it ended by signal 4"
+
+
 @pytest.mark.parametrize(
     ("subject", "words", "change"),
     [

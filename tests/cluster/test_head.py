@@ -30,7 +30,8 @@ def test_an_empty_address_is_no_cluster(
     [
         ("http://head:8265", "`ray job submit --address`"), ("https://head:8265", "`ray job submit --address`"),
         ("ray://head:10001", "Ray Client"), ("ftp://head", "give the host:6379"),
-        ("head", "such as head:6379"), ("head:port", "such as head:6379"), ("he ad:6379", "give host:port"),
+        ("head", "such as head:6379"), ("fe80::1", "such as [fe80::1]:6379"),
+        ("head:port", "such as head:6379"), ("he ad:6379", "give host:port"),
     ],
 )  # fmt: skip
 def test_an_address_of_another_form_is_refused_with_the_right_one(address: str, words: str) -> None:
@@ -57,16 +58,18 @@ def web() -> Iterator[int]:
 
 
 def test_where_no_head_answers_it_is_said_soon(monkeypatch: pytest.MonkeyPatch, silent: int, web: int) -> None:
-    monkeypatch.setattr(head, "ANSWER_S", 1.0)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # is not asked
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         closed = free.getsockname()[1]
     for port, words in ((closed, "no head of Ray answers there"), (silent, "within 1 s"), (web, "no head of Ray")):
+        monkeypatch.setattr(head, "ANSWER_S", 1.0 if port == silent else 20.0)
         with pytest.raises(ClusterError, match=rf"^RAY_ADDRESS=127\.0\.0\.1:{port}: .*{words}.*unset it"):
             head.reachable(f"127.0.0.1:{port}")
 
 
-def test_a_head_that_answers_is_taken(ray_cluster: None) -> None:
+def test_a_head_that_answers_is_taken(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     address = ray.get_runtime_context().gcs_address
     assert head.reachable(address) == address
 

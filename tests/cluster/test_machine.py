@@ -75,6 +75,9 @@ def limited(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
 
 
 def test_open_files_are_raised_as_far_as_the_system_allows() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < machine.WANTED_FILES:
+        pytest.skip(f"this shell allows {hard} open files")
     assert limited(256, 4096).stdout.strip() == "(4096, 4096)"
-    assert limited(2048, 20000).stdout.strip() == "(8192, 20000)"
+    assert limited(2048, hard).stdout.strip() == f"(8192, {hard})"
     assert "this shell allows 300 open files (`ulimit -Hn`) and Ray needs 1024" in limited(256, 300).stderr

@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from raygenesis.archive.catalogue import CATALOGUE
 from raygenesis.archive.intake.identity import open_identity
-from raygenesis.archive.intake.take_in import file_fingerprint
-from raygenesis.workspace.files import write_table
+from raygenesis.workspace.files import blake2b_of, write_table
 from raygenesis.workspace.workspace import Workspace
 from tests.support.cases import box_case
 
@@ -43,7 +42,7 @@ def write_sizes(folder: Path, num_subjects: int) -> None:
 def write_catalogue(workspace: Workspace, scans: dict[str, Path]) -> None:
     """An archive of these scans: subject → file."""
     rows = [
-        {"volume_id": file_fingerprint(path), "subject_id": subject, "source": path.name,
+        {"volume_id": blake2b_of(path), "subject_id": subject, "source": path.name,
          "source_bytes": path.stat().st_size, "shape": [16, 16, 16]}
         for subject, path in scans.items()
     ]  # fmt: skip

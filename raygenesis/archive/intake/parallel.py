@@ -22,7 +22,7 @@ from raygenesis.archive.intake.survey import Scan
 from raygenesis.archive.intake.take_in import take_in
 from raygenesis.cluster import fan_out, joining
 from raygenesis.cluster.streams import RETRIED, PartSource, SourcePart, StreamProgress, read_parts, write_parts
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import PassingError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.files import Place, make_folder, remove_tree
 from raygenesis.workspace.fingerprint import digest
@@ -45,7 +45,9 @@ SCANS = pa.schema([("files", pa.list_(pa.string())), ("stamp", pa.string())])
 def take_in_all(
     root: Path, scans: Sequence[Scan], workspace: Workspace, settings: ArchiveSettings
 ) -> dict[str, IntakeOutcome]:
-    """Take in scans below `root`; returns their outcomes by source. Raises WorkspaceError if they cannot be stored.
+    """Take in scans below `root`; returns their outcomes by source.
+
+    Raises WorkspaceError if they cannot be stored, PassingError where files below `root` cannot be reached for long.
 
     What an ingest with the same settings that was interrupted has taken in is not read again, until `forget_outcomes`.
     """
@@ -76,7 +78,10 @@ def take_in_all(
         rows = read_parts(source).map_batches(
             take_in_some, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, memory=memory, **RETRIED
         )
-        return write_parts(rows, publish, StreamProgress("ingest", "scans", source.num_rows, source.num_parts))
+        try:
+            return write_parts(rows, publish, StreamProgress("ingest", "scans", source.num_rows, source.num_parts))
+        except PassingError as error:
+            raise PassingError(f"{root}: {error}") from error
 
     large = [scan for scan in left if scan.num_bytes > LARGE_FILES]
     written = run([scan for scan in left if scan.num_bytes <= LARGE_FILES], None)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
 from raygenesis.archive.store import StoredRecord, level_factors, read_whole_record, volume_folder, write_volume
 from raygenesis.archive.volume import LargeScanError, Volume, valid_voxels
-from raygenesis.cluster import environment
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.control_groups import memory_kills
@@ -29,6 +29,7 @@ MAX_CRASHES = 2
 # Bytes: a scan that claims so many is decoded with nothing beside it. So is one at which a worker ended: it may have
 # been killed for the memory that others took.
 ALONE = 2**60
+SCAN = "the files of a scan"  # whose paths may name patients: others may read the logs of a cluster
 
 
 def take_in(
@@ -52,14 +53,11 @@ def take_in(
     Raises WorkspaceError if no scan can be stored there, PassingError where the files cannot be reached for long.
     """
     try:
-        # Others may read the logs of a cluster.
-        name = f"a scan of {len(paths)} files" if environment.is_joined() else paths[0]
-        scan_id = patiently(lambda: scan_fingerprint(paths), name)
-        stored = _stored_records(volumes, scan_id)
+        scan_id = patiently(lambda: scan_fingerprint(paths), SCAN)
+        attempt = attempt_note(volumes, paths)
+        stored, earlier = _left_before(volumes, scan_id, attempt)
         if stored:
             return IntakeOutcome(stored)
-        attempt = attempt_note(volumes, paths)
-        earlier = attempt.read_text() if attempt.exists() else ""
         ended = [line.split() for line in earlier.splitlines() if not is_lost(line.split()[-1])]
         if len(ended) >= MAX_CRASHES:
             return IntakeOutcome(reason=_why_it_ended(ended, node), is_lasting=False)
@@ -67,9 +65,10 @@ def take_in(
             return IntakeOutcome(reason="put off", is_lasting=False, claimed_bytes=ALONE)
         _write_note(attempt, f"{earlier}{os.getpid()} {memory_kills()} {node}\n")
         try:
-            return IntakeOutcome(patiently(lambda: _store(paths, volumes, scan_id, settings, room), name))
+            return IntakeOutcome(patiently(lambda: _store(paths, volumes, scan_id, settings, room), SCAN))
         finally:
-            attempt.unlink(missing_ok=True)
+            with suppress(OSError):
+                attempt.unlink(missing_ok=True)
     except LargeScanError as error:
         if error.claimed > _max_bytes(settings):
             return IntakeOutcome(reason=str(error))
@@ -90,12 +89,23 @@ def _why_it_ended(attempts: Sequence[Sequence[str]], node: str) -> str:
     """Why workers ended at a scan. attempts: of each its process, the kills for memory before it, and its node."""
     if any(where == node and memory_kills() > int(kills) for _, kills, where in attempts):
         return f"memory ran out {len(attempts)} times while it was decoded, the last time with nothing beside it"
-    return f"decoding it crashed {len(attempts)} times, the last time with nothing beside it"
+    return f"decoding it crashed, or was ended, {len(attempts)} times, the last time with nothing beside it"
 
 
 def attempt_note(volumes: Place, paths: Sequence[Path]) -> Place:
     """The file that counts the attempts at a scan: of these very paths, as a copy may be decoded at the same time."""
     return volumes.parent / "attempts" / xxhash.xxh3_64_hexdigest("\n".join(map(str, paths)).encode())
+
+
+def _left_before(volumes: Place, scan_id: str, attempt: Place) -> tuple[tuple[StoredRecord, ...], str]:
+    """The records of a scan that is stored, and the note of attempts at it.
+
+    Raises WorkspaceError: a workspace that cannot be read is not the scan's fault.
+    """
+    try:
+        return _stored_records(volumes, scan_id), attempt.read_text() if attempt.exists() else ""
+    except OSError as error:
+        raise WorkspaceError(f"{volumes.parent} cannot be read: {error.strerror or error}") from None
 
 
 def _write_note(attempt: Place, processes: str) -> None:
@@ -112,15 +122,10 @@ def _write_note(attempt: Place, processes: str) -> None:
 
 def scan_fingerprint(paths: Sequence[Path]) -> str:
     """Identity of a scan: of its files' bytes, whatever their names and order, 32 hex digits."""
-    hashes = sorted(file_fingerprint(path) for path in paths)
+    hashes = sorted(map(blake2b_of, paths))
     if len(hashes) == 1:
         return hashes[0]
     return hashlib.blake2b("".join(hashes).encode(), digest_size=16).hexdigest()
-
-
-def file_fingerprint(path: Path) -> str:
-    """Identity of a file's bytes, which nobody can give another file."""
-    return blake2b_of(path)
 
 
 def earlier_fingerprint(paths: Sequence[Path]) -> str:
