@@ -27,7 +27,7 @@ demo: install
 	$(BIN)/python -m raygenesis.demo.population $(POPULATION)
 	$(BIN)/raygenesis run --scans $(POPULATION)/scans --workspace $(WORKSPACE)
 	$(BIN)/raygenesis finetune --images $(POPULATION)/scans --labels $(POPULATION)/labels --workspace $(WORKSPACE) \
-	  --name tissue
+	  --name quarters finetune.mode=probe finetune.num_labelled=[3] finetune.num_test=8
 	$(BIN)/raygenesis report --workspace $(WORKSPACE)
 endif
 	@if [ -n "$$DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \

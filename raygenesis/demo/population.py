@@ -27,7 +27,7 @@ from raygenesis.errors import RaygenesisError
 from raygenesis.settings.streams import POPULATION_MODES, POPULATION_SUBJECTS
 from raygenesis.workspace.files import publish
 
-VERSION = 1
+VERSION = 2
 CENTRE_MM = np.array([0.0, -17.0, 6.0])  # middle of the template's brain, MNI world
 
 MODES = 4
@@ -87,7 +87,9 @@ class SimulatedScan:
     """One simulated T1 scan, in the voxel order in which it is written."""
 
     voxels: np.ndarray  # int16[i, j, k], arbitrary units
-    labels: np.ndarray  # uint8[i, j, k]: 0 background (fluid too), 1 grey, 2 white matter
+    # uint8[i, j, k]: a quarter of the brain, 1 left front, 2 right front, 3 left back, 4 right back; 0 else (fluid too).
+    # They look alike inside: only where it lies tells a voxel's quarter.
+    labels: np.ndarray
     affine: np.ndarray  # float64[4, 4], voxel indices to world RAS+ mm
 
 
@@ -195,7 +197,8 @@ def simulate(seed: int, subject: int) -> SimulatedScan:
         ndimage.map_coordinates(image, places, order=1, output=np.float32).reshape(shape) / 255
         for image in template.maps
     )
-    labels = np.argmax([1 - grey - white, grey, white], axis=0).astype(np.uint8)
+    right, front = ((points[:, axis] > CENTRE_MM[axis]).reshape(shape) for axis in (0, 1))
+    labels = np.where(grey + white > 0.5, 1 + right + 2 * ~front, 0).astype(np.uint8)
     return SimulatedScan(_acquire(t1, rng), labels, affine)
 
 
