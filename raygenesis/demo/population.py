@@ -87,7 +87,7 @@ class SimulatedScan:
     """One simulated T1 scan, in the voxel order in which it is written."""
 
     voxels: np.ndarray  # int16[i, j, k], arbitrary units
-    # uint8[i, j, k]: a quarter of the brain, 1 left front, 2 right front, 3 left back, 4 right back; 0 else (fluid too).
+    # uint8[i, j, k]: a quarter of the brain, 1 left front, 2 right front, 3 left back, 4 right back; 0 else.
     # They look alike inside: only where it lies tells a voxel's quarter.
     labels: np.ndarray
     affine: np.ndarray  # float64[4, 4], voxel indices to world RAS+ mm
