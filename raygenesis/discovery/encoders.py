@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from raygenesis.settings.streams import ENCODER_SCANS
 from raygenesis.training.chosen_precision import with_precision
 from raygenesis.training.fit import Resources, fit_with_ray, samples_from
 from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, PCA_COMMAND
+from raygenesis.workspace.faults import patiently
 from raygenesis.workspace.files import Place, as_place, blake2b_of
 from raygenesis.workspace.manifest import (
     ArchiveManifest,
@@ -67,7 +69,7 @@ def ready_encoder(workspace: Workspace, settings: Settings) -> tuple[Place, str]
             f"embedding.encoder={chosen} takes {len(model.input_shape)}D scans and discovery.cube_shape asks for "
             f"{settings.ndim}D"
         )
-    return file, blake2b_of(file)
+    return file, patiently(partial(blake2b_of, file), file)
 
 
 def encoder_work(workspace: Workspace, settings: Settings, scans: ArchiveSize) -> list[Work]:

@@ -30,8 +30,8 @@ def read_version(path: RemotePath) -> Version:
     return Version(found.value if found.state == "value" else None, found.stamp.generation)
 
 
-def write_if(path: RemotePath, content: bytes | None, version: Version) -> Version | None:
-    """Write an object, or with None remove it, if it is still as it was read; None where it is not, and stays.
+def write_if(path: RemotePath, content: bytes, version: Version) -> Version | None:
+    """Write an object if it is still as it was read; None where it is not, and stays.
 
     Raises WorkspaceError where the store fails.
     """
@@ -39,7 +39,7 @@ def write_if(path: RemotePath, content: bytes | None, version: Version) -> Versi
     if written.generation:
         return Version(content, written.generation)
     now = read_version(path)  # ours after all, where the store did not get to say so
-    return now if content is not None and now.content == content else None
+    return now if now.content == content else None
 
 
 def create(path: RemotePath, content: bytes) -> None:

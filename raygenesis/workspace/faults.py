@@ -21,12 +21,13 @@ ATTEMPTS = 7  # waits of up to 1, 2, 4, 8, 16 and 20 s lie between them: about h
 MAX_WAIT_SECONDS = 20
 
 # Of networks and file servers, and of machines that are short of something for a while. A damaged disk says EIO too.
-PASSING = frozenset({
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM, errno.ENOBUFS,
-    errno.EMFILE, errno.ENFILE, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENOTCONN,
-    errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOLINK,
-    errno.EREMOTEIO, errno.ESHUTDOWN, errno.EPIPE,
-})  # fmt: skip
+# Not every system has all.
+PASSING_NAMES = (
+    "EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EBUSY", "ENOMEM", "ENOBUFS", "EMFILE", "ENFILE", "ECONNRESET",
+    "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH",
+    "ENOLINK", "EREMOTEIO", "ESHUTDOWN", "EPIPE",
+)  # fmt: skip
+PASSING = frozenset(getattr(errno, name) for name in PASSING_NAMES if hasattr(errno, name))
 
 T = TypeVar("T")
 

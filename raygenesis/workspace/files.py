@@ -34,6 +34,8 @@ from raygenesis.workspace.object_store import RemotePath, remote
 Place = Path | RemotePath
 
 BLOCK_BYTES = 2**20  # read at once for a checksum
+# What file systems without syncing say, most of them of folders alone, such as on networks; they differ by system.
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def as_place(location: str | Place) -> Place:
@@ -145,6 +147,7 @@ def publish(path: Place, write: Callable[[Path], object], keep: bool = False) ->
                 os.replace(aside, path)
             sync(path.parent)
         except OSError as error:
+            raise_passing(error, path)
             reason = os.strerror(error.errno) if error.errno else error
             raise WorkspaceError(f"{path} cannot be written: {reason}") from error
 
@@ -169,11 +172,16 @@ def sync_tree(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Have a file's bytes, or a folder's names, be on the disk, where the file system can. Raises OSError."""
-    number = os.open(path, os.O_RDONLY)
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):
+        if not path.is_dir():
+            raise
+        return  # a folder that may not be read, or a system that opens none
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # such as of folders on some network file systems
+        if error.errno not in CANNOT_SYNC:
             raise
     finally:
         os.close(number)

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
 from raygenesis._version import __version__
 from raygenesis.errors import WorkspaceError
 from raygenesis.workspace.artifacts import Artifact
+from raygenesis.workspace.faults import patiently
 from raygenesis.workspace.files import Place, blake2b_of, folder_bytes, locked, make_folder, remove_tree, sync
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.hardware import Hardware, available
@@ -114,7 +116,7 @@ class Stage(Generic[M]):
     def _identifying_bytes(self) -> list[list[str]]:
         """Names and digests of the files that the artifact is known by, in order."""
         found = {path.name: path for pattern in self.artifact.identifying for path in self.folder.glob(pattern)}
-        return [[name, blake2b_of(found[name])] for name in sorted(found)]
+        return [[name, patiently(partial(blake2b_of, found[name]), found[name])] for name in sorted(found)]
 
     def _hardware(self) -> Hardware | None:
         """What it was made on, if that was the same from beginning to end: rates are learnt from it."""

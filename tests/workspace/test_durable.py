@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ import torch
 
 from raygenesis.archive.intake.take_in import take_in
 from raygenesis.archive.store import read_record
+from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN, TRAINING
 from raygenesis.patterns.writer import part_path, read_whole_part, write_part
 from raygenesis.settings import ArchiveSettings
 from raygenesis.training.checkpoints import newest_checkpoint, save_checkpoint
 from raygenesis.workspace.artifacts import SWEEPS
-from raygenesis.workspace.files import publish, write_json, write_table
+from raygenesis.workspace.files import make_folder, publish, sync_tree, write_json, write_table
 from raygenesis.workspace.manifest import SweepCost, SweepCounts, SweepManifest
 from raygenesis.workspace.stage import Stage
 from tests.support.cases import write_nifti
@@ -164,6 +167,49 @@ def test_a_folder_is_whole_or_not_there(disk: Disk) -> None:
     for is_cut in cuts(disk, lambda: publish(folder, write)):
         if folder.exists() or not is_cut:
             assert (folder / "below" / "shard").read_text() == "voxels" and (folder / "zarr.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_folders_cannot_be_synced_files_are_published(tmp_path: Path, monkeypatch, code: int) -> None:
+    """As on some network file systems, and systems other than Linux."""
+    fsync, synced = os.fsync, []
+
+    def of_files(number: int) -> None:
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(code, os.strerror(code))
+        synced.append(number)
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    make_folder(tmp_path / "a" / "b")
+    write_json(tmp_path / "a" / "b" / "file.json", {"n": 1})
+    assert json.loads((tmp_path / "a" / "b" / "file.json").read_text()) == {"n": 1} and len(synced) == 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), IsADirectoryError(errno.EISDIR, "folder")])
+def test_where_folders_cannot_be_opened_files_are_published(tmp_path: Path, monkeypatch, error: OSError) -> None:
+    open_file = os.open
+
+    def open_files(path: Path, *arguments: Any, **options: Any) -> int:
+        if Path(path).is_dir() or Path(path).name == "locked":
+            raise error
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_files)
+    write_json(tmp_path / "file.json", {"n": 1})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"n": 1}
+    (tmp_path / "locked").write_text("a file is synced or said not to be")
+    with pytest.raises(type(error)):
+        sync_tree(tmp_path / "locked")
+
+
+def test_a_disk_that_fails_as_a_folder_is_synced_is_no_file_system_without_it(tmp_path: Path, monkeypatch) -> None:
+    def fail(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WorkspaceError, match="cannot be written: No space left on device"):
+        write_json(tmp_path / "file.json", {"n": 1})
 
 
 def test_a_scan_that_was_being_taken_in_is_stored_whole_at_the_next_attempt(disk: Disk, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,12 +16,16 @@ from raygenesis.archive.intake import take_in as intake
 from raygenesis.archive.intake.survey import ScanFile, read_headers
 from raygenesis.archive.reading import Array, as_os_error
 from raygenesis.archive.store import read_region
+from raygenesis.discovery import encoders
 from raygenesis.errors import PassingError, ScanError, WorkspaceError
-from raygenesis.settings import ArchiveSettings
+from raygenesis.settings import ArchiveSettings, EmbeddingSettings, Settings
 from raygenesis.transfer.cases import read_cases
 from raygenesis.workspace import faults
+from raygenesis.workspace.artifacts import RUNS
 from raygenesis.workspace.faults import ATTEMPTS, is_of_machine, is_passing, lasting_reason, patiently
-from raygenesis.workspace.files import read_table
+from raygenesis.workspace.files import read_table, write_json
+from raygenesis.workspace.stage import Stage
+from raygenesis.workspace.workspace import Workspace
 
 STALE, DENIED = OSError(errno.ESTALE, "Stale file handle"), PermissionError(errno.EACCES, "Permission denied")
 
@@ -87,6 +94,44 @@ def test_only_what_lasts_has_a_reason_and_it_names_no_path() -> None:
     for passing in (STALE, PassingError("a store")):
         with pytest.raises(PassingError):
             lasting_reason(passing, "a.nii")
+
+
+def test_a_system_need_not_have_every_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EREMOTEIO is Linux's alone."""
+    linux_alone = errno.EREMOTEIO
+    monkeypatch.delattr(errno, "EREMOTEIO")
+    passing = runpy.run_path(faults.__file__)["PASSING"]
+    assert passing == faults.PASSING - {linux_alone} and errno.ESTALE in passing
+
+
+def test_a_file_that_identifies_an_artifact_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Stage(RUNS, tmp_path, {}, {})
+    (tmp_path / RUNS.identifying[0]).write_bytes(b"weights")
+    act = Failing(2, STALE)
+    monkeypatch.setattr("raygenesis.workspace.stage.blake2b_of", act)
+    assert made._identifying_bytes() == [[RUNS.identifying[0], "value"]] and act.calls == 3
+    act.number = 99
+    with pytest.raises(PassingError, match="cannot be reached in 7 attempts"):
+        made._identifying_bytes()
+
+
+def test_an_encoder_of_ones_own_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    act = Failing(2, STALE)
+    monkeypatch.setattr(encoders, "load_scan_encoder", lambda path, shape: SimpleNamespace(input_shape=(8, 8, 8)))
+    monkeypatch.setattr(encoders, "blake2b_of", act)
+    settings = Settings(embedding=EmbeddingSettings(encoder=str(tmp_path)))
+    assert encoders.ready_encoder(Workspace(tmp_path), settings) == (tmp_path / "encoder.safetensors", "value")
+    assert act.calls == 3
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_what_cannot_be_published_for_a_while_is_no_lasting_fault(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, call, Failing(99, STALE))
+    with pytest.raises(PassingError, match=r"a\.json cannot be reached \(Stale file handle\): see to its disk"):
+        write_json(tmp_path / "a.json", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_is_read_again_and_one_that_cannot_be_reached_is_not_called_damaged(tmp_path, monkeypatch) -> None:

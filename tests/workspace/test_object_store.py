@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import socket
@@ -27,6 +28,8 @@ from raygenesis.archive.reading import open_array
 from raygenesis.archive.writing import write_array
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.workspace import object_store as module
+from raygenesis.workspace.conditional import Version, read_version, write_if
+from raygenesis.workspace.files import locked
 from raygenesis.workspace.object_store import RemotePath, remote
 from tests.support.s3 import BUCKET, S3Server
 
@@ -437,6 +440,29 @@ def test_a_restart_of_the_server_is_waited_for(folder: RemotePath, server: S3Ser
         assert read.result() == "before" and np.array_equal(array.result(), VOXELS)
         wrote.result()
     assert (folder / "new").read_text() == "after"
+
+
+def test_of_two_that_write_at_once_one_does(folder: RemotePath) -> None:
+    """The bucket's own conditional puts, which locks are made of: of what is not there, and what is."""
+    path, begin = folder / ".archive.lock", threading.Barrier(2)
+
+    def write(content: bytes) -> Version | None:
+        version = read_version(path)
+        begin.wait()
+        return write_if(path, content, version)
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(4):
+            contents = [b"one %d" % number, b"other %d" % number]
+            written = dict(zip(contents, pool.map(write, contents), strict=True))
+            (content,) = (each for each in contents if written[each] is not None)
+            assert read_version(path) == written[content] and path.read_bytes() == content
+            if number % 2:
+                assert write_if(path, b"", written[content]) is not None
+                assert write_if(path, b"late", written[content]) is None and path.read_bytes() == b""
+    with locked(folder / "archive"):
+        assert json.loads(path.read_bytes())["process"] == os.getpid()
+    assert path.read_bytes() == b""
 
 
 ACTS = {
