@@ -28,13 +28,16 @@ from raygenesis.workspace.workspace import Workspace
 BLOCK_ROWS = 8192
 
 
-def present_embeddings(workspace: Workspace) -> EmbeddingsManifest:
-    """The manifest of the embeddings. Raises WorkspaceError where there are none, or none of the archive as it is."""
-    embedded, archive = EMBEDDINGS.require(workspace.embeddings), ARCHIVE.read(workspace.archive)
+def present_embeddings(workspace: Workspace, folder: Place | None = None) -> EmbeddingsManifest:
+    """The manifest of the embeddings in a folder, or else of the workspace's own.
+
+    Raises WorkspaceError where there are none, or none of the archive as it is.
+    """
+    folder = workspace.embeddings if folder is None else folder
+    embedded, archive = EMBEDDINGS.require(folder), ARCHIVE.read(workspace.archive)
     if archive is not None and embedded.archive and embedded.archive != archive.fingerprint:
         raise WorkspaceError(
-            f"{workspace.embeddings} is of another state of {workspace.archive}: run `raygenesis embed`, which brings "
-            "it up to date"
+            f"{folder} is of another state of {workspace.archive}: run `raygenesis embed`, which brings it up to date"
         )
     return embedded
 

@@ -40,9 +40,8 @@ from raygenesis.settings import IndexSettings, Settings
 from raygenesis.settings.streams import RECALL_QUERIES
 from raygenesis.text.amounts import several, size
 from raygenesis.workspace.artifacts import ARCHIVE, NEIGHBOURS
-from raygenesis.workspace.files import Place, remove_tree, write_table
-from raygenesis.workspace.fingerprint import digest
-from raygenesis.workspace.manifest import NeighboursCounts, NeighboursManifest, Tree
+from raygenesis.workspace.files import Place, write_table
+from raygenesis.workspace.manifest import NeighboursCounts, NeighboursManifest
 from raygenesis.workspace.stage import Stage
 from raygenesis.workspace.workspace import Workspace
 
@@ -84,8 +83,7 @@ def find_neighbours(workspace: Workspace, settings: Settings, announce: Announce
             say("neighbours", f"recall {share:.4f}, of rows that have grown, is too low: all scans are searched again")
             _write_rows(search, keys, dict.fromkeys(searched, 0))
             found, share = _measured(search, settings.seed)
-        compared = _comparisons_folder(folder, {} if archive is None else archive.settings)
-        comparisons = Comparisons(compared, workspace.volumes, workspace.catalog, ids, keys)
+        comparisons = Comparisons(folder / "compared", workspace.volumes, workspace.catalog, ids, keys)
         scans = scan_facts(comparisons, is_there, found, settings.seed)
         write_table(folder / SCANS_FILE, scans)
         sizes = np.bincount(scans["group"].filter(pc.greater_equal(scans["group"], 0)).to_numpy())
@@ -109,16 +107,6 @@ def _counts(scans: pa.Table, num_new: int, found: Neighbours) -> NeighboursCount
         duplicates=pc.sum(pc.not_equal(scans["duplicate_of"], "")).as_py(),
         outliers=pc.sum(scans["is_outlier"]).as_py(), groups=pc.max(scans["group"]).as_py() + 1,
     )  # fmt: skip
-
-
-def _comparisons_folder(folder: Place, archive_settings: Tree) -> Place:
-    """Where comparisons of volumes that were ingested so are; those of others are removed."""
-    compared = folder / "compared"
-    own = compared / digest(archive_settings)
-    for other in compared.glob("*"):
-        if other.name != own.name:
-            remove_tree(other)
-    return own
 
 
 def _in_words(manifest: NeighboursManifest) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import xxhash
 from numpy.typing import NDArray
 
 from raygenesis.archive.catalogue import read_columns
@@ -21,15 +20,15 @@ from raygenesis.archive.intake.survey import survey
 from raygenesis.archive.intake.take_in import describe
 from raygenesis.archive.store import pyramid
 from raygenesis.archive.volume import Volume
-from raygenesis.discovery.embeddings import Embeddings
+from raygenesis.discovery.embeddings import Embeddings, present_embeddings
 from raygenesis.discovery.exact import exact_search
 from raygenesis.errors import ScanError, WorkspaceError
 from raygenesis.networks.weights.native import ENCODER_FILE
 from raygenesis.networks.weights.scan_encoders import AUTOENCODER_FILE, COMPONENTS_FILE, load_scan_encoder
 from raygenesis.patterns.cells import decode, encode
 from raygenesis.settings import ArchiveSettings, IntensitySettings
-from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, EMBEDDINGS, RUNS
-from raygenesis.workspace.files import Place, as_place
+from raygenesis.workspace.artifacts import ARCHIVE, AUTOENCODER, COMPONENTS, RUNS
+from raygenesis.workspace.files import Place, as_place, blake2b_of
 from raygenesis.workspace.manifest import EmbeddingsManifest
 from raygenesis.workspace.workspace import Workspace
 
@@ -74,15 +73,19 @@ def embed_scan(scan: str | Path, workspace: str | Place, embeddings: str | Place
 
     Raises:
         ScanError: The scan cannot be read, or is not one volume.
-        WorkspaceError: There are no embeddings, or their encoder is gone.
+        WorkspaceError: There are no embeddings of the archive as it is, or their encoder is gone.
     """
     place = Workspace.existing(workspace)
     folder = _folder(place, embeddings)
-    made = EMBEDDINGS.require(folder)
+    made = present_embeddings(place, folder)
     model = load_scan_encoder(_encoder_file(place, folder, made), made.settings["autoencoder"]["input_shape"])
     archive = ArchiveSettings.model_validate(ARCHIVE.require(place.archive).settings["archive"])
     intensity = IntensitySettings.model_validate(made.settings["intensity"])
-    image = _whole(_volume(Path(scan), archive), archive, model.input_shape, intensity)
+    paths = _files_of(Path(scan))
+    try:
+        image = _whole(_volume(paths, archive), archive, model.input_shape, intensity)
+    except ScanError as error:
+        raise ScanError(f"{scan}: {error}") from None
     image = decode(encode(image), model.input_shape)  # in the steps in which `embed` hands scans to the encoder
     with torch.inference_mode():
         return model.encode(torch.from_numpy(image)[None, None])[0].numpy()
@@ -102,7 +105,7 @@ def _encoder_file(workspace: Workspace, folder: Place, made: EmbeddingsManifest)
         return workspace.pca / COMPONENTS_FILE
     for run in workspace.folders(RUNS):
         file = run / ENCODER_FILE
-        if file.is_file() and xxhash.xxh3_64_hexdigest(file.read_bytes()) == identity:
+        if file.is_file() and blake2b_of(file) == identity:
             return file
     raise WorkspaceError(
         f"the encoder that made {folder} is not in {workspace.root}: run `raygenesis embed` again with `--encoder` and "
@@ -110,20 +113,24 @@ def _encoder_file(workspace: Workspace, folder: Place, made: EmbeddingsManifest)
     )
 
 
-def _volume(scan: Path, settings: ArchiveSettings) -> Volume:
-    """The one volume of a file or of a folder's series, prepared as those of the archive. Raises ScanError."""
-    paths = [scan]
+def _files_of(scan: Path) -> list[Path]:
+    """The files of a scan: a file itself, or those of the one series in a folder. Raises ScanError."""
     if scan.is_dir():
         found = survey(scan)
         if len(found.scans) != 1:
             raise ScanError(f"{scan} holds {len(found.scans)} scans: give the folder of one series, or one file")
-        paths = [scan / file.path for file in found.scans[0].files]
-    elif not scan.is_file():
+        return [scan / file.path for file in found.scans[0].files]
+    if not scan.is_file():
         raise ScanError(f"{scan} does not exist: give a file, or the folder of one DICOM series")
+    return [scan]
+
+
+def _volume(paths: Sequence[Path], settings: ArchiveSettings) -> Volume:
+    """The one volume of a scan's files, prepared as those of the archive. Raises ScanError."""
     max_bytes = int(settings.max_scan_gib * 2**30)
     volumes = read_scan(paths, settings.fourth_axis, max_bytes, settings.fill_nan, settings.uneven)
     if len(volumes) != 1:
-        raise ScanError(f"{scan} holds {len(volumes)} volumes: give a file of one")
+        raise ScanError(f"it holds {len(volumes)} volumes: give a file of one")
     return prepare(volumes[0], settings)
 
 

@@ -128,7 +128,7 @@ def _pretrained_by(name: str, source: str, workspace: Workspace) -> Initialisati
         path = as_place(source)
         path = path / ENCODER_FILE if path.is_dir() else path  # the run of another workspace
         architecture = load_network(path).architecture
-        with on_disk(path) as local:
+        with on_disk(path) as local:  # xxh3, as trials that are there are known by it
             return Initialisation(name, path, architecture, xxh3_of(local))
     folder = workspace.run(source)
     manifest = RUNS.read(folder)

@@ -16,11 +16,15 @@ from raygenesis.archive.intake.take_in import earlier_fingerprint, scan_fingerpr
 from raygenesis.cluster.progress import say
 from raygenesis.patterns.reader import predicate, read_patterns
 from raygenesis.patterns.schema import TRAINING
+from raygenesis.transfer.cases import IMAGES
 from raygenesis.transfer.examples import Example
 from raygenesis.transfer.runs import Run, archive_settings
+from raygenesis.workspace.faults import patiently
 from raygenesis.workspace.files import Place
 from raygenesis.workspace.manifest_files import MANIFEST
 from raygenesis.workspace.workspace import Workspace
+
+EARLIER_DIGITS = 16  # of a scan's name in format 1 of the archive
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def seen_subjects(examples: Sequence[Example], own: Origin, runs: Sequence[Run] 
 
     They are recognised by their scans' very files, or by their names, among the volumes of the training split. A line
     in the log names the weights of which the training subjects are unknown: published ones, and runs without their
-    workspace.
+    workspace. Raises PassingError where a file cannot be reached.
     """
     origins = [own]
     for run in runs:
@@ -60,16 +64,16 @@ def seen_subjects(examples: Sequence[Example], own: Origin, runs: Sequence[Run] 
                 f"warning: whom {run.name} was pretrained on cannot be checked, as there is no archive with the "
                 "weights: see to it that nobody of them is tested on",
             )
-    known_as = functools.cache(_names_of)
+    name_of = functools.cache(_name_of)
     seen = set()
     distinct = {(each.workspace, each.validation_fraction, each.seed): each for each in origins}
     for origin in distinct.values():
-        seen |= _seen_in(origin, origin.workspace == own.workspace, examples, known_as)
+        seen |= _seen_in(origin, origin.workspace == own.workspace, examples, name_of)
     return seen
 
 
 def _seen_in(
-    origin: Origin, is_own: bool, examples: Sequence[Example], known_as: Callable[[tuple[Path, ...]], frozenset[str]]
+    origin: Origin, is_own: bool, examples: Sequence[Example], name_of: Callable[[tuple[Path, ...], int], str]
 ) -> set[str]:
     workspace = origin.workspace
     seen: set[str] = set()
@@ -92,20 +96,21 @@ def _seen_in(
         identity = _identity(workspace, keep_ids, is_own)
     # A scan of several volumes (time points) has their number behind its fingerprint.
     scans = {volume.partition("-")[0] for volume in seen}
+    lengths = {len(scan) for scan in scans}
 
     def is_seen(example: Example) -> bool:
         if identity is not None and identity.subject(example.subject) in names:
             return True
         paths = example.image.paths
         may_be_known = bool(scans) and (sizes is None or sum(path.stat().st_size for path in paths) in sizes)
-        return may_be_known and not known_as(paths).isdisjoint(scans)
+        return may_be_known and any(name_of(paths, num_digits) in scans for num_digits in lengths)
 
-    return {example.subject for example in examples if is_seen(example)}
+    return {each.subject for each in examples if patiently(functools.partial(is_seen, each), IMAGES)}
 
 
-def _names_of(paths: tuple[Path, ...]) -> frozenset[str]:
-    """What archives of any format call the scan of these files."""
-    return frozenset((scan_fingerprint(paths), earlier_fingerprint(paths)))
+def _name_of(paths: tuple[Path, ...], num_digits: int) -> str:
+    """What an archive whose names of scans are so long calls the scan of these files."""
+    return earlier_fingerprint(paths) if num_digits == EARLIER_DIGITS else scan_fingerprint(paths)
 
 
 def _stores(workspace: Workspace) -> list[Place]:

@@ -163,15 +163,14 @@ def target_inputs(target: Target, begun: Manifest | Started | None, workspace: W
     begun: the record of what is there, if anything is: an earlier version told images by their sizes alone, and what it
     began goes on so, with a line in the log.
     """
-    inputs = {"target": digest_of(target)}
     if begun is None or FILES in begun.inputs:
-        return inputs | {FILES: digest_of_content(target, workspace)}
+        return {"target": digest_of(target), FILES: digest_of_content(target, workspace)}
     say("finetune", "an earlier version began this and told images by their sizes: see to it that none was replaced")
-    return inputs
+    return {"target": digest_of(target, reads_labels=True)}
 
 
-def digest_of(target: Target) -> str:
-    """Identity of a target's examples, with the sizes of their images' files and the content of their labels'."""
+def digest_of(target: Target, reads_labels: bool = False) -> str:
+    """Identity of a target's examples and the sizes of their files; of labels the content, as in earlier versions."""
     known: dict[Path, Any] = {}
 
     def of_file(path: Path, content: bool) -> Any:
@@ -182,7 +181,7 @@ def digest_of(target: Target) -> str:
 
     def of(value: Any) -> Any:
         if isinstance(value, Path):
-            return of_file(value, content=True)
+            return of_file(value, content=reads_labels)
         if isinstance(value, tuple) and value and isinstance(value[0], Path):
             return [of_file(path, content=False) for path in value]
         return repr(value)

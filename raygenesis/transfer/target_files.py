@@ -24,6 +24,7 @@ from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.workspace import Workspace, make_private
 
 FILES_PER_TASK = 32
+TARGET_FILES = "the target's files"  # in the sentence of an error that lasts
 
 # Files that were read, with the companions that each names (such as the voxels of a MetaImage header).
 DIGESTS = pa.schema(
@@ -47,8 +48,8 @@ class FileDigest:
 
     @property
     def is_present(self) -> bool:
-        """Whether the files are as they were, by their sizes and times."""
-        return self.stamp == _stamp([self.path, *self.companions])
+        """Whether the files are as they were, by their sizes and times. Raises PassingError."""
+        return self.stamp == patiently(lambda: _stamp([self.path, *self.companions]), TARGET_FILES)
 
 
 def digest_of_content(target: Target, workspace: Workspace) -> str:
@@ -57,8 +58,8 @@ def digest_of_content(target: Target, workspace: Workspace) -> str:
     Raises PassingError where a file cannot be reached.
     """
     paths = [str(path) for path in _files_of(target)]
-    known = {row.path: row for row in _read(_table(workspace)) if row.is_present}
-    lacking = [path for path in paths if path not in known]
+    known = {row.path: row for row in _read(_table(workspace))}  # also of other targets, which may be out of reach
+    lacking = [path for path in paths if path not in known or not known[path].is_present]
     if lacking:
         blocks = [lacking[first : first + FILES_PER_TASK] for first in range(0, len(lacking), FILES_PER_TASK)]
         with progress("finetune", len(lacking), "files hashed") as ticker:
@@ -78,7 +79,7 @@ def forget_digests(workspace: Workspace) -> None:
 
 def digests_of(paths: Sequence[str]) -> list[FileDigest]:
     """Read files and what they name: in a task, as it parses their headers."""
-    return [patiently(lambda path=path: _digest_of(path), "the target's files") for path in paths]  # type: ignore[misc]
+    return [patiently(lambda path=path: _digest_of(path), TARGET_FILES) for path in paths]  # type: ignore[misc]
 
 
 def _digest_of(path: str) -> FileDigest:

@@ -129,17 +129,29 @@ def test_a_grown_archive_has_the_table_of_one_made_at_once(ray_cluster, archive,
         assert (grown.neighbours / name).read_bytes() == (at_once.neighbours / name).read_bytes()
 
 
-def test_pairs_are_compared_again_only_where_the_archive_has_other_settings(ray_cluster, archive, tmp_path, capsys):
+def with_fingerprints(workspace: Workspace, **others: str) -> None:
+    """Have the embeddings be of these volumes, each known by a fingerprint."""
+    for path in workspace.embeddings.glob("part-*.parquet"):
+        table = pq.read_table(path)
+        fingerprints = [others.get(f"of_{name}", "usual") for name in table["volume_id"].to_pylist()]
+        pq.write_table(table.append_column("fingerprint", pa.array(fingerprints)), path)
+
+
+def pairs_compared(workspace: Workspace) -> list[tuple[str, str]]:
+    parts = [pq.read_table(path) for path in sorted((workspace.neighbours / "compared").iterdir())]
+    return [pair for part in parts for pair in zip(*(part[name].to_pylist() for name in ("one", "other")), strict=True)]
+
+
+def test_pairs_are_compared_again_only_where_a_volume_is_another(ray_cluster, archive, tmp_path, capsys):
+    """Whatever settings the archive has by now: the fingerprints tell whether a volume is what it was."""
     workspace = with_own_catalogue(tmp_path, archive)
-    workspace_of(tmp_path, archive, vectors()[:17])
+    with_fingerprints(workspace_of(tmp_path, archive, vectors()[:17]))
     find_neighbours(workspace, settings())
-    (folder,) = (workspace.neighbours / "compared").iterdir()
-    first = pq.read_table(folder / "part-000000000.parquet")
-    workspace_of(tmp_path, archive, vectors())
+    first = pairs_compared(workspace)
+    with_fingerprints(workspace_of(tmp_path, archive, vectors()))
     find_neighbours(workspace, settings())
-    pairs = [tuple(row) for part in sorted(folder.iterdir()) for row in zip(*(
-        pq.read_table(part)[name].to_pylist() for name in ("one", "other")), strict=True)]  # fmt: skip
-    assert pq.read_table(folder / "part-000000000.parquet").equals(first) and len(set(pairs)) > len(first)
+    pairs = pairs_compared(workspace)
+    assert pairs[: len(first)] == first and len(set(pairs)) > len(set(first))
     workspace.neighbours.joinpath("manifest.json").unlink()
     capsys.readouterr()
     find_neighbours(workspace, settings())
@@ -147,8 +159,12 @@ def test_pairs_are_compared_again_only_where_the_archive_has_other_settings(ray_
     workspace.neighbours.joinpath("manifest.json").unlink()
     change_manifest(workspace.archive, lambda tree: tree["settings"].update(archive={"spacing_mm": [2.0, 2.0, 2.0]}))
     find_neighbours(workspace, settings())
-    (other,) = (workspace.neighbours / "compared").iterdir()
-    assert other.name != folder.name and "duplicates: " in capsys.readouterr().out
+    assert "pairs/s" not in capsys.readouterr().out and pairs_compared(workspace) == pairs
+    workspace.neighbours.joinpath("manifest.json").unlink()
+    with_fingerprints(workspace_of(tmp_path, archive, vectors()), of_0003="other")
+    find_neighbours(workspace, settings())
+    added = pairs_compared(workspace)[len(pairs) :]
+    assert added and all("0003/other" in pair for pair in added)
 
 
 def test_rows_that_have_lost_too_many_are_searched_anew(ray_cluster, archive, tmp_path, capsys):

@@ -13,10 +13,14 @@ import raygenesis
 from raygenesis.archive.ingest import ingest
 from raygenesis.discovery.embed import embed
 from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.networks.architecture import Architecture
+from raygenesis.networks.network import PretextNetwork
+from raygenesis.networks.weights.native import save_network
 from raygenesis.settings import load_settings
 from raygenesis.workspace.workspace import Workspace
 from tests.support.dicom_series import a_slice, write
 from tests.support.nifti import write_nifti
+from tests.support.stores import change_manifest
 
 SETTINGS = ["autoencoder.input_shape=[16,16,16]", "autoencoder.latent_size=4", "embedding.encoder=pca",
             "archive.coarse_size=16", "archive.spacing_mm=[2,2,2]"]  # fmt: skip
@@ -43,13 +47,13 @@ def workspace(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return root / "workspace"
 
 
-def stored(workspace: Path) -> dict[str, np.ndarray]:
-    rows = pq.read_table(*(workspace / "embeddings").glob("part-*.parquet")).to_pylist()
+def stored(embeddings: Path) -> dict[str, np.ndarray]:
+    rows = pq.read_table(*embeddings.glob("part-*.parquet")).to_pylist()
     return {row["volume_id"]: np.array(row["embedding"], np.float32) for row in rows}
 
 
 def test_a_scan_of_the_archive_has_the_embedding_that_embed_stored(workspace: Path) -> None:
-    vectors = stored(workspace)
+    vectors = stored(workspace / "embeddings")
     sources = pq.read_table(workspace / "private" / "sources.parquet").to_pylist()
     for row in sources[:4]:
         (volume_id,) = row["volume_ids"]
@@ -60,11 +64,41 @@ def test_a_scan_of_the_archive_has_the_embedding_that_embed_stored(workspace: Pa
 def test_the_nearest_scans_are_those_of_least_distance(workspace: Path, tmp_path: Path) -> None:
     new = write_nifti(tmp_path / "new.nii.gz", scan(99))
     query = raygenesis.embed_scan(new, workspace)
-    distances = {name: float(np.linalg.norm(vector - query)) for name, vector in stored(workspace).items()}
+    distances = {
+        name: float(np.linalg.norm(vector - query)) for name, vector in stored(workspace / "embeddings").items()
+    }
     found = raygenesis.similar_scans(new, workspace, k=5)
     assert [each.volume_id for each in found] == sorted(distances, key=distances.__getitem__)[:5]
     np.testing.assert_allclose([each.distance for each in found], sorted(distances.values())[:5], rtol=1e-4)
     assert len(raygenesis.similar_scans(new, workspace, k=99)) == 12
+
+
+def test_a_run_s_encoder_is_known_by_its_bytes(workspace: Path, tmp_path: Path) -> None:
+    copy = Workspace(shutil.copytree(workspace, tmp_path / "copy"))
+    for name, width in (("another", 2), ("default", 3)):
+        copy.run(name).mkdir(parents=True)
+        save_network(PretextNetwork(Architecture(ndim=3, base_width=width)), copy.run(name), {})
+    encoder = f"embedding.encoder={copy.run('default')}"
+    embed(copy, load_settings("cpu-small", [*SETTINGS, encoder]), tmp_path / "embeddings")
+    vectors = stored(tmp_path / "embeddings")
+    new = workspace.parent / "scans" / "03.nii.gz"
+    query = raygenesis.embed_scan(new, copy.root, tmp_path / "embeddings")
+    (nearest,) = raygenesis.similar_scans(new, copy.root, k=1, embeddings=tmp_path / "embeddings")
+    np.testing.assert_allclose(query, vectors[nearest.volume_id], rtol=1e-4, atol=1e-5)
+    (copy.run("default") / "encoder.safetensors").unlink()
+    with pytest.raises(WorkspaceError, match="is not in"):
+        raygenesis.embed_scan(new, copy.root, tmp_path / "embeddings")
+
+
+def test_embeddings_of_another_state_of_the_archive_are_refused(workspace: Path, tmp_path: Path) -> None:
+    """They may be of scans that were prepared otherwise: distances between two preparations mean nothing."""
+    copy, new = shutil.copytree(workspace, tmp_path / "copy"), write_nifti(tmp_path / "new.nii.gz", scan(99))
+    change_manifest(copy / "archive", lambda tree: tree.update(fingerprint="made again with other spacing"))
+    for folder in (copy / "embeddings", shutil.copytree(copy / "embeddings", tmp_path / "own")):
+        with pytest.raises(WorkspaceError, match=rf"{folder} is of another state of {copy}/archive: run"):
+            raygenesis.embed_scan(new, copy, folder)
+    with pytest.raises(WorkspaceError, match=f"{copy}/embeddings is of another state"):
+        raygenesis.similar_scans(new, copy)
 
 
 def test_a_folder_is_one_series(workspace: Path, tmp_path: Path) -> None:
@@ -82,6 +116,16 @@ def test_what_cannot_be_embedded_is_refused_in_words(workspace: Path, tmp_path: 
     new = write_nifti(tmp_path / "new.nii.gz", scan(99))
     with pytest.raises(ScanError, match="does not exist"):
         raygenesis.embed_scan(tmp_path / "nowhere.nii.gz", workspace)
+    (tmp_path / "torn.nii.gz").write_bytes(new.read_bytes()[:100])
+    series = np.stack([scan(99), scan(98)], -1)
+    wrong = {
+        write_nifti(tmp_path / "flat.nii", scan(99)[:, :, 0]): "archive.spacing_mm has 3 numbers and the scan 2",
+        write_nifti(tmp_path / "series.nii", series): "",
+        tmp_path / "torn.nii.gz": "",
+    }
+    for path, reason in wrong.items():
+        with pytest.raises(ScanError, match=f"^{path}: {reason}"):
+            raygenesis.embed_scan(path, workspace)
     copy = shutil.copytree(workspace, tmp_path / "copy")
     shutil.rmtree(copy / "pca")
     with pytest.raises(WorkspaceError, match=r"is not in .*run `raygenesis embed` again"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from raygenesis.settings import Settings, as_yaml, settings_from
 from raygenesis.transfer.examples import Example, ImageFile
 from raygenesis.transfer.leakage import Origin, seen_subjects
 from raygenesis.transfer.runs import runs_of
+from raygenesis.workspace import faults
 from raygenesis.workspace.files import write_table
 from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest, StoreCounts, StoreManifest
 from raygenesis.workspace.manifest_files import write_manifest
@@ -91,6 +93,33 @@ def test_so_are_those_of_an_archive_that_named_scans_otherwise(archive: Any) -> 
     assert all(len(row["volume_id"]) == 16 for row in rows)
     seen = seen_subjects(examples, origin(workspace))
     assert {f"sub-{subject}" for subject in seen} == learnt_from(workspace) and seen
+
+
+@pytest.mark.parametrize(("of_archive", "other"), [
+    ("scan_fingerprint", "earlier_fingerprint"), ("earlier_fingerprint", "scan_fingerprint"),
+])  # fmt: skip
+def test_a_file_is_read_once_as_the_archive_names_scans_and_again_where_it_cannot_be_reached(
+    archive: Any, monkeypatch: pytest.MonkeyPatch, of_archive: str, other: str
+) -> None:
+    workspace, examples = archive
+    name_of, tried = {"scan_fingerprint": scan_fingerprint, "earlier_fingerprint": earlier_fingerprint}[of_archive], []
+    rows = read_catalogue(workspace.catalog)
+    for row, example in zip(rows, examples, strict=False):
+        row["volume_id"] = name_of(example.image.paths)
+    keep(workspace, sorted(rows, key=lambda row: row["volume_id"]))
+    expected = seen_subjects(examples, origin(workspace))
+
+    def stale_once(paths: tuple[Path, ...]) -> str:
+        tried.append(paths)
+        if len(tried) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return name_of(paths)
+
+    monkeypatch.setattr(faults, "wait", lambda number: None)
+    monkeypatch.setattr(f"raygenesis.transfer.leakage.{of_archive}", stale_once)
+    monkeypatch.setattr(f"raygenesis.transfer.leakage.{other}", lambda paths: pytest.fail("read for another name"))
+    assert seen_subjects(examples, origin(workspace)) == expected and expected
+    assert tried == [examples[0].image.paths, *(each.image.paths for each in examples)]
 
 
 def test_of_a_size_that_the_archive_does_not_have_nothing_is_hashed(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from raygenesis.errors import PassingError
 from raygenesis.transfer import resolved, target_files
 from raygenesis.transfer.examples import CLASSIFICATION, SEGMENTATION, Example, ImageFile, LabelFile, Target
 from raygenesis.transfer.resolved import FILES, target_inputs
 from raygenesis.transfer.target_files import digest_of_content, forget_digests
-from raygenesis.workspace.files import blake2b_of
+from raygenesis.workspace import faults
+from raygenesis.workspace.files import blake2b_of, xxh3_of
 from raygenesis.workspace.fingerprint import digest
 from raygenesis.workspace.manifest_files import Started
 from raygenesis.workspace.workspace import Workspace
@@ -83,13 +86,48 @@ def test_a_damaged_table_costs_reading_alone(tmp_path: Path, read: list[str]) ->
 
 def test_what_an_earlier_version_began_goes_on_as_it_was(tmp_path, read, monkeypatch, capsys) -> None:
     target, workspace = files(tmp_path), Workspace(tmp_path / "workspace")
-    monkeypatch.setattr(resolved, "digest_of", lambda target: "listed")
+    monkeypatch.setattr(resolved, "digest_of", lambda target, reads_labels=False: "listed")
     new = target_inputs(target, None, workspace)
     assert new == {"target": "listed", FILES: digest_of_content(target, workspace)}
     assert target_inputs(target, Started(settings={}, inputs=new), workspace) == new
     assert "an earlier version" not in capsys.readouterr().out
     assert target_inputs(target, Started(settings={}, inputs={"target": "old"}), workspace) == {"target": "listed"}
     assert "told images by their sizes: see to it that none was replaced" in capsys.readouterr().out
+
+
+def test_labels_are_listed_by_content_only_where_an_earlier_version_began(tmp_path, read, monkeypatch) -> None:
+    target, workspace = files(tmp_path), Workspace(tmp_path / "workspace")
+    earlier, looked_at = Started(settings={}, inputs={"target": "old"}), []
+    monkeypatch.setattr(resolved, "xxh3_of", lambda path: looked_at.append(path) or xxh3_of(path))
+    new, old = target_inputs(target, None, workspace), target_inputs(target, earlier, workspace)
+    assert looked_at == [tmp_path / "b-label.nii"]
+    replace_bytes(tmp_path / "b-label.nii")
+    after = target_inputs(target, None, workspace)
+    assert after["target"] == new["target"] and after[FILES] != new[FILES] and len(looked_at) == 1
+    assert target_inputs(target, earlier, workspace)["target"] != old["target"]
+
+
+def test_another_target_out_of_reach_is_not_looked_at(tmp_path: Path, read: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(faults, "wait", lambda number: None)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "away").mkdir()
+    here, away, workspace = files(tmp_path / "here"), files(tmp_path / "away"), Workspace(tmp_path / "workspace")
+    contents = [digest_of_content(target, workspace) for target in (here, away)]
+    stamp, is_away = target_files._stamp, [True]
+
+    def stamp_in_reach(paths: list[str]) -> str:
+        if is_away[0] and str(tmp_path / "away") in paths[0]:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stamp(paths)
+
+    monkeypatch.setattr(target_files, "_stamp", stamp_in_reach)
+    read.clear()
+    replace_bytes(tmp_path / "here" / "a.nii")  # the table is written anew
+    assert digest_of_content(here, workspace) != contents[0] and read == [str(tmp_path / "here" / "a.nii")]
+    with pytest.raises(PassingError, match="the target's files cannot be reached in 7 attempts"):
+        digest_of_content(away, workspace)
+    is_away[0] = False
+    assert digest_of_content(away, workspace) == contents[1] and len(read) == 1
 
 
 def test_a_target_without_files_of_labels_has_those_of_its_images(tmp_path: Path, read: list[str]) -> None:
