@@ -87,6 +87,17 @@ def lasting_reason(error: ScanError | OSError, what: object = "a file") -> str:
     return reason_text(str(error) if isinstance(error, ScanError) else f"cannot be read ({_said(error)})")
 
 
+def disk_reason(error: PassingError, what: str) -> str:
+    """Why `what` cannot be read where its disk has said so (EIO), as of a damaged sector: no run would come past it.
+
+    Raises the error again where it is another, or of something else, such as the workspace.
+    """
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno == errno.EIO and str(error).startswith(what):
+        return reason_text(f"cannot be read ({_said(cause)})")
+    raise error
+
+
 def _said(error: BaseException) -> str:
     """What the system says of an error; no path is in it."""
     number = getattr(error, "errno", None)

@@ -14,9 +14,9 @@ from typing import Any
 from raygenesis.archive.formats.dicom_header import Header, read_header
 from raygenesis.archive.formats.readers import DICOM, SUFFIXES, format_named, format_of
 from raygenesis.archive.formats.slices import are_slices_of_a_stack
-from raygenesis.errors import RaygenesisError, ScanError
+from raygenesis.errors import PassingError, RaygenesisError, ScanError
 from raygenesis.text.names import MAX_PATH, inner_path, printable, reason_text
-from raygenesis.workspace.faults import lasting_reason, patiently
+from raygenesis.workspace.faults import disk_reason, lasting_reason, patiently
 from raygenesis.workspace.fingerprint import digest
 
 # Ends of names that are no scans where no format claims them, so that nobody opens a million files to see.
@@ -117,9 +117,12 @@ ReadHeaders = Callable[[Path, Sequence[ScanFile]], Iterable[Header | str]]
 
 def read_headers(root: Path, files: Sequence[ScanFile]) -> Iterator[Header | str]:
     """The header of each DICOM file, or the reason why it cannot be read."""
+    a_file = f"a file in {root}"
     for file in files:
         try:
-            yield patiently(partial(read_header, root / file.path), f"a file in {root}")
+            yield patiently(partial(read_header, root / file.path), a_file)
+        except PassingError as error:
+            yield disk_reason(error, a_file)
         except (ScanError, OSError) as error:
             yield lasting_reason(error)
         except MemoryError:
@@ -179,8 +182,9 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
     reason = _refusal(path, root) or (NOT_READ.get(path.suffix.lower()) if known is None else None)
     if reason is not None:
         return SetAside(_shown(source), reason)
+    a_file = f"a file in {root}"
     try:
-        known = known or patiently(partial(format_of, path), f"a file in {root}")
+        known = known or patiently(partial(format_of, path), a_file)
         if known is None:
             is_misnamed = lower.endswith(DICOM_SUFFIXES)
             return SetAside(source, "not DICOM, whatever its name says") if is_misnamed else None
@@ -190,8 +194,10 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
         if reason := next(filter(None, (_refusal(part, root) for part in companions)), None):
             return SetAside(source, reason)
         return Scan(tuple(_file(part, root) for part in (path, *companions)))
+    except PassingError as error:
+        return SetAside(source, disk_reason(error, a_file))
     except (ScanError, OSError) as error:
-        return SetAside(source, lasting_reason(error, f"a file in {root}"))
+        return SetAside(source, lasting_reason(error, a_file))
 
 
 def _files(root: Path, aside: list[SetAside]) -> Iterator[Path]:

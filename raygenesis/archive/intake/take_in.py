@@ -18,10 +18,10 @@ from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intensity import percentiles
 from raygenesis.archive.store import StoredRecord, level_factors, read_whole_record, volume_folder, write_volume
 from raygenesis.archive.volume import LargeScanError, Volume, valid_voxels
-from raygenesis.errors import ScanError, WorkspaceError
+from raygenesis.errors import PassingError, ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.control_groups import memory_kills
-from raygenesis.workspace.faults import lasting_reason, patiently
+from raygenesis.workspace.faults import disk_reason, lasting_reason, patiently
 from raygenesis.workspace.files import Place, blake2b_of, xxh3_of
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
@@ -75,6 +75,8 @@ def take_in(
         return IntakeOutcome(reason="put off", is_lasting=False, claimed_bytes=error.claimed)
     except ScanError as error:
         return IntakeOutcome(reason=str(error))
+    except PassingError as error:
+        return IntakeOutcome(reason=disk_reason(error, SCAN), is_lasting=False)
     except WorkspaceError:
         raise
     except MemoryError:

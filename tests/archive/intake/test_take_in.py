@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +22,9 @@ from raygenesis.archive.intake.take_in import (
     scan_fingerprint,
     take_in,
 )
-from raygenesis.errors import WorkspaceError
+from raygenesis.errors import PassingError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
+from raygenesis.workspace import faults
 from raygenesis.workspace.files import blake2b_of
 from tests.support import dicom_series
 from tests.support.nifti import grey, make_scans, write_nifti
@@ -192,3 +195,32 @@ def test_slices_whose_step_changes_are_refused_or_resampled_as_the_settings_say(
     (record,) = taken.records
     assert record["shape"] == [11, 16, 20] and record["spacing_mm"] == pytest.approx([2, 0.7, 0.8])
     assert record["corrections"][0].endswith("after slice 5 of 8: resampled linearly to 2.00 mm")
+
+
+def test_a_damaged_sector_is_a_scan_s_failure_and_a_lost_server_ends_the_job(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, volumes = scans / "sub-00/sub-00_T1w.nii.gz", tmp_path / "archive/volumes"
+    monkeypatch.setattr(faults, "wait", lambda number: None)
+
+    def failing(number: int) -> None:
+        def read(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("raygenesis.archive.intake.take_in.read_scan", read)
+
+    failing(errno.EIO)
+    outcome = take_in([path], volumes, ArchiveSettings())
+    assert outcome.reason == "cannot be read (Input/output error)" and not outcome.is_lasting
+    failing(errno.ESTALE)
+    with pytest.raises(PassingError, match="the files of a scan cannot be reached in 7 attempts"):
+        take_in([path], volumes, ArchiveSettings())
+    monkeypatch.undo()
+    monkeypatch.setattr(faults, "wait", lambda number: None)
+
+    def full(*_: object) -> None:  # the workspace's disk is damaged, and no scan
+        raise PassingError("/workspace/a cannot be reached (Input/output error)") from OSError(errno.EIO, "")
+
+    monkeypatch.setattr("raygenesis.archive.intake.take_in.write_volume", full)
+    with pytest.raises(PassingError, match="/workspace/a"):
+        take_in([path], volumes, ArchiveSettings())
