@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,11 +21,14 @@ READ = (
     "voxel_fingerprint", "shape", "num_channels", "spacing_mm", "affine", "dtype", "slope", "intercept", "low", "high",
     "levels",
 )  # fmt: skip
+NUMBERS = ("spacing_mm", "affine", "slope", "intercept", "low", "high")  # floats, where a record may say 1 for 1.0
 
 
 def volume_fingerprint(record: VolumeRecord) -> str:
     """What identifies the voxels of a volume and how they are read, as 16 hex digits."""
-    return digest([record[name] for name in READ])  # type: ignore[literal-required]
+    values = {name: record[name] for name in READ}  # type: ignore[literal-required]
+    floats = {name: np.asarray(values[name], np.float64).tolist() for name in NUMBERS}
+    return digest([(values | floats)[name] for name in READ])
 
 
 def volume_fingerprints(catalog: Place, volume_ids: Iterable[str] | None = None, ndim: int | None = None) -> pa.Table:
