@@ -30,7 +30,7 @@ from raygenesis.settings import AutoencoderSettings, DiscoverySettings, IndexSet
 from raygenesis.workspace.failures import FAILURES
 from raygenesis.workspace.files import write_json
 from raygenesis.workspace.workspace import Workspace
-from tests.support.stores import change_manifest, finish_embeddings
+from tests.support.stores import change_manifest, finish_archive, finish_embeddings
 from tests.support.synthetic import archived
 
 SUBJECTS = [f"s{n:02d}" for n in range(16)]
@@ -88,6 +88,7 @@ def make_workspace(root: Path) -> Workspace:
     pq.write_table(table.slice(10), workspace.embeddings / "part-000000010.parquet")
     pq.write_table(table.slice(0, 10), workspace.embeddings / "part-000000000.parquet")
     finish_embeddings(workspace, "given", 17)
+    finish_archive(workspace, "given", len(rows))
     return workspace
 
 
@@ -394,6 +395,7 @@ def families(root: Path, apart: float) -> Workspace:
     )
     pq.write_table(table, workspace.embeddings / "part-000000000.parquet")
     finish_embeddings(workspace, "given", len(rows))
+    finish_archive(workspace, "given", len(rows))
     return workspace
 
 

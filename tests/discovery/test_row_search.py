@@ -49,7 +49,7 @@ class Table:
         is_there = ~np.isin(np.arange(len(ids)), gone)
         search = RowSearch(folder, index, table, names, is_there, tuple(self.shards), ef, self.settings)
         digest = neighbour_table.digest_of_ids(names, is_there)
-        for first, searched in num_searched(folder, names, is_there).items():
+        for first, searched in num_searched(folder, names, names, is_there).items():
             if searched < len(ids) and first != skip:
                 rows = search.rows(
                     first, table.span(first, min(first + neighbour_table.SCANS_PER_PART, len(ids))), searched
@@ -201,14 +201,15 @@ def test_rows_of_other_scans_or_of_another_order_do_not_count(tmp_path):
     table.update(vectors)
     folder, ids = tmp_path / "neighbours", [f"{number:04d}" for number in range(100)]
 
-    def searched(ids: list[str], gone: Sequence[int] = ()) -> dict[int, int]:
-        return num_searched(folder, pa.array(ids), ~np.isin(np.arange(len(ids)), gone))
+    def searched(ids: list[str], gone: Sequence[int] = (), changed: Sequence[int] = ()) -> dict[int, int]:
+        keys = [f"{one}, made otherwise" if number in changed else one for number, one in enumerate(ids)]
+        return num_searched(folder, pa.array(ids), pa.array(keys), ~np.isin(np.arange(len(ids)), gone))
 
     assert searched(ids) == {0: 100, 64: 100}
     assert searched([*ids, "more"]) == searched([*ids, "more"], [100]) == {0: 100, 64: 100}
     for others in ([*ids[:80], ids[81], ids[80], *ids[82:]], ids[:90], ids[::-1]):
         assert searched(others) == {0: 0, 64: 0}
-    assert searched(ids, [70]) == {0: 0, 64: 0}
+    assert searched(ids, [70]) == searched(ids, changed=[70]) == {0: 0, 64: 0}
 
 
 def test_rows_are_read_back_by_the_numbers_of_their_ids(tmp_path):
