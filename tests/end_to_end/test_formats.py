@@ -26,9 +26,13 @@ def manifest(folder: Path) -> dict:
 
 
 def test_fingerprints_are_of_settings_and_inputs(main_job: MainJob) -> None:
-    for name in ("patterns", "runs/default"):
+    for name, files in (("patterns", "part-*.json"), ("runs/default", "*.safetensors")):
         made = manifest(main_job.workspace / name)
-        tree = {"settings": made["settings"], "inputs": made["inputs"], "content": None}
+        paths = sorted((main_job.workspace / name).glob(files))
+        known = [[path.name, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()] for path in paths]
+        assert known
+        tree = {"settings": made["settings"], "inputs": made["inputs"], "content": [None, known]}
+        tree |= {"format": made["format"]} if made.get("format", 1) > 1 else {}
         digest = hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8)
         assert digest.hexdigest() == made["fingerprint"]
     patterns, run = (manifest(main_job.workspace / name) for name in ("patterns", "runs/default"))

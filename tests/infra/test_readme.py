@@ -86,6 +86,6 @@ def test_files_and_settings_are_those_of_the_tree() -> None:
         for path in re.findall(r"(?:infra|jobs)/[\w./-]+", line):
             assert (CHECKOUT / path).exists(), path
     settings = re.findall(r"pretraining\.(\w+)=(\[[\d,]+\]|\w+)", README)
-    assert {"num_workers", "use_gpu"} == {name for name, _ in settings}
+    assert {"num_workers", "use_gpu", "scale_learning_rate"} == {name for name, _ in settings}
     for name, value in settings:
         PretrainingSettings.model_validate({name: yaml.safe_load(value)})
