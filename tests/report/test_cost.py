@@ -43,8 +43,8 @@ def test_the_page_shows_the_costs_of_the_plan(workspace: Workspace) -> None:
     assert costs.num_scans == (1000, *NUM_SCANS)
     assert [row.stage for row in costs.rows if row.seen] == ["ingest", "discover"]
     for place, number in enumerate(costs.num_scans):
-        planned = plan(number, hardware.available(), settings, workspace)
-        assert [row.estimates[place] for row in costs.rows] == planned
+        planned = plan(number, hardware.available(), settings, workspace).estimates
+        assert [row.estimates[place] for row in costs.rows] == list(planned)
         total = costs.total[place]
         assert total.seconds == pytest.approx(sum(one.seconds for one in planned))
         assert total.memory_gib == max(one.memory_gib for one in planned)
