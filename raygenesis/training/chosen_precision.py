@@ -37,7 +37,8 @@ def with_precision(
         precision = begun.get(section, {}).get("precision", "fp32")  # before there was such a setting
     elif device == "cuda" and not torch.cuda.is_available():
         joining.connect()
-        key = f"{section}.precision=auto with {f'{section}.use_gpu=true' if getattr(chosen, 'use_gpu', False) else 'a GPU'}"
+        wanted = f"{section}.use_gpu=true" if getattr(chosen, "use_gpu", False) else "a GPU"
+        key = f"{section}.precision=auto with {wanted}"
         precision = capacity.on_gpu(key, partial(resolved, AUTO, device))
     else:
         precision = resolved(AUTO, device)
