@@ -13,14 +13,13 @@ import ray
 
 from raygenesis.archive.catalogue import read_catalogue, split_by_subject
 from raygenesis.archive.intake.identity import open_identity
-from raygenesis.archive.intake.take_in import file_fingerprint
 from raygenesis.errors import RaygenesisError, ScanError, SettingsError, WeightsError, WorkspaceError
 from raygenesis.planning.announce import announce
 from raygenesis.settings import Settings, settings_from
 from raygenesis.training.experiment import TrainingError
 from raygenesis.transfer.description import parse_description
 from raygenesis.transfer.finetune import DEFAULT_SOURCES, FinetuneRequest, finetune
-from raygenesis.workspace.files import read_json
+from raygenesis.workspace.files import blake2b_of, read_json
 from raygenesis.workspace.manifest import TransferManifest
 from raygenesis.workspace.workspace import Workspace
 from tests.support.cases import write_run
@@ -112,7 +111,7 @@ def test_trials_are_paired_and_nobody_seen_in_pretraining_is_tested_on(made: tup
         assert not tested & set(random["learnt_from"]) and len(tested) == 3
         assert tested == {case["name"] for case in ours["test"]}
         test_files |= tested
-    rows = {path.name: file_fingerprint(path) for path in target.images.iterdir()}
+    rows = {path.name: blake2b_of(path) for path in target.images.iterdir()}
     training, _ = split_by_subject(read_catalogue(target.workspace.catalog), 0.2, 0)
     assert not {rows[name] for name in test_files} & {row["volume_id"] for row in training}
 

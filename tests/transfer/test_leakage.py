@@ -12,7 +12,7 @@ import pytest
 
 from raygenesis.archive.catalogue import CATALOGUE, held_out_subjects, read_catalogue
 from raygenesis.archive.intake.identity import open_identity
-from raygenesis.archive.intake.take_in import earlier_fingerprint, file_fingerprint, scan_fingerprint
+from raygenesis.archive.intake.take_in import earlier_fingerprint, scan_fingerprint
 from raygenesis.errors import WorkspaceError
 from raygenesis.patterns.schema import PATTERN
 from raygenesis.patterns.writer import part_path
@@ -21,7 +21,7 @@ from raygenesis.transfer.examples import Example, ImageFile
 from raygenesis.transfer.leakage import Origin, seen_subjects
 from raygenesis.transfer.runs import runs_of
 from raygenesis.workspace import faults
-from raygenesis.workspace.files import write_table
+from raygenesis.workspace.files import blake2b_of, write_table
 from raygenesis.workspace.manifest import ArchiveCounts, ArchiveManifest, StoreCounts, StoreManifest
 from raygenesis.workspace.manifest_files import write_manifest
 from raygenesis.workspace.workspace import Workspace
@@ -61,7 +61,7 @@ def archive(tmp_path: Path) -> tuple[Workspace, list[Example]]:
         examples.append(Example(path.name, f"t{n}", ImageFile((path,))))
     workspace = Workspace.open(tmp_path / "workspace")
     keep(workspace, [
-        {"volume_id": file_fingerprint(example.image.paths[0]), "subject_id": f"sub-{example.subject}",
+        {"volume_id": blake2b_of(example.image.paths[0]), "subject_id": f"sub-{example.subject}",
          "source": f"x/{example.name}", "source_bytes": 100}
         for example in examples[:8]
     ])  # fmt: skip
@@ -87,7 +87,7 @@ def test_files_of_the_archives_training_split_are_recognised_by_their_bytes(arch
 def test_so_are_those_of_an_archive_that_named_scans_otherwise(archive: Any) -> None:
     """Weights outlive formats: what they learnt from must not be tested on."""
     workspace, examples = archive
-    names = {file_fingerprint(path): earlier_fingerprint([path]) for each in examples for path in each.image.paths}
+    names = {blake2b_of(path): earlier_fingerprint([path]) for each in examples for path in each.image.paths}
     rows = [{**row, "volume_id": names[row["volume_id"]]} for row in read_catalogue(workspace.catalog)]
     keep(workspace, sorted(rows, key=lambda row: row["volume_id"]))
     assert all(len(row["volume_id"]) == 16 for row in rows)
@@ -168,7 +168,7 @@ def test_what_a_store_holds_counts_as_seen_even_if_the_seed_has_changed(archive:
     workspace, examples = archive
     seen = seen_subjects(examples, origin(workspace))
     held_out = [example for example in examples[:8] if example.subject not in seen]
-    ids = [file_fingerprint(example.image.paths[0]) for example in held_out]
+    ids = [blake2b_of(example.image.paths[0]) for example in held_out]
     folder = getattr(workspace, store)
     folder.mkdir()
     rows = [{"split": split, "volume_id": i} for split, i in zip(("training", "validation"), ids, strict=True)]
@@ -262,7 +262,7 @@ def test_the_runs_own_seed_says_whom_it_held_out(archive: Any, tmp_path: Path) -
 def test_a_store_tells_whom_it_holds_without_its_archive(archive: Any, tmp_path: Path) -> None:
     _, examples = archive
     workspace = Workspace.open(tmp_path / "stores")
-    rows = [{"split": "training", "volume_id": file_fingerprint(examples[9].image.paths[0])}]
+    rows = [{"split": "training", "volume_id": blake2b_of(examples[9].image.paths[0])}]
     workspace.patterns.mkdir()
     write_table(part_path(workspace.patterns, 0), pa.Table.from_pylist(rows, PATTERN))
     write_manifest(workspace.patterns, STORE)
