@@ -100,7 +100,7 @@ def test_each_verb_is_shown_and_runs(followed: dict[str, str]) -> None:
     verbs = {line.split()[1] for line in followed if line.startswith("raygenesis ")}
     assert verbs == {
         "run", "ingest", "archive", "config", "embed", "neighbours", "discover", "patterns", "sweep", "finetune",
-        "report", "crop", "pretrain", "pretexts", "weights", "compare", "plan", "status",
+        "report", "crop", "pretrain", "pretexts", "weights", "compare", "plan", "status", "doctor",
     }  # fmt: skip
 
 
