@@ -16,7 +16,6 @@ from raygenesis.workspace.workspace import Workspace
 
 # A record of a running job that was not written for so long is of one that was killed.
 SILENT_S = 4 * REMOTE_BEAT_SECONDS
-NO_JOB = "no job has been run in {root} yet: start one, such as `raygenesis run`"
 MAX_STAGES = 6  # of a running job, the newest
 
 
@@ -25,9 +24,7 @@ def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Itera
 
     Raises WorkspaceError where there was no job.
     """
-    jobs, num_jobs = read_jobs(workspace, most)
-    if not jobs:
-        raise WorkspaceError(NO_JOB.format(root=workspace.root))
+    jobs, num_jobs = _some_jobs(workspace, most)
     for job in jobs:
         yield from _job(job, prices)
     if num_jobs > len(jobs):
@@ -38,13 +35,19 @@ def status(workspace: Workspace, prices: PriceSettings, most: int = 10) -> Itera
 
 def job_records(workspace: Workspace, most: int = 10) -> list[JobRecord]:
     """The records of the newest `most` jobs, the newest first. Raises WorkspaceError for a damaged one, or none."""
-    jobs, _ = read_jobs(workspace, most)
-    if not jobs:
-        raise WorkspaceError(NO_JOB.format(root=workspace.root))
+    jobs, _ = _some_jobs(workspace, most)
     for job in jobs:
         if isinstance(job, WorkspaceError):
             raise job
     return [job for job in jobs if isinstance(job, JobRecord)]
+
+
+def _some_jobs(workspace: Workspace, most: int) -> tuple[list[JobRecord | WorkspaceError], int]:
+    """As `read_jobs`. Raises WorkspaceError where there is none."""
+    jobs, num_jobs = read_jobs(workspace, most)
+    if not jobs:
+        raise WorkspaceError(f"no job has been run in {workspace.root} yet: start one, such as `raygenesis run`")
+    return jobs, num_jobs
 
 
 def _job(job: JobRecord | WorkspaceError, prices: PriceSettings) -> Iterator[str]:

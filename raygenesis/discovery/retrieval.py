@@ -17,7 +17,7 @@ from raygenesis.archive.coarse import whole_scan
 from raygenesis.archive.formats.readers import read_scan
 from raygenesis.archive.intake.preparation import prepare
 from raygenesis.archive.intake.survey import survey
-from raygenesis.archive.intake.take_in import describe
+from raygenesis.archive.intake.take_in import describe, max_bytes
 from raygenesis.archive.store import pyramid
 from raygenesis.archive.volume import Volume
 from raygenesis.discovery.embeddings import Embeddings, present_embeddings
@@ -127,8 +127,7 @@ def _files_of(scan: Path) -> list[Path]:
 
 def _volume(paths: Sequence[Path], settings: ArchiveSettings) -> Volume:
     """The one volume of a scan's files, prepared as those of the archive. Raises ScanError."""
-    max_bytes = int(settings.max_scan_gib * 2**30)
-    volumes = read_scan(paths, settings.fourth_axis, max_bytes, settings.fill_nan, settings.uneven)
+    volumes = read_scan(paths, settings.fourth_axis, max_bytes(settings), settings.fill_nan, settings.uneven)
     if len(volumes) != 1:
         raise ScanError(f"it holds {len(volumes)} volumes: give a file of one")
     return prepare(volumes[0], settings)

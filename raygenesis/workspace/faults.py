@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from raygenesis.errors import PassingError, ScanError
 from raygenesis.text.names import reason_text
@@ -81,21 +81,21 @@ def raise_passing(error: BaseException, what: object, attempts: int = 1) -> None
         ) from error
 
 
-def lasting_reason(error: ScanError | OSError, what: object = "a file") -> str:
-    """Why a file cannot be used, for a table of failures. Raises PassingError, naming `what`, where it may pass."""
+def lasting_reason(error: ScanError | OSError | PassingError, what: object = "a file") -> str:
+    """Why a file cannot be used, for a table of failures. Raises PassingError, naming `what`, where it may pass.
+
+    A fault of the disk (EIO) in `what` that stayed after all attempts lasts, as of a damaged sector: no run would come
+    past it.
+    """
+    cause = error.__cause__
+    if isinstance(error, PassingError) and str(error).startswith(str(what)) and _is_of_disk(cause):
+        return reason_text(f"cannot be read ({_said(cause)})")
     raise_passing(error, what)
     return reason_text(str(error) if isinstance(error, ScanError) else f"cannot be read ({_said(error)})")
 
 
-def disk_reason(error: PassingError, what: str) -> str:
-    """Why `what` cannot be read where its disk has said so (EIO), as of a damaged sector: no run would come past it.
-
-    Raises the error again where it is another, or of something else, such as the workspace.
-    """
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.errno == errno.EIO and str(error).startswith(what):
-        return reason_text(f"cannot be read ({_said(cause)})")
-    raise error
+def _is_of_disk(error: BaseException | None) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno == errno.EIO
 
 
 def _said(error: BaseException) -> str:

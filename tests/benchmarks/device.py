@@ -37,7 +37,7 @@ from raygenesis.pretraining.step_memory import step_memory
 from raygenesis.pretraining.task import PretextTask
 from raygenesis.settings import FinetuneSettings, IntensitySettings, PretrainingSettings
 from raygenesis.training.feeding import Batch, prefetch
-from raygenesis.training.file_samples import StoredPatterns
+from raygenesis.training.file_samples import StoredPatterns, StoredSamples
 from raygenesis.training.fit import Resources, fit_with_ray
 from raygenesis.training.metrics import read_metrics
 from raygenesis.training.order import Batching, epoch_order, shares_of
@@ -130,10 +130,10 @@ def _feed(bench: Bench, store: Path) -> Iterator[str]:
     for num_decoders in (1, 4):
         samples = StoredPatterns(store, TRAINING, num_decoders=num_decoders).open("pattern_id", SHAPE)
 
-        def epoch(samples: object = samples) -> None:
-            ordered = epoch_order(len(samples), 0, 0, samples.layout)  # type: ignore[arg-type, attr-defined]
+        def epoch(samples: StoredSamples = samples) -> None:
+            ordered = epoch_order(len(samples), 0, 0, samples.layout)
             batches = [rows for (rows,) in shares_of(ordered, Batching(bench.batch_size))]
-            for batch in prefetch(samples.stream([batches]), bench.device):  # type: ignore[attr-defined]
+            for batch in prefetch(samples.stream([batches]), bench.device):
                 batch.on(bench.device)
 
         rate = len(samples) / bench.seconds(epoch)

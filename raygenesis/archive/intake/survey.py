@@ -16,7 +16,7 @@ from raygenesis.archive.formats.readers import DICOM, SUFFIXES, format_named, fo
 from raygenesis.archive.formats.slices import are_slices_of_a_stack
 from raygenesis.errors import PassingError, RaygenesisError, ScanError
 from raygenesis.text.names import MAX_PATH, inner_path, printable, reason_text
-from raygenesis.workspace.faults import disk_reason, lasting_reason, patiently
+from raygenesis.workspace.faults import lasting_reason, patiently
 from raygenesis.workspace.fingerprint import digest
 
 # Ends of names that are no scans where no format claims them, so that nobody opens a million files to see.
@@ -121,10 +121,8 @@ def read_headers(root: Path, files: Sequence[ScanFile]) -> Iterator[Header | str
     for file in files:
         try:
             yield patiently(partial(read_header, root / file.path), a_file)
-        except PassingError as error:
-            yield disk_reason(error, a_file)
-        except (ScanError, OSError) as error:
-            yield lasting_reason(error)
+        except (ScanError, OSError, PassingError) as error:
+            yield lasting_reason(error, a_file)
         except MemoryError:
             yield "its header does not fit in memory"
 
@@ -194,9 +192,7 @@ def _recognise(path: Path, root: Path) -> Scan | ScanFile | SetAside | None:
         if reason := next(filter(None, (_refusal(part, root) for part in companions)), None):
             return SetAside(source, reason)
         return Scan(tuple(_file(part, root) for part in (path, *companions)))
-    except PassingError as error:
-        return SetAside(source, disk_reason(error, a_file))
-    except (ScanError, OSError) as error:
+    except (ScanError, OSError, PassingError) as error:
         return SetAside(source, lasting_reason(error, a_file))
 
 

@@ -21,7 +21,7 @@ from raygenesis.archive.volume import LargeScanError, Volume, valid_voxels
 from raygenesis.errors import PassingError, ScanError, WorkspaceError
 from raygenesis.settings import ArchiveSettings
 from raygenesis.workspace.control_groups import memory_kills
-from raygenesis.workspace.faults import disk_reason, lasting_reason, patiently
+from raygenesis.workspace.faults import lasting_reason, patiently
 from raygenesis.workspace.files import Place, blake2b_of, xxh3_of
 
 # A decoder that crashes takes its worker along; Ray starts another. After so many the scan is a failure.
@@ -70,13 +70,13 @@ def take_in(
             with suppress(OSError):
                 attempt.unlink(missing_ok=True)
     except LargeScanError as error:
-        if error.claimed > _max_bytes(settings):
+        if error.claimed > max_bytes(settings):
             return IntakeOutcome(reason=str(error))
         return IntakeOutcome(reason="put off", is_lasting=False, claimed_bytes=error.claimed)
     except ScanError as error:
         return IntakeOutcome(reason=str(error))
     except PassingError as error:
-        return IntakeOutcome(reason=disk_reason(error, SCAN), is_lasting=False)
+        return IntakeOutcome(reason=lasting_reason(error, SCAN), is_lasting=False)
     except WorkspaceError:
         raise
     except MemoryError:
@@ -152,14 +152,15 @@ def _stored_records(volumes: Place, scan_id: str) -> tuple[StoredRecord, ...]:
     return tuple(records)
 
 
-def _max_bytes(settings: ArchiveSettings) -> int:
+def max_bytes(settings: ArchiveSettings) -> int:
+    """The most bytes of voxels that a scan may have."""
     return int(settings.max_scan_gib * 2**30)
 
 
 def _store(
     paths: Sequence[Path], volumes: Place, scan_id: str, settings: ArchiveSettings, room: int | None
 ) -> tuple[StoredRecord, ...]:
-    most = _max_bytes(settings) if room is None else min(room, _max_bytes(settings))
+    most = max_bytes(settings) if room is None else min(room, max_bytes(settings))
     decoded = read_scan(paths, settings.fourth_axis, most, settings.fill_nan, settings.uneven)
     records: list[StoredRecord] = []
     for number, volume in enumerate(decoded):
